@@ -489,6 +489,27 @@ def test_of_max_minutes_enough_is_kept_back_to_measure_what_is_returned() -> Non
     assert results.student.n == results.best.n >= 10
 
 
+@pytest.mark.parametrize("num_threads", [2, 5])
+def test_groups_that_were_finished_count_when_the_minutes_end_the_batch(num_threads: int) -> None:
+    """One call of the batch never comes back."""
+    released, held = threading.Event(), threading.Lock()
+
+    def hold(prompt: Prompt) -> None:
+        if "question 3" in prompt.user and held.acquire(blocking=False):
+            released.wait(20)
+        NEVER.wait(0.05)
+
+    settings_ = {"gate": NoGate(), "batch_size": 6, "group_size": 2, "max_minutes": 2.4 / 60}
+    engine = Tally(before=hold)
+    results = learned(lm=lm_on(engine), num_threads=num_threads, **settings_).detailed_results
+    released.set()
+    assert results.ended_because == "max_minutes=0.04 are over"
+    assert len(results.updates[0].groups) == 6
+    assert len(results.updates[0].scores) == 11
+    assert results.student.n == results.best.n >= 6
+    assert results.wall_time_s < 5
+
+
 class Recording(Gate):
     """Every update stays, and is remembered."""
 

@@ -7,8 +7,10 @@ draws take about ten minutes:
 """
 
 import json
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +53,24 @@ from tfgrpo_dspy.strategies import (
 N_DRAWS = int(os.environ.get("TFGRPO_DRAWS", "40"))
 DOLLARS = 1e-6  # of a token
 MOST_TURNS = 6  # of the agent
+
+
+class Pace:
+    """When the calls of a run began, by the clock."""
+
+    def __init__(self) -> None:
+        self.begun: list[float] = []
+
+    def __call__(self, _prompt: Prompt) -> None:
+        self.begun.append(time.monotonic())
+
+    def n_after(self, seconds: float) -> int:
+        """How many calls began so long after the first one, or later."""
+        return sum(at > min(self.begun, default=0.0) + seconds for at in self.begun)
+
+    def seconds_of(self, n_calls: float) -> float:
+        """How long so many calls take as a part of the run."""
+        return n_calls * (max(self.begun) - min(self.begun)) / len(self.begun)
 
 
 class Rules:
@@ -187,7 +207,7 @@ LIMITS: Any = st.one_of(
     st.fixed_dictionaries({"max_lm_calls": st.integers(12, 320)}),
     st.fixed_dictionaries({"max_metric_calls": st.integers(8, 150)}),
     st.fixed_dictionaries({"max_cost": st.integers(1, 200).map(lambda n: n * 1000 * DOLLARS)}),
-    st.fixed_dictionaries({"max_minutes": st.floats(0.03, 0.08)}),
+    st.fixed_dictionaries({"max_minutes": st.floats(0.002, 0.08)}),
     st.just({"auto": "light"}),
     st.fixed_dictionaries(
         {
@@ -234,7 +254,8 @@ DRAWS = st.builds(
 
 def broken(draw: Draw) -> list[str]:
     """What the run of this draw does not keep of the promise."""
-    engine = Tally(rules(UNFORMED[draw.form]))
+    pace = Pace()
+    engine = Tally(rules(UNFORMED[draw.form]), pace)
     student, metric = STUDENTS[draw.shape](), METRICS[draw.kind](lm_on(engine, num_retries=0))
     limits = draw.limits
     if "max_minutes" in limits:  # else it takes all of them
@@ -281,24 +302,37 @@ def broken(draw: Draw) -> list[str]:
         for name, (_, made) in said.items()
         if most[name] is not None and made > most[name] + 1e-9
     ]
+    seconds = 60 * limits.get("max_minutes", math.inf)
+    if (n_late := pace.n_after(seconds)) > draw.num_threads:
+        faults.append(f"{n_late} calls began after {seconds:.2f} s")
     n_least = 1 if draw.shape == "calls that nothing lets expect" else min(10, draw.n_validation)
-    return faults + unmeasured(results, limits, enough, n_least)
+    if "max_minutes" in limits:
+        n_calls_of_end = 20 * results.usage["rollout"].n_lm_calls / max(1, len(trained(results)))
+        if seconds < max(2.0, 8 * pace.seconds_of(n_calls_of_end)):
+            return faults
+    return faults + unmeasured(results, enough, n_least)
 
 
-def unmeasured(results: Any, limits: Any, enough: Any, n_least: int) -> list[str]:
+def trained(results: Any) -> list[float]:
+    """The scores of the training rollouts."""
+    return [score for update in results.updates for score in update.scores]
+
+
+def unmeasured(results: Any, enough: Any, n_least: int) -> list[str]:
     """What is not measured of student and result, though the budget lets one expect it.
 
-    Calls always pay for one example at least, dollars from what the plan says is enough.
+    Calls always pay for one example at least, dollars from what the plan says is enough. Minutes do
+    where they are eight times what the end takes by the pace of the run.
     """
     pairs = [(results.settings[name], limit) for name, limit in enough.items()]
     is_enough = all(limit is None or limit >= least for limit, least in pairs)
     dollars = results.settings["max_cost"]
     if "no other candidate was there" in results.taken_because:
         return []
-    if "max_minutes" in limits or (dollars and dollars < enough["max_cost"]):
+    if dollars and dollars < enough["max_cost"]:
         return []
     of_student, of_result = (each.n if each else 0 for each in (results.student, results.best))
-    n_least = n_least if is_enough else 1
+    n_least = n_least if is_enough and not results.settings["max_minutes"] else 1
     if of_student < n_least or of_result != of_student:
         measured = f"{of_student} and {of_result} of {n_least} examples"
         return [f"not measured: {measured}, {results.ended_because}"]

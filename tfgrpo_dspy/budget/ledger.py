@@ -72,6 +72,7 @@ class Ledger:
         self._stood_s, self._n_standing = 0.0, 0
         self._reserve, self._n_lessons = NOTHING, 0
         self._is_training = False
+        self.is_late = False  # whether the clock has ended the training
         self._open: set[Reservation] = set()
         self._lock = threading.RLock()
         self.waits_until = 0.0  # by the clock, as the log has said of a refused call
@@ -261,7 +262,8 @@ class Ledger:
     def open_reserve(self) -> None:
         """Let the end of the run have what was kept, though a budget has ended the run."""
         with self._lock:
-            self._reserve, self._n_lessons, self._is_training = NOTHING, 0, False
+            self._reserve, self._n_lessons = NOTHING, 0
+            self._is_training = self.is_late = False
             if not self.is_failure:
                 self._stopping.clear()
 
@@ -283,16 +285,22 @@ class Ledger:
                 self._stopping.set()
 
     def check(self) -> None:
-        """Raises RunStopped when the run has ended, by a limit, the clock or `stop`."""
-        if self.seconds_left() <= 0:
-            self.stop(f"max_minutes={self.budget.max_minutes} are over")
+        """Raises RunStopped when the training or the run has ended, by the clock or `stop`."""
+        if self.is_late or self.seconds_left() <= 0:
+            self.is_late = self._is_training  # also if the end needs less time after all
+            self.end(f"max_minutes={self.budget.max_minutes} are over")
         if self._stopping.is_set():
             raise RunStopped(self.stopped_because)
 
     def seconds_left(self) -> float:
         """Until `max_minutes` are over, but for what is kept for the end; infinite without them."""
-        limit, reserve = self.budget.max_minutes, self._reserve.max_minutes or 0.0
-        return math.inf if limit is None else 60 * (limit - reserve) - self.seconds
+        limit = self.budget.max_minutes
+        return math.inf if limit is None else 60 * limit - self.seconds_kept - self.seconds
+
+    @property
+    def seconds_kept(self) -> float:
+        """How much of `max_minutes` is kept for the end."""
+        return 60 * (self._reserve.max_minutes or 0.0)
 
     @property
     def seconds(self) -> float:

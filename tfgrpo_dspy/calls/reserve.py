@@ -21,6 +21,8 @@ from tfgrpo_dspy.settings.schedule import (
     RunSettings,
 )
 
+TIME_MARGIN = 2.0  # how much longer than expected the end may take, and what is under way then
+
 
 class Reserve:
     """Keeps in the ledger what the end of a run needs; `account` holds all rollouts so far."""
@@ -115,10 +117,11 @@ class Reserve:
         return max(MOST_SHARE * planned, min(planned, smallest), two)
 
     def _minutes(self, n_rollouts: int) -> float:
+        """For these though they are slower, and for what is under way when the training ends."""
         if not self._seconds or not n_rollouts:
             return 0.0
-        mean = sum(self._seconds) / len(self._seconds)
-        minutes = (n_rollouts * mean / self._settings.threads + max(self._seconds)) / 60
+        mean, longest = sum(self._seconds) / len(self._seconds), max(self._seconds)
+        minutes = (n_rollouts * mean / self._settings.threads + longest) * TIME_MARGIN / 60
         return min(minutes, MOST_SHARE * (self._settings.max_minutes or math.inf))
 
     @property

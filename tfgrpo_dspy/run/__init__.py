@@ -91,8 +91,8 @@ class Run:
                 if run.ledger.cut_because:
                     run.ended_because = run.ledger.cut_because
             except RunStopped:
-                run.ended_because = run.ledger.stopped_because
-                logger.info("the run ends: %s", run.ledger.stopped_because)
+                run.ended_because = run.ledger.stopped_because or run.ledger.cut_because
+                logger.info("the run ends: %s", run.ended_because)
             program = finish(run, self._history, self._valset, self._testset)
         except StoreError as error:
             if self._history.updates[1:] and not self.settings.offline:

@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import itertools
 import logging
+import math
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,7 +17,7 @@ from concurrent import futures
 from typing import Any, TypeVar
 
 from tfgrpo_dspy.budget.ledger import ABANDONED, Ledger
-from tfgrpo_dspy.errors import RunStopped, UserCodeError, described
+from tfgrpo_dspy.errors import RunStopped, TrainingCut, UserCodeError, described
 from tfgrpo_dspy.tasks.caller import check_cancelled
 from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 
@@ -26,8 +27,9 @@ Result = TypeVar("Result")
 Priority = tuple[int, ...]
 """Of two tasks that wait, the lower priority is begun first; of equals, the earlier task."""
 
-GRACE_S = 2.0
-"""How long calls in flight are waited for when a budget is reached, so that they are not lost."""
+GRACE_S, GRACE_SHARE = 2.0, 1 / 3
+"""How long calls in flight are waited for when a budget is reached, so that they are not lost; of
+the time that is kept for the end of the run at most this share."""
 PATIENCE_S = 60.0
 """After so long without a result, the log says once where a task is."""
 WATCH_S = 0.1  # how often the loop looks whether the run has ended
@@ -61,7 +63,9 @@ class Loop:
         self._waiting: dict[str, asyncio.PriorityQueue[Any]]
         self._spawned: set[asyncio.Future[Any]] = set()
         self._in_flight: set[asyncio.Future[Any]] = set()
+        self._timeouts: set[asyncio.Timeout] = set()
         self._failed: asyncio.Future[Any]
+        self._ends_at: float  # what the training has begun, at the latest
         self._threads: DaemonThreads
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -126,10 +130,9 @@ class Loop:
         """Does one task after the other."""
         while True:
             *_, begin, record, where, result = await waiting.get()
-            self.ledger.check()
             self._in_flight.add(result)
             try:
-                result.set_result(record(await self._in_time(begin(), where)))
+                result.set_result(record(await self._in_time(begin, where)))
             except asyncio.CancelledError:
                 result.cancel()
                 raise
@@ -141,16 +144,38 @@ class Loop:
             for _ in range(TURNS):
                 await asyncio.sleep(0)
 
-    async def _in_time(self, begun: Awaitable[Any], where: Whereabouts | None) -> Any:
-        loop = asyncio.get_running_loop()
+    async def _in_time(self, begin: Callable[[], Awaitable[Any]], where: Whereabouts | None) -> Any:
+        """What is begun; or why it took too long, or why the training has ended."""
+        loop, timeout = asyncio.get_running_loop(), asyncio.timeout(self._timeout_s)
         naming = loop.call_later(self._patience_s, self._name_waiting, where)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await begun
+            self.ledger.check()
+            async with timeout:
+                self._timeouts.add(timeout)
+                return await begin()
+        except TrainingCut as cut:
+            return cut
         except TimeoutError:
+            if self.ledger.is_late:
+                return TrainingCut(self.ledger.cut_because)
             return TimeoutError(f"took over {self._timeout_s:g} s")
         finally:
+            self._timeouts.discard(timeout)
             naming.cancel()
+
+    def _check(self) -> None:
+        """Raises RunStopped: the run has ended. Where the training has, what is begun ends soon."""
+        try:
+            self.ledger.check()  # though every call may hang
+        except TrainingCut:
+            now = asyncio.get_running_loop().time()
+            if math.isinf(self._ends_at):
+                grace_s = min(GRACE_S, GRACE_SHARE * self.ledger.seconds_kept or GRACE_S)
+                self._ends_at = now + 2 * grace_s
+                for timeout in self._timeouts:
+                    timeout.reschedule(min(timeout.when() or math.inf, now + grace_s))
+            elif now > self._ends_at:  # something hangs that is no task
+                raise
 
     def _name_waiting(self, where: Whereabouts | None) -> None:
         """Say in the log, once in a run, where a task is that has no result yet."""
@@ -189,7 +214,7 @@ class Loop:
             abandoned.set()
 
     async def _supervised(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        self._failed = asyncio.get_running_loop().create_future()
+        self._failed, self._ends_at = asyncio.get_running_loop().create_future(), math.inf
         self._waiting = {place: asyncio.PriorityQueue() for place in self._n_slots}
         for place, n_slots in self._n_slots.items():
             for _ in range(n_slots):
@@ -197,7 +222,7 @@ class Loop:
         main = self.spawn(coroutine)
         try:
             while not (main.done() or self._failed.done()):
-                self.ledger.check()  # though every call may hang
+                self._check()
                 self.on_wait()
                 ends = (main, self._failed)
                 await asyncio.wait(ends, timeout=WATCH_S, return_when=asyncio.FIRST_COMPLETED)
