@@ -55,6 +55,7 @@ def doors(folder: Path) -> dict[str, tuple[str, Callable[[Path], Any]]]:
         "export": ("old.yaml", lambda path: command("export", new, "--into", agent, "-o", path)),
         "import": ("old.csv", lambda path: command("import", new, "-o", path)),
         "merge": ("old.json", lambda path: command("merge", path, new, "-o", path)),
+        "parquet": ("old.pq", lambda path: command("rollouts", folder / "store", "--parquet", path)),
         "report": ("old.html", lambda path: command("report", folder / "store", "-o", path)),
     }  # fmt: skip
 
@@ -69,7 +70,8 @@ def prepare(folder: Path, door: str) -> None:
     edited = "path.write_text(path.read_text('utf-8').replace('Old', 'New'), 'utf-8')"
     code = f"import pathlib, sys\npath = pathlib.Path(sys.argv[1])\n{edited}\n"
     (folder / "editor.py").write_text(code)
-    if door == "report":
+    (folder / "old.pq").write_text("an older table" * 100)
+    if door in ("parquet", "report"):
         runs.learned(log_dir=folder / "store")
 
 

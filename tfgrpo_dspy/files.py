@@ -68,6 +68,11 @@ def write_text(path: str | os.PathLike[str], text: str, like: bytes = b"") -> No
     """
     encoding = encoding_of(like, is_table=True)
     data = text.encode("utf-8-sig" if encoding == WINDOWS else encoding, "backslashreplace")
+    write_bytes(path, data, text)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes, text: str = "") -> None:
+    """As `write_text`, which writes a text; UnsavedError has the text where it is kept nowhere."""
     if Path(path).exists() and not Path(path).is_file():  # a device, a pipe: nothing to lose
         Path(path).write_bytes(data)
         return

@@ -1,5 +1,6 @@
 """The commands that show what a run has made, as tables: rollouts, reflections, examples."""
 
+import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 from tfgrpo_dspy.cli.output import echo_json, table
 from tfgrpo_dspy.cli.reading import as_json, run_of
 from tfgrpo_dspy.cli.sources import read_source
+from tfgrpo_dspy.files import write_bytes
 from tfgrpo_dspy.interchange.tables import csv_text
 from tfgrpo_dspy.results.rows import as_columns
 from tfgrpo_dspy.store.runs import SavedRun, saved_rows
@@ -53,7 +55,9 @@ def _write_parquet(rows: list[dict[str, Any]], path: str) -> None:
     except ImportError as error:
         extra = "install it, or tfgrpo-dspy[parquet]"
         raise click.UsageError(f"--parquet {path} needs the package pyarrow: {extra}.") from error
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    data = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), data)
+    write_bytes(path, data.getvalue())
 
 
 _WHERE = """RUN_DIR is the log_dir of a compile (its last run), or RUN_DIR#ID. Long texts are cut in
