@@ -45,6 +45,7 @@ def edit(path: Path) -> None:
 def doors(folder: Path) -> dict[str, tuple[str, Callable[[Path], Any]]]:
     """By name: the file that is there before, and what replaces it."""
     new, agent, large = folder / "new.json", folder / "into.yaml", a_large_run()
+    store = folder / "store"
     return {
         "save": ("old.json", NEW.save),
         **{f"write_library {e}": (f"old.{e}", lambda path: write_library(NEW, path))
@@ -55,8 +56,8 @@ def doors(folder: Path) -> dict[str, tuple[str, Callable[[Path], Any]]]:
         "export": ("old.yaml", lambda path: command("export", new, "--into", agent, "-o", path)),
         "import": ("old.csv", lambda path: command("import", new, "-o", path)),
         "merge": ("old.json", lambda path: command("merge", path, new, "-o", path)),
-        "parquet": ("old.pq", lambda path: command("rollouts", folder / "store", "--parquet", path)),
-        "report": ("old.html", lambda path: command("report", folder / "store", "-o", path)),
+        "parquet": ("old.pq", lambda path: command("rollouts", store, "--parquet", path)),
+        "report": ("old.html", lambda path: command("report", store, "-o", path)),
     }  # fmt: skip
 
 
