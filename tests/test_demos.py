@@ -16,10 +16,11 @@ from scripted import Prompt, chat, lessons, scripted_lm
 from small import grpo
 from test_final_choice import CODES, FIRST_TEST, FIRST_VALIDATION, case_in, cases, is_right, luck_of
 
-from tfgrpo_dspy import Gate, StoreError, best_so_far
+from tfgrpo_dspy import ExperienceLibrary, Gate, StoreError, best_so_far
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
-from tfgrpo_dspy.sampling.demos import BestRollouts, demos_of, first_demos, with_demos
+from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.sampling.demos import BestRollouts, add_demos, demos_of, first_demos
 
 
 def numbers_in(prompt: Prompt) -> list[int]:
@@ -256,7 +257,8 @@ STEPS = (
 def test_every_predictor_is_shown_its_own_last_step() -> None:
     program = Agent()
     demos = demos_of(Rollout(0, 1, steps=STEPS, score=1.0), program)
-    (act,), (say,) = (each.demos for each in with_demos(program, demos).predictors())
+    baked = Additions(ExperienceLibrary(), demos).bake(program)
+    (act,), (say,) = (each.demos for each in baked.predictors())
     assert act.toDict() == {"question": "q", "history": "a b", "action": "end"}
     assert say.toDict() == {"history": "h", "reasoning": "r", "answer": [1, 2]}
     assert set(act.inputs().keys()) == {"question", "history"}
@@ -300,7 +302,8 @@ def answering(annotation: Any) -> dspy.Predict:
 )
 def test_a_value_comes_back_from_its_text(annotation: Any, text: str, value: Any) -> None:
     program = answering(annotation)
-    (demo,) = with_demos(program, demos_of(rollout(0, 1.0, text), program)).demos
+    add_demos(program, demos_of(rollout(0, 1.0, text), program))
+    (demo,) = program.demos
     assert demo.answer == value
     assert type(demo.answer) is type(value)
 

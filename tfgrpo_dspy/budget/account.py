@@ -8,8 +8,8 @@ repeated, with another number of threads or a warm cache, plans the same batches
 import functools
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from tfgrpo_dspy.budget.ledger import Budget
 from tfgrpo_dspy.rollout import DECIMALS, Rollout, Usage
@@ -34,19 +34,21 @@ class Amount:
         """What rollouts or reflections have taken."""
         return cls(usage.n_lm_calls + usage.n_cached_calls, n_metric_calls, usage.cost_usd)
 
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.n_lm_calls, self.n_metric_calls, self.cost))
+
     def __add__(self, other: "Amount") -> "Amount":
-        sums = map(operator.add, astuple(self), astuple(other))
-        return Amount(*(round(each, DECIMALS) for each in sums))
+        return Amount(*(round(each, DECIMALS) for each in map(operator.add, self, other)))
 
     def __mul__(self, factor: float) -> "Amount":
-        return Amount(*(factor * number for number in astuple(self)))
+        return Amount(*(factor * number for number in self))
 
     def __truediv__(self, divisor: float) -> "Amount":
         """Exact for equal whole numbers, as a product with `1 / divisor` is not."""
-        return Amount(*(number / divisor for number in astuple(self)))
+        return Amount(*(number / divisor for number in self))
 
     def __or__(self, other: "Amount") -> "Amount":
-        return Amount(*map(max, astuple(self), astuple(other)))
+        return Amount(*map(max, self, other))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Account:
         amounts = [Amount.of(r.usage + r.metric_usage, r.n_metric_calls) for r in rollouts]
         pairs = zip(rollouts, amounts, strict=True)
         whole = [amount for rollout, amount in pairs if _is_whole(rollout)]
-        squares = [Amount(*(number**2 for number in astuple(amount))) for amount in whole]
+        squares = [Amount(*(number**2 for number in amount)) for amount in whole]
         return replace(
             self,
             used=sum(amounts, self.used),
@@ -117,7 +119,7 @@ class Account:
     def expected(self, n_rollouts: int) -> Amount:
         """What so many rollouts hardly exceed: the mean, and two standard deviations of the sum."""
         mean, n = self.per_rollout, max(1, self.n_rollouts)
-        pairs = zip(astuple(self.squares), astuple(mean), strict=True)
+        pairs = zip(self.squares, mean, strict=True)
         sds = Amount(*(math.sqrt(max(0.0, square / n - each**2)) for square, each in pairs))
         spread = sds * (SPREADS * math.sqrt(n_rollouts)) if self.n_rollouts else Amount()
         return mean * n_rollouts + spread
@@ -138,7 +140,7 @@ class Account:
     def n_fitting(self, amount: Amount, kept: Amount) -> tuple[float, str]:
         """How often `each` fits into what is left beside `kept`; and the limit that says so."""
         limits = (self.budget.max_lm_calls, self.budget.max_metric_calls, self.budget.max_cost)
-        rows = zip(LIMITS, limits, astuple(self.used + kept), astuple(amount), strict=True)
+        rows = zip(LIMITS, limits, self.used + kept, amount, strict=True)
         fitting = {
             name: max(0.0, math.floor((limit - used) / one + 1e-9))
             for name, limit, used, one in rows

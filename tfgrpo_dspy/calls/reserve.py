@@ -9,7 +9,6 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import astuple
 
 from tfgrpo_dspy.budget.account import COST_MARGIN, LIMITS, Account, Amount
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
@@ -74,7 +73,7 @@ class Reserve:
         limits = (settings.max_lm_calls, None, settings.max_cost)
         if account.per_rollout.n_lm_calls <= data.calls_per_rollout:
             limits = (None, None, settings.max_cost)
-        rows = zip(limits, astuple(kept), astuple(of_test), strict=True)
+        rows = zip(limits, kept, of_test, strict=True)
         return Amount(*(_at_most(limit, more, test) + test for limit, more, test in rows))
 
     def note(self, rollout: Rollout, seconds: float) -> None:
@@ -152,7 +151,7 @@ class Reserve:
 
     def _pays_for(self, n_rollouts: int) -> bool:
         needed = self.account.expected(self._under_way + n_rollouts) + self.lessons()
-        pairs = zip(LIMITS, astuple(needed), strict=True)
+        pairs = zip(LIMITS, needed, strict=True)
         return not n_rollouts or all(n <= self._ledger.left(name) for name, n in pairs)
 
 

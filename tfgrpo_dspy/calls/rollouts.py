@@ -94,7 +94,6 @@ class Rollouts:
         return [await each for each in [self._recorded(sample, priority) for sample in samples]]
 
     def _recorded(self, sample: Sample, priority: Priority) -> Awaitable[Rollout]:
-        program, _, additions = self._program(sample.additions)
         place, usual = THREADS if self._run.remote is None else OTHER_PROCESSES
         about = f"rollout of {self._set} example {sample.example}"
         where = Whereabouts(f"the {about}", usual)
@@ -104,7 +103,7 @@ class Rollouts:
             kind=ROLLOUTS,
             role=self._role,
             where=where,
-            do=lambda: self._done(program, additions, sample, where),
+            do=lambda: self._done(sample, where),
             without=lambda why: self._without(why, sample, where),
             taken=_taken,
             failure_of=lambda rollout: rollout.failure,
@@ -113,8 +112,9 @@ class Rollouts:
         return recorded(self._run, call, priority, place)
 
     def _key(self, sample: Sample) -> str:
-        return self._run.records.keys.rollout(
-            self._program(sample.additions)[1],
+        keys = self._run.records.keys
+        return keys.rollout(
+            self._program(sample.additions)[1] if keys.is_used else "",
             self._examples[sample.example],
             self._metric,
             sample.rollout_id,
@@ -140,35 +140,38 @@ class Rollouts:
         if self._role == "rollout":
             self._run.reserve.note(rollout, seconds or 0.0)
 
-    async def _done(
-        self, program: Any, additions: bytes, sample: Sample, where: Whereabouts
-    ) -> Rollout:
+    async def _done(self, sample: Sample, where: Whereabouts) -> Rollout:
         """The rollout, made in a thread or in another process."""
         run, example = self._run, self._examples[sample.example]
         if run.remote is not None:
             made_of = sample.rollout_id, sample.start, sample.asks_predictors
             parts = (example, sample.example, *made_of)
+            _, _, additions = self._program(sample.additions)
             request = Request(self._bundle, additions, packed(parts, f"example {sample.example}"))
             n_metric_calls = 1 + len(run.predictors) * sample.asks_predictors
             n_metric_calls *= self._metric is not None
             reply = await run.remote.rollout(request, n_metric_calls)
             return reply if isinstance(reply, Rollout) else sample.failed(reply)
-        task = RolloutTask(
-            program=program,
-            example=example,
+        rollout: Rollout = await run.loop.in_thread(
+            lambda: where.noted(lambda: run_rollout(self._task(sample, where)))
+        )
+        return rollout
+
+    def _task(self, sample: Sample, where: Whereabouts) -> RolloutTask:
+        return RolloutTask(
+            program=self._program(sample.additions)[0],
+            example=self._examples[sample.example],
             index=sample.example,
             rollout_id=sample.rollout_id,
             temperature=self._temperature,
             score=self.score,
-            ledger=run.ledger,
+            ledger=self._run.ledger,
             prices=self._prices,
             start=sample.start,
             asks_predictors=sample.asks_predictors,
             is_training=self._role == "rollout",
             calls=where.calls,
         )
-        rollout: Rollout = await run.loop.in_thread(lambda: where.noted(lambda: run_rollout(task)))
-        return rollout
 
     def _prepared(self, additions: Additions) -> tuple[Any, str, bytes]:
         """The program with these; its digest; the additions, packed for other processes."""

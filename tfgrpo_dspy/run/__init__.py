@@ -1,5 +1,6 @@
 """One run, by the verbs of `optimizer`'s loop; each returns its result."""
 
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from dataclasses import replace
@@ -157,13 +158,9 @@ class Run:
 
     async def extract(self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]) -> Extracted:
         """The lessons of the groups that can teach, which share calls of the reflection LM."""
-
-        async def show(sampled: SampledGroup) -> tuple[SampledGroup, str]:
-            return await self._strategies.shown(self._groups.context(batch, sampled), batch)
-
-        return await extract_lessons(
-            self._client, batch, self._groups.credited(batch, groups), show
-        )
+        valued = self._groups.credited(batch, groups)
+        show = functools.partial(self._groups.shown, batch)
+        return await extract_lessons(self._client, batch, valued, show)
 
     async def propose(self, batch: Batch, extracted: Extracted) -> Applied:
         """What the operations that lessons call for make of the library of the update before."""

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -77,7 +77,7 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     run.manifest.note(best, ended_because, history.repeated)
     n_more = 2 * (len(testset) - run.settings.data.n_test)  # of a run that was finished before
     if n_more > 0:
-        run.ledger.raise_limits(*astuple(history.latest.account.reserve(n_more)))
+        run.ledger.raise_limits(*history.latest.account.reserve(n_more))
     tested = _tested(run, history, testset, best)
     examples = [*measured.examples(place), *tested.examples(len(tested.candidates) - 1)]
     return _reported(

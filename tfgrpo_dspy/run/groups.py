@@ -145,12 +145,20 @@ class Groups:
             has_metric = self._run.settings.metric is not None
             group = Group.of(example, rollouts, has_metric, batch.base.by_metric)
             sampled = SampledGroup(group, additions, batch.update)
-            attempts = await self._strategies.attempts(self.context(batch, sampled), batch)
+            if not self._strategies.overriding("rescue"):
+                break
+            attempts = await self._strategies.attempts(self._context(batch, sampled), batch)
             extra = [Additions(batch.decision.result, (), a.hint, a.teacher) for a in attempts]
             samples = self._samples(batch, example, extra, len(additions)) if extra else []
         return sampled
 
-    def context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
+    async def shown(self, batch: Batch, sampled: SampledGroup) -> tuple[SampledGroup, str]:
+        """What of the group the reflection LM compares, and a note on it."""
+        if not self._strategies.overriding("show"):
+            return sampled, sampled.note
+        return await self._strategies.shown(self._context(batch, sampled), batch)
+
+    def _context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
         """What strategies know of the group."""
         past = self._history.groups_before(batch.n_decided)
         return GroupContext(
@@ -219,7 +227,7 @@ class Groups:
         try:
             if not sampled.additions:  # a limit has ended the training
                 return sampled
-            return await self._strategies.credited(self.context(batch, sampled), batch, player)
+            return await self._strategies.credited(self._context(batch, sampled), batch, player)
         finally:
             turn.pass_on()
 

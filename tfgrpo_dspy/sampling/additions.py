@@ -10,7 +10,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.demos import Demo, with_demos
+from tfgrpo_dspy.sampling.demos import Demo, add_demos
 
 HINT = "\n\nA hint for this input: "
 
@@ -40,7 +40,8 @@ class Additions:
         """A copy of the student with these; or a copy of the teacher that is a program."""
         if isinstance(self.teacher, dspy.Module):
             return copy_program(self.teacher)
-        program = self.library.bake(with_demos(student, self.demos))
+        program = self.library.bake(student)
+        add_demos(program, self.demos)
         predictors = dict(named_predictors(program))
         for name, text in self.condensed:
             predictors[name].signature = with_instructions(predictors[name].signature, text)

@@ -13,7 +13,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.experience.programs import copy_program, named_predictors
+from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import as_fields, parsed
@@ -139,22 +139,26 @@ def first_demos(rollouts: Iterable[Rollout], program: Any, most: int) -> tuple[D
     return tuple(itertools.chain(*itertools.islice(filter(None, candidates), most)))
 
 
-def with_demos(program: Any, demos: Sequence[Demo]) -> Any:
-    """A copy of the program with these demos after its own; without demos, the program itself.
+def add_demos(program: Any, demos: Sequence[Demo]) -> None:
+    """Show these demos after the program's own.
 
     Raises KeyError or ValueError where they are not of this program.
     """
-    if not demos:
-        return program
-    shown = copy_program(program)
-    predictors = dict(named_predictors(shown))
-    for demo in demos:
-        predictor = predictors[demo.predictor]
-        types = {name: info.annotation for name, info in predictor.signature.fields.items()}
-        values = {name: parsed(text, types[name]) for name, text in demo.fields}
-        example = dspy.Example(**values).with_inputs(*predictor.signature.input_fields)
-        predictor.demos = [*predictor.demos, example]
-    return shown
+    predictors = dict(named_predictors(program)) if demos else {}
+    for name, of_predictor in itertools.groupby(sorted(demos, key=_predictor_of), _predictor_of):
+        signature = predictors[name].signature
+        types = {field: info.annotation for field, info in signature.fields.items()}
+        inputs = signature.input_fields.keys()
+        examples = (
+            {field: parsed(text, types[field]) for field, text in demo.fields}
+            for demo in of_predictor
+        )
+        added = [dspy.Example(**values).with_inputs(*inputs) for values in examples]
+        predictors[name].demos = [*predictors[name].demos, *added]
+
+
+def _predictor_of(demo: Demo) -> str:
+    return demo.predictor
 
 
 def _comes_back(text: str, annotation: Any) -> bool:
