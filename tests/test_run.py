@@ -18,7 +18,7 @@ from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.experience.values import Add, Evidence, Experience, Operation, Refusal
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.run.reflecting import propose
+from tfgrpo_dspy.run.proposing import propose
 from tfgrpo_dspy.run.updates import Batch, Update
 
 CORRECTION = r"## correction ##"

@@ -17,7 +17,8 @@ from tfgrpo_dspy.run.endings import why_useless
 from tfgrpo_dspy.run.final_choice import finish, unmeasured
 from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, guard_of_update, propose
+from tfgrpo_dspy.run.proposing import guard_of_update, propose
+from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons
 from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, groups_of, rollouts_of
 from tfgrpo_dspy.sampling.additions import SampledGroup

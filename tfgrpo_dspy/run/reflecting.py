@@ -1,4 +1,4 @@
-"""Groups and labelled examples become lessons, and lessons operations: who is asked what, when."""
+"""Groups and labelled examples become lessons: who is asked what, when."""
 
 import itertools
 import random
@@ -8,19 +8,11 @@ from typing import Any
 
 from tfgrpo_dspy.calls.context import RunContext
 from tfgrpo_dspy.calls.reflections import IMAGES, Answer, Inputs, ReflectionClient
-from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import ALL, Evidence, Operation, Refusal
+from tfgrpo_dspy.experience.values import ALL, Evidence
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.lessons import Lesson, lessons_in, merge_lessons
-from tfgrpo_dspy.reflection.operations import (
-    admitted,
-    known_lessons,
-    merge_keeps,
-    operations_in,
-    retold,
-)
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless
 from tfgrpo_dspy.run.updates import TEACHING, Batch, Extracted
@@ -135,33 +127,13 @@ async def _lessons_of(
     rollouts, where these are known.
     """
     run, groups = client.run, [sampled.group for sampled, _ in shown]
-    objective = _objective(client, [note for _, note in shown])
     max_tokens = getattr(run.settings.reflection.extract, "shown_tokens", 12_000)
-    about = [_about(run, group) for group in groups]
     images = client.images_of(run.trainset[group.example] for group in groups)
     attempts = attempts or [await _attempts(client, batch, g, max_tokens) for g in groups]
 
     def inputs(halving: int) -> Inputs:
-        parts = []
-        for (sampled, _), whole in zip(shown, attempts, strict=True):
-            share = (max_tokens >> halving) // len(whole)
-            cut = [texts.clip(text, share) if halving else text for text in whole]
-            libraries = [additions.library for additions in sampled.additions]
-            group, base = sampled.group, batch.library
-            parts.append(texts.attempts_text(group, cut, libraries, sampled.aids, base))
-        return {
-            **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
-            "objective": objective,
-            "experiences": batch.library.render() or texts.NO_EXPERIENCES,
-            "attempts": texts.by_example(parts),
-            "feedback": "\n".join(filter(None, map(texts.feedback_text, groups))),
-            "is_scored": bool(groups[0].scores),
-            **({IMAGES: images} if images else {}),
-        }
-
-    def evidence(group: Group) -> Evidence:
-        scored = ((rollout.rollout_id, rollout.score) for rollout in group.rollouts)
-        return Evidence(batch.update, group.example, *zip(*scored, strict=True))
+        cut = [_shares(of_group, max_tokens, halving) for of_group in attempts]
+        return _inputs(client, batch, shown, cut) | ({IMAGES: images} if images else {})
 
     if len(shown) > 1:
         answer = await client.ask("lesson", batch, groups[0].example, inputs(0))
@@ -174,7 +146,48 @@ async def _lessons_of(
         answer = await client.ask_shorter("lesson", batch, groups[0].example, inputs)
     examples = [run.trainset[group.example] for group in groups]
     scope = _decisive_predictor(groups, run.predictors)
-    return _read(run, answer, examples, *map(evidence, groups), scope=scope)
+    evidence = (_evidence(batch, group) for group in groups)
+    return _read(run, answer, examples, *evidence, scope=scope)
+
+
+def _shares(attempts: Sequence[str], max_tokens: int, halving: int) -> list[str]:
+    """The attempts, in a prompt that was halved so many times."""
+    share = (max_tokens >> halving) // len(attempts)
+    return [texts.clip(text, share) if halving else text for text in attempts]
+
+
+def _inputs(
+    client: ReflectionClient,
+    batch: Batch,
+    shown: Sequence[tuple[SampledGroup, str]],
+    attempts: Sequence[Sequence[str]],
+) -> dict[str, Any]:
+    """What ExtractAdvantage is asked about these groups, whose attempts have these texts."""
+    groups = [sampled.group for sampled, _ in shown]
+    about = [_about(client.run, group) for group in groups]
+    parts = [
+        texts.attempts_text(
+            sampled.group,
+            of_group,
+            [additions.library for additions in sampled.additions],
+            sampled.aids,
+            batch.library,
+        )
+        for (sampled, _), of_group in zip(shown, attempts, strict=True)
+    ]
+    return {
+        **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
+        "objective": _objective(client, [note for _, note in shown]),
+        "experiences": batch.library.render() or texts.NO_EXPERIENCES,
+        "attempts": texts.by_example(parts),
+        "feedback": "\n".join(filter(None, map(texts.feedback_text, groups))),
+        "is_scored": bool(groups[0].scores),
+    }
+
+
+def _evidence(batch: Batch, group: Group) -> Evidence:
+    scored = ((rollout.rollout_id, rollout.score) for rollout in group.rollouts)
+    return Evidence(batch.update, group.example, *zip(*scored, strict=True))
 
 
 def _decisive_predictor(groups: Sequence[Group], predictors: Sequence[str]) -> str:
@@ -301,54 +314,3 @@ def _draft_parts(run: RunContext, training: Sequence[int]) -> Iterator[list[Any]
         random.Random(f"{run.settings.seed}/drafts/{number}").shuffle(order)
         for start in range(0, len(order), n_shown):
             yield order[start : start + n_shown]
-
-
-def guard_of_update(
-    run: RunContext, batch: Batch, extracted: Extracted, added: Sequence[Operation] = ()
-) -> Guard:
-    """The guard of an update: against copies of all that the reflection LM was shown for it."""
-    based = (*extracted.lessons, *added)
-    sources = {evidence.example for each in based for evidence in each.evidence}
-    if batch.is_draft or any(getattr(each, "text", "") and not each.evidence for each in added):
-        sources.update(range(len(run.trainset)))  # it may copy any
-    examples = sorted(sources.union(batch.examples))
-    return guard_of(run, [run.trainset[index] for index in examples])
-
-
-async def propose(
-    client: ReflectionClient,
-    batch: Batch,
-    library: ExperienceLibrary,
-    lessons: Sequence[Lesson],
-    dropped: Sequence[Lesson],
-    added: Sequence[Operation] = (),
-    guard: Guard | None = None,
-) -> tuple[list[Operation], list[Refusal]]:
-    """What the lessons call for, and what is refused: malformed, a copy, or held back.
-
-    A lesson that the library has already, in nearly the same words, is a KEEP with its evidence.
-    UpdateLibrary is asked about the others, and told what was tried and dropped; where they are too
-    many for one prompt, it is asked several times. `added` are operations of strategies.
-    """
-    run, tell = client.run, client.run.report.unknown_scope
-    guard = guard or guard_of_update(run, batch, Extracted(tuple(lessons), ()), added)
-    keeps, new = known_lessons(lessons, library)
-    shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
-
-    async def operations_of(part: Sequence[Lesson]) -> list[Operation | Refusal]:
-        inputs = {**shown, "lessons": texts.lessons_text(part)}
-        if len(part) > 1:
-            answer = await client.ask("update", batch, batch.update, inputs)
-        else:
-            answer = await client.ask_shorter("update", batch, batch.update, lambda _: inputs)
-        if answer.is_too_long and len(part) > 1:
-            middle = len(part) // 2
-            return [*await operations_of(part[:middle]), *await operations_of(part[middle:])]
-        return operations_in(answer.output, part, library, run.predictors, guard, tell)
-
-    max_tokens = getattr(run.settings.reflection.update, "shown_tokens", 4_000)
-    answered = await client.at_once(map(operations_of, texts.packed_lessons(new, max_tokens)))
-    allowed, refused = admitted(added, run.predictors, guard)
-    every = [*itertools.chain(*answered), *allowed, *refused]
-    operations = [retold(each, dropped) for each in every if not isinstance(each, Refusal)]
-    return merge_keeps([*keeps, *operations]), [x for x in every if isinstance(x, Refusal)]
