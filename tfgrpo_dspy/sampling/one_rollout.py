@@ -306,17 +306,14 @@ def _scored(
     of_predictors = {
         name: with_values(text, task.example, prediction)
         for name, text in feedback.items()
-        if not score or text != score.feedback
+        if not score or text != score.feedback  # what is said of the whole is not said again
     }
-    steps = _with_feedback(
-        rollout.steps, of_predictors
-    )  # what is said of the whole is not said again
-    rollout = replace(rollout, n_metric_calls=n_calls, steps=steps)
+    steps = _with_feedback(rollout.steps, of_predictors)
+    rollout = replace(rollout, n_metric_calls=n_calls, steps=steps, metric_usage=meter.usage)
     if score is None or failure is not None:
-        return replace(rollout, failure=failure, metric_usage=meter.usage)
+        return replace(rollout, failure=failure)
     words = with_values(score.feedback, task.example, prediction)
-    changes = {"score": score.value, "feedback": words, "objectives": score.objectives}
-    return replace(rollout, **changes, metric_usage=meter.usage)
+    return replace(rollout, score=score.value, feedback=words, objectives=score.objectives)
 
 
 def _with_feedback(steps: Sequence[Step], feedback: Mapping[str, str]) -> tuple[Step, ...]:

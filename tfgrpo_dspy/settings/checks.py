@@ -48,30 +48,8 @@ def prepare(
         settings = _for_recorded(settings, recorded, valset)
     valset = valset or None  # BetterTogether passes an empty list
     settings = _with_reflection_lm(settings, student)
-    sets = {"trainset": trainset, "valset": valset, "testset": testset}
-    sets = {n: examples for n, examples in sets.items() if n == "trainset" or examples is not None}
-    faults = [*_student_faults(settings, student)]
-    faults += [fault for name, examples in sets.items() for fault in _data_faults(name, examples)]
-    if testset is not None and settings.metric is None:
-        faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
-    refuse(faults)
-    names = {} if recorded is None else {"trainset": "traces"}
-    named = {names.get(name, name): examples for name, examples in sets.items()}
-    refuse([*input_faults(student, named), *output_faults(student, recorded or ())])
-    if flexible := [name for name, each in student.named_sub_modules() if _is_flex(each)]:
-        warnings.warn(
-            f"{', '.join(flexible)}: dspy.Flex writes its own predictors while it runs; it is left "
-            f"as it is, and only the other predictors are given experiences.",
-            stacklevel=3,
-        )
-    if teacher is not None:
-        warnings.warn("teacher: this optimizer uses no teacher, and ignores it.", stacklevel=3)
-    if settings.metric is None and recorded is None:
-        warnings.warn(
-            "metric=None: lessons are drawn from agreement and self-critique, without ground "
-            "truth; nothing checks that the result is not worse than the student.",
-            stacklevel=3,
-        )
+    _refuse_unusable(settings, student, trainset, valset, testset, recorded)
+    _warn(settings, student, teacher, recorded is not None)
     _warn_of_overlap({"training": trainset, "validation": valset or (), "test": testset or ()})
     training, validation = split(settings, trainset, valset)
     examples = [trainset[index] for index in training]
@@ -86,16 +64,59 @@ def prepare(
         **assumed,
         **condensing(settings, student),
     )
-    if settings.auto is not None and settings.max_lm_calls is None:
-        per_example, at_least = AUTO[settings.auto]
-        n_calls = max(at_least, per_example * len(examples) * data.calls_per_rollout)
-        n_calls += data.n_of_test_set * data.calls_per_rollout
-        data = replace(data, is_test_on_top=True)
-        settings = replace(settings, max_lm_calls=n_calls)
-    run_settings = derive(settings, data)
+    run_settings = derive(*_with_budget(settings, data))
     if not settings.offline:
         logger.info("the plan:\n%s", plan_of(run_settings))
     return run_settings, training, validation
+
+
+def _refuse_unusable(
+    settings: Settings,
+    student: Any,
+    trainset: Any,
+    valset: Any,
+    testset: Any,
+    recorded: Sequence[Sequence[Rollout]] | None,
+) -> None:
+    """Raises SettingsError: no run can use these; names every fault."""
+    sets = {"trainset": trainset, "valset": valset, "testset": testset}
+    sets = {n: examples for n, examples in sets.items() if n == "trainset" or examples is not None}
+    faults = [*_student_faults(settings, student)]
+    faults += [fault for name, examples in sets.items() for fault in _data_faults(name, examples)]
+    if testset is not None and settings.metric is None:
+        faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
+    refuse(faults)
+    names = {} if recorded is None else {"trainset": "traces"}
+    named = {names.get(name, name): examples for name, examples in sets.items()}
+    refuse([*input_faults(student, named), *output_faults(student, recorded or ())])
+
+
+def _warn(settings: Settings, student: Any, teacher: Any, is_recorded: bool) -> None:
+    """Warn of what a run can use, and does not as somebody may expect."""
+    if flexible := [name for name, each in student.named_sub_modules() if _is_flex(each)]:
+        warnings.warn(
+            f"{', '.join(flexible)}: dspy.Flex writes its own predictors while it runs; it is left "
+            f"as it is, and only the other predictors are given experiences.",
+            stacklevel=4,
+        )
+    if teacher is not None:
+        warnings.warn("teacher: this optimizer uses no teacher, and ignores it.", stacklevel=4)
+    if settings.metric is None and not is_recorded:
+        warnings.warn(
+            "metric=None: lessons are drawn from agreement and self-critique, without ground "
+            "truth; nothing checks that the result is not worse than the student.",
+            stacklevel=4,
+        )
+
+
+def _with_budget(settings: Settings, data: RunData) -> tuple[Settings, RunData]:
+    """The settings with the limit that `auto` stands for, on top of which comes the test set."""
+    if settings.auto is None or settings.max_lm_calls is not None:
+        return settings, data
+    per_example, at_least = AUTO[settings.auto]
+    n_calls = max(at_least, per_example * data.n_training * data.calls_per_rollout)
+    n_calls += data.n_of_test_set * data.calls_per_rollout
+    return replace(settings, max_lm_calls=n_calls), replace(data, is_test_on_top=True)
 
 
 def split(
