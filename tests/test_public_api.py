@@ -156,6 +156,7 @@ def test_help_shows_plain_types(documented: type) -> None:
     shown = pydoc.render_doc(documented, renderer=pydoc.plaintext)
     assert "Annotated" not in shown
     assert "Check(" not in shown
+    assert " constructor(" not in shown
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,7 @@ def taking(
         self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         parameters = [self_parameter, *signature.parameters.values()]
         vars(constructor)["__signature__"] = inspect.Signature(parameters)
+        constructor.__name__, constructor.__qualname__ = init.__name__, init.__qualname__
         return constructor
 
     return decorate
