@@ -155,6 +155,41 @@ def test_nothing_is_induced_between_the_times_or_from_a_single_text(
     assert asked.questions == []
 
 
+def with_rule(effect: Effect | None) -> ExperienceLibrary:
+    """The library after the rule was added, and tried."""
+    return ExperienceLibrary([*GROWN, Experience("E9", "All copper gets A1.", effect=effect)])
+
+
+@pytest.mark.parametrize(
+    ("at_ten", "n_asked"),
+    [
+        (with_rule(Effect(0.1, 0.05, 20)), 2),
+        (with_rule(Effect(-0.1, 0.05, 20)), 1),
+        (with_rule(None), 1),
+        (GROWN, 1),  # it is gone
+    ],
+)
+def test_rules_are_asked_for_again_as_long_as_the_latest_ones_have_paid(
+    at_ten: ExperienceLibrary, n_asked: int
+) -> None:
+    asked = Asked(candidates="All copper gets A1.")
+    libraries = [WITHOUT, *[GROWN] * 5, *[with_rule(None)] * 4, at_ten]
+    added = proposed(Induction(), update(libraries=libraries, number=10), asked)
+    assert len(asked.questions) == n_asked  # the first is the one that was asked before
+    assert len(added) == n_asked - 1
+    later = [*libraries, *[with_rule(Effect(0.1, 0.05, 20))] * 5]
+    again = Asked(candidates="All copper gets A1.")
+    added = proposed(Induction(), update(libraries=later, number=15), again)
+    assert len(added) == n_asked - 1  # what has ended does not begin again
+
+
+def test_an_answer_without_a_rule_ends_nothing() -> None:
+    asked = Asked(candidates="None")
+    context = update(libraries=[WITHOUT, *[GROWN] * 10], number=10)
+    assert proposed(Induction(), context, asked) == []
+    assert len(asked.questions) == 2
+
+
 def test_no_more_candidates_are_taken_than_allowed() -> None:
     asked = Asked(candidates="\n".join(f"- Line {i} is here." for i in range(9)))
     context = update(libraries=[WITHOUT, GROWN], number=5)

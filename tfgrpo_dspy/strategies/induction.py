@@ -3,10 +3,11 @@
 import itertools
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import dspy
 
-from tfgrpo_dspy.experience.values import Add, Experience, Modify, Operation
+from tfgrpo_dspy.experience.values import Add, Experience, Modify
 from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, sources_of
 from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES
@@ -48,7 +49,8 @@ class Induction(Strategy):
 
     Every few updates the reflection LM is shown the library that the student began with, what came
     since, what went, and the measured effects. It proposes lines that go further: a rule behind
-    several of them, a better text of one. The gate judges these like any other candidate.
+    several of them, a better text of one. The gate judges these like any other candidate. It is
+    asked again as long as one of the latest candidates is there and has a positive effect.
 
     **Source.** None: plain induction over lines and their measured effects; `Extrapolate` is the
     counterpart of ExPO.
@@ -64,11 +66,23 @@ class Induction(Strategy):
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """Rules behind what came to stay, after so many updates each."""
+        operations: tuple[Add | Modify, ...] = ()
+        is_asked = context.update and not context.update % self.every
+        for update in range(self.every, context.update + 1, self.every) if is_asked else ():
+            libraries = context.libraries[: update + 1]
+            then = replace(context, library=libraries[-1], libraries=libraries)
+            if operations and not _has_paid(operations, then.library):
+                return Proposed(context.lessons)
+            operations = await self._operations(then, ask)  # earlier answers are remembered
+        return Proposed(context.lessons, operations)
+
+    async def _operations(self, context: UpdateContext, ask: Ask) -> tuple[Add | Modify, ...]:
+        """What the reflection LM answers to the library of an update."""
         start, *later = context.libraries
         of_start = {experience.advice for experience in start}
         came = [experience for experience in context.library if experience.advice not in of_start]
-        if not context.update or context.update % self.every or len(came) < FEWEST_TEXTS:
-            return Proposed(context.lessons)
+        if len(came) < FEWEST_TEXTS:
+            return ()
         now = {experience.advice for experience in context.library}
         tried = {one.advice: one for one in itertools.chain(start, *later) if one.advice not in now}
         answer = await ask(
@@ -79,7 +93,14 @@ class Induction(Strategy):
             went=_lines(tried.values()),
         )
         lines = read_lessons(_ID.sub(r"\1:", answer.get("candidates", "None")))[: self.most]
-        return Proposed(context.lessons, tuple(_operations(lines, came, context)))
+        return tuple(_operations(lines, came, context))
+
+
+def _has_paid(operations: Iterable[Add | Modify], library: Iterable[Experience]) -> bool:
+    """Whether one of these candidates is in the library, and has done good so far."""
+    texts = {operation.text for operation in operations}
+    effects = [one.effect for one in library if one.text in texts]
+    return any(effect is not None and effect.estimate > 0 for effect in effects)
 
 
 def _lines(experiences: Iterable[Experience]) -> str:
@@ -89,7 +110,7 @@ def _lines(experiences: Iterable[Experience]) -> str:
 
 def _operations(
     lines: Iterable[str], came: Iterable[Experience], context: UpdateContext
-) -> Iterator[Operation]:
+) -> Iterator[Add | Modify]:
     """An operation for each line; it rests on what those lines rest on that it resembles."""
     learned = [Lesson(each.text, each.scope, each.evidence) for each in came]
     for line in lines:
