@@ -215,8 +215,7 @@ def test_a_condensed_program_goes_on_learning_from_its_text_as_it_is() -> None:
     update = operations({"op": "ADD", "text": more, "lessons": [1]})
     lm.engine.rules = [lm.engine.rules[0], (EXTRACT, lessons(more)), (UPDATE, update),
                        lm.engine.rules[-1]]  # fmt: skip
-    with pytest.warns(UserWarning, match="condensed from E1"):
-        again = condensing(lm, condensed)
+    again = condensing(lm, condensed)
     assert instructions_of(again) == ["Be brief, always thank, please.\n\n(condensed from E1)"]
     (asked,) = [prompt.user for prompt in lm.engine.prompts if CONDENSE in prompt.text]
     assert SHORT in asked and "(condensed from" not in asked.partition("## original ##")[2]

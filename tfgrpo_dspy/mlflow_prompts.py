@@ -17,7 +17,7 @@ from mlflow.genai.optimize import BasePromptOptimizer
 from mlflow.genai.optimize.types import PromptOptimizerOutput
 
 from tfgrpo_dspy.errors import MetricError, SettingsError
-from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.experience.programs import HEADER, with_instructions
 from tfgrpo_dspy.experience.values import ALL
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
@@ -118,7 +118,7 @@ class PromptProgram(dspy.Module):
 
     def prompts(self) -> dict[str, str]:
         """The prompts with the advice that is baked in, by name."""
-        library = ExperienceLibrary.from_program(self)
+        library = library_in(self)
         return {
             name: with_advice(
                 self.templates[name],

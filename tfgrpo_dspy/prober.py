@@ -22,7 +22,7 @@ from tfgrpo_dspy.calls.context import RunContext
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import MetricError, RunFailedError, RunStopped
-from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.metric import Score, ScoringFunction
@@ -77,7 +77,7 @@ class Prober:
         self._settings = settings
         self._run = run = RunContext(settings, student, trainset, ledger=ledger)
         self._client, self._training = ReflectionClient(run), training
-        start = ExperienceLibrary.from_program(student)
+        start = library_in(student)
         self._history = History(self._client, Strategies(self._client), start, training, False)
         self._heard: _Heard | None = None
         self._sampler = Rollouts(run, "rollout", trainset, settings.temperature)

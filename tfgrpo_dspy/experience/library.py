@@ -234,22 +234,10 @@ class ExperienceLibrary:
         Raises:
             LibraryFormatError: a block was damaged, or two predictors disagree on an id.
         """
-        by_id: dict[str, Experience] = {}
-        next_number = 1
         for name, predictor in programs.named_predictors(program):
-            _, written, _ = programs.split_instructions(predictor.signature.instructions)
             if ids := programs.condensed_ids(predictor.signature.instructions):
                 warnings.warn(_LOST.format(name=name, ids=", ".join(ids)), stacklevel=2)
-            experiences, free = programs.parse_block(written, name) if written else ([], 1)
-            next_number = max(next_number, free, *(each.number + 1 for each in experiences))
-            for experience in experiences:
-                first = by_id.setdefault(experience.id, experience)
-                if first != experience:
-                    raise LibraryFormatError(
-                        f"Two predictors disagree on an id: {first} and {experience}; give both "
-                        f"lines the same text."
-                    )
-        return cls(by_id.values(), next_number=next_number)
+        return library_in(program)
 
     def to_dict(self) -> dict[str, Any]:
         """What `save` writes: the library with its evidence, as values that JSON has."""
@@ -295,6 +283,24 @@ class ExperienceLibrary:
             return cls(checked.experiences, next_number=checked.next_number)
         except ValueError as error:
             raise LibraryFormatError(f"{source}: {error}") from error
+
+
+def library_in(program: Any) -> ExperienceLibrary:
+    """The library that is baked into a program, as `from_program` gives it, without a warning."""
+    by_id: dict[str, Experience] = {}
+    next_number = 1
+    for name, predictor in programs.named_predictors(program):
+        _, written, _ = programs.split_instructions(predictor.signature.instructions)
+        experiences, free = programs.parse_block(written, name) if written else ([], 1)
+        next_number = max(next_number, free, *(each.number + 1 for each in experiences))
+        for experience in experiences:
+            first = by_id.setdefault(experience.id, experience)
+            if first != experience:
+                raise LibraryFormatError(
+                    f"Two predictors disagree on an id: {first} and {experience}; give both "
+                    f"lines the same text."
+                )
+    return ExperienceLibrary(by_id.values(), next_number=next_number)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from tfgrpo_dspy.calls.context import RunContext
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, sentence
 from tfgrpo_dspy.events import Proposal
-from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
+from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary, library_in
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.endings import why_useless
 from tfgrpo_dspy.run.final_choice import finish, unmeasured
@@ -57,7 +57,7 @@ class Run:
         self._history = History(
             self._client,
             self._strategies,
-            ExperienceLibrary.from_program(student),
+            library_in(student),
             training,
             self._is_recorded,
         )

@@ -13,7 +13,7 @@ import dspy
 
 from tfgrpo_dspy.budget.meter import price_of
 from tfgrpo_dspy.errors import written
-from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.experience.programs import language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.identity import Unseen, digest, object_identity
@@ -209,7 +209,7 @@ def _student_faults(settings: Settings, student: Any) -> Iterator[str]:
             f"experiences could be baked (sub-modules with _compiled=True are frozen; dspy.Flex "
             f"writes its own predictors while it runs)."
         )
-    n = len(ExperienceLibrary.from_program(student))
+    n = len(library_in(student))
     if n > settings.max_experiences:
         yield (
             f"max_experiences={settings.max_experiences}: the student starts with {n} "

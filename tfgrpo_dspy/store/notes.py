@@ -13,7 +13,7 @@ from tfgrpo_dspy.budget.account import LIMITS as PAID
 from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError
-from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.library import ExperienceLibrary, library_in
 from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
@@ -143,7 +143,7 @@ class RunManifest:
             )
         self._write(LATEST_RUN, {"run": self._run})
         if note is None:
-            self.note(Additions(ExperienceLibrary.from_program(student)), "")
+            self.note(Additions(library_in(student)), "")
         else:
             self._go_on(note)
 
