@@ -1,6 +1,6 @@
 """Modules of the package import only from the layers above their own in the list below.
 
-A folder counts as one module: `tasks/loop.py` is part of `run`.
+A folder counts as one module: `tasks/loop.py` is part of `tasks`.
 """
 
 import ast
@@ -112,7 +112,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def module_of(path: Path) -> str:
-    """The module that a file is part of: `run` for run.py and for tasks/loop.py."""
+    """The module that a file is part of: `tasks` for tasks/loop.py, `metric` for metric.py."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

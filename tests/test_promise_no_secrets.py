@@ -99,6 +99,26 @@ def test_a_key_that_the_provider_sends_back_is_in_no_log_no_report_and_no_error(
     assert [text for text in reported if KEY in text] == []
 
 
+class Telling(dspy.Module):
+    """A program that fails with what its LM was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:  # noqa: ARG002
+        message = f"refused with {KEY}"
+        raise ValueError(message)
+
+
+@pytest.mark.parametrize("max_errors", [0, 2, 5])
+def test_a_key_in_the_error_that_ends_a_run_is_not_told(lm: Any, max_errors: int) -> None:
+    with pytest.raises(RunFailedError) as failed:
+        compiled(lm, Telling(), max_errors=max_errors)
+    assert "refused with (secret)" in str(failed.value)
+    assert KEY not in "".join(traceback.format_exception(failed.value))
+
+
 def refusing(shown: str, **attributes: Any) -> dspy.LM:
     """An LM whose errors show the key, which is in one of its attributes."""
     lm = scripted_lm([("", RuntimeError(f"the client refused {shown}"))], num_retries=0)

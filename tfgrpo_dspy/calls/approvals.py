@@ -63,7 +63,6 @@ async def approved(run: RunContext, proposal: Proposal, applied: Applied, guard:
         name=f"approval of update {proposal.update}",
         key=_key(run, proposal),
         kind=ANSWERS,
-        role="approval",
         do=do,
         is_void=lambda answer: bool(answer.error or _faults(outcome_of(answer.operations))),
     )

@@ -25,18 +25,18 @@ def _raised(why: TrainingCut | TimeoutError) -> Any:
 class PaidCall(Generic[Result]):
     """A rollout, a reflection or an approval, which a run pays for once.
 
-    `role` is its role in the report. `do` does it; `without` is the result where a limit or the
-    clock leaves none. `taken` is what a result cost: LM calls, dollars, metric calls. A result
-    whose failure (`failure_of`) is no result is noted, and made again by a later start; one that is
-    void is neither noted nor counted. `count` counts a result, with the seconds that it took; None:
-    it was recorded before.
+    `role` is its role in the report; "": it has none. `do` does it; `without` is the result where a
+    limit or the clock leaves none. `taken` is what a result cost: LM calls, dollars, metric calls.
+    A result whose failure (`failure_of`) is not recorded is noted, and made again by a later start;
+    one that is void is neither noted nor counted. `count` counts a result, with the seconds that it
+    took; None: it was recorded before.
     """
 
     name: str
     key: str
     kind: TypeAdapter[Result]
-    role: str
     do: Callable[[], Awaitable[Result]]
+    role: str = ""
     where: Whereabouts | None = None
     without: Callable[[TrainingCut | TimeoutError], Result] = _raised
     taken: Callable[[Result], tuple[int, float, int]] = lambda _: (0, 0.0, 0)
@@ -72,8 +72,7 @@ def recorded(
             failure = call.failure_of(result)
             is_lost = failure is not None and not failure.kind.is_recorded
             result = run.records.keep(call.key, result, call.kind, is_lost)
-            call.count(result, time.monotonic() - begun_s)
-            run.errors.check(failure)
+            _count(run, call, result, time.monotonic() - begun_s)
         return result
 
     async def at_once() -> Result:
@@ -95,9 +94,17 @@ def _found(run: RunContext, call: PaidCall[Result]) -> Result | None:
     except TrainingCut as cut:
         return call.without(cut)
     if record is not None:
-        run.report.replayed[call.role] += 1
-        call.count(record, None)
+        _count(run, call, record, None)
     return record
+
+
+def _count(run: RunContext, call: PaidCall[Result], result: Result, seconds: float | None) -> None:
+    """Count a result as it is kept, without secrets."""
+    call.count(result, seconds)
+    if call.role and seconds is None:
+        run.report.replayed[call.role] += 1
+    elif call.role:
+        run.errors.check(call.failure_of(result))
 
 
 def _there(result: Result) -> "asyncio.Future[Result]":
