@@ -1,9 +1,11 @@
 """A user's script under `mlflow.dspy.autolog`: compiles once, with what its arguments say.
 
-python mlflow_child.py TRACKING_URI [autolog-first] [in-own-run] [twice] [gone] [fails]
+python mlflow_child.py TRACKING_URI [autolog-first] [in-own-run] [twice] [gone] [hangs] [fails]
 """
 
 import sys
+import threading
+import time
 
 import mlflow
 
@@ -36,6 +38,11 @@ elif "twice" in sys.argv:
     with mlflow.start_run(run_name="mine"):
         learned(seed=7)
         learned(seed=8)
+elif "hangs" in sys.argv:  # the server, from the first question on
+    mlflow.MlflowClient.search_experiments = lambda *_, **_named: threading.Event().wait(100)
+    begun = time.monotonic()
+    texts = library_texts(learned())
+    sys.stdout.write(f"learned {texts} in time: {time.monotonic() - begun < 60}\n")
 elif "gone" in sys.argv:  # the server, from the first update on
     mlflow.MlflowClient.log_batch = failing
     sys.stdout.write(f"learned {library_texts(learned())}\n")

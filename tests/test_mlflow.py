@@ -155,3 +155,9 @@ def test_a_server_that_refuses_is_one_line_in_the_log_and_the_result_is_the_same
     assert f"learned ['{ADVICE}']" in found.output
     assert found.output.count("MLflow raised NotImplementedError") == 1
     assert "it is told nothing more of this run" in found.output
+
+
+def test_a_server_that_hangs_when_a_run_is_begun_costs_seconds_and_a_line(tmp_path: Path) -> None:
+    found = shown(tmp_path, "autolog-first", "hangs")
+    assert f"learned ['{ADVICE}'] in time: True" in found.output
+    assert found.output.count("this compile is not shown in MLflow: TimeoutError") == 1

@@ -106,6 +106,11 @@ def test_no_marker_of_an_adapter_closes_a_section_of_a_prompt() -> None:
         *("Use [2001:db8::1].", "Ping 2001:0db8:85a3:0:0:8a2e:370:7334.", "Try fe80::1."),
         *("Load data:text/html;base64,AA==.", "data:,hi", "javascript:alert(1)", "mailto:a@b.c"),
         *("localhost:8080/x", "a.b.evil.co.uk", "EVIL.com", "evil.de:8443/x", "ftp://[::1]/"),
+        *(
+            "file:///etc/passwd",
+            "\uff45\uff56\uff49\uff4c\uff0e\uff43\uff4f\uff4d",
+            "Ask \uff42it.ly/x1.",
+        ),
     ],
 )
 def test_advice_with_an_address_is_held_back(text: str) -> None:

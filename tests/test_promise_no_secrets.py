@@ -6,7 +6,9 @@ The LM is a real client: DSPy's own way to an OpenAI-shaped server, on the loopb
 import functools
 import json
 import logging
+import os
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType, SimpleNamespace
 from typing import Any
@@ -28,6 +30,8 @@ from scripted import chat, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, SettingsError
 from tfgrpo_dspy.redaction import known_secrets
+from tfgrpo_dspy.report import html
+from tfgrpo_dspy.strategies import Strategy
 
 __all__ = ["server"]  # a fixture
 
@@ -317,3 +321,42 @@ def test_a_key_in_recorded_traces_is_in_no_prompt_and_in_no_report(
     assert any("(secret)" in text for text in prompts)
     assert not any(KEY in text for text in prompts)
     assert KEY not in json.dumps(optimized.detailed_results.to_dict())
+
+
+def rejected() -> None:
+    raise PermissionError(f"401 for {os.environ['SERVICE_TOKEN']}")
+
+
+@dataclass(frozen=True)
+class Rejected(Strategy):
+    async def rescue(self, *_: Any) -> Any:
+        rejected()
+
+
+def rejected_unless_polite(_example: Any, pred: Any, _trace: Any = None) -> float:
+    return 1.0 if pred.answer == "please" else rejected() or 0.0
+
+
+CODE: dict[str, dict[str, Any]] = {
+    "approve": {"approve": lambda _proposal: rejected()},
+    "on_event": {"on_event": lambda _event: rejected()},
+    "a strategy": {"strategies": [Rejected()]},
+    "a metric that mostly fails": {"metric": rejected_unless_polite},
+}
+
+
+@pytest.mark.parametrize("given_", CODE.values(), ids=CODE)
+def test_what_the_users_own_code_raises_shows_no_secret(
+    given_: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVICE_TOKEN", "tok-0123456789xyz")
+    shown = ""
+    with caplog.at_level(logging.DEBUG):
+        try:
+            program = learned(**given_)
+        except RunFailedError as failed:
+            shown, program = str(failed), failed.program
+    results = program.detailed_results
+    said = "\n".join([shown, caplog.text, json.dumps(results.to_dict()), html(results)])
+    assert "401 for (secret)" in said
+    assert "tok-0123456789xyz" not in said

@@ -16,6 +16,8 @@ from typing import Any
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import Event, RunEnded, UpdateDecided
 from tfgrpo_dspy.listeners.boards import end_figures, update_figures
+from tfgrpo_dspy.listeners.listening import in_time
+from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results.rows import RolloutRow, as_columns
 from tfgrpo_dspy.settings.schedule import RunSettings
@@ -35,31 +37,43 @@ def tracked(settings: RunSettings) -> Iterator[RunSettings]:
     """
     mlflow = _autologging()
     with contextlib.ExitStack() as opened:
+        run = None
         try:
             run = mlflow and (mlflow.active_run() or opened.enter_context(_run_of_its_own(mlflow)))
-        except Exception as error:  # noqa: BLE001 - whatever the tracking server brings about
-            logger.warning("this compile is not shown in MLflow: %s", described(error))
-            run = None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever the tracking server brings about
+            logger.warning("this compile is not shown in MLflow: %s", _described(error))
         trackers = (MlflowListener(mlflow, run.info.run_id, settings),) if run else ()
         yield replace(settings, trackers=trackers)
 
 
 @contextlib.contextmanager
 def _run_of_its_own(mlflow: Any) -> Iterator[Any]:
-    """A run of MLflow, which is ended as the compile was; that it cannot be ended ends nothing."""
+    """A run of MLflow, which is ended as the compile was; that it cannot be ended ends nothing.
+
+    MLflow asks its server in this thread, so it is looked before whether that answers.
+    """
     logger.info(
         "mlflow.dspy.autolog() was called before tfgrpo_dspy was imported, so MLflow shows no "
         "child runs; call it after the imports."
     )
+    client = mlflow.MlflowClient()
+    in_time(lambda: client.search_experiments(max_results=1))
     status, run = "FAILED", mlflow.start_run()
     try:
         yield run
         status = "FINISHED"
     finally:
         try:
+            in_time(lambda: client.get_run(run.info.run_id))
             mlflow.end_run(status)
         except Exception as error:  # noqa: BLE001 - as above
-            logger.warning("the run of MLflow could not be ended: %s", described(error))
+            logger.warning("the run of MLflow could not be ended: %s", _described(error))
+
+
+def _described(error: BaseException) -> str:
+    return redacted(described(error), known_secrets([]))
 
 
 def is_autologging() -> bool:

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import astuple, dataclass, field
@@ -75,6 +75,7 @@ class Ledger:
         self.is_late = False  # whether the clock has ended the training
         self._open: set[Reservation] = set()
         self._lock = threading.RLock()
+        self.clean: Callable[[str], str] = str  # takes secrets out of why the run ends
         self.waits_until = 0.0  # by the clock, as the log has said of a refused call
         self._stopping = threading.Event()
 
@@ -280,7 +281,7 @@ class Ledger:
         with self._lock:
             if not self._stopping.is_set():
                 keeps_reason = self.stopped_because and not is_failure
-                self.stopped_because = self.stopped_because if keeps_reason else reason
+                self.stopped_because = self.stopped_because if keeps_reason else self.clean(reason)
                 self.is_failure = is_failure
                 self._stopping.set()
 

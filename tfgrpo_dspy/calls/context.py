@@ -42,7 +42,8 @@ class RunContext:
         self.records = records or RunRecords(settings, student, trainset)
         self.manifest = RunManifest(settings, self.records, self.ledger)
         self.loop, self.remote = _loop_of(settings, self.ledger)
-        self.report = RunReport(settings, self.ledger)
+        self.ledger.clean = self.records.redacted
+        self.report = RunReport(settings, self.ledger, self.records.redacted)
         self.errors = ErrorLimit(self.ledger, settings.execution.max_errors)
         self.ended_because = "all epochs are done"  # unless something ends the run before
         self.loop.on_wait = self.report.progress.tick

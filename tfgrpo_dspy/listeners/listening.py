@@ -11,24 +11,55 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import Event
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 LONGEST_S, PATIENCE_S = 30.0, 5.0
 """How long the end of a run waits for a listener in all, and for each event."""
 FOR_FAILURES_S = 1.0  # how long the results wait for what a listener may raise
 
 
+def in_time(call: Callable[[], Result]) -> Result:
+    """What the call gives, in a thread of its own. Raises TimeoutError: nothing, for too long."""
+    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put((call(), None))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            answers.put((None, error))
+
+    target = contextvars.copy_context().run
+    threading.Thread(target=target, args=(work,), daemon=True, name="tfgrpo-listener").start()
+    try:
+        answer, error = answers.get(timeout=PATIENCE_S)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {PATIENCE_S:g} s") from None
+    if error is not None:
+        raise error
+    return answer  # type: ignore[no-any-return]
+
+
 class Listening:
-    """One listener behind a queue. It is told nothing more after `most_failures`."""
+    """One listener behind a queue. It is told nothing more after `most_failures`.
+
+    `clean` takes secrets out of what it raises.
+    """
 
     def __init__(
-        self, listener: Callable[[Event], Any], name: str, most_failures: float = float("inf")
+        self,
+        listener: Callable[[Event], Any],
+        name: str,
+        most_failures: float = float("inf"),
+        clean: Callable[[str], str] = str,
     ) -> None:
+        self._clean = clean
         self.n_failures = 0
         self._listener, self._name, self._most_failures = listener, name, most_failures
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
@@ -62,7 +93,7 @@ class Listening:
         if self.n_failures == 1:
             is_last = self.n_failures >= self._most_failures
             then = "; it is told nothing more of this run" if is_last else ""
-            logger.warning("%s raised %s%s", self._name, described(error), then)
+            logger.warning("%s raised %s%s", self._name, self._clean(described(error)), then)
 
     def drain(self, longest_s: float, patience_s: float) -> int:
         """Wait until the listener has been told everything; how many events are left."""

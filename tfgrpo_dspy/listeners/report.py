@@ -1,7 +1,9 @@
 """What the run has cost, what failed, what each update did, and why nothing was learned."""
 
 import logging
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partialmethod
 from typing import Any
@@ -35,7 +37,10 @@ LOGGED_BYTES = 500  # of a failure, whose message may quote a whole answer of an
 class RunReport:
     """Counts while the run goes on, in a log and a progress bar; `results` at its end."""
 
-    def __init__(self, settings: RunSettings, ledger: Ledger) -> None:
+    def __init__(
+        self, settings: RunSettings, ledger: Ledger, clean: Callable[[str], str] = str
+    ) -> None:
+        """`clean` takes secrets out of what is logged."""
         self.updates: list[UpdateRecord] = []
         self.failures: Counter[str] = Counter()
         self.usage = {role: Usage() for role in ROLES}
@@ -43,8 +48,10 @@ class RunReport:
         self.progress = Progress(settings, ledger)
         self._settings = settings
         self._ledger = ledger
-        of_user = [] if settings.on_event is None else [Listening(settings.on_event, "on_event")]
-        self._listening = [*of_user, *(Listening(each, "MLflow", 1) for each in settings.trackers)]
+        self._clean = clean
+        of_user = [] if settings.on_event is None else [(settings.on_event, "on_event", math.inf)]
+        listeners = [*of_user, *((each, "MLflow", 1) for each in settings.trackers)]
+        self._listening = [Listening(*each, clean) for each in listeners]
 
     def count_rollout(self, role: str, rollout: Rollout) -> None:
         """Count what a rollout has cost and how it failed."""
@@ -66,9 +73,8 @@ class RunReport:
     def count_failure(self, kind: str, message: str, times: int = 1) -> None:
         """Count a failure; the first of its kind is logged."""
         if times and not self.failures[kind]:
-            logger.warning(
-                "first failure of kind %r: %s", kind, shortened(printable(message), LOGGED_BYTES)
-            )
+            shown = shortened(printable(self._clean(message)), LOGGED_BYTES)
+            logger.warning("first failure of kind %r: %s", kind, shown)
         self.failures[kind] += times
 
     unknown_scope = partialmethod(count_failure, "unknown scope")

@@ -7,6 +7,7 @@ import functools
 import inspect
 import itertools
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -137,7 +138,7 @@ def unsafe_reason(text: str, task: Task | None = None) -> str:
     Whoever writes a training input can influence what the reflection LM writes. Advice that forbids
     a bad thing ("Never ignore the instructions.") is not held back, nor what the task is about.
     """
-    task = task or Task()
+    task, text = task or Task(), unicodedata.normalize("NFKC", text)  # letters of full width, too
     if any(says_same(text, sample) for sample in SAMPLES):
         return "repeats the sample answer of the prompt"
     for what, pattern in _HELD_BACK.items():

@@ -50,7 +50,7 @@ class RunRecords:
                     f"same compile with offline=False first."
                 )
         elif settings.log_dir is not None:
-            self.store = Store(settings.log_dir, self._redacted if self._secrets else str)
+            self.store = Store(settings.log_dir, self.redacted if self._secrets else str)
 
     def close(self) -> None:
         """Close the store."""
@@ -63,13 +63,14 @@ class RunRecords:
         What comes back from programs and LMs goes through this first of all, so that records,
         logs, reports and lessons are made of the same texts.
         """
-        return dict(cleaned(values, self._redacted)) if self._secrets else values
+        return dict(cleaned(values, self.redacted)) if self._secrets else values
 
     def cleaned(self, rollout: Rollout) -> Rollout:
         """A rollout that was made elsewhere, without secrets."""
         return Rollout.from_dict(self.without_secrets(rollout.to_dict()))
 
-    def _redacted(self, text: str) -> str:
+    def redacted(self, text: str) -> str:
+        """The text without these secrets."""
         return redacted(text, self._secrets)
 
     def find(self, key: str, kind: TypeAdapter[Kept]) -> Kept | None:
