@@ -171,7 +171,7 @@ class Loop:
             now = asyncio.get_running_loop().time()
             if math.isinf(self._ends_at):
                 grace_s = min(GRACE_S, GRACE_SHARE * self.ledger.seconds_kept or GRACE_S)
-                self._ends_at = now + 2 * grace_s
+                self._ends_at = now + 1.5 * grace_s
                 for timeout in self._timeouts:
                     timeout.reschedule(min(timeout.when() or math.inf, now + grace_s))
             elif now > self._ends_at:  # something hangs that is no task
