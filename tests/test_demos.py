@@ -2,6 +2,7 @@
 
 import datetime
 import re
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from decimal import Decimal
 from enum import Enum
@@ -20,7 +21,7 @@ from tfgrpo_dspy import ExperienceLibrary, Gate, StoreError, best_so_far
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
 from tfgrpo_dspy.sampling.additions import Additions
-from tfgrpo_dspy.sampling.demos import BestRollouts, add_demos, demos_of, first_demos
+from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool, add_demos, demos_of, first_demos
 
 
 def numbers_in(prompt: Prompt) -> list[int]:
@@ -68,7 +69,7 @@ def test_good_rollouts_are_shown_by_the_result_where_they_help() -> None:
     assert student.demos == []
     assert results.n_demos == 4
     (best,) = [finalist for finalist in results.finalists if finalist.is_best]
-    assert best.has_demos
+    assert best.demo_set
     assert best.chance > 0.95
     assert results.best.mean == pytest.approx(results.student.mean + results.gain.mean)
     assert results.nothing_learned == ""
@@ -85,7 +86,7 @@ def test_where_they_do_not_help_the_result_is_as_without(lm: dspy.LM) -> None:
     optimized = compiled(lm)
     assert shown(optimized) == []
     assert optimized.detailed_results.n_demos == 0
-    assert any(finalist.has_demos for finalist in optimized.detailed_results.finalists)
+    assert any(finalist.demo_set for finalist in optimized.detailed_results.finalists)
     without = compiled(world(), max_demos=0)
     assert optimized.dump_state() == without.dump_state()
     assert optimized.detailed_results.best == without.detailed_results.best
@@ -106,9 +107,43 @@ def test_a_student_that_never_succeeds_is_shown_what_the_labels_say() -> None:
     assert shown(optimized) != labelled[:8], "in an order mixed by the seed"
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_of_several_sets_of_demos_training_finds_the_one_that_helps(seed: int) -> None:
+    def answers(prompt: Prompt) -> str:
+        """Follows the last demo alone: only those of cases 0 to 3 help, others mislead."""
+        *demos, _ = numbers_in(prompt)
+        chance = 0.4 if not demos else 0.95 if demos[-1] < 4 else 0.1
+        return chat(answer=CODES[case_in(prompt.user)[1]] if luck_of(prompt) < chance else "no")
+
+    lm = world(answers=answers)
+    optimized = compiled(lm, max_demos=6, gate=None, epochs=4, seed=seed)
+    question, _ = shown(optimized)[-1]
+    assert int(question.split()[1].rstrip(",")) < 4
+    asked = map(numbers_in, (p for p in lm.engine.prompts if "Attempt" not in p.text))
+    helped = [demos[-1] < 4 for *demos, case in asked if demos and case < 12]
+    assert not all(helped[:24]), "the others are tried"
+    assert all(helped[-24:])
+    (best,) = (finalist for finalist in optimized.detailed_results.finalists if finalist.is_best)
+    assert best.demo_set in (1, 2, 3)
+
+
+@pytest.mark.parametrize("labelled", [range(8), ()], ids=["labels", "best rollouts"])
+def test_sets_of_demos_hide_the_example_itself_and_differ(labelled: Sequence[int]) -> None:
+    inputs = [case.question for case in cases(8)]
+    pool = DemoPool(predictor(), cases(8), inputs, labelled, 4, seed=0)
+    best = [rollout(i, 1.0, f"answer {i}") for i in range(8)]
+    hidden = {inputs[0], inputs[5]}
+    sets = [pool.choose(number, best, hidden) for number in range(1, pool.n_sets + 1)]
+    asked = [[dict(demo.fields)["question"] for demo in demos] for demos in sets]
+    assert [len(set(questions)) for questions in asked] == [4] * 3
+    assert len(set(map(tuple, asked))) == 3
+    assert labelled or asked[0] == [f"Case {i}" for i in (1, 2, 3, 4)], "the best first"
+    assert not {question for questions in asked for question in questions} & hidden
+
+
 def test_without_a_label_and_a_good_rollout_there_are_none_to_try() -> None:
     results = compiled(world(chance=0.0), **UNLABELLED).detailed_results
-    assert not any(finalist.has_demos for finalist in results.finalists)
+    assert not any(finalist.demo_set for finalist in results.finalists)
 
 
 @pytest.mark.parametrize(("with_demos", "n"), [(0.3, 1), (0.95, 5)])
@@ -177,7 +212,7 @@ def test_a_budget_is_kept_and_leaves_enough_to_try_them(max_lm_calls: int) -> No
     results = optimized.detailed_results
     assert len(shown(optimized)) == results.n_demos
     is_small = max_lm_calls == 45  # too small to try more than the likeliest candidate
-    assert is_small or any(finalist.has_demos for finalist in results.finalists)
+    assert is_small or any(finalist.demo_set for finalist in results.finalists)
     assert is_small or results.n_demos
 
 
@@ -236,7 +271,7 @@ def test_the_best_rollout_of_each_example_is_shown_where_it_is_above_the_mean(
         best.add(Group.of(example, [done], has_metric=True))
     may_show = (rollout for rollout in best.above_mean() if rollout.example != 9)
     demos = first_demos(may_show, predictor(), most)
-    assert "".join(dict(demo.fields)["answer"] for demo in demos) == shown
+    assert "".join(dict(demo.fields)["answer"] for (demo,) in demos) == shown
 
 
 class Agent(dspy.Module):

@@ -295,7 +295,7 @@ def test_an_effect_is_what_the_model_says_by_its_definition(rows: Any, tells: bo
     mean = share @ means
     expected = mean, np.sqrt(share @ (np.square(sds) + (means - mean) ** 2))
     chance = share @ norm.cdf((np.array(means) - 0.01 * scale) / sds)
-    bare = np.zeros(len(y), dtype=bool)  # without demos
+    bare = np.zeros((len(y), 0), dtype=bool)  # without demos
     found = posterior(Data(example, y, given_it[:, None], near[None], np.array([tells]), bare))
     assert [float(each[0]) for each in found] == pytest.approx([*expected, chance], abs=1e-6)
 
@@ -306,9 +306,9 @@ def test_more_is_asked_of_an_experience_where_a_better_one_leaves_nothing_to_gai
     present = np.column_stack(given).astype(bool)
     near = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]], dtype=float)
     scores = 0.9 * (present[:, 0] & (example < 2)) + 0.02 * (present[:, 1:].sum(axis=1))
-    bare = np.zeros(len(scores), dtype=bool)  # without demos
+    bare = np.zeros((len(scores), 0), dtype=bool)  # without demos
     data = Data(example, scores, present, near, np.array([True, True, True]), bare)
-    (_, second, alone, _), _, (first, covered, needed, _) = posterior(data)
+    (_, second, alone), _, (first, covered, needed) = posterior(data)
     assert second == pytest.approx(alone, abs=0.002), "both add as little"
     assert first > 0.99
     assert covered < 0.5 < needed
@@ -317,7 +317,7 @@ def test_more_is_asked_of_an_experience_where_a_better_one_leaves_nothing_to_gai
 def test_advice_about_none_of_the_training_examples_leaves_other_beliefs_sound() -> None:
     example, helped = np.arange(40) % 4, np.arange(40) % 3 > 0
     present, near = np.column_stack([helped, ~helped]), np.array([[1.0] * 4, [0.0] * 4])
-    told, bare = np.array([True, True]), np.zeros(40, dtype=bool)  # without demos
+    told, bare = np.array([True, True]), np.zeros((40, 0), dtype=bool)  # without demos
     assert posterior(Data(example, 1.0 * helped, present, near, told, bare))[2][0] > 0.9
 
 

@@ -281,9 +281,7 @@ def test_results_show_the_means_of_objectives_and_who_is_best_in_its_own_way() -
 
 def finalist(*ids: str, n: int = 8, best: bool = False, **objectives: float) -> Finalist:
     score = ScoreSummary.of([*[0.5] * (n - 1), None if best else 0.5])  # one of the result failed
-    return Finalist(
-        ids, has_demos=False, score=score, chance=0.5, is_best=best, objectives=objectives
-    )
+    return Finalist(ids, demo_set=0, score=score, chance=0.5, is_best=best, objectives=objectives)
 
 
 def test_candidates_are_compared_on_as_many_examples_and_may_lack_an_objective() -> None:

@@ -115,7 +115,7 @@ class Prober:
         first, *_ = self._samples(batch, batch.examples[0], N_PAIRS, None)
         await self._make(dict([first]))  # alone: what it takes says how many may begin at once
         advice = await self._drafted()
-        n_pairs = N_PAIRS if advice or history.demos.choose((), frozenset()) else MOST_CALLS
+        n_pairs = N_PAIRS if advice or history.demos.choose(1, (), frozenset()) else MOST_CALLS
         samples = {
             key: sample
             for place, example in enumerate(batch.examples)
@@ -149,9 +149,11 @@ class Prober:
         bare = [*[k for k in range(size) if not assigned[k].demos], *with_demos]
         start = Additions(self._history.start)
         wanted = [(BARE, k, start) for k in bare[: 1 + (n_pairs > 0)]]
-        demos = self._history.demos.choose((), {inputs_text(self._run.trainset[example])})
-        if demos:
-            wanted.append((DEMOS, (with_demos or bare)[0], replace(start, demos=demos)))
+        k = (with_demos or bare)[0]
+        set_ = max(1, assigned[k].demo_set)  # as the run will show it
+        hidden = {inputs_text(self._run.trainset[example])}
+        if demos := self._history.demos.choose(set_, (), hidden):
+            wanted.append((DEMOS, k, replace(start, demos=demos, demo_set=set_)))
         if advice:
             wanted.append((ADVICE, bare[0], advice))
         for n, (kind, k, additions) in enumerate(wanted):

@@ -47,13 +47,13 @@ class BayesianGate(Gate):
         library, rivals = _proposed(evidence)
         advice_sources = _known(evidence, [*library, *rivals.values()])
         data = _data(evidence, advice_sources)
-        counts = np.append(data.present.sum(axis=0), data.has_demos.sum())
+        counts = np.append(data.present.sum(axis=0), data.demos.sum(axis=0))
         scale = NO_SCORES.including(data.scores.tolist())
         widest = math.inf if scale.is_flat else scale.highest - scale.lowest
         columns = (*posterior(data), counts, np.full(len(counts), widest))
         figures = zip(*(column.tolist() for column in columns), strict=True)
-        sd, (*of_advice, of_demos) = score_sd(data.scores), itertools.starmap(Belief, figures)
-        beliefs = dict(zip(advice_sources, of_advice, strict=True))
+        sd, every = score_sd(data.scores), [*itertools.starmap(Belief, figures)]
+        beliefs = dict(zip(advice_sources, every, strict=False))
         doubted = {op.id for op in evidence.operations if isinstance(op, Delete)}
         kept: dict[str, Experience] = {}
         dropped: dict[str, str] = {}
@@ -85,7 +85,7 @@ class BayesianGate(Gate):
             beliefs=beliefs,
             rivals={id_: rival for id_, rival in rivals.items() if id_ in kept},
             is_open=gain > OPEN_ABOVE * sd,  # what is expected of knowing every effect on trial
-            demos=of_demos,
+            demos=tuple(every[len(beliefs) :]),
         )
 
     def assign(self, plan: GroupPlan) -> Sequence[ExperienceLibrary]:
@@ -102,13 +102,24 @@ class BayesianGate(Gate):
                     held[k].append(texts[k])
         return tuple(decision.library.holding(of_one) for of_one in held)
 
-    def shows_demos(self, plan: GroupPlan) -> Sequence[bool]:
-        """Demos are tried like an experience."""
-        belief = plan.decision.demos
-        chance = belief.chance if belief else float(ndtr((DEMOS[0] - DEMOS_PRICE) / DEMOS[1]))
+    def demo_sets(self, plan: GroupPlan) -> Sequence[int]:
+        """A set of demos is tried like an experience: by what is believed of the likeliest one.
+
+        Which set it is, is drawn by what is believed of each (Thompson sampling).
+        """
+        beliefs = plan.decision.demos
+        chance = float(ndtr((DEMOS[0] - DEMOS_PRICE) / DEMOS[1]))
+        if beliefs:
+            chance = max(belief.chance for belief in beliefs)
         chance = chance if chance >= DEMOS_BELOW else 0.0
         chance = 1.0 if chance >= SETTLE_ABOVE else min(chance, MOST_TRIED)
-        return tuple(share < chance for share in _shares(plan, "demos"))
+        rng = random.Random(f"{plan.update}/{plan.example}/sets of demos")
+        figures = [(b.mean, b.sd) for b in beliefs] or [(0.0, 1.0)] * plan.n_demo_sets
+        sets = []
+        for share in _shares(plan, "demos"):
+            drawn = [rng.gauss(*each) for each in figures]
+            sets.append(1 + drawn.index(max(drawn)) if share < chance else 0)
+        return tuple(sets)
 
     def finalists(self, decision: Decision) -> Sequence[ExperienceLibrary]:
         """All experiences that a program would be given, halves of them, and the best few alone.
@@ -193,13 +204,15 @@ def _data(evidence: RunEvidence, advice_sources: Mapping[Advice, set[int]]) -> D
     present = np.zeros((len(scored), len(advice_sources)), dtype=bool)
     rows = [row for row, rollout in enumerate(scored) for _ in rollout.library]
     present[rows, [column[e.advice] for rollout in scored for e in rollout.library]] = True
+    shown = np.array([rollout.demo_set for rollout in scored], dtype=np.int64)
+    demos = shown[:, None] == np.arange(1, evidence.n_demo_sets + 1)
     return Data(
         examples=np.array([place[rollout.example] for rollout in scored], dtype=np.int64),
         scores=np.array([rollout.score for rollout in scored], dtype=float),
         present=present,
         relevance=np.array(near).reshape(len(advice_sources), len(training)),
         tells=np.array([tells for _, tells in relevances], dtype=bool),
-        has_demos=np.array([rollout.has_demos for rollout in scored], dtype=bool),
+        demos=demos,
     )
 
 

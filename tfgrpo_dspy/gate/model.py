@@ -45,8 +45,9 @@ LEAST_LEFT = 0.05  # the least share of the usual effect that is expected of an 
 PRICE, COVERED_PRICE = 0.01, 0.07
 """What an experience must add to be worth its tokens. Where its text names its examples, that is
 more, up to the second, the less better ones leave to gain there: what it adds is mostly luck."""
-DEMOS, DEMOS_PRICE = (0.1, 0.5), 0.05
-"""What demos add, its uncertainty, and what they must add to be shown."""
+DEMOS, DEMOS_SPREAD, DEMOS_PRICE = (0.1, 0.5), 0.3, 0.05
+"""What demos add, its uncertainty, how far one set of them is from another, and what a set must add
+to be shown."""
 EASE = 0.5  # spread of the ease of examples
 NOISE, NOISE_COUNT = 0.8, 5.0  # prior of the noise within an example, worth so many rollouts
 ROOT_2_PI = math.sqrt(2 * math.pi)
@@ -62,7 +63,7 @@ class Data:
         present: which of the experiences each rollout was given; shape (n, J).
         relevance: of each example for each experience; shape (J, number of examples).
         tells: whether an experience's text says what it is about; shape (J,).
-        has_demos: whether each rollout showed demos; shape (n,).
+        demos: which of the K sets of demos each rollout showed; shape (n, K).
     """
 
     examples: NDArray[np.int64]
@@ -70,12 +71,12 @@ class Data:
     present: Flags
     relevance: Matrix
     tells: Flags
-    has_demos: Flags
+    demos: Flags
 
 
 Posterior = tuple[Matrix, Matrix, Matrix]
-"""Of each experience's value, and that of demos, in points of the score: its mean, its standard
-deviation, and the probability that it exceeds its price; each of shape (J + 1,)."""
+"""Of the value of each experience and each set of demos, in points of the score: its mean, its
+standard deviation, and the probability that it exceeds its price; each of shape (J + K,)."""
 
 
 def score_sd(scores: Sequence[float] | Matrix) -> float:
@@ -90,7 +91,7 @@ def above_zero(mean: float, sd: float) -> float:
 
 
 def posterior(data: Data) -> Posterior:
-    """What the rollouts say of the value of each experience, and of demos.
+    """What the rollouts say of the value of each experience, and of each set of demos.
 
     The value is the mean of `m_j + a_j r_ij` over the examples: what the experience adds on others
     like them. The regression is made twice. The first one tells how much better experiences leave
@@ -111,7 +112,7 @@ def _left_to_gain(data: Data, sums: "_Sums", weights: Matrix, first: Posterior) 
     Better are those of a higher value that a program would be given.
     """
     n, top = len(data.tells), float(data.scores.max())
-    values, _, chances = (figures[:-1] for figures in first)
+    values, _, chances = (figures[:n] for figures in first)
     missed = sums.scores - sums.rows @ weights
     bare = weights[-1] + missed / (sums.counts + (NOISE / EASE) ** 2)
     is_given = (chances > 0.5)[:, None]
@@ -130,21 +131,22 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
 
     `left` is what `_left_to_gain` says of each experience; shape (J,).
     """
-    n = len(data.tells)
+    n, n_sets = len(data.tells), data.demos.shape[1]
     scale = score_sd(data.scores)
     parts = _parts(data, left)
     gram, projection = parts.T @ sums.gram @ parts, parts.T @ sums.projection
-    values = np.zeros((n + 1, 2 * n + 2))
+    values = np.zeros((n + n_sets, 2 * n + n_sets + 1))
     values[:n, : 2 * n] = np.hstack([np.eye(n), np.diag(data.relevance.mean(axis=1))])
-    values[n, -2] = 1.0
+    values[n:, 2 * n : -1] = np.eye(n_sets)
     values = values @ parts
     expected, common = np.array([BROAD_MEAN, LOCAL_MEAN, ALIKE_MEAN, DEMOS, (0.0, 1.0)]).T
-    centre = np.concatenate([np.zeros(2 * n), expected * scale])
+    centre = np.concatenate([np.zeros(2 * n + n_sets), expected * scale])
     centre[-1] = float(data.scores.mean()) if len(data.scores) else 0.0
     logs, means, weights, roots = [], [], [], []
     for local, broad in itertools.product(LOCAL_SPREADS, BROAD_SPREADS):
         elsewhere = np.where(data.tells, min(TOLD_BROAD_SPREAD, broad), broad)
-        sd = np.concatenate([elsewhere, np.full(n, local), common]) * scale
+        spreads = elsewhere, np.full(n, local), np.full(n_sets, DEMOS_SPREAD), common
+        sd = np.concatenate(spreads) * scale
         root = cholesky(gram + np.diag(sd**-2.0), lower=True, check_finite=False)
         shifted = projection + centre / sd**2
         mean = cho_solve((root, True), shifted, check_finite=False)
@@ -156,7 +158,7 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
     share = np.exp(np.array(logs) - max(logs))
     share /= share.sum()
     covered = (COVERED_PRICE - PRICE) * data.tells * (1 - left) ** 2
-    price = np.append(PRICE + covered, DEMOS_PRICE) * scale
+    price = np.append(PRICE + covered, np.full(n_sets, DEMOS_PRICE)) * scale
     return _mixture(share, np.array(means), roots, price), parts @ (share @ np.array(weights))
 
 
@@ -172,15 +174,16 @@ def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: Matrix) -
 def _parts(data: Data, left: Matrix) -> Matrix:
     """Which of the weights an effect consists of: its own deviation, and a mean in common.
 
-    The rows are the columns of `_Sums`: the broad effects, the local effects, demos, and the level.
-    The columns are the weights: a deviation for each effect, the three common means, demos, level.
+    The rows are the columns of `_Sums`: the broad effects, the local effects, the sets of demos,
+    and the level. The columns are the weights: a deviation for each effect, the common means of the
+    three sorts of experiences and of demos, and the level.
     """
-    n = len(data.tells)
-    common = np.zeros((2 * n + 2, 5))
+    n, n_effects = len(data.tells), 2 * len(data.tells) + data.demos.shape[1]
+    common = np.zeros((n_effects + 1, 5))
     common[:n, 0] = ~data.tells
-    common[n:-2, 1], common[n:-2, 2] = left * data.tells, left * ~data.tells
-    common[-2, 3] = common[-1, 4] = 1.0
-    return np.hstack([np.eye(2 * n + 2, 2 * n), common])
+    common[n : 2 * n, 1], common[n : 2 * n, 2] = left * data.tells, left * ~data.tells
+    common[2 * n : -1, 3] = common[-1, 4] = 1.0
+    return np.hstack([np.eye(n_effects + 1, n_effects), common])
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +192,7 @@ class _Sums:
 
     Args:
         gram, projection: X'WX and X'Wy, where W integrates out noise and the ease of each example;
-            shapes (2 J + 2, 2 J + 2) and (2 J + 2,).
+            shapes (P, P) and (P,), where P = 2 J + K + 1.
         rows, scores, counts: the sums of x and y, and the number of rollouts, of each example.
     """
 
@@ -204,7 +207,7 @@ class _Sums:
         n_rollouts, n_examples = len(data.scores), data.relevance.shape[1]
         local = data.present * data.relevance.T[data.examples]
         level = np.ones(n_rollouts)
-        x = np.column_stack([data.present, local, data.has_demos, level])
+        x = np.column_stack([data.present, local, data.demos, level])
         places = data.examples, np.arange(n_rollouts)
         by_example = csr_array((np.ones(n_rollouts), places), (n_examples, n_rollouts))
         rows, scores = by_example @ x, by_example @ data.scores
@@ -219,7 +222,7 @@ class _Sums:
 
 def _noise(data: Data, scale: float) -> float:
     """The variance of the scores of one example with the same experiences."""
-    columns = np.column_stack([data.present, data.has_demos])
+    columns = np.column_stack([data.present, data.demos])
     cells = np.column_stack([data.examples, np.packbits(columns, axis=1)])
     _, cell = np.unique(cells, axis=0, return_inverse=True)
     counts = np.bincount(cell)

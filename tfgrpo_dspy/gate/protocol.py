@@ -60,14 +60,14 @@ class Measured:
     """The score of one rollout with a library on one example.
 
     `example` is the example's position in its set. The score is None where the rollout has none,
-    for instance because the provider failed. `has_demos`: the program showed the best rollouts of
-    other examples as demos.
+    for instance because the provider failed. `demo_set`: which of the run's sets of demos the
+    program showed, from 1; 0: none.
     """
 
     library: ExperienceLibrary
     example: int
     score: float | None
-    has_demos: bool = False
+    demo_set: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Decision:
         rivals: by id, the other text of an experience that an operation has modified, while it is
             undecided which of the two is better.
         is_open: whether further rollouts could still change what a program would be given.
-        demos: what is believed of showing the best rollouts as demos; None: nothing.
+        demos: what is believed of each of the run's sets of demos; empty: nothing.
     """
 
     library: ExperienceLibrary
@@ -94,7 +94,7 @@ class Decision:
     beliefs: Mapping[Advice, Belief] = field(default_factory=dict)
     rivals: Mapping[str, Experience] = field(default_factory=dict)
     is_open: bool = False
-    demos: Belief | None = None
+    demos: tuple[Belief, ...] = ()
 
     @property
     def result(self) -> ExperienceLibrary:
@@ -114,6 +114,7 @@ class RunEvidence:
             known.
         training: the positions of the examples that are trained on.
         limits: what the library may hold.
+        n_demo_sets: how many sets of demos the run may show.
     """
 
     previous: Decision
@@ -122,6 +123,7 @@ class RunEvidence:
     texts: tuple[str, ...] = ()
     training: tuple[int, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    n_demo_sets: int = 0
 
     @property
     def proposed(self) -> ExperienceLibrary:
@@ -134,12 +136,14 @@ class GroupPlan:
     """A training group that is about to be made: `n_rollouts` of one example.
 
     `decision` is the latest one made in time for the group; `update` counts the updates from 0.
+    `n_demo_sets`: how many sets of demos the rollouts may show.
     """
 
     decision: Decision
     example: int
     update: int
     n_rollouts: int
+    n_demo_sets: int = 0
 
 
 class Gate:
@@ -158,9 +162,9 @@ class Gate:
         """The library of each rollout of a group; by default the whole library."""
         return (plan.decision.library,) * plan.n_rollouts
 
-    def shows_demos(self, plan: GroupPlan) -> Sequence[bool]:
-        """Whether each rollout of a group shows the best rollouts as demos; by default none."""
-        return (False,) * plan.n_rollouts
+    def demo_sets(self, plan: GroupPlan) -> Sequence[int]:
+        """Which set of demos each rollout of a group shows, from 1; by default 0: none."""
+        return (0,) * plan.n_rollouts
 
     def finalists(self, decision: Decision) -> Sequence[ExperienceLibrary]:
         """The libraries that are compared with the student at the end, the most promising first."""

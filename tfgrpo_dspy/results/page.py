@@ -145,7 +145,8 @@ def objectives(finalists: Sequence[Finalist]) -> Section:
         compared_finalists[1:], key=lambda other: (not other.is_best, id(other) not in best)
     )
     for each in [compared_finalists[0], *order][:MOST_CANDIDATES]:
-        more = ["demos"] * each.has_demos + ["condensed"] * each.is_condensed
+        more = [f"demos {each.demo_set}"] if each.demo_set else []
+        more += ["condensed"] * each.is_condensed
         name = "result" if each.is_best else "student" if each is finalists[0] else "candidate"
         means = [
             f"{each.objectives[name]:z.3f}" if name in each.objectives else "" for name in names

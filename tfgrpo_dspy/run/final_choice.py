@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -34,7 +34,6 @@ from tfgrpo_dspy.run.condensing import condensed_choice, records_of
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measurements import Measurements
 from tfgrpo_dspy.sampling.additions import Additions
-from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.settings.checks import inputs_text, policy_lms
 from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED
 
@@ -45,7 +44,6 @@ DEMOS_SD = 0.3
 DEMOS_ERROR = 0.25
 """How far the effect of demos on validation may be from that in training, in the same unit."""
 NOTHING = Amount()
-DEMOS = "demos"  # the name of the demos among the parts of a candidate
 
 
 def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Sequence[Any]) -> Any:
@@ -53,14 +51,13 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
 
     With `NoGate`, the last library is returned, whether it is better or not.
     """
-    demos = history.demos.choose(history.latest.best, set(map(inputs_text, valset)))
     run.ledger.open_reserve()
     if run.settings.metric is None:
         valset = testset = ()
     entries: dict[int, Finalist] = {}
     why = "the last library: nothing is compared"
     if run.settings.measures and valset:
-        candidates = _candidates(history, demos)
+        candidates = _candidates(history, set(map(inputs_text, valset)))
         measured = Measurements(run, "validation", valset, candidates, history)
         place, entries, why = _race(run, history, measured)
     else:
@@ -172,11 +169,17 @@ def _with_student(history: History, result: Additions) -> list[Additions]:
     return [result] if result == student else [student, result]
 
 
-def _candidates(history: History, demos: tuple[Demo, ...]) -> list[Additions]:
-    """The student and its rivals, each without and with demos."""
-    candidates = [Additions(library) for library in (history.start, *history.finalists())]
-    candidates += [replace(each, demos=demos) for each in candidates]
-    return list(dict.fromkeys(candidates))
+def _candidates(history: History, hidden: Set[str]) -> list[Additions]:
+    """The student and its rivals, each without demos and with each set of them."""
+    bare = [Additions(library) for library in (history.start, *history.finalists())]
+    candidates = {(each.library, each.demos): each for each in bare}
+    for number in range(1, history.demos.n_sets + 1):
+        demos = history.demos.choose(number, history.latest.best, hidden)
+        for each in bare if demos else ():
+            candidates.setdefault(
+                (each.library, demos), replace(each, demos=demos, demo_set=number)
+            )
+    return list(candidates.values())
 
 
 def _tested(
@@ -208,11 +211,13 @@ def _race(
     candidates = [_parts(candidate) for candidate in measured.candidates]
     parts = {part: (0.0, sd) for candidate in candidates for part in candidate}
     parts |= {advice: (b.mean, b.sd) for advice, b in history.decision.beliefs.items()}
-    belief = history.decision.demos
-    parts[DEMOS] = (0.0, DEMOS_SD * sd)
-    if belief and belief.n_rollouts:
-        parts[DEMOS] = (belief.mean, math.hypot(belief.sd, DEMOS_ERROR * sd))
-    prices = {DEMOS: DEMOS_PRICE * sd}
+    sets = range(1, history.demos.n_sets + 1)
+    parts |= {number: (0.0, DEMOS_SD * sd) for number in sets}
+    beliefs = history.decision.demos
+    if any(belief.n_rollouts for belief in beliefs):
+        errors = (math.hypot(belief.sd, DEMOS_ERROR * sd) for belief in beliefs)
+        parts |= zip(sets, zip((b.mean for b in beliefs), errors, strict=True), strict=True)
+    prices = dict.fromkeys(sets, DEMOS_PRICE * sd)
     race = Race(tuple(candidates), parts, prices, sd, measured.n_examples)
     with suppress(RunStopped):  # what was measured by then decides
         while pairs := _next_round(run, race, account, measured.scores()):
@@ -229,7 +234,7 @@ def _race(
     finalists = {
         c: Finalist(
             ids=tuple(experience.id for experience in candidate.library),
-            has_demos=bool(candidate.demos),
+            demo_set=candidate.demo_set,
             score=ScoreSummary.of(measured.scores_of(c), measured.scale),
             chance=race.chance(c, 0, scores),
             is_best=c == best,
@@ -270,9 +275,9 @@ def _next_round(
 
 
 def _parts(candidate: Additions) -> frozenset[Hashable]:
-    """What it has more than the bare program: its advice, and the demos."""
+    """What it has more than the bare program: its advice, and the number of its set of demos."""
     advice: set[Hashable] = {experience.advice for experience in candidate.library}
-    return frozenset(advice | {DEMOS} if candidate.demos else advice)
+    return frozenset(advice | {candidate.demo_set} if candidate.demos else advice)
 
 
 def _n_left(

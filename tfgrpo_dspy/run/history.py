@@ -116,26 +116,29 @@ class History:
     def assigned(self, batch: Batch, example: int, n: int) -> list[Additions]:
         """What each rollout of a group is given. Raises GateError: the gate gave no such.
 
-        Demos are given from the second epoch on: before, there are few rollouts to choose from.
+        Demos of rollouts are given from the second epoch on: before, there are few to choose from.
         """
-        gate = self._run.settings.gate
-        plan = GroupPlan(batch.decision, example, batch.update, n)
+        gate, n_sets = self._run.settings.gate, self.demos.n_sets
+        plan = GroupPlan(batch.decision, example, batch.update, n, n_sets)
         libraries: Sequence[ExperienceLibrary] = (batch.library,) * n
         if any(experience.is_on_trial for experience in batch.library):
             wanted = f"return {n} libraries, one for each rollout of the group"
             libraries = _checked(gate, "assigned", gate.assign(plan), wanted, n)
         best = batch.base.best if batch.epoch else ()
-        demos = self.demos.choose(best, {self._inputs[example]})
-        shown: Sequence[bool] = (False,) * n
-        if demos:
-            wanted = f"return {n} booleans, one for each rollout of the group"
-            shown = _checked(gate, "showed demos", gate.shows_demos(plan), wanted, n, bool)
+        hidden = {self._inputs[example]}
+        sets = [(), *(self.demos.choose(k, best, hidden) for k in range(1, n_sets + 1))]
+        shown: Sequence[int] = (0,) * n
+        if any(sets):
+            wanted = f"return {n} numbers from 0 to {n_sets}, one for each rollout of the group"
+            shown = _checked(gate, "chose the demos", gate.demo_sets(plan), wanted, n, int)
+            if not all(0 <= k <= n_sets for k in shown):
+                raise GateError(f"{gate!r} chose the demos {shown!r}; {wanted}.")
         pairs = zip(libraries, shown, strict=True)
-        return [Additions(library, demos if is_shown else ()) for library, is_shown in pairs]
+        return [Additions(library, sets[k], demo_set=k) for library, k in pairs]
 
     @cached_property
     def demos(self) -> DemoPool:
-        """What demos the run may show."""
+        """The sets of demos that the run may show."""
         return DemoPool(
             self._run.student,
             self._run.trainset,
@@ -224,6 +227,7 @@ class History:
             texts=self._texts,
             training=self._training,
             limits=self._run.settings.limits,
+            n_demo_sets=self.demos.n_sets,
         )
         decision = gate.decide(evidence)
         is_one = isinstance(decision, Decision)
@@ -287,7 +291,7 @@ def _measured(sampled: SampledGroup, score_range: ScoreRange) -> Iterator[Measur
     additions = [one for one, aid in zip(sampled.additions, sampled.aids, strict=True) if not aid]
     scores = floored(sampled.unaided.all_rollouts, score_range, for_advice=True)
     for one, score in zip(additions, scores, strict=True):
-        yield Measured(one.library, sampled.group.example, score, bool(one.demos))
+        yield Measured(one.library, sampled.group.example, score, one.demo_set)
 
 
 def _checked(

@@ -9,7 +9,7 @@ import random
 import statistics
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 
@@ -18,6 +18,11 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import as_fields, parsed
 
+T = TypeVar("T")
+
+N_SETS = 3
+"""So many sets of demos a run compares. With a small LM, which examples are shown, and in which
+order, may matter more than whether any are (`docs/measurements.md`)."""
 LEAST_BEST = 4
 """Demos are made of rollouts once so many examples have a good one."""
 
@@ -69,15 +74,18 @@ def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
 
 
 class DemoPool:
-    """The demos that a run may show: of labelled examples, else of the best rollouts.
+    """The sets of demos that a run may show: of labelled examples, else of the best rollouts.
+
+    `n_sets` is how many there are. Each set of labelled examples is another draw in another order;
+    the sets of the best rollouts differ in their order alone, and the first begins with the best.
 
     Args:
         program: the student.
         trainset: the examples that rollouts refer to by their position.
         inputs: the inputs of each of them as a text.
         labelled: positions of the examples whose labels may be shown; empty: none.
-        most: how many examples, or rollouts, become demos.
-        seed: mixes the labelled examples.
+        most: how many examples, or rollouts, become the demos of a set.
+        seed: draws and mixes the examples.
     """
 
     def __init__(
@@ -89,21 +97,29 @@ class DemoPool:
         most: int,
         seed: int,
     ) -> None:
-        self._program, self._inputs, self._most = program, inputs, most
-        order = list(labelled if most else ())
-        random.Random(f"{seed}/demos").shuffle(order)
-        demos = ((i, labelled_demos(trainset[i], program)) for i in order)
+        self._program, self._inputs, self._most, self._seed = program, inputs, most, seed
+        demos = ((i, labelled_demos(trainset[i], program)) for i in (labelled if most else ()))
         self._labelled = [(inputs[i], shown) for i, shown in demos if shown]
+        self.n_sets = N_SETS if most else 0
 
-    def choose(self, best: Sequence[Rollout], hidden: Set[str]) -> tuple[Demo, ...]:
-        """Demos with other inputs than the `hidden` ones; `best`: the best rollouts, best first."""
+    def choose(self, number: int, best: Sequence[Rollout], hidden: Set[str]) -> tuple[Demo, ...]:
+        """The demos of set `number` (from 1) with other inputs than the `hidden` ones.
+
+        `best` are the best rollouts, the best first.
+        """
         if self._labelled:
-            shown = [demos for inputs, demos in self._labelled if inputs not in hidden]
-            return tuple(itertools.chain(*shown[: self._most]))
-        if len(best) < min(LEAST_BEST, self._most):
+            mixed = self._mixed(self._labelled, number)
+            shown = [demos for inputs, demos in mixed if inputs not in hidden][: self._most]
+        elif len(best) < min(LEAST_BEST, self._most):
             return ()
-        usable = (rollout for rollout in best if self._inputs[rollout.example] not in hidden)
-        return first_demos(usable, self._program, self._most)
+        else:
+            usable = (rollout for rollout in best if self._inputs[rollout.example] not in hidden)
+            shown = first_demos(usable, self._program, self._most)
+            shown = shown if number == 1 else self._mixed(shown, number)
+        return tuple(itertools.chain(*shown))
+
+    def _mixed(self, items: Sequence[T], number: int) -> list[T]:
+        return random.Random(f"{self._seed}/demos/{number}").sample(items, len(items))
 
 
 class BestRollouts:
@@ -133,10 +149,10 @@ def _score_of(rollout: Rollout) -> float:
     return -math.inf if rollout.score is None else rollout.score
 
 
-def first_demos(rollouts: Iterable[Rollout], program: Any, most: int) -> tuple[Demo, ...]:
-    """The demos of the first `most` rollouts that give any."""
+def first_demos(rollouts: Iterable[Rollout], program: Any, most: int) -> list[tuple[Demo, ...]]:
+    """The demos of each of the first `most` rollouts that give any."""
     candidates = (demos_of(rollout, program) for rollout in rollouts)
-    return tuple(itertools.chain(*itertools.islice(filter(None, candidates), most)))
+    return list(itertools.islice(filter(None, candidates), most))
 
 
 def add_demos(program: Any, demos: Sequence[Demo]) -> None:
