@@ -19,10 +19,10 @@ HINT = "\n\nA hint for this input: "
 class Additions:
     """A library, and demos after the student's own; in an extra attempt also a hint or a teacher.
 
-    `demo_set` says which of the run's sets the demos are, from 1; 0: there are none. `condensed`: by
-    predictor, the text that takes the place of its instructions and experiences. `hint` stands at
-    the end of the instructions. `teacher` is another program, which runs as it is, or an LM, which
-    the student runs on.
+    `demo_set` says which of the run's sets the demos are, from 1; 0: there are none.
+    `condensed`: by predictor, the text that takes the place of its instructions and experiences.
+    `hint` stands at the end of the instructions. `teacher` is another program, which runs as it is,
+    or an LM, which the student runs on.
     """
 
     library: ExperienceLibrary

@@ -22,6 +22,7 @@ from tfgrpo_dspy.gate.bayesian import N_ALONE
 from tfgrpo_dspy.gate.race import FIRST_ROUND
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.reflection.texts import estimate_tokens
+from tfgrpo_dspy.sampling.demos import N_SETS
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.schedule import (
@@ -208,7 +209,7 @@ def _race(settings: RunSettings) -> tuple[float, float]:
     n_first = min(FIRST_ROUND, n)
     is_condensed = settings.data.n_condensed > 0
     most = MIN_PROGRAMS_MEASURED + N_ALONE + settings.max_experiences.bit_length()
-    most *= 1 + (settings.max_demos > 0)
+    most *= 1 + (N_SETS if settings.max_demos else 0)
     likely = LIKELY_CANDIDATES * n_first + LIKELY_FINALISTS * (n - n_first)
     return likely + is_condensed * n, (most + is_condensed) * n
 
