@@ -170,15 +170,20 @@ def _with_student(history: History, result: Additions) -> list[Additions]:
 
 
 def _candidates(history: History, hidden: Set[str]) -> list[Additions]:
-    """The student and its rivals, each without demos and with each set of them."""
+    """The student and its rivals, each without and with the likeliest set of demos.
+
+    The other sets are there without advice.
+    """
     bare = [Additions(library) for library in (history.start, *history.finalists())]
     candidates = {(each.library, each.demos): each for each in bare}
-    for number in range(1, history.demos.n_sets + 1):
+    beliefs = dict(enumerate(history.decision.demos, start=1))
+    numbers = range(1, history.demos.n_sets + 1)
+    for number in sorted(numbers, key=lambda k: -beliefs[k].mean if beliefs else k):
         demos = history.demos.choose(number, history.latest.best, hidden)
         for each in bare if demos else ():
-            candidates.setdefault(
-                (each.library, demos), replace(each, demos=demos, demo_set=number)
-            )
+            shown = replace(each, demos=demos, demo_set=number)
+            candidates.setdefault((each.library, demos), shown)
+        bare = bare[:1]
     return list(candidates.values())
 
 

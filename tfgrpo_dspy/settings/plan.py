@@ -209,7 +209,7 @@ def _race(settings: RunSettings) -> tuple[float, float]:
     n_first = min(FIRST_ROUND, n)
     is_condensed = settings.data.n_condensed > 0
     most = MIN_PROGRAMS_MEASURED + N_ALONE + settings.max_experiences.bit_length()
-    most *= 1 + (N_SETS if settings.max_demos else 0)
+    most = 2 * most + N_SETS - 1 if settings.max_demos else most
     likely = LIKELY_CANDIDATES * n_first + LIKELY_FINALISTS * (n - n_first)
     return likely + is_condensed * n, (most + is_condensed) * n
 
