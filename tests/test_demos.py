@@ -124,7 +124,7 @@ def test_of_several_sets_of_demos_training_finds_the_one_that_helps(seed: int) -
     assert not all(helped[:24]), "the others are tried"
     assert all(helped[-24:])
     (best,) = (finalist for finalist in optimized.detailed_results.finalists if finalist.is_best)
-    assert best.demo_set in (1, 2, 3)
+    assert best.demo_set
 
 
 @pytest.mark.parametrize("labelled", [range(8), ()], ids=["labels", "best rollouts"])
@@ -135,8 +135,8 @@ def test_sets_of_demos_hide_the_example_itself_and_differ(labelled: Sequence[int
     hidden = {inputs[0], inputs[5]}
     sets = [pool.choose(number, best, hidden) for number in range(1, pool.n_sets + 1)]
     asked = [[dict(demo.fields)["question"] for demo in demos] for demos in sets]
-    assert [len(set(questions)) for questions in asked] == [4] * 3
-    assert len(set(map(tuple, asked))) == 3
+    assert [len(set(questions)) for questions in asked] == [4] * pool.n_sets
+    assert len(set(map(tuple, asked))) == pool.n_sets > 1
     assert labelled or asked[0] == [f"Case {i}" for i in (1, 2, 3, 4)], "the best first"
     assert not {question for questions in asked for question in questions} & hidden
 
