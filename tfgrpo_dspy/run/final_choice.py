@@ -35,7 +35,7 @@ from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measurements import Measurements
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.settings.checks import inputs_text, policy_lms
-from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED
+from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED, MIN_VALIDATION
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ DEMOS_SD = 0.3
 """How much demos that no training rollout showed may add, in standard deviations of the score."""
 DEMOS_ERROR = 0.25
 """How far the effect of demos on validation may be from that in training, in the same unit."""
+SMALLEST_ROUND = MIN_PROGRAMS_MEASURED * MIN_VALIDATION  # rollouts
 NOTHING = Amount()
 
 
@@ -263,15 +264,15 @@ def _next_round(
 ) -> list[tuple[int, int]]:
     """What the race measures next; what the test set needs is kept.
 
-    The first round has at least half of what is left, and begins with one example in any case: the
-    ledger says whether that can be paid. While the student leads, the test set needs half of what
-    both need: the race goes on with the other half. A candidate that wins by it is measured on
-    fewer test examples, and the student on the same.
+    Where that leaves hardly anything, the first round has half of all, and begins with one example
+    in any case: the ledger says whether that can be paid. While the student leads, the test set
+    needs half of what both need: the race goes on with the other half. A candidate that wins by it
+    is measured on fewer test examples, and the student on the same.
     """
     data, more = run.settings.data, condensing.kept(run)
     n_more = condensing.n_kept(run, race.n_examples, scores)
     n_left = _n_left(run, account, data.n_of_test_set + n_more, more)
-    if n_left is not None and not scores:
+    if n_left is not None and not scores and n_left < SMALLEST_ROUND:
         n_left = max(MIN_PROGRAMS_MEASURED, n_left, (_n_left(run, account, 0) or 0) // 2)
     pairs = race.next(scores, n_left)
     if scores and not pairs and race.winner(scores) == 0:
