@@ -19,6 +19,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import dspy
 from dspy import lm15
@@ -88,13 +89,12 @@ def is_right(example: Any, prediction: Any, _trace: Any = None) -> float:
 
 def run(n_sets: int, world: int, asked: argparse.Namespace) -> float:
     """The chance of a right answer with the demos of the result."""
-    demos.N_SETS = n_sets
     engine = Engine(world, asked.student, asked.demos)
     lm = seeded(dspy.LM("demo-sets", engine=engine, temperature=0.0, cache=False))
     optimizer = TrainingFreeGRPO(
         is_right, max_lm_calls=asked.budget, seed=world, num_threads=1, progress=False
     )
-    with dspy.context(lm=lm):
+    with patch.object(demos, "N_SETS", n_sets), dspy.context(lm=lm):
         student, data = dspy.Predict("question -> answer"), examples(1000, N_VALIDATION)
         optimized = optimizer.compile(student, trainset=examples(0, N_TRAIN), valset=data)
     return engine.chance([cases_in(demo.question)[0] for demo in optimized.demos])
