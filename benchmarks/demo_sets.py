@@ -19,7 +19,6 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import dspy
 from dspy import lm15
@@ -94,9 +93,13 @@ def run(n_sets: int, world: int, asked: argparse.Namespace) -> float:
     optimizer = TrainingFreeGRPO(
         is_right, max_lm_calls=asked.budget, seed=world, num_threads=1, progress=False
     )
-    with patch.object(demos, "N_SETS", n_sets), dspy.context(lm=lm):
-        student, data = dspy.Predict("question -> answer"), examples(1000, N_VALIDATION)
-        optimized = optimizer.compile(student, trainset=examples(0, N_TRAIN), valset=data)
+    data = {"trainset": examples(0, N_TRAIN), "valset": examples(1000, N_VALIDATION)}
+    usual, demos.N_SETS = demos.N_SETS, n_sets
+    try:
+        with dspy.context(lm=lm):
+            optimized = optimizer.compile(dspy.Predict("question -> answer"), **data)
+    finally:
+        demos.N_SETS = usual
     return engine.chance([cases_in(demo.question)[0] for demo in optimized.demos])
 
 
