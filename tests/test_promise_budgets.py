@@ -482,11 +482,11 @@ def test_without_a_gate_enough_is_kept_back_to_measure_what_is_returned(
 
 
 def test_of_max_minutes_enough_is_kept_back_to_measure_what_is_returned() -> None:
-    engine = Tally(before=lambda _prompt: NEVER.wait(0.02))
-    given_ = {"gate": Gate(), "epochs": 50, "num_threads": 1, "max_minutes": 2.5 / 60}
+    engine = Tally(before=lambda _prompt: NEVER.wait(0.05))
+    given_ = {"gate": Gate(), "epochs": 50, "num_threads": 1, "max_minutes": 6 / 60}
     results = learned(lm=lm_on(engine), **given_).detailed_results
     assert results.updates and results.ended_because.startswith("max_minutes")
-    assert results.student.n == results.best.n >= 10
+    assert results.student.n == results.best.n >= 5
 
 
 @pytest.mark.parametrize("num_threads", [2, 5])
@@ -507,7 +507,7 @@ def test_groups_that_were_finished_count_when_the_minutes_end_the_batch(num_thre
     assert len(results.updates[0].groups) == 6
     assert len(results.updates[0].scores) == 11
     assert results.student.n == results.best.n >= 6
-    assert results.wall_time_s < 5
+    assert results.wall_time_s < 10
 
 
 class Recording(Gate):
