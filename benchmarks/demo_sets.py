@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+from compare_cells import silence
 from dspy import lm15
 from simlm_texts import Prompt, output_fields
 from tasks.seeded import seeded
@@ -96,7 +97,7 @@ def run(n_sets: int, world: int, asked: argparse.Namespace) -> float:
     data = {"trainset": examples(0, N_TRAIN), "valset": examples(1000, N_VALIDATION)}
     usual, demos.N_SETS = demos.N_SETS, n_sets
     try:
-        with dspy.context(lm=lm):
+        with silence(), dspy.context(lm=lm):
             optimized = optimizer.compile(dspy.Predict("question -> answer"), **data)
     finally:
         demos.N_SETS = usual

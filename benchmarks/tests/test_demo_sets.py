@@ -2,8 +2,11 @@
 
 import statistics
 
-import demo_sets
 import pytest
+
+pytest.importorskip("gepa")
+
+import demo_sets
 from real import draws
 
 
