@@ -99,8 +99,10 @@ class DemoPool:
     ) -> None:
         self._program, self._inputs, self._most, self._seed = program, inputs, most, seed
         demos = ((i, labelled_demos(trainset[i], program)) for i in (labelled if most else ()))
-        self._labelled = [(inputs[i], shown) for i, shown in demos if shown]
+        labelled_examples = [(inputs[i], shown) for i, shown in demos if shown]
         self.n_sets = N_SETS if most else 0
+        numbers = range(1, self.n_sets + 1 if labelled_examples else 0)
+        self._labelled = {number: self._mixed(labelled_examples, number) for number in numbers}
 
     def choose(self, number: int, best: Sequence[Rollout], hidden: Set[str]) -> tuple[Demo, ...]:
         """The demos of set `number` (from 1) with other inputs than the `hidden` ones.
@@ -108,8 +110,9 @@ class DemoPool:
         `best` are the best rollouts, the best first.
         """
         if self._labelled:
-            mixed = self._mixed(self._labelled, number)
-            shown = [demos for inputs, demos in mixed if inputs not in hidden][: self._most]
+            mixed = self._labelled[number]
+            others = (demos for inputs, demos in mixed if inputs not in hidden)
+            shown = list(itertools.islice(others, self._most))
         elif len(best) < min(LEAST_BEST, self._most):
             return ()
         else:
