@@ -284,7 +284,21 @@ def broken(draw: Draw) -> list[str]:
         optimized = optimizer.compile(student, **data)
     results = optimized.detailed_results
     event(results.ended_because.partition("=")[0])
-    dollars = engine.dollars * DOLLARS
+    faults = overrun(optimized, engine, metric)
+    seconds = 60 * limits.get("max_minutes", math.inf)
+    if (n_late := pace.n_after(seconds)) > draw.num_threads:
+        faults.append(f"{n_late} calls began after {seconds:.2f} s")
+    n_least = 1 if draw.shape == "calls that nothing lets expect" else min(10, draw.n_validation)
+    if "max_minutes" in limits:
+        n_calls_of_end = 20 * results.usage["rollout"].n_lm_calls / max(1, len(trained(results)))
+        if seconds < max(2.0, 8 * pace.seconds_of(n_calls_of_end)):
+            return faults
+    return faults + unmeasured(results, enough, n_least)
+
+
+def overrun(optimized: Any, engine: Tally, metric: Metric) -> list[str]:
+    """Which calls and dollars are not stated as they were made, or are more than the limit."""
+    results, dollars = optimized.detailed_results, engine.dollars * DOLLARS
     stated = sum(usage.cost_usd for usage in results.usage.values())
     said = {
         "LM calls": (n_calls(optimized), engine.n_calls()),
@@ -302,15 +316,7 @@ def broken(draw: Draw) -> list[str]:
         for name, (_, made) in said.items()
         if most[name] is not None and made > most[name] + 1e-9
     ]
-    seconds = 60 * limits.get("max_minutes", math.inf)
-    if (n_late := pace.n_after(seconds)) > draw.num_threads:
-        faults.append(f"{n_late} calls began after {seconds:.2f} s")
-    n_least = 1 if draw.shape == "calls that nothing lets expect" else min(10, draw.n_validation)
-    if "max_minutes" in limits:
-        n_calls_of_end = 20 * results.usage["rollout"].n_lm_calls / max(1, len(trained(results)))
-        if seconds < max(2.0, 8 * pace.seconds_of(n_calls_of_end)):
-            return faults
-    return faults + unmeasured(results, enough, n_least)
+    return faults
 
 
 def trained(results: Any) -> list[float]:

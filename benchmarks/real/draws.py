@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import dspy  # noqa: E402 - the folders come first
+from models import MODELS  # noqa: E402
 from real_tasks import TASKS, load  # noqa: E402
 from run import ADAPTERS  # noqa: E402
 from tasks import Task  # noqa: E402
@@ -65,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             key = asked.task, asked.model, name
             if key not in done:
                 done[key] = score(task, demos)
-                record = {"task": key[0], "model": key[1], "set": name, "mean": done[key]}
+                record = dict(zip(("task", "model", "set"), key, strict=True))
+                record |= {"mean": done[key], "sha256": MODELS[asked.model].sha256}
+                record |= {"dspy": dspy.__version__}
                 with RESULTS.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
     for (task_name, model, name), mean in done.items():

@@ -30,6 +30,7 @@ Priority = tuple[int, ...]
 GRACE_S, GRACE_SHARE = 2.0, 1 / 3
 """How long calls in flight are waited for when a budget is reached, so that they are not lost; of
 the time that is kept for the end of the run at most this share."""
+HANGS_AFTER = 1.5  # of that time; what then keeps the training from its end is no call
 PATIENCE_S = 60.0
 """After so long without a result, the log says once where a task is."""
 WATCH_S = 0.1  # how often the loop looks whether the run has ended
@@ -171,7 +172,7 @@ class Loop:
             now = asyncio.get_running_loop().time()
             if math.isinf(self._ends_at):
                 grace_s = min(GRACE_S, GRACE_SHARE * self.ledger.seconds_kept or GRACE_S)
-                self._ends_at = now + 1.5 * grace_s
+                self._ends_at = now + HANGS_AFTER * grace_s
                 for timeout in self._timeouts:
                     timeout.reschedule(min(timeout.when() or math.inf, now + grace_s))
             elif now > self._ends_at:  # something hangs that is no task
