@@ -105,6 +105,7 @@ ONLY_IN = {
     "yaml": {"interchange"},
     "mlflow": {"mlflow_prompts"},
     "pyarrow": {"cli"},
+    "rich": {"cli"},
 }
 """The libraries that only some modules may import, and these modules."""
 THIRD_PARTIES = {name for name in ONLY_IN if name not in sys.stdlib_module_names} | {"pydantic"}

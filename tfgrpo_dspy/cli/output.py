@@ -15,10 +15,11 @@ from tfgrpo_dspy.wording import aligned
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows, each on a line below the names of their values, in aligned columns."""
     head = [name.removeprefix("n_").replace("_", " ") for name in rows[0]]
-    return "\n".join(aligned([head, *([_cell(value) for value in row.values()] for row in rows)]))
+    return "\n".join(aligned([head, *([cell(value) for value in row.values()] for row in rows)]))
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """The value as a person reads it, on one line."""
     if value is None or isinstance(value, bool):
         return {None: "-", True: "yes", False: "no"}[value]
     if isinstance(value, int | float):

@@ -191,7 +191,7 @@ def _saved(store: Store, key: str, note: RunNote) -> SavedRun:
         results = RunResults.from_dict(values) if values else _unfinished(note)
     origin = {"run": key.removeprefix(RUN), "begun": note.begun, "log_dir": str(store.folder)}
     results = replace(results, updates=updates, origin=origin)
-    return SavedRun(origin["run"], note.begun, bool(note.ended_because), results)
+    return SavedRun(origin["run"], note.begun, bool(note.ended_because and values), results)
 
 
 def _unfinished(note: RunNote) -> RunResults:
