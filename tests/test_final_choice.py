@@ -362,7 +362,7 @@ def test_with_auto_the_test_set_comes_on_top_of_what_is_learned_with(seed: int) 
 
 def weakly_solved(prompt: Prompt) -> str:
     """The right lessons help a little; that is seen on many examples only."""
-    chance = 0.4 + 0.2 * (RIGHT[case_in(prompt.user)[1]] in prompt.system)
+    chance = 0.4 + 0.15 * (RIGHT[case_in(prompt.user)[1]] in prompt.system)
     return chat(answer=CODES[case_in(prompt.user)[1]] if luck_of(prompt) < chance else "unsure")
 
 

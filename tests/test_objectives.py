@@ -131,7 +131,7 @@ def test_the_result_says_why_it_was_taken(several: Any) -> None:
     results = several.detailed_results
     (best,) = [one for one in results.finalists if one.is_best]
     assert results.taken_because == (
-        f"better than the student with probability {best.chance:.2f} (needed: 0.7)"
+        f"better than the student with probability {best.chance:.2f} (needed: 0.92)"
     )
     assert f"\nTaken: {results.taken_because}\n" in str(results)
     ungated = learned(gate=NoGate()).detailed_results

@@ -44,14 +44,14 @@ def test_of_two_that_score_alike_the_one_without_the_dear_part_wins(names: tuple
     assert names[better - 1] == "aD"
 
 
-@pytest.mark.parametrize(("mean", "winner"), [(0.18, 1), (0.05, 0)], ids=["much", "little"])
-def test_a_result_that_is_probably_better_is_returned_where_training_promised_much(
+@pytest.mark.parametrize(("mean", "winner"), [(0.6, 1), (0.05, 0)], ids=["much", "little"])
+def test_what_training_promised_decides_where_validation_gains_little(
     mean: float, winner: int
 ) -> None:
     race = race_of("a", n_examples=10, mean=mean, sd=0.2)
     gains = {0: 1.0, 1: 1.0, 2: -1.0}
     scores = {(c, i): 0.5 * (c == 1) * gains.get(i, 0.0) for c in (0, 1) for i in range(10)}
-    assert 0.7 < race.chance(1, 0, scores) < 0.93
+    assert 0.5 < race.chance(1, 0, scores) < 0.98
     assert race.winner(scores) == winner
 
 

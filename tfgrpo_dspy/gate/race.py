@@ -22,9 +22,8 @@ FIRST_ROUND, ROUND = 10, 5
 """So many examples are measured in the first round, and in each further one."""
 LEAVE_BELOW = 0.05
 """A candidate leaves when it is better than the leader with less than this probability."""
-RETURN_ABOVE, RETURN_UNPROMISING_ABOVE, PROMISE = 0.7, 0.93, 0.35
-"""A candidate is returned if it is better than the student with at least this probability: the
-second, where training promises a gain of less than the third, in standard deviations."""
+RETURN_ABOVE = 0.92
+"""A candidate is returned if it is better than the student with at least this probability."""
 MODEL_SD = 0.15
 """How far the sum of the parts' values may be off, in standard deviations of the score."""
 DIFFERENCE_SD, DIFFERENCE_COUNT = 0.5, 4.0
@@ -103,7 +102,7 @@ class Race:
             c
             for c in self.running(scores)[1:]
             if self.differences(c, 0, scores).sum() > 1e-9
-            and self.chance(c, 0, scores) >= self._needed(c)
+            and self.chance(c, 0, scores) >= RETURN_ABOVE
         ]
         best = ahead[0] if ahead else 0
         for candidate in ahead:
@@ -117,19 +116,13 @@ class Race:
             what = "was measured" if len(self.candidates) > 1 else "was there"
             return f"the student: no other candidate {what}"
         likeliest = best or max(rivals, key=lambda c: self.chance(c, 0, scores))
-        chance, needed = self.chance(likeliest, 0, scores), self._needed(likeliest)
+        chance, needed = self.chance(likeliest, 0, scores), f"{RETURN_ABOVE:g}"
         if best:
-            return f"better than the student with probability {chance:.2f} (needed: {needed:g})"
+            return f"better than the student with probability {chance:.2f} (needed: {needed})"
         return (
             f"the student: the most promising candidate is better with probability {chance:.2f}, "
-            f"and {needed:g} and a higher mean are needed"
+            f"and {needed} and a higher mean are needed"
         )
-
-    def _needed(self, candidate: int) -> float:
-        """The probability of being better than the student that the candidate needs."""
-        promised, _ = self._prior(self.candidates[candidate], self.candidates[0])
-        is_promising = promised >= PROMISE * self.score_sd
-        return RETURN_ABOVE if is_promising else RETURN_UNPROMISING_ABOVE
 
     def chance(self, candidate: int, other: int, scores: Scores) -> float:
         """The probability that one candidate is better than the other; 0.5 if both are equal."""
