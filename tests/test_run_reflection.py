@@ -1,5 +1,6 @@
 """What reflection LMs are shown in a run, and what of their answers is held back."""
 
+import itertools
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +9,15 @@ from typing import Any
 import dspy
 import pydantic
 import pytest
-from runs import Run, is_score, learned, predictor
-from scripted import EXTRACT, UPDATE, Prompt, lessons, operations
+from runs import ADVICE, Run, is_score, learned, polite_rules, predictor
+from scripted import EXTRACT, UPDATE, Prompt, lessons, operations, scripted_lm
 from small import grpo
 from test_run import consolidated, drawn_lessons, is_score_with_feedback
 
 from tfgrpo_dspy import NoGate, Reflection
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING
 
 
 def test_attempts_that_were_made_without_what_is_known_say_so() -> None:
@@ -71,6 +73,36 @@ def test_an_example_cannot_be_taken_for_a_section_of_the_prompt() -> None:
     trainset = [dspy.Example(question=asked).with_inputs("question")]
     (prompt,) = Run([["1", "0"]], trainset=trainset).prompts(EXTRACT)
     assert prompt.user.count("[[ ## attempts ## ]]\n") == 1
+
+
+NO_LESSON = "When a question mixes units, convert them first."  # which the guard refuses
+
+
+@pytest.mark.parametrize("said", ["None", NO_LESSON], ids=["none", "refused"])
+def test_after_eight_groups_without_a_lesson_one_call_of_a_batch_asks_for_more(said: str) -> None:
+    given: dict[str, Any] = {"group_size": 2, "epochs": 9, "max_staleness": 0, "drafts": 0}
+    lms = [scripted_lm([(EXTRACT, lessons(text)), *polite_rules()]) for text in (ADVICE, said)]
+    taught, in_vain = (learned(lm=lm, max_lm_calls=200, **given).detailed_results for lm in lms)
+    assert "those before gave none" in in_vain.nothing_learned
+    uses = [[group.used_as for group in update.groups] for update in in_vain.updates]
+    n_asked = [sum(use in TEACHING for use in of_update) for of_update in uses]
+    n_before = [sum(n_asked[:n]) for n in range(len(uses))]
+    per_call = in_vain.schedule["groups_per_call"]
+    pairs = [*zip(n_asked, n_before, strict=True)]
+    assert all(n <= per_call for n, before in pairs if before >= 8) and max(n_before) > 8
+    assert not any("late" in group.used_as for u in taught.updates for group in u.groups)
+
+
+def test_a_lesson_after_many_calls_in_vain_makes_all_groups_worth_asking_again() -> None:
+    said = itertools.chain([lessons("None")] * 12, itertools.repeat(lessons(ADVICE)))
+    lm = scripted_lm([(EXTRACT, lambda _prompt: next(said)), *polite_rules()])
+    given: dict[str, Any] = {"group_size": 2, "epochs": 30, "max_staleness": 0, "drafts": 0}
+    results = learned(lm=lm, max_lm_calls=500, num_threads=1, **given).detailed_results
+    uses = [[group.used_as for group in update.groups] for update in results.updates]
+    last = max(n for n, of_update in enumerate(uses) if NOT_ASKED in of_update)
+    asked = [sum(use in TEACHING for use in of_update) for of_update in uses]
+    assert not any(update.lessons for update in results.updates[:last])
+    assert max(asked[last + 1 :]) > results.schedule["groups_per_call"]
 
 
 class Fixed(dspy.Module):

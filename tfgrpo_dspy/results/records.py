@@ -216,7 +216,8 @@ class GroupRecord:
     """One group: its example (position in the training set), its rollouts' scores, its use.
 
     `used_as` is "contrast", "failure analysis", "no ground truth", or why it taught nothing:
-    "no contrast", "too few rollouts", "enough on trial" (no more lessons could be tested).
+    "no contrast", "too few rollouts", "enough on trial" (no more lessons could be tested),
+    "no lesson of late" (so many groups before it gave none).
     `aided_scores` are those of the rollouts that had a hint or a teacher, or that go on from a step
     of another one.
     """

@@ -181,6 +181,7 @@ class History:
             self._best_rollouts.above_mean(),
             scores,
             _with_scores(before.by_metric, by_metric),
+            before.in_vain_with(extracted),
         )
         self.updates.append(update)
         self._log_switched()

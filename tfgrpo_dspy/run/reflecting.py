@@ -15,7 +15,7 @@ from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.lessons import Lesson, lessons_in, merge_lessons
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless
-from tfgrpo_dspy.run.updates import TEACHING, Batch, Extracted
+from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Batch, Extracted
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.wording import shortened
@@ -27,6 +27,8 @@ contrast for sure: its lessons need not wait for the rest of the batch."""
 MOST_ON_TRIAL = 16
 """With so many experiences on trial in the library of a batch no more lessons are drawn: they could
 not be tested."""
+MOST_IN_VAIN = 8
+"""After so many groups in a row that gave no lesson, one call a batch asks for more."""
 NEIGHBOURS = 8  # groups that wait for each other, to share calls
 Found = tuple[list[Lesson], list[str]]
 """The lessons that are taken; the texts of those that are refused, each with the reason."""
@@ -42,11 +44,16 @@ async def extract_lessons(
 
     Of eight neighbours in the batch, those that teach share calls.
     """
-    spawn, n_shown = client.run.loop.spawn, client.run.settings.groups_per_call
+    settings, spawn = client.run.settings, client.run.loop.spawn
+    n_shown = settings.groups_per_call
+    size = max(NEIGHBOURS, n_shown)
     all_groups = spawn(_all_of(groups))
     is_full = sum(experience.is_on_trial for experience in batch.library) >= MOST_ON_TRIAL
+    is_thrifty = settings.measures and not settings.data.is_recorded
+    is_in_vain = is_thrifty and batch.base.n_in_vain >= MOST_IN_VAIN
 
-    async def asked(part: Sequence[Awaitable[SampledGroup]]) -> tuple[list[str], list[Found]]:
+    async def asked(start: int) -> tuple[list[str], list[Found]]:
+        part, n_left = groups[start : start + size], n_shown * (start == 0) if is_in_vain else size
         uses: list[str] = []
         calls: list[Awaitable[Found]] = []
         shown: list[tuple[SampledGroup, str]] = []
@@ -56,16 +63,17 @@ async def extract_lessons(
                 sampled, note = await show(sampled)
             use, group = await _use_of(client.run, sampled.group, all_groups)
             sampled = replace(sampled, group=group)
-            uses.append("enough on trial" if is_full and use in TEACHING else use)
-            shown += [(sampled, note)] * (uses[-1] in TEACHING)
+            if use in TEACHING and (is_full or not n_left):
+                use = "enough on trial" if is_full else NOT_ASKED
+            n_left -= use in TEACHING
+            uses.append(use)
+            shown += [(sampled, note)] * (use in TEACHING)
             if shown and (len(shown) == n_shown or len(uses) == len(part)):
                 calls.append(spawn(_lessons_of(client, batch, shown)))
                 shown = []
         return uses, [await call for call in calls]
 
-    size = max(NEIGHBOURS, n_shown)
-    starts = range(0, len(groups), size)
-    parts = await client.at_once(asked(groups[start : start + size]) for start in starts)
+    parts = await client.at_once(asked(start) for start in range(0, len(groups), size))
     uses = [use for of_part, _ in parts for use in of_part]
     used = [pair for pair in zip(await all_groups, uses, strict=True) if pair[0].additions]
     results = [one for _, of_part in parts for one in of_part]

@@ -16,6 +16,8 @@ from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
 
 TEACHING = ("contrast", "failure analysis", "no ground truth")
 """The uses of a group that is sent to ExtractAdvantage."""
+NOT_ASKED = "no lesson of late"
+"""The use of one that could be sent there, but so many before it gave no lesson."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class Update:
         best: the best rollouts of the run, for making demos.
         score_range: that of the scores of the run.
         by_metric: the range of the metric's scores, where strategies change those.
+        n_in_vain: how many groups in a row were asked for lessons and gave none.
     """
 
     number: int
@@ -105,11 +108,17 @@ class Update:
     best: tuple[Rollout, ...] = ()
     score_range: ScoreRange = NO_SCORES
     by_metric: ScoreRange = NO_SCORES
+    n_in_vain: int = 0
 
     @property
     def is_taught(self) -> bool:
         """Whether a group of it had anything to teach."""
-        return any(use in TEACHING for use in self.extracted.uses)
+        return any(use in (*TEACHING, NOT_ASKED) for use in self.extracted.uses)
+
+    def in_vain_with(self, extracted: Extracted) -> int:
+        """How many groups in a row gave no lesson, if these are the next."""
+        n_asked = sum(use in TEACHING for use in extracted.uses)
+        return 0 if extracted.lessons else self.n_in_vain + n_asked
 
     @property
     def n_whole(self) -> int:
