@@ -72,13 +72,13 @@ def caller() -> Any:
     return (dspy.settings.caller_modules or [None])[-1]
 
 
-def watching(callback: BaseCallback, *others: BaseCallback) -> dict[str, Any]:
-    """What `dspy.context` takes so that the callback hears of all calls, after these others.
+def watching(callback: BaseCallback) -> dict[str, Any]:
+    """What `dspy.context` takes so that the callback hears of all calls.
 
     It also stands among the callers, so that DSPy appends each call's entry to its `history`.
     """
     return {
-        "callbacks": [*(dspy.settings.callbacks or []), *others, callback],
+        "callbacks": [*(dspy.settings.callbacks or []), callback],
         "caller_modules": [*(dspy.settings.caller_modules or []), callback],
     }
 

@@ -42,9 +42,9 @@ class CallWatcher(BaseCallback):
         self._open: dict[str, Reservation] = {}
         self._entries: dict[str, Any] = {}
 
-    def context(self, *callbacks: BaseCallback) -> dict[str, Any]:
-        """What `dspy.context` takes, with these further callbacks."""
-        return watching(self, *callbacks)
+    def context(self) -> dict[str, Any]:
+        """What `dspy.context` takes."""
+        return watching(self)
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Take the call, unless the LM does so itself. Raises RunStopped."""

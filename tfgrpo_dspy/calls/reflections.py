@@ -269,8 +269,8 @@ class ReflectionClient:
         def own_copy(lm: Any) -> Any:
             return metered(sampling_copy(lm, rollout_id, None), meter)
 
-        if held := language_models(module):
-            module = copy_program(module, {id(lm): own_copy(lm) for lm in held})
+        if language_models(module):
+            module = copy_program(module, own_copy)
         settings = {"lm": own_copy(self._lm), "adapter": self._adapter}
         if self.run.ledger.limits_lm_calls:  # for LMs that a module calls but does not hold
             settings |= CallWatcher(meter).context()

@@ -6,7 +6,7 @@ adapter is written as `\\uXXXX`.
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
@@ -150,17 +150,17 @@ def with_instructions(signature: Any, instructions: str) -> Any:
     return signature.with_instructions(f"\n{instructions}")
 
 
-def copy_program(program: ProgramT, lms: Mapping[int, Any] | None = None) -> ProgramT:
-    """A deep copy with these LMs in place of the program's, by `id`; by default with the same LMs.
+def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm) -> ProgramT:
+    """A deep copy; in place of each LM stands what `lm_for` gives for it, by default the same LM.
 
     The results of an earlier optimizer, which would be taken for those of the copy, stay behind.
     What holds an event loop, and what else refuses to be copied (a lock, a connection), is shared,
     but never a module (DSPy's own copy would share the predictors of a list that holds such a
     thing), nor a tool, whose function is shared.
     """
-    held_things = _held_by(program)
-    if lms is None:
-        lms = {id(lm): lm for lm in held_things if is_lm(lm)}
+    modules = _modules_of(program)
+    held_things = _held_by(modules)
+    lms = {id(lm): lm_for(lm) for lm in held_things if is_lm(lm)}
     shared = {id(held): _shared(held) for held in held_things if _holds_a_loop(held)}
     try:
         copied = copy.deepcopy(program, {**shared, **lms})
@@ -168,7 +168,7 @@ def copy_program(program: ProgramT, lms: Mapping[int, Any] | None = None) -> Pro
         stuck = [held for held in held_things if not _can_be_copied(held, {**shared, **lms})]
         shared |= {id(held): _shared(held) for held in stuck}
         copied = copy.deepcopy(program, {**shared, **lms})
-    if any(RESULTS in vars(module) for module in _modules_of(program)):
+    if any(RESULTS in vars(module) for module in modules):
         for module in _modules_of(copied):
             if _is_of_optimizer(vars(module).get(RESULTS)):
                 del vars(module)[RESULTS]
@@ -190,7 +190,7 @@ def _is_of_optimizer(results: Any) -> bool:
 
 def language_models(program: Any) -> list[Any]:
     """Every LM that a module of the program holds, as an attribute or in a list or dict of one."""
-    return [held for held in _held_by(program) if is_lm(held)]
+    return [held for held in _held_by(_modules_of(program)) if is_lm(held)]
 
 
 def is_lm(value: Any) -> bool:
@@ -198,9 +198,8 @@ def is_lm(value: Any) -> bool:
     return hasattr(value, "num_retries") and callable(getattr(value, "copy", None))
 
 
-def _held_by(program: Any) -> list[Any]:
-    """What the program's modules hold besides modules, once each; looked for where DSPy looks."""
-    modules = _modules_of(program)
+def _held_by(modules: Sequence[Any]) -> list[Any]:
+    """What these modules hold besides modules, once each; looked for where DSPy looks."""
     seen = {id(module) for module in modules}
     lms: list[Any] = []
     waiting: list[Any] = [vars(module) for module in modules]

@@ -15,9 +15,9 @@ from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
-from tfgrpo_dspy.dspy_seam import BaseCallback, recording, replaying_adapter
+from tfgrpo_dspy.dspy_seam import recording, replaying_adapter
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
-from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
+from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.home import HOMES, run
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, FailureKind, Rollout, Step
@@ -99,9 +99,8 @@ class _Run:
         at_home = DispatchedTools() if HOMES.get().loops else None
         answers_now = task.start is not None and task.start.answers_now  # and calls no tool
         self.dispatched = None if answers_now else self.replay or at_home
-        self.tools = CallRecorder(self.meter, task.calls)
-        kept = {id(lm): self._lm_for_sample(lm) for lm in language_models(task.program)}
-        self.program = copy_program(task.program, kept)
+        self.tools = CallRecorder(self.meter, task.calls, self.dispatched)
+        self.program = copy_program(task.program, self._lm_for_sample)
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         for name, predictor in self.program.named_sub_modules(dspy.Predict):
             predictor.config = self._config_for_sample(predictor.config)
@@ -129,9 +128,6 @@ class _Run:
         return changed
 
     def context(self) -> Any:
-        recorders: list[BaseCallback] = [self.tools]
-        if self.dispatched is not None:
-            recorders.insert(0, self.dispatched)
         adapter = dspy.settings.adapter
         if self.replay is not None and not self.replay.start.answers_now:
             adapter = replaying_adapter(adapter or dspy.ChatAdapter(), self.replay)
@@ -140,7 +136,7 @@ class _Run:
             lm=self._lm_for_sample(dspy.settings.lm),
             adapter=adapter,
             **recording(self.tools.trace),  # the meter reads each call's entry
-            **CallWatcher(self.meter).context(*recorders),
+            **self.tools.context(),
         )
 
     def close(self) -> None:
@@ -179,9 +175,10 @@ class _Run:
 
     def calls_to_ask_about(self, trace: list[Any]) -> dict[str, PredictorTrace]:
         """The calls of each predictor, by name, where the metric is asked about predictors."""
-        score, names = self.task.score, [name for name, _ in named_predictors(self.program)]
+        score = self.task.score
         calls: dict[str, PredictorTrace] = {}
         if score and score.asks_predictors and self.task.asks_predictors:
+            names = [name for name, _ in named_predictors(self.program)]
             for predictor, inputs, outputs in trace:
                 name = self._name_of(predictor, "")
                 if name in names:

@@ -6,8 +6,10 @@ from contextlib import suppress
 from typing import Any
 
 from tfgrpo_dspy.budget.meter import Meter
+from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.dspy_seam import BaseCallback
 from tfgrpo_dspy.rollout import Step
+from tfgrpo_dspy.sampling.dispatch import DispatchedTools
 from tfgrpo_dspy.sampling.fields import as_fields, containers_copied
 from tfgrpo_dspy.sampling.replay import with_result
 
@@ -46,35 +48,46 @@ class _Trace(list[Any]):
         return super().pop(index)
 
 
-class CallRecorder(BaseCallback):
+class CallRecorder(CallWatcher):
     """The tool calls of one rollout, each with how many predictor calls were answered before it.
 
-    Calls of tools and LMs that have begun, and not ended, are in `open_calls`.
+    Calls of tools and LMs that have begun, and not ended, are in `begun`. It tells `dispatched`, as
+    DSPy looks for the handlers of each callback at every call.
     """
 
-    def __init__(self, meter: Meter, open_calls: dict[str, str]) -> None:
+    def __init__(
+        self, meter: Meter, begun: dict[str, str], dispatched: DispatchedTools | None = None
+    ) -> None:
+        super().__init__(meter)
         self.trace = _Trace(meter)
-        self._open = open_calls
+        self._begun, self._dispatched = begun, dispatched or BaseCallback()
         self.calls: dict[str, tuple[int, Step]] = {}
 
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Begin the record of the call."""
+        """Begin the record of the call, of a tool whose function is called by ours."""
+        self._dispatched.on_tool_start(call_id, instance, inputs)
         arguments = as_fields(inputs.get("kwargs", inputs))
-        self._open[call_id] = f"tool {str(instance.name)!r}"
+        self._begun[call_id] = f"tool {str(instance.name)!r}"
         self.calls[call_id] = (len(self.trace), Step("tool", str(instance.name), arguments, {}))
 
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002
-        """Note that the call is open."""
-        self._open[call_id] = f"a call of {getattr(instance, 'model', 'an LM')}"
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Note that the call has begun, and take it. Raises RunStopped."""
+        self._dispatched.on_lm_start(call_id, instance, inputs)
+        self._begun[call_id] = f"a call of {getattr(instance, 'model', 'an LM')}"
+        super().on_lm_start(call_id, instance, inputs)
 
-    def on_lm_end(self, call_id: str, **_: Any) -> None:
-        """Note that the call is over."""
-        self._open.pop(call_id, None)
+    def on_lm_end(
+        self, call_id: str, outputs: Any | None, exception: BaseException | None = None
+    ) -> None:
+        """Note that the call is over, and settle it."""
+        self._begun.pop(call_id, None)
+        super().on_lm_end(call_id, outputs, exception)
 
     def on_tool_end(
         self, call_id: str, outputs: Any | None, exception: BaseException | None = None
     ) -> None:
         """Note what came of the call."""
-        self._open.pop(call_id, None)
+        self._dispatched.on_tool_end(call_id, outputs, exception)
+        self._begun.pop(call_id, None)
         position, step = self.calls[call_id]
         self.calls[call_id] = (position, with_result(step, outputs, exception))

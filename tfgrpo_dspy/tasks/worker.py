@@ -41,9 +41,8 @@ def packed_bundle(
     context = {k: v for k, v in dspy.settings.copy().items() if k not in OF_ONE_CALL}
     if isinstance(context["lm"], dspy.BaseLM):
         context["lm"] = context["lm"].copy()  # without the history of its calls
-    lms = {id(lm): lm.copy() for lm in language_models(student)}
     parts = {
-        "the program": copy_program(student, lms),
+        "the program": copy_program(student, lambda lm: lm.copy()),
         "the metric": metric,
         "the settings of dspy.context (LM, adapter, callbacks)": context,
     }
