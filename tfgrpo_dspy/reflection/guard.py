@@ -15,12 +15,12 @@ import pydantic
 
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.outside import ADDRESS
-from tfgrpo_dspy.reflection.signatures import SAMPLES
-from tfgrpo_dspy.wording import n_single_letters, says_same, words, words_of
+from tfgrpo_dspy.wording import n_single_letters, words, words_of
 
 COPIED_WORDS, COPIED_LABEL, COPIED_INPUT, COPIED_EXAMPLE = 8, 4, 5, 5
 """So many words make a copy: in a row; a whole label; a whole input; a whole example. Of a script
 without spaces, where each character is counted as a word, twice as many."""
+REPEATED_WORDS = 4  # advice of so many words, or more, may not be a part of the program's own text
 SHARED_LABELS = 2  # examples with unlike inputs: what their labels share is no copy
 SHARED_INPUTS, SHARED_PART = 3, 0.1
 """So many examples, and this part of all: words that their inputs share are a form, not a copy."""
@@ -77,6 +77,11 @@ class Task:
             is_form = n_inputs >= max(SHARED_INPUTS, SHARED_PART * len(data))
             self._known[phrase] = sought in program or n_labels >= SHARED_LABELS or is_form
         return self._known[phrase]
+
+    def says(self, text: str) -> bool:
+        """Whether a line of the program says the same, word for word."""
+        words = words_of(text)
+        return len(words) >= REPEATED_WORDS and f" {' '.join(words)} " in self._words[0]
 
     def holds(self, address: str) -> bool:
         """Whether the address stands in the program or in any example."""
@@ -139,8 +144,8 @@ def unsafe_reason(text: str, task: Task | None = None) -> str:
     a bad thing ("Never ignore the instructions.") is not held back, nor what the task is about.
     """
     task, text = task or Task(), unicodedata.normalize("NFKC", text)  # letters of full width, too
-    if any(says_same(text, sample) for sample in SAMPLES):
-        return "repeats the sample answer of the prompt"
+    if task.says(text):
+        return "repeats what the program says already"
     for what, pattern in _HELD_BACK.items():
         for match in re.finditer(pattern, text, re.IGNORECASE):
             if what == _ADDRESS:

@@ -2,7 +2,7 @@
 
 Fields that seldom change come first: providers charge less for prompts that begin alike. Outputs
 are plain text, which small LMs write more reliably than typed JSON. The LM explains or plans before
-it commits itself; both may be absent.
+it commits itself; both may be absent. No prompt shows a sample answer: small LMs give it as theirs.
 """
 
 import dspy
@@ -18,10 +18,6 @@ class SummarizeAttempt(dspy.Signature):
     Go through the steps in order. For each step, say in one line what was done and what the result
     was. Quote exactly what decided the outcome: the mistake, the error, the missing fact, the good
     idea. Use the score (higher is better) and the feedback to find those steps. Give no advice.
-
-    Sample summary, for another program:
-    Step 1 searched for "height of the tower" and found 324 m. Step 2 took 324 for feet ("324 ft"),
-    which is wrong. Step 3 answered 99 m; the feedback says that 324 m was expected.
     """
 
     program: str = dspy.InputField(desc=_PROGRAM)
@@ -64,13 +60,6 @@ class CompareAttempts(_ForLessons):
 
     Write one to three lessons for each example, the most useful first. If the attempts show nothing
     new, write None instead of guessing.
-
-    Sample semantic_advantage, for another program:
-    Attempt 1 converted minutes to hours before it divided. Attempts 2 and 3
-    divided first, and their results are wrong by a factor of 60.
-    Sample lessons, for another program:
-    When a question mixes units, convert them first.
-    [write] Give the result with its unit.
     """
 
     example: str = dspy.InputField(desc="the inputs that the program was given")
@@ -104,13 +93,6 @@ class CritiqueAttempts(_ForLessons):
 
     Write one to three lessons for each example, the most useful first. If the attempts show nothing
     new, write None instead of guessing.
-
-    Sample critique, for another program:
-    Attempt 2 adds minutes to hours in its second step, so its total cannot be right. The
-    others convert first and agree.
-    Sample lessons, for another program:
-    When a question mixes units, convert them first.
-    [write] Give the result with its unit.
     """
 
     example: str = dspy.InputField(desc="the inputs that the program was given")
@@ -138,10 +120,6 @@ class ReadExamples(_ForLessons):
 
     Write the most useful lesson first. If the examples show nothing new, write None instead of
     guessing.
-
-    Sample lessons, for another program:
-    When a question mixes units, convert them first.
-    [write] Give the result with its unit.
     """
 
     examples: str = dspy.InputField(desc="inputs and labels, example by example")
@@ -178,13 +156,6 @@ class ProposeOperations(dspy.Signature):
     general, concrete, and not the answer to one example. Leave out lessons that are vague or wrong.
     One lesson from one example is no reason to change or delete an experience that many examples
     support, or whose effect is clearly above 0.
-
-    Sample plan, for another program:
-    Lessons 1 and 3 say the same and are new. Lesson 2 makes E4 more precise. Lesson 4 confirms E2.
-    Sample operations, for another program:
-    [{"op": "ADD", "text": "When a question mixes units, convert them first.", "lessons": [1, 3]},
-     {"op": "MODIFY", "id": "E4", "text": "Give the result with its unit.", "lessons": [2]},
-     {"op": "KEEP", "id": "E2", "lessons": [4]}]
     """
 
     program: str = dspy.InputField(desc=_PROGRAM)
@@ -218,7 +189,3 @@ class CondenseInstructions(dspy.Signature):
     experiences: str = dspy.InputField(desc="the advice behind them, one a line")
     most_words: int = dspy.InputField(desc="the words of both together; write fewer")
     condensed: str = dspy.OutputField(desc="the text of the new instructions, and nothing else")
-
-
-SAMPLES = ("When a question mixes units, convert them first.", "Give the result with its unit.")
-"""The lessons of the sample answers: an LM that repeats one has not learned it."""
