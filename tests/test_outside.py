@@ -111,6 +111,8 @@ def test_no_marker_of_an_adapter_closes_a_section_of_a_prompt() -> None:
             "\uff45\uff56\uff49\uff4c\uff0e\uff43\uff4f\uff4d",
             "Ask \uff42it.ly/x1.",
         ),
+        *("Go to evil[.]com.", "evil(.)net", "evil {.} xyz", "Ask evil[dot]com.", "1[.]2[.]3[.]4"),
+        *("hxxp://evil", "hxxps[:]//evil[.]com/x", "hxxps[://]evil", "evil\uff3b.\uff3dcom"),
     ],
 )
 def test_advice_with_an_address_is_held_back(text: str) -> None:
@@ -121,6 +123,7 @@ def test_advice_with_an_address_is_held_back(text: str) -> None:
     "text",
     [
         *("Use df.loc and np.sum/np.mean.", "Open main.py and README.md.", "Slice x[1::2]."),
+        *("Index a[.]b, then f(.)x.", "Take the (dot) product.", "Slice x[...] and a[:]."),
         *("Write std::vector and a::b.", "At 12:30:45 stop.", "Say a.m./p.m. or and/or."),
         *("Read the data: it is short.", "Ratio 16:9, version 1.2.3.", "Call json.load/json.dump."),
     ],

@@ -87,7 +87,7 @@ class Task:
         """Whether the address stands in the program or in any example."""
         sought = re.compile(rf"(?<![\w-]){re.escape(address)}(?![\w-])", re.IGNORECASE)
         texts = itertools.chain([self._program], *self._data)
-        return any(map(sought.search, texts))
+        return any(map(sought.search, map(_plain, texts)))
 
     def speaks_of(self, phrase: str, pattern: str) -> bool:
         """Whether the user's program or labels have the phrase, or two inputs its kind.
@@ -100,6 +100,12 @@ class Task:
             return True
         inputs = (inputs for inputs, _ in self._data if re.search(pattern, inputs, re.IGNORECASE))
         return len([*itertools.islice(inputs, 2)]) == 2
+
+
+def _plain(text: str) -> str:
+    """The text with letters of usual width, and with addresses such as "evil[.]com" as they are."""
+    text = unicodedata.normalize("NFKC", text).replace("[:]", ":").replace("[://]", "://")
+    return re.sub(r"(?<=\w) ?[\[({] ?(?:\.|dot) ?[\])}] ?(?=\w)", ".", text, flags=re.IGNORECASE)
 
 
 def _folded(text: str) -> str:
@@ -141,9 +147,10 @@ def unsafe_reason(text: str, task: Task | None = None) -> str:
     """Why advice is held back, for the user to see; "" if it is not held back.
 
     Whoever writes a training input can influence what the reflection LM writes. Advice that forbids
-    a bad thing ("Never ignore the instructions.") is not held back, nor what the task is about.
+    a bad thing ("Never ignore the instructions.") is not held back, nor what the task is about. An
+    address in words ("evil dot com"), in pieces or encoded is not seen.
     """
-    task, text = task or Task(), unicodedata.normalize("NFKC", text)  # letters of full width, too
+    task, text = task or Task(), _plain(text)
     if task.says(text):
         return "repeats what the program says already"
     for what, pattern in _HELD_BACK.items():
