@@ -1,6 +1,6 @@
 """A user's script under `mlflow.dspy.autolog`: compiles once, with what its arguments say.
 
-python mlflow_child.py TRACKING_URI [autolog-first] [in-own-run] [twice] [gone] [hangs] [fails]
+python mlflow_child.py URI [autolog-first] [in-own-run] [twice] [gone] [down] [hangs] [fails]
 """
 
 import sys
@@ -43,6 +43,10 @@ elif "hangs" in sys.argv:  # the server, from the first question on
     begun = time.monotonic()
     texts = library_texts(learned())
     sys.stdout.write(f"learned {texts} in time: {time.monotonic() - begun < 60}\n")
+elif "down" in sys.argv:  # what MLflow itself asks, from the first update on
+    program = learned(on_event=lambda _: mlflow.set_tracking_uri("http://127.0.0.1:9"))
+    score = program.detailed_results.best.mean
+    sys.stdout.write(f"learned {library_texts(program)} {score:.3f}\n")
 elif "gone" in sys.argv:  # the server, from the first update on
     mlflow.MlflowClient.log_batch = failing
     sys.stdout.write(f"learned {library_texts(learned())}\n")

@@ -3,10 +3,12 @@
 The gates here are a user's own: subclasses of the public `Gate`.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -37,6 +39,7 @@ from tfgrpo_dspy import (
     NoGate,
     RunEvidence,
     UpdateLibrary,
+    best_so_far,
 )
 
 
@@ -210,3 +213,29 @@ def test_a_gate_that_answers_nonsense_is_told_what_was_wrong(
     gate = type("Answers", (OnTrial,), {method: lambda *_: answer})()
     with pytest.raises(GateError, match=re.escape(message)):
         compiled(world(), gate=gate, **{**SMALL, "epochs": 3, "max_demos": 1})
+
+
+@pytest.mark.parametrize(
+    ("method", "n_before"), [("decide", 1), ("assign", 10), ("demo_sets", 10), ("finalists", 0)]
+)
+@pytest.mark.parametrize("raised", [ValueError("tok-0123456789xyz"), SystemExit(3)])
+def test_a_gate_that_raises_is_named_and_what_was_finished_is_kept(
+    method: str, n_before: int, raised: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVICE_TOKEN", "tok-0123456789xyz")
+    count = itertools.count(1)
+
+    def answer(self: Any, question: Any) -> Any:
+        if next(count) > n_before:
+            raise raised
+        return getattr(OnTrial, method)(self, question)
+
+    given_ = {**SMALL, "epochs": 3, "max_demos": 1, "log_dir": tmp_path}
+    with pytest.raises(GateError, match=rf"^Raises\.{method} raised \w+: .*; correct") as told:
+        compiled(world(), gate=type("Raises", (OnTrial,), {method: answer})(), **given_)
+    assert told.value.__cause__ is raised
+    assert "tok-0123456789xyz" not in str(told.value)
+    assert isinstance(vars(told.value)["program"], dspy.Module)
+    assert isinstance(best_so_far(tmp_path, predictor()), dspy.Module)
+    again = compiled(world(), gate=OnTrial(), **given_).detailed_results
+    assert again.replayed["rollout"] > 0

@@ -53,12 +53,12 @@ class Shown:
         return Path(local).read_text(encoding="utf-8")
 
 
-def shown(folder: Path, *arguments: str) -> Shown:
+def shown(folder: Path, *arguments: str, **environment: str) -> Shown:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     done = subprocess.run(
         [sys.executable, str(CHILD), uri, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{CHILD.parent}:{CHILD.parents[1]}"},
+        env={**os.environ, "PYTHONPATH": f"{CHILD.parent}:{CHILD.parents[1]}", **environment},
         capture_output=True,
         text=True,
         timeout=110,
@@ -161,3 +161,11 @@ def test_a_server_that_hangs_when_a_run_is_begun_costs_seconds_and_a_line(tmp_pa
     found = shown(tmp_path, "autolog-first", "hangs")
     assert f"learned ['{ADVICE}'] in time: True" in found.output
     assert found.output.count("this compile is not shown in MLflow: TimeoutError") == 1
+
+
+def test_where_mlflows_own_requests_are_refused_the_run_ends_with_the_same_result(
+    tmp_path: Path,
+) -> None:
+    found = shown(tmp_path, "down", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    assert f"learned ['{ADVICE}'] 0.917" in found.output
+    assert "runs/create failed" in found.output  # MLflow says of each what it has lost

@@ -1,5 +1,7 @@
 """A run ends when it is told to, in seconds, whatever hangs; and what hangs costs itself only."""
 
+import asyncio
+import inspect
 import itertools
 import os
 import re
@@ -18,7 +20,9 @@ from dspy import lm15
 from runs import ADVICE, learned, library_texts, n_calls, polite_lm, polite_rules, predictor
 from scripted import EXTRACT, UPDATE, Prompt, scripted_lm
 
-from tfgrpo_dspy import RunFailedError, best_so_far
+from tfgrpo_dspy import BayesianGate, NoGate, RunFailedError, best_so_far
+from tfgrpo_dspy.strategies import Strategy
+from tfgrpo_dspy.strategies.base import Credit, Proposed, Shown
 
 AT_ONCE_S = 15.0
 """Far less than what hangs would take (minutes), far more than what is allowed (2 s of grace)."""
@@ -78,6 +82,97 @@ def test_the_clock_ends_the_run_though_a_call_hangs_for_minutes(hanging: Any) ->
     results = learned(lm=lm, max_minutes=0.7 / 60).detailed_results
     assert results.ended_because.startswith("max_minutes")
     assert len(before.hung) == 1
+
+
+ANSWERS: dict[str, Callable[..., Any]] = {
+    "choose": lambda plan: plan.sizes,
+    "reward": lambda scored: [rollout.score for rollout in scored.rollouts],
+    "rescue": lambda *_: [],
+    "show": lambda context, _: Shown(context.group.rollouts),
+    "credit": lambda *_: Credit({}),
+    "propose": lambda context, _: Proposed(context.lessons),
+}
+
+
+class Held:
+    """Makes a method hang from its n-th call on, until `released`."""
+
+    def __init__(self, n: int, how: str) -> None:
+        self.n, self.how, self.released = n, how, threading.Event()
+        self._count = itertools.count(1)
+        self._older = set(threading.enumerate())
+
+    def method(self, usual: Callable[..., Any], is_async: bool) -> Callable[..., Any]:
+        def answered(_self: Any, *args: Any) -> Any:
+            if next(self._count) >= self.n:
+                self.released.wait(100)
+            return usual(*args)
+
+        async def awaited(_self: Any, *args: Any) -> Any:
+            hangs = next(self._count) >= self.n
+            while hangs and not self.released.is_set():
+                try:
+                    await asyncio.sleep(0.05)
+                except asyncio.CancelledError:
+                    if self.how != "is not to be cancelled":
+                        raise
+            return usual(*args)
+
+        async def blocking(_self: Any, *args: Any) -> Any:
+            return answered(_self, *args)
+
+        return (blocking if self.how == "blocks" else awaited) if is_async else answered
+
+    def release(self) -> None:
+        """Let it go on; what is left of the run ends without a word."""
+        self.released.set()
+        for thread in set(threading.enumerate()) - self._older:
+            if thread.name == "tfgrpo":
+                thread.join(10)
+                assert not thread.is_alive()
+
+
+HANGS = [
+    *((method, "blocks", n) for method in ANSWERS for n in (1, 3)),
+    ("propose", "awaits", 2),
+    ("rescue", "is not to be cancelled", 2),
+]
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(("method", "how", "n"), HANGS)
+def test_a_strategy_that_hangs_leaves_the_time_that_is_kept_for_the_end(
+    method: str, how: str, n: int
+) -> None:
+    held = Held(n, how)
+    is_async = inspect.iscoroutinefunction(getattr(Strategy, method))
+    chooses = {"choose": lambda _, plan: plan.sizes}  # who chooses is asked for credit, too
+    methods = {**chooses, method: held.method(ANSWERS[method], is_async)}
+    hangs = type("Hangs", (Strategy,), methods)()
+    lm = polite_lm(before=lambda _prompt: threading.Event().wait(0.01))
+    given = {"gate": NoGate(), "epochs": 50, "max_minutes": 3 / 60}
+    program = learned(lm=lm, strategies=[hangs], **given)
+    results, texts, n_made = program.detailed_results, library_texts(program), lm.engine.n_calls()
+    assert results.ended_because == "max_minutes=0.05 are over"
+    assert results.best.n == 12
+    assert results.wall_time_s < 3.5
+    held.release()
+    assert (library_texts(program), lm.engine.n_calls()) == (texts, n_made)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(("method", "n"), [("decide", 3), ("assign", 8), ("finalists", 1)])
+def test_a_gate_that_hangs_leaves_the_time_that_is_kept_for_the_end(method: str, n: int) -> None:
+    held, usual = Held(n, "blocks"), BayesianGate()
+    hangs = type("Hangs", (BayesianGate,), {method: held.method(getattr(usual, method), False)})()
+    lm = polite_lm(before=lambda _prompt: threading.Event().wait(0.01))
+    results = learned(lm=lm, gate=hangs, epochs=50, max_minutes=3 / 60).detailed_results
+    assert results.wall_time_s < 3.5
+    if method == "finalists":
+        assert results.best.mean > results.student.mean
+    else:
+        assert results.ended_because == "max_minutes=0.05 are over"
+    held.release()
 
 
 @pytest.mark.usefixtures("at_once")

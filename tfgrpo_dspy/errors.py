@@ -55,7 +55,7 @@ class UnsavedError(TrainingFreeGRPOError, OSError):
 
 
 class GateError(TrainingFreeGRPOError, RuntimeError):
-    """A method of a gate returned something else than docs/gate-and-effects.md asks for."""
+    """A method of a gate raised, or gave something else than docs/gate-and-effects.md asks for."""
 
 
 class StrategyError(TrainingFreeGRPOError, ValueError):

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import dspy
 
-from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED
-from tfgrpo_dspy.errors import RunStopped, SettingsError, UserCodeError, described
+from tfgrpo_dspy.budget.ledger import check_wanted
+from tfgrpo_dspy.errors import SettingsError, UserCodeError, described
 from tfgrpo_dspy.references import async_needs, is_async
 
 Result = TypeVar("Result")
@@ -133,13 +133,11 @@ async def at_home(awaitable: Awaitable[Result], home: asyncio.AbstractEventLoop 
         if asyncio.iscoroutine(awaitable):
             awaitable.close()
         raise RuntimeError(HAS_ENDED)
-    abandoned = ABANDONED.get()
     done = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_guarded(awaitable), home))
     try:
         while not done.done():
             await asyncio.wait({done}, timeout=POLL_S)
-            if abandoned is not None and abandoned.is_set():
-                raise RunStopped(NOT_WANTED)
+            check_wanted()
             if not (done.done() or home.is_running()):
                 raise RuntimeError(HAS_ENDED)
         if done.cancelled():

@@ -144,7 +144,7 @@ class TrainingFreeGRPO(Teleprompter):
             SettingsError: student, data or LMs that cannot be used; before the first LM call.
             LibraryFormatError: the library baked into the student is damaged.
             StoreError: `log_dir` cannot be used; offline, that a record is missing.
-            GateError: the gate gave something else than it was asked for.
+            GateError: the gate raised, or gave something else than it was asked for.
             RunFailedError: a refused key, an unknown model, a broken executor, or more than
                 `max_errors` failures; its `.program` is the best so far.
         """

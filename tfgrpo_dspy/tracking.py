@@ -16,11 +16,12 @@ from typing import Any
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import Event, RunEnded, UpdateDecided
 from tfgrpo_dspy.listeners.boards import end_figures, update_figures
-from tfgrpo_dspy.listeners.listening import in_time
+from tfgrpo_dspy.listeners.listening import PATIENCE_S
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results.rows import RolloutRow, as_columns
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.tasks.caller import in_own_thread
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +60,14 @@ def _run_of_its_own(mlflow: Any) -> Iterator[Any]:
         "child runs; call it after the imports."
     )
     client = mlflow.MlflowClient()
-    in_time(lambda: client.search_experiments(max_results=1))
+    in_own_thread(lambda: client.search_experiments(max_results=1)).result(PATIENCE_S)
     status, run = "FAILED", mlflow.start_run()
     try:
         yield run
         status = "FINISHED"
     finally:
         try:
-            in_time(lambda: client.get_run(run.info.run_id))
+            in_own_thread(lambda: client.get_run(run.info.run_id)).result(PATIENCE_S)
             mlflow.end_run(status)
         except Exception as error:  # noqa: BLE001 - as above
             logger.warning("the run of MLflow could not be ended: %s", _described(error))

@@ -21,6 +21,13 @@ ABANDONED: ContextVar[threading.Event | None] = ContextVar("tfgrpo_abandoned", d
 """Set when nobody waits for the task of this thread any more; then its calls are refused."""
 
 
+def check_wanted() -> None:
+    """Raises RunStopped: nobody waits for what this thread does any more."""
+    abandoned = ABANDONED.get()
+    if abandoned is not None and abandoned.is_set():
+        raise RunStopped(NOT_WANTED)
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """What a run may spend at most; None: as much as it takes. Cost in US dollars."""
@@ -240,8 +247,7 @@ class Ledger:
         lost otherwise. Where nobody waits for it any more, it is not.
         """
         with self._lock:
-            if (abandoned := ABANDONED.get()) is not None and abandoned.is_set():
-                raise RunStopped(NOT_WANTED)
+            check_wanted()
             if n_calls > self.left("max_metric_calls"):
                 self.use_up("max_metric_calls")
             self.n_metric_calls += n_calls
@@ -257,6 +263,7 @@ class Ledger:
 
         The LM calls that are kept for lessons are refused to rollouts only.
         """
+        check_wanted()
         with self._lock:
             self._reserve, self._n_lessons, self._is_training = reserve, n_lessons, True
 
@@ -286,7 +293,8 @@ class Ledger:
                 self._stopping.set()
 
     def check(self) -> None:
-        """Raises RunStopped when the training or the run has ended, by the clock or `stop`."""
+        """Raises RunStopped: the training or the run has ended, or nobody waits for this."""
+        check_wanted()
         if self.is_late or self.seconds_left() <= 0:
             self.is_late = self._is_training  # also if the end needs less time after all
             self.end(f"max_minutes={self.budget.max_minutes} are over")

@@ -20,6 +20,7 @@ from tfgrpo_dspy.settings.schedule import (
     RunSettings,
 )
 
+BESIDE_S = 1.0  # of the time at the end, for what is no rollout
 TIME_MARGIN = 2.0  # how much longer than expected the end may take, and what is under way then
 
 
@@ -76,10 +77,11 @@ class Reserve:
         rows = zip(limits, kept, of_test, strict=True)
         return Amount(*(_at_most(limit, more, test) + test for limit, more, test in rows))
 
-    def note(self, rollout: Rollout, seconds: float) -> None:
-        """A training rollout is made."""
+    def note(self, rollout: Rollout, seconds: float | None) -> None:
+        """A training rollout is made, in so many seconds; None: in an earlier start."""
         self.account = self.account.after_rollouts([rollout])
-        if rollout.failure is None or not rollout.failure.kind.is_cut_short:
+        is_cut = rollout.failure is not None and rollout.failure.kind.is_cut_short
+        if seconds is not None and not is_cut:
             self._seconds.append(seconds)
         self.renew()
 
@@ -117,11 +119,12 @@ class Reserve:
 
     def _minutes(self, n_rollouts: int) -> float:
         """For these though they are slower, and for what is under way when the training ends."""
-        if not self._seconds or not n_rollouts:
-            return 0.0
+        most = MOST_SHARE * (self._settings.max_minutes or math.inf)
+        if not self._seconds or not n_rollouts:  # nobody knows what one takes
+            return most if n_rollouts else 0.0
         mean, longest = sum(self._seconds) / len(self._seconds), max(self._seconds)
-        minutes = (n_rollouts * mean / self._settings.threads + longest) * TIME_MARGIN / 60
-        return min(minutes, MOST_SHARE * (self._settings.max_minutes or math.inf))
+        seconds = (n_rollouts * mean / self._settings.threads + longest) * TIME_MARGIN
+        return min((seconds + BESIDE_S) / 60, most)
 
     @property
     def is_tight(self) -> bool:

@@ -138,7 +138,7 @@ class Rollouts:
     def _count(self, rollout: Rollout, seconds: float | None) -> None:
         self._run.report.count_rollout(self._role, rollout)
         if self._role == "rollout":
-            self._run.reserve.note(rollout, seconds or 0.0)
+            self._run.reserve.note(rollout, seconds)
 
     async def _done(self, sample: Sample, where: Whereabouts) -> Rollout:
         """The rollout, made in a thread or in another process."""

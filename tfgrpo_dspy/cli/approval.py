@@ -12,9 +12,9 @@ from typing import Any, TextIO
 
 import click
 
-from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED
+from tfgrpo_dspy.budget.ledger import check_wanted
 from tfgrpo_dspy.cli.editing import edited
-from tfgrpo_dspy.errors import LibraryError, NoTerminalError, RunStopped
+from tfgrpo_dspy.errors import LibraryError, NoTerminalError
 from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.files import json_value
 from tfgrpo_dspy.experience.values import Add, Limits, Operation, operation_from
@@ -43,7 +43,7 @@ def approve_in_terminal(proposal: Proposal) -> Approval:
         NoTerminalError: the process has no terminal.
     """
     with _one_at_a_time, _terminal() as terminal:
-        _check_wanted()
+        check_wanted()
         terminal.show(_page(proposal))
         while True:
             answer = terminal.ask(QUESTION).lower()[:1]
@@ -68,8 +68,8 @@ class _Terminal:
         self.writer.write(question)
         self.writer.flush()
         while not self._is_answered():
-            _check_wanted()
-        _check_wanted()  # what is typed after the end of the run is for somebody else
+            check_wanted()
+        check_wanted()  # what is typed after the end of the run is for somebody else
         if not (line := self.reader.readline()):
             raise NoTerminalError(
                 f"{QUESTION!r} was not answered: the terminal was closed. Start the same compile "
@@ -82,13 +82,6 @@ class _Terminal:
             return bool(select.select([self.reader], [], [], POLL_S)[0])
         except (OSError, ValueError):  # Windows: reading waits until there is a line
             return True
-
-
-def _check_wanted() -> None:
-    """Raises RunStopped: the run that asks has ended."""
-    abandoned = ABANDONED.get()
-    if abandoned is not None and abandoned.is_set():
-        raise RunStopped(NOT_WANTED)
 
 
 @contextlib.contextmanager

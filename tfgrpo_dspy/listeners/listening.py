@@ -5,45 +5,23 @@ end the time that `LONGEST_S` and `PATIENCE_S` allow.
 """
 
 import contextlib
-import contextvars
+import functools
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextvars import copy_context
+from typing import Any
 
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import Event
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 LONGEST_S, PATIENCE_S = 30.0, 5.0
 """How long the end of a run waits for a listener in all, and for each event."""
 FOR_FAILURES_S = 1.0  # how long the results wait for what a listener may raise
-
-
-def in_time(call: Callable[[], Result]) -> Result:
-    """What the call gives, in a thread of its own. Raises TimeoutError: nothing, for too long."""
-    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            answers.put((call(), None))
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            answers.put((None, error))
-
-    target = contextvars.copy_context().run
-    threading.Thread(target=target, args=(work,), daemon=True, name="tfgrpo-listener").start()
-    try:
-        answer, error = answers.get(timeout=PATIENCE_S)
-    except queue.Empty:
-        raise TimeoutError(f"no answer in {PATIENCE_S:g} s") from None
-    if error is not None:
-        raise error
-    return answer  # type: ignore[no-any-return]
 
 
 class Listening:
@@ -63,19 +41,15 @@ class Listening:
         self.n_failures = 0
         self._listener, self._name, self._most_failures = listener, name, most_failures
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._n_left, self._is_begun = 0, False
-        self._changed = threading.Condition()
+        self._n_left, self._changed = 0, threading.Condition()
+        serve, name = functools.partial(copy_context().run, self._serve), "tfgrpo-listener"
+        threading.Thread(target=serve, daemon=True, name=name).start()
 
     def tell(self, event: Event) -> None:
         """Have the listener told of the event, after those before it."""
         with self._changed:
             self._n_left += 1
         self._events.put(event)
-        if not self._is_begun:
-            self._is_begun = True
-            target = contextvars.copy_context().run
-            name = "tfgrpo-listener"
-            threading.Thread(target=target, args=(self._serve,), daemon=True, name=name).start()
 
     def _serve(self) -> None:
         while (event := self._events.get()) is not None:

@@ -52,21 +52,21 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
 
     With `NoGate`, the last library is returned, whether it is better or not.
     """
-    run.ledger.open_reserve()
     if run.settings.metric is None:
         valset = testset = ()
     entries: dict[int, Finalist] = {}
     why = "the last library: nothing is compared"
-    if run.settings.measures and valset:
+    if is_race := run.settings.measures and bool(valset):
         candidates = _candidates(history, set(map(inputs_text, valset)))
-        measured = Measurements(run, "validation", valset, candidates, history)
-        place, entries, why = _race(run, history, measured)
     else:
         candidates = _with_student(history, Additions(history.result()))
-        measured = Measurements(run, "validation", valset, candidates, history)
+    run.ledger.open_reserve()  # a gate that hangs has had nothing of it
+    measured = Measurements(run, "validation", valset, candidates, history)
+    if is_race:
+        place, entries, why = _race(run, history, measured)
+    else:
         place = len(candidates) - 1
         measured.make_all(run.settings.n_validation)
-    measured.tell(0, place)
     best = candidates[place]
     if not best.condensed:  # with the tokens that each experience adds to a call
         priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in best.library]
@@ -77,6 +77,8 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     if n_more > 0:
         run.ledger.raise_limits(*history.latest.account.reserve(n_more))
     tested = _tested(run, history, testset, best)
+    measured.tell(0, place)  # whoever listens has no time that a measurement needs
+    tested.tell(0, len(tested.candidates) - 1)
     examples = [*measured.examples(place), *tested.examples(len(tested.candidates) - 1)]
     return _reported(
         run,
@@ -195,7 +197,6 @@ def _tested(
     candidates = _with_student(history, best)
     measured = Measurements(run, "test", testset, candidates, history)
     measured.make_all(len(testset))
-    measured.tell(0, len(candidates) - 1)
     return measured
 
 

@@ -3,13 +3,15 @@
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from tfgrpo_dspy.budget.account import Amount
+from tfgrpo_dspy.budget.ledger import check_wanted
 from tfgrpo_dspy.calls.reflections import ReflectionClient
-from tfgrpo_dspy.errors import GateError
+from tfgrpo_dspy.errors import GateError, RunStopped, described
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation
 from tfgrpo_dspy.gate.model import score_sd
@@ -123,14 +125,15 @@ class History:
         libraries: Sequence[ExperienceLibrary] = (batch.library,) * n
         if any(experience.is_on_trial for experience in batch.library):
             wanted = f"return {n} libraries, one for each rollout of the group"
-            libraries = _checked(gate, "assigned", gate.assign(plan), wanted, n)
+            libraries = _checked(gate, "assigned", self._asked("assign", plan), wanted, n)
         best = batch.base.best if batch.epoch else ()
         hidden = {self._inputs[example]}
         sets = [(), *(self.demos.choose(k, best, hidden) for k in range(1, n_sets + 1))]
         shown: Sequence[int] = (0,) * n
         if any(sets):
             wanted = f"return {n} numbers from 0 to {n_sets}, one for each rollout of the group"
-            shown = _checked(gate, "chose the demos", gate.demo_sets(plan), wanted, n, int)
+            chosen = self._asked("demo_sets", plan)
+            shown = _checked(gate, "chose the demos", chosen, wanted, n, int)
             if not all(0 <= k <= n_sets for k in shown):
                 raise GateError(f"{gate!r} chose the demos {shown!r}; {wanted}.")
         pairs = zip(libraries, shown, strict=True)
@@ -230,7 +233,7 @@ class History:
             limits=self._run.settings.limits,
             n_demo_sets=self.demos.n_sets,
         )
-        decision = gate.decide(evidence)
+        decision: Decision = self._asked("decide", evidence)
         is_one = isinstance(decision, Decision)
         libraries = (decision.library, decision.result) if is_one else decision
         _checked(gate, "decided", libraries, "return a Decision on a library")
@@ -241,6 +244,17 @@ class History:
 
         deployable = decision.deployable and kept(decision.deployable)
         return replace(decision, library=kept(decision.library), deployable=deployable)
+
+    def _asked(self, method: str, question: Any) -> Any:
+        """What the gate answers. Raises GateError: it raised."""
+        gate = self._run.settings.gate
+        try:
+            answer = getattr(gate, method)(question)
+        except BaseException as error:
+            what = f"{type(gate).__name__}.{method} raised {described(error).rstrip('.')}"
+            raise GateError(self._run.records.redacted(f"{what}; correct the gate.")) from error
+        check_wanted()  # it may have taken too long
+        return answer
 
     @property
     def repeated(self) -> Amount:
@@ -253,9 +267,10 @@ class History:
 
     def finalists(self) -> list[ExperienceLibrary]:
         """The libraries that are compared with the student at the end. Raises GateError."""
-        gate = self._run.settings.gate
-        wanted = "return a sequence of libraries"
-        proposed = _checked(gate, "gave as finalists", gate.finalists(self.decision), wanted)
+        gate, answer = self._run.settings.gate, (self.decision.result,)
+        with suppress(RunStopped):  # it hangs
+            answer = self._run.loop.call(lambda: self._asked("finalists", self.decision))
+        proposed = _checked(gate, "gave as finalists", answer, "return a sequence of libraries")
         if not self.latest.account.n_rollouts:  # of rollouts made elsewhere none has tried it
             proposed = (*proposed, self.decision.library)
         return [self._like_start(library) for library in proposed]

@@ -79,7 +79,7 @@ class Measurements:
         finally:
             cut = {place for k, (_, place) in enumerate(pairs) if k not in rollout_of}
             kept = [k for k, (_, place) in enumerate(pairs) if place < min(cut, default=math.inf)]
-            rollouts = self._reward([rollout_of[k] for k in kept])
+            rollouts = self._run.loop.call(lambda: self._reward([rollout_of[k] for k in kept]))
             self._rollouts |= zip([pairs[k] for k in kept], rollouts, strict=True)
         return rollouts
 

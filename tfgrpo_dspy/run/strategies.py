@@ -17,6 +17,7 @@ from typing import Any
 
 import dspy
 
+from tfgrpo_dspy.budget.ledger import check_wanted
 from tfgrpo_dspy.calls.reflections import Answer, ReflectionClient
 from tfgrpo_dspy.credit.play import Player, with_beside
 from tfgrpo_dspy.errors import (
@@ -71,6 +72,7 @@ class Strategies:
         self._worked: set[tuple[int, str]] = set()
         self._failed: Counter[tuple[int, str]] = Counter()
         self._switched_off: set[tuple[int, str]] = set()
+        self._hanging: set[tuple[int, str]] = set()  # or asked now
         self.messages: list[str] = []
         """What was switched off, and why."""
         self._outcomes: defaultdict[tuple[int, str], list[tuple[int, bool]]] = defaultdict(list)
@@ -154,6 +156,9 @@ class Strategies:
         """
         counting = list(rollouts)
         for strategy in self.overriding("reward"):
+            if (id(strategy), "reward") in self._hanging:
+                self._count_switched_off(f"{type(strategy).__name__}.reward hangs, and is left out")
+                continue
             counted = [k for k, rollout in enumerate(counting) if rollout.score is not None]
             rewards: list[float | None] = [None] * len(counted)
             kind = FailureKind.STRATEGY
@@ -264,6 +269,7 @@ class Strategies:
         only for methods that are asked in a fixed order.
         """
         key = id(strategy), method
+        self._hanging.add(key)
         try:
             yield
             self._worked |= {key} if ends else set()
@@ -278,6 +284,7 @@ class Strategies:
         except (RunStopped, KeyboardInterrupt):
             raise
         except BaseException as error:
+            check_wanted()
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise  # the run has ended
             message = f"{type(strategy).__name__}.{method}: {described(error)}"
@@ -288,6 +295,8 @@ class Strategies:
                 when = "in the first batch" if ends == 1 else f"in the first {ends} batches"
                 why = f"a strategy failed {when}; correct or leave out {message.rstrip('.')}"
                 self._run.ledger.stop(why, is_failure=True)
+        finally:
+            self._hanging.discard(key)
 
     def _note(self, key: tuple[int, str], batch: Batch | None, worked: bool) -> None:
         if batch is not None:

@@ -41,6 +41,21 @@ def awaited(
     return run
 
 
+def in_own_thread(work: Callable[[], Result]) -> "futures.Future[Result]":
+    """What the work gives, in a daemon thread that has the context of the caller."""
+    done: futures.Future[Result] = futures.Future()
+    context = copy_context()
+
+    def run() -> None:
+        try:
+            done.set_result(context.run(work))
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="tfgrpo").start()
+    return done
+
+
 async def in_thread(work: Callable[[], Result]) -> Result:
     """What the work gives in a thread of its own; async code that it calls runs in this loop.
 
@@ -51,16 +66,7 @@ async def in_thread(work: Callable[[], Result]) -> Result:
     context.run(CANCELLED.set, is_cancelled)
     loop = asyncio.get_running_loop()
     context.run(HOMES.set, Homes((loop,), loop))
-    done: futures.Future[Result] = futures.Future()
-
-    def run() -> None:
-        try:
-            done.set_result(context.run(work))
-        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
-            done.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="tfgrpo").start()
-    ended: asyncio.Future[Result] = asyncio.wrap_future(done)
+    ended: asyncio.Future[Result] = asyncio.wrap_future(context.run(in_own_thread, work))
     cancelled: asyncio.CancelledError | None = None
     while not ended.done():
         try:

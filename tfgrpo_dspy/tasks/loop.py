@@ -6,7 +6,6 @@ Tasks are done in daemon threads: a call that hangs holds up neither Ctrl-C nor 
 
 import asyncio
 import contextlib
-import contextvars
 import itertools
 import logging
 import math
@@ -14,11 +13,13 @@ import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent import futures
+from contextvars import copy_context
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
-from tfgrpo_dspy.budget.ledger import ABANDONED, Ledger
+from tfgrpo_dspy.budget.ledger import ABANDONED, Ledger, check_wanted
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, UserCodeError, described
-from tfgrpo_dspy.tasks.caller import check_cancelled
+from tfgrpo_dspy.tasks.caller import check_cancelled, in_own_thread
 from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 
 logger = logging.getLogger(__name__)
@@ -62,18 +63,20 @@ class Loop:
         self.on_wait: Callable[[], None] = lambda: None
         self._count = itertools.count()
         self._waiting: dict[str, asyncio.PriorityQueue[Any]]
-        self._spawned: set[asyncio.Future[Any]] = set()
+        self._spawned: WeakKeyDictionary[Any, set[asyncio.Future[Any]]] = WeakKeyDictionary()
         self._in_flight: set[asyncio.Future[Any]] = set()
         self._timeouts: set[asyncio.Timeout] = set()
+        self._abandoned: set[threading.Event] = set()  # of what is waited for
         self._failed: asyncio.Future[Any]
-        self._ends_at: float  # what the training has begun, at the latest
         self._threads: DaemonThreads
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """The coroutine's result, with the caller's `dspy.context`. Raises RunStopped: it ended."""
-        loop = asyncio.new_event_loop()
+        loop, abandoned, context = asyncio.new_event_loop(), threading.Event(), copy_context()
+        context.run(ABANDONED.set, abandoned)
+        self._in_flight, self._timeouts, self._abandoned = set(), set(), {abandoned}
         threads = self._threads = DaemonThreads()
-        main = loop.create_task(self._supervised(coroutine))
+        main = loop.create_task(self._supervised(coroutine), context=context)
 
         def work() -> None:
             while not main.done():  # a KeyboardInterrupt leaves the loop at each that awaits it
@@ -81,31 +84,51 @@ class Loop:
                     loop.run_until_complete(main)
             loop.close()
 
-        ended = threads.submit(contextvars.copy_context().run, work)
+        ended = threads.submit(copy_context().run, work)
         try:
-            while not ended.done():  # a wait without end may miss a Ctrl-C
-                futures.wait([ended], WATCH_S)
-                check_cancelled()
-        except BaseException:  # the caller's thread was interrupted
+            self._wait(ended)
+        except BaseException as error:  # the caller's thread was interrupted, or the loop hangs
             with contextlib.suppress(RuntimeError):  # the loop has closed in this moment
                 loop.call_soon_threadsafe(main.cancel)
-            futures.wait([ended], GRACE_S)
+            futures.wait([ended], WATCH_S if isinstance(error, RunStopped) else GRACE_S)
+            for each in self._abandoned.copy():
+                each.set()
             raise
         finally:
             threads.close()
         return main.result()
 
+    def call(self, work: Callable[[], Result]) -> Result:
+        """What a function of the user's gives. Raises RunStopped: it hangs, and the run is over."""
+        done = in_own_thread(work)
+        self._wait(done)
+        return done.result()
+
+    def _wait(self, done: "futures.Future[Any]") -> None:
+        """Wait for what is to end by itself. Raises RunStopped: it hangs, and the run is over."""
+        while not done.done():  # a wait without end may miss a Ctrl-C
+            futures.wait([done], WATCH_S)
+            check_cancelled()
+            if self.ledger.seconds_left() < -HANGS_AFTER * self._grace_s:
+                self.ledger.check()
+
+    @property
+    def _grace_s(self) -> float:
+        return min(GRACE_S, GRACE_SHARE * self.ledger.seconds_kept or GRACE_S)
+
     def spawn(self, coroutine: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
         """Begin a coroutine. What it raises ends `run`, whether somebody awaits it or not."""
         task = asyncio.get_running_loop().create_task(coroutine)
-        self._spawned.add(task)
+        spawned = self._spawned.setdefault(task.get_loop(), set())
+        spawned.add(task)
+        task.add_done_callback(spawned.discard)
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: "asyncio.Future[Any]") -> None:
-        self._spawned.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and not self._failed.done():
+        is_wanted = self._failed.get_loop() is task.get_loop()
+        if error is not None and is_wanted and not self._failed.done():
             self._failed.set_exception(error)
 
     def submit(
@@ -122,6 +145,7 @@ class Loop:
         are ever in flight or unrecorded. One that took too long is recorded as a `TimeoutError`,
         and the log says `where` it is.
         """
+        check_wanted()
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         result.add_done_callback(self._ended)
         self._waiting[place].put_nowait((priority, next(self._count), begin, record, where, result))
@@ -169,14 +193,10 @@ class Loop:
         try:
             self.ledger.check()  # though every call may hang
         except TrainingCut:
-            now = asyncio.get_running_loop().time()
-            if math.isinf(self._ends_at):
-                grace_s = min(GRACE_S, GRACE_SHARE * self.ledger.seconds_kept or GRACE_S)
-                self._ends_at = now + HANGS_AFTER * grace_s
-                for timeout in self._timeouts:
-                    timeout.reschedule(min(timeout.when() or math.inf, now + grace_s))
-            elif now > self._ends_at:  # something hangs that is no task
-                raise
+            end = asyncio.get_running_loop().time() + self._grace_s
+            for timeout in self._timeouts:
+                if not timeout.expired():
+                    timeout.reschedule(min(timeout.when() or math.inf, end))
 
     def _name_waiting(self, where: Whereabouts | None) -> None:
         """Say in the log, once in a run, where a task is that has no result yet."""
@@ -192,8 +212,10 @@ class Loop:
 
     async def in_thread(self, work: Callable[[], Any]) -> Any:
         """What the work gives; if nobody waits for that any more, its calls are refused."""
-        abandoned, context = threading.Event(), contextvars.copy_context()
+        check_wanted()
+        abandoned, context = threading.Event(), copy_context()
         context.run(ABANDONED.set, abandoned)
+        self._abandoned.add(abandoned)
 
         def guarded() -> Any:
             try:
@@ -213,35 +235,32 @@ class Loop:
             return await asyncio.wrap_future(done)
         finally:
             abandoned.set()
+            self._abandoned.discard(abandoned)
 
     async def _supervised(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        self._failed, self._ends_at = asyncio.get_running_loop().create_future(), math.inf
+        failed = self._failed = asyncio.get_running_loop().create_future()
         self._waiting = {place: asyncio.PriorityQueue() for place in self._n_slots}
         for place, n_slots in self._n_slots.items():
             for _ in range(n_slots):
                 self.spawn(self._slot(self._waiting[place]))
         main = self.spawn(coroutine)
         try:
-            while not (main.done() or self._failed.done()):
+            while not (main.done() or failed.done()):
                 self._check()
                 self.on_wait()
-                ends = (main, self._failed)
+                ends = (main, failed)
                 await asyncio.wait(ends, timeout=WATCH_S, return_when=asyncio.FIRST_COMPLETED)
-            return self._failed.result() if self._failed.done() else main.result()
+            return failed.result() if failed.done() else main.result()
         except RunStopped:
             if self._in_flight:
                 await asyncio.wait(self._in_flight.copy(), timeout=GRACE_S)
             raise
         finally:  # end every coroutine, which abandons what is in flight
-            while self._spawned:
-                await asyncio.gather(*map(_cancelled, self._spawned), return_exceptions=True)
-            if self._failed.done():
-                self._failed.exception()  # read, so that asyncio does not warn of it
-
-
-def _cancelled(task: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
-    task.cancel()
-    return task
+            spawned = self._spawned[failed.get_loop()]
+            while left := [task for task in spawned if task.cancel()]:
+                await asyncio.gather(*left, return_exceptions=True)
+            if failed.done():
+                failed.exception()  # read, so that asyncio does not warn of it
 
 
 class DaemonThreads:
