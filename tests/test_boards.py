@@ -149,7 +149,7 @@ def test_watching_without_rich_names_the_extra(
         monkeypatch.setitem(sys.modules, name, None)
     result = CliRunner().invoke(tfgrpo, ["watch", str(tmp_path)])
     assert result.exit_code == 2
-    assert "install it, or tfgrpo-dspy[watch]" in result.output
+    assert 'pip install "tfgrpo-dspy[watch]"' in result.output
 
 
 def test_a_run_that_measures_its_test_set_has_not_ended(tmp_path: Path) -> None:

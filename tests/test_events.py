@@ -57,7 +57,7 @@ def test_a_listener_is_told_of_changes_updates_and_the_budget_in_order_and_of_th
 def test_an_update_records_the_best_and_the_worst_rollout_behind_a_new_experience() -> None:
     born = learned(**GATED).detailed_results.updates[0].changes[0]
     assert (born.kind, born.id, born.text) == ("born", "E1", ADVICE)
-    comparison = born.comparisons[-1]
+    comparison = born.comparisons[0]  # a group with contrast, if there is one
     assert (comparison.good.outputs, comparison.good.score) == ("answer: please", 1.0)
     assert (comparison.bad.outputs, comparison.bad.score) == ("answer: no", 0.0)
     assert comparison.bad.feedback == "Say please."

@@ -95,12 +95,14 @@ def test_what_the_reflection_lm_answered_is_shown_also_where_it_could_not_be_rea
     tmp_path: Path,
 ) -> None:
     (_, good), *rest = polite_rules()
-    rambling = [(EXTRACT + r"(?s:.*)question 3", "}{ I had rather talk of ships"), (EXTRACT, good)]
+    talk = "}{ I had rather talk of ships"
+    asked_again = (EXTRACT + r"(?s:.*)Your previous answer could not be read", good)
+    rambling = [(EXTRACT + r"(?s:.*)question 3", talk), asked_again, (EXTRACT, talk)]
     learned(lm=scripted_lm([*rambling, *rest]), log_dir=tmp_path, epochs=1)
     found = rows("reflections", tmp_path)
     by_use = {row["fault"]: row for row in found}
     assert by_use["nothing in the answer could be read"]["answered"].startswith("}{ I had rather")
-    assert json.loads(next(r for r in found if r["stage"] == "lesson")["answered"]) == [ADVICE]
+    assert json.loads(by_use[f"could not be read at first: {talk}"]["answered"]) == [ADVICE]
     assert "question 3" in by_use["nothing in the answer could be read"]["asked"]
     assert "at most" not in found[0]["asked"]  # what all of them are asked is left out
     assert {row["stage"] for row in found} == {"lesson", "update"}

@@ -53,8 +53,8 @@ def _write_parquet(rows: list[dict[str, Any]], path: str) -> None:
         import pyarrow  # noqa: PLC0415 - an extra
         from pyarrow import parquet  # noqa: PLC0415
     except ImportError as error:
-        extra = "install it, or tfgrpo-dspy[parquet]"
-        raise click.UsageError(f"--parquet {path} needs the package pyarrow: {extra}.") from error
+        install = 'pip install "tfgrpo-dspy[parquet]"'
+        raise click.UsageError(f"--parquet {path} needs the package pyarrow: {install}") from error
     data = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(rows), data)
     write_bytes(path, data.getvalue())

@@ -58,8 +58,8 @@ def watch(run_dir: str, every: float, once: bool) -> None:
         from rich.console import Console  # noqa: PLC0415 - an extra
         from rich.live import Live  # noqa: PLC0415
     except ImportError as error:
-        extra = "install it, or tfgrpo-dspy[watch]"
-        raise click.UsageError(f"watch needs the package rich: {extra}.") from error
+        install = 'pip install "tfgrpo-dspy[watch]"'
+        raise click.UsageError(f"watch needs the package rich: {install}") from error
     run = run_of(read_source(run_dir))
     name = f"{run.results.origin['log_dir']}#{run.id}"  # also if another run begins
     console = Console(markup=False, emoji=False, highlight=False)

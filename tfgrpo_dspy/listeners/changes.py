@@ -85,6 +85,7 @@ class Changes:
         """
         sources = [one for one in operation.evidence if one.example in groups]
         sources = self._about(getattr(operation, "text", ""), sources)
+        sources.sort(key=lambda source: len({*source.scores}) < 2)  # contrast first
         for source in sources[:MOST_COMPARISONS]:
             about = (lesson for lesson in lessons if source in lesson.evidence)
             advantage = next((lesson.reason for lesson in about), "")

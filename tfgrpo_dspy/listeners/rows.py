@@ -90,15 +90,16 @@ def reflection_row(
 ) -> ReflectionRow:
     """The row of an `Answer` to these inputs."""
     texts = (f"[{name}]\n{clip(str(value), ASKED_TOKENS)}" for name, value in inputs.items())
-    unreadable = "nothing in the answer could be read" if answer.parse_failures else ""
     usage, is_read = answer.usage, answer.output is not None
+    at_first = f"could not be read at first: {answer.unread}"
+    unreadable = at_first if is_read else "nothing in the answer could be read"
     return ReflectionRow(
         stage=stage,
         update=update,
         asked="\n\n".join(texts),
         answered=json.dumps(answer.output, ensure_ascii=False) if is_read else answer.unread,
         explanation=answer.explanation,
-        fault=answer.error or ("" if is_read else unreadable),
+        fault=answer.error or (unreadable if answer.parse_failures else ""),
         n_lm_calls=usage.n_lm_calls,
         n_tokens=usage.prompt_tokens + usage.completion_tokens,
         dollars=usage.cost_usd,

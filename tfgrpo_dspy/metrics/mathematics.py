@@ -28,7 +28,7 @@ MAX_TEXT_CHARACTERS = 100_000
 NUMBER = re.compile(r"[-+]?(?=\.?\d)(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?(?:[eE][-+]?\d{1,3})?")
 VALUE = re.compile(r"^(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?|[^A-Za-z<>=]*)\s*=([^<>=]+)$")
 KIND = re.compile(r"(?s)\A(?:(?:\\left)?\\?[(\[{](?=.*[)\]}]$)|.*?(?<![<>])=|)")
-INSTALL = "pip install 'tfgrpo-dspy[math]'"
+INSTALL = 'pip install "tfgrpo-dspy[math]"'
 DIFFERENT, OTHER_TEXT = "they are not equivalent", "the texts differ"
 COMMAND = (sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name("worker.py")))
 logger = logging.getLogger(__name__)

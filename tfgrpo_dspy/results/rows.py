@@ -66,7 +66,7 @@ class ReflectionRow:
 
     `stage` is "draft", "summary", "lesson", "update", "strategy" or "condense". `answered` is what
     was read of the answer, as JSON, or how an answer begins that could not be read; `fault` says
-    what failed.
+    what failed, also if the LM was asked once more and then gave `answered`.
     """
 
     stage: str
