@@ -213,19 +213,30 @@ def test_the_bar_is_refreshed_every_second_though_no_rollout_ends() -> None:
     assert {"1", "2"} <= seconds
 
 
+CONSOLE = """
+from IPython.core.interactiveshell import InteractiveShell
+InteractiveShell.instance()  # its error stream is a file
+"""
+LOGGED = """
+import logging
+logging.basicConfig()
+logging.getLogger("tfgrpo_dspy").setLevel(logging.INFO)
+"""
+
+
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("shell", ["", "InteractiveShell.instance()"])
-def test_a_file_gets_whole_lines_and_not_one_a_refresh(tmp_path: Path, shell: str) -> None:
-    code = COMPILE.format(budget=150, out=str(tmp_path / "out"))  # takes less than a minute
-    if shell:  # a console, whose error stream is a file
+@pytest.mark.parametrize("before", ["", CONSOLE, LOGGED], ids=["script", "console", "logged"])
+def test_a_file_gets_whole_lines_and_not_one_a_refresh(tmp_path: Path, before: str) -> None:
+    if before == CONSOLE:
         pytest.importorskip("IPython")
-        code = f"from IPython.core.interactiveshell import InteractiveShell\n{shell}\n{code}"
+    code = before + COMPILE.format(budget=150, out=str(tmp_path / "out"))  # less than a minute
     with (tmp_path / "log").open("w+", newline="") as log:
         subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, stderr=log, check=True)
         log.seek(0)
         shown = log.read()
-    lines = shown.removesuffix("\n").split("\n")
     assert "\r" not in shown
+    assert ("INFO:tfgrpo_dspy" in shown) == (before == LOGGED)
+    lines = [line for line in shown.splitlines() if before != LOGGED or "% |" in line]
     assert len(lines) <= 4
     assert lines[0].startswith("training 0/150 calls, 0% |")
     assert lines[-1].startswith("final choice ")

@@ -58,7 +58,7 @@ class Progress:
         self._refresh_s = REFRESH_S if _can_rewrite() else REFRESH_IN_FILES_S
         self._shown_s = time.monotonic()
         self._cleanup = contextlib.ExitStack()
-        if settings.progress:
+        if settings.progress and _can_rewrite():  # in a file, each line would repeat the bar
             self._cleanup.enter_context(_lines_above_bars())
         total = max(1, math.ceil(plan_of(settings).total.likely.n_rollouts))
         disabled = not settings.progress

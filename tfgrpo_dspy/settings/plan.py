@@ -128,7 +128,8 @@ class Plan:
         return f"<Plan: {calls}, at most {self.total.at_most.n_lm_calls:,} LM calls>"
 
     def _repr_html_(self) -> str:
-        return f'<pre style="white-space: pre-wrap">{html.escape(str(self))}</pre>'
+        style = "font-family: monospace; white-space: pre-wrap"
+        return f'<pre style="{style}">{html.escape(str(self))}</pre>'
 
     def __str__(self) -> str:
         rows = [(row.purpose, *row.likely.texts, *row.at_most.texts) for row in self.rows]
