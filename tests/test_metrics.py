@@ -103,7 +103,7 @@ def test_what_cannot_work_is_refused_with_what_is_wrong(monkeypatch: Any) -> Non
     with pytest.raises(SettingsError, match="timeout_s=0"):
         math_equivalent(timeout_s=0)
     monkeypatch.setitem(sys.modules, "math_verify", None)  # as if it were not installed
-    with pytest.raises(ImportError, match=r"pip install 'tfgrpo-dspy\[math\]'"):
+    with pytest.raises(ImportError, match=r'pip install "tfgrpo-dspy\[math\]"'):
         math_equivalent()
 
 
