@@ -69,7 +69,7 @@ class RunContext:
         if callable(guard):
             try:
                 refuses = bool(guard(text, reason))
-            except Exception as error:  # noqa: BLE001 - whatever the user's function raises
+            except BaseException as error:  # noqa: BLE001 - whatever the user's function raises
                 self.report.count_failure("guard", f"guard raised {described(error)}")
                 refuses = True
         if not refuses and guard != "off":

@@ -300,7 +300,8 @@ class ReflectionClient:
             raise
         except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
             lost = meter.provider_failure
-            message = lost.message if lost else described(error)
+            by_whom = f"{type(module).__name__} raised {described(error)}"
+            message = lost.message if lost else by_whom
             answer = Answer(None, meter.usage, 0, message, is_too_long(error), lost is not None)
         meter.check()
         return answer
