@@ -29,3 +29,13 @@ def test_of_two_attempts_with_the_same_score_none_is_called_the_best() -> None:
     assert [line.split()[0] for line in lines] == ["example", "one", "other", "says"]
     alike = _compared(Comparison(3, "What colour?", one, one, ""))
     assert [line.split()[0] for line in alike] == ["example", "one", "says"]
+
+
+def test_the_further_lines_of_an_attempt_stand_below_its_first() -> None:
+    steps, other = (
+        RolloutSummary("thought: 2 + 2\nanswer: 4", 1.0, ""),
+        RolloutSummary("5", 0.0, ""),
+    )
+    _, best, *_ = _compared(Comparison(3, "What is it?", steps, other, ""))
+    first, second = best.split("\n")
+    assert first.index("1.00") == second.index("answer")

@@ -27,7 +27,7 @@ from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.metric import Score, ScoringFunction
 from tfgrpo_dspy.results.probe import FEWEST, Probe, predicted
-from tfgrpo_dspy.results.records import Gain, ScoreSummary, counted
+from tfgrpo_dspy.results.records import Gain, ScoreSummary
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import draft_lessons
@@ -38,6 +38,7 @@ from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.checks import inputs_text
 from tfgrpo_dspy.settings.plan import plan_of
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.wording import counted
 
 MOST_CALLS, N_DRAFTS, N_PAIRS, N_TWICE, PRIORITY = 40, 3, 5, 4, (3,)
 BARE, DEMOS, ADVICE = "bare", "demos", "advice"

@@ -39,6 +39,11 @@ def shortened(text: str, most: int) -> str:
     return f"{encoded[:most].decode('utf-8', 'ignore').rstrip()} ..."
 
 
+def counted(n: int, singular: str) -> str:
+    """`1 experience`, `1,200 experiences`."""
+    return f"{n:,} {singular}" if n == 1 else f"{n:,} {singular}s"
+
+
 def aligned(rows: Sequence[Sequence[str]], numbers: Container[int] = ()) -> list[str]:
     """A line for each row, with its cells below each other; `numbers` are columns of numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -20,11 +20,13 @@ from tfgrpo_dspy.experience.files import json_value
 from tfgrpo_dspy.experience.values import Add, Limits, Operation, operation_from
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results.records import Comparison, RolloutSummary
+from tfgrpo_dspy.wording import counted
 
 TERMINAL = "/dev/tty"  # also where stdin is piped
 POLL_S = 0.05  # how often it is looked whether the run has ended
 NO_LIMITS = Limits(sys.maxsize, sys.maxsize)  # those of the run are checked by the run
 MOST_COMPARISONS = 3  # shown of one operation
+INDENT = "\n           "  # of further lines of an attempt
 QUESTION = "Make this update? [y]es / [n]o / [e]dit: "
 _HINT = """\
 # One operation on each line: "op" is ADD, MODIFY, DELETE or KEEP. Remove lines that you do not
@@ -103,16 +105,17 @@ def _terminal() -> Iterator[_Terminal]:
 
 
 def _page(proposal: Proposal) -> str:
-    library, n = proposal.library, len(proposal.operations)
-    lines = ["", f"Update {proposal.update + 1}: {n} operations on {len(library)} experiences"]
+    library, n = proposal.library, counted(len(proposal.operations), "operation")
+    held = counted(len(library), "experience")
+    lines = ["", f"Update {proposal.update + 1}: {n} on {held}"]
     pairs = zip(proposal.operations, proposal.comparisons, strict=True)
     for number, (operation, comparisons) in enumerate(pairs, start=1):
         id_ = "" if isinstance(operation, Add) else operation.id
         lines += ["", f"{number}. {operation.op} {id_ or getattr(operation, 'text', '')}".rstrip()]
         lines += [f"   reason: {operation.reason}"] if operation.reason else []
         lines += [f"   now: {library[id_]}"] if id_ in library else []
-        n_rollouts = sum(len(each.scores) for each in operation.evidence)
-        lines += [f"   evidence: {len(operation.evidence)} groups, {n_rollouts} rollouts"]
+        n_rollouts = counted(sum(len(each.scores) for each in operation.evidence), "rollout")
+        lines += [f"   evidence: {counted(len(operation.evidence), 'group')}, {n_rollouts}"]
         lines += [line for each in comparisons[:MOST_COMPARISONS] for line in _compared(each)]
     changes = library.diff(library.apply(proposal.operations, NO_LIMITS))
     return "\n".join([*lines, "", "The library would change so:", changes or "not at all"])
@@ -131,7 +134,8 @@ def _compared(comparison: Comparison) -> list[str]:
 
 def _attempt(attempt: RolloutSummary) -> str:
     score = "no score" if attempt.score is None else f"{attempt.score:z.2f}"
-    return " | ".join(filter(None, [score, attempt.outputs, attempt.feedback]))
+    shown = filter(None, [score, attempt.outputs, attempt.feedback])
+    return " | ".join(shown).replace("\n", INDENT)
 
 
 def _edited(proposal: Proposal) -> list[Operation] | None:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from tfgrpo_dspy.checked import checked, such_that, text_of
 from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.outside import cleaned_text, printable
-from tfgrpo_dspy.wording import meaning, n_words
+from tfgrpo_dspy.wording import counted, meaning, n_words
 
 Z_95 = 1.96  # standard errors from an effect to the bounds of its 95 % interval
 ALL = "*"  # the scope of an experience that every predictor of the program is given
@@ -92,7 +92,7 @@ class Effect:
 
     def __str__(self) -> str:
         measured = f"{self.estimate:+z.2f} \N{PLUS-MINUS SIGN} {self.standard_error:.2f}"
-        return f"effect {measured} by {self.n_rollouts} rollouts"
+        return f"effect {measured} by {counted(self.n_rollouts, 'rollout')}"
 
 
 @checked(LibraryError, slots=True, extra="forbid")

@@ -13,9 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.results.records import UpdateRecord, counted
+from tfgrpo_dspy.results.records import UpdateRecord
 from tfgrpo_dspy.settings.plan import plan_of
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.wording import counted
 
 PHASES = {"rollout": "training", "validation": "final choice", "test": "test set"}
 REFRESH_S, REFRESH_IN_FILES_S = 1.0, 60.0

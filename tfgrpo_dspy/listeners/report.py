@@ -19,12 +19,11 @@ from tfgrpo_dspy.results import REFLECTIONS, RunResults
 from tfgrpo_dspy.results.records import (
     CHANGES_IN_WORDS,
     UpdateRecord,
-    counted,
 )
 from tfgrpo_dspy.results.rows import RolloutRow
 from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.settings.schedule import RunSettings
-from tfgrpo_dspy.wording import shortened
+from tfgrpo_dspy.wording import counted, shortened
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from tfgrpo_dspy.report.source import FORMS, run_of
 from tfgrpo_dspy.report.view import view_of
 from tfgrpo_dspy.results import page
 from tfgrpo_dspy.results.curve import value_curve
-from tfgrpo_dspy.results.records import CHANGES_IN_WORDS, bounds_text, counted, interval
+from tfgrpo_dspy.results.records import CHANGES_IN_WORDS, bounds_text, interval
+from tfgrpo_dspy.wording import counted
 
 LONGEST_TEXT = 3000  # characters of one text on the page
 _HIDDEN = re.compile(rf"(?!\r\n){UNSEEN.pattern}|[\ud800-\udfff\ufffe\uffff]")

@@ -24,10 +24,10 @@ from tfgrpo_dspy.results.records import (
     ScoreSummary,
     TriedAdvice,
     UpdateRecord,
-    counted,
 )
 from tfgrpo_dspy.results.rows import ExampleRow
 from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.wording import counted
 
 REFLECTIONS = (
     "draft",

@@ -18,11 +18,10 @@ from tfgrpo_dspy.results.records import (
     ScoreSummary,
     UpdateRecord,
     compared,
-    counted,
     front_of,
 )
 from tfgrpo_dspy.rollout import Usage
-from tfgrpo_dspy.wording import aligned, shortened
+from tfgrpo_dspy.wording import aligned, counted, shortened
 
 MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 10, 4, 4  # so that a page has 40 lines at most
 MOST_CANDIDATES = 4

@@ -5,7 +5,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tfgrpo_dspy.results.records import Gain, ScoreSummary, counted
+from tfgrpo_dspy.results.records import Gain, ScoreSummary
+from tfgrpo_dspy.wording import counted
 
 WORTH = 0.05  # a gain that is worth a run
 LIKELY, UNLIKELY = 0.7, 0.4

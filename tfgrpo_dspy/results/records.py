@@ -10,6 +10,7 @@ from scipy.special import stdtrit
 
 from tfgrpo_dspy.experience.values import Effect
 from tfgrpo_dspy.scores import MIN_CONTRAST
+from tfgrpo_dspy.wording import counted
 
 CONFIDENCE = 0.95
 
@@ -39,11 +40,6 @@ def interval(values: Sequence[float], scale: Scale = UNBOUNDED) -> tuple[float, 
     if highest - lowest <= MIN_CONTRAST or lowest + MIN_CONTRAST < mean < highest - MIN_CONTRAST:
         return None
     return (mean, lowest + most) if mean <= lowest + MIN_CONTRAST else (highest - most, mean)
-
-
-def counted(n: int, singular: str) -> str:
-    """`1 experience`, `1,200 experiences`."""
-    return f"{n:,} {singular}" if n == 1 else f"{n:,} {singular}s"
 
 
 def bounds_text(low: float | None, high: float | None, form: str = "z.3f") -> str:

@@ -35,7 +35,7 @@ from tfgrpo_dspy.settings.schedule import (
     RunData,
     RunSettings,
 )
-from tfgrpo_dspy.wording import aligned
+from tfgrpo_dspy.wording import aligned, counted
 
 Limits = tuple[float, float, float]
 COUNTS, ROUNDING, ROUNDING_UP = ("n_rollouts", "n_lm_calls"), 1e-9, 1e-4
@@ -138,7 +138,7 @@ class Plan:
         head = [("", "", "", "likely", "", "", "at most"), ("purpose", *units, *units)]
         lines = [
             *aligned([*head, *rows], range(1, 7)),
-            f"likely: {self.n_updates} updates",
+            f"likely: {counted(self.n_updates, 'update')}",
             *([f"easy: {self.easy:,} LM calls {EASY}"] if self.easy < total else []),
             *([f"enough: {enough} {ENOUGH}"] if enough else []),
             *(f"?: {why}" for why in self.unpriced if "?" in itertools.chain(*rows)),
