@@ -21,7 +21,7 @@ from runs import is_polite, learned, polite_lm, polite_rules, questions
 from scripted import scripted_lm
 from small import grpo
 
-from tfgrpo_dspy import Execution, ExperienceLibrary, Gate, RunFailedError, SettingsError
+from tfgrpo_dspy import Execution, ExperienceLibrary, RunFailedError, SettingsError
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.errors import LibraryFormatError
 from tfgrpo_dspy.report import html
@@ -239,21 +239,6 @@ def test_an_approval_that_raises_anything_ends_the_run_with_its_program(
     with pytest.raises(RunFailedError, match="approve raised") as ended:
         learned(approve=approve)
     assert ended.value.program is not None
-
-
-class Broken(Gate):
-    """Raises what nobody has thought of."""
-
-    def update(self, *_: Any, **__: Any) -> Any:
-        raise ZeroDivisionError(self)
-
-    decide = update
-
-
-def test_what_nobody_has_thought_of_loses_no_result() -> None:
-    with pytest.raises(ZeroDivisionError) as ended:
-        learned(gate=Broken())
-    assert isinstance(vars(ended.value)["program"], dspy.Module)
 
 
 def test_half_a_letter_makes_no_demo() -> None:
