@@ -10,6 +10,7 @@ from tfgrpo_dspy.cli.editing import edited_library
 from tfgrpo_dspy.cli.output import write
 from tfgrpo_dspy.cli.reading import FILE, FOLDER
 from tfgrpo_dspy.cli.sources import read_source
+from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.files import decoded, read_bytes
@@ -23,6 +24,9 @@ STDOUT = "-"
 output = click.option(
     "-o", "--output", "out", type=FILE, default=STDOUT, help="A file; by default stdout."
 )
+let_in = click.option(
+    "--let-in", is_flag=True, help="Also texts that a run refuses: an address, an attack."
+)
 
 
 def _write_library(
@@ -33,12 +37,11 @@ def _write_library(
     write(out, render(library, named, into=decoded(old, str(into))), old)
 
 
-def _note_suspicious(experiences: Iterable[Experience]) -> None:
-    """Say which texts a run would not take from its reflection LM; a person may write them."""
-    for each in experiences:
-        if reason := unsafe_reason(each.text):
-            noted = f"[{each.id}] is written, though a run would refuse it: {reason}"
-            click.echo(printable(noted), err=True)
+def _check(experiences: Iterable[Experience]) -> None:
+    """Raises LibraryError: the guards of a run would refuse some texts."""
+    reasons = [(each.id, unsafe_reason(each.text)) for each in experiences]
+    if refused := [f"[{id_}] is {reason}" for id_, reason in reasons if reason]:
+        raise LibraryError(f"{'; '.join(refused)}. Change the text, or pass --let-in.")
 
 
 @click.command()
@@ -75,14 +78,13 @@ def export(library: str, out: str, format: str | None, into: str | None) -> None
 @click.argument("file", type=FILE)
 @output
 @click.option("--format", type=click.Choice(READABLE), help="Of FILE, if not by its ending.")
-def import_(file: str, out: str, format: str | None) -> None:
-    """Read FILE, in any format, and write it as a library.
-
-    What the guards of a run would refuse (an address, an attack) is written, and named on stderr.
-    """
+@let_in
+def import_(file: str, out: str, format: str | None, let_in: bool) -> None:
+    """Read FILE, in any format, and write it as a library."""
     library = read_source(file, format).library
+    if not let_in:
+        _check(library)
     _write_library(library, out)
-    _note_suspicious(library)
 
 
 @click.command()
@@ -108,24 +110,24 @@ def bake(program: str, library: str, out: str, in_place: bool) -> None:
 
 @click.command()
 @click.argument("target", type=FILE)
-def edit(target: str) -> None:
+@let_in
+def edit(target: str, let_in: bool) -> None:
     """Edit the library in TARGET, a library file or a saved program, in $VISUAL or $EDITOR.
 
-    It is shown as Markdown. A text that cannot be read is shown again, with the error. Unchanged
+    It is shown as Markdown. A text that is refused is shown again, with the error. Unchanged
     experiences keep effect and evidence, changed ones only the evidence.
     """
     source = read_source(target)
     if source.run is not None or target == STDOUT:
         raise click.UsageError(f"{target} is no file; `tfgrpo export` makes one of it.")
     source.rewritten(source.library)  # what cannot be written back is refused before it is edited
-    changed = edited_library(source)
+    changed = edited_library(source, (lambda _new: None) if let_in else _check)
     if changed is None:
         click.echo(f"{target}: nothing changed", err=True)
         return
     library, text = changed
     write(target, text, source.data)
     click.echo(printable(source.library.diff(library)))
-    _note_suspicious(each for each in library if each not in source.library.experiences)
 
 
 @click.command()

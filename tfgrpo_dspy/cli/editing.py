@@ -1,6 +1,6 @@
 """Texts in the user's editor ($VISUAL, $EDITOR), opened again until they can be read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -49,11 +49,17 @@ def edited(text: str, read: Callable[[str], Read], extension: str) -> Read | Non
             shown = f"{FAULT}{' '.join(str(error).split())}\n{saved_text}"
 
 
-def edited_library(source: Source) -> tuple[ExperienceLibrary, str] | None:
-    """The library after the user has edited it, and the text of its file; None: not changed."""
+def edited_library(
+    source: Source, check: Callable[[Iterable[Experience]], None]
+) -> tuple[ExperienceLibrary, str] | None:
+    """The library after the user has edited it, and the text of its file; None: not changed.
+
+    `check` raises LibraryError where it refuses a new experience.
+    """
 
     def read(text: str) -> tuple[ExperienceLibrary, str]:
         library = _read(text, source.library)
+        check(each for each in library if each not in source.library.experiences)
         return library, source.rewritten(library)
 
     return edited(_HINT + render(source.library, "md"), read, ".md")
