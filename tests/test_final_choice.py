@@ -5,6 +5,7 @@ The LM is scripted. A case of one of four kinds has to be given the code of its 
 case and sample, whatever the library, so that two libraries are compared pair by pair.
 """
 
+import itertools
 import logging
 import random
 import re
@@ -358,6 +359,21 @@ def test_with_auto_the_test_set_comes_on_top_of_what_is_learned_with(seed: int) 
     assert measured.detailed_results.test.best.n == 40
     assert n_measured - n_alone == 2 * 40
     assert n_alone <= 200
+
+
+@pytest.mark.parametrize(
+    ("limit", "n_alike"), [({}, 10), ({"max_lm_calls": 200}, 9), ({"max_minutes": 60}, 1)], ids=str
+)
+def test_prompts_that_begin_alike_are_asked_one_after_the_other_unless_a_clock_may_end_them(
+    limit: dict[str, Any], n_alike: int
+) -> None:
+    lm = world()
+    given: dict[str, Any] = {**SMALL, "max_demos": 0, **limit}
+    compiled(lm, gate=proposing(list(RIGHT.values())), num_threads=1, **given)
+    asked = [p for p in lm.engine.prompts if "Case" in p.user and "`answer`" in p.text]
+    systems = [p.system for p in asked if case_in(p.user)[0] >= FIRST_VALIDATION]
+    in_a_row = [len([*alike]) for _, alike in itertools.groupby(systems)]
+    assert max(in_a_row[:-1]) == n_alike
 
 
 def weakly_solved(prompt: Prompt) -> str:

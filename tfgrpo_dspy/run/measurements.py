@@ -3,7 +3,7 @@
 import math
 import random
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -70,7 +70,8 @@ class Measurements:
             done = 0
             while done < len(pairs):
                 n = self._n_at_once(places[done:], rollout_of.values())
-                for task in [self._run.loop.spawn(make(k)) for k in range(done, done + n)]:
+                order = sorted(range(done, done + n), key=self._turn(pairs))
+                for task in [self._run.loop.spawn(make(k)) for k in order]:
                     await task
                 done += n
 
@@ -82,6 +83,15 @@ class Measurements:
             rollouts = self._run.loop.call(lambda: self._reward([rollout_of[k] for k in kept]))
             self._rollouts |= zip([pairs[k] for k in kept], rollouts, strict=True)
         return rollouts
+
+    def _turn(self, pairs: Sequence[tuple[int, int]]) -> Callable[[int], int]:
+        """When a pair is made among those at once: one candidate after the other.
+
+        Their prompts begin alike, which providers and llama.cpp read only once. With a clock, which
+        may end them at any point, it is one example after the other.
+        """
+        has_clock = self._run.settings.max_minutes is not None
+        return lambda k: k if has_clock else pairs[k][0]
 
     def _n_at_once(self, places: Sequence[int], more: Iterable[Rollout]) -> int:
         """How many of the pairs at these places are made next: those of whole examples.
