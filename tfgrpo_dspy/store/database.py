@@ -151,8 +151,9 @@ class Store:
         return sqlite3.connect(f"{file.as_uri()}?{how}", uri=True, check_same_thread=False)
 
     def _check_format(self, is_read_only: bool) -> None:
-        ((version,),) = self._connection.execute("PRAGMA user_version")
+        # the tables first: another process may make the store now, and sets its version before
         ((n_tables,),) = self._connection.execute("SELECT count(*) FROM sqlite_master")
+        ((version,),) = self._connection.execute("PRAGMA user_version")
         is_new = not (version or n_tables or is_read_only)
         if version != FORMAT_VERSION and not is_new:
             raise StoreError(
