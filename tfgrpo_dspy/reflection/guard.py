@@ -80,8 +80,8 @@ class Task:
 
     def says(self, text: str) -> bool:
         """Whether a line of the program says the same, word for word."""
-        words = words_of(text)
-        return len(words) >= REPEATED_WORDS and f" {' '.join(words)} " in self._words[0]
+        parts = words_of(text)
+        return len(parts) >= REPEATED_WORDS and f" {' '.join(parts)} " in self._words[0]
 
     def holds(self, address: str) -> bool:
         """Whether the address stands in the program or in any example."""

@@ -53,7 +53,9 @@ async def extract_lessons(
     is_in_vain = is_thrifty and batch.base.n_in_vain >= MOST_IN_VAIN
 
     async def asked(start: int) -> tuple[list[str], list[Found]]:
-        part, n_left = groups[start : start + size], n_shown * (start == 0) if is_in_vain else size
+        part, n_left = groups[start : start + size], size  # of them may be asked
+        if is_in_vain:
+            n_left = 0 if start else n_shown
         uses: list[str] = []
         calls: list[Awaitable[Found]] = []
         shown: list[tuple[SampledGroup, str]] = []

@@ -51,8 +51,8 @@ class _Trace(list[Any]):
 class CallRecorder(CallWatcher):
     """The tool calls of one rollout, each with how many predictor calls were answered before it.
 
-    Calls of tools and LMs that have begun, and not ended, are in `begun`. It tells `dispatched`, as
-    DSPy looks for the handlers of each callback at every call.
+    Calls of tools and LMs that have begun, and not ended, are in `begun`. `dispatched` is told what
+    this callback is told: DSPy looks up the handlers of each callback at every call.
     """
 
     def __init__(
