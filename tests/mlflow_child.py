@@ -1,8 +1,10 @@
 """A user's script under `mlflow.dspy.autolog`: compiles once, with what its arguments say.
 
-python mlflow_child.py URI [autolog-first] [in-own-run] [twice] [gone] [down] [hangs] [fails]
+python mlflow_child.py URI [autolog-first] [in-own-run] [twice] [gone] [down] [silent] [hangs]
+    [fails]
 """
 
+import socket
 import sys
 import threading
 import time
@@ -19,7 +21,8 @@ from runs import learned, library_texts, questions  # noqa: E402
 from small import grpo  # noqa: E402
 
 if "off" not in sys.argv and "autolog-first" not in sys.argv:
-    mlflow.dspy.autolog(log_compiles=True, log_evals=True, log_traces=False)
+    compiles = "silent" not in sys.argv  # else MLflow itself asks before and after a compile
+    mlflow.dspy.autolog(log_compiles=compiles, log_evals=True, log_traces=False)
 
 
 def failing(*_: object, **_named: object) -> float:
@@ -47,6 +50,12 @@ elif "down" in sys.argv:  # what MLflow itself asks, from the first update on
     program = learned(on_event=lambda _: mlflow.set_tracking_uri("http://127.0.0.1:9"))
     score = program.detailed_results.best.mean
     sys.stdout.write(f"learned {library_texts(program)} {score:.3f}\n")
+elif "silent" in sys.argv:  # a server that takes requests, and answers none
+    server = socket.create_server(("127.0.0.1", 0))
+    mlflow.set_tracking_uri(f"http://127.0.0.1:{server.getsockname()[1]}")
+    begun = time.monotonic()
+    texts = library_texts(learned())
+    sys.stdout.write(f"learned {texts} in time: {time.monotonic() - begun < 60}\n")
 elif "gone" in sys.argv:  # the server, from the first update on
     mlflow.MlflowClient.log_batch = failing
     sys.stdout.write(f"learned {library_texts(learned())}\n")

@@ -6,10 +6,12 @@ import threading
 import time
 from typing import Any
 
+import dspy
 import pytest
 from runs import learned, library_texts, polite_lm
 
 from tfgrpo_dspy import Reflection, RunFailedError, UpdateLibrary
+from tfgrpo_dspy.dspy_seam import BaseCallback
 from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.listeners import listening
 from tfgrpo_dspy.strategies.base import Strategy
@@ -72,6 +74,33 @@ def test_a_listener_is_told_in_a_thread_that_is_not_the_compiles() -> None:
     end = time.monotonic() + 10
     thread.join(end - time.monotonic())
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("what", ["hangs", "raises"])
+@pytest.mark.parametrize("method", ["on_evaluate_start", "on_evaluate_end"])
+def test_a_callback_of_dspy_changes_neither_the_run_nor_what_other_callbacks_are_told(
+    what: str, method: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "PATIENCE_S", 0.5)
+    told: list[Any] = []
+
+    def disturbs(*_: Any, **_named: Any) -> None:
+        if what == "raises":
+            raise SystemExit
+        NEVER.wait(60)
+
+    bad = type("Bad", (BaseCallback,), {method: disturbs})()
+    hears = {"on_evaluate_end": lambda _, **named: told.append(named["outputs"].score)}
+    good = type("Good", (BaseCallback,), hears)()
+    begun = time.monotonic()
+    with dspy.context(callbacks=[bad, good]), caplog.at_level(logging.WARNING, "tfgrpo_dspy"):
+        disturbed = learned()
+    assert time.monotonic() - begun < 30
+    assert library_texts(disturbed) == library_texts(learned())
+    results = disturbed.detailed_results
+    assert told == [round(100 * score.mean, 2) for score in (results.student, results.best)]
+    line = {"hangs": "Bad has not taken the last 2 events yet", "raises": "Bad raised SystemExit"}
+    assert len([m for m in caplog.messages if line[what] in m]) == 1
 
 
 ENDS = [SystemExit, asyncio.CancelledError, GeneratorExit, StopIteration]

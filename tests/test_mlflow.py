@@ -169,3 +169,9 @@ def test_where_mlflows_own_requests_are_refused_the_run_ends_with_the_same_resul
     found = shown(tmp_path, "down", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     assert f"learned ['{ADVICE}'] 0.917" in found.output
     assert "runs/create failed" in found.output  # MLflow says of each what it has lost
+
+
+def test_evaluations_that_no_server_takes_hold_up_the_end_for_seconds(tmp_path: Path) -> None:
+    found = shown(tmp_path, "silent")
+    assert f"learned ['{ADVICE}'] in time: True" in found.output
+    assert found.output.count("MlflowCallback has not taken the last") == 1

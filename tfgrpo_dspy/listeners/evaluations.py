@@ -1,23 +1,35 @@
 """Tells DSPy's callbacks of the measurements of student and result, as `dspy.Evaluate` does.
 
-So what listens to evaluations, such as MLflow, shows them.
+So what listens to evaluations, such as MLflow, shows them. Each callback is a listener like others.
 """
 
+import functools
 import statistics
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
 
 from tfgrpo_dspy.dspy_seam import EvaluationResult, with_callbacks
-from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.listeners.listening import Listening
 
 Row = tuple[Any, Any, float]
 """An example, its prediction, and the score."""
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a program scores on a set; callbacks know the metric by the name of the set."""
+
+    set: str
+    program: Any
+    rows: Sequence[Row]
+
+
 class _Measured(dspy.Evaluate):
-    """An evaluation whose rollouts were made before."""
+    """An evaluation whose rollouts were made before; its score is a percentage."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         super().__init__(devset=[example for example, _, _ in rows])
@@ -30,13 +42,26 @@ class _Measured(dspy.Evaluate):
         return self._result
 
 
-def tell_evaluations(
-    role: str, student: Any, measured: Iterable[tuple[Additions, Sequence[Row]]]
-) -> None:
-    """Tell the callbacks of these programs' rows; to be called in the thread of the compile.
+def callback_listeners(clean: Callable[[str], str]) -> list[Listening]:
+    """A listener to evaluations for each of DSPy's callbacks; to be made in the compile's thread.
 
-    The callbacks know the metric as `role`, of which the score is a percentage.
+    MLflow knows in each thread other runs as active: those of this one are so in the listener's.
     """
-    for additions, rows in measured if dspy.settings.callbacks else ():
-        if rows:
-            _Measured(rows)(additions.bake(student), callback_metadata={"metric_key": role})
+    stack = getattr(sys.modules.get("mlflow.tracking.fluent"), "_active_run_stack", None)
+    runs = [*stack.get()] if stack else []
+
+    def tell(callback: Any, evaluation: Evaluation) -> None:
+        if stack:
+            stack.set([*runs])
+        try:
+            with dspy.context(callbacks=[callback]):
+                metadata = {"metric_key": evaluation.set}
+                _Measured(evaluation.rows)(evaluation.program, callback_metadata=metadata)
+        finally:
+            if stack:
+                stack.set([])
+
+    return [
+        Listening(functools.partial(tell, callback), type(callback).__name__, clean=clean)
+        for callback in dspy.settings.callbacks
+    ]

@@ -15,7 +15,6 @@ from contextvars import copy_context
 from typing import Any
 
 from tfgrpo_dspy.errors import described
-from tfgrpo_dspy.events import Event
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ class Listening:
 
     def __init__(
         self,
-        listener: Callable[[Event], Any],
+        listener: Callable[[Any], Any],
         name: str,
         most_failures: float = float("inf"),
         clean: Callable[[str], str] = str,
@@ -40,12 +39,12 @@ class Listening:
         self._clean = clean
         self.n_failures = 0
         self._listener, self._name, self._most_failures = listener, name, most_failures
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._n_left, self._changed = 0, threading.Condition()
         serve, name = functools.partial(copy_context().run, self._serve), "tfgrpo-listener"
         threading.Thread(target=serve, daemon=True, name=name).start()
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: Any) -> None:
         """Have the listener told of the event, after those before it."""
         with self._changed:
             self._n_left += 1

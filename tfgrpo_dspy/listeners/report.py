@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partialmethod
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.listeners.evaluations import Evaluation, callback_listeners
 from tfgrpo_dspy.listeners.listening import FOR_FAILURES_S, Listening
 from tfgrpo_dspy.listeners.progress import Progress
 from tfgrpo_dspy.outside import printable
@@ -106,6 +107,14 @@ class RunReport:
         """Have all listeners told of the event; what they raise is counted."""
         for listening in self._listening:
             listening.tell(event)
+
+    def tell_evaluations(self, evaluations: Iterable[Evaluation]) -> None:
+        """Have DSPy's callbacks told of these; they are not made where there are none."""
+        listeners = callback_listeners(self._clean)
+        self._listening += listeners
+        for evaluation in evaluations if listeners else ():
+            for listening in listeners:
+                listening.tell(evaluation)
 
     def close(self) -> None:
         """Let the listeners come to their end, as long as that may take, and end the bar."""

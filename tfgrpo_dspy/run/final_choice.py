@@ -1,5 +1,6 @@
 """The end of a run: a race on the validation set says which program is returned."""
 
+import itertools
 import logging
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
@@ -77,10 +78,9 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     if n_more > 0:
         run.ledger.raise_limits(*history.latest.account.reserve(n_more))
     tested = _tested(run, history, testset, best)
-    measured.tell(0, place)  # whoever listens has no time that a measurement needs
-    tested.tell(0, len(tested.candidates) - 1)
-    examples = [*measured.examples(place), *tested.examples(len(tested.candidates) - 1)]
-    return _reported(
+    last = len(tested.candidates) - 1
+    examples = [*measured.examples(place), *tested.examples(last)]
+    program = _reported(
         run,
         history,
         best,
@@ -92,6 +92,9 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
         test=_held_out(run, tested),
         examples=worst_first(examples),
     )
+    evaluations = [measured.evaluations(0, place), tested.evaluations(0, last)]
+    run.report.tell_evaluations(itertools.chain(*evaluations))
+    return program
 
 
 def _reason(why: str, place: int, entries: Mapping[int, Finalist]) -> str:

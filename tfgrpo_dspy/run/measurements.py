@@ -3,7 +3,7 @@
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +14,7 @@ from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.gate.race import Scores, scored
 from tfgrpo_dspy.group import floored
-from tfgrpo_dspy.listeners.evaluations import Row, tell_evaluations
+from tfgrpo_dspy.listeners.evaluations import Evaluation, Row
 from tfgrpo_dspy.listeners.rows import example_rows, measured_rows
 from tfgrpo_dspy.results.records import UNBOUNDED, ExampleScores, Gain, Scale, ScoreSummary
 from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow, objective_means
@@ -165,7 +165,7 @@ class Measurements:
             else {}
         )
 
-    def rows(self, candidate: int) -> list[Row]:
+    def _rows(self, candidate: int) -> list[Row]:
         """The candidate's scored examples with predictions and scores, in the set's order."""
         return [
             (self._examples[i], dspy.Prediction(**rollout.outputs), score)
@@ -196,10 +196,12 @@ class Measurements:
         student, result = self._by_example(0), self._by_example(place)
         return example_rows(self._role, self._examples, student, result)
 
-    def tell(self, *places: int) -> None:
-        """Tell DSPy's callbacks what these candidates score, each once."""
-        rows = ((self.candidates[place], self.rows(place)) for place in dict.fromkeys(places))
-        tell_evaluations(self._role, self._run.student, rows)
+    def evaluations(self, *places: int) -> Iterator[Evaluation]:
+        """What these candidates score, each once, where anything was measured."""
+        for place in dict.fromkeys(places):
+            if rows := self._rows(place):
+                program = self.candidates[place].bake(self._run.student)
+                yield Evaluation(self._role, program, rows)
 
     def outcome(self, place: int) -> dict[str, Any]:
         """The mean scores of the student and of this candidate, and the gain."""
