@@ -4,8 +4,10 @@ All through `compile`, with scripted LMs whose calls are counted. What differs i
 function or class here; what must be the same and yet fail when touched looks at `TOUCHED`.
 """
 
+import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from small import grpo
 from test_promise_deterministic import chaotic_rules
 
 from tfgrpo_dspy import Gate, MissingRecordError, NoGate, SettingsError, StoreError, best_so_far
+from tfgrpo_dspy.budget import ledger
 from tfgrpo_dspy.store.database import Store
 
 REFLECTION = f"{EXTRACT}|{UPDATE}"
@@ -161,6 +164,31 @@ def test_a_run_that_a_budget_ended_replays_offline_and_goes_on_from_there_withou
     assert facts(compiled(log_dir, second_lm)) == alone
     n_again = first_lm.engine.n_calls() + second_lm.engine.n_calls() - lm.engine.n_calls()
     assert 0 <= n_again <= 1, "the update of a batch that the budget has cut is another one"
+
+
+def test_the_minutes_of_an_earlier_start_do_not_count(
+    log_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the clock of these runs, each call takes a minute."""
+    n_calls = itertools.count(1)
+    later = [0.0]
+
+    def call(_prompt: Prompt) -> None:
+        later[0] += 60
+        if next(n_calls) == 40 and log_dir.exists():
+            raise KeyboardInterrupt
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later[0])
+    monkeypatch.setattr(ledger, "time", clock)
+    settings = {"num_threads": 1, "max_minutes": 50}
+    whole = compiled(lm=lm_of(), num_threads=1).detailed_results
+    cut = compiled(lm=lm_of(before=call), **settings).detailed_results
+    assert cut.ended_because.startswith("max_minutes=50")
+    n_calls = itertools.count(1)
+    with pytest.raises(KeyboardInterrupt):
+        compiled(log_dir, lm_of(before=call), **settings)
+    resumed = compiled(log_dir, lm_of(before=call), **settings).detailed_results
+    assert resumed.ended_because == whole.ended_because
 
 
 def test_more_epochs_go_on_from_a_finished_run(log_dir: Path) -> None:

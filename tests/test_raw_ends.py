@@ -21,9 +21,9 @@ from runs import is_polite, learned, polite_lm, polite_rules, questions
 from scripted import scripted_lm
 from small import grpo
 
-from tfgrpo_dspy import Execution, ExperienceLibrary, RunFailedError, SettingsError
+from tfgrpo_dspy import Execution, ExperienceLibrary, NoGate, RunFailedError, SettingsError
 from tfgrpo_dspy.cli import tfgrpo
-from tfgrpo_dspy.errors import LibraryFormatError
+from tfgrpo_dspy.errors import LibraryFormatError, TrainingFreeGRPOError
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.sampling.fields import as_fields, as_text
 from tfgrpo_dspy.strategies import Strategy
@@ -316,3 +316,34 @@ def test_a_long_wait_for_a_provider_is_logged_once_with_its_length(
     said = [r.message for r in caplog.records if "the next attempt of this LM call" in r.message]
     assert len(said) == 1
     assert re.search(r"LMRateLimitError: .* is in 1 s", said[0])
+
+
+class OwnError(Exception):
+    """What code of the user's raises."""
+
+
+def boom(*_: Any, **_named: Any) -> Any:
+    raise OwnError
+
+
+QA = "question -> answer"
+OF_USER = {
+    "approve raised": lambda: {"approve": boom},
+    "metric boom raised": lambda: {"metric": boom},
+    "Own.choose": lambda: {"strategies": (type("Own", (Strategy,), {"choose": boom})(),)},
+    "Own.reward": lambda: {"strategies": (type("Own", (Strategy,), {"reward": boom})(),)},
+    "Own.decide raised": lambda: {"gate": type("Own", (NoGate,), {"decide": boom})()},
+    "the program's own": lambda: {"student": type("Own", (dspy.Predict,), {"forward": boom})(QA)},
+    "arguments of dspy.LM": lambda: {"lm": scripted_lm([("", OwnError())], num_retries=0)},
+}
+
+
+@pytest.mark.parametrize("whose", OF_USER)
+def test_what_ends_a_run_has_the_error_of_the_users_code_as_its_cause(whose: str) -> None:
+    with pytest.raises(TrainingFreeGRPOError) as raised:
+        learned(**OF_USER[whose]())
+    assert whose in str(raised.value)
+    cause: Any = raised.value
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    assert isinstance(cause, OwnError)

@@ -1,5 +1,7 @@
 """Every exception of this package: each is also of the builtin kind that a caller would expect."""
 
+import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,27 @@ def written(value: Any, write: Callable[[Any], str] = str, otherwise: str = "") 
         raise
     except BaseException:  # noqa: BLE001 - the code of a user's type may raise anything
         return otherwise or f"<{type(value).__name__}>"
+
+
+def shareable(error: BaseException, clean: Callable[[str], str]) -> BaseException | None:
+    """The error as the cause of another one; None where its traceback shows a secret."""
+    shown = "".join(traceback.format_exception(error))
+    return error if clean(shown) == shown else None
+
+
+class Raised:
+    """The latest errors of a run, of which one may be the cause of its end."""
+
+    def __init__(self) -> None:
+        self._errors: deque[BaseException] = deque(maxlen=20)
+        self.note = self._errors.append
+
+    def cause_of(self, reason: str, clean: Callable[[str], str]) -> BaseException | None:
+        """The one that the reason quotes, if it is shareable."""
+        words = " ".join(reason.split())
+        quoted = (e for e in tuple(self._errors) if " ".join(described(e).split())[:40] in words)
+        error = next(quoted, None)
+        return error and shareable(error, clean)
 
 
 def sentence(text: object) -> str:

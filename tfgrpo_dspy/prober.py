@@ -95,7 +95,8 @@ class Prober:
             with suppress(RunStopped):
                 run.loop.run(self._all())
             if run.ledger.is_failure:
-                raise RunFailedError(run.ledger.stopped_because)
+                why, ledger = run.ledger.stopped_because, run.ledger
+                raise RunFailedError(why) from ledger.raised.cause_of(why, ledger.clean)
         finally:
             run.ledger.stop("the probe is over")
             run.records.close()

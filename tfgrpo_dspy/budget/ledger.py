@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, field
 from typing import NoReturn
 
 from tfgrpo_dspy.budget.left_out import LeftOut
-from tfgrpo_dspy.errors import RunStopped, TrainingCut
+from tfgrpo_dspy.errors import Raised, RunStopped, TrainingCut
 from tfgrpo_dspy.rollout import DECIMALS
 
 NOT_WANTED = "nobody waits for this any more"
@@ -75,6 +75,7 @@ class Ledger:
         self.dearest = 0.0  # the most dollars that were taken for one LM call
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
+        self.raised = Raised()
         self._begun = self._stands_since = time.monotonic()
         self._stood_s, self._n_standing = 0.0, 0
         self._reserve, self._n_lessons = NOTHING, 0

@@ -158,6 +158,7 @@ class Meter:
             cost = cost if is_unanswered(error) else 0.0
             if is_fatal(error):
                 message = self._message(error, call.lm)
+                self.ledger.raised.note(error)
                 self.ledger.stop(message, is_failure=True)
                 raise RunStopped(message) from error
             raise

@@ -48,6 +48,7 @@ async def approved(run: RunContext, proposal: Proposal, applied: Applied, guard:
             with run.report.progress.hidden(), run.ledger.standing():
                 approval = await run.loop.in_thread(lambda: ask(proposal))
         except Exception as error:
+            run.ledger.raised.note(error)
             run.ledger.stop(f"approve raised {described(error)}", is_failure=True)
             raise RunStopped(run.ledger.stopped_because) from error
         try:

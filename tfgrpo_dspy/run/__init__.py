@@ -111,7 +111,7 @@ class Run:
                 f"best so far."
             )
             failed.program = program
-            raise failed
+            raise failed from run.ledger.raised.cause_of(str(failed), run.ledger.clean)
         return program
 
     async def try_out(self) -> None:

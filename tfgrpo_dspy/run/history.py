@@ -11,7 +11,7 @@ from typing import Any
 from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.budget.ledger import check_wanted
 from tfgrpo_dspy.calls.reflections import ReflectionClient
-from tfgrpo_dspy.errors import GateError, RunStopped, described
+from tfgrpo_dspy.errors import GateError, RunStopped, described, shareable
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation
 from tfgrpo_dspy.gate.model import score_sd
@@ -250,9 +250,10 @@ class History:
         gate = self._run.settings.gate
         try:
             answer = getattr(gate, method)(question)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised again, under a name
             what = f"{type(gate).__name__}.{method} raised {described(error).rstrip('.')}"
-            raise GateError(self._run.records.redacted(f"{what}; correct the gate.")) from error
+            clean = self._run.records.redacted
+            raise GateError(clean(f"{what}; correct the gate.")) from shareable(error, clean)
         check_wanted()  # it may have taken too long
         return answer
 

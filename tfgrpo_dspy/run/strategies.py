@@ -287,6 +287,7 @@ class Strategies:
             check_wanted()
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise  # the run has ended
+            self._run.ledger.raised.note(error)
             message = f"{type(strategy).__name__}.{method}: {described(error)}"
             self._run.report.count_failure("strategy", message)
             self._note(key, batch, False)

@@ -158,6 +158,7 @@ class _Run:
         except ReplayEndedError as error:
             failure = Failure(FailureKind.REPLAY, str(error))
         except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
+            self.task.ledger.raised.note(error)
             failure = _failure_of(error)
         if replay is not None and not replay.start.answers_now:
             replay.finish(as_fields(prediction), failure)
@@ -291,6 +292,7 @@ def _scored(
             for name, calls in predictor_calls.items():
                 feedback[name] = asked(task.score.feedback_on, name, calls)  # type: ignore[union-attr]
     except MetricError as error:
+        task.ledger.raised.note(error.__cause__ or error)
         kind = _failure_of(error.__cause__ or error).kind
         kind = kind if kind is FailureKind.PROVIDER else FailureKind.METRIC
         failure = Failure(kind, str(error))
