@@ -5,6 +5,7 @@ The gates here are a user's own: subclasses of the public `Gate`.
 
 import itertools
 import re
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -233,8 +234,8 @@ def test_a_gate_that_raises_is_named_and_what_was_finished_is_kept(
     given_ = {**SMALL, "epochs": 3, "max_demos": 1, "log_dir": tmp_path}
     with pytest.raises(GateError, match=rf"^Raises\.{method} raised \w+: .*; correct") as told:
         compiled(world(), gate=type("Raises", (OnTrial,), {method: answer})(), **given_)
-    assert told.value.__cause__ is raised
-    assert "tok-0123456789xyz" not in str(told.value)
+    assert told.value.__cause__ is (None if isinstance(raised, ValueError) else raised)
+    assert "tok-0123456789xyz" not in "".join(traceback.format_exception(told.value))
     assert isinstance(vars(told.value)["program"], dspy.Module)
     assert isinstance(best_so_far(tmp_path, predictor()), dspy.Module)
     again = compiled(world(), gate=OnTrial(), **given_).detailed_results

@@ -73,6 +73,20 @@ def test_a_library_is_not_saved_over_what_others_saved_since_it_was_loaded(tmp_p
     assert ExperienceLibrary.load(path) == mine
 
 
+def test_a_link_that_names_another_file_by_now_is_not_written_through(tmp_path: Path) -> None:
+    theirs = ExperienceLibrary.from_texts(["Theirs."])
+    TWO.save(tmp_path / "v1.json")
+    theirs.save(tmp_path / "v2.json")
+    link = tmp_path / "current.json"
+    link.symlink_to("v1.json")
+    mine = ExperienceLibrary.load(link)
+    link.unlink()
+    link.symlink_to("v2.json")
+    with pytest.raises(UnsavedError, match="changed since it was read"):
+        mine.save(link)
+    assert ExperienceLibrary.load(link) == theirs
+
+
 def test_a_device_is_written_to_and_not_replaced_and_a_missing_folder_is_named(
     tmp_path: Path,
 ) -> None:

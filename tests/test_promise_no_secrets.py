@@ -29,9 +29,10 @@ from runs import (
 from scripted import chat, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, SettingsError
+from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.redaction import known_secrets
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.strategies import Strategy
+from tfgrpo_dspy.strategies.base import Proposed, Strategy
 
 __all__ = ["server"]  # a fixture
 
@@ -179,6 +180,11 @@ def refusing_to_judge(key: str) -> dspy.LM:
     return lm
 
 
+class Proposing(Strategy):
+    async def propose(self, context: Any, _ask: Any) -> Proposed:
+        return Proposed(context.lessons, (Add(f"Always send {KEY} with it."),))
+
+
 JUDGE = refusing(KEY, api_token=KEY)
 QUOTED = 'sk-7hJ2"quoted\\in-this-test'
 PLACES: dict[str, dict[str, Any]] = {
@@ -194,6 +200,8 @@ PLACES: dict[str, dict[str, Any]] = {
     "attribute of an LM class": {"lm": refusing(KEY, api_token=KEY)},
     "client of the engine": {"lm": with_client(KEY)},
     "answers": {"lm": answering(KEY)},
+    "operation of a strategy": {"lm": with_client(KEY), "strategies": (Proposing(),)},
+    "objective": {"lm": with_client(KEY), "objective": f"Never say {KEY}."},
     "quotes, shown as JSON": {"lm": refusing(json.dumps({"k": QUOTED}), api_token=QUOTED)},
     "quotes, shown by repr": {"lm": refusing(repr([QUOTED]), api_token=QUOTED)},
 }

@@ -17,7 +17,7 @@ from pathlib import Path
 from tfgrpo_dspy.errors import LibraryFormatError, UnsavedError, described, sentence
 
 WINDOWS = "cp1252"  # in which Excel saves CSV, unless it is told to take UTF-8
-_digests: dict[Path, bytes] = {}  # by real path: of what this process has read of a file
+_digests: dict[Path, bytes] = {}  # by path, also that behind links: of what this process has read
 
 
 def read_text(path: str | os.PathLike[str], is_table: bool = False) -> str:
@@ -32,7 +32,7 @@ def read_text(path: str | os.PathLike[str], is_table: bool = False) -> str:
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """What the file holds now; `write_text` refuses to replace anything else."""
     data = Path(path).read_bytes()
-    _digests[_real(path)] = _digest(data)
+    _digests.update(dict.fromkeys(_names(path), _digest(data)))
     return data
 
 
@@ -76,23 +76,23 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, text: str = "") -> No
     if Path(path).exists() and not Path(path).is_file():  # a device, a pipe: nothing to lose
         Path(path).write_bytes(data)
         return
-    target = _real(path)
     try:
-        _replace(target, data)
+        _replace(path, data)
     except FileNotFoundError as error:  # of the folder: nobody's text was read from there
         raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
     except OSError as error:
-        kept = _kept_elsewhere(target, data)
+        kept = _kept_elsewhere(path, data)
         where = f"What was to be written is in {kept}." if kept else "The text is kept nowhere."
         reason = error.strerror or described(error)
         message = f"{path} is not written, and stays as it was: {sentence(reason)} {where}"
         raise UnsavedError(message, "" if kept else text) from error
 
 
-def _replace(target: Path, data: bytes) -> None:
+def _replace(path: str | os.PathLike[str], data: bytes) -> None:
+    target = Path(path).resolve()
     before = target.read_bytes() if target.exists() else None
-    digest = _digests.get(target)
-    if digest is not None and digest != _digest(before or b""):
+    digests = {_digests[name] for name in _names(path) if name in _digests}
+    if digests - {_digest(before or b"")}:
         raise OSError(errno.ESTALE, "it was changed since it was read; read it again, and merge")
     if before is not None and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -113,8 +113,8 @@ def _replace(target: Path, data: bytes) -> None:
         with suppress(OSError):
             beside.unlink()
         raise
-    if digest is not None:
-        _digests[target] = _digest(data)
+    if digests:
+        _digests.update(dict.fromkeys(_names(path), _digest(data)))
     with suppress(OSError):  # not every system lets a folder be synchronized
         _synchronize(target.parent)
 
@@ -134,10 +134,10 @@ def _synchronize(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _kept_elsewhere(target: Path, data: bytes) -> str:
-    """Where the data is kept that could not be put in place of the target; "" if nowhere."""
-    for folder in (target.parent, Path(tempfile.gettempdir())):
-        kept = _name_beside(folder / target.name, "unsaved")
+def _kept_elsewhere(path: str | os.PathLike[str], data: bytes) -> str:
+    """Where the data is kept that could not be put in place of the file; "" if nowhere."""
+    for folder in (Path(path).resolve().parent, Path(tempfile.gettempdir())):
+        kept = _name_beside(folder / Path(path).name, "unsaved")
         with suppress(OSError):
             try:
                 kept.touch(0o600, exist_ok=False)
@@ -153,8 +153,8 @@ def _name_beside(target: Path, ending: str) -> Path:
     return target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.{ending}")
 
 
-def _real(path: str | os.PathLike[str]) -> Path:
-    return Path(os.path.realpath(path))
+def _names(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    return Path(path).absolute(), Path(path).resolve()
 
 
 def _digest(data: bytes) -> bytes:

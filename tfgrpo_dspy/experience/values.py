@@ -27,7 +27,7 @@ _WRITTEN_ID = re.compile(rf"[\[(]?\s*[eE]?({NUMBER})\*?\s*[\])]?")
 
 
 def _line_of(text: str) -> str:
-    """The text as an experience holds it: letters that are not seen are left out, or named."""
+    """The text as experiences and operations hold it, without letters that are not seen."""
     return cleaned_text(text).strip() or printable(text.strip())
 
 
@@ -49,6 +49,7 @@ Text = Annotated[
         "give a string without lone surrogates",
     ),
 ]
+Line = Annotated[Text, AfterValidator(_line_of)]
 Scope = Annotated[Text, such_that(bool, "give a predictor's name, or '*' for all")]
 
 
@@ -109,9 +110,7 @@ class Experience:
     """
 
     id: Id
-    text: Annotated[
-        Text, such_that(str.strip, "an experience is a line, not empty"), AfterValidator(_line_of)
-    ]
+    text: Annotated[Line, such_that(bool, "an experience is a line, not empty")]
     scope: Scope = ALL
     evidence: tuple[Evidence, ...] = field(default=(), compare=False, repr=False)
     effect: Effect | None = field(default=None, compare=False)
@@ -155,7 +154,7 @@ OperationId = Annotated[Id, BeforeValidator(_written_id)]
 class Add(_Operation):
     """Put a new experience at the end of the library; the library gives it its id."""
 
-    text: Text
+    text: Line
     scope: Scope = ALL
     op: Literal["ADD"] = field(default="ADD", repr=False, kw_only=True)
 
@@ -165,7 +164,7 @@ class Modify(_Operation):
     """Give an experience another text (and another scope, unless `scope` is None)."""
 
     id: OperationId
-    text: Text
+    text: Line
     scope: Scope | None = None
     op: Literal["MODIFY"] = field(default="MODIFY", repr=False, kw_only=True)
 
@@ -293,7 +292,7 @@ def _reason(
         return ""
     old = before[operation.id]
     scope = operation.scope or old.scope
-    if (_line_of(operation.text), scope) == (old.text, old.scope):
+    if (operation.text, scope) == (old.text, old.scope):
         return f"{old.id} says just this already"
     others = [experience for experience in now.values() if experience.id != old.id]
     return _text_reason(operation.text, scope, others, limits)

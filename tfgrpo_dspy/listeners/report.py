@@ -15,6 +15,7 @@ from tfgrpo_dspy.listeners.evaluations import Evaluation, callback_listeners
 from tfgrpo_dspy.listeners.listening import FOR_FAILURES_S, Listening
 from tfgrpo_dspy.listeners.progress import Progress
 from tfgrpo_dspy.outside import printable
+from tfgrpo_dspy.redaction import cleaned
 from tfgrpo_dspy.reflection.lessons import TOO_MANY
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
 from tfgrpo_dspy.results.records import (
@@ -155,7 +156,7 @@ class RunReport:
             ended_because=ledger.stopped_because if ledger.is_failure else ended_because,
             nothing_learned=nothing_learned,
             wall_time_s=ledger.seconds,
-            settings={**self._settings.result_scalars(), **asdict(ledger.budget)},
+            settings=cleaned(self._settings.result_scalars(), self._clean) | asdict(ledger.budget),
             schedule=self._settings.schedule,
             **fields,
         )

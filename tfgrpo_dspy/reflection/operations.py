@@ -3,6 +3,7 @@
 JSON, Python's form, or plain lines. One operation that cannot be understood costs itself only.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -134,7 +135,8 @@ def operations_in(
     except ValueError:  # a module of the user's own may answer anything
         items = None
     if items is None:
-        return [Add(each.text, each.scope, evidence=each.evidence) for each in lessons]
+        adds = [Add(each.text, each.scope, evidence=each.evidence) for each in lessons]
+        return [*itertools.chain(*admitted(adds, predictors, guard))]
     texts = {experience.id: experience.text for experience in library}
     operations: list[Operation | Refusal] = []
     for written in items:

@@ -12,7 +12,7 @@ from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, sentence
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary, library_in
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
 from tfgrpo_dspy.run.endings import why_useless
 from tfgrpo_dspy.run.final_choice import finish, unmeasured
 from tfgrpo_dspy.run.groups import Groups
@@ -46,7 +46,7 @@ class Run:
         recorded: Sequence[Sequence[Rollout]] | None = None,
     ) -> None:
         records = RunRecords(settings, student, [*trainset, *valset, *testset])
-        recorded = recorded and [[*map(records.cleaned, group)] for group in recorded]
+        recorded = recorded and [[records.cleaned(r, ROLLOUTS) for r in each] for each in recorded]
         sets = {"training": [trainset[i] for i in training], "validation": valset}
         self.settings = settings = continued(records, settings, student, sets, recorded)
         self._run = RunContext(settings, student, trainset, records)

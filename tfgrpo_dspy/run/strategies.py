@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import dspy
+from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget.ledger import check_wanted
 from tfgrpo_dspy.calls.reflections import Answer, ReflectionClient
@@ -59,6 +60,7 @@ from tfgrpo_dspy.strategies.worth import (
 
 MOST_ATTEMPTS = 16  # extra rollouts of one group
 MIN_GROUP_SIZE = 2
+PROPOSED = TypeAdapter(Proposed)
 MOST_FAILURES = 3  # of a choice that has never worked
 
 
@@ -234,6 +236,7 @@ class Strategies:
                 kinds = Add | Modify | Delete | Keep
                 usable = all(isinstance(each, kinds) for each in proposed.operations)
                 _check(usable, proposed.operations, "operations")
+                proposed = self._run.records.cleaned(proposed, PROPOSED)
                 context = replace(context, lessons=tuple(proposed.lessons))
                 operations += proposed.operations
                 notes.append(str(proposed.note).strip())

@@ -21,6 +21,7 @@ from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.gate.bayesian import N_ALONE
 from tfgrpo_dspy.gate.race import FIRST_ROUND
 from tfgrpo_dspy.metric import held_lms
+from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.demos import N_SETS
 from tfgrpo_dspy.sampling.fields import as_fields
@@ -146,7 +147,7 @@ class Plan:
             "",
             *(f"{name:<16}{value:>6}" for name, value in self.schedule.items()),
         ]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def plan_of(settings: RunSettings) -> Plan:

@@ -13,7 +13,6 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.errors import MissingRecordError
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted, secret_variables
-from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
@@ -65,9 +64,11 @@ class RunRecords:
         """
         return dict(cleaned(values, self.redacted)) if self._secrets else values
 
-    def cleaned(self, rollout: Rollout) -> Rollout:
-        """A rollout that was made elsewhere, without secrets."""
-        return Rollout.from_dict(self.without_secrets(rollout.to_dict()))
+    def cleaned(self, value: Kept, kind: TypeAdapter[Kept]) -> Kept:
+        """What comes in by another way, without secrets."""
+        if not self._secrets:
+            return value
+        return kind.validate_python(self.without_secrets(kind.dump_python(value, warnings=False)))
 
     def redacted(self, text: str) -> str:
         """The text without these secrets."""
