@@ -76,6 +76,21 @@ def test_what_is_left_of_an_earlier_prompt_does_not_change_a_text(lm: dspy.LM) -
     assert again.text == fresh.text
 
 
+def test_prompts_that_take_turns_are_not_read_anew_and_give_the_same_texts() -> None:
+    lm = local_lm(n_parallel=1, max_tokens=16, cache=False)
+    stories = [f"Once upon a time there was {animal}. " * 20 for animal in ("a fox", "an owl")]
+    asked = [request(lm, lm15.Message.user(story + "What came then?"), seed=3) for story in stories]
+    off = lm15.CacheConfig(mode="off")
+    fresh = [lm(request(lm, *one.messages, seed=3, cache=off)).text for one in asked]
+
+    for story in stories:
+        lm(request(lm, lm15.Message.user(story + "Who was it?"), seed=1))
+    again = [lm(one) for one in asked]
+
+    assert [answer.usage.cache_read_tokens > 100 for answer in again] == [True, True]
+    assert [answer.text for answer in again] == fresh
+
+
 def test_candidates_differ_without_a_seed_and_are_equal_with_one(lm: dspy.LM) -> None:
     assert len(set(lm("Tell me a story.", n=3, temperature=1.0))) > 1
     assert len({lm("Tell me a story.", seed=seed)[0] for seed in range(3)}) > 1

