@@ -8,7 +8,7 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import learned, library_texts, polite_lm
+from runs import learned, library_texts, optimizer_of, polite_lm, questions
 
 from tfgrpo_dspy import Reflection, RunFailedError, UpdateLibrary
 from tfgrpo_dspy.dspy_seam import BaseCallback
@@ -45,6 +45,24 @@ def test_a_listener_that_hangs_holds_up_only_the_end_for_a_bounded_time(
     assert library_texts(held) == library_texts(learned())
     (line,) = [m for m in caplog.messages if "on_event has not taken the last" in m]
     assert "the run does not wait for it" in line
+
+
+def test_what_a_listener_does_to_results_and_examples_changes_nothing_of_the_run() -> None:
+    trainset = questions(6)
+
+    def listener(event: Any) -> None:
+        trainset.clear()
+        if isinstance(event, RunEnded):
+            event.results.usage.clear()
+            event.results.library.clear()
+
+    with dspy.context(lm=polite_lm()):
+        disturbed = optimizer_of(on_event=listener).compile(
+            dspy.Predict("question -> answer"), trainset=trainset, valset=questions(12, start=100)
+        )
+    usual = learned().detailed_results
+    assert disturbed.detailed_results.usage == usual.usage
+    assert disturbed.detailed_results.library == usual.library
 
 
 def test_the_run_goes_on_while_a_listener_is_slow_and_waits_for_it_at_the_end() -> None:

@@ -1,5 +1,6 @@
 """What people see while a compile runs: the bar, and log lines that do not tear it."""
 
+import io
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import learned
+from runs import learned, library_texts
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PATH": "/usr/bin:/bin"}
@@ -19,7 +20,7 @@ SCRIPT = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="LOG %(message)s")
 import dspy
-from runs import learned
+from runs import learned, library_texts
 logging.getLogger("dspy").setLevel(logging.INFO)
 
 def tell(event):
@@ -73,7 +74,7 @@ def test_log_lines_stand_above_the_bar_and_never_in_it() -> None:
 
 UNHEEDED = """
 import logging
-from runs import learned
+from runs import learned, library_texts
 
 def tell(event):
     logging.getLogger("tfgrpo_dspy.tests").warning("UNHEEDED %s", type(event).__name__)
@@ -94,7 +95,7 @@ def test_a_warning_stands_above_the_bar_also_where_nobody_has_set_up_logging() -
 
 
 COMPILE = """
-from runs import learned
+from runs import learned, library_texts
 results = learned(progress=True, max_lm_calls={budget}).detailed_results
 print(len(results.updates), results.student.mean, results.best.mean, file=open({out!r}, "w"))
 """
@@ -261,3 +262,13 @@ def test_handlers_have_their_own_streams_again_after_two_compiles_at_once() -> N
         assert handler.stream is sys.stdout
     finally:
         logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("stream", ["none", "closed"])
+def test_a_service_without_an_error_stream_needs_no_bar(
+    stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", None if stream == "none" else closed)
+    assert library_texts(learned(progress=True)) == library_texts(learned())

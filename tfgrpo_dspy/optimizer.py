@@ -157,7 +157,8 @@ class TrainingFreeGRPO(Teleprompter):
         settings, training, validation = prepare(
             settled, student, trainset, valset, teacher, testset
         )
-        return self._result(settings, student, (trainset, training, validation, testset or ()))
+        data = [*trainset], training, validation, [*(testset or ())]  # the user may change theirs
+        return self._result(settings, student, data)
 
     acompile = awaited(compile)
 

@@ -59,10 +59,10 @@ class Progress:
         self._refresh_s = REFRESH_S if _can_rewrite() else REFRESH_IN_FILES_S
         self._shown_s = time.monotonic()
         self._cleanup = contextlib.ExitStack()
-        if settings.progress and _can_rewrite():  # in a file, each line would repeat the bar
+        disabled = not settings.progress or not _has_stream()
+        if not disabled and _can_rewrite():  # in a file, each line would repeat the bar
             self._cleanup.enter_context(_lines_above_bars())
         total = max(1, math.ceil(plan_of(settings).total.likely.n_rollouts))
-        disabled = not settings.progress
         self._bar = _Bar(
             total=total,
             bar_format=BAR,
@@ -140,8 +140,15 @@ class Progress:
         self._cleanup.close()
 
 
+def _has_stream() -> bool:
+    """Whether there is an error stream: a service may have none, or a closed one."""
+    return not getattr(sys.stderr, "closed", sys.stderr is None)
+
+
 def _can_rewrite() -> bool:
     """Whether the error stream is one that shows a line anew: a terminal, or a notebook."""
+    if not _has_stream():
+        return False
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or getattr(shell, "kernel", None) is not None
 

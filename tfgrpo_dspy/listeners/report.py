@@ -4,12 +4,12 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partialmethod
 from typing import Any
 
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
+from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, RunEnded, UpdateDecided
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.listeners.evaluations import Evaluation, callback_listeners
 from tfgrpo_dspy.listeners.listening import FOR_FAILURES_S, Listening
@@ -107,6 +107,8 @@ class RunReport:
     def tell(self, event: Event) -> None:
         """Have all listeners told of the event; what they raise is counted."""
         for listening in self._listening:
+            if isinstance(event, RunEnded):  # what one does to the values of it is its own affair
+                event = replace(event, results=event.results.copied())
             listening.tell(event)
 
     def tell_evaluations(self, evaluations: Iterable[Evaluation]) -> None:

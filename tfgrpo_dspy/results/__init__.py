@@ -179,6 +179,10 @@ class RunResults:
         """
         return _adapter().validate_python(values)
 
+    def copied(self) -> "RunResults":
+        """The same, with values of its own; the programs are shared."""
+        return replace(self.from_dict(self.to_dict()), origin={**self.origin}, front=self.front)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (list(self.to_dict().items()),)
 
