@@ -56,19 +56,18 @@ class RunRecords:
         if self.store is not None:
             self.store.close()
 
-    def without_secrets(self, values: dict[str, Any]) -> dict[str, Any]:
-        """JSON-like values without the secrets of the run's LMs and of the environment.
+    def cleaned(self, value: Kept, kind: TypeAdapter[Kept]) -> Kept:
+        """What comes in, such as from traces and strategies, without secrets (see `_written`)."""
+        return kind.validate_python(self._written(value, kind)) if self._secrets else value
+
+    def _written(self, value: Kept, kind: TypeAdapter[Kept]) -> Any:
+        """The value as JSON has it, without the secrets of the run's LMs and of the environment.
 
         What comes back from programs and LMs goes through this first of all, so that records,
         logs, reports and lessons are made of the same texts.
         """
-        return dict(cleaned(values, self.redacted)) if self._secrets else values
-
-    def cleaned(self, value: Kept, kind: TypeAdapter[Kept]) -> Kept:
-        """What comes in by another way, without secrets."""
-        if not self._secrets:
-            return value
-        return kind.validate_python(self.without_secrets(kind.dump_python(value, warnings=False)))
+        values = kind.dump_python(value, warnings=False)
+        return cleaned(values, self.redacted) if self._secrets else values
 
     def redacted(self, text: str) -> str:
         """The text without these secrets."""
@@ -91,7 +90,7 @@ class RunRecords:
         """
         if self.store is None and not self._secrets:
             return result
-        record = self.without_secrets(kind.dump_python(result, warnings=False))
+        record = self._written(result, kind)
         if self.store is not None and is_lost:
             self.store.replace(f"{LOST}{key}", record)
         elif self.store is not None:
