@@ -231,6 +231,8 @@ def test_a_key_at_any_place_of_an_lm_is_in_no_byte_of_store_log_and_results(
         ("SORT_KEY", "customer_id", False),
         ("PRIMARY_KEY_COLUMN", "CustomerId", False),
         ("TOKENIZER_PATH", "/models/customer_id", False),
+        ("AWS_SECRET_ACCESS_KEY", "/bPxRfiCYEXAMPLEKEY", True),
+        ("SIGNING_KEY", __file__, False),
     ],
 )
 def test_a_variable_of_the_environment_holds_a_secret_by_its_name_but_plain_words_are_none(

@@ -29,8 +29,10 @@ OF_NO_SECRET = re.compile(
     r"(^|_)(expir\w*|max|min|limit|count|total|ttl|region|timeout)(_|$)", re.IGNORECASE
 )
 """Such a variable says something about a secret: `TOKEN_EXPIRES`, `MAX_TOKENS_TOTAL`."""
-WORD = re.compile(r"[a-z]+|[/~].*|\./.*", re.DOTALL)
-"""Values such as `password` and paths are no secrets: texts are full of them."""
+WORD = re.compile(r"[a-z]+")
+"""Values such as `password` are no secrets: texts are full of them."""
+OF_PATHS = re.compile(r"(^|_)(path|file|dir|home|sock)$", re.IGNORECASE)
+"""Such a variable holds a path. Elsewhere only what exists is one: a key may begin with `/`."""
 NAME = re.compile(r"[a-z]+([_. -][a-z]+)*")
 """Nor are names such as `customer_id`, unless the variable is called a password."""
 PLAIN_HEADERS = ("accept", "accept-encoding", "connection", "content-type", "host", "user-agent")
@@ -51,7 +53,7 @@ def without_secret_names(values: Mapping[str, Any]) -> dict[str, Any]:
 def known_secrets(lms: Iterable[Any], visible: str = "") -> list[str]:
     """The secrets of LMs and environment, also as JSON and Python show them; longest first.
 
-    What stands in `own`, the text of the user's data and instructions, is none.
+    What stands in `visible`, the text of the user's data and instructions, is none.
     """
     environment = secret_variables().values()
     secrets = {*_texts([*environment]), *(text for lm in lms for text in _held_secrets(lm))}
@@ -70,7 +72,10 @@ def _is_plain(variable: str, value: str) -> bool:
     if OF_NO_SECRET.search(variable) and not OF_PASSWORDS.search(variable):
         return True
     is_name = NAME.fullmatch(value) and not OF_PASSWORDS.search(variable)
-    return bool(is_name or WORD.fullmatch(value))
+    if value.startswith(("/", "~", "./")) and OF_PATHS.search(variable):
+        return True
+    is_path = os.path.exists(value)  # noqa: PTH110 - Path.exists() raises for a long value
+    return bool(is_name or is_path or WORD.fullmatch(value))
 
 
 def _held_secrets(value: Any, depth: int = 0) -> Iterator[str]:
