@@ -20,7 +20,7 @@ SCRIPT = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="LOG %(message)s")
 import dspy
-from runs import learned, library_texts
+from runs import learned
 logging.getLogger("dspy").setLevel(logging.INFO)
 
 def tell(event):
@@ -74,7 +74,7 @@ def test_log_lines_stand_above_the_bar_and_never_in_it() -> None:
 
 UNHEEDED = """
 import logging
-from runs import learned, library_texts
+from runs import learned
 
 def tell(event):
     logging.getLogger("tfgrpo_dspy.tests").warning("UNHEEDED %s", type(event).__name__)
@@ -95,7 +95,7 @@ def test_a_warning_stands_above_the_bar_also_where_nobody_has_set_up_logging() -
 
 
 COMPILE = """
-from runs import learned, library_texts
+from runs import learned
 results = learned(progress=True, max_lm_calls={budget}).detailed_results
 print(len(results.updates), results.student.mean, results.best.mean, file=open({out!r}, "w"))
 """

@@ -45,7 +45,7 @@ class _Measured(dspy.Evaluate):
 def callback_listeners(clean: Callable[[str], str]) -> list[Listening]:
     """A listener to evaluations for each of DSPy's callbacks; to be made in the compile's thread.
 
-    MLflow knows in each thread other runs as active: those of this one are so in the listener's.
+    MLflow keeps the active runs of each thread: the listener's thread is given the compile's.
     """
     stack = getattr(sys.modules.get("mlflow.tracking.fluent"), "_active_run_stack", None)
     runs = [*stack.get()] if stack else []

@@ -74,12 +74,12 @@ class Listening:
         with self._changed:
             while (n_left := self._n_left) and (left_s := end - time.monotonic()) > 0:
                 self._changed.wait(min(patience_s, left_s))
-                if self._n_left >= n_left:  # the listener is held up; no event comes any more
+                if self._n_left >= n_left:  # it has taken no event within `patience_s`
                     break
             return self._n_left
 
     def close(self) -> None:
-        """Wait for the listener, no longer than it may take; say so if it took longer."""
+        """Wait up to `LONGEST_S` for the listener; log how many events it has not taken."""
         with contextlib.suppress(KeyboardInterrupt):  # the wait is interrupted, the run is over
             if n_left := self.drain(LONGEST_S, PATIENCE_S):
                 message = "%s has not taken the last %d events yet; the run does not wait for it"

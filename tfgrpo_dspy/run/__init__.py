@@ -69,7 +69,7 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What is in flight is dropped, not waited for; every later call of it is refused."""
+        """Tasks that still run are dropped, not waited for; their later LM calls are refused."""
         self._run.ledger.stop("the run is over")
         try:
             self._run.manifest.close(self._run.report.unfinished)
@@ -81,14 +81,14 @@ class Run:
     def run(self, loop: Coroutine[Any, Any, None]) -> Any:
         """Run the loop, which a budget or the clock may end at any point; then choose the result.
 
-        Raises RunFailedError, StoreError, KeyboardInterrupt: they ended it, and hold the best
-        program so far.
+        Raises RunFailedError, StoreError, KeyboardInterrupt: they ended it. Their `program` is the
+        best so far; that of a StoreError is None offline, or before the first update.
         """
         run = self._run
         try:
             try:
                 run.loop.run(loop)
-                if run.ledger.is_failure:  # the loop may end with the results that end the run
+                if run.ledger.is_failure:  # of the last results: nothing raised it any more
                     run.ledger.check()
                 if run.ledger.cut_because:
                     run.ended_because = run.ledger.cut_because
@@ -117,7 +117,8 @@ class Run:
     async def try_out(self) -> None:
         """Make the first rollouts, which show whether program and metric work, and nothing else.
 
-        Where they need the drafts, they wait for these. Raises RunStopped: one does not work.
+        Where they need the drafts, `batches` makes them later. Raises RunStopped: one does not
+        work.
         """
         self._run.manifest.begin(self._run.student)
         plan = self._history.plan

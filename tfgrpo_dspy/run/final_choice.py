@@ -51,7 +51,8 @@ NOTHING = Amount()
 def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Sequence[Any]) -> Any:
     """The student with the library that wins on validation, and `detailed_results` on it.
 
-    With `NoGate`, the last library is returned, whether it is better or not.
+    With `NoGate`, or without a metric or a validation set, nothing is compared, and the last
+    library is returned, whether it is better or not.
     """
     if run.settings.metric is None:
         valset = testset = ()
@@ -61,7 +62,7 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
         candidates = _candidates(history, set(map(inputs_text, valset)))
     else:
         candidates = _with_student(history, Additions(history.result()))
-    run.ledger.open_reserve()  # a gate that hangs has had nothing of it
+    run.ledger.open_reserve()  # not before: a gate that hangs could spend it
     measured = Measurements(run, "validation", valset, candidates, history)
     if is_race:
         place, entries, why = _race(run, history, measured)
@@ -74,7 +75,7 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
         best = replace(best, library=best.library.holding(priced))
     ended_because = "" if run.ledger.is_failure else run.ended_because
     run.manifest.note(best, ended_because, history.repeated)
-    n_more = 2 * (len(testset) - run.settings.data.n_test)  # of a run that was finished before
+    n_more = 2 * (len(testset) - run.settings.data.n_test)  # a testset after the run was finished
     if n_more > 0:
         run.ledger.raise_limits(*history.latest.account.reserve(n_more))
     tested = _tested(run, history, testset, best)
@@ -115,7 +116,7 @@ def _front(
 
 
 def unmeasured(run: RunContext, history: History) -> Any:
-    """The student with what it would be given if the run ended now, which no validation checked."""
+    """The student with the library of an interrupted run, which no validation checked."""
     run.ended_because = "interrupted"
     best = Additions(history.result())
     return _reported(run, history, best, student=None, best=None)

@@ -15,9 +15,9 @@ from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
 
 TEACHING = ("contrast", "failure analysis", "no ground truth")
-"""The uses of a group that is sent to ExtractAdvantage."""
+"""The uses of a group of which the reflection LM is asked for lessons."""
 NOT_ASKED = "no lesson of late"
-"""The use of one that could be sent there, but so many before it gave no lesson."""
+"""The use of a group of which it is not asked, as so many before gave no lesson."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Batch:
 
     Args:
         update: the number of the update, from 0.
-        base: the latest update that was decided for sure when the batch was made. Its library,
+        base: the latest update that is decided by then however fast the threads are. Its library,
             which lacks at most the last `max_staleness` updates, is that of the rollouts.
         epoch: from 0.
         sizes: the number of rollouts of each of the `examples`.

@@ -51,8 +51,8 @@ class _Trace(list[Any]):
 class CallRecorder(CallWatcher):
     """The tool calls of one rollout, each with how many predictor calls were answered before it.
 
-    Calls of tools and LMs that have begun, and not ended, are in `begun`. `dispatched` is told what
-    this callback is told: DSPy looks up the handlers of each callback at every call.
+    Calls of tools and LMs that have begun, and not ended, are in `begun`. `dispatched` hears of all
+    through this callback: DSPy takes time for each callback at every call.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class CallRecorder(CallWatcher):
         self.calls: dict[str, tuple[int, Step]] = {}
 
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Begin the record of the call, of a tool whose function is called by ours."""
+        """Begin the record of the call."""
         self._dispatched.on_tool_start(call_id, instance, inputs)
         arguments = as_fields(inputs.get("kwargs", inputs))
         self._begun[call_id] = f"tool {str(instance.name)!r}"
         self.calls[call_id] = (len(self.trace), Step("tool", str(instance.name), arguments, {}))
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Note that the call has begun, and take it. Raises RunStopped."""
+        """Note that the call has begun, and count it. Raises RunStopped."""
         self._dispatched.on_lm_start(call_id, instance, inputs)
         self._begun[call_id] = f"a call of {getattr(instance, 'model', 'an LM')}"
         super().on_lm_start(call_id, instance, inputs)

@@ -153,7 +153,7 @@ def _table(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _number(cell: str) -> float | str:
-    """The number in a cell, which some spreadsheets write with a comma; else the cell."""
+    """The number in a cell, in which some spreadsheets have a decimal comma; else the cell."""
     try:
         return float(cell.replace(",", "."))
     except ValueError:

@@ -26,8 +26,8 @@ class ClippedDiversity(Strategy):
 
     Where all attempts of a group give the same answer and fail, further ones are told that answer,
     and to take another way: `explore` times as many as there were. They are judged by the metric
-    alone, stand beside the group as a hinted attempt does, and count for no experience. Where none
-    of eight such groups is helped, exploring ends.
+    alone, stand beside the group as a hinted attempt does, and change no experience's effect. Where
+    none of eight such groups is helped, exploring ends.
 
     In every group, a rollout counts with its score, plus or minus its entropy compared with that of
     the rollouts of the group with the same score. The change is clipped: it is at most `clip` times
@@ -116,7 +116,7 @@ def _entropies(group: Sequence[Rollout]) -> list[float]:
 
 
 def _grams(rollout: Rollout) -> frozenset[str]:
-    """What stands in its reasoning; in all that was put out, where it has none."""
+    """The groups of letters of its reasoning; where it has none, of all its outputs."""
     outputs = [*(step.outputs for step in rollout.steps), rollout.outputs]
     texts = [(name in REASONING, text) for each in outputs for name, text in each.items()]
     chosen = [text for is_reasoning, text in texts if is_reasoning] or [text for _, text in texts]

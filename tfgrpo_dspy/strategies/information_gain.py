@@ -22,9 +22,9 @@ class InformationGain(Strategy):
     far and asked for the outputs at once, under the instructions of the predictor that gives them.
     The metric scores these answers. The value of a state is their expected score: with
     log-probabilities (`dspy.LM(..., logprobs=True)`), each distinct answer counts with exp(mean
-    log-probability of its tokens), and what is not seen with the mean of the samples; else it is
-    that mean. So the turns of a rollout that fails have values, too. Nothing is replayed: it works
-    where a program does not repeat its steps.
+    log-probability of its tokens), and the rest of the probability with the mean of the samples;
+    else it is that mean. So the turns of a rollout that fails have values, too. Nothing is
+    replayed: it works where a program does not repeat its steps.
 
     **Source.** IGPO (arXiv 2510.14967): the gain of a turn is the rise of the probability of the
     right answer, which is exp of the mean log-probability of its tokens, in each rollout.

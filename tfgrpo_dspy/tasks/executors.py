@@ -58,7 +58,7 @@ class RemoteRollouts:
     async def rollout(self, request: Request, n_metric_calls: int = 0) -> Rollout | Failure:
         """The rollout that the request asks for, or its failure where too many workers are lost.
 
-        It calls the metric at most so often. Raises RunStopped.
+        It makes at most `n_metric_calls` calls of the metric. Raises RunStopped.
         """
         n_losses, why = 0, ""
         while n_losses < MAX_LOST_WORKERS:
@@ -85,7 +85,7 @@ class RemoteRollouts:
     def _reserve(self, n_metric_calls: int) -> Reservation | None:
         """What a rollout may spend; None: not now. Raises RunStopped: the budget is used up."""
         n_calls, cost = map(self._wanted, ("max_lm_calls", "max_cost"))
-        n, cost = math.ceil(n_calls), cost
+        n = math.ceil(n_calls)
         return self._ledger.take(n, cost, None, True, n_metric_calls, leaves_lessons=True)
 
     def _wanted(self, limit: str) -> float:
