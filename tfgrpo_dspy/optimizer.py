@@ -20,8 +20,9 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
-from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
+from tfgrpo_dspy.settings import Execution, PaperReflection, Settings
 from tfgrpo_dspy.settings.checks import prepare
+from tfgrpo_dspy.settings.constructor import taking
 from tfgrpo_dspy.settings.plan import Plan, plan_of
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.tasks.caller import awaited

@@ -7,7 +7,6 @@ BaseException. That class never reaches a program that is given back.
 
 import asyncio
 import functools
-import json
 import logging
 import math
 import random
@@ -15,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -25,16 +23,14 @@ from tfgrpo_dspy.budget.answers import note_answer
 from tfgrpo_dspy.budget.faults import is_fatal, is_passing, is_too_long, is_unanswered, retry_after
 from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
 from tfgrpo_dspy.budget.left_out import ParameterRefusedError, SampledCall
-from tfgrpo_dspy.dspy_seam import Call, as_instance_of, caller, prices_of
+from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Prices, price_of
+from tfgrpo_dspy.dspy_seam import Call, as_instance_of, caller
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, FailureKind, Usage, rollout_id_for
 
 logger = logging.getLogger(__name__)
 
-Prices = Mapping[str, tuple[float, float]]
-"""US dollars for a million prompt tokens and a million completion tokens, by `lm.model`."""
-TOKENS_IN_A_PRICE = 1_000_000
 POLL_S = 0.1
 """How often a call looks whether others gave some of their dollars back, or the run has ended."""
 ATTEMPT: ContextVar[list[Usage] | None] = ContextVar("tfgrpo_attempt", default=None)
@@ -44,57 +40,6 @@ FIRST_WAIT_S = 0.02
 LONGEST_WAIT_S = 60.0
 SAID_FROM_S = 1.0  # shorter waits are not logged
 LONGEST_PAUSE_S = 300.0  # a provider that asks for a longer pause is asked again after this one
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """US dollars for each prompt and completion token, and the most completion tokens of a call.
-
-    `max_tokens` is 0 where nothing limits them.
-    """
-
-    prompt: float
-    completion: float
-    max_tokens: int = 0
-
-    def most(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], n: int) -> float:
-        """The most that a call for n completions can cost; a token has at least one byte."""
-        n_bytes = len(json.dumps([args, dict(kwargs)], default=_as_sent).encode())
-        longest = _max_tokens(kwargs) or self.max_tokens
-        return n * (n_bytes * self.prompt + longest * self.completion)
-
-
-def token_price(lm: Any, prices: Prices) -> Price | str:
-    """The price of a dspy.LM, or in words that none is known."""
-    listed = prices_of(lm)
-    if lm.model in prices:
-        prompt, completion = (float(p) / TOKENS_IN_A_PRICE for p in prices[lm.model])
-    elif listed.get("input_cost_per_token") is None or listed.get("output_cost_per_token") is None:
-        return (
-            f"DSPy knows no price of {lm.model}; pass Execution(prices={{{lm.model!r}: (dollars "
-            f"for a million prompt tokens, dollars for a million completion tokens)}})."
-        )
-    else:
-        prompt, completion = listed["input_cost_per_token"], listed["output_cost_per_token"]
-    limit = _max_tokens(getattr(lm, "kwargs", {})) or listed.get("max_output_tokens")
-    return Price(prompt, completion, int(limit or 0))
-
-
-def price_of(lm: Any, prices: Prices) -> Price | str:
-    """The same, where the answer has a most; or what is missing to know the most, in words."""
-    price = token_price(lm, prices)
-    if isinstance(price, str) or price.max_tokens:
-        return price
-    return f"nothing limits how long an answer of {lm.model} gets; set max_tokens on it."
-
-
-def _max_tokens(kwargs: Mapping[str, Any]) -> Any:
-    return kwargs.get("max_tokens") or kwargs.get("max_completion_tokens")
-
-
-def _as_sent(value: Any) -> Any:
-    schema = getattr(value, "model_json_schema", None)  # of a response format
-    return str(value) if schema is None else schema()
 
 
 class Meter:

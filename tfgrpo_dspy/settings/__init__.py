@@ -4,14 +4,13 @@ One message names every fault, before the first LM call.
 """
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import KW_ONLY, field, fields
 from numbers import Real
 from os import PathLike
-from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal
 
 import dspy
 from pydantic import (
@@ -40,7 +39,6 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.settings.other_optimizers import OTHERS
 from tfgrpo_dspy.strategies.auto import Auto
 from tfgrpo_dspy.strategies.base import METHODS, Strategy, overrides
 
@@ -50,8 +48,6 @@ AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
 NOT_WHICH = "says how far, how fast or where a run goes, and not which run it is"
 """Marks, in the type of their fields, the arguments on which the identity of a run does not depend.
 All others are part of it."""
-P = ParamSpec("P")
-S = TypeVar("S")
 
 
 MAX_BITS = 1000  # of whole numbers: a larger one could not be made a float
@@ -132,46 +128,6 @@ def refuse(faults: Iterable[str]) -> None:
     """Raise a SettingsError that names all the faults, if there are any."""
     if message := " ".join(faults):
         raise SettingsError(message)
-
-
-def taking(
-    settings_class: Callable[P, S],
-) -> Callable[[Callable[[Any, S], None]], Callable[Concatenate[Any, P], None]]:
-    """Make `__init__(self, settings)` take the arguments of `settings_class`.
-
-    Editors, type checkers and `inspect.signature` see these arguments with types and defaults.
-    """
-
-    signature = inspect.signature(settings_class)
-
-    def decorate(init: Callable[[Any, S], None]) -> Callable[Concatenate[Any, P], None]:
-        def constructor(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
-            name = type(self).__name__
-            for unknown in kwargs.keys() - signature.parameters.keys():
-                raise TypeError(f"{name} has no argument {unknown!r}{_instead_of(unknown)}.")
-            try:
-                signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(
-                    f"{name}: {error}; pass, for example, {name}(metric, max_lm_calls=300)."
-                ) from None
-            init(self, settings_class(*args, **kwargs))
-
-        self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        parameters = [self_parameter, *signature.parameters.values()]
-        vars(constructor)["__signature__"] = inspect.Signature(parameters)
-        constructor.__name__, constructor.__qualname__ = init.__name__, init.__qualname__
-        return constructor
-
-    return decorate
-
-
-def _instead_of(name: str) -> str:
-    """What to pass instead of an argument that the optimizer does not have; "" if unknown."""
-    kinds = (kind for kind in (Reflection, Execution) if name in kind.__annotations__)
-    if kind := next((kind.__name__ for kind in kinds), ""):
-        return f"; pass {kind.lower()}={kind}({name}=...)"
-    return f"; pass {OTHERS[name]}" if name in OTHERS else ""
 
 
 @checked(SettingsError)

@@ -16,7 +16,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.account import COST_MARGIN, LIMITS
-from tfgrpo_dspy.budget.meter import price_of, token_price
+from tfgrpo_dspy.budget.prices import price_of, token_price
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.gate.bayesian import N_ALONE
 from tfgrpo_dspy.gate.race import FIRST_ROUND

@@ -1,5 +1,13 @@
-"""What to pass here in place of the arguments of DSPy's other optimizers of prompts."""
+"""The constructor of the optimizer: takes all settings; says what to pass in place of others."""
 
+import inspect
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from tfgrpo_dspy.settings import Execution, Reflection
+
+P = ParamSpec("P")
+S = TypeVar("S")
 OTHERS = {
     "add_format_failure_as_feedback": "nothing: the reflection LM sees answers that do not parse",
     "bsize": "batch_size=",
@@ -38,4 +46,44 @@ OTHERS = {
     "wandb_init_kwargs": "on_event=BoardListener(wandb), of tfgrpo_dspy.listeners.boards",
     "warn_on_score_mismatch": "nothing: the score of the whole counts",
 }
-"""By the name of an argument of GEPA, MIPROv2 or SIMBA."""
+"""By the name of an argument of GEPA, MIPROv2 or SIMBA, what to pass here in its place."""
+
+
+def taking(
+    settings_class: Callable[P, S],
+) -> Callable[[Callable[[Any, S], None]], Callable[Concatenate[Any, P], None]]:
+    """Make `__init__(self, settings)` take the arguments of `settings_class`.
+
+    Editors, type checkers and `inspect.signature` see these arguments with types and defaults.
+    """
+
+    signature = inspect.signature(settings_class)
+
+    def decorate(init: Callable[[Any, S], None]) -> Callable[Concatenate[Any, P], None]:
+        def constructor(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            name = type(self).__name__
+            for unknown in kwargs.keys() - signature.parameters.keys():
+                raise TypeError(f"{name} has no argument {unknown!r}{_instead_of(unknown)}.")
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(
+                    f"{name}: {error}; pass, for example, {name}(metric, max_lm_calls=300)."
+                ) from None
+            init(self, settings_class(*args, **kwargs))
+
+        self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = [self_parameter, *signature.parameters.values()]
+        vars(constructor)["__signature__"] = inspect.Signature(parameters)
+        constructor.__name__, constructor.__qualname__ = init.__name__, init.__qualname__
+        return constructor
+
+    return decorate
+
+
+def _instead_of(name: str) -> str:
+    """What to pass instead of an argument that the optimizer does not have; "" if unknown."""
+    kinds = (kind for kind in (Reflection, Execution) if name in kind.__annotations__)
+    if kind := next((kind.__name__ for kind in kinds), ""):
+        return f"; pass {kind.lower()}={kind}({name}=...)"
+    return f"; pass {OTHERS[name]}" if name in OTHERS else ""
