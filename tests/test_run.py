@@ -13,13 +13,16 @@ from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, Rule, chat, lessons, op
 from small import paper_grpo, run_settings
 
 from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, ExtractAdvantage, Gate, NoGate
-from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.inputs import RunInputs
+from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.experience.values import Add, Evidence, Experience, Operation, Refusal
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import estimate_tokens
+from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.proposing import propose
-from tfgrpo_dspy.run.updates import Batch, Update
+from tfgrpo_dspy.run.updates import Batch, Extracted, Update
+from tfgrpo_dspy.store.records import RunRecords
 
 CORRECTION = r"## correction ##"
 ONE = [["1", "0"]]
@@ -438,9 +441,14 @@ def consolidated(
     known = ExperienceLibrary.from_texts(["Be exact."])
     with dspy.context(lm=Run(ONE).lm):
         settings = run_settings(is_score, update=module, progress=False)
-        run = RunContext(settings, predictor(), questions(40))
-        batch = Batch(0, Update(0, Decision(known, "start"), run.reserve.account))
-        return run.loop.run(propose(ReflectionClient(run), batch, known, drawn, dropped))
+        student, examples = predictor(), questions(40)
+        inputs = RunInputs(settings, student, examples, tuple(range(40)))
+        calls = Calls(settings, RunRecords(settings, student, examples))
+        batch = Batch(0, Update(0, Decision(known, "start"), calls.reserve.account))
+        guard = Guards(inputs, calls.report).of_update(batch, Extracted(tuple(drawn)))
+        client = ReflectionClient(inputs, calls)
+        asked = propose(inputs, client, batch, known, drawn, dropped, (), guard)
+        return calls.loop.run(asked)
 
 
 def drawn_lessons(n: int, n_words: int = 1) -> list[Lesson]:

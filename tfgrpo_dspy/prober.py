@@ -18,19 +18,21 @@ import dspy
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
-from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.inputs import RunInputs
+from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import MetricError, RunFailedError, RunStopped
-from tfgrpo_dspy.experience.library import library_in
+from tfgrpo_dspy.experience.programs import copy_program
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.metric import Score, ScoringFunction
 from tfgrpo_dspy.results.probe import FEWEST, Probe, predicted
 from tfgrpo_dspy.results.records import Gain, ScoreSummary
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
+from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.reflecting import draft_lessons
+from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import Additions
@@ -38,6 +40,7 @@ from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.checks import inputs_text
 from tfgrpo_dspy.settings.plan import plan_of
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.store.records import RunRecords
 from tfgrpo_dspy.wording import counted
 
 MOST_CALLS, N_DRAFTS, N_PAIRS, N_TWICE, PRIORITY = 40, 3, 5, 4, (3,)
@@ -76,12 +79,14 @@ class Prober:
         drafts = min(N_DRAFTS, settings.drafts)
         settings = replace(settings, strategies=(), progress=False, drafts=drafts)
         self._settings = settings
-        self._run = run = RunContext(settings, student, trainset, ledger=ledger)
-        self._client, self._training = ReflectionClient(run), training
-        start = library_in(student)
-        self._history = History(self._client, Strategies(self._client), start, training, False)
+        inputs = RunInputs(settings, copy_program(student), trainset, (*training,))
+        self._trainset = trainset
+        self._calls = calls = Calls(settings, RunRecords(settings, student, trainset), ledger)
+        client = ReflectionClient(inputs, calls)
+        self._reflector = Reflector(inputs, client, Guards(inputs, calls.report))
+        self._history = History(inputs, calls, client, Strategies((), client, calls))
         self._heard: _Heard | None = None
-        self._sampler = Rollouts(run, "rollout", trainset, settings.temperature)
+        self._sampler = Rollouts(inputs, calls, "rollout", trainset, settings.temperature)
         if metric := self._sampler.score:
             asked = {each.name: getattr(metric, each.name) for each in fields(metric)}
             self._sampler.score = self._heard = _Heard(**asked)
@@ -90,17 +95,17 @@ class Prober:
 
     def probe(self) -> Probe:
         """What the probe found; what a limit cut short is left out. Raises RunFailedError."""
-        run = self._run
+        calls = self._calls
         try:
             with suppress(RunStopped):
-                run.loop.run(self._all())
-            if run.ledger.is_failure:
-                why, ledger = run.ledger.stopped_because, run.ledger
+                calls.loop.run(self._all())
+            if calls.ledger.is_failure:
+                why, ledger = calls.ledger.stopped_because, calls.ledger
                 raise RunFailedError(why) from ledger.raised.cause_of(why, ledger.clean)
         finally:
-            run.ledger.stop("the probe is over")
-            run.records.close()
-            run.report.close()
+            calls.ledger.stop("the probe is over")
+            calls.records.close()
+            calls.report.close()
         return self._summary()
 
     async def _all(self) -> None:
@@ -127,17 +132,17 @@ class Prober:
         usages = [r.usage + r.metric_usage for r in self._rollouts.values()]
         dearest = max([1, *(used.n_lm_calls + used.n_cached_calls for used in usages)])
         is_judged = any(rollout.metric_usage.n_lm_calls for rollout in self._rollouts.values())
-        fitting = int(self._run.ledger.left("max_lm_calls") - N_TWICE * is_judged) // dearest
+        fitting = int(self._calls.ledger.left("max_lm_calls") - N_TWICE * is_judged) // dearest
         await self._make(dict(itertools.islice(samples.items(), max(0, fitting))))
         await self._score_again()
 
     async def _drafted(self) -> Additions | None:
         """The library of all drafted lessons; None: there are none."""
         n_drafts, limits = self._settings.drafts, self._settings.limits
-        if not n_drafts or self._run.ledger.left("max_lm_calls") < n_drafts:
+        if not n_drafts or self._calls.ledger.left("max_lm_calls") < n_drafts:
             return None
         drafts = Batch(0, self._history.latest, is_draft=True)
-        extracted = await draft_lessons(self._client, drafts, self._training, takes_all=True)
+        extracted = await self._reflector.draft(drafts, takes_all=True)
         added = [Add(text=each.text, scope=each.scope) for each in extracted.lessons]
         return Additions(self._history.start.apply(added, limits)) if added else None
 
@@ -153,7 +158,7 @@ class Prober:
         wanted = [(BARE, k, start) for k in bare[: 1 + (n_pairs > 0)]]
         k = (with_demos or bare)[0]
         set_ = max(1, assigned[k].demo_set)  # as the run will show it
-        hidden = {inputs_text(self._run.trainset[example])}
+        hidden = {inputs_text(self._trainset[example])}
         if demos := self._history.demos.choose(set_, (), hidden):
             wanted.append((DEMOS, k, replace(start, demos=demos, demo_set=set_)))
         if advice:
@@ -169,20 +174,22 @@ class Prober:
         async def make(key: Key, sample: Sample) -> None:
             (self._rollouts[key],) = await self._sampler.make([sample], PRIORITY)
 
-        await asyncio.gather(*(self._run.loop.spawn(make(*each)) for each in samples.items()))
+        await asyncio.gather(*(self._calls.loop.spawn(make(*each)) for each in samples.items()))
 
     async def _score_again(self) -> None:
         """Score a few outputs a second time; an answer from a cache would say nothing."""
         if self._heard is None:
             return
         for asked in sorted(self._heard.heard, key=str)[:N_TWICE]:
-            self._run.ledger.take_metric_calls()
-            self._run.ledger.settle_metric_calls()
+            self._calls.ledger.take_metric_calls()
+            self._calls.ledger.settle_metric_calls()
             with suppress(MetricError):
-                await self._run.loop.in_thread(functools.partial(self._again, self._heard, *asked))
+                await self._calls.loop.in_thread(
+                    functools.partial(self._again, self._heard, *asked)
+                )
 
     def _again(self, metric: _Heard, *asked: Any) -> None:
-        meter, judge = Meter(self._run.ledger, self._settings.execution.prices or {}), None
+        meter, judge = Meter(self._calls.ledger, self._settings.execution.prices or {}), None
         if isinstance(dspy.settings.lm, dspy.BaseLM):
             judge = metered(dspy.settings.lm.copy(cache=False), meter)
         watched = CallWatcher(meter).context()
@@ -193,7 +200,7 @@ class Prober:
 
     # ---- what was found
     def _summary(self) -> Probe:
-        has_metric, ledger = self._settings.metric is not None, self._run.ledger
+        has_metric, ledger = self._settings.metric is not None, self._calls.ledger
         bare: dict[int, list[Rollout]] = {}
         for (kind, example, _), rollout in self._rollouts.items():
             if kind == BARE:
@@ -243,7 +250,7 @@ class Prober:
     def _unknown(self, scores: Sequence[float]) -> Iterator[str]:
         """What the probe cannot know, beside the figures that it lacks."""
         failures = [r.failure.message for r in self._rollouts.values() if r.failure]
-        why = next(iter(failures), self._run.ledger.stopped_because)
+        why = next(iter(failures), self._calls.ledger.stopped_because)
         if self._settings.metric is None:
             yield "there is no metric, and so no score"
         elif not scores:
@@ -254,7 +261,7 @@ class Prober:
             yield "all attempts have the same score: nobody knows whether there is a better one"
         elif min(scores) < 0 or max(scores) > 1:
             yield "scores are not between 0 and 1: nobody knows how much is left to gain"
-        if not any(len(example.labels()) for example in self._run.trainset):
+        if not any(len(example.labels()) for example in self._trainset):
             yield "no example has labels that could be shown"
 
 

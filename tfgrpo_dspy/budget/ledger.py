@@ -293,6 +293,11 @@ class Ledger:
                 self.is_failure = is_failure
                 self._stopping.set()
 
+    def fail(self, why: str) -> NoReturn:
+        """End the run, which cannot work. Raises RunStopped."""
+        self.stop(why, is_failure=True)
+        raise RunStopped(self.stopped_because)
+
     def check(self) -> None:
         """Raises RunStopped: the training or the run has ended, or nobody waits for this."""
         check_wanted()

@@ -72,8 +72,7 @@ class Meter:
         if self.ledger.budget.max_cost is not None:
             price = price_of(lm, self.prices)
             if isinstance(price, str):
-                self.ledger.stop(f"max_cost: {price}", is_failure=True)
-                raise RunStopped(self.ledger.stopped_because)
+                self.ledger.fail(f"max_cost: {price}")
             cost = price.most(args, kwargs, n)
         return self.ledger.take(n, cost, self._abandoned, leaves_lessons=self._leaves_lessons)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.calls.context import RunContext
-from tfgrpo_dspy.calls.paid import PaidCall, recorded
+from tfgrpo_dspy.calls.inputs import RunInputs
+from tfgrpo_dspy.calls.paid import Calls, PaidCall
 from tfgrpo_dspy.errors import LibraryError, RunStopped, described
 from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
@@ -31,7 +31,9 @@ class _Approved:
 ANSWERS = TypeAdapter(_Approved)
 
 
-async def approved(run: RunContext, proposal: Proposal, applied: Applied, guard: Guard) -> Applied:
+async def approved(
+    inputs: RunInputs, calls: Calls, proposal: Proposal, applied: Applied, guard: Guard
+) -> Applied:
     """What is made of the operations that the user lets through, or makes instead.
 
     Where `approve` answers something else, nothing is made; what it makes instead comes in as the
@@ -39,18 +41,18 @@ async def approved(run: RunContext, proposal: Proposal, applied: Applied, guard:
     Where `approve` raises, the run ends. Raises MissingRecordError: offline, and the answer is not
     recorded.
     """
-    ask, proposed = run.settings.approve, proposal.operations
+    ask, proposed = inputs.settings.approve, proposal.operations
     if ask is None or all(isinstance(operation, Keep) for operation in proposed):
         return applied
 
     async def do() -> _Approved:
         try:
-            with run.report.progress.hidden(), run.ledger.standing():
-                approval = await run.loop.in_thread(lambda: ask(proposal))
+            with calls.report.progress.hidden(), calls.ledger.standing():
+                approval = await calls.loop.in_thread(lambda: ask(proposal))
         except Exception as error:
-            run.ledger.raised.note(error)
-            run.ledger.stop(f"approve raised {described(error)}", is_failure=True)
-            raise RunStopped(run.ledger.stopped_because) from error
+            calls.ledger.raised.note(error)
+            calls.ledger.stop(f"approve raised {described(error)}", is_failure=True)
+            raise RunStopped(calls.ledger.stopped_because) from error
         try:
             return _Approved(tuple(_operations(approval, proposed)))
         except LibraryError as error:
@@ -58,22 +60,22 @@ async def approved(run: RunContext, proposal: Proposal, applied: Applied, guard:
 
     @functools.cache  # a guard is asked once, and counted once
     def outcome_of(operations: tuple[Operation, ...]) -> Applied:
-        return _made(run, proposal, operations, guard)
+        return _made(inputs, proposal, operations, guard)
 
     call = PaidCall(
         name=f"approval of update {proposal.update}",
-        key=_key(run, proposal),
+        key=calls.records.keys.approval(_shown(proposal)),
         kind=ANSWERS,
         do=do,
         is_void=lambda answer: bool(answer.error or _faults(outcome_of(answer.operations))),
     )
-    answer = await recorded(run, call, priority=None)
+    answer = await calls.recorded(call, priority=None)
     if answer.error:
-        run.report.count_failure("approval", answer.error)
+        calls.report.count_failure("approval", answer.error)
         refused = tuple(Refusal(op, f"approve failed: {answer.error}") for op in proposed)
         return replace(proposal.library.applied(()), refused=refused)
     for fault in _faults(outcome_of(answer.operations)):
-        run.report.count_failure("approval", f"{fault.operation}: {fault.reason}")
+        calls.report.count_failure("approval", f"{fault.operation}: {fault.reason}")
     return outcome_of(answer.operations)
 
 
@@ -82,7 +84,7 @@ def _faults(applied: Applied) -> list[Refusal]:
 
 
 def _made(
-    run: RunContext, proposal: Proposal, answer: Sequence[Operation], guard: Guard
+    inputs: RunInputs, proposal: Proposal, answer: Sequence[Operation], guard: Guard
 ) -> Applied:
     """What the operations of an answer make of the library; also those that are refused."""
     passed: list[Operation] = []
@@ -91,20 +93,20 @@ def _made(
         if operation in proposal.operations:
             passed.append(operation)
             continue
-        taken, refusals = admitted([operation], run.predictors, guard)
+        taken, refusals = admitted([operation], inputs.predictors, guard)
         passed += taken
         refused += refusals
-    applied = proposal.library.applied(passed, run.settings.limits)
+    applied = proposal.library.applied(passed, inputs.settings.limits)
     return replace(applied, refused=(*refused, *applied.refused))
 
 
-def _key(run: RunContext, proposal: Proposal) -> str:
+def _shown(proposal: Proposal) -> list[Any]:
     shown = [asdict(replace(operation, evidence=())) for operation in proposal.operations]
     library = ExperienceLibrary(
         [replace(e, evidence=(), effect=None, is_on_trial=False) for e in proposal.library],
         next_number=proposal.library.next_number,
     )
-    return run.records.keys.approval([library.to_dict(), shown])
+    return [library.to_dict(), shown]
 
 
 def _operations(answer: Approval, proposed: Sequence[Operation]) -> list[Operation]:

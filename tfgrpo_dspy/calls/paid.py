@@ -3,15 +3,23 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.budget.ledger import Ledger
+from tfgrpo_dspy.calls.error_limit import ErrorLimit
+from tfgrpo_dspy.calls.reserve import Reserve
 from tfgrpo_dspy.errors import TrainingCut
+from tfgrpo_dspy.listeners.report import RunReport
 from tfgrpo_dspy.rollout import Failure
-from tfgrpo_dspy.tasks.loop import Priority
+from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.store.notes import RunManifest
+from tfgrpo_dspy.store.records import RunRecords
+from tfgrpo_dspy.tasks.executors import RemoteRollouts, workers_of
+from tfgrpo_dspy.tasks.loop import Loop, Priority
 from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 
 Result = TypeVar("Result")
@@ -45,69 +53,101 @@ class PaidCall(Generic[Result]):
     count: Callable[[Result, float | None], None] = lambda *_: None
 
 
-def recorded(
-    run: RunContext, call: PaidCall[Result], priority: Priority | None, place: str = "threads"
-) -> Awaitable[Result]:
-    """The recorded result of the call; or the result of doing it, which is then recorded.
+class Calls:
+    """Makes the calls of one run, under the limits of its ledger, and counts them in its report.
 
-    It is done when there is a slot in that place; without a priority, at once. Raises RunStopped:
-    the run has ended; MissingRecordError: offline, and there is no record.
+    Raises StoreError.
     """
-    record = _found(run, call)
-    if record is not None:
-        return _there(record)
-    begun_s = time.monotonic()
 
-    async def begin() -> Any:
-        nonlocal begun_s
-        begun_s = time.monotonic()
-        try:
-            return await call.do()
-        except TrainingCut as cut:
-            return cut
+    def __init__(
+        self, settings: RunSettings, records: RunRecords, ledger: Ledger | None = None
+    ) -> None:
+        self.ledger = ledger or Ledger(settings.budget)
+        self.ledger.clean = records.redacted
+        self.reserve = Reserve(settings, self.ledger)
+        self.records = records
+        self.manifest = RunManifest(settings, records, self.ledger)
+        self.loop, self.remote = _loop_of(settings, self.ledger)
+        self.report = RunReport(settings, self.ledger, records.redacted)
+        self.loop.on_wait = self.report.progress.tick
+        self._errors = ErrorLimit(self.ledger, settings.execution.max_errors)
+        self._is_offline = settings.offline
 
-    def keep(done: Any) -> Result:
-        result = call.without(done) if isinstance(done, TrainingCut | TimeoutError) else done
-        if not call.is_void(result):
-            failure = call.failure_of(result)
-            is_lost = failure is not None and not failure.kind.is_recorded
-            result = run.records.keep(call.key, result, call.kind, is_lost)
-            _count(run, call, result, time.monotonic() - begun_s)
-        return result
+    def recorded(
+        self, call: PaidCall[Result], priority: Priority | None, place: str = "threads"
+    ) -> Awaitable[Result]:
+        """The recorded result of the call; or the result of doing it, which is then recorded.
 
-    async def at_once() -> Result:
-        return keep(await begin())
-
-    if priority is None:
-        return at_once()
-    return run.loop.submit(begin, priority, keep, place, call.where)
-
-
-def _found(run: RunContext, call: PaidCall[Result]) -> Result | None:
-    """The recorded result, which costs what it cost when it was made."""
-    record = run.records.find(call.key, call.kind)
-    try:
+        It is done when there is a slot in that place; without a priority, at once. Raises
+        RunStopped: the run has ended; MissingRecordError: offline, and there is no record.
+        """
+        record = self._found(call)
         if record is not None:
-            run.ledger.spend(*call.taken(record))
-        elif run.settings.offline:
-            run.stop_for_missing_record(call.name)
-    except TrainingCut as cut:
-        return call.without(cut)
-    if record is not None:
-        _count(run, call, record, None)
-    return record
+            return _there(record)
+        begun_s = time.monotonic()
 
+        async def begin() -> Any:
+            nonlocal begun_s
+            begun_s = time.monotonic()
+            try:
+                return await call.do()
+            except TrainingCut as cut:
+                return cut
 
-def _count(run: RunContext, call: PaidCall[Result], result: Result, seconds: float | None) -> None:
-    """Count a result as it is kept, without secrets."""
-    call.count(result, seconds)
-    if call.role and seconds is None:
-        run.report.replayed[call.role] += 1
-    elif call.role:
-        run.errors.check(call.failure_of(result))
+        def keep(done: Any) -> Result:
+            result = call.without(done) if isinstance(done, TrainingCut | TimeoutError) else done
+            if not call.is_void(result):
+                failure = call.failure_of(result)
+                is_lost = failure is not None and not failure.kind.is_recorded
+                result = self.records.keep(call.key, result, call.kind, is_lost)
+                self._count(call, result, time.monotonic() - begun_s)
+            return result
+
+        async def at_once() -> Result:
+            return keep(await begin())
+
+        if priority is None:
+            return at_once()
+        return self.loop.submit(begin, priority, keep, place, call.where)
+
+    def _found(self, call: PaidCall[Result]) -> Result | None:
+        """The recorded result, which costs what it cost when it was made."""
+        record = self.records.find(call.key, call.kind)
+        try:
+            if record is not None:
+                self.ledger.spend(*call.taken(record))
+            elif self._is_offline:
+                if ended := self.manifest.was_cut_short():
+                    self.ledger.end(ended)
+                raise self.manifest.missing(call.name)
+        except TrainingCut as cut:
+            return call.without(cut)
+        if record is not None:
+            self._count(call, record, None)
+        return record
+
+    def _count(self, call: PaidCall[Result], result: Result, seconds: float | None) -> None:
+        """Count a result as it is kept, without secrets."""
+        call.count(result, seconds)
+        if call.role and seconds is None:
+            self.report.replayed[call.role] += 1
+        elif call.role:
+            self._errors.check(call.failure_of(result))
 
 
 def _there(result: Result) -> "asyncio.Future[Result]":
     future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
     future.set_result(result)
     return future
+
+
+def _loop_of(settings: RunSettings, ledger: Ledger) -> tuple[Loop, RemoteRollouts | None]:
+    """The loop with its threads (new ones, or those of the user's pool); the other processes."""
+    executor, timeout_s = settings.execution.executor, settings.execution.rollout_timeout_s
+    if executor is None:
+        return Loop(ledger, settings.threads, timeout_s), None
+    n_at_once = settings.num_threads or workers_of(executor) or settings.threads
+    if isinstance(executor, ThreadPoolExecutor):
+        return Loop(ledger, n_at_once, timeout_s, executor), None
+    loop = Loop(ledger, settings.threads, timeout_s, n_remote=n_at_once)
+    return loop, RemoteRollouts(ledger, executor, n_at_once)

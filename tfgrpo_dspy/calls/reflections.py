@@ -16,8 +16,8 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
-from tfgrpo_dspy.calls.context import RunContext
-from tfgrpo_dspy.calls.paid import PaidCall, recorded
+from tfgrpo_dspy.calls.inputs import RunInputs
+from tfgrpo_dspy.calls.paid import Calls, PaidCall
 from tfgrpo_dspy.dspy_seam import abilities_of
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
@@ -108,9 +108,10 @@ class _Question:
 class ReflectionClient:
     """Asks reflection modules for one run; `common` holds the inputs that all of them get."""
 
-    def __init__(self, run: RunContext) -> None:
-        settings = run.settings
-        self.run = run
+    def __init__(self, inputs: RunInputs, calls: Calls) -> None:
+        settings = self._settings = inputs.settings
+        self._calls = calls
+        self.spawn, self.unknown_scope = calls.loop.spawn, calls.report.unknown_scope
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._adapter = dspy.settings.adapter or ASKED_ONCE
         self._modules: dict[Any, AnswerQuestion] = {}  # of strategies, by signature
@@ -119,7 +120,7 @@ class ReflectionClient:
         self.n_asked: Counter[int] = Counter()  # by update
         n, max_words = settings.max_experiences, settings.reflection.max_experience_words
         self.common = {
-            "program": describe_program(run.student),
+            "program": describe_program(inputs.student),
             "objective": settings.objective or DEFAULT_OBJECTIVE,
             "max_words": max_words,
             "limits": f"at most {n} experiences of at most {max_words} words each",
@@ -133,18 +134,18 @@ class ReflectionClient:
         by_example = [media_in(dict(example.inputs())) for example in examples]
         images = [str(one) for media in by_example for one in media if isinstance(one, dspy.Image)]
         if images and not self._shows_images:
-            self.run.report.count_failure("image not shown", NOT_SHOWN, len(images))
+            self._calls.report.count_failure("image not shown", NOT_SHOWN, len(images))
             return []
         return images
 
     @functools.cached_property
     def _shows_images(self) -> bool:
-        shows = self.run.settings.reflection.show_images
+        shows = self._settings.reflection.show_images
         return bool(abilities_of(self._lm).get("supports_vision")) if shows is None else shows
 
     async def at_once(self, asking: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
         """The results of all, in order."""
-        tasks = [self.run.loop.spawn(each) for each in asking]
+        tasks = [self.spawn(each) for each in asking]
         return [await task for task in tasks]
 
     async def ask_shorter(
@@ -187,9 +188,9 @@ class ReflectionClient:
         MissingRecordError: offline, and the answer is not recorded.
         """
         name, output, rank = STAGES[stage]
-        module = getattr(self.run.settings.reflection, name)
+        module = getattr(self._settings.reflection, name)
         purpose = "update/0/0" if stage == "update" else stage  # as in earlier runs
-        rollout_id = rollout_id_for(self.run.settings.seed, batch.epoch, number, index, purpose)
+        rollout_id = rollout_id_for(self._settings.seed, batch.epoch, number, index, purpose)
         question = _Question(stage, module, output, rollout_id, {**self.common, **inputs})
         nouns = {"update": "update", "draft": "draft", "condense": "predictor"}
         noun = nouns.get(stage, "example")
@@ -199,7 +200,7 @@ class ReflectionClient:
         """The answer to the question of a strategy: `output` holds the output fields by name."""
         if signature not in self._modules:
             self._modules[signature] = AnswerQuestion(signature)
-        rollout_id = rollout_id_for(self.run.settings.seed, 0, 0, 0, "strategy")
+        rollout_id = rollout_id_for(self._settings.seed, 0, 0, 0, "strategy")
         module = self._modules[signature]
 
         def asked(shown: Inputs) -> Awaitable[Answer]:
@@ -211,7 +212,7 @@ class ReflectionClient:
     async def _answered(
         self, question: "_Question", batch: Occasion, rank: int, about: str
     ) -> Answer:
-        run, stage = self.run, question.stage
+        calls, stage = self._calls, question.stage
         where = Whereabouts(f"the {stage} of {about}", "a call of the reflection LM")
 
         is_training = stage != "condense"  # the only one that the end of a run asks
@@ -219,16 +220,16 @@ class ReflectionClient:
         async def do() -> Any:
             if is_training:
                 self._note_asked(batch)
-            return await run.loop.in_thread(lambda: where.noted(lambda: self._answer(question)))
+            return await calls.loop.in_thread(lambda: where.noted(lambda: self._answer(question)))
 
         def count(answer: Answer, seconds: float | None) -> None:
             if seconds is None and is_training:
                 self._note_asked(batch)
-            if run.records.store is not None:
+            if calls.records.store is not None:
                 inputs = {k: v for k, v in question.inputs.items() if v is not self.common.get(k)}
-                run.manifest.note_asked(reflection_row(stage, batch.update, inputs, answer))
+                calls.manifest.note_asked(reflection_row(stage, batch.update, inputs, answer))
             self.usage[batch.update] += answer.usage
-            run.report.count_reflection(
+            calls.report.count_reflection(
                 stage, answer.usage, answer.error, answer.parse_failures, answer.unread
             )
             if stage != "strategy":  # of several updates, the first to come asks for that
@@ -236,7 +237,7 @@ class ReflectionClient:
 
         call = PaidCall(
             name=f"{stage} of {about}",
-            key=run.records.keys.reflection(
+            key=calls.records.keys.reflection(
                 stage, question.module, question.rollout_id, question.inputs
             ),
             kind=ANSWERS,
@@ -249,7 +250,7 @@ class ReflectionClient:
             is_void=lambda answer: answer is NOT_ASKED,
             count=count,
         )
-        return await recorded(run, call, (rank, batch.update))
+        return await calls.recorded(call, (rank, batch.update))
 
     def charge(self, usage: Usage, before: int, update: int) -> None:
         """Charge what an answer has cost to another update than before."""
@@ -258,13 +259,14 @@ class ReflectionClient:
 
     def _note_asked(self, batch: Occasion) -> None:
         self.n_asked[batch.update] += 1
-        self.run.reserve.renew()
+        self._calls.reserve.renew()
 
     def _answer(self, question: "_Question") -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
         module, rollout_id, inputs = question.module, question.rollout_id, question.inputs
-        prices, is_extra = self.run.settings.execution.prices, question.stage == "strategy"
-        meter = Meter(self.run.ledger, prices, leaves_lessons=is_extra)
+        prices, is_extra = self._settings.execution.prices, question.stage == "strategy"
+        ledger = self._calls.ledger
+        meter = Meter(ledger, prices, leaves_lessons=is_extra)
 
         def own_copy(lm: Any) -> Any:
             return metered(sampling_copy(lm, rollout_id, None), meter)
@@ -272,7 +274,7 @@ class ReflectionClient:
         if language_models(module):
             module = copy_program(module, own_copy)
         settings = {"lm": own_copy(self._lm), "adapter": self._adapter}
-        if self.run.ledger.limits_lm_calls:  # for LMs that a module calls but does not hold
+        if ledger.limits_lm_calls:  # for LMs that a module calls but does not hold
             settings |= CallWatcher(meter).context()
         tags = [*inputs, question.output] if isinstance(self._adapter, dspy.XMLAdapter) else []
         shown = {k: as_input(v, tags) if isinstance(v, str) else v for k, v in inputs.items()}

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfgrpo_dspy.calls.context import RunContext
-from tfgrpo_dspy.calls.paid import PaidCall, recorded
+from tfgrpo_dspy.calls.inputs import RunInputs
+from tfgrpo_dspy.calls.paid import Calls, PaidCall
 from tfgrpo_dspy.errors import TrainingCut
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import ROLLOUTS, Failure, FailureKind, Rollout
@@ -45,28 +45,33 @@ class Rollouts:
     """Makes rollouts on a set of examples, for one role of the report ("rollout": training)."""
 
     def __init__(
-        self, run: RunContext, role: str, examples: Sequence[Any], temperature: float | str | None
+        self,
+        inputs: RunInputs,
+        calls: Calls,
+        role: str,
+        examples: Sequence[Any],
+        temperature: float | str | None,
     ) -> None:
-        self._run = run
+        settings, self._inputs, self._calls = inputs.settings, inputs, calls
         self._role = role
         self._examples = examples
-        self._metric = run.settings.metric
+        self._metric = settings.metric
         self.score = None if self._metric is None else adapt_metric(self._metric)
         self._temperature = temperature
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._prepared)
-        self._prices = run.settings.execution.prices or {}
+        self._prices = settings.execution.prices or {}
         self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
         self._bundle = b""
-        if run.remote is not None and not run.settings.offline:
+        if calls.remote is not None and not settings.offline:
             self._bundle = packed_bundle(
-                run.student, self._metric, temperature, self._prices, run.records.plain
+                inputs.student, self._metric, temperature, self._prices, calls.records.plain
             )
 
     def n_missing(self, samples: Sequence[Sample]) -> int:
         """How many of these rollouts are neither begun nor recorded, and so have to be paid."""
         return sum(
             sample not in self._early
-            and self._run.records.find(self._key(sample), ROLLOUTS) is None
+            and self._calls.records.find(self._key(sample), ROLLOUTS) is None
             for sample in samples
         )
 
@@ -74,7 +79,7 @@ class Rollouts:
         self, samples: Sequence[Sample], priority: Priority
     ) -> "list[asyncio.Task[list[Rollout]]]":
         """Begin these rollouts, which `make` gives when it is asked for them."""
-        tasks = [self._run.loop.spawn(self._make([sample], priority)) for sample in samples]
+        tasks = [self._calls.loop.spawn(self._make([sample], priority)) for sample in samples]
         self._early |= zip(samples, tasks, strict=True)
         return tasks
 
@@ -94,7 +99,7 @@ class Rollouts:
         return [await each for each in [self._recorded(sample, priority) for sample in samples]]
 
     def _recorded(self, sample: Sample, priority: Priority) -> Awaitable[Rollout]:
-        place, usual = THREADS if self._run.remote is None else OTHER_PROCESSES
+        place, usual = THREADS if self._calls.remote is None else OTHER_PROCESSES
         about = f"rollout of {self._set} example {sample.example}"
         where = Whereabouts(f"the {about}", usual)
         call = PaidCall(
@@ -109,10 +114,10 @@ class Rollouts:
             failure_of=lambda rollout: rollout.failure,
             count=self._count,
         )
-        return recorded(self._run, call, priority, place)
+        return self._calls.recorded(call, priority, place)
 
     def _key(self, sample: Sample) -> str:
-        keys = self._run.records.keys
+        keys = self._calls.records.keys
         return keys.rollout(
             self._program(sample.additions)[1] if keys.is_used else "",
             self._examples[sample.example],
@@ -136,23 +141,23 @@ class Rollouts:
         return sample.failed(Failure(FailureKind.TIMEOUT, message))
 
     def _count(self, rollout: Rollout, seconds: float | None) -> None:
-        self._run.report.count_rollout(self._role, rollout)
+        self._calls.report.count_rollout(self._role, rollout)
         if self._role == "rollout":
-            self._run.reserve.note(rollout, seconds)
+            self._calls.reserve.note(rollout, seconds)
 
     async def _done(self, sample: Sample, where: Whereabouts) -> Rollout:
         """The rollout, made in a thread or in another process."""
-        run, example = self._run, self._examples[sample.example]
-        if run.remote is not None:
+        calls, example = self._calls, self._examples[sample.example]
+        if calls.remote is not None:
             made_of = sample.rollout_id, sample.start, sample.asks_predictors
             parts = (example, sample.example, *made_of)
             _, _, additions = self._program(sample.additions)
             request = Request(self._bundle, additions, packed(parts, f"example {sample.example}"))
-            n_metric_calls = 1 + len(run.predictors) * sample.asks_predictors
+            n_metric_calls = 1 + len(self._inputs.predictors) * sample.asks_predictors
             n_metric_calls *= self._metric is not None
-            reply = await run.remote.rollout(request, n_metric_calls)
+            reply = await calls.remote.rollout(request, n_metric_calls)
             return reply if isinstance(reply, Rollout) else sample.failed(reply)
-        rollout: Rollout = await run.loop.in_thread(
+        rollout: Rollout = await calls.loop.in_thread(
             lambda: where.noted(lambda: run_rollout(self._task(sample, where)))
         )
         return rollout
@@ -165,7 +170,7 @@ class Rollouts:
             rollout_id=sample.rollout_id,
             temperature=self._temperature,
             score=self.score,
-            ledger=self._run.ledger,
+            ledger=self._calls.ledger,
             prices=self._prices,
             start=sample.start,
             asks_predictors=sample.asks_predictors,
@@ -175,9 +180,9 @@ class Rollouts:
 
     def _prepared(self, additions: Additions) -> tuple[Any, str, bytes]:
         """The program with these; its digest; the additions, packed for other processes."""
-        program = additions.bake(self._run.student)
+        program = additions.bake(self._inputs.student)
         sent = packed(additions, "the library") if self._bundle else b""
-        return program, self._run.records.keys.program(program), sent
+        return program, self._calls.records.keys.program(program), sent
 
 
 def _taken(rollout: Rollout) -> tuple[int, float, int]:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
-from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
 from tfgrpo_dspy.group import Group
@@ -12,6 +12,7 @@ from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.replay import OF_A_TOOL, Start, checks
+from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.tasks.loop import Priority
 
 NO_MORE = "beside the final choice, the budget does not reach for rollouts that go on from a step"
@@ -68,7 +69,8 @@ class Player:
 
     def __init__(
         self,
-        run: RunContext,
+        settings: RunSettings,
+        calls: Calls,
         sampler: Rollouts | None,
         priority: Priority,
         sampled: SampledGroup,
@@ -77,7 +79,8 @@ class Player:
         reward: Callable[[Sequence[Rollout]], list[Rollout]],
         turn: Turn,
     ) -> None:
-        self._run, self._sampler, self._priority = run, sampler, priority
+        self._settings, self._calls = settings, calls
+        self._sampler, self._priority = sampler, priority
         self._group, self._reward, self._turn = sampled.group, reward, turn
         self._visit, self._asks_predictors = visit, asks_predictors
         ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
@@ -107,7 +110,7 @@ class Player:
             await self._verify(rollout)
         start = Start(rollout, n_steps, answers_now, ends_if_same)
         n_missing = self._sampler.n_missing([self._sample(start, k) for k in range(n)])
-        async with self._run.reserve.making(n_missing, is_extra=True) as is_paid:
+        async with self._calls.reserve.making(n_missing, is_extra=True) as is_paid:
             if not is_paid:
                 raise UnpaidError(f"example {self._group.example}: {NO_MORE}")
             begun = [self._begun(start, k) for k in range(n)]
@@ -134,7 +137,7 @@ class Player:
         source = start.source.rollout_id
         key = (source, start.n_steps, start.answers_now, start.ends_if_same, index)
         if key not in self._tasks:
-            self._tasks[key] = self._run.loop.spawn(self._rollout(start, index))
+            self._tasks[key] = self._calls.loop.spawn(self._rollout(start, index))
         return self._tasks[key]
 
     async def _rollout(self, start: Start, index: int) -> Rollout:
@@ -149,13 +152,13 @@ class Player:
         steps = [asdict(replace(s, value=None)) for s in source.steps[: start.n_steps]]
         kind = f"{start.answers_now:d}{start.ends_if_same:d}{start.is_check:d}"
         purpose = f"from/{source.rollout_id}/{kind}/{digest(steps)}"
-        rollout_id = rollout_id_for(self._run.settings.seed, self._visit, example, index, purpose)
+        rollout_id = rollout_id_for(self._settings.seed, self._visit, example, index, purpose)
         additions = self._additions[source.rollout_id]
         return Sample(additions, example, rollout_id, start, self._asks_predictors)
 
     def _counted(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Those with a score, or all that ran where there is no metric."""
-        if self._run.settings.metric is None:
+        if self._settings.metric is None:
             return [rollout for rollout in rollouts if rollout.counts]
         score_range = self._group.score_range.including(self._group.scores)
         rewarded = self._reward(rollouts)

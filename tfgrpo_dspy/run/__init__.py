@@ -7,18 +7,22 @@ from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.calls.approvals import approved
-from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.inputs import RunInputs
+from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, sentence
 from tfgrpo_dspy.events import Proposal
-from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary, library_in
+from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
+from tfgrpo_dspy.experience.programs import copy_program
 from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
+from tfgrpo_dspy.run.condensing import Condenser
 from tfgrpo_dspy.run.endings import why_useless
-from tfgrpo_dspy.run.final_choice import finish, unmeasured
+from tfgrpo_dspy.run.final_choice import FinalChoice
 from tfgrpo_dspy.run.groups import Groups
+from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.proposing import guard_of_update, propose
-from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons
+from tfgrpo_dspy.run.proposing import propose
+from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, groups_of, rollouts_of
 from tfgrpo_dspy.sampling.additions import SampledGroup
@@ -49,19 +53,15 @@ class Run:
         recorded = recorded and [[records.cleaned(r, ROLLOUTS) for r in each] for each in recorded]
         sets = {"training": [trainset[i] for i in training], "validation": valset}
         self.settings = settings = continued(records, settings, student, sets, recorded)
-        self._run = RunContext(settings, student, trainset, records)
-        self._training, self._is_recorded = training, recorded is not None
         self._valset, self._testset = valset, testset
-        self._client = ReflectionClient(self._run)
-        self._strategies = Strategies(self._client)
-        self._history = History(
-            self._client,
-            self._strategies,
-            library_in(student),
-            training,
-            self._is_recorded,
-        )
-        self._groups = Groups(self._run, self._history, self._strategies, training, recorded)
+        self._inputs = inputs = RunInputs(settings, copy_program(student), trainset, (*training,))
+        self._calls = calls = Calls(settings, records)
+        self._client = client = ReflectionClient(inputs, calls)
+        self._guards = Guards(inputs, calls.report)
+        self._reflector = Reflector(inputs, client, self._guards)
+        self._strategies = Strategies(settings.strategies, client, calls)
+        self._history = History(inputs, calls, client, self._strategies)
+        self._groups = Groups(inputs, calls, self._history, self._strategies, recorded)
         self._updates: list[Awaitable[ExperienceLibrary]] = []
         self._ready: list[Batch | None] = []
 
@@ -70,13 +70,13 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         """Tasks that still run are dropped, not waited for; their later LM calls are refused."""
-        self._run.ledger.stop("the run is over")
+        self._calls.ledger.stop("the run is over")
         try:
-            self._run.manifest.close(self._run.report.unfinished)
+            self._calls.manifest.close(self._calls.report.unfinished)
         except StoreError as error:  # what is recorded is intact, and the result is not lost to it
             logger.warning("what this run has paid could not be noted: %s", error)
-        self._run.records.close()
-        self._run.report.close()
+        self._calls.records.close()
+        self._calls.report.close()
 
     def run(self, loop: Coroutine[Any, Any, None]) -> Any:
         """Run the loop, which a budget or the clock may end at any point; then choose the result.
@@ -84,35 +84,41 @@ class Run:
         Raises RunFailedError, StoreError, KeyboardInterrupt: they ended it. Their `program` is the
         best so far; that of a StoreError is None offline, or before the first update.
         """
-        run = self._run
+        ledger, ended_because = self._calls.ledger, ""
         try:
             try:
-                run.loop.run(loop)
-                if run.ledger.is_failure:  # of the last results: nothing raised it any more
-                    run.ledger.check()
-                if run.ledger.cut_because:
-                    run.ended_because = run.ledger.cut_because
+                self._calls.loop.run(loop)
+                if ledger.is_failure:  # of the last results: nothing raised it any more
+                    ledger.check()
+                ended_because = ledger.cut_because
             except RunStopped:
-                run.ended_because = run.ledger.stopped_because or run.ledger.cut_because
-                logger.info("the run ends: %s", run.ended_because)
-            program = finish(run, self._history, self._valset, self._testset)
+                ended_because = ledger.stopped_because or ledger.cut_because
+                logger.info("the run ends: %s", ended_because)
+            program = self._choice(ended_because).finish(self._valset, self._testset)
         except StoreError as error:
             if self._history.updates[1:] and not self.settings.offline:
-                run.records.store = None  # the rest is not recorded
-                error.program = finish(run, self._history, self._valset, self._testset)
+                self._calls.records.store = None  # the rest is not recorded
+                choice = self._choice(ended_because)
+                error.program = choice.finish(self._valset, self._testset)
             raise
         except BaseException as error:  # an interrupt, or what nobody has thought of
-            vars(error)["program"] = unmeasured(run, self._history)
+            vars(error)["program"] = self._choice("interrupted").unmeasured()
             raise
-        if run.ledger.is_failure:  # before or during the final choice
+        if ledger.is_failure:  # before or during the final choice
             failed = RunFailedError(
-                f"The run was ended by failures: {sentence(run.ledger.stopped_because)} What was "
+                f"The run was ended by failures: {sentence(ledger.stopped_because)} What was "
                 f"finished is kept in log_dir, if there is one; `.program` of this error is the "
                 f"best so far."
             )
             failed.program = program
-            raise failed from run.ledger.raised.cause_of(str(failed), run.ledger.clean)
+            raise failed from ledger.raised.cause_of(str(failed), ledger.clean)
         return program
+
+    def _choice(self, ended_because: str) -> FinalChoice:
+        """The final choice of a run that ended so; "": as its plan says."""
+        condenser = Condenser(self._inputs, self._calls, self._client, self._guards)
+        why = ended_because or self._history.plan.ended_because
+        return FinalChoice(self._inputs, self._calls, self._history, condenser, why)
 
     async def try_out(self) -> None:
         """Make the first rollouts, which show whether program and metric work, and nothing else.
@@ -120,9 +126,9 @@ class Run:
         Where they need the drafts, `batches` makes them later. Raises RunStopped: one does not
         work.
         """
-        self._run.manifest.begin(self._run.student)
+        self._calls.manifest.begin(self._inputs.student)
         plan = self._history.plan
-        if not self._is_recorded and not plan.n_awaited(plan.n_drafts):
+        if not self.settings.data.is_recorded and not plan.n_awaited(plan.n_drafts):
             self._ready = [plan.batch(number) for number in range(plan.n_drafts + 1)]
             if batch := self._ready[-1]:
                 await self._groups.try_out(batch)
@@ -140,13 +146,13 @@ class Run:
             batch = self._ready.pop(0) if self._ready else plan.batch(number)
             if batch is None:
                 return
-            if number == plan.n_drafts and not self._is_recorded:
+            if number == plan.n_drafts and not self.settings.data.is_recorded:
                 await self._groups.try_out(batch)
             yield batch
 
     def begin(self, update: Coroutine[Any, Any, ExperienceLibrary]) -> None:
         """Begin what gives the library after the latest batch."""
-        self._updates.append(self._run.loop.spawn(update))
+        self._updates.append(self._calls.loop.spawn(update))
 
     def sample(self, batch: Batch) -> Sequence[Awaitable[SampledGroup]]:
         """The groups of the batch: `group_size` rollouts of each example with its library."""
@@ -156,13 +162,13 @@ class Run:
         """The lessons of the labels alone."""
         context = self._history.context(batch, Extracted())
         note = (await self._strategies.proposed(context, batch)).note
-        return await draft_lessons(self._client, batch, self._training, note)
+        return await self._reflector.draft(batch, note)
 
     async def extract(self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]) -> Extracted:
         """The lessons of the groups that can teach, which share calls of the reflection LM."""
         valued = self._groups.credited(batch, groups)
         show = functools.partial(self._groups.shown, batch)
-        return await extract_lessons(self._client, batch, valued, show)
+        return await self._reflector.extract(batch, valued, show)
 
     async def propose(self, batch: Batch, extracted: Extracted) -> Applied:
         """What the operations that lessons call for make of the library of the update before."""
@@ -175,16 +181,16 @@ class Run:
         proposed = await self._strategies.proposed(context, batch)
         lessons, added = proposed.lessons, proposed.operations
         shown = replace(extracted, lessons=tuple(lessons))
-        guard = guard_of_update(self._run, batch, shown, added)
+        guard = self._guards.of_update(batch, shown, added)
         operations, refused = await propose(
-            self._client, batch, library, lessons, dropped, added, guard
+            self._inputs, self._client, batch, library, lessons, dropped, added, guard
         )
         applied = library.applied(operations, self.settings.limits)
         compared = self._history.changes.compared(
             applied.operations, extracted.groups, extracted.lessons
         )
         proposal = Proposal(batch.update, library, applied.operations, compared)
-        outcome = await approved(self._run, proposal, applied, guard)
+        outcome = await approved(self._inputs, self._calls, proposal, applied, guard)
         rejected = outcome.refused if outcome is not applied else ()
         return replace(outcome, refused=(*refused, *applied.refused, *rejected))
 
@@ -201,7 +207,7 @@ class Run:
 
     def _is_cut(self, batch: Batch, extracted: Extracted) -> bool:
         """Whether a limit ended the training before any rollout of the batch was made."""
-        return not (batch.is_draft or extracted.groups) and bool(self._run.ledger.cut_because)
+        return not (batch.is_draft or extracted.groups) and bool(self._calls.ledger.cut_because)
 
     def _check_answers(self, batch: Batch) -> None:
         """End the training where the reflection LM is of no use, and go on to the final choice.
@@ -212,8 +218,8 @@ class Run:
         is_new = not batch.is_draft and batch.update in answers
         if is_new and (why := why_useless(answers, batch.update, self.settings.reflection_lm)):
             logger.warning("no more is learned: %s", why)
-            self._run.ledger.stop(why)
-            self._run.ledger.check()
+            self._calls.ledger.stop(why)
+            self._calls.ledger.check()
 
     async def all_updates(self) -> None:
         """Wait until every update is decided."""

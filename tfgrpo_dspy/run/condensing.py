@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tfgrpo_dspy.budget.account import Amount
-from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.inputs import RunInputs
+from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.programs import (
@@ -27,11 +28,11 @@ from tfgrpo_dspy.outside import without_markers
 from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results.records import Condensed
-from tfgrpo_dspy.run.history import History
+from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.measurements import Measurements
-from tfgrpo_dspy.run.reflecting import guard_of
-from tfgrpo_dspy.run.updates import Batch
+from tfgrpo_dspy.run.updates import Batch, Update
 from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.settings.schedule import RunData
 from tfgrpo_dspy.wording import n_words
 
 CONDENSED = "condensed"  # the name of the form among the parts of a candidate
@@ -53,99 +54,109 @@ class Choice:
     why: str = ""
 
 
-def kept(run: RunContext) -> Amount:
+def kept(data: RunData) -> Amount:
     """What the race leaves for the LM calls."""
-    data = run.settings.data
     return Amount(data.n_condensing_calls, cost=data.dollars_of_condensing)
 
 
-def n_kept(run: RunContext, n_examples: int, scores: Scores) -> int:
+def n_kept(data: RunData, n_examples: int, scores: Scores) -> int:
     """How many rollouts the next round of the race leaves for measuring the condensed form."""
     n_done = sum(candidate == 0 for candidate, _ in scores)
     n = min(n_examples, n_done + (ROUND if n_done else FIRST_ROUND))
-    return n * (run.settings.data.n_condensed > 0)
+    return n * (data.n_condensed > 0)
 
 
-def condensed_choice(
-    run: RunContext, history: History, measured: Measurements, race: Race, n_left: Left
-) -> Choice:
-    """The winner of the race, or its condensed form, which is then the last of the candidates."""
-    scores = measured.scores()
-    winner = race.winner(scores)
-    library = measured.candidates[winner].library
-    if not (run.settings.data.n_condensed and winner and list(library)):
-        return Choice(race, winner)
-    n = sum(candidate == winner for candidate, _ in scores)
-    if n_left(kept(run)) < n:
-        return Choice(race, winner, "not condensed: the budget does not reach for it")
-    with suppress(RunStopped):
-        texts = run.loop.run(_texts(run, history, measured.candidates[winner]))
-        if not texts:
-            return Choice(race, winner, "not condensed: no text of the reflection LM can be used")
-        form = replace(measured.candidates[winner], condensed=texts)
-        return _measured(run, measured, race, form, n_left)
-    return Choice(race, winner, f"not condensed: {run.ledger.stopped_because}")
+class Condenser:
+    """Condenses the winner of a race."""
 
+    def __init__(
+        self, inputs: RunInputs, calls: Calls, client: ReflectionClient, guards: Guards
+    ) -> None:
+        self._inputs, self._data = inputs, inputs.settings.data
+        self._loop, self._report = calls.loop, calls.report
+        self._client, self._guards = client, guards
 
-async def _texts(
-    run: RunContext, history: History, winner: Additions
-) -> tuple[tuple[str, str], ...]:
-    """By predictor, the text that takes the place of its instructions and experiences."""
-    client, guard = ReflectionClient(run), guard_of(run, run.trainset)
-    batch = Batch(history.latest.number, history.latest)
+    def choice(self, base: Update, measured: Measurements, race: Race, n_left: Left) -> Choice:
+        """The winner of the race, or its condensed form, which is then the last of the candidates.
 
-    async def text_of(place: int, name: str, predictor: Any) -> tuple[str, str]:
-        instructions = without_condensed(bare_instructions(predictor))
-        experiences = _read_by(winner, name)
-        advice = "\n".join(f"- {experience.text}" for experience in experiences)
-        most_words = n_words(f"{instructions}\n{advice}")
-        inputs = {
-            "predictor": name,
-            "original": instructions,
-            "experiences": advice,
-            "most_words": most_words,
-        }
-        answer = await client.ask("condense", batch, place, inputs)
-        text = without_condensed(without_markers(encodable(str(answer.output or "")))).strip()
-        reason = guard.reason(text)
-        if n_words(text) > LONGEST_SHARE * most_words:
-            reason = f"it has {n_words(text)} words, of at most {most_words}"
-        if reason:
-            run.report.count_failure("condensed text refused", f"{reason}: {text}")
-        return name, "" if reason or not text else write_condensed(text, experiences)
+        `base` is the latest update.
+        """
+        scores = measured.scores()
+        winner = race.winner(scores)
+        library = measured.candidates[winner].library
+        if not (self._data.n_condensed and winner and list(library)):
+            return Choice(race, winner)
+        n = sum(candidate == winner for candidate, _ in scores)
+        if n_left(kept(self._data)) < n:
+            return Choice(race, winner, "not condensed: the budget does not reach for it")
+        with suppress(RunStopped):
+            texts = self._loop.run(self._texts(base, measured.candidates[winner]))
+            if not texts:
+                return Choice(
+                    race, winner, "not condensed: no text of the reflection LM can be used"
+                )
+            form = replace(measured.candidates[winner], condensed=texts)
+            return self._measured(measured, race, form, n_left)
+        return Choice(race, winner, f"not condensed: {self._loop.ledger.stopped_because}")
 
-    predictors = enumerate(named_predictors(run.student))
-    asked = (text_of(place, *one) for place, one in predictors if _read_by(winner, one[0]))
-    return tuple((name, text) for name, text in await client.at_once(asked) if text)
+    async def _texts(self, base: Update, winner: Additions) -> tuple[tuple[str, str], ...]:
+        """By predictor, the text that takes the place of its instructions and experiences."""
+        guard = self._guards.against(self._inputs.trainset)
+        batch = Batch(base.number, base)
+
+        async def text_of(place: int, name: str, predictor: Any) -> tuple[str, str]:
+            instructions = without_condensed(bare_instructions(predictor))
+            experiences = _read_by(winner, name)
+            advice = "\n".join(f"- {experience.text}" for experience in experiences)
+            most_words = n_words(f"{instructions}\n{advice}")
+            inputs = {
+                "predictor": name,
+                "original": instructions,
+                "experiences": advice,
+                "most_words": most_words,
+            }
+            answer = await self._client.ask("condense", batch, place, inputs)
+            text = without_condensed(without_markers(encodable(str(answer.output or "")))).strip()
+            reason = guard.reason(text)
+            if n_words(text) > LONGEST_SHARE * most_words:
+                reason = f"it has {n_words(text)} words, of at most {most_words}"
+            if reason:
+                self._report.count_failure("condensed text refused", f"{reason}: {text}")
+            return name, "" if reason or not text else write_condensed(text, experiences)
+
+        predictors = enumerate(named_predictors(self._inputs.student))
+        asked = (text_of(place, *one) for place, one in predictors if _read_by(winner, one[0]))
+        return tuple((name, text) for name, text in await self._client.at_once(asked) if text)
+
+    def _measured(
+        self, measured: Measurements, race: Race, form: Additions, n_left: Left
+    ) -> Choice:
+        """The better one of the winner and its condensed form, on the examples of the winner."""
+        winner = race.winner(measured.scores())
+        n = sum(candidate == winner for candidate, _ in measured.scores())
+        place = len(measured.candidates)
+        measured.candidates.append(form)
+        parts = race.candidates[winner] | {CONDENSED}
+        race = replace(
+            race,
+            candidates=(*race.candidates, parts),
+            parts={**race.parts, CONDENSED: (0.0, CONDENSED_SD * race.score_sd)},
+        )
+        with suppress(RunStopped):  # what was measured by then decides
+            for start in range(0, n, FIRST_ROUND):
+                examples = range(start, min(n, start + FIRST_ROUND))
+                is_worse = race.chance(place, winner, measured.scores()) < LEAVE_BELOW
+                if is_worse or n_left(Amount()) < len(examples):
+                    break
+                measured.make([(place, example) for example in examples])
+        sizes = [
+            sum(_sizes(self._inputs.student, one)) for one in (form, measured.candidates[winner])
+        ]
+        return _chosen(race, winner, place, measured.scores(), sizes)
 
 
 def _read_by(winner: Additions, predictor: str) -> list[Experience]:
     return [each for each in winner.library if each.scope in (ALL, predictor)]
-
-
-def _measured(
-    run: RunContext, measured: Measurements, race: Race, form: Additions, n_left: Left
-) -> Choice:
-    """The better one of the winner and its condensed form, on the examples of the winner."""
-    winner = race.winner(measured.scores())
-    n = sum(candidate == winner for candidate, _ in measured.scores())
-    place = len(measured.candidates)
-    measured.candidates.append(form)
-    parts = race.candidates[winner] | {CONDENSED}
-    race = replace(
-        race,
-        candidates=(*race.candidates, parts),
-        parts={**race.parts, CONDENSED: (0.0, CONDENSED_SD * race.score_sd)},
-    )
-    with suppress(RunStopped):  # what was measured by then decides
-        for start in range(0, n, FIRST_ROUND):
-            examples = range(start, min(n, start + FIRST_ROUND))
-            is_worse = race.chance(place, winner, measured.scores()) < LEAVE_BELOW
-            if is_worse or n_left(Amount()) < len(examples):
-                break
-            measured.make([(place, example) for example in examples])
-    sizes = [sum(_sizes(run.student, one)) for one in (form, measured.candidates[winner])]
-    return _chosen(race, winner, place, measured.scores(), sizes)
 
 
 def _chosen(race: Race, winner: int, place: int, scores: Scores, sizes: list[int]) -> Choice:

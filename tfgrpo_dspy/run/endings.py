@@ -7,13 +7,14 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.reflections import Answer
 from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.updates import Update, groups_of
 from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.strategies.auto import may_rescue
 from tfgrpo_dspy.wording import shortened
 
@@ -70,39 +71,38 @@ def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, lm: Any) -> 
     )
 
 
-def why_finished(updates: Sequence[Update], n_drafts: int, n_batches: int, run: RunContext) -> str:
+def why_finished(
+    updates: Sequence[Update], n_drafts: int, n_batches: int, inputs: RunInputs
+) -> str:
     """Why no more is to be expected after these updates, the start included; "" if more is.
 
     `n_drafts`: how many of them were drafts; `n_batches`: how many batches an epoch has.
     """
     latest, n_decided = updates[-1], len(updates) - 1
-    if finished := _why_reached(updates, run) or _why_saturated(updates, run):
+    if finished := _why_reached(updates, inputs.settings) or _why_saturated(updates, inputs):
         return finished
     n_trained = n_decided - n_drafts
     if latest.decision.is_open or n_trained < n_batches:
         return ""
-    n_epochs = 1 + may_rescue(run.settings.strategies, groups_of(updates))  # what failed in one
+    n_epochs = 1 + may_rescue(inputs.settings.strategies, groups_of(updates))  # what failed in one
     n_idle = n_batches * n_epochs
     is_taught = any(update.is_taught for update in updates[1:][-n_idle:])
     if n_trained >= n_idle and not is_taught:
         epochs = "two epochs" if n_idle > n_batches else "a whole epoch"
         return f"no group of {epochs} had anything to teach"
     n = max(UNCHANGED_EPOCHS * n_batches, UNCHANGED_UPDATES)
-    if run.settings.measures and n_trained >= n:
+    if inputs.settings.measures and n_trained >= n:
         before = updates[-1 - n : -1]
         is_unchanged = all(list(u.decision.result) == list(latest.decision.result) for u in before)
-        if is_unchanged and _demo_scores(before[0], run) == _demo_scores(latest, run):
+        n_demos = inputs.settings.max_demos
+        if is_unchanged and before[0].best_scores(n_demos) == latest.best_scores(n_demos):
             return f"the last {n} updates did not change what a program would be given"
     return ""
 
 
-def _demo_scores(update: Update, run: RunContext) -> list[float | None]:
-    return [rollout.score for rollout in update.best[: run.settings.max_demos]]
-
-
-def _why_reached(updates: Sequence[Update], run: RunContext) -> str:
+def _why_reached(updates: Sequence[Update], settings: RunSettings) -> str:
     """Why the target score is reached; "": it is not, or there is none."""
-    target = run.settings.execution.target_score
+    target = settings.execution.target_score
     groups = [sampled.by_metric for sampled in groups_of(updates)[-TARGET_GROUPS:]]
     scores = [score for group in groups for score in group.scores]
     if target is None or len(groups) < TARGET_GROUPS or not scores:
@@ -112,7 +112,7 @@ def _why_reached(updates: Sequence[Update], run: RunContext) -> str:
     return f"target_score={target} is reached: {last}" if mean >= target else ""
 
 
-def _why_saturated(updates: Sequence[Update], run: RunContext) -> str:
+def _why_saturated(updates: Sequence[Update], inputs: RunInputs) -> str:
     """Why the latest groups leave nothing to gain; "" if they leave something.
 
     All of their rollouts have the best score of the run so far; or the run has seen one score only,
@@ -123,7 +123,7 @@ def _why_saturated(updates: Sequence[Update], run: RunContext) -> str:
     groups = [replace(sampled.unaided, score_range=scores) for sampled in every[-FLAT_GROUPS:]]
 
     def is_at_best(group: Group) -> bool:
-        return group.is_at_best(as_fields(run.trainset[group.example].labels()))
+        return group.is_at_best(as_fields(inputs.trainset[group.example].labels()))
 
     n = SATURATED_GROUPS
     if len(groups) >= n and all(map(is_at_best, groups[-n:])):

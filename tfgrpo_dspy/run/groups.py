@@ -5,7 +5,8 @@ import itertools
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 
-from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.inputs import RunInputs
+from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.credit.play import Player, Turn, Turns
 from tfgrpo_dspy.group import Group
@@ -31,15 +32,16 @@ class Groups:
 
     def __init__(
         self,
-        run: RunContext,
+        inputs: RunInputs,
+        calls: Calls,
         history: History,
         strategies: Strategies,
-        training: Sequence[int],
         recorded: Sequence[Sequence[Rollout]] | None,
     ) -> None:
-        self._run, self._history, self._strategies = run, history, strategies
-        self._training, self._recorded = tuple(training), recorded
-        self._sampler = Rollouts(run, "rollout", run.trainset, run.settings.temperature)
+        self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
+        self._history, self._strategies, self._recorded = history, strategies, recorded
+        temperature = inputs.settings.temperature
+        self._sampler = Rollouts(inputs, calls, "rollout", inputs.trainset, temperature)
         self._turns, self._has_first = Turns(), asyncio.Event()
         self._is_tried = self._is_readable = False
 
@@ -59,7 +61,7 @@ class Groups:
         rollouts: list[Rollout] = []
         for wave in filter(None, (samples[:N_FIRST], samples[N_FIRST:])):
             begun = self._sampler.make_early(wave, (*TRAINING_PRIORITY, batch.update))
-            if self._run.reserve.is_tight:  # what they take says what may begin besides
+            if self._calls.reserve.is_tight:  # what they take says what may begin besides
                 await asyncio.wait(begun)
             for done in asyncio.as_completed(begun):
                 (rollout,) = await done
@@ -72,7 +74,7 @@ class Groups:
             ]
             if len(messages) == len(rollouts):
                 what = f"the metric gave no score to any of the first {len(rollouts)} rollouts"
-                self._run.fail(f"{what}: {min(messages)}")
+                self._calls.ledger.fail(f"{what}: {min(messages)}")
         self._check(rollouts)
 
     def check_readable(self, rollouts: Sequence[Rollout]) -> None:
@@ -82,16 +84,16 @@ class Groups:
 
     def _check(self, rollouts: Sequence[Rollout]) -> None:
         if len(rollouts) >= FIRST_ROLLOUTS:
-            if why := why_unreadable(rollouts, policy_lms(self._run.student)):
-                self._run.fail(why)
+            if why := why_unreadable(rollouts, policy_lms(self._inputs.student)):
+                self._calls.ledger.fail(why)
             self._is_readable = True
 
     def of(self, batch: Batch) -> Sequence[Awaitable[SampledGroup]]:
         """The groups of the batch: `group_size` rollouts of each example with its library."""
-        spawn, strategies = self._run.loop.spawn, self._strategies
+        spawn, strategies = self._calls.loop.spawn, self._strategies
         make = self._made if self._recorded is None else self._recorded_group
         groups = [spawn(make(batch, example)) for example in batch.examples]
-        if not strategies.overriding("reward") or self._run.settings.metric is None:
+        if not strategies.overriding("reward") or self._settings.metric is None:
             return groups
         together = spawn(self._rewarded(batch, groups))
 
@@ -105,7 +107,7 @@ class Groups:
         recorded = self._recorded or ()
         scores = NO_SCORES.including(r.score for of_example in recorded for r in of_example)
         rollouts = recorded[example]
-        group = Group.of(example, rollouts, self._run.settings.metric is not None, scores)
+        group = Group.of(example, rollouts, self._settings.metric is not None, scores)
         additions = (Additions(self._history.start),) * len(rollouts)
         return SampledGroup(group, additions, batch.update)
 
@@ -115,7 +117,7 @@ class Groups:
         """One `Sample` for each rollout of the example; or for each extra one, from `start` on."""
         size, visit = batch.size_and_visit(example)
         additions = extra or self._history.assigned(batch, example, size)
-        seed = self._run.settings.seed
+        seed = self._settings.seed
         return [
             Sample(
                 of_one,
@@ -134,7 +136,7 @@ class Groups:
         rollouts: list[Rollout] = []
         while samples:
             n_missing = self._sampler.n_missing(samples)
-            async with self._run.reserve.making(n_missing, bool(rollouts)) as is_paid:
+            async with self._calls.reserve.making(n_missing, bool(rollouts)) as is_paid:
                 if not is_paid:
                     break
                 latest = await self._sampler.make(samples, priority)
@@ -142,7 +144,7 @@ class Groups:
                 break
             rollouts += latest
             additions = (*sampled.additions, *(sample.additions for sample in samples))
-            has_metric = self._run.settings.metric is not None
+            has_metric = self._settings.metric is not None
             group = Group.of(example, rollouts, has_metric, batch.base.by_metric)
             sampled = SampledGroup(group, additions, batch.update)
             if not self._strategies.overriding("rescue"):
@@ -165,10 +167,10 @@ class Groups:
             sampled,
             past,
             batch.decision.result,
-            self._training,
-            self._run.trainset,
+            self._inputs.training,
+            self._inputs.trainset,
             self._history.shows_labels,
-            self._run.settings.group_size,
+            self._settings.group_size,
         )
 
     async def _rewarded(
@@ -205,7 +207,7 @@ class Groups:
         if not self._strategies.overriding("credit"):
             return groups
         valued = [self._credited(batch, group, self._turns.next()) for group in groups]
-        return [self._run.loop.spawn(group) for group in valued]
+        return [self._calls.loop.spawn(group) for group in valued]
 
     async def _credited(
         self, batch: Batch, group: Awaitable[SampledGroup], turn: Turn
@@ -215,7 +217,8 @@ class Groups:
         priority = (*TRAINING_PRIORITY, batch.update)
         _, visit = batch.size_and_visit(sampled.group.example)
         player = Player(
-            self._run,
+            self._settings,
+            self._calls,
             sampler,
             priority,
             sampled,

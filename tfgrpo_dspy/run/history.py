@@ -10,9 +10,11 @@ from typing import Any
 
 from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.budget.ledger import check_wanted
+from tfgrpo_dspy.calls.inputs import RunInputs
+from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import GateError, RunStopped, described, shareable
-from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
+from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary, library_in
 from tfgrpo_dspy.experience.values import Keep, Operation
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
@@ -36,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class History:
-    """The updates of one run over the training examples at these positions.
+    """The updates of one run.
 
     `updates` holds the start of the run, from the library `start`, and then each decided update.
     `plan` makes the batches.
@@ -44,29 +46,28 @@ class History:
 
     def __init__(
         self,
+        inputs: RunInputs,
+        calls: Calls,
         client: ReflectionClient,
         strategies: Strategies,
-        start: ExperienceLibrary,
-        training: Sequence[int],
-        is_recorded: bool,
     ) -> None:
-        run = client.run
+        start = library_in(inputs.student)
         decision = Decision(start, "the library of the student")
         self.start = start
-        self.updates = [Update(0, decision, run.reserve.account)]
-        self.plan = Planner(run, strategies, training, is_recorded, self.updates)
+        self.updates = [Update(0, decision, calls.reserve.account)]
+        self.plan = Planner(inputs, strategies, calls.ledger, calls.reserve, self.updates)
         self.first: tuple[Rollout, ...] = ()  # of the first batch, where rewards depend on it
-        run.reserve.lessons = self._lessons_to_come
-        self._run, self._client, self._strategies = run, client, strategies
+        calls.reserve.lessons = self._lessons_to_come
+        self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
+        self._client, self._strategies = client, strategies
         self.changes = Changes(self._texts)
-        self._training, self._is_recorded = tuple(training), is_recorded
         self._best_rollouts = BestRollouts()
         self._measured: list[Measured] = []
         self._logged: set[str] = set()
 
     def _lessons_to_come(self) -> Amount:
         """What the lessons of the batches under way still need, and an answer for each update."""
-        settings = self._run.settings
+        settings = self._settings
         n = 0
         for batch in self.plan.batches[self.latest.number :]:
             n_lessons = math.ceil(len(batch.examples) / settings.groups_per_call)
@@ -91,7 +92,6 @@ class History:
 
     def context(self, batch: Batch, extracted: Extracted) -> UpdateContext:
         """What strategies know of the update that is decided next."""
-        run = self._run
         return UpdateContext(
             update=batch.update,
             library=self.decision.library,
@@ -99,16 +99,16 @@ class History:
             lessons=extracted.lessons,
             groups=extracted.groups,
             past=groups_of(self.updates),
-            training=self._training,
-            trainset=run.trainset,
-            predictors=tuple(run.predictors),
+            training=self._inputs.training,
+            trainset=self._inputs.trainset,
+            predictors=tuple(self._inputs.predictors),
             shows_labels=self.shows_labels,
         )
 
     @property
     def shows_labels(self) -> bool:
         """Whether the reflection LM may be shown labels."""
-        settings = self._run.settings
+        settings = self._settings
         return settings.reflection.use_labels and settings.metric is not None
 
     def reward(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -120,14 +120,14 @@ class History:
 
         Demos of rollouts are given from the second epoch on: before, there are few to choose from.
         """
-        gate, n_sets = self._run.settings.gate, self.demos.n_sets
+        gate, n_sets = self._settings.gate, self.demos.n_sets
         plan = GroupPlan(batch.decision, example, batch.update, n, n_sets)
         libraries: Sequence[ExperienceLibrary] = (batch.library,) * n
         if any(experience.is_on_trial for experience in batch.library):
             wanted = f"return {n} libraries, one for each rollout of the group"
             libraries = _checked(gate, "assigned", self._asked("assign", plan), wanted, n)
         best = batch.base.best if batch.epoch else ()
-        hidden = {self._inputs[example]}
+        hidden = {self._input_texts[example]}
         sets = [(), *(self.demos.choose(k, best, hidden) for k in range(1, n_sets + 1))]
         shown: Sequence[int] = (0,) * n
         if any(sets):
@@ -143,36 +143,36 @@ class History:
     def demos(self) -> DemoPool:
         """The sets of demos that the run may show."""
         return DemoPool(
-            self._run.student,
-            self._run.trainset,
-            self._inputs,
-            self._training if self.shows_labels else (),
-            self._run.settings.max_demos,
-            self._run.settings.seed,
+            self._inputs.student,
+            self._inputs.trainset,
+            self._input_texts,
+            self._inputs.training if self.shows_labels else (),
+            self._settings.max_demos,
+            self._settings.seed,
         )
 
     @cached_property
     def _texts(self) -> tuple[str, ...]:
         """The inputs of each example, and its labels where the reflection LM may see them."""
-        fields = [as_fields(example.inputs()) for example in self._run.trainset]
+        fields = [as_fields(example.inputs()) for example in self._inputs.trainset]
         if self.shows_labels:
-            labels = (as_fields(example.labels()) for example in self._run.trainset)
+            labels = (as_fields(example.labels()) for example in self._inputs.trainset)
             fields = [{**inputs, **of_one} for inputs, of_one in zip(fields, labels, strict=True)]
         return tuple(map(fields_text, fields))
 
     @cached_property
-    def _inputs(self) -> list[str]:
-        return list(map(inputs_text, self._run.trainset))
+    def _input_texts(self) -> list[str]:
+        return list(map(inputs_text, self._inputs.trainset))
 
     def decide(self, batch: Batch, extracted: Extracted, proposed: Applied) -> ExperienceLibrary:
         """The library after the gate has decided. Raises GateError: it gave no decision."""
-        run, before = self._run, self.latest
+        calls, before = self._calls, self.latest
         for sampled in extracted.groups:
             self._best_rollouts.add(sampled.unaided)
         scores = _with_scores(before.score_range, (sampled.unaided for sampled in extracted.groups))
         by_metric = (sampled.by_metric for sampled in extracted.groups)
         self._measure(extracted.groups, before.score_range, scores)
-        rollouts = [] if self._is_recorded else extracted.rollouts
+        rollouts = [] if self._settings.data.is_recorded else extracted.rollouts
         n_examples = self.plan.n_usual(batch, [s.group.example for s in extracted.groups])
         reflections = self._client.usage[batch.update]
         update = Update(
@@ -188,22 +188,22 @@ class History:
         )
         self.updates.append(update)
         self._log_switched()
-        run.reserve.renew()
+        calls.reserve.renew()
         library = before.decision.library
         changes = self.changes.of_update(
             library, proposed, extracted.groups, extracted.lessons, update.decision
         )
         rows = training_rows(batch.update, extracted.groups)
         record = record_of(update, proposed, changes)
-        run.report.add_update(record, update.decision.library, rows)
-        run.manifest.note_update(record, rows)
-        run.manifest.note(Additions(self.result()), "")
+        calls.report.add_update(record, update.decision.library, rows)
+        calls.manifest.note_update(record, rows)
+        calls.manifest.note(Additions(self.result()), "")
         return update.decision.library
 
     @property
     def switched(self) -> tuple[str, ...]:
         """What strategies have switched on and off by themselves, by the decided updates."""
-        is_auto = any(isinstance(one, Auto) for one in self._run.settings.strategies)
+        is_auto = any(isinstance(one, Auto) for one in self._settings.strategies)
         past, first = groups_of(self.updates), self.first
         on = seen(past, first, self.shows_labels) if is_auto else ()
         return (*on, *sorted(self._strategies.messages))
@@ -223,14 +223,14 @@ class History:
 
     def _decision(self, operations: tuple[Operation, ...]) -> Decision:
         """The gate's decision, with the evidence of all KEEPs."""
-        gate = self._run.settings.gate
+        gate = self._settings.gate
         evidence = RunEvidence(
             previous=self.decision,
             operations=operations,
             rollouts=tuple(self._measured),
             texts=self._texts,
-            training=self._training,
-            limits=self._run.settings.limits,
+            training=self._inputs.training,
+            limits=self._settings.limits,
             n_demo_sets=self.demos.n_sets,
         )
         decision: Decision = self._asked("decide", evidence)
@@ -247,12 +247,12 @@ class History:
 
     def _asked(self, method: str, question: Any) -> Any:
         """What the gate answers. Raises GateError: it raised."""
-        gate = self._run.settings.gate
+        gate = self._settings.gate
         try:
             answer = getattr(gate, method)(question)
         except BaseException as error:  # noqa: BLE001 - it is raised again, under a name
             what = f"{type(gate).__name__}.{method} raised {described(error).rstrip('.')}"
-            clean = self._run.records.redacted
+            clean = self._calls.records.redacted
             raise GateError(clean(f"{what}; correct the gate.")) from shareable(error, clean)
         check_wanted()  # it may have taken too long
         return answer
@@ -268,9 +268,9 @@ class History:
 
     def finalists(self) -> list[ExperienceLibrary]:
         """The libraries that are compared with the student at the end. Raises GateError."""
-        gate, answer = self._run.settings.gate, (self.decision.result,)
+        gate, answer = self._settings.gate, (self.decision.result,)
         with suppress(RunStopped):  # it hangs
-            answer = self._run.loop.call(lambda: self._asked("finalists", self.decision))
+            answer = self._calls.loop.call(lambda: self._asked("finalists", self.decision))
         proposed = _checked(gate, "gave as finalists", answer, "return a sequence of libraries")
         if not self.latest.account.n_rollouts:  # of rollouts made elsewhere none has tried it
             proposed = (*proposed, self.decision.library)

@@ -9,7 +9,8 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.inputs import RunInputs
+from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.gate.race import Scores, scored
@@ -35,7 +36,8 @@ class Measurements:
 
     def __init__(
         self,
-        run: RunContext,
+        inputs: RunInputs,
+        calls: Calls,
         role: str,
         examples: Sequence[Any],
         candidates: list[Additions],
@@ -43,10 +45,11 @@ class Measurements:
     ) -> None:
         self.candidates = candidates
         self.n_examples = len(examples)
-        self._run, self._role, self._examples = run, role, examples
-        mixed = random.Random(f"{role}/{run.settings.seed}")
+        self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
+        self._role, self._examples = role, examples
+        mixed = random.Random(f"{role}/{inputs.settings.seed}")
         self._order = mixed.sample(range(len(examples)), len(examples))
-        self._maker = Rollouts(run, role, examples, None)
+        self._maker = Rollouts(inputs, calls, role, examples, None)
         self._reward, self._score_range = history.reward, history.latest.score_range
         self._rollouts: dict[tuple[int, int], Rollout] = {}
 
@@ -58,7 +61,7 @@ class Measurements:
         samples = []
         for candidate, place in pairs:
             example = self._order[place]
-            rollout_id = rollout_id_for(self._run.settings.seed, 0, example, 0, "validation")
+            rollout_id = rollout_id_for(self._settings.seed, 0, example, 0, "validation")
             samples.append(Sample(self.candidates[candidate], example, rollout_id))
         rollout_of: dict[int, Rollout] = {}
 
@@ -71,16 +74,16 @@ class Measurements:
             while done < len(pairs):
                 n = self._n_at_once(places[done:], rollout_of.values())
                 order = sorted(range(done, done + n), key=self._turn(pairs))
-                for task in [self._run.loop.spawn(make(k)) for k in order]:
+                for task in [self._calls.loop.spawn(make(k)) for k in order]:
                     await task
                 done += n
 
         try:
-            self._run.loop.run(every())
+            self._calls.loop.run(every())
         finally:
             cut = {place for k, (_, place) in enumerate(pairs) if k not in rollout_of}
             kept = [k for k, (_, place) in enumerate(pairs) if place < min(cut, default=math.inf)]
-            rollouts = self._run.loop.call(lambda: self._reward([rollout_of[k] for k in kept]))
+            rollouts = self._calls.loop.call(lambda: self._reward([rollout_of[k] for k in kept]))
             self._rollouts |= zip([pairs[k] for k in kept], rollouts, strict=True)
         return rollouts
 
@@ -90,7 +93,7 @@ class Measurements:
         Their prompts begin alike, which providers and llama.cpp read only once. With a clock, which
         may end them at any point, it is one example after the other.
         """
-        has_clock = self._run.settings.max_minutes is not None
+        has_clock = self._settings.max_minutes is not None
         return lambda k: k if has_clock else pairs[k][0]
 
     def _n_at_once(self, places: Sequence[int], more: Iterable[Rollout]) -> int:
@@ -100,7 +103,7 @@ class Measurements:
         as there is budget for if each takes what the dearest has taken. So which examples are
         finished does not depend on the number of threads.
         """
-        ledger = self._run.ledger
+        ledger = self._calls.ledger
         n_of_one = sum(place == places[0] for place in places)
         if not ledger.limits_lm_calls:
             return len(places)
@@ -117,13 +120,13 @@ class Measurements:
     def make_all(self, n_examples: int) -> None:
         """Make the rollouts of all candidates on so many examples, as far as the budget reaches."""
         n_candidates = len(self.candidates)
-        n_left = self._run.ledger.left("max_metric_calls") / n_candidates
+        n_left = self._calls.ledger.left("max_metric_calls") / n_candidates
         n = int(min(n_examples, max(1, n_left)))
         with suppress(RunStopped):
             self.make([(c, place) for place in range(n) for c in range(n_candidates)])
         means = self._means()
         if (result := means.get(n_candidates - 1)) is not None:
-            self._run.report.progress.show_scores(student=means[0], result=result)
+            self._calls.report.progress.show_scores(student=means[0], result=result)
 
     def scores(self) -> Scores:
         """The score of each rollout.
@@ -152,7 +155,7 @@ class Measurements:
     def show(self) -> None:
         """Show the mean scores of the student and of the best candidate so far."""
         if means := self._means():
-            self._run.report.progress.show_scores(student=means[0], best=max(means.values()))
+            self._calls.report.progress.show_scores(student=means[0], best=max(means.values()))
 
     def _means(self) -> dict[int, float]:
         """The mean scores of the candidates that were measured on all examples of the student."""
@@ -200,7 +203,7 @@ class Measurements:
         """What these candidates score, each once, where anything was measured."""
         for place in dict.fromkeys(places):
             if rows := self._rows(place):
-                program = self.candidates[place].bake(self._run.student)
+                program = self.candidates[place].bake(self._inputs.student)
                 yield Evaluation(self._role, program, rows)
 
     def outcome(self, place: int) -> dict[str, Any]:

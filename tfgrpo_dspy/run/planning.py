@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tfgrpo_dspy.budget.account import Amount
-from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.budget.ledger import Ledger
+from tfgrpo_dspy.calls.inputs import RunInputs
+from tfgrpo_dspy.calls.reserve import Reserve
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.run.endings import why_finished
 from tfgrpo_dspy.run.strategies import Strategies
@@ -26,29 +28,30 @@ program of one predictor, the first batches ask if that takes at most so much of
 
 
 class Planner:
-    """Plans the batches of one run over the training examples at these positions.
+    """Plans the batches of one run; `ended_because` says why none follows the last of them.
 
     `updates` are the start of the run and its decided updates, which somebody else appends.
-    `is_recorded`: the rollouts were made elsewhere, and none is to be paid.
     """
 
     def __init__(
         self,
-        run: RunContext,
+        inputs: RunInputs,
         strategies: Strategies,
-        training: Sequence[int],
-        is_recorded: bool,
+        ledger: Ledger,
+        reserve: Reserve,
         updates: Sequence[Update],
     ) -> None:
-        settings = run.settings
+        settings = self._settings = inputs.settings
+        is_recorded = settings.data.is_recorded
+        self.ended_because = "all epochs are done"
         self.batches: list[Batch] = []
-        self.n_batches = math.ceil(len(training) / settings.batch_size)  # of an epoch
+        self.n_batches = math.ceil(len(inputs.training) / settings.batch_size)  # of an epoch
         proposes = any(s.proposes_first for s in strategies.overriding("propose"))
         self.n_drafts = int(settings.drafts > 0 or (proposes and not is_recorded))
         n_epochs = 1 if is_recorded else settings.epochs
         self.n_updates = self.n_drafts + n_epochs * self.n_batches
-        self._run, self._strategies, self._updates = run, strategies, updates
-        self._training = tuple(training)
+        self._inputs, self._strategies, self._updates = inputs, strategies, updates
+        self._ledger, self._reserve = ledger, reserve
         self._group_size = 0 if is_recorded else settings.group_size
         self._visits: Counter[int] = Counter()
 
@@ -56,12 +59,12 @@ class Planner:
         """How many updates are decided before the batch of the update with this number is made."""
         n_decided = self._n_decided(number)
         is_after_drafts = (
-            self.n_drafts and number * self._run.settings.batch_size > MAX_EXAMPLES_BEFORE_DRAFTS
+            self.n_drafts and number * self._settings.batch_size > MAX_EXAMPLES_BEFORE_DRAFTS
         )
         return max(n_decided, 1) if is_after_drafts else n_decided
 
     def _n_decided(self, number: int) -> int:
-        return max(0, number - self._run.settings.max_staleness)
+        return max(0, number - self._settings.max_staleness)
 
     def batch(self, number: int) -> Batch | None:
         """The batch of the next update, which may be a draft; None: the run ends."""
@@ -71,24 +74,23 @@ class Planner:
         return batch
 
     def _next(self, number: int) -> Batch | None:
-        settings = self._run.settings
-        if self._run.ledger.cut_because:
+        if self._ledger.cut_because:
             return None
         base = self._updates[self.n_awaited(number)]
         if number < self.n_drafts:
             return Batch(number, base, is_draft=True)
         decided = self._updates[: self._n_decided(number) + 1]
-        if finished := why_finished(decided, self.n_drafts, self.n_batches, self._run):
-            self._run.ended_because = finished
+        if finished := why_finished(decided, self.n_drafts, self.n_batches, self._inputs):
+            self.ended_because = finished
             return None
         epoch, examples = self._scheduled(number)
         n, limit = self._n_affordable(number)
         if n < len(examples):
-            value = getattr(settings, limit)
-            self._run.ended_because = f"{limit}={value} is spent as planned"
+            value = getattr(self._settings, limit)
+            self.ended_because = f"{limit}={value} is spent as planned"
         if n < 1:
             return None
-        chosen = examples[: int(min(n, settings.batch_size))]
+        chosen = examples[: int(min(n, self._settings.batch_size))]
         sizes = self._strategies.sizes(self._plan(number, chosen)) if self._group_size else {}
         examples = tuple(sizes or chosen)
         visits = tuple(self._visits[example] for example in examples)
@@ -105,13 +107,13 @@ class Planner:
 
     def order(self, epoch: int) -> list[int]:
         """The training examples in the order of this epoch's batches."""
-        order = list(self._training)
-        random.Random(f"{self._run.settings.seed}/{epoch}").shuffle(order)
+        order = list(self._inputs.training)
+        random.Random(f"{self._settings.seed}/{epoch}").shuffle(order)
         return order
 
     def _scheduled(self, number: int) -> tuple[int, tuple[int, ...]]:
         """The epoch, and the examples that the batch has where nothing makes it smaller."""
-        size = self._run.settings.batch_size
+        size = self._settings.batch_size
         epoch, index = divmod(number - self.n_drafts, self.n_batches)
         return epoch, tuple(self.order(epoch)[index * size : (index + 1) * size])
 
@@ -123,11 +125,11 @@ class Planner:
             under_way=tuple(
                 example for batch in self.batches[n_awaited:number] for example in batch.examples
             ),
-            training=self._training,
-            trainset=self._run.trainset,
+            training=self._inputs.training,
+            trainset=self._inputs.trainset,
             group_size=self._group_size,
             update=number,
-            seed=self._run.settings.seed,
+            seed=self._settings.seed,
         )
 
     def asks_predictors(self, base: Update) -> bool:
@@ -136,7 +138,7 @@ class Planner:
         It is until it was asked about a few rollouts that could have been better, and said nothing
         but what it says of the whole.
         """
-        settings = self._run.settings
+        settings = self._settings
         if settings.metric is None or not adapt_metric(settings.metric).asks_predictors:
             return False
         past = rollouts_of(groups_of(self._updates[: base.number + 1]))
@@ -144,7 +146,7 @@ class Planner:
         if any(step.feedback for rollout in asked for step in rollout.steps):
             return True
         n_first = settings.rollouts_of_update * (1 + settings.max_staleness)
-        n_more = n_first * (1 + len(self._run.predictors) - settings.data.n_metric_calls)
+        n_more = n_first * (1 + len(self._inputs.predictors) - settings.data.n_metric_calls)
         if n_more > ASKING_SHARE * (settings.max_metric_calls or math.inf):
             return False
         range_ = base.score_range
@@ -157,11 +159,11 @@ class Planner:
         n_decided = self._n_decided(number)
         account = self._updates[n_decided].account
         under_way = self.batches[n_decided:number]  # they take what is expected of them
-        n_drafts = self._run.settings.drafts * sum(batch.is_draft for batch in under_way)
+        n_drafts = self._settings.drafts * sum(batch.is_draft for batch in under_way)
         operations = account.per_answer * (len(under_way) + 1 + n_drafts)  # one for each update
-        lost = Amount(self._run.ledger.n_lost, cost=self._run.ledger.lost)  # before this start
+        lost = Amount(self._ledger.n_lost, cost=self._ledger.lost)  # before this start
         of_example = account.per_example(self._group_size)
-        reserve = self._run.reserve.amount(account)
+        reserve = self._reserve.amount(account)
         n, limit = account.n_fitting(of_example, reserve + lost + operations)
         if number == 0:  # what a rollout takes is only assumed
             return max(1.0, n), limit

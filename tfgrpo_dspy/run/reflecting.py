@@ -2,19 +2,19 @@
 
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.reflections import IMAGES, Answer, Inputs, ReflectionClient
 from tfgrpo_dspy.experience.values import ALL, Evidence
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection import texts
-from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.lessons import Lesson, lessons_in, merge_lessons
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless
+from tfgrpo_dspy.run.guards import Guards, fields_of
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Batch, Extracted
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import as_fields
@@ -34,87 +34,257 @@ Found = tuple[list[Lesson], list[str]]
 """The lessons that are taken; the texts of those that are refused, each with the reason."""
 
 
-async def extract_lessons(
-    client: ReflectionClient,
-    batch: Batch,
-    groups: Sequence[Awaitable[SampledGroup]],
-    show: Callable[[SampledGroup], Awaitable[tuple[SampledGroup, str]]],
-) -> Extracted:
-    """What the groups teach; `show` gives what of a group is compared, and a note on that.
+class Reflector:
+    """Draws lessons from the groups and the labelled examples of one run."""
 
-    Of eight neighbours in the batch, those that teach share calls.
-    """
-    settings, spawn = client.run.settings, client.run.loop.spawn
-    n_shown = settings.groups_per_call
-    size = max(NEIGHBOURS, n_shown)
-    all_groups = spawn(_all_of(groups))
-    is_full = sum(experience.is_on_trial for experience in batch.library) >= MOST_ON_TRIAL
-    is_thrifty = settings.measures and not settings.data.is_recorded
-    is_in_vain = is_thrifty and batch.base.n_in_vain >= MOST_IN_VAIN
+    def __init__(self, inputs: RunInputs, client: ReflectionClient, guards: Guards) -> None:
+        self._settings, self._trainset = inputs.settings, inputs.trainset
+        self._training, self._predictors = inputs.training, inputs.predictors
+        self._client, self._guards = client, guards
 
-    async def asked(start: int) -> tuple[list[str], list[Found]]:
-        part, n_left = groups[start : start + size], size  # of them may be asked
-        if is_in_vain:
-            n_left = 0 if start else n_shown
-        uses: list[str] = []
-        calls: list[Awaitable[Found]] = []
-        shown: list[tuple[SampledGroup, str]] = []
-        for awaited in part:
-            sampled, note = await awaited, ""
-            if sampled.additions:
-                sampled, note = await show(sampled)
-            use, group = await _use_of(client.run, sampled.group, all_groups)
-            sampled = replace(sampled, group=group)
-            if use in TEACHING and (is_full or not n_left):
-                use = "enough on trial" if is_full else NOT_ASKED
-            n_left -= use in TEACHING
-            uses.append(use)
-            shown += [(sampled, note)] * (use in TEACHING)
-            if shown and (len(shown) == n_shown or len(uses) == len(part)):
-                calls.append(spawn(_lessons_of(client, batch, shown)))
-                shown = []
-        return uses, [await call for call in calls]
+    async def extract(
+        self,
+        batch: Batch,
+        groups: Sequence[Awaitable[SampledGroup]],
+        show: Callable[[SampledGroup], Awaitable[tuple[SampledGroup, str]]],
+    ) -> Extracted:
+        """What the groups teach; `show` gives what of a group is compared, and a note on that.
 
-    parts = await client.at_once(asked(start) for start in range(0, len(groups), size))
-    uses = [use for of_part, _ in parts for use in of_part]
-    used = [pair for pair in zip(await all_groups, uses, strict=True) if pair[0].additions]
-    results = [one for _, of_part in parts for one in of_part]
-    lessons = merge_lessons(lesson for taken, _ in results for lesson in taken)
-    refused = tuple(text for _, refused in results for text in refused)
-    of_groups = zip(*used, strict=True) if used else ((), ())
-    return Extracted(tuple(lessons), refused, *of_groups)
+        Of eight neighbours in the batch, those that teach share calls.
+        """
+        settings, client = self._settings, self._client
+        n_shown = settings.groups_per_call
+        size = max(NEIGHBOURS, n_shown)
+        all_groups = client.spawn(_all_of(groups))
+        is_full = sum(experience.is_on_trial for experience in batch.library) >= MOST_ON_TRIAL
+        is_thrifty = settings.measures and not settings.data.is_recorded
+        is_in_vain = is_thrifty and batch.base.n_in_vain >= MOST_IN_VAIN
+
+        async def asked(start: int) -> tuple[list[str], list[Found]]:
+            part, n_left = groups[start : start + size], size  # of them may be asked
+            if is_in_vain:
+                n_left = 0 if start else n_shown
+            uses: list[str] = []
+            calls: list[Awaitable[Found]] = []
+            shown: list[tuple[SampledGroup, str]] = []
+            for awaited in part:
+                sampled, note = await awaited, ""
+                if sampled.additions:
+                    sampled, note = await show(sampled)
+                use, group = await self._use_of(sampled.group, all_groups)
+                sampled = replace(sampled, group=group)
+                if use in TEACHING and (is_full or not n_left):
+                    use = "enough on trial" if is_full else NOT_ASKED
+                n_left -= use in TEACHING
+                uses.append(use)
+                shown += [(sampled, note)] * (use in TEACHING)
+                if shown and (len(shown) == n_shown or len(uses) == len(part)):
+                    calls.append(client.spawn(self._lessons_of(batch, shown)))
+                    shown = []
+            return uses, [await call for call in calls]
+
+        parts = await client.at_once(asked(start) for start in range(0, len(groups), size))
+        uses = [use for of_part, _ in parts for use in of_part]
+        used = [pair for pair in zip(await all_groups, uses, strict=True) if pair[0].additions]
+        results = [one for _, of_part in parts for one in of_part]
+        lessons = merge_lessons(lesson for taken, _ in results for lesson in taken)
+        refused = tuple(text for _, refused in results for text in refused)
+        of_groups = zip(*used, strict=True) if used else ((), ())
+        return Extracted(tuple(lessons), refused, *of_groups)
+
+    async def _use_of(
+        self, group: Group, all_groups: Awaitable[list[SampledGroup]]
+    ) -> tuple[str, Group]:
+        """What a group is used as: one of `TEACHING`, or why it teaches nothing.
+
+        Also the group with the range of scores by which this was decided: where the scores of
+        earlier updates do not suffice, it is that of the batch, which must be whole then.
+        """
+        is_single = len(group.rollouts) == 1 and self._settings.data.is_recorded
+        if len(group.rollouts) < 2 and not is_single:
+            return "too few rollouts", group
+        if self._settings.metric is None:
+            is_taught = group.has_feedback or not is_single
+            return "no ground truth" if is_taught else "too few rollouts", group
+        labels = as_fields(self._trainset[group.example].labels())
+        is_told = group.has_feedback or bool(labels and self._settings.reflection.use_labels)
+        says_why = is_told or (is_single and not group.score_range.is_flat)
+        is_analysed = self._settings.reflection.failure_analysis and says_why
+        if (group.has_contrast or is_analysed) and not _is_clear(group, labels):
+            every = (r.score for each in await all_groups for r in each.group.all_rollouts)
+            group = replace(group, score_range=group.score_range.including(every))
+        if group.has_contrast:
+            return "contrast", group
+        if is_analysed and not group.is_at_best(labels):
+            return "failure analysis", group
+        return "no contrast", group
+
+    async def _lessons_of(
+        self,
+        batch: Batch,
+        shown: list[tuple[SampledGroup, str]],
+        attempts: Sequence[list[str]] = (),
+    ) -> Found:
+        """What ExtractAdvantage draws from groups in one call; a lesson may come from any of them.
+
+        Where they are too long for one prompt, each has its own. `attempts` are the texts of their
+        rollouts, where these are known.
+        """
+        client, groups = self._client, [sampled.group for sampled, _ in shown]
+        max_tokens = getattr(self._settings.reflection.extract, "shown_tokens", 12_000)
+        images = client.images_of(self._trainset[group.example] for group in groups)
+        attempts = attempts or [await self._attempts(batch, g, max_tokens) for g in groups]
+
+        def inputs(halving: int) -> Inputs:
+            cut = [_shares(of_group, max_tokens, halving) for of_group in attempts]
+            return self._inputs(batch, shown, cut) | ({IMAGES: images} if images else {})
+
+        if len(shown) > 1:
+            answer = await client.ask("lesson", batch, groups[0].example, inputs(0))
+            if answer.is_too_long:
+                pairs = zip(shown, attempts, strict=True)
+                parts = await client.at_once(self._lessons_of(batch, [s], [a]) for s, a in pairs)
+                taken, refused = zip(*parts, strict=True)
+                return list(itertools.chain(*taken)), list(itertools.chain(*refused))
+        else:
+            answer = await client.ask_shorter("lesson", batch, groups[0].example, inputs)
+        examples = [self._trainset[group.example] for group in groups]
+        scope = _decisive_predictor(groups, self._predictors)
+        evidence = (_evidence(batch, group) for group in groups)
+        return self._read(answer, examples, *evidence, scope=scope)
+
+    def _inputs(
+        self,
+        batch: Batch,
+        shown: Sequence[tuple[SampledGroup, str]],
+        attempts: Sequence[Sequence[str]],
+    ) -> dict[str, Any]:
+        """What ExtractAdvantage is asked about these groups, whose attempts have these texts."""
+        groups = [sampled.group for sampled, _ in shown]
+        about = [self._about(group) for group in groups]
+        parts = [
+            texts.attempts_text(
+                sampled.group,
+                of_group,
+                [additions.library for additions in sampled.additions],
+                sampled.aids,
+                batch.library,
+            )
+            for (sampled, _), of_group in zip(shown, attempts, strict=True)
+        ]
+        return {
+            **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
+            "objective": self._objective([note for _, note in shown]),
+            "experiences": batch.library.render() or texts.NO_EXPERIENCES,
+            "attempts": texts.by_example(parts),
+            "feedback": "\n".join(filter(None, map(texts.feedback_text, groups))),
+            "is_scored": bool(groups[0].scores),
+        }
+
+    def _objective(self, notes: Sequence[str]) -> str:
+        """The objective, with each of the notes once."""
+        once = filter(None, dict.fromkeys(notes))
+        return "\n\n".join([str(self._client.common["objective"]), *once])
+
+    def _about(self, group: Group) -> dict[str, str]:
+        """The example of a group as the reflection LM is shown it."""
+        inputs, labels = map(fields_text, fields_of(self._trainset[group.example]))
+        if self._settings.metric is None:
+            labels = texts.UNKNOWN
+        elif not self._settings.reflection.use_labels:
+            labels = texts.HIDDEN
+        return {"example": inputs, "expected": labels or texts.UNKNOWN}
+
+    async def _attempts(self, batch: Batch, group: Group, max_tokens: int) -> list[str]:
+        """A text for each rollout: whole where all fit, a summary where they are too long."""
+        attempts = [texts.attempt_text(rollout) for rollout in group.rollouts]
+        sizes = [texts.estimate_tokens(text) for text in attempts]
+        share = max_tokens // len(attempts)
+        longest = share if sum(sizes) > max_tokens else max_tokens
+        if self._settings.reflection.summarize_always:
+            longest = 0
+
+        async def shorter(index: int) -> str:
+            rollout, text = group.rollouts[index], attempts[index]
+            if sizes[index] <= longest:
+                return text
+            score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
+            about = self._about(group)
+            inputs = {**about, "attempt": f"{score}{texts.clip(text, max_tokens)}"}
+            answer = await self._client.ask_shorter(
+                "summary", batch, group.example, lambda _: inputs, index
+            )
+            if answer.output:
+                text = texts.attempt_text(rollout, str(answer.output))
+            return texts.clip(text, share)
+
+        return await self._client.at_once(map(shorter, range(len(attempts))))
+
+    def _read(
+        self, answer: Answer, examples: Sequence[Any], *evidence: Evidence, scope: str = ALL
+    ) -> Found:
+        """The lessons of an answer about these examples."""
+        shown = [shortened(fields_text(fields_of(one)[0]), EXAMPLE_BYTES) for one in examples]
+        reason = shortened(answer.explanation, REASON_BYTES)
+        blank = Lesson("", scope, evidence, reason)
+        guard, max_words = (
+            self._guards.against(examples),
+            self._settings.limits.max_experience_words,
+        )
+        tell = self._client.unknown_scope
+        lessons, refused = lessons_in(
+            answer.output, blank, self._predictors, guard, shown, max_words, tell
+        )
+        return lessons[: self._settings.reflection.lessons_per_group * len(examples)], refused
+
+    async def draft(self, batch: Batch, note: str = "", takes_all: bool = False) -> Extracted:
+        """The lessons that several drafts give, or all if none is repeated or `takes_all`.
+
+        Each draft is shown other examples, so that a mistake is seldom made twice.
+        """
+        settings, client = self._settings, self._client
+        max_tokens = getattr(settings.reflection.draft, "shown_tokens", 12_000)
+
+        async def one_draft(number: int, examples: Sequence[Any]) -> Found:
+            labelled = ["\nLabels:\n".join(map(fields_text, fields_of(each))) for each in examples]
+
+            def inputs(halving: int) -> Inputs:
+                share = (max_tokens >> halving) // len(labelled)
+                shown = [texts.clip(text, share) for text in labelled]
+                library = batch.library.render() or texts.NO_EXPERIENCES
+                objective = self._objective([note])
+                shown_as = texts.by_example(shown)
+                return {"objective": objective, "experiences": library, "examples": shown_as}
+
+            answer = await client.ask_shorter("draft", batch, number, inputs)
+            source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
+            return self._read(answer, examples, source)
+
+        parts = [*enumerate(itertools.islice(self._draft_parts(), settings.drafts))]
+        first, rest = parts[:ANSWERS_IN_A_ROW], parts[ANSWERS_IN_A_ROW:]
+        results = await client.at_once(itertools.starmap(one_draft, first))
+        if not why_useless(client.answers, batch.update, settings.reflection_lm):
+            results += await client.at_once(itertools.starmap(one_draft, rest))
+        merged = merge_lessons(lesson for taken, _ in results for lesson in taken)
+        repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
+        taken = merged if takes_all or not repeated else repeated
+        lessons = tuple(replace(lesson, evidence=()) for lesson in taken)
+        return Extracted(lessons, tuple(text for _, refused in results for text in refused))
+
+    def _draft_parts(self) -> Iterator[list[Any]]:
+        """The examples that each draft is shown: all of them once, then once more, ..."""
+        training = [self._trainset[i] for i in self._training]
+        labelled = [example for example in training if len(example.labels())]
+        n_shown = getattr(self._settings.reflection.draft, "n_examples", 10)
+        for number in itertools.count() if labelled else ():
+            order = list(labelled)
+            random.Random(f"{self._settings.seed}/drafts/{number}").shuffle(order)
+            for start in range(0, len(order), n_shown):
+                yield order[start : start + n_shown]
 
 
 async def _all_of(groups: Sequence[Awaitable[SampledGroup]]) -> list[SampledGroup]:
     return [await group for group in groups]
-
-
-async def _use_of(
-    run: RunContext, group: Group, all_groups: Awaitable[list[SampledGroup]]
-) -> tuple[str, Group]:
-    """What a group is used as: one of `TEACHING`, or why it teaches nothing.
-
-    Also the group with the range of scores by which this was decided: where the scores of earlier
-    updates do not suffice, it is that of the batch, which must be whole then.
-    """
-    is_single = len(group.rollouts) == 1 and run.settings.data.is_recorded
-    if len(group.rollouts) < 2 and not is_single:
-        return "too few rollouts", group
-    if run.settings.metric is None:
-        is_taught = group.has_feedback or not is_single
-        return "no ground truth" if is_taught else "too few rollouts", group
-    labels = as_fields(run.trainset[group.example].labels())
-    is_told = group.has_feedback or bool(labels and run.settings.reflection.use_labels)
-    says_why = is_told or (is_single and not group.score_range.is_flat)
-    is_analysed = run.settings.reflection.failure_analysis and says_why
-    if (group.has_contrast or is_analysed) and not _is_clear(group, labels):
-        every = (r.score for each in await all_groups for r in each.group.all_rollouts)
-        group = replace(group, score_range=group.score_range.including(every))
-    if group.has_contrast:
-        return "contrast", group
-    if is_analysed and not group.is_at_best(labels):
-        return "failure analysis", group
-    return "no contrast", group
 
 
 def _is_clear(group: Group, labels: Mapping[str, str]) -> bool:
@@ -125,74 +295,10 @@ def _is_clear(group: Group, labels: Mapping[str, str]) -> bool:
     return not group.score_range.is_flat or high - low > CLEAR_SHARE * max(abs(low), abs(high))
 
 
-async def _lessons_of(
-    client: ReflectionClient,
-    batch: Batch,
-    shown: list[tuple[SampledGroup, str]],
-    attempts: Sequence[list[str]] = (),
-) -> Found:
-    """What ExtractAdvantage draws from groups in one call; a lesson may come from any of them.
-
-    Where they are too long for one prompt, each has its own. `attempts` are the texts of their
-    rollouts, where these are known.
-    """
-    run, groups = client.run, [sampled.group for sampled, _ in shown]
-    max_tokens = getattr(run.settings.reflection.extract, "shown_tokens", 12_000)
-    images = client.images_of(run.trainset[group.example] for group in groups)
-    attempts = attempts or [await _attempts(client, batch, g, max_tokens) for g in groups]
-
-    def inputs(halving: int) -> Inputs:
-        cut = [_shares(of_group, max_tokens, halving) for of_group in attempts]
-        return _inputs(client, batch, shown, cut) | ({IMAGES: images} if images else {})
-
-    if len(shown) > 1:
-        answer = await client.ask("lesson", batch, groups[0].example, inputs(0))
-        if answer.is_too_long:
-            pairs = zip(shown, attempts, strict=True)
-            parts = await client.at_once(_lessons_of(client, batch, [s], [a]) for s, a in pairs)
-            taken, refused = zip(*parts, strict=True)
-            return list(itertools.chain(*taken)), list(itertools.chain(*refused))
-    else:
-        answer = await client.ask_shorter("lesson", batch, groups[0].example, inputs)
-    examples = [run.trainset[group.example] for group in groups]
-    scope = _decisive_predictor(groups, run.predictors)
-    evidence = (_evidence(batch, group) for group in groups)
-    return _read(run, answer, examples, *evidence, scope=scope)
-
-
 def _shares(attempts: Sequence[str], max_tokens: int, halving: int) -> list[str]:
     """The attempts, in a prompt that was halved so many times."""
     share = (max_tokens >> halving) // len(attempts)
     return [texts.clip(text, share) if halving else text for text in attempts]
-
-
-def _inputs(
-    client: ReflectionClient,
-    batch: Batch,
-    shown: Sequence[tuple[SampledGroup, str]],
-    attempts: Sequence[Sequence[str]],
-) -> dict[str, Any]:
-    """What ExtractAdvantage is asked about these groups, whose attempts have these texts."""
-    groups = [sampled.group for sampled, _ in shown]
-    about = [_about(client.run, group) for group in groups]
-    parts = [
-        texts.attempts_text(
-            sampled.group,
-            of_group,
-            [additions.library for additions in sampled.additions],
-            sampled.aids,
-            batch.library,
-        )
-        for (sampled, _), of_group in zip(shown, attempts, strict=True)
-    ]
-    return {
-        **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
-        "objective": _objective(client, [note for _, note in shown]),
-        "experiences": batch.library.render() or texts.NO_EXPERIENCES,
-        "attempts": texts.by_example(parts),
-        "feedback": "\n".join(filter(None, map(texts.feedback_text, groups))),
-        "is_scored": bool(groups[0].scores),
-    }
 
 
 def _evidence(batch: Batch, group: Group) -> Evidence:
@@ -205,122 +311,3 @@ def _decisive_predictor(groups: Sequence[Group], predictors: Sequence[str]) -> s
     names = {group.decisive_predictor for group in groups}
     name = names.pop() if len(names) == 1 else ""
     return name if name in predictors and len(predictors) > 1 else ALL
-
-
-def _objective(client: ReflectionClient, notes: Sequence[str]) -> str:
-    """The objective, with each of the notes once."""
-    once = filter(None, dict.fromkeys(notes))
-    return "\n\n".join([str(client.common["objective"]), *once])
-
-
-def _about(run: RunContext, group: Group) -> dict[str, str]:
-    """The example of a group as the reflection LM is shown it."""
-    inputs, labels = map(fields_text, _fields(run.trainset[group.example]))
-    if run.settings.metric is None:
-        labels = texts.UNKNOWN
-    elif not run.settings.reflection.use_labels:
-        labels = texts.HIDDEN
-    return {"example": inputs, "expected": labels or texts.UNKNOWN}
-
-
-async def _attempts(
-    client: ReflectionClient, batch: Batch, group: Group, max_tokens: int
-) -> list[str]:
-    """A text for each rollout: whole where all fit, a summary where they are too long."""
-    attempts = [texts.attempt_text(rollout) for rollout in group.rollouts]
-    sizes = [texts.estimate_tokens(text) for text in attempts]
-    share = max_tokens // len(attempts)
-    longest = share if sum(sizes) > max_tokens else max_tokens
-    if client.run.settings.reflection.summarize_always:
-        longest = 0
-
-    async def shorter(index: int) -> str:
-        rollout, text = group.rollouts[index], attempts[index]
-        if sizes[index] <= longest:
-            return text
-        score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
-        about = _about(client.run, group)
-        inputs = {**about, "attempt": f"{score}{texts.clip(text, max_tokens)}"}
-        answer = await client.ask_shorter("summary", batch, group.example, lambda _: inputs, index)
-        if answer.output:
-            text = texts.attempt_text(rollout, str(answer.output))
-        return texts.clip(text, share)
-
-    return await client.at_once(map(shorter, range(len(attempts))))
-
-
-def _fields(example: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """Inputs and labels, as texts by name."""
-    return as_fields(example.inputs()), as_fields(example.labels())
-
-
-def _read(
-    run: RunContext, answer: Answer, examples: Sequence[Any], *evidence: Evidence, scope: str = ALL
-) -> Found:
-    """The lessons of an answer about these examples."""
-    shown = [shortened(fields_text(_fields(one)[0]), EXAMPLE_BYTES) for one in examples]
-    reason = shortened(answer.explanation, REASON_BYTES)
-    blank = Lesson("", scope, evidence, reason)
-    guard, max_words = guard_of(run, examples), run.settings.limits.max_experience_words
-    tell = run.report.unknown_scope
-    lessons, refused = lessons_in(
-        answer.output, blank, run.predictors, guard, shown, max_words, tell
-    )
-    return lessons[: run.settings.reflection.lessons_per_group * len(examples)], refused
-
-
-def guard_of(run: RunContext, examples: Iterable[Any]) -> Guard:
-    """The guard against copies of these examples, and against attacks."""
-    return Guard(map(_fields, examples), run.task, run.refuses)
-
-
-async def draft_lessons(
-    client: ReflectionClient,
-    batch: Batch,
-    training: Sequence[int],
-    note: str = "",
-    takes_all: bool = False,
-) -> Extracted:
-    """The lessons that several drafts give, or all if none is repeated or `takes_all`.
-
-    Each draft is shown other examples, so that a mistake is seldom made twice.
-    """
-    run = client.run
-    max_tokens = getattr(run.settings.reflection.draft, "shown_tokens", 12_000)
-
-    async def draft(number: int, examples: Sequence[Any]) -> Found:
-        labelled = ["\nLabels:\n".join(map(fields_text, _fields(each))) for each in examples]
-
-        def inputs(halving: int) -> Inputs:
-            share = (max_tokens >> halving) // len(labelled)
-            shown = [texts.clip(text, share) for text in labelled]
-            library = batch.library.render() or texts.NO_EXPERIENCES
-            objective = _objective(client, [note])
-            shown_as = texts.by_example(shown)
-            return {"objective": objective, "experiences": library, "examples": shown_as}
-
-        answer = await client.ask_shorter("draft", batch, number, inputs)
-        source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
-        return _read(run, answer, examples, source)
-
-    parts = [*enumerate(itertools.islice(_draft_parts(run, training), run.settings.drafts))]
-    first, rest = parts[:ANSWERS_IN_A_ROW], parts[ANSWERS_IN_A_ROW:]
-    results = await client.at_once(itertools.starmap(draft, first))
-    if not why_useless(client.answers, batch.update, run.settings.reflection_lm):
-        results += await client.at_once(itertools.starmap(draft, rest))
-    merged = merge_lessons(lesson for taken, _ in results for lesson in taken)
-    repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
-    taken = merged if takes_all or not repeated else repeated
-    lessons = tuple(replace(lesson, evidence=()) for lesson in taken)
-    return Extracted(lessons, tuple(text for _, refused in results for text in refused))
-
-
-def _draft_parts(run: RunContext, training: Sequence[int]) -> Iterator[list[Any]]:
-    """The examples that each draft is shown: all of them once, then once more, ..."""
-    labelled = [run.trainset[i] for i in training if len(run.trainset[i].labels())]
-    n_shown = getattr(run.settings.reflection.draft, "n_examples", 10)
-    for number in itertools.count() if labelled else ():
-        order = list(labelled)
-        random.Random(f"{run.settings.seed}/drafts/{number}").shuffle(order)
-        for start in range(0, len(order), n_shown):
-            yield order[start : start + n_shown]

@@ -19,6 +19,7 @@ import dspy
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget.ledger import check_wanted
+from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import Answer, ReflectionClient
 from tfgrpo_dspy.credit.play import Player, with_beside
 from tfgrpo_dspy.errors import (
@@ -38,6 +39,7 @@ from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.scores import MOST, number_of
+from tfgrpo_dspy.settings.schedule import MIN_GROUP_SIZE
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,
@@ -59,30 +61,34 @@ from tfgrpo_dspy.strategies.worth import (
 )
 
 MOST_ATTEMPTS = 16  # extra rollouts of one group
-MIN_GROUP_SIZE = 2
 PROPOSED = TypeAdapter(Proposed)
 MOST_FAILURES = 3  # of a choice that has never worked
+USABLE_ATTEMPTS = (
+    "Attempts, whose hint is a text without field markers, and whose teacher is a program or an LM"
+)
 
 
 class Strategies:
     """The strategies of one run."""
 
-    def __init__(self, client: ReflectionClient) -> None:
-        self._run, self._client = client.run, client
+    def __init__(
+        self, strategies: Sequence[Strategy], client: ReflectionClient, calls: Calls
+    ) -> None:
+        self._strategies, self._client = strategies, client
+        self._report, self._ledger, self._records = calls.report, calls.ledger, calls.records
         self._asked: dict[str, asyncio.Task[Answer]] = {}
         self._charged: dict[str, int] = {}  # the update that an answer is charged to
         self._worked: set[tuple[int, str]] = set()
         self._failed: Counter[tuple[int, str]] = Counter()
         self._switched_off: set[tuple[int, str]] = set()
         self._hanging: set[tuple[int, str]] = set()  # or asked now
-        self.messages: list[str] = []
-        """What was switched off, and why."""
+        self.messages: list[str] = []  # what was switched off, and why
         self._outcomes: defaultdict[tuple[int, str], list[tuple[int, bool]]] = defaultdict(list)
         """By strategy and method: the update of each time that it was asked; whether it worked."""
 
     def overriding(self, method: str) -> list[Strategy]:
         """The strategies that decide on this."""
-        return [each for each in self._run.settings.strategies if overrides(each, method)]
+        return [each for each in self._strategies if overrides(each, method)]
 
     def _asked_still(self, method: str, batch: Batch) -> list[Strategy]:
         """Those that decide on this, without what has always failed in the updates before.
@@ -98,11 +104,9 @@ class Strategies:
         is_off = len(worked) >= MOST_FAILURES and not any(worked)
         if is_off and (id(strategy), method) not in self._switched_off:
             self._switched_off.add((id(strategy), method))
-            message = (
-                f"{type(strategy).__name__}.{method} failed all of the {len(worked)} times that it "
-                f"was asked, and is asked no more"
-            )
-            self._count_switched_off(message)
+            all_times = f"failed all of the {len(worked)} times that it was asked"
+            name = f"{type(strategy).__name__}.{method}"
+            self._count_switched_off(f"{name} {all_times}, and is asked no more")
         return is_off
 
     def _is_in_vain(self, is_in_vain: bool, method: str, why: str) -> bool:
@@ -116,7 +120,7 @@ class Strategies:
 
     def _count_switched_off(self, message: str) -> None:
         self.messages.append(message)
-        self._run.report.count_failure("strategy switched off", message)
+        self._report.count_failure("strategy switched off", message)
 
     def sizes(self, plan: BatchPlan) -> Mapping[int, int]:
         """How many rollouts each example of the batch gets."""
@@ -130,17 +134,16 @@ class Strategies:
 
     async def attempts(self, context: GroupContext, batch: Batch) -> list[Attempt]:
         """The extra attempts that the group gets next."""
-        extra: list[Attempt] = []
         why = "no extra attempt of the latest rescued groups was better than the others"
         if self._is_in_vain(rescued_in_vain(context.past), "rescue", why):
-            return extra
+            return []
+        extra: list[Attempt] = []
         for strategy in self._asked_still("rescue", batch):
             with self._counting(strategy, "rescue", batch):
                 attempts = list(await strategy.rescue(context, self._ask(batch)))
                 _check(all(map(_can_be_made, attempts)), attempts, USABLE_ATTEMPTS)
                 extra += attempts
-        n_usual, _ = batch.size_and_visit(context.group.example)
-        n_extra = len(context.sampled.additions) - n_usual
+        n_extra = len(context.sampled.additions) - batch.size_and_visit(context.group.example)[0]
         return extra[: max(0, MOST_ATTEMPTS - n_extra)]
 
     def rewarded(
@@ -213,8 +216,8 @@ class Strategies:
                 _check_values(credit.values, sampled.group)
                 measure = printable(credit.measure)
                 rollouts = tuple(
-                    rollout.valued(credit.values.get(rollout.rollout_id, rollout.values), measure)
-                    for rollout in sampled.group.rollouts
+                    each.valued(credit.values.get(each.rollout_id, each.values), measure)
+                    for each in sampled.group.rollouts
                 )
                 group = replace(sampled.group, rollouts=rollouts)
                 note = "\n".join(filter(None, (sampled.note, str(credit.note).strip())))
@@ -236,7 +239,7 @@ class Strategies:
                 kinds = Add | Modify | Delete | Keep
                 usable = all(isinstance(each, kinds) for each in proposed.operations)
                 _check(usable, proposed.operations, "operations")
-                proposed = self._run.records.cleaned(proposed, PROPOSED)
+                proposed = self._records.cleaned(proposed, PROPOSED)
                 context = replace(context, lessons=tuple(proposed.lessons))
                 operations += proposed.operations
                 notes.append(str(proposed.note).strip())
@@ -252,7 +255,7 @@ class Strategies:
             key = json.dumps([repr(signature), inputs], sort_keys=True, default=repr)
             if key not in self._asked:
                 asking = self._client.ask_for_strategy(batch, signature, inputs)
-                self._asked[key] = self._run.loop.spawn(asking)
+                self._asked[key] = self._client.spawn(asking)
                 self._charged[key] = batch.update
             answer = await self._asked[key]
             if batch.update < self._charged[key]:  # the first update that needs the answer pays
@@ -278,27 +281,25 @@ class Strategies:
             self._worked |= {key} if ends else set()
             self._note(key, batch, True)
         except NotReplayedError as error:
-            self._run.report.count_failure("replay", str(error))
+            self._report.count_failure("replay", str(error))
             self._note(key, batch, False)
         except UnpaidError as error:  # not the strategy's fault
-            self._run.report.count_failure("budget", str(error))
-        except StoreError:  # not the strategy's: an answer could not be read or written
-            raise
-        except (RunStopped, KeyboardInterrupt):
+            self._report.count_failure("budget", str(error))
+        except (StoreError, RunStopped, KeyboardInterrupt):  # not the strategy's, too
             raise
         except BaseException as error:
             check_wanted()
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise  # the run has ended
-            self._run.ledger.raised.note(error)
+            self._ledger.raised.note(error)
             message = f"{type(strategy).__name__}.{method}: {described(error)}"
-            self._run.report.count_failure("strategy", message)
+            self._report.count_failure("strategy", message)
             self._note(key, batch, False)
             self._failed[key] += bool(ends)
             if ends and key not in self._worked and self._failed[key] >= ends:
                 when = "in the first batch" if ends == 1 else f"in the first {ends} batches"
                 why = f"a strategy failed {when}; correct or leave out {message.rstrip('.')}"
-                self._run.ledger.stop(why, is_failure=True)
+                self._ledger.stop(why, is_failure=True)
         finally:
             self._hanging.discard(key)
 
@@ -316,17 +317,11 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-USABLE_ATTEMPTS = (
-    "Attempts, whose hint is a text without field markers, and whose teacher is a program or an LM"
-)
-
-
 def _can_be_made(attempt: object) -> bool:
     if not isinstance(attempt, Attempt) or not isinstance(attempt.hint, str):
         return False
-    if as_input(attempt.hint) != attempt.hint:
-        return False
-    return attempt.teacher is None or isinstance(attempt.teacher, dspy.Module | dspy.BaseLM)
+    is_teacher = isinstance(attempt.teacher, dspy.Module | dspy.BaseLM | None)
+    return is_teacher and as_input(attempt.hint) == attempt.hint
 
 
 def _check(is_usable: bool, answer: object, wanted: str) -> None:

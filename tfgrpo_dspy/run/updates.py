@@ -115,6 +115,10 @@ class Update:
         """Whether a group of it had anything to teach."""
         return any(use in (*TEACHING, NOT_ASKED) for use in self.extracted.uses)
 
+    def best_scores(self, n: int) -> list[float | None]:
+        """The scores of the best so many rollouts."""
+        return [rollout.score for rollout in self.best[:n]]
+
     def in_vain_with(self, extracted: Extracted) -> int:
         """How many groups in a row gave no lesson, if these are the next."""
         n_asked = sum(use in TEACHING for use in extracted.uses)
