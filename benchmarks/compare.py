@@ -3,7 +3,7 @@
     python benchmarks/compare.py --task sim:easy --budget 200 500 --seeds 10 --first-seed 100 \
         --jobs 2 --out DIR
     python benchmarks/compare.py --task sim:easy+wrong-labels --optimizers tfgrpo,mipro --out DIR
-    python benchmarks/compare.py --task gsm8k --lm openai/gpt-4.1-mini --data DATA --out DIR
+    python benchmarks/compare.py --task sim:easy --lm openai/gpt-4.1-mini --out DIR
     python benchmarks/compare.py --from DIR
     python benchmarks/compare.py --publish DIR [DIR ...]
 
@@ -25,7 +25,6 @@ SIMULATED LM (`simlm.py` says what it cannot show, `tasks/simulated.py` how it c
 
 import argparse
 import importlib.metadata
-import json
 import multiprocessing
 import os
 import platform
@@ -39,11 +38,12 @@ from typing import Any
 from compare_bars import bars
 from compare_cells import Cell, Options, all_cells, run_cell
 from compare_optimizers import OPTIMIZERS
-from compare_records import about, merged, packed, stored, unpacked
+from compare_records import about, merged, packed, unpacked
 from compare_statistics import Record
 from compare_tables import markdown, sheets, show
 from rich.console import Console
 from rich.progress import Progress
+from running import append, stored
 
 PACKAGES = ("dspy", "gepa", "optuna", "tfgrpo-dspy", "numpy", "scipy")
 MIN_WIDTH = 240
@@ -59,14 +59,10 @@ def run_all(
     cells: Sequence[Cell], options: Options, jobs: int, path: Path, console: Console
 ) -> None:
     """Run the cells and append their records, each as soon as it is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as target, Progress(console=console) as progress:
-        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            target.write("\n")  # behind what a kill cut short
+    with Progress(console=console) as progress:
         bar = progress.add_task("cells", total=len(cells))
         for record in _records(cells, options, jobs):
-            target.write(json.dumps(record) + "\n")
-            target.flush()
+            append(path, record)
             progress.advance(bar)
 
 
@@ -99,7 +95,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--out", type=Path, metavar="DIR")
-    parser.add_argument("--data", type=Path, help="where tasks find their data")
     parser.add_argument("--threads", type=int, default=4, help="of each optimizer")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once")
     parser.add_argument("--publish", type=Path, nargs="+", metavar="FROM", help="write results/")
@@ -118,7 +113,6 @@ def run(arguments: argparse.Namespace, console: Console) -> list[dict[str, Any]]
     options = Options(
         lm=arguments.lm,
         reflection_lm=arguments.reflection_lm,
-        data=arguments.data,
         n_threads=arguments.threads,
         made_by=made_by(),
     )

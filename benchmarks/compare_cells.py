@@ -5,13 +5,10 @@ student that tell how many LM calls a run takes.
 """
 
 import contextlib
-import io
-import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import dspy
@@ -19,6 +16,7 @@ import tasks
 from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counted
 from compare_observe import Observer, prompt_words
 from compare_optimizers import OPTIMIZERS, WITHOUT_BUDGET, Setup
+from running import silence
 from tasks import Task
 
 from tfgrpo_dspy.results import RunResults
@@ -43,7 +41,6 @@ class Options:
 
     lm: str | None = None
     reflection_lm: str | None = None
-    data: Path | None = None
     n_threads: int = 4
     made_by: str = ""
 
@@ -53,7 +50,7 @@ def run_cell(cell: Cell, options: Options, task: Task | None = None) -> dict[str
     began = time.monotonic()
     with silence():
         dspy.configure_cache(enable_disk_cache=False)  # nobody profits from what another paid
-        task = task or tasks.load(cell.task, cell.seed, options.data)
+        task = task or tasks.load(cell.task, cell.seed)
         policy, reflection = _lms(task, cell.seed, options)
         account = Account(cell.budget)
         student = task.student()
@@ -155,17 +152,6 @@ def _lms(task: Task, seed: int, options: Options) -> tuple[Any, Any]:
     if options.lm is None and task.make_reflection_lm:
         return policy, task.make_reflection_lm(seed)
     return policy, policy
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Optimizers write progress bars and much else; what a cell has to say is in its record."""
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def all_cells(

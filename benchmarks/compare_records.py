@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compare_statistics import Record
+from running import stored
 
 ROLES = ("policy", "reflection")
 SPENT = ("calls", "prompt_tokens", "completion_tokens")
@@ -24,19 +25,6 @@ DIGITS = "0123456789X"
 EXACT = 1e-9
 LONGEST_ENDING = 120
 ADDRESS = re.compile(r"0x[0-9a-f]+")
-
-
-def stored(path: Path) -> list[dict[str, Any]]:
-    """The records of a results file; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
 
 
 def merged(sources: Iterable[Path]) -> list[dict[str, Any]]:

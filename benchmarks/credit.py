@@ -24,12 +24,8 @@ learned. The critical turn is right with a chance of .5 without advice.
 import argparse
 import json
 import logging
-import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -40,6 +36,7 @@ import dspy
 from credit_world import KINDS, N_TRAIN, Engine, World, metric
 from rich.console import Console
 from rich.table import Table
+from running import command, results, versions
 
 from tfgrpo_dspy import NoGate, TrainingFreeGRPO
 from tfgrpo_dspy.results.records import Gain, bounds_text
@@ -191,16 +188,16 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found_
 
 
-def show(results: Mapping[str, Any]) -> None:
+def show(shown: Mapping[str, Any]) -> None:
     """Print both tables."""
     figures = ("found", "outcome", "guess", "calls", "leaves")
     table = Table("turns", "critical", "luck", "strategy", "groups", *figures)
-    for cell in results["cells"]:
+    for cell in shown["cells"]:
         if cell["part"] == "found":
             numbers = [f"{cell[figure]:.2f}" for figure in figures]
             table.add_row(*map(str, cell["where"]), cell["name"], str(cell["n"]), *numbers)
     other = Table("LM calls", "arm", "seeds", "score", "share of the gain", "difference")
-    for cell in results["cells"]:
+    for cell in shown["cells"]:
         if cell["part"] == "learned":
             mean, *bounds = cell["difference"]
             row = f"{cell['score']:.3f}", f"{cell['gain']:.2f}"
@@ -225,18 +222,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show(json.loads(asked.show.read_text()))
         return
     seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
-    waiting = list(zip(*tasks(asked.part, seeds), strict=True))
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(asked.jobs, mp_context=spawn) as pool:
-        rows = [row for of_task in pool.map(run, *waiting) for row in of_task]
-    results = {
-        "command": " ".join(["python", *(sys.argv if arguments is None else arguments)]),
-        "versions": {name: version(name) for name in ("tfgrpo-dspy", "dspy")},
+    rows = [row for part in results(run, [*tasks(asked.part, seeds)], asked.jobs) for row in part]
+    shown = {
+        "command": command("credit.py", arguments),
+        "versions": versions(),
         "seeds": list(seeds),
         "cells": summary(rows),
     }
-    asked.out.write_text(json.dumps(results, indent=1) + "\n")
-    show(results)
+    asked.out.write_text(json.dumps(shown, indent=1) + "\n")
+    show(shown)
 
 
 if __name__ == "__main__":

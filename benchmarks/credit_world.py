@@ -23,7 +23,7 @@ from typing import Any
 
 import dspy
 from dspy import lm15
-from simlm_texts import OutputFields, Prompt, output_fields, sections
+from simlm_texts import OutputFields, Prompt, output_fields, response, sections
 from simlm_world import draw, pick
 
 KINDS = ("amber", "cedar", "cobalt", "linen", "walnut")
@@ -146,10 +146,7 @@ class Engine:
         prompt = Prompt.of(request, str(request.config.seed))
         fields = output_fields(prompt.system)
         text = fields.formatted(self._values(prompt, fields))
-        usage = lm15.Usage(input_tokens=prompt.n_words, output_tokens=len(text.split()))
-        message = lm15.Message.assistant([lm15.TextPart(text)])
-        return lm15.Response(id=None, model=request.model, message=message,
-                             finish_reason="stop", usage=usage)  # fmt: skip
+        return response(request, prompt, text)
 
     def _values(self, prompt: Prompt, fields: OutputFields) -> dict[str, Any]:
         if "next_tool_name" in fields.names:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-from compare_cells import silence
 from dspy import lm15
-from simlm_texts import Prompt, output_fields
+from running import silence
+from simlm_texts import Prompt, output_fields, response
 from tasks.seeded import seeded
 
 from tfgrpo_dspy import TrainingFreeGRPO
@@ -61,11 +61,7 @@ class Engine:
             is_right = luck < self.chance(cases_in(prompt.demos))
             values["answer"] = answer(case) if is_right else "unsure"
         text = fields.formatted(values)
-        usage = lm15.Usage(input_tokens=prompt.n_words, output_tokens=len(text.split()))
-        message = lm15.Message.assistant([lm15.TextPart(text)])
-        return lm15.Response(
-            id=None, model=request.model, message=message, finish_reason="stop", usage=usage
-        )
+        return response(request, prompt, text)
 
 
 def cases_in(text: str) -> list[int]:

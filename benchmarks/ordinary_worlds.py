@@ -27,7 +27,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,9 +35,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import dspy
 from random_world_engine import RandomEngine, examples_of, metric_of, student_of
 from random_world_model import N_WRONG, USELESS, Line, World, traits_of
+from running import silence, versions, write
 from simlm_texts import Prompt, sections
 from simlm_world import draw, pick
-from strategies import silence
 from tasks.seeded import seeded
 
 from tfgrpo_dspy import TrainingFreeGRPO
@@ -227,17 +226,6 @@ def show(runs: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def write(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
-    """The file as a whole; a stop loses the run that is being made, and nothing else."""
-    versions = {name: version(name) for name in ("tfgrpo-dspy", "dspy")}
-    head = json.dumps({"versions": versions, "harms": harms(runs)}, indent=1)
-    rows = ",\n".join(json.dumps(each) for each in runs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(f'{head[:-2]},\n "runs": [\n{rows}\n]}}\n')
-    new.replace(path)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the result file lacks, write it, show it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -265,7 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for arm in ("without", *asked.only):
                     if (world, arm, budget, seed) not in done:
                         done[world, arm, budget, seed] = run(world, arm, budget, seed)
-                        write(asked.out, [*done.values()])
+                        runs = [*done.values()]
+                        write(asked.out, {"versions": versions(), "harms": harms(runs)}, runs)
     show([*done.values()])
 
 

@@ -11,16 +11,15 @@ import json
 import statistics
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import dspy
 import numpy as np
-from compare_cells import silence
 from random_world_engine import lms_of
 from random_world_model import World, traits_of
-from random_worlds import FIRST_SHOWN, RESULTS, stored, task_of
+from random_worlds import FIRST_SHOWN, RESULTS, task_of
+from running import silence, stored, versions
 
 from tfgrpo_dspy import TrainingFreeGRPO
 from tfgrpo_dspy.results.probe import features
@@ -93,9 +92,12 @@ def main() -> None:
         if part:
             print(f"  chance {low} to {high}: {sum(part)} of {len(part)} gain")
     if asked.show_half:
-        versions = {name: version(name) for name in ("tfgrpo-dspy", "dspy", "numpy")}
         made_by = {"runs_of_commit": next(iter(records.values())).get("commit")}
-        found = {"versions": versions, "date": datetime.now(UTC).date().isoformat(), **made_by}
+        found = {
+            "versions": versions("numpy"),
+            "date": datetime.now(UTC).date().isoformat(),
+            **made_by,
+        }
         found |= {"seeds": [r["seed"] for r in rows], "auc": auc(rows)}
         (RESULTS / "probe.json").write_text(json.dumps(found | {"rows": rows}, default=str) + "\n")
 

@@ -11,6 +11,7 @@ import dspy
 from random_world_model import FILLER, N_WRONG, USELESS, Line, World
 from simlm_texts import OutputFields, Prompt, sections
 from simlm_world import draw, pick
+from tasks import in_gepas_form
 from tasks.seeded import seeded
 from worlds_engine import REDRAWN, WorldEngine
 
@@ -230,13 +231,7 @@ def lms_of(world: World) -> tuple[Any, Any]:
 def metric_of(world: World) -> Any:
     """The metric: the share of slots that are right; graded worlds add a third that is luck."""
 
-    def metric(
-        gold: Any,
-        pred: Any,
-        trace: Any = None,  # noqa: ARG001 - GEPA's form
-        pred_name: Any = None,  # noqa: ARG001
-        pred_trace: Any = None,  # noqa: ARG001
-    ) -> dspy.Prediction:
+    def judged(gold: Any, pred: Any) -> dspy.Prediction:
         case = world.cases_in(gold.request)[0]
         given = [str(getattr(pred, name, "") or "") for name in world.answer_fields]
         pairs = list(zip(given, world.labels(case), strict=True))
@@ -253,4 +248,4 @@ def metric_of(world: World) -> Any:
         feedback = f"Wrong: {', '.join(wrong)} expected." if wrong else "Right."
         return dspy.Prediction(score=score, feedback=feedback)
 
-    return metric
+    return in_gepas_form(judged)

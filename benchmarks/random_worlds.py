@@ -31,18 +31,12 @@ without 16 labelled demos, or of any row's result. *Regret*: best row of the wor
 
 import argparse
 import itertools
-import json
-import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +45,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import dspy
 import numpy as np
 from compare_budget import POLICY, REFLECTION, Account, counted
-from compare_cells import calls_per_run, optimized, silence
+from compare_cells import calls_per_run, optimized
 from compare_observe import Observer
 from compare_optimizers import OPTIMIZERS, Setup, our_arguments
 from random_world_engine import examples_of, lms_of, metric_of, student_of
 from random_world_model import SHAPES, World, traits_of
+from running import append, commit, results, silence, stored, versions, write
 from tasks import Task, plain
 
 from tfgrpo_dspy import Execution, TrainingFreeGRPO
@@ -278,16 +273,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if asked.publish:
         latest = {_key(record): record for path in asked.publish for record in stored(path)}
         records = list(latest.values())
-        versions = {name: version(name) for name in ("tfgrpo-dspy", "dspy", "gepa", "numpy")}
-        rows = ",\n".join(json.dumps(record) for record in records)
-        text = f'{{"versions": {json.dumps(versions)}, "runs": [\n{rows}\n]}}\n'
-        (RESULTS / "random_worlds.json").write_text(text)
+        write(RESULTS / "random_worlds.json", {"versions": versions("gepa", "numpy")}, records)
         print(tables(records))
         return
     path = asked.out / "random_worlds.jsonl"
     tasks = list(_tasks(asked))
     done = {_key(record) for record in stored(path)}
-    _run_all([task for task in tasks if task not in done], asked.jobs, path)
+    made_by = {"date": datetime.now(UTC).date().isoformat(), "commit": commit()}
+    for record in results(run, [task for task in tasks if task not in done], asked.jobs):
+        append(path, record | made_by)
     print(tables([record for record in stored(path) if _key(record) in set(tasks)]))
 
 
@@ -306,27 +300,6 @@ def _tasks(asked: argparse.Namespace) -> Iterator[tuple[int, str, str, int, bool
 
 def _key(record: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(record[name] for name in ("seed", "shape", "row", "budget", "dollars"))
-
-
-def stored(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, also a published one; a line that a kill cut short is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = [line.rstrip(",") for line in lines if line.startswith('{"seed"')]
-    return [json.loads(line) for line in records if line.endswith("}")]
-
-
-def _run_all(tasks: Sequence[tuple[Any, ...]], jobs: int, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    git = ["git", "-C", str(RESULTS), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    made_by = {"date": datetime.now(UTC).date().isoformat(), "commit": commit}
-    spawn = multiprocessing.get_context("spawn")
-    with path.open("a") as file, ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
-        for n, record in enumerate(pool.map(run, *zip(*tasks, strict=True)) if tasks else (), 1):
-            file.write(json.dumps(record | made_by) + "\n")
-            file.flush()
-            if sys.stderr.isatty():
-                print(f"\r{n} of {len(tasks)} runs", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,12 @@ with the share of the gain at the end; over all derived runs.
 import argparse
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,8 +32,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import dspy
 from rich.console import Console
 from rich.table import Table
+from running import command, results, silence, versions, write
 from scipy.stats import spearmanr
-from strategies import silence
 from strategy_runs import compiled
 from worlds import cells
 from worlds_engine import WorldEngine
@@ -186,21 +183,9 @@ def main() -> None:
     tasks = [(c, b, arm, s) for c in CELLS for b in BUDGETS for arm in arms for s in seeds]
     if not given.only:
         tasks += [(c, None, ("stop", n), s) for c in STOP_CELLS for n in STOPS for s in seeds]
-    with contextlib.ExitStack() as stack:
-        mapped: Callable[..., Any] = map
-        if given.jobs > 1:
-            spawn = multiprocessing.get_context("spawn")
-            mapped = stack.enter_context(ProcessPoolExecutor(given.jobs, mp_context=spawn)).map
-        runs = list(mapped(run, *zip(*tasks, strict=True)))
-    head = json.dumps(
-        {
-            "command": " ".join(["python", *sys.argv]),
-            "versions": {name: version(name) for name in ("tfgrpo-dspy", "dspy")},
-            "seeds": list(seeds),
-        }
-    )
-    rows = ",\n".join(json.dumps(each) for each in runs)
-    given.out.write_text(f'{head[:-1]}, "runs": [\n{rows}\n]}}\n', encoding="utf-8")
+    runs = [*results(run, tasks, given.jobs)]
+    head = {"command": command("recipe.py", None), "versions": versions(), "seeds": list(seeds)}
+    write(given.out, head, runs)
     for table in tables(json.loads(given.out.read_text())["runs"]):
         Console().print(table)
 

@@ -47,7 +47,7 @@ import dspy
 from dspy import lm15
 from simlm_policy import Policy
 from simlm_reflection import Reflector
-from simlm_texts import Prompt, output_fields
+from simlm_texts import Prompt, output_fields, response
 from simlm_world import WORDINGS, World
 from tasks.seeded import seeded
 
@@ -120,11 +120,7 @@ class SimulatedEngine:
         fields = output_fields(prompt.system)
         side = self.policy if ANSWER_FIELD in fields.names else self.reflector
         answer = fields.formatted(side.answers(prompt, fields))
-        usage = lm15.Usage(input_tokens=prompt.n_words, output_tokens=answer.count(" ") + 1)
-        message = lm15.Message.assistant([lm15.TextPart(answer)])
-        return lm15.Response(
-            id=None, model=request.model, message=message, finish_reason="stop", usage=usage
-        )
+        return response(request, prompt, answer)
 
 
 class SimulatedLM(dspy.LM):

@@ -42,6 +42,15 @@ class Prompt:
         )
 
 
+def response(request: lm15.Request, prompt: Prompt, answer: str) -> lm15.Response:
+    """The response with this answer, whose words count as its tokens."""
+    usage = lm15.Usage(input_tokens=prompt.n_words, output_tokens=answer.count(" ") + 1)
+    message = lm15.Message.assistant([lm15.TextPart(answer)])
+    return lm15.Response(
+        id=None, model=request.model, message=message, finish_reason="stop", usage=usage
+    )
+
+
 @dataclass(frozen=True)
 class OutputFields:
     """The output fields that a system message asks for: names, types, and the format."""

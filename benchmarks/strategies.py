@@ -14,18 +14,12 @@ and up. The file is written after each run, and what it has is not run again.
 """
 
 import argparse
-import contextlib
 import importlib
-import io
 import json
-import logging
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import dspy
 from rich.console import Console
 from rich.table import Table
+from running import results, silence, versions, write
 
 from tfgrpo_dspy.results.records import Gain
 
@@ -88,17 +83,6 @@ def run(strategy: str, place: int, arm: str, seed: int) -> dict[str, Any]:
     return {**where, "figures": figures, "seconds": seconds}
 
 
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Optimizers write progress bars and much else."""
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 def outcome(bar: Bar, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The means of both arms over the seeds, their paired difference, and the verdict."""
     of_arm = {
@@ -134,12 +118,12 @@ def outcomes(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def show(results: Mapping[str, Any]) -> None:
+def show(shown: Mapping[str, Any]) -> None:
     """Print a row for each bar."""
     table = Table(
         *("strategy", "setting", "figure", "with", "without", "difference", "won", "bar", "met")
     )
-    for row in results["outcomes"]:
+    for row in shown["outcomes"]:
         low, high = row["interval"]
         bounds = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
         wanted = f"{row['least']:+.3g}" if row["share"] is None else f"{row['share']:.0%}"
@@ -154,19 +138,10 @@ def show(results: Mapping[str, Any]) -> None:
     Console(width=200).print(table)
 
 
-def write(path: Path, runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> None:
-    """The file as a whole; a stop loses the run that is being made, and nothing else."""
-    head = {
-        "command": "python benchmarks/strategies.py",
-        "versions": {name: version(name) for name in ("tfgrpo-dspy", "dspy")},
-        "seeds": list(seeds),
-        "outcomes": outcomes(runs),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = ",\n".join(json.dumps(each) for each in runs)
-    new = path.with_suffix(".new")
-    new.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "runs": [\n{rows}\n]}}\n')
-    new.replace(path)
+def head_of(runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """What stands in the file above the runs."""
+    about = {"command": "python benchmarks/strategies.py", "versions": versions()}
+    return {**about, "seeds": list(seeds), "outcomes": outcomes(runs)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -201,14 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if any(about in setting.about for about in asked.about)
         and (name, setting.about, arm, seed) not in done
     ]
-    with contextlib.ExitStack() as stack:
-        mapped: Callable[..., Any] = map
-        if asked.jobs > 1:
-            spawn = multiprocessing.get_context("spawn")
-            mapped = stack.enter_context(ProcessPoolExecutor(asked.jobs, mp_context=spawn)).map
-        for made in mapped(run, *zip(*tasks, strict=True)) if tasks else ():
-            runs.append(made)
-            write(asked.out, runs, seeds)
+    for one in results(run, tasks, asked.jobs):
+        runs.append(one)
+        write(asked.out, head_of(runs, seeds), runs)
     show({"outcomes": outcomes(runs)})
 
 

@@ -27,15 +27,12 @@ import argparse
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import random
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -44,6 +41,7 @@ import dspy
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from running import command, results, versions, write
 from worlds import cells
 from worlds_engine import WorldEngine
 from worlds_model import World
@@ -94,8 +92,8 @@ class Timed(TrainingFreeGRPO):
             self.trained_s = time.perf_counter()
 
 
-def run(case: Case) -> dict[str, Any]:
-    """One compile, measured."""
+def run(*case: Any) -> dict[str, Any]:
+    """One compile of a `Case`, measured."""
     cell, budget, seed, threads, staleness, median_s = case
     dspy.configure_cache(enable_disk_cache=False)  # a new one: no run profits from another
     world = World(cells()[cell], seed)
@@ -170,25 +168,25 @@ def _key(run: Mapping[str, Any], threads: int, asked: int | None) -> tuple[Any, 
     return (run["cell"], run["budget"], run["seed"], threads, asked)
 
 
-def show(results: Mapping[str, Any]) -> None:
+def show(shown: Mapping[str, Any]) -> None:
     """Prints a result file, and whether the bar is reached."""
     console = Console(width=140)
     table = Table(box=box.SIMPLE_HEAD)
     heads = ("budget", "threads", "batch", "staleness", "training", "least", "whole")
     for name in (*heads, "wall s", "work s", "same", "score", "- no overlap", "- one thread"):
         table.add_column(name, justify="right")
-    shown = rows(results["runs"])
-    for row in shown:
+    lines = rows(shown["runs"])
+    for row in lines:
         timed = [f"{row[n]:.2f}" if n in row else "" for n in ("training", "least", "whole")]
         timed += [f"{row[n]:.0f}" if n in row else "" for n in ("wall_s", "work_s")]
         beside = [f"{row[n][0]:+.3f} ± {row[n][1]:.3f}" for n in ("no overlap", "one thread")]
         first = [_named(row["budget"]), *(str(row[n]) for n in ("threads", "batch", "staleness"))]
         last = [row.get("same", ""), f"{row['score']:.3f}", *beside]
         table.add_row(*first, *timed, *last)
-    seeds = f"seeds {results['timed_seeds']} timed, {results['seeds']} for scores"
+    seeds = f"seeds {shown['timed_seeds']} timed, {shown['seeds']} for scores"
     console.print(f"{seeds}; simulated; ± one standard error")
     console.print(table)
-    for row in shown:
+    for row in lines:
         if row["threads"] == BAR_THREADS and "training" in row:
             lost = min(row["no overlap"][0], row["one thread"][0])
             told = "reached" if row["training"] >= BAR and lost >= -LOSS else "NOT reached"
@@ -221,25 +219,18 @@ def main() -> None:
         asked.first_seed, asked.seeds, asked.timed = 0, 4, 2
     seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
     timed_seeds = seeds[: asked.timed]
-    done = _run_all(_cases(TIMED, timed_seeds, THREADS, MEDIAN_S, None), asked.jobs)
+    done = [*results(run, _cases(TIMED, timed_seeds, THREADS, MEDIAN_S, None), asked.jobs)]
     awake = _cases(CELLS, seeds, (1, BAR_THREADS), 0.0, None) + _cases(CELLS, seeds, (1,), 0.0, 0)
-    done += _run_all(awake, os.cpu_count() or 1)
-    results = {
-        "command": " ".join(["python", *sys.argv]),
-        "versions": {name: version(name) for name in ("tfgrpo-dspy", "dspy")},
+    done += results(run, awake, os.cpu_count() or 1)
+    head = {
+        "command": command("utilisation.py", None),
+        "versions": versions(),
         "python": sys.version.split()[0],
         "timed_seeds": [*timed_seeds],
         "seeds": [*seeds],
-        "runs": done,
     }
-    asked.out.write_text(json.dumps(results, indent=1) + "\n")
-    show(results)
-
-
-def _run_all(cases: Sequence[Case], jobs: int) -> list[dict[str, Any]]:
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
-        return list(pool.map(run, cases))
+    write(asked.out, head, done)
+    show({**head, "runs": done})
 
 
 def _cases(

@@ -26,7 +26,7 @@ lessons with scopes. `perfect`: the student has 1.0 already.
 **Rows.** `tfgrpo`: TrainingFreeGRPO(metric, reflection_lm=..., max_lm_calls=N), nothing else set.
 `no gate`: the same with NoGate(). `gepa-8`: dspy.GEPA with minibatches of 8, 60 cases for training
 and 20 for validation; the engine ends it at the same number of LM calls, and its best candidate so
-far counts. For studies: `module:Class` has that gate, `... small` groups of 2 in batches of 8.
+far counts.
 
 **Effects.** A stated effect is compared with the exact mean effect of the text on the training
 cases, over 16 random halves (8, and their complements) of the other texts that the run states
@@ -38,27 +38,21 @@ among results is whatever has a text and an effect.
 """
 
 import argparse
-import contextlib
 import fnmatch
-import importlib
-import io
 import json
-import logging
-import multiprocessing
 import os
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dspy
+from running import command, results, silence, versions, write
 from worlds_engine import BudgetSpentError, WorldEngine
 from worlds_model import N_TRAIN, STAGES, WORDINGS, Cell, Lesson, World
 from worlds_report import show
@@ -68,10 +62,6 @@ from tfgrpo_dspy import NoGate, TrainingFreeGRPO
 ROWS = ("tfgrpo", "no gate", "gepa-8")
 BUDGETS = (200, 400, 800)
 N_VAL, MINIBATCH = 20, 8
-CROWDED = ((2, 0), (3, 3))
-"""Right and harmful lines of the crowded worlds."""
-SMALL = {"group_size": 2, "batch_size": 8, "epochs": 20}
-"""Small groups and batches, for rows whose name ends in 'small'."""
 OUT = Path(__file__).parent / "results"
 WRONG = {"0": (0.0, False), ".25": (0.25, False), ".5": (0.5, False), ".25 agree": (0.25, True)}
 QUICK = (
@@ -120,7 +110,7 @@ def run(cell: Cell, row: str, budget: int, seed: int) -> dict[str, Any]:
     reflection = dspy.LM("worlds/reflection", engine=engine, temperature=1.0, max_tokens=32000)
     student = world.student()
     began = time.process_time()
-    with _silence(), dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
+    with silence(), dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
         make = _gepa if row == "gepa-8" else _ours
         program, ended = make(world, student, reflection, row, budget, seed)
     seconds = time.process_time() - began
@@ -150,13 +140,6 @@ def _texts(program: Any) -> list[str]:
 def _ours(
     world: World, student: Any, reflection: Any, row: str, budget: int, seed: int
 ) -> tuple[Any, str]:
-    gate = row.removesuffix(" small")
-    settings: dict[str, Any] = SMALL if gate != row else {}
-    if gate == "no gate":
-        settings = settings | {"gate": NoGate()}
-    elif ":" in gate:
-        module, _, name = gate.partition(":")
-        settings = settings | {"gate": getattr(importlib.import_module(module), name)()}
     optimizer = TrainingFreeGRPO(
         world.metric,
         reflection_lm=reflection,
@@ -164,7 +147,7 @@ def _ours(
         num_threads=1,
         seed=seed,
         progress=False,
-        **settings,
+        gate=NoGate() if row == "no gate" else None,
     )
     program = optimizer.compile(student, trainset=world.examples())
     return program, str(program.detailed_results.ended_because)
@@ -205,17 +188,6 @@ def _gepa(
     except BudgetSpentError:
         return best.program, "budget"
     return program, row
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Optimizers write progress bars and much else."""
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 # ---------------------------------------------------------------- effects, stated and true
@@ -292,38 +264,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = range(first, first + (asked.seeds or (4 if asked.quick else 10)))
     tasks = [(known[n], r, b, s) for n in names for b in budgets for s in seeds for r in asked.rows]
     began = time.monotonic()
-    results = {
-        "command": " ".join(["python", *(sys.argv if arguments is None else arguments)]),
-        "versions": {name: version(name) for name in ("tfgrpo-dspy", "dspy", "gepa", "numpy")},
+    runs = [*results(run, tasks, asked.jobs)]
+    head = {
+        "command": command("worlds.py", arguments),
+        "versions": versions("gepa", "numpy"),
         "python": sys.version.split()[0],
         "seeds": list(seeds),
-        "runs": _run_all(tasks, asked.jobs),
         "seconds": round(time.monotonic() - began),
     }
-    asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "worlds.json").write_text(_as_json(results))
-    show(results)
-
-
-def _as_json(results: Mapping[str, Any]) -> str:
-    """A line for each run."""
-    head = json.dumps({k: v for k, v in results.items() if k != "runs"}, ensure_ascii=False)
-    runs = ",\n".join(json.dumps(run, ensure_ascii=False) for run in results["runs"])
-    return f'{head[:-1]}, "runs": [\n{runs}\n]}}\n'
-
-
-def _run_all(tasks: Sequence[tuple[Any, ...]], jobs: int) -> list[dict[str, Any]]:
-    done: list[dict[str, Any]] = []
-    with contextlib.ExitStack() as stack:
-        mapped: Callable[..., Any] = map
-        if jobs > 1:
-            spawn = multiprocessing.get_context("spawn")
-            mapped = stack.enter_context(ProcessPoolExecutor(jobs, mp_context=spawn)).map
-        for record in mapped(run, *zip(*tasks, strict=True)):
-            done.append(record)
-            if sys.stderr.isatty():
-                print(f"\r{len(done)} of {len(tasks)} runs", end="", file=sys.stderr, flush=True)
-    return done
+    write(asked.out / "worlds.json", head, runs)
+    show({**head, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dspy import lm15
-from simlm_texts import OutputFields, Prompt, output_fields, sections
+from simlm_texts import OutputFields, Prompt, output_fields, response, sections
 from simlm_world import draw, pick
 from worlds_model import N_TRAIN, N_WRONG, USELESS_LINES, Lesson, World
 
@@ -59,11 +59,7 @@ class WorldEngine:
             answer = fields.formatted(self._act(prompt, fields))
         else:
             answer = self._reflect(prompt, fields)
-        usage = lm15.Usage(input_tokens=prompt.n_words, output_tokens=answer.count(" ") + 1)
-        message = lm15.Message.assistant([lm15.TextPart(answer)])
-        return lm15.Response(
-            id=None, model=request.model, message=message, finish_reason="stop", usage=usage
-        )
+        return response(request, prompt, answer)
 
     # ---- the policy
     def _act(self, prompt: Prompt, fields: OutputFields) -> dict[str, str]:

@@ -26,7 +26,8 @@ import dspy  # noqa: E402 - the folders come first
 import numpy as np  # noqa: E402
 from compare_cells import held_out, silence  # noqa: E402
 from real_tasks import TASKS, load  # noqa: E402
-from run import ADAPTERS, RESULTS, append, stored  # noqa: E402
+from run import ADAPTERS, RESULTS  # noqa: E402
+from running import append, stored  # noqa: E402
 from scipy.stats import spearmanr  # noqa: E402
 
 from tfgrpo_dspy import ExperienceLibrary  # noqa: E402

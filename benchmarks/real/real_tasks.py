@@ -16,7 +16,7 @@ from houses import Extraction, Routing
 from models import MODELS, default_cache, fetched
 from public import FunctionCalls, Reasoning
 from sql import Sql
-from tasks import Task, plain
+from tasks import Task, in_gepas_form, plain
 from tasks.seeded import seeded
 
 from tfgrpo_dspy.local import local_lm
@@ -47,16 +47,11 @@ def load(name: str, model: str, seed: int) -> Task:
     drawn = [next(examples).with_inputs(*inputs) for _ in range(n)]
     signature = dspy.Signature(source.fields, source.instruction)
 
-    def metric(
-        gold: Any,
-        pred: Any,
-        trace: Any = None,  # noqa: ARG001 - GEPA's form
-        pred_name: Any = None,  # noqa: ARG001
-        pred_trace: Any = None,  # noqa: ARG001
-    ) -> dspy.Prediction:
+    def judged(gold: Any, pred: Any) -> dspy.Prediction:
         score, feedback = source.verdict(gold, pred)
         return dspy.Prediction(score=score, feedback=feedback)
 
+    metric = in_gepas_form(judged)
     return Task(
         name=f"{name}@{model}",
         student=lambda: dspy.Predict(signature),

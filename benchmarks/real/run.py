@@ -20,12 +20,10 @@ as reflection LM. Scores are those of 60 held-out examples, at temperature 0.
 
 import argparse
 import datetime
-import json
 import multiprocessing
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from compare_cells import Cell, Options, run_cell  # noqa: E402
 from compare_optimizers import OPTIMIZERS  # noqa: E402
 from models import MODELS  # noqa: E402
 from real_tasks import TASKS, advised, load  # noqa: E402
+from running import append, commit, stored  # noqa: E402
 from tables import table  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "real.jsonl"
@@ -86,27 +85,14 @@ def run(key: Key) -> dict[str, Any]:
         "label": label,
         "minutes": round((time.monotonic() - began) / 60, 2),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {name: version(name) for name in ("dspy", "gepa", "xllamacpp")},
         **{name: value for name, value in record.items() if name not in NAMED},
     }
 
 
-def _commit() -> str:
-    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def _in_child(key: Key, path: Path) -> None:
     append(path, run(key))
-
-
-def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line to the file; one that a kill cut short is ended first."""
-    with path.open("a+b") as file:
-        file.seek(max(0, file.tell() - 1))
-        is_cut = file.read() not in (b"", b"\n")
-        file.write(b"\n" * is_cut + json.dumps(record).encode() + b"\n")
 
 
 def run_all(keys: Sequence[Key], path: Path) -> None:
@@ -119,12 +105,6 @@ def run_all(keys: Sequence[Key], path: Path) -> None:
         child.join()
         if child.exitcode:
             print(f"failed with exit code {child.exitcode}: {key}", flush=True)
-
-
-def stored(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; a line that a kill cut short is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def key_of(record: dict[str, Any]) -> Key:

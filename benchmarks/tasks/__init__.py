@@ -1,28 +1,19 @@
 """The tasks that prompt optimizers are compared on: one protocol, one module each, found by name.
 
-`load("gsm8k", seed=0, data=Path("data"))` gives a `Task`; `NAMES` lists what there is, and
+`load("support", seed=0)` gives a `Task`; `NAMES` lists what there is, and
 `sim:<name>` is a SIMULATED task. The seed draws the examples and the splits. LMs that a task brings
 are `seeded`, so that samples of one prompt differ for every optimizer. Modules: `support`, `style`,
-`gsm8k`, `bbh`, `simulated`; `rows` reads `--data`. `python -m tasks` in `benchmarks/` prints sizes.
+`simulated`.
 """
 
 import importlib
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dspy
 
-BBH = (
-    "word_sorting",
-    "date_understanding",
-    "object_counting",
-    "boolean_expressions",
-    "sports_understanding",
-)
-NAMES = ("support", "style", "gsm8k", *(f"bbh_{name}" for name in BBH))
+NAMES = ("support", "style")
 
 
 @dataclass(frozen=True)
@@ -60,28 +51,24 @@ class Task:
     notes: str = ""
 
 
-def load(name: str, seed: int, data: Path | None = None) -> Task:
+def load(name: str, seed: int) -> Task:
     """The task of that name, with the examples and splits of that seed.
 
     Args:
         name: one of `NAMES`, or `sim:<variant>`, with `+<variation>` behind it where it is varied.
         seed: draws examples and splits; the same seed gives the same task.
-        data: the folder with the files of the tasks that read some.
 
     Raises:
-        ValueError: there is no task of that name, or it needs `data`.
-        FileNotFoundError: `data` lacks a file.
+        ValueError: there is no task of that name.
         ImportError: the task needs a package of the `bench` extra.
     """
     prefix, separator, rest = name.partition(":")
     if separator and prefix == "sim":
-        return _module("simulated").load(seed, data, name=rest)
+        return _module("simulated").load(seed, name=rest)
     if name not in NAMES:
         known = ", ".join((*NAMES, "sim:<name>"))
         raise ValueError(f"task {name!r}: there is none; pass one of {known}")
-    if name.startswith("bbh_"):
-        return _module("bbh").load(seed, data, name=name.removeprefix("bbh_"))
-    return _module(name).load(seed, data)
+    return _module(name).load(seed)
 
 
 def _module(name: str) -> Any:
@@ -102,14 +89,16 @@ def plain(metric: Callable[..., dspy.Prediction]) -> Callable[..., float]:
     return plain_metric
 
 
-def split(
-    examples: Sequence[dspy.Example], sizes: Sequence[int], seed: int
-) -> list[list[dspy.Example]]:
-    """Disjoint random parts of these sizes, in random order; the last is cut where too few are."""
-    shuffled = list(examples)
-    random.Random(f"split/{seed}").shuffle(shuffled)
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(shuffled[start : start + size])
-        start += size
-    return parts
+def in_gepas_form(judged: Callable[[Any, Any], dspy.Prediction]) -> Callable[..., dspy.Prediction]:
+    """The judgement of a prediction as a metric of GEPA's form, which asks for more."""
+
+    def metric(
+        gold: Any,
+        pred: Any,
+        trace: Any = None,  # noqa: ARG001
+        pred_name: Any = None,  # noqa: ARG001
+        pred_trace: Any = None,  # noqa: ARG001
+    ) -> dspy.Prediction:
+        return judged(gold, pred)
+
+    return metric

@@ -27,7 +27,6 @@ once: `sim:easy+wrong-labels`, `sim:many+paraphrased+merges-err`.
 - `unplaceable`: a lesson shares no word with any request.
 """
 
-import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -200,7 +199,6 @@ class Judge:
 
 def load(
     seed: int,
-    data: pathlib.Path | None = None,  # noqa: ARG001 - part of the protocol; nothing is read
     name: str = "easy",
     parameters: Parameters | None = None,
 ) -> Task:

@@ -12,11 +12,10 @@ Policy and reflection LM are SmolLM2-135M inside the process, as in `support`.
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import dspy
 
-from tasks import Task, plain, support
+from tasks import Task, in_gepas_form, plain, support
 from tasks.support import support_replies
 
 MIN_WORDS, MAX_WORDS = 8, 60
@@ -73,22 +72,17 @@ def kept(complaint: str, reply: str) -> list[str]:
     return [rule for rule, holds in rules(complaint) if holds(reply)]
 
 
-def metric(
-    gold: dspy.Example,
-    pred: dspy.Prediction,
-    trace: object = None,  # noqa: ARG001
-    pred_name: str | None = None,  # noqa: ARG001 - GEPA passes these two
-    pred_trace: object = None,  # noqa: ARG001
-) -> dspy.Prediction:
-    """The share of the twelve rules that the reply keeps, in GEPA's form, without a word of why."""
+@in_gepas_form
+def metric(gold: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
+    """The share of the twelve rules that the reply keeps, without a word of why."""
     reply = str(getattr(pred, "reply", "") or "").strip()
     score = len(kept(gold.complaint, reply)) / len(rules(gold.complaint))
     return dspy.Prediction(score=score, feedback=f"Score {score:.2f}")
 
 
-def load(seed: int, data: Path | None = None) -> Task:
+def load(seed: int) -> Task:
     """36 complaints to train and 40 to validate, drawn by seed; all 80 of the test, always."""
-    like = support.load(seed, data)
+    like = support.load(seed)
     return Task(
         name="style",
         student=like.student,

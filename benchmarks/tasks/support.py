@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dspy
 
-from tasks import Task, plain
+from tasks import Task, in_gepas_form, plain
 from tasks.seeded import seeded
 from tfgrpo_dspy.local import PlainAdapter, local_lm
 
@@ -28,15 +28,8 @@ GGUF = os.environ.get("BENCHMARK_GGUF")  # None: the file of the wheel
 PLAIN_ADAPTER = PlainAdapter()
 
 
-def metric(
-    gold: dspy.Example,
-    pred: dspy.Prediction,
-    trace: object = None,
-    pred_name: str | None = None,  # noqa: ARG001 - GEPA passes these two
-    pred_trace: object = None,  # noqa: ARG001
-) -> dspy.Prediction:
-    """The quickstart's, in GEPA's form: the share of five rules of style that the reply keeps."""
-    return support_replies.house_style(gold, pred, trace)
+metric = in_gepas_form(support_replies.house_style)
+"""The quickstart's: the share of five rules of style that the reply keeps."""
 
 
 class ReplyInPlainText(dspy.Module):
@@ -59,7 +52,7 @@ def make_reflection_lm(seed: int) -> dspy.LM:
     return seeded(local_lm(GGUF, temperature=0.7, max_tokens=MAX_TOKENS_OF_REFLECTION, seed=seed))
 
 
-def load(seed: int, data: Path | None = None) -> Task:  # noqa: ARG001 - it reads no file
+def load(seed: int) -> Task:
     """36 complaints to train and 40 to validate, drawn by seed; all 80 of the test, always."""
     trainset, valset, testset = support_replies.load()
     draw = random.Random(f"support/{seed}")

@@ -16,9 +16,9 @@ from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counte
 from compare_cells import Cell, Options, all_cells, run_cell  # noqa: E402
 from compare_observe import Observer  # noqa: E402
 from compare_optimizers import OPTIMIZERS, Setup, our_arguments  # noqa: E402
-from compare_records import stored  # noqa: E402
 from dspy.teleprompt.simba_utils import prepare_models_for_resampling  # noqa: E402
 from rich.console import Console  # noqa: E402
+from running import stored  # noqa: E402
 from scripted import ScriptedEngine  # noqa: E402
 from tasks import load  # noqa: E402
 from tasks.seeded import seeded  # noqa: E402

@@ -13,6 +13,7 @@ pytest.importorskip("gepa")
 import random_worlds
 from random_world_engine import examples_of, lms_of, metric_of, student_of
 from random_world_model import FIRST_TEST, SHAPES, Line, World, traits_of
+from running import stored
 
 
 def world_of(seed: int, shape: Any = None, **changed: Any) -> World:
@@ -101,7 +102,7 @@ def test_the_share_is_of_the_best_score_known() -> None:
 
 
 def test_published_runs_are_read_as_they_were_written() -> None:
-    records = random_worlds.stored(random_worlds.RESULTS / "random_worlds.json")
+    records = stored(random_worlds.RESULTS / "random_worlds.json")
     assert {"tfgrpo", "gepa-mb8", "labelled"} <= {record["row"] for record in records}
 
 

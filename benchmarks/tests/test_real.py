@@ -24,6 +24,7 @@ from compare_cells import Cell, Options, run_cell
 from houses import Extraction, Routing
 from models import MODELS, difference, join
 from public import _fault, described
+from running import append, stored
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from sql import Sql
 from tasks.seeded import seeded
@@ -120,10 +121,10 @@ def test_what_has_its_line_is_not_run_again_and_a_line_cut_short_does_not_count(
     lines = [json.dumps(record("sql", "none", 0.2)), json.dumps(record("sql", "gepa", 0.5))]
     path.write_text("\n".join(lines) + "\n" + lines[0][:20])
     keys = [("sql", "0.5B", "none", 0, 0, ""), ("sql", "0.5B", "gepa", 200, 0, "")]
-    assert [run.key_of(r) for r in run.stored(path)] == keys
-    run.append(path, record("sql", "tfgrpo", 0.5, label="v2"))
-    run.append(path, record("sql", "tfgrpo", 0.5, label="v3"))
-    assert [run.key_of(r)[-1] for r in run.stored(path)] == ["", "", "v2", "v3"]
+    assert [run.key_of(r) for r in stored(path)] == keys
+    append(path, record("sql", "tfgrpo", 0.5, label="v2"))
+    append(path, record("sql", "tfgrpo", 0.5, label="v3"))
+    assert [run.key_of(r)[-1] for r in stored(path)] == ["", "", "v2", "v3"]
 
 
 def test_only_rows_of_ours_are_run_again_for_another_label() -> None:
@@ -234,8 +235,8 @@ def test_effects_are_measured_once_for_each_library_and_compared_with_the_stated
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs, out = tmp_path / "real.jsonl", tmp_path / "effects.jsonl"
-    run.append(runs, run_of_ours())
-    run.append(runs, run_of_ours(label="v1"))
+    append(runs, run_of_ours())
+    append(runs, run_of_ours(label="v1"))
     asked = ["--task", "routing", "--runs", str(runs), "--out", str(out)]
     effects.main(asked)
     found = effects.measured(out)
@@ -274,7 +275,7 @@ def test_effects_need_runs_that_say_what_they_tried(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "real.jsonl"
-    run.append(runs, record("routing", "tfgrpo", 0.5, label="v2"))
+    append(runs, record("routing", "tfgrpo", 0.5, label="v2"))
     with pytest.raises(SystemExit):
         effects.main(["--task", "routing", "--runs", str(runs)])
     assert "run run.py --rows tfgrpo first" in capsys.readouterr().err

@@ -8,7 +8,6 @@ import pytest
 pytest.importorskip("rich")
 
 import credit
-import embedded_strategies
 import strategies
 from credit_world import OPTIONS, World
 from strategies import Bar
@@ -58,9 +57,8 @@ def test_the_world_of_steps_knows_its_critical_turns() -> None:
     assert world.attainable == pytest.approx(0.97)
 
 
-def test_every_strategy_has_a_task_of_its_own_and_runs_on_the_embedded_lm() -> None:
+def test_every_strategy_has_a_task_of_its_own() -> None:
     assert strategies.settings().keys() - {"auto"} == SHIPPED - NO_TASK
-    assert embedded_strategies.cases().keys() - {"none"} == SHIPPED - NO_TASK | {"ConflictAware"}
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,14 @@
 import hashlib
 import importlib.util
 import json
-import re
 
 import cloudpickle
 import dspy
 import pytest
 import tasks
-from scripted import chat, scripted_lm
-from tasks import bbh, style
+from scripted import scripted_lm
+from tasks import style
 
-DATE_QUESTION = (
-    "Today is May {n}, 1990. What is the date tomorrow in MM/DD/YYYY?\n"
-    "Options:\n(A) 05/01/1980\n(B) 05/{m:02}/1990\n(C) 06/01/1990"
-)
 PERFECT_REPLY = (
     "We are sorry about that. Please tell us your order number, and Brightwell will send you a "
     "replacement."
@@ -23,29 +18,9 @@ PERFECT_REPLY = (
 BAD_REPLY = "We have looked into it and there is nothing that we can do."
 
 
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Files of the layout of `--data`, with made-up rows."""
-    folder = tmp_path_factory.mktemp("data")
-    for part in ("train", "test"):
-        sums = [{"question": f"{part}: {n} + 1000?", "answer": str(n + 1000)} for n in range(120)]
-        write_rows(folder / f"gsm8k_{part}.jsonl", sums)
-    for name in tasks.BBH:
-        rows = [{"input": f"How long is {n * 'x'}?", "target": str(n)} for n in range(80)]
-        if name == "date_understanding":
-            questions = [DATE_QUESTION.format(n=n, m=n + 1) for n in range(1, 80)]
-            rows = [{"input": question, "target": "(B)"} for question in questions]
-        write_rows(folder / f"bbh_{name}.jsonl", rows)
-    return folder
-
-
 @pytest.fixture(params=tasks.NAMES)
-def task(request, data):
-    return tasks.load(request.param, seed=0, data=data)
+def task(request):
+    return tasks.load(request.param, seed=0)
 
 
 def styled(gold):
@@ -64,15 +39,9 @@ def best_reply(name, gold):
     return styled(gold) if name == "style" else PERFECT_REPLY
 
 
-def has_replies(task):
-    return task.name in ("support", "style")
-
-
 def right(task, gold):
     """A prediction that deserves 1.0."""
-    if has_replies(task):
-        return dspy.Prediction(reply=best_reply(task.name, gold))
-    return dspy.Prediction(answer=gold.answer)
+    return dspy.Prediction(reply=best_reply(task.name, gold))
 
 
 def test_a_task_has_dozens_of_examples_and_no_input_in_two_parts(task):
@@ -84,14 +53,14 @@ def test_a_task_has_dozens_of_examples_and_no_input_in_two_parts(task):
     assert len(set(inputs)) == len(inputs)
 
 
-def test_the_seed_decides_what_is_drawn(task, data):
-    again, other = (tasks.load(task.name, seed=seed, data=data) for seed in (0, 1))
+def test_the_seed_decides_what_is_drawn(task):
+    again, other = (tasks.load(task.name, seed=seed) for seed in (0, 1))
     assert list(again.train) == list(task.train) != list(other.train)
 
 
 def test_right_answers_score_1_and_wrong_or_missing_ones_less(task):
     metric, plain = cloudpickle.loads(cloudpickle.dumps((task.metric, task.plain_metric)))
-    wrong = dspy.Prediction(answer="Atlantis 77", reply=BAD_REPLY)
+    wrong = dspy.Prediction(reply=BAD_REPLY)
     for gold in task.test[:10]:
         best = right(task, gold)
         assert metric(gold, best, None, "x", []).score == plain(gold, best, []) == 1.0
@@ -103,8 +72,7 @@ def test_right_answers_score_1_and_wrong_or_missing_ones_less(task):
 
 def test_a_student_whose_lm_knows_the_answer_scores_1(task):
     gold = task.test[0]
-    answer = chat(reasoning="So it is.", answer=gold.get("answer"))
-    lm = scripted_lm([("", best_reply(task.name, gold) if has_replies(task) else answer)])
+    lm = scripted_lm([("", best_reply(task.name, gold))])
     with dspy.context(lm=lm):
         assert task.metric(gold, task.student()(**gold.inputs())).score == 1.0
 
@@ -127,35 +95,6 @@ def test_examples_are_those_that_published_results_were_made_with(name):
 def test_an_unknown_name_is_refused_with_the_names_there_are():
     with pytest.raises(ValueError, match=r"task 'sudoku': there is none; pass one of support, s"):
         tasks.load("sudoku", seed=0)
-
-
-@pytest.mark.parametrize("name", ["gsm8k", "bbh_word_sorting"])
-def test_a_task_that_reads_files_says_which(name, tmp_path):
-    with pytest.raises(ValueError, match=rf"task '{name}' .* pass --data DIR with the file {name}"):
-        tasks.load(name, seed=0)
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / name))):
-        tasks.load(name, seed=0, data=tmp_path)
-
-
-@pytest.mark.parametrize("line", ["[1]", "{", '{"question": "1 + 1?"}'])
-def test_a_broken_line_is_named_with_its_number(tmp_path, line):
-    path = tmp_path / "gsm8k_train.jsonl"
-    path.write_text('{"question": "1?", "answer": "1"}\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"gsm8k_train.jsonl, line 2: .* with 'question' and"):
-        tasks.load("gsm8k", seed=0, data=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("answer", "score"),
-    [
-        *((answer, 1.0) for answer in ("(B)", "b.", "05/10/1990", "B. 05/10/1990")),
-        *((answer, 0.0) for answer in ("(A)", "05/01/1980", "(A) 05/10/1990", "A: 05/10/1990")),
-    ],
-)
-def test_of_letter_and_text_of_an_option_the_letter_decides(answer, score):
-    accepted = bbh.accepted(DATE_QUESTION.format(n=9, m=10), "(B)")
-    judged = bbh.metric(dspy.Example(accepted=accepted), dspy.Prediction(answer=answer))
-    assert judged.score == score
 
 
 def test_support_brings_the_embedded_lm_with_the_seed_and_its_own_prompt_form():
