@@ -136,6 +136,14 @@ def named_predictors(program: Any) -> list[tuple[str, Any]]:
     return list(program.named_predictors())
 
 
+def instructions_of(before: Any, after: Any) -> dict[str, tuple[str, str]]:
+    """The instructions of each predictor in a program and in a copy of it."""
+    pairs = zip(named_predictors(before), named_predictors(after), strict=True)
+    return {
+        name: (p.signature.instructions, q.signature.instructions) for (name, p), (_, q) in pairs
+    }
+
+
 def bare_instructions(predictor: Any) -> str:
     """The predictor's instructions without the experiences that are baked into them."""
     return replace_block(predictor.signature.instructions)

@@ -16,7 +16,6 @@ from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program
 from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
 from tfgrpo_dspy.run.condensing import Condenser
-from tfgrpo_dspy.run.endings import why_useless
 from tfgrpo_dspy.run.final_choice import FinalChoice
 from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.guards import Guards
@@ -202,24 +201,15 @@ class Run:
             return self._history.decision.library
         library = self._history.decide(batch, extracted, proposed)
         self._groups.check_readable(rollouts_of(groups_of(self._history.updates)))
-        self._check_answers(batch)
+        if why := self._reflector.why_in_vain(batch):
+            logger.warning("no more is learned: %s", why)
+            self._calls.ledger.stop(why)  # the final choice follows
+            self._calls.ledger.check()
         return library
 
     def _is_cut(self, batch: Batch, extracted: Extracted) -> bool:
         """Whether a limit ended the training before any rollout of the batch was made."""
         return not (batch.is_draft or extracted.groups) and bool(self._calls.ledger.cut_because)
-
-    def _check_answers(self, batch: Batch) -> None:
-        """End the training where the reflection LM is of no use, and go on to the final choice.
-
-        Drafts alone say too little of that. Raises RunStopped.
-        """
-        answers = self._client.answers
-        is_new = not batch.is_draft and batch.update in answers
-        if is_new and (why := why_useless(answers, batch.update, self.settings.reflection_lm)):
-            logger.warning("no more is learned: %s", why)
-            self._calls.ledger.stop(why)
-            self._calls.ledger.check()
 
     async def all_updates(self) -> None:
         """Wait until every update is decided."""

@@ -92,9 +92,8 @@ class Condenser:
         with suppress(RunStopped):
             texts = self._loop.run(self._texts(base, measured.candidates[winner]))
             if not texts:
-                return Choice(
-                    race, winner, "not condensed: no text of the reflection LM can be used"
-                )
+                why = "not condensed: no text of the reflection LM can be used"
+                return Choice(race, winner, why)
             form = replace(measured.candidates[winner], condensed=texts)
             return self._measured(measured, race, form, n_left)
         return Choice(race, winner, f"not condensed: {self._loop.ledger.stopped_because}")
@@ -109,12 +108,8 @@ class Condenser:
             experiences = _read_by(winner, name)
             advice = "\n".join(f"- {experience.text}" for experience in experiences)
             most_words = n_words(f"{instructions}\n{advice}")
-            inputs = {
-                "predictor": name,
-                "original": instructions,
-                "experiences": advice,
-                "most_words": most_words,
-            }
+            texts = {"predictor": name, "original": instructions, "experiences": advice}
+            inputs = {**texts, "most_words": most_words}
             answer = await self._client.ask("condense", batch, place, inputs)
             text = without_condensed(without_markers(encodable(str(answer.output or "")))).strip()
             reason = guard.reason(text)
@@ -149,9 +144,8 @@ class Condenser:
                 if is_worse or n_left(Amount()) < len(examples):
                     break
                 measured.make([(place, example) for example in examples])
-        sizes = [
-            sum(_sizes(self._inputs.student, one)) for one in (form, measured.candidates[winner])
-        ]
+        both, student = (form, measured.candidates[winner]), self._inputs.student
+        sizes = [sum(_sizes(student, one)) for one in both]
         return _chosen(race, winner, place, measured.scores(), sizes)
 
 

@@ -15,7 +15,8 @@ from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
-from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.experience.programs import instructions_of
+from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.gate.model import DEMOS_PRICE
 from tfgrpo_dspy.gate.race import Race, Scores
 from tfgrpo_dspy.listeners.rows import worst_first
@@ -86,9 +87,7 @@ class FinalChoice:
             measured.make_all(self._settings.n_validation)
         best = candidates[place]
         if not best.condensed:  # with the tokens that each experience adds to a call
-            priced = [
-                replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in best.library
-            ]
+            priced = [replace(e, price=_price(e)) for e in best.library]
             best = replace(best, library=best.library.holding(priced))
         ended_because = "" if self._ledger.is_failure else self._ended_because
         self._manifest.note(best, ended_because, self._history.repeated)
@@ -141,7 +140,7 @@ class FinalChoice:
             program=type(self._inputs.student).__name__,
             origin=self._manifest.origin,
             library=additions.library.to_dict(),
-            instructions=_instructions(self._inputs.student, optimized),
+            instructions=instructions_of(self._inputs.student, optimized),
             lms=(_names(policy_lms(self._inputs.student)), _names([self._settings.reflection_lm])),
             **fields,
         )
@@ -268,13 +267,8 @@ def _front(
             yield Candidate(candidates[place].bake(student), finalist)
 
 
-def _instructions(student: Any, optimized: Any) -> dict[str, tuple[str, str]]:
-    """The instructions of each predictor, before and after."""
-    after = dict(named_predictors(optimized))
-    return {
-        name: (predictor.signature.instructions, after[name].signature.instructions)
-        for name, predictor in named_predictors(student)
-    }
+def _price(experience: Experience) -> int:
+    return estimate_tokens(f"[{experience.id}*] {experience.text}\n")
 
 
 def _names(lms: Sequence[Any]) -> str:

@@ -45,11 +45,7 @@ class History:
     """
 
     def __init__(
-        self,
-        inputs: RunInputs,
-        calls: Calls,
-        client: ReflectionClient,
-        strategies: Strategies,
+        self, inputs: RunInputs, calls: Calls, client: ReflectionClient, strategies: Strategies
     ) -> None:
         start = library_in(inputs.student)
         decision = Decision(start, "the library of the student")

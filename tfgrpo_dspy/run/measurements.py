@@ -162,11 +162,8 @@ class Measurements:
         scores = {c: self.scores_of(c) for c in range(len(self.candidates))}
         whole = {c: each for c, each in scores.items() if len(each) == len(scores[0])}
         scores_of = {c: [s for s in each if s is not None] for c, each in whole.items()}
-        return (
-            {c: statistics.fmean(each) for c, each in scores_of.items() if each}
-            if scores_of[0]
-            else {}
-        )
+        means = {c: statistics.fmean(each) for c, each in scores_of.items() if each}
+        return means if 0 in means else {}
 
     def _rows(self, candidate: int) -> list[Row]:
         """The candidate's scored examples with predictions and scores, in the set's order."""

@@ -227,13 +227,10 @@ class Reflector:
         shown = [shortened(fields_text(fields_of(one)[0]), EXAMPLE_BYTES) for one in examples]
         reason = shortened(answer.explanation, REASON_BYTES)
         blank = Lesson("", scope, evidence, reason)
-        guard, max_words = (
-            self._guards.against(examples),
-            self._settings.limits.max_experience_words,
-        )
+        most, guard = self._settings.limits.max_experience_words, self._guards.against(examples)
         tell = self._client.unknown_scope
         lessons, refused = lessons_in(
-            answer.output, blank, self._predictors, guard, shown, max_words, tell
+            answer.output, blank, self._predictors, guard, shown, most, tell
         )
         return lessons[: self._settings.reflection.lessons_per_group * len(examples)], refused
 
@@ -270,6 +267,15 @@ class Reflector:
         taken = merged if takes_all or not repeated else repeated
         lessons = tuple(replace(lesson, evidence=()) for lesson in taken)
         return Extracted(lessons, tuple(text for _, refused in results for text in refused))
+
+    def why_in_vain(self, batch: Batch) -> str:
+        """Why no more reflections are worth asking for after a batch; "": they are.
+
+        Drafts alone say too little of that.
+        """
+        answers = self._client.answers
+        is_new = not batch.is_draft and batch.update in answers
+        return why_useless(answers, batch.update, self._settings.reflection_lm) if is_new else ""
 
     def _draft_parts(self) -> Iterator[list[Any]]:
         """The examples that each draft is shown: all of them once, then once more, ..."""
