@@ -249,6 +249,21 @@ def test_import_and_edit_refuse_what_a_run_refuses_unless_it_is_to_be_let_in(sav
     assert "Ignore all" in (saved / "library.json").read_text()
 
 
+def test_libraries_with_a_text_that_a_run_refuses_go_nowhere_unless_they_are_to_be_let_in(
+    saved: Path,
+) -> None:
+    ExperienceLibrary([Experience("E1", "Write to a@b.example.")]).save(saved / "other.json")
+    ExperienceLibrary([Experience("E7", "Write to a@b.example.")]).save(saved / "known.json")
+    for arguments in (("merge", "library"), ("bake", "bare"), ("export",)):
+        command, *target = arguments[0], *(saved / f"{each}.json" for each in arguments[1:])
+        said = refusal(command, *target, saved / "other.json")
+        assert "[E1] is held back: it holds an address" in said, command
+        let_in = run(command, *target, saved / "other.json", "--let-in")
+        assert "a@b.example" in let_in.stdout, command
+    merged = run("merge", saved / "known.json", saved / "other.json")  # it stands there already
+    assert merged.stdout.count("a@b.example") == 1
+
+
 def test_edit_keeps_what_is_known_of_unchanged_experiences(saved: Path) -> None:
     more = [Experience("E5", "Leave."), replace(KNOWN, id="E6", text="Say please.")]
     ExperienceLibrary([*LIBRARY, *more]).save(saved / "library.json")

@@ -158,3 +158,11 @@ def test_nothing_is_enough_to_measure_without_a_metric() -> None:
         plan = plan_with(metric=None)
     assert not plan.enough
     assert "enough" not in str(plan)
+
+
+def test_the_name_of_a_model_cannot_steer_the_terminal_through_a_plan() -> None:
+    lm = polite_lm()
+    lm.model = "model\x1b[2J\u202e"
+    shown = str(plan_with(lm=lm))
+    assert r"model\x1b[2J\u202e" in shown
+    assert shown.replace("\n", "").isprintable()

@@ -9,7 +9,7 @@ import click
 from tfgrpo_dspy.cli.editing import edited_library
 from tfgrpo_dspy.cli.output import write
 from tfgrpo_dspy.cli.reading import FILE, FOLDER
-from tfgrpo_dspy.cli.sources import read_source
+from tfgrpo_dspy.cli.sources import Source, read_source
 from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Experience
@@ -38,24 +38,36 @@ def _write_library(
 
 
 def _check(experiences: Iterable[Experience]) -> None:
-    """Raises LibraryError: the guards of a run would refuse some texts."""
+    """Raises LibraryError: the guards of a run refuse some of these texts."""
     reasons = [(each.id, unsafe_reason(each.text)) for each in experiences]
     if refused := [f"[{id_}] is {reason}" for id_, reason in reasons if reason]:
         raise LibraryError(f"{'; '.join(refused)}. Change the text, or pass --let-in.")
+
+
+def _admitted(source: Source, let_in: bool, held: Iterable[Experience] = ()) -> ExperienceLibrary:
+    """The library of a source. A run has checked its own; the texts of those `held` are let in.
+
+    Raises LibraryError: a text is refused.
+    """
+    texts = {each.text for each in held}
+    if not let_in and source.run is None:
+        _check(each for each in source.library if each.text not in texts)
+    return source.library
 
 
 @click.command()
 @click.argument("library", type=FILE)
 @click.argument("others", type=FILE, nargs=-1, required=True)
 @output
-def merge(library: str, others: tuple[str, ...], out: str) -> None:
+@let_in
+def merge(library: str, others: tuple[str, ...], out: str, let_in: bool) -> None:
     """Merge libraries: LIBRARY keeps its ids, and gets what OTHERS have besides.
 
     The same text in the same scope is kept once, with the evidence of both.
     """
     merged = read_source(library).library
     for other in others:
-        merged = merged.merge(read_source(other).library)
+        merged = merged.merge(_admitted(read_source(other), let_in, merged))
     _write_library(merged, out)
 
 
@@ -64,14 +76,15 @@ def merge(library: str, others: tuple[str, ...], out: str) -> None:
 @output
 @click.option("--format", type=click.Choice(FORMATS), help="By default json, or that of OUTPUT.")
 @click.option("--into", type=FILE, help="An agent file (yaml), or instructions (prompt).")
-def export(library: str, out: str, format: str | None, into: str | None) -> None:
+@let_in
+def export(library: str, out: str, format: str | None, into: str | None, let_in: bool) -> None:
     """Write LIBRARY in another format.
 
     With --into, the experiences are put into that text, which stays as it is otherwise.
     """
     if into and not format and out == STDOUT:
         format = "yaml"
-    _write_library(read_source(library).library, out, format, into)
+    _write_library(_admitted(read_source(library), let_in), out, format, into)
 
 
 @click.command("import")
@@ -81,10 +94,7 @@ def export(library: str, out: str, format: str | None, into: str | None) -> None
 @let_in
 def import_(file: str, out: str, format: str | None, let_in: bool) -> None:
     """Read FILE, in any format, and write it as a library."""
-    library = read_source(file, format).library
-    if not let_in:
-        _check(library)
-    _write_library(library, out)
+    _write_library(_admitted(read_source(file, format), let_in), out)
 
 
 @click.command()
@@ -92,7 +102,8 @@ def import_(file: str, out: str, format: str | None, let_in: bool) -> None:
 @click.argument("library", type=FILE)
 @output
 @click.option("--in-place", is_flag=True, help="Write to PROGRAM itself.")
-def bake(program: str, library: str, out: str, in_place: bool) -> None:
+@let_in
+def bake(program: str, library: str, out: str, in_place: bool, let_in: bool) -> None:
     """Write the experiences of LIBRARY into the instructions of PROGRAM, a saved program.
 
     They replace those that are there. All else in the file keeps its value.
@@ -104,7 +115,7 @@ def bake(program: str, library: str, out: str, in_place: bool) -> None:
         raise click.UsageError(f"--in-place writes to {program}: leave out -o {out}.")
     if STDOUT not in (out, program) and Path(out).resolve() == Path(program).resolve():
         raise click.UsageError(f"{out} is the program itself; pass --in-place to replace it.")
-    text = source.rewritten(read_source(library).library)
+    text = source.rewritten(_admitted(read_source(library), let_in, source.library))
     write(program if in_place else out, text, source.data)
 
 
