@@ -73,6 +73,14 @@ def test_a_library_is_not_saved_over_what_others_saved_since_it_was_loaded(tmp_p
     assert ExperienceLibrary.load(path) == mine
 
 
+def test_what_was_to_be_written_is_kept_where_a_folder_has_taken_the_place(tmp_path: Path) -> None:
+    (tmp_path / "library.json").mkdir()
+    with pytest.raises(UnsavedError, match=r"Is a directory.* is in (.*unsaved)"):
+        TWO.save(tmp_path / "library.json")
+    (kept,) = tmp_path.glob("*.unsaved")
+    assert ExperienceLibrary.from_dict(json.loads(kept.read_text())) == TWO
+
+
 def test_a_link_that_names_another_file_by_now_is_not_written_through(tmp_path: Path) -> None:
     theirs = ExperienceLibrary.from_texts(["Theirs."])
     TWO.save(tmp_path / "v1.json")

@@ -58,6 +58,15 @@ def test_in_a_file_of_others_only_the_section_changes_and_is_read() -> None:
     assert render(parse(text, "skill"), "skill", into=text) == text
 
 
+@pytest.mark.parametrize(
+    "more", ["These were learned in May.\n", "<!-- ours -->\n", "```bash\nls\n```\n"]
+)
+def test_what_else_stands_in_the_section_is_not_written_over(more: str) -> None:
+    place = OF_OTHERS.index("- Old advice.")
+    with pytest.raises(LibraryFormatError, match=r"line 12: .* is no item of a list"):
+        render(LIBRARY, "skill", into=OF_OTHERS[:place] + more + OF_OTHERS[place:])
+
+
 def test_a_section_is_added_where_there_is_none() -> None:
     text = render(LIBRARY, "skill", into="---\nname: x\n---\nDo it well.")
     assert text.startswith("---\nname: x\n---\nDo it well.\n\n# Experiences\n")

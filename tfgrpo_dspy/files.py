@@ -73,7 +73,7 @@ def write_text(path: str | os.PathLike[str], text: str, like: bytes = b"") -> No
 
 def write_bytes(path: str | os.PathLike[str], data: bytes, text: str = "") -> None:
     """As `write_text`, which writes a text; UnsavedError has the text where it is kept nowhere."""
-    if Path(path).exists() and not Path(path).is_file():  # a device, a pipe: nothing to lose
+    if (place := Path(path)).exists() and not (place.is_file() or place.is_dir()):  # a device
         Path(path).write_bytes(data)
         return
     try:

@@ -40,6 +40,8 @@ def skill_file(library: ExperienceLibrary, into: str) -> str:
     """The file `into` (a small one by default) with these experiences in its section."""
     into = into or _NEW_FILE
     start, end = _place(into)
+    if start < end:
+        read_skill(into)  # raises where the section holds what would be lost
     before, after = into[:start], into[end:]
     if start == end and before.strip() and not before.endswith("\n\n"):
         before = f"{before.rstrip()}\n\n"
