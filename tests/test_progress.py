@@ -264,11 +264,27 @@ def test_handlers_have_their_own_streams_again_after_two_compiles_at_once() -> N
         logger.removeHandler(handler)
 
 
-@pytest.mark.parametrize("stream", ["none", "closed"])
+class BrokenLater(io.StringIO):
+    """A pipe, or a terminal, whose reader goes away after the first line."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self.isatty = lambda: is_terminal  # type: ignore[method-assign]
+
+    def write(self, text: str) -> int:
+        if self.tell():
+            raise BrokenPipeError
+        return super().write(text)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("stream", ["none", "closed", "broken", "hung up"])
 def test_a_service_without_an_error_stream_needs_no_bar(
     stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed = io.StringIO()
     closed.close()
-    monkeypatch.setattr(sys, "stderr", None if stream == "none" else closed)
-    assert library_texts(learned(progress=True)) == library_texts(learned())
+    broken = BrokenLater(stream == "hung up")
+    monkeypatch.setattr(sys, "stderr", {"none": None, "closed": closed}.get(stream, broken))
+    for _ in range(2):  # the first one left no lock behind
+        assert library_texts(learned(progress=True)) == library_texts(learned())

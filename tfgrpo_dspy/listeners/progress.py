@@ -36,10 +36,13 @@ class _Bar(tqdm):
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         if self.is_hidden:
             return None
-        if _can_rewrite():
-            return super().display(msg, pos)
-        if msg is None:  # else it clears the line
-            self.fp.write(f"{self}\n")
+        try:
+            if _can_rewrite():
+                return super().display(msg, pos)
+            if msg is None:  # else it clears the line
+                self.fp.write(f"{self}\n")
+        except Exception:  # noqa: BLE001 - nobody reads on (a broken pipe, a closed terminal)
+            self.disable = True
         return None
 
 
@@ -141,8 +144,11 @@ class Progress:
 
 
 def _has_stream() -> bool:
-    """Whether there is an error stream: a service may have none, or a closed one."""
-    return not getattr(sys.stderr, "closed", sys.stderr is None)
+    """Whether there is an error stream: a service may have none, or one that nobody reads."""
+    with contextlib.suppress(Exception):  # None, closed, a broken pipe
+        sys.stderr.flush()
+        return not getattr(sys.stderr, "closed", False)
+    return False
 
 
 def _can_rewrite() -> bool:
