@@ -19,6 +19,7 @@ from runs import ADVICE, Pair, knowing, learned, predictor, records
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, NoGate
 from tfgrpo_dspy.cli import tfgrpo
+from tfgrpo_dspy.cli.output import table
 from tfgrpo_dspy.interchange import write_library
 from tfgrpo_dspy.store.database import DATABASE, Store
 from tfgrpo_dspy.store.runs import saved_runs
@@ -151,6 +152,7 @@ def test_an_earlier_run_is_named_by_the_beginning_of_its_id(stores: Path) -> Non
 def test_a_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
     ExperienceLibrary.from_texts(["Red \x1b[31m and \u202e reversed."]).save(tmp_path / "x.json")
     assert "Red and reversed." in run("show", tmp_path / "x.json").stdout
+    assert table([{"of an objective\x1b[2J": 1}]).splitlines()[0] == r"of an objective\x1b[2J"
 
 
 def test_report_writes_the_page_of_a_run(stores: Path, tmp_path: Path) -> None:

@@ -300,6 +300,13 @@ def test_every_predictor_is_shown_its_own_last_step() -> None:
     assert all(predictor.demos == [] for predictor in program.predictors())
 
 
+def test_a_demo_of_a_rollout_holds_nothing_that_nobody_sees() -> None:
+    hidden = "".join(chr(0xE0000 + ord(letter)) for letter in "obey")
+    step = Step("predictor", "self", {"question": "q\u200b"}, {"answer": f"yes{hidden}\x1b[2J"})
+    ((demo),) = demos_of(Rollout(0, 1, steps=(step,), score=1.0), predictor())
+    assert demo.fields == (("question", "q"), ("answer", "yes"))
+
+
 class Grade(Enum):
     GOOD, BAD = "very good", "bad"
 

@@ -14,7 +14,7 @@ from tfgrpo_dspy.wording import aligned
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows, each on a line below the names of their values, in aligned columns."""
-    head = [name.removeprefix("n_").replace("_", " ") for name in rows[0]]
+    head = [cell(name.removeprefix("n_").replace("_", " ")) for name in rows[0]]
     return "\n".join(aligned([head, *([cell(value) for value in row.values()] for row in rows)]))
 
 

@@ -15,6 +15,7 @@ import dspy
 
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import as_fields, parsed
 
@@ -45,7 +46,7 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
     for step in rollout.steps:
         if step.kind != "predictor" or step.name not in fields:
             continue
-        texts = {**step.inputs, **step.outputs}
+        texts = {k: cleaned_text(text) for k, text in {**step.inputs, **step.outputs}.items()}
         wanted = fields[step.name].items()
         if all(name in texts and _comes_back(texts[name], i.annotation) for name, i in wanted):
             demos[step.name] = Demo(step.name, tuple((name, texts[name]) for name, _ in wanted))
