@@ -18,6 +18,9 @@ import pytest
 from chat_server import ChatServer, Fault, server
 from runs import (
     ADVICE,
+    agent,
+    agent_lm,
+    is_polite,
     learned,
     library_texts,
     optimizer_of,
@@ -32,7 +35,7 @@ from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, SettingsError
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.redaction import known_secrets
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.strategies.base import Proposed, Strategy
+from tfgrpo_dspy.strategies.base import Credit, Proposed, Shown, Strategy
 
 __all__ = ["server"]  # a fixture
 
@@ -201,6 +204,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "client of the engine": {"lm": with_client(KEY)},
     "answers": {"lm": answering(KEY)},
     "operation of a strategy": {"lm": with_client(KEY), "strategies": (Proposing(),)},
+    "answer of approve": {"lm": answering(KEY), "approve": lambda _: KEY},
     "objective": {"lm": with_client(KEY), "objective": f"Never say {KEY}."},
     "quotes, shown as JSON": {"lm": refusing(json.dumps({"k": QUOTED}), api_token=QUOTED)},
     "quotes, shown by repr": {"lm": refusing(repr([QUOTED]), api_token=QUOTED)},
@@ -265,7 +269,7 @@ DAYS = {
 }
 
 
-@pytest.mark.parametrize("where", ["label", "instructions", "input", "demo"])
+@pytest.mark.parametrize("where", ["label", "instructions", "input", "demo", "field"])
 def test_what_stands_in_the_users_own_data_is_never_taken_out(
     where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -276,6 +280,8 @@ def test_what_stands_in_the_users_own_data_is_never_taken_out(
     student, rows = predictor(), questions(6)
     if where == "instructions":
         student.signature = student.signature.with_instructions(f"Answer {texts}.")
+    elif where == "field":
+        student.signature = student.signature.with_updated_fields("question", desc=texts)
     elif where == "demo":
         student.demos = [dspy.Example(question="q", answer=texts)]
     else:
@@ -302,6 +308,7 @@ def test_what_stands_in_the_users_own_data_is_never_taken_out(
         ("TOKEN_EXPIRES", "2026-11-30"),
         ("MAX_TOKENS_TOTAL", "1000000000"),
         ("AWS_REGION_KEY", "eu-central-1"),
+        ("API_KEY_CREATED", "2026-11-30"),
     ],
 )
 def test_a_variable_that_says_something_about_a_secret_is_none(
@@ -331,6 +338,23 @@ def test_a_key_in_recorded_traces_is_in_no_prompt_and_in_no_report(
     assert any("(secret)" in text for text in prompts)
     assert not any(KEY in text for text in prompts)
     assert KEY not in json.dumps(optimized.detailed_results.to_dict())
+
+
+class Noting(Strategy):
+    async def show(self, context: Any, _ask: Any) -> Shown:
+        return Shown(context.group.rollouts, f"It was sent with {KEY}.")
+
+    async def credit(self, *_: Any) -> Credit:
+        return Credit({}, note=f"It cost {KEY}.")
+
+
+def test_a_key_in_the_notes_of_a_strategy_is_in_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARTNER_API_KEY", KEY)
+    lm = agent_lm()
+    compiled(lm, agent(), metric=is_polite, strategies=(Noting(),))
+    prompts = "".join(prompt.text for prompt in lm.engine.prompts)
+    assert all(f"It {what} (secret)." in prompts for what in ("was sent with", "cost"))
+    assert KEY not in prompts
 
 
 def rejected() -> None:

@@ -26,7 +26,7 @@ SECRET_VARIABLE = re.compile(
 """Names of environment variables that may hold secrets: rather too many than too few."""
 OF_PASSWORDS = re.compile(r"secret|passw|pwd|credential", re.IGNORECASE)
 OF_NO_SECRET = re.compile(
-    r"(^|_)(expir\w*|max|min|limit|count|total|ttl|region|timeout)(_|$)", re.IGNORECASE
+    r"(?i)(^|_)(expir\w*|max|min|limit|count|total|ttl|region|timeout|created|issued|version)(_|$)"
 )
 """Such a variable says something about a secret: `TOKEN_EXPIRES`, `MAX_TOKENS_TOTAL`."""
 WORD = re.compile(r"[a-z]+")

@@ -56,7 +56,7 @@ async def approved(
         try:
             return _Approved(tuple(_operations(approval, proposed)))
         except LibraryError as error:
-            return _Approved((), str(error))
+            return _Approved((), calls.records.redacted(str(error)))
 
     @functools.cache  # a guard is asked once, and counted once
     def outcome_of(operations: tuple[Operation, ...]) -> Applied:

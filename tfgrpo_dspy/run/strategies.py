@@ -193,7 +193,7 @@ class Strategies:
                 _check(usable, shown.rollouts, "rollouts of context.group.rollouts")
                 group = replace(context.group, rollouts=tuple(shown.rollouts))
                 context = replace(context, sampled=replace(context.sampled, group=group))
-                notes.append(str(shown.note).strip())
+                notes.append(self._records.redacted(str(shown.note)).strip())
         return context.sampled, "\n".join(filter(None, notes))
 
     async def credited(self, context: GroupContext, batch: Batch, player: Player) -> SampledGroup:
@@ -220,7 +220,8 @@ class Strategies:
                     for each in sampled.group.rollouts
                 )
                 group = replace(sampled.group, rollouts=rollouts)
-                note = "\n".join(filter(None, (sampled.note, str(credit.note).strip())))
+                note = self._records.redacted(str(credit.note)).strip()
+                note = "\n".join(filter(None, (sampled.note, note)))
                 context = replace(context, sampled=replace(sampled, group=group, note=note))
         return replace(context.sampled, probes=player.others(context.group))
 

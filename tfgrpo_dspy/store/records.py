@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.errors import MissingRecordError
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted, secret_variables
+from tfgrpo_dspy.reflection.guard import task_text
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
@@ -100,7 +101,8 @@ class RunRecords:
 
 
 def _own_texts(student: Any, examples: Iterable[Any]) -> Iterator[str]:
-    """The user's own texts: instructions and demos of the student, inputs and labels."""
+    """The user's own texts: those of the program, demos of the student, inputs and labels."""
+    yield task_text(student)
     for _, predictor in named_predictors(student):
         yield predictor.signature.instructions
         for demo in predictor.demos:
@@ -116,6 +118,6 @@ def _log_variables(own_variable: str, is_any_plain: bool) -> None:
     if is_any_plain:
         names = sorted(name for name, value in variables.items() if value in own_variable)
         logger.warning(
-            "not kept out, as it stands in the examples or instructions: the value of %s",
+            "not kept out, as it stands in the examples or the program: the value of %s",
             ", ".join(names or ["an argument of an LM, such as its api_key"]),
         )
