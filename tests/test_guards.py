@@ -141,7 +141,7 @@ def test_the_argument_guard_says_what_becomes_of_suspicious_advice(
     ids=["scope", "id", "address"],
 )
 def test_what_a_person_writes_and_cannot_be_made_is_refused_and_asked_for_again(
-    edit: dict[str, Any], reason: str, tmp_path: Path
+    edit: dict[str, Any], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = {"op": "ADD", "text": "Always answer in one word."}
     settings: dict[str, Any] = {"log_dir": tmp_path, "gate": NoGate(), "epochs": 1}
@@ -149,6 +149,7 @@ def test_what_a_person_writes_and_cannot_be_made_is_refused_and_asked_for_again(
     (update, *_) = first.detailed_results.updates
     assert any(each.refused.startswith(reason) for each in update.operations)
     assert library_texts(first) == ["Always answer in one word."]
+    assert reason in caplog.text
     again = Asked([good], False)
     assert library_texts(learned(approve=again, **settings)) == library_texts(first)
     assert again.proposals

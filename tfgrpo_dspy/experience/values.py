@@ -144,7 +144,7 @@ class Experience:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Operation:
     reason: Text = ""
-    evidence: tuple[Evidence, ...] = ()
+    evidence: tuple[Evidence, ...] = field(default=(), repr=False)
 
 
 OperationId = Annotated[Id, BeforeValidator(_written_id)]
