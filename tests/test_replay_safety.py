@@ -68,9 +68,34 @@ def shared(box: Mailbox) -> dspy.Tool:
     return SHARED.setdefault(id(box), replay_only(dspy.Tool(box.plain, name="send")))
 
 
+class Sender:
+    """An object that can be called; DSPy names its tool by the class."""
+
+    def __init__(self, box: Mailbox) -> None:
+        self.box = box
+
+    def __call__(self, to: str) -> str:
+        return self.box.plain(to)
+
+
 def in_a_lambda(box: Mailbox) -> dspy.Tool:
     send = replay_only(box.plain)
     return dspy.Tool(lambda to: send(to), name="send")
+
+
+def object_in_a_lambda(box: Mailbox) -> dspy.Tool:
+    send = replay_only(Sender(box))
+    return dspy.Tool(lambda to: send(to), name="send")
+
+
+def static(box: Mailbox) -> dspy.Tool:
+    class Mail:
+        @replay_only
+        @staticmethod
+        def send(to: str) -> str:
+            return box.plain(to)
+
+    return dspy.Tool(Mail.send)
 
 
 WAYS: dict[str, Callable[[Mailbox], dspy.Tool]] = {
@@ -79,9 +104,14 @@ WAYS: dict[str, Callable[[Mailbox], dspy.Tool]] = {
     "marked in the class": lambda box: dspy.Tool(box.own),
     "partial of a marked function": lambda box: dspy.Tool(
         functools.partial(replay_only(box.with_subject), "hello"), name="send"),
+    "marked partial": lambda box: dspy.Tool(
+        replay_only(functools.partial(lambda _, to: box.plain(to), "hello")), name="send"),
+    "marked object": lambda box: dspy.Tool(replay_only(Sender(box))),
+    "marked static method": static,
     "one tool of all rollouts": shared,
     "coroutine": lambda box: dspy.Tool(replay_only(box.later)),
     "in a lambda": in_a_lambda,
+    "object in a lambda": object_in_a_lambda,
     "no tool at all": lambda box: replay_only(box.plain),
 }  # fmt: skip
 
@@ -121,7 +151,7 @@ def test_a_marked_tool_that_forward_builds_is_not_called_again(
     assert [step.name for step in source.steps][::2] == ["plan", "last"]
     assert len(sent) == 1
     refused = refusal(bench, source)
-    assert refused == "" or way == "in a lambda"
+    assert refused == "" or way.endswith("in a lambda")
     for n_steps in (0, 1, 2):
         made = bench.on(source, n_steps)
         if n_steps == 2:
@@ -147,6 +177,8 @@ def test_a_marked_function_works_outside_a_replay_as_before() -> None:
     marked = replay_only(box.plain)
     tool = dspy.Tool(marked)
     assert (tool.name, list(tool.args)) == ("plain", ["to"])
+    named = dspy.Tool(replay_only(Sender(box)))
+    assert (named.name, list(named.args)) == ("Sender", ["to"])
     assert [marked("Ada"), box.own("Ben"), tool(to="Cleo")] == [
         "sent to Ada", "sent to Ben", "sent to Cleo"
     ]  # fmt: skip
@@ -186,7 +218,7 @@ class Shopping(dspy.Module):
             return sum(basket)
 
         def look(page: int) -> str:
-            return f"page {page}"
+            return f"page {page}" if page else f"sum {sum(basket)}"
 
         made = self.first(question=question)
         tools = {function.__name__: dspy.Tool(function) for function in (add, clear, total, look)}
@@ -204,12 +236,16 @@ ADD, TOTAL, CLEAR = ("add", {"price": 30}), ("total", {}), ("clear", {})
     [
         (Shopping(ADD, TOTAL, LOOK), "'total' gives another result"),
         (Shopping(ADD, TOTAL, CLEAR, TOTAL, LOOK), "'total' gives another result"),
+        (Shopping(ADD, ("look", {"page": 0}), LOOK), "'look' gives another result"),
         (Shopping(ADD, LOOK, counts=True), "returns something else"),
         (Shopping(ADD, counts=True), "returns something else"),
         (Shopping(LOOK, ("look", {"page": 2})), ""),
         (Shopping(ADD, LOOK), ""),
     ],
-    ids=["total", "total before and after", "counted", "one tool", "no basket", "never read"],
+    ids=[
+        *("total", "total before and after", "an earlier call of the last tool"),
+        *("counted", "one tool", "no basket", "never read"),
+    ],
 )
 def test_what_tools_share_is_noticed_wherever_it_shows(program: Shopping, why: str) -> None:
     bench = Bench(program, scripted_lm([("question", chat(answer="0.5"))]))

@@ -9,6 +9,7 @@ unless they are `replay_only`.
 
 import builtins
 import functools
+import inspect
 import json
 import re
 import types
@@ -59,10 +60,15 @@ def replay_only(tool: Any) -> Any:
     if isinstance(tool, dspy.Tool):
         tool.func = replay_only(tool.func)
         return tool
-    function = getattr(tool, "__func__", tool)
+    if isinstance(tool, staticmethod | classmethod):
+        return type(tool)(replay_only(tool.__func__))
+    if isinstance(tool, functools.partial):
+        marked = functools.partial(replay_only(tool.func), *tool.args, **tool.keywords)
+        return functools.update_wrapper(marked, tool, ())
+    function: Any = getattr(tool, "__func__", tool)
+    if not inspect.isroutine(function):  # an object that can be called
+        return replay_only(function.__call__)
     setattr(function, MARK, True)
-    if not isinstance(function, types.FunctionType):
-        return tool
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -72,6 +78,8 @@ def replay_only(tool: Any) -> Any:
             replay.refuse(f"{OF_A_TOOL}{function.__name__!r} {why}")
         return function(*args, **kwargs)
 
+    if function.__name__ == "__call__":  # DSPy names the tool of an object by its class
+        guarded.__name__ = type(tool.__self__).__name__
     return guarded if function is tool else types.MethodType(guarded, tool.__self__)
 
 
@@ -109,16 +117,16 @@ class ReplayEndedError(BaseException):
 
 
 def checks(rollout: Rollout) -> list[Start]:
-    """What verifies that a rollout can be replayed: no call is made, or the last one of one tool.
+    """What verifies that a rollout can be replayed: no call of a tool is made, or just one of them.
 
     Raises NotReplayedError: two calls with the same arguments gave different results.
     """
-    last = {step.name: k for k, step in enumerate(rollout.steps) if step.kind == "tool"}
-    results: dict[tuple[object, ...], Any] = {}
-    for step in rollout.steps:
-        asked, result = (step.name, *sorted(step.inputs.items())), (dict(step.outputs), step.error)
-        if step.kind == "tool" and results.setdefault(asked, result) != result:
-            raise NotReplayedError(_unlike(step.name))
+    last: dict[tuple[object, ...], int] = {}
+    for k, step in enumerate(rollout.steps):
+        if step.kind == "tool":
+            before = rollout.steps[last.setdefault((step.name, *sorted(step.inputs.items())), k)]
+            if (before.outputs, before.error) != (step.outputs, step.error):
+                raise NotReplayedError(_unlike(step.name))
     return [Start(rollout, len(rollout.steps), called=k) for k in (-1, *last.values())]
 
 
