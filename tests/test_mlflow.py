@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ from typing import Any
 import pytest
 from runs import ADVICE
 
+from tfgrpo_dspy.events import BudgetUsed
+from tfgrpo_dspy.tracking import N_COMPILES, MlflowListener
+
 mlflow = pytest.importorskip("mlflow", reason="MLflow is in the extra `dev`")
+import_hooks = pytest.importorskip("mlflow.utils.import_hooks")
 CHILD = Path(__file__).with_name("mlflow_child.py")
 pytestmark = [
     pytest.mark.timeout(120),
@@ -175,3 +180,23 @@ def test_evaluations_that_no_server_takes_hold_up_the_end_for_seconds(tmp_path: 
     found = shown(tmp_path, "silent")
     assert f"learned ['{ADVICE}'] in time: True" in found.output
     assert found.output.count("MlflowCallback has not taken the last") == 1
+
+
+def test_what_is_logged_waits_for_no_lock_that_mlflows_evaluations_hold(tmp_path: Path) -> None:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    try:
+        client = mlflow.MlflowClient()
+        run_id = client.create_run("0").info.run_id
+        listener = MlflowListener(mlflow, run_id)
+        import_hooks.register_post_import_hook(print, "pyspark")  # as autologging does
+        with import_hooks._post_import_hooks_lock:  # noqa: SLF001 - every import waits for it
+            thread = threading.Thread(target=listener, args=(BudgetUsed(1, 1, 0.0, 0.0, {}),))
+            thread.start()
+            thread.join(30)
+            is_blocked = thread.is_alive()
+        thread.join(30)
+        assert not is_blocked
+        assert client.get_run(run_id).data.tags[N_COMPILES] == "1"
+    finally:
+        mlflow.set_tracking_uri(before)

@@ -38,14 +38,14 @@ def tracked(settings: RunSettings) -> Iterator[RunSettings]:
     """
     mlflow = _autologging()
     with contextlib.ExitStack() as opened:
-        run = None
+        trackers: tuple[MlflowListener, ...] = ()
         try:
             run = mlflow and (mlflow.active_run() or opened.enter_context(_run_of_its_own(mlflow)))
+            trackers = (MlflowListener(mlflow, run.info.run_id, settings),) if run else ()
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever the tracking server brings about
             logger.warning("this compile is not shown in MLflow: %s", _described(error))
-        trackers = (MlflowListener(mlflow, run.info.run_id, settings),) if run else ()
         yield replace(settings, trackers=trackers)
 
 
@@ -94,19 +94,21 @@ def _autologging() -> Any:
 class MlflowListener:
     """Logs what a run tells to one MLflow run, in the listener's own thread.
 
-    MLflow's functions know the active run in the thread of the compile only, so a client logs. The
-    second compile in a run logs under names that begin with "compile_2.", and so on.
+    MLflow's functions know the active run in the thread of the compile only, so a client logs. It
+    is made in that thread: a new client tries an import, and MLflow's evaluations hold a lock that
+    every import waits for while they import themselves. The second compile in a run logs under
+    names that begin with "compile_2.", and so on.
     """
 
     def __init__(self, mlflow: Any, run_id: str, settings: RunSettings | None = None) -> None:
         self._mlflow, self._run_id, self._settings = mlflow, run_id, settings
+        self._client = mlflow.MlflowClient()
         self._rollouts: list[RolloutRow] = []
-        self._client: Any = None
-        self._prefix = ""
+        self._prefix, self._is_begun = "", False
 
     def __call__(self, event: Event) -> None:
         """Log what the event tells."""
-        if self._client is None:
+        if not self._is_begun:
             self._begin()
         if isinstance(event, UpdateDecided):
             self._log_update(event)
@@ -114,7 +116,7 @@ class MlflowListener:
             self._log_end(event)
 
     def _begin(self) -> None:
-        self._client = self._mlflow.MlflowClient()
+        self._is_begun = True
         n_before = int(self._client.get_run(self._run_id).data.tags.get(N_COMPILES, 0))
         self._client.set_tag(self._run_id, N_COMPILES, n_before + 1)
         self._prefix = f"compile_{n_before + 1}." if n_before else ""
