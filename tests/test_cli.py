@@ -373,6 +373,7 @@ def test_the_script_and_the_module_are_the_same_command() -> None:
     assert b"Usage: tfgrpo " in one.stdout and b"Exit codes" in one.stdout
 
 
+@pytest.mark.timeout(120)  # four processes start
 def test_a_closed_pipe_and_a_terminal_without_the_characters_give_no_traceback(saved: Path) -> None:
     library = ExperienceLibrary.from_texts(f"Naïve advice {n}. " * 20 for n in range(2000))
     library.save(saved / "large.json")

@@ -72,6 +72,7 @@ class Ledger:
         self.n_metric_calls = self.n_metric_calls_made = 0
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
         self.n_unseen = 0  # calls that were made before anybody could refuse them
+        self._has_unseen = False
         self.dearest = 0.0  # the most dollars that were taken for one LM call
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
@@ -209,6 +210,12 @@ class Ledger:
         self.cost = round(self.cost + cost, DECIMALS)
         self.n_paid += n_calls
         self.paid += cost
+
+    def take_first_unseen(self) -> bool:
+        """Whether no call that was made unasked was noted before, by any thread."""
+        with self._lock:
+            is_first, self._has_unseen = not self._has_unseen, True
+            return is_first
 
     def charge(self, n_calls: int, cost: float) -> None:
         """Count calls that were made unasked. Raises RunStopped: more than there was."""

@@ -70,7 +70,7 @@ class CallWatcher(BaseCallback):
         meter.count(used)
         if not used.n_lm_calls:
             return
-        if not ledger.n_unseen:
+        if ledger.take_first_unseen():
             logger.warning(
                 "a call of %s was seen only after it was made, as the code around it sets the "
                 "callbacks of dspy.context: such calls count, and one that is too many ends the "
