@@ -75,10 +75,11 @@ def of_kinds(wording: str = "words") -> Chance:
 class World:
     """A run of the gate: rollouts whose score is 1 with the chance that `chance` gives."""
 
-    def __init__(self, chance: Chance, wording: str = "words") -> None:
+    def __init__(self, chance: Chance, wording: str = "words", n_demo_sets: int = 0) -> None:
         self.gate = BayesianGate()
         self.chance = chance
-        self.evidence = evidence_on(ExperienceLibrary(), wording=wording)
+        evidence = evidence_on(ExperienceLibrary(), wording=wording)
+        self.evidence = replace(evidence, n_demo_sets=n_demo_sets)
         self.update = 0
 
     def decide(self, *operations: Operation) -> Decision:
@@ -100,16 +101,23 @@ class World:
 
     def _group(self, example: int) -> list[Measured]:
         rng = random.Random(f"{self.update}/{example}")
-        plan = GroupPlan(self.evidence.previous, example, self.update, 3)
+        n_demo_sets = self.evidence.n_demo_sets
+        plan = GroupPlan(self.evidence.previous, example, self.update, 3, n_demo_sets)
+        shown = self.gate.demo_sets(plan) if n_demo_sets else (0, 0, 0)
+        chances = [self.chance(example, texts_in(each)) for each in self.gate.assign(plan)]
         return [
-            Measured(each, example, float(rng.random() < self.chance(example, texts_in(each))))
-            for each in self.gate.assign(plan)
+            Measured(each, example, float(rng.random() < chance + 0.1 * demo_set), demo_set)
+            for each, chance, demo_set in zip(self.gate.assign(plan), chances, shown, strict=True)
         ]
 
 
 def learned(text: str, *examples: int) -> Add:
     """An ADD of a text that was learned from these examples."""
     return Add(text, evidence=tuple(Evidence(0, i, (1, 2), (0.0, 1.0)) for i in examples))
+
+
+def approx(*figures: float) -> Any:
+    return pytest.approx(figures, abs=2e-5)
 
 
 def texts_in(library: ExperienceLibrary) -> list[str]:
@@ -235,6 +243,37 @@ def test_a_run_whose_lessons_are_proven_has_nothing_open_and_its_parts_are_final
     assert not decision.is_open
     sizes = [len(library) for library in world.gate.finalists(decision)]
     assert sizes == [5, 1, 4, 1, 2, 1], "the whole result, halves of it, and the best alone"
+
+
+def test_what_is_believed_of_a_run_changes_only_on_purpose() -> None:
+    """Every constant of the model was chosen in simulated worlds; a slip in one shows here."""
+    world = World(of_kinds(), n_demo_sets=2)
+    texts = [LESSON(0), LESSON(1), f"{LESSON(2)} WRONG", "Case 17: ask.", "Case 33: answer K."]
+    adds = [
+        learned(text, *about) for text, about in zip(texts, ([0], [], [2], [17], []), strict=True)
+    ]
+    world.after(2, *adds, Add("Hurry up."))
+    world.after(2, Modify("E1", f"{LESSON(0)} Politely."), Delete("E2"))
+    decision = world.decide()
+    believed = [*decision.beliefs.items(), *enumerate(decision.demos, start=1)]
+    figures = {key: (belief.mean, belief.sd, belief.chance) for key, belief in believed}
+    assert figures == {
+        (LESSON(0), "*"): approx(0.08504, 0.03252, 0.99216),
+        (f"{LESSON(0)} Politely.", "*"): approx(0.04849, 0.05846, 0.64759),
+        (LESSON(1), "*"): approx(0.11001, 0.03486, 0.99874),
+        (f"{LESSON(2)} WRONG", "*"): approx(-0.04286, 0.03934, 0.11149),
+        ("Case 17: ask.", "*"): approx(-0.01994, 0.05741, 0.32401),
+        ("Case 33: answer K.", "*"): approx(-0.02619, 0.05283, 0.25312),
+        ("Hurry up.", "*"): approx(-0.02300, 0.05322, 0.26994),
+        1: approx(0.09330, 0.09226, 0.77245),
+        2: approx(0.19475, 0.09164, 0.96848),
+    }
+    effect = decision.library["E1"].effect
+    assert (effect.estimate, effect.standard_error) == approx(0.08504, 0.04133)
+    assert [e.id for e in decision.library if not e.is_on_trial] == ["E2"]
+    finalists = [[e.id for e in library] for library in world.gate.finalists(decision)]
+    assert finalists == [["E1", "E2"], ["E2"], ["E1"], ["E4"]]
+    assert decision.rivals.keys() == {"E1"} and decision.is_open
 
 
 def test_without_a_gate_every_operation_stays() -> None:

@@ -55,6 +55,13 @@ def test_what_training_promised_decides_where_validation_gains_little(
     assert race.winner(scores) == winner
 
 
+def test_chances_are_those_of_a_normal_prior_and_the_differences_on_each_example() -> None:
+    race = race_of("a", "aD", n_examples=8, mean=0.04, sd=0.2)
+    scores = {(c, i): 0.2 * c * (i % 3 - 0.9) for c in range(3) for i in range(8)}
+    found = [race.chance(c, other, scores) for c, other in ((1, 0), (2, 0), (2, 1))]
+    assert found == pytest.approx([0.49477, 0.39905, 0.34513], abs=2e-5)
+
+
 def test_the_better_library_wins_and_bad_ones_end_early() -> None:
     winner, scores = run(race_of("ab", "c"), with_chances(0.3, 0.9, 0.2))
     assert winner == 1

@@ -132,7 +132,7 @@ class BayesianGate(Gate):
         tried = {id_: belief.mean for id_, belief in beliefs if belief and belief.n_rollouts}
         best = sorted(tried, key=lambda id_: -tried[id_])
         likely = [id_ for id_ in best if id_ in result]
-        sizes = [2**k for k in range(1, len(likely).bit_length() + 1) if 2**k < len(likely)]
+        sizes = [2**k for k in range(1, len(likely).bit_length()) if 2**k < len(likely)]
         nested = [set(likely[:size]) for size in reversed(sizes)]
         alone = [{id_} for id_ in best[:N_ALONE]]
         mixed = [ids for pair in itertools.zip_longest(alone, nested) for ids in pair if ids]
