@@ -16,6 +16,7 @@ from scripted import chat
 from tfgrpo_dspy.budget.account import Account
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.budget.meter import Meter, metered
+from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Rollout, Usage
 
@@ -172,6 +173,71 @@ def test_the_last_call_of_a_limit_is_given_and_the_reserve_only_when_it_is_opene
         take(ledger, 1)
 
 
+def test_training_leaves_the_calls_of_its_lessons() -> None:
+    ledger = Ledger(Budget(max_lm_calls=10))
+    ledger.set_reserve(Budget(0, 0, 0.0, 0.0), n_lessons=4)
+    ledger.take(6, leaves_lessons=True)
+    with pytest.raises(RunStopped, match="max_lm_calls=10"):
+        ledger.take(1, leaves_lessons=True)
+    ledger.take(1)
+    metered(fixed_lm(YES), Meter(ledger))("why?")
+    assert ledger.n_lm_calls == 8
+
+
+def test_of_the_dollars_kept_for_the_end_some_are_lent_to_a_call_and_none_to_a_share() -> None:
+    ledger = Ledger(Budget(max_cost=10.0))
+    ledger.set_reserve(Budget(0, 0, 4.0, 0.0))
+    with pytest.raises(RunStopped, match="max_cost=10"):
+        ledger.take(1, 6.5, is_share=True)
+    assert ledger.take(1, 6.5)
+
+
+def test_completions_of_an_lm_that_is_not_metered_are_taken_before_they_are_made() -> None:
+    ledger, lm = Ledger(Budget(max_lm_calls=5)), fixed_lm(YES)
+    with dspy.context(**CallWatcher(Meter(ledger)).context()):
+        lm("why?", n=3)
+        with pytest.raises(RunStopped, match="max_lm_calls=5"):
+            lm("why?", n=3)
+    assert (ledger.n_lm_calls, len(lm.history)) == (3, 1)
+
+
+class StatusError(Exception):
+    """As clients of providers raise it: with the status of HTTP."""
+
+    def __init__(self, status_code: int) -> None:
+        super().__init__(f"status {status_code}")
+        self.status_code = status_code
+
+
+class RefusingOnce(FixedEngine):
+    def __init__(self, status: int) -> None:
+        super().__init__(YES)
+        self.refusals = [StatusError(status)]
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        if self.refusals:
+            raise self.refusals.pop()
+        return super().complete(request)
+
+
+STATUSES = dict.fromkeys((408, 425, 429, 500, 502, 503, 504, 529), "made again")
+STATUSES |= dict.fromkeys((401, 402, 403, 404), "ends the run")
+STATUSES |= dict.fromkeys((400, 405, 407, 409, 410, 422, 426, 428, 501, 505), "fails")
+
+
+@pytest.mark.parametrize(("status", "follows"), STATUSES.items())
+def test_what_follows_from_the_status_of_a_refusal(status: int, follows: str) -> None:
+    ledger, found = Ledger(), "made again"
+    lm = dspy.LM("fixed", engine=RefusingOnce(status), cache=False, num_retries=3)
+    try:
+        metered(lm, Meter(ledger))("why?")
+    except RunStopped:
+        found = "ends the run"
+    except dspy.LMError:
+        found = "fails"
+    assert (found, ledger.is_failure) == (follows, follows == "ends the run")
+
+
 def test_a_refused_call_ends_its_rollout_though_the_program_swallows_that() -> None:
     meter = Meter(Ledger(Budget(max_lm_calls=1)))
     lm = metered(fixed_lm(YES), meter)
@@ -204,3 +270,9 @@ def test_rollouts_that_take_the_same_are_reckoned_with_exactly(
     account = Account(Budget(max_lm_calls=10**6)).after_rollouts(rollouts)
     assert account.expected(n_later).n_lm_calls == n_later * n_calls
     assert account.reserve(n_later).n_lm_calls == n_later * n_calls
+
+
+def test_rollouts_that_differ_are_reckoned_with_at_two_standard_deviations_of_their_sum() -> None:
+    rollouts = [Rollout(0, k, outputs={}, usage=Usage(n)) for k, n in enumerate((1, 3, 1, 3))]
+    account = Account(Budget(max_lm_calls=10**6)).after_rollouts(rollouts)
+    assert account.expected(9).n_lm_calls == 9 * 2 + 2 * 3 * 1

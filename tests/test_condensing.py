@@ -31,6 +31,7 @@ from tfgrpo_dspy.results import RunResults
 CONDENSE = "`condensed`"
 INSTRUCTIONS = "Answer what the customer asks, and be helpful, friendly and brief at all times."
 SHORT = "Answer customers briefly and kindly; say please."
+TWICE = f"{INSTRUCTIONS}\n- {ADVICE}\n" * 2  # of the words that it takes the place of
 
 
 def student() -> dspy.Predict:
@@ -117,6 +118,8 @@ def test_what_it_was_made_from_stays_with_its_evidence_in_results_file_and_repor
             f"{INSTRUCTIONS} {INSTRUCTIONS} Whatever customers want, say please.", None,
             "neither shorter nor better", id="as good and longer",
         ),
+        pytest.param(TWICE, None, "neither shorter nor better", id="twice as long"),
+        pytest.param(f"{TWICE}Now.", None, "no text of the reflection LM", id="longer still"),
         pytest.param("None", None, "no text of the reflection LM can be used", id="none"),
     ],
 )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import AtCall, learned_in, library_texts, predictor
+from runs import AtCall, learned_in, library_texts, predictor, records
 from scripted import chat
 from test_final_choice import CODES, FIRST_TEST, RIGHT, case_in, cases, is_right, luck_of, world
 
@@ -170,3 +170,12 @@ def test_more_budget_and_a_test_set_at_once(tmp_path: Path) -> None:
     assert n_replayed(program) >= 0.8 * n_first
     assert n_first + n_made <= 330
     assert program.detailed_results.test.best.n == N_TEST
+
+
+def test_what_is_kept_of_a_run_are_the_calls_before_its_first_batch_that_a_limit_made_smaller(
+    tmp_path: Path,
+) -> None:
+    updates = compiled(tmp_path, max_lm_calls=120)[0].detailed_results.updates
+    (note,) = records(tmp_path, "run").values()
+    assert [len(update.groups) for update in updates] == [0, 5, 5, 5, 5, 5, 4, 1, 1]
+    assert note["kept"][0] == updates[5].n_lm_calls

@@ -6,8 +6,8 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import Run, library_texts, predictor
-from scripted import EXTRACT, Prompt, chat, scripted_lm
+from runs import Run, add, library_texts, predictor
+from scripted import EXTRACT, UPDATE, Prompt, chat, operations, scripted_lm
 from small import grpo
 
 from tfgrpo_dspy import AddLessons, BayesianGate, DraftLessons
@@ -125,6 +125,15 @@ def test_the_lessons_of_a_draft_have_no_rollouts_for_evidence_and_may_not_copy_a
     first = run.results.updates[0]
     assert (first.groups, len(first.lessons)) == ((), 2)
     assert any("copies the training data" in refused for refused in first.refused_lessons)
+
+
+def test_an_update_from_a_draft_may_copy_no_example_whether_it_was_shown_or_not() -> None:
+    copies = [f"{example.question} It weighs {example.answer}." for example in TRAINSET]
+    rules: list[Any] = [(DRAFT, RIGHT), (UPDATE, operations(*map(add, copies))), ("weigh", follow)]
+    lm = scripted_lm([(EXTRACT, chat(semantic_advantage="", lessons=[])), *rules])
+    run = Run([["0", "0"]], metric=is_right, lm=lm, trainset=TRAINSET, drafts=1)
+    (refused,) = (u.operations for u in run.results.updates if u.operations)
+    assert ["copies the training data" in each.refused for each in refused] == [True] * 24
 
 
 @pytest.mark.parametrize("answer", ["I had rather not say.", chat(lessons=[])])

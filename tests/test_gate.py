@@ -21,6 +21,7 @@ from tfgrpo_dspy.experience.values import Add, Delete, Limits, Modify, Operation
 from tfgrpo_dspy.gate.bayesian import DROP_BELOW, RETRY_ABOVE, BayesianGate
 from tfgrpo_dspy.gate.model import Data, posterior
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, NoGate, RunEvidence
+from tfgrpo_dspy.gate.relevance import InputIndex
 
 KINDS = 5
 N_EXAMPLES = 40
@@ -398,3 +399,12 @@ def test_advice_that_was_tried_and_left_comes_back_only_with_some_chance() -> No
     again = replace(evidence_on(tried.holding([]), rollouts), operations=(Add("Guess."),))
     decision = BayesianGate().decide(again)
     assert texts_in(decision.library) == [] and len(decision.dropped) == 1
+
+
+def test_a_word_of_few_inputs_weighs_more_but_no_more_than_one_of_every_eleventh() -> None:
+    """Of 44 inputs 2 have one word of the text, 10 another: log(4.4) ** 2 is 2.195."""
+    inputs = ["zebra quick", "zebra", *["quick"] * 9, *["-"] * 33]
+    relevance, is_told = InputIndex(inputs).relevance("zebra quick", (0,))
+    shares = [1.0, 6 / 8.195, 2.195 / 8.195, 0.0]
+    assert is_told
+    assert relevance[[0, 1, 2, 11]] == approx(*(share**2 for share in shares))

@@ -21,6 +21,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from runs import (
     Pair,
+    agent,
+    agent_lm,
     is_polite,
     learned,
     n_calls,
@@ -638,3 +640,12 @@ def test_learning_from_traces_logs_its_plan_and_has_a_preset(
         found = optimizer_of(auto="light").learn(predictor(), traces=traces)
     assert any("the plan" in record.getMessage() for record in caplog.records)
     assert found.detailed_results.settings["max_lm_calls"] is not None
+
+
+def test_one_example_is_tried_where_the_dollars_pay_for_none_at_the_worst() -> None:
+    lm = agent_lm(max_tokens=50)
+    settings_ = {"gate": NoGate(), "group_size": 2, "epochs": 1, "max_cost": 0.02}
+    optimizer = optimizer_of(**settings_, prices={"scripted": (1.0, 10.0)})
+    with dspy.context(lm=lm):
+        results = optimizer.compile(agent(), trainset=questions(6)).detailed_results
+    assert [len(update.groups) for update in results.updates] == [1]

@@ -308,6 +308,10 @@ class Page(pydantic.BaseModel):
     title: str
 
 
+class Aliased(pydantic.BaseModel):
+    title: str = pydantic.Field(alias="Title")
+
+
 class Shown(Page):
     images: list[dspy.Image]
 
@@ -343,6 +347,9 @@ class Unprintable:
         (Page(title="später"), '{"title": "später"}'),
         ({"b", "a"}, '["a", "b"]'),
         ({(1, 2): 3}, '{"1,2": 3}'),
+        (Aliased(Title="T"), '{"title": "T"}'),
+        (b"\xff", r"b'\xff'"),
+        ({frozenset({1}): 2}, "{frozenset({1}): 2}"),
         (Grade.GOOD, "very good"),
         ([Grade.GOOD, Size.SMALL], '["very good", 1]'),
         (Shade.DARK, "dark"),

@@ -174,6 +174,14 @@ def test_a_budget_pays_for_the_same_updates_whatever_the_latency(budget: int) ->
     assert len(found) == 1, found
 
 
+def test_where_a_budget_pays_for_some_attempts_only_the_groups_stay_as_they_are() -> None:
+    rules = [("`concept`", chat(**HINTS)), ("question", chat(answer="0"))]
+    limits = {"max_lm_calls": 18, "batch_size": 4, "max_staleness": 0, "num_threads": 1}
+    run = Run(FAIL * 4, lm=scripted_lm(rules), strategies=AT_ONCE, **limits)
+    assert sorted(map(len, aided(run))) == [1, 1, 1, 2]
+    assert run.results.ended_because.startswith("max_lm_calls=18")
+
+
 LEAK, RULE = "The answer to question 0 is seven.", "Add the parts."
 
 
