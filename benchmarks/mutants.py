@@ -6,35 +6,31 @@
 cosmic-ray lists and makes the mutants, in a copy of the clone. **Drawn**: for each room some places
 of its code, each place alike, and for each place one of its mutants. Left out: annotations, log
 calls, what Python cannot compile, and bit operators in the place of others (almost all crash).
-**Tests**: of the files named in `mutants.toml`, those that run the changed statement (if only an
-import does, those that run its file), the fastest first, until one fails; what runs out of time is
-run once more before it counts as noticed. In the end all tests that failed run without a mutant.
+**Tests**: of the files named in `mutants.toml`, those that run the changed line (if only an import
+does, those that run its file), the fastest first, until one fails; what runs out of time is run
+once more before it counts as noticed. In the end all tests that failed run without a mutant.
 Verdicts on survivors are written by hand into the results, and kept.
 """
 
 import argparse
 import ast
-import contextlib
-import importlib
-import itertools
 import json
 import os
 import random
-import select
 import shutil
-import signal
 import subprocess
 import sys
 import tomllib
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import date
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import pytest
 from cosmic_ray.commands.init import _all_work_items
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator
@@ -44,26 +40,10 @@ ROOT = Path(__file__).parents[1]
 OUT = ROOT / "benchmarks" / "results" / "mutants.json"
 ROOMS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 SEED = 48
-LIMIT_S = 60
-"""For one test, on a machine with other work."""
-LONGEST_S = 10
-"""Tests that take longer, under coverage, are left out."""
-OPTIONS = f"-p no:cacheprovider -p no:xdist -o timeout={LIMIT_S} --hypothesis-seed=0".split()
-IN_FORK = [*OPTIONS, "-x", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-LOADED = ("dspy", "litellm", "hypothesis.stateful", "diskcache", "scipy.stats")
-"""Imported once; each mutant is tried in a fork."""
-
-
-class Order:
-    """Keeps of the collected tests those of a list, in its order."""
-
-    def __init__(self, tests: list[str]) -> None:
-        self.rank = {test: rank for rank, test in enumerate(tests)}
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        chosen = [item for item in items if item.nodeid in self.rank]
-        items[:] = sorted(chosen, key=lambda item: self.rank[item.nodeid])
+LIMIT_S = 60  # for one test, on a machine with other work
+LONGEST_S = 10  # tests that take longer, under coverage, are left out
+OPTIONS = f"-q -p no:cacheprovider -p no:xdist -o timeout={LIMIT_S} --hypothesis-seed=0".split()
+PYTEST = [sys.executable, "-m", "pytest", "-m", "not slow", *OPTIONS]
 
 
 def left_out(code: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
@@ -81,9 +61,8 @@ def mutants_of(path: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
     skipped = list(left_out(path.read_text()))
     for item in _all_work_items([path], {}):
         (change,) = item.mutations
-        kinds = {
-            part.startswith(("Bit", "LS", "RS")) for part in change.operator_name.split("_")[1:]
-        }
+        parts = change.operator_name.split("_")[1:]
+        kinds = {part.startswith(("Bit", "LS", "RS")) for part in parts}
         if len(kinds) < 2 and not any(a <= change.start_pos < b for a, b in skipped):
             made = {"path": str(path), "line": change.start_pos[0]}
             made |= {"operator": change.operator_name, "occurrence": change.occurrence}
@@ -97,96 +76,74 @@ def mutated(mutant: dict[str, Any]) -> str:
 
 def drawn(room: str) -> Iterator[dict[str, Any]]:
     """The mutants of a room, in the order in which they are drawn."""
-    places, folder, draw = (
-        defaultdict(list),
-        Path("tfgrpo_dspy", room),
-        random.Random(f"{SEED} {room}"),
-    )
+    places, folder = defaultdict(list), Path("tfgrpo_dspy", room)
+    draw = random.Random(f"{SEED} {room}")
     for path in sorted(folder.rglob("*.py")) or [folder]:
         for place, mutant in mutants_of(path):
             places[path, place].append({"room": room} | mutant)
     for place in draw.sample(sorted(places), k=len(places)):
         mutant = draw.choice(places[place])
-        with contextlib.suppress(SyntaxError):
+        with suppress(SyntaxError):
             compile(mutated(mutant), "mutant", "exec")
             yield mutant
 
 
-def statement(code: str, line: int) -> range:
-    """The lines of the statement around a line; of a branch or loop its head alone."""
-    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.stmt)]
-    around = [node for node in nodes if node.lineno <= line <= node.end_lineno]
-    nothing = ast.Pass(lineno=line, end_lineno=line)
-    inner = max(around, key=lambda node: node.lineno, default=nothing)
-    headed = isinstance(inner, ast.If | ast.For | ast.While | ast.With)
-    return range(inner.lineno, inner.body[0].lineno if headed else inner.end_lineno + 1)
+class Tests:
+    """The tests of a room: what each runs, and how long it takes; they are run once to know it."""
 
-
-def tests_of(mutant: dict[str, Any], folder: Path) -> list[tuple[float, str]]:
-    """The tests of the room that run the mutant, with their seconds, the fastest first."""
-    lines = statement(Path(mutant["path"]).read_text(), mutant["line"])
-    of_lines, of_file, seconds = set(), set(), {}
-    for name in ROOMS[mutant["room"]][1].split():
-        xml, data = folder / f"{name}.xml", CoverageData(str(folder / f"{name}.cov"))
+    def __init__(self, room: str, work: Path) -> None:
+        xml, data = (work / f"{room.replace('.', '_')}.{kind}" for kind in ("xml", "coverage"))
         if not xml.exists():
-            report = ["--cov=tfgrpo_dspy", "--cov-context=test", "--cov-report="]
-            command = [sys.executable, "-m", "pytest", *OPTIONS, *report, "-m", "not slow"]
-            environment = os.environ | {"COVERAGE_FILE": data.data_filename()}
-            files = [f"--junitxml={xml}", f"tests/test_{name}.py"]
-            subprocess.run([*command, *files], env=environment, stdout=subprocess.DEVNULL)
-        data.read()
-        for line, names in data.contexts_by_lineno(str(Path(mutant["path"]).resolve())).items():
-            tests = {name.rsplit("|", 1)[0] for name in names if name}
-            of_file |= tests
-            of_lines |= tests if line in lines else set()
-        for case in ElementTree.parse(xml).iter("testcase"):
-            if case.find("failure") is None and float(case.get("time")) <= LONGEST_S:
-                seconds[f"tests/test_{name}.py::{case.get('name')}"] = float(case.get("time"))
-    chosen = [tests & seconds.keys() for tests in (of_lines, of_file, seconds.keys())]
-    return sorted((seconds[test], test) for test in next(filter(None, chosen)))
+            options = f"--cov=tfgrpo_dspy --cov-context=test --cov-report= --junitxml={xml}".split()
+            files = [f"tests/test_{name}.py" for name in ROOMS[room][1].split()]
+            environment = os.environ | {"COVERAGE_FILE": str(data)}
+            subprocess.run([*PYTEST, *options, *files], env=environment)
+        self.data, self.log = CoverageData(str(data)), work / "last.log"
+        self.data.read()
+        known = {context.rpartition("|")[0] for context in self.data.measured_contexts()}
+        passed = [c for c in ElementTree.parse(xml).iter("testcase") if c.find("failure") is None]
+        seconds = {f"{c.get('classname').replace('.', '/')}.py::{c.get('name')}": c for c in passed}
+        self.seconds = {test: float(case.get("time")) for test, case in seconds.items()
+                        if test in known and float(case.get("time")) <= LONGEST_S}  # fmt: skip
+
+    def of(self, mutant: dict[str, Any]) -> list[str]:
+        """Those that run the mutant, the fastest first."""
+        running = {
+            line: {context.rpartition("|")[0] for context in contexts} & self.seconds.keys()
+            for line, contexts in self.data.contexts_by_lineno(
+                str(Path(mutant["path"]).resolve())
+            ).items()
+        }
+        of_line, of_file = running.get(mutant["line"]), set().union(*running.values())
+        return sorted(of_line or of_file or self.seconds, key=lambda test: self.seconds[test])
+
+    def status(self, tests: Sequence[str]) -> int | None:
+        """What pytest returns for these tests, until one fails; None if it ran out of time."""
+        limit = 2 * LIMIT_S + 3 * sum(self.seconds[test] for test in tests)
+        with self.log.open("w") as file, suppress(subprocess.TimeoutExpired):
+            command = [*PYTEST, "-x", *tests]
+            return subprocess.run(command, stdout=file, stderr=file, timeout=limit).returncode
+        return None
 
 
-def status_of(tests: list[tuple[float, str]], log: Path) -> int | None:
-    """What pytest returns in a fork of this process; None if it ran out of time."""
-    order = [test for _, test in tests]
-    if not (child := os.fork()):
-        os.setsid()
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-        os.dup2(out, 1), os.dup2(out, 2)
-        files = dict.fromkeys(test.split("::")[0] for test in order)
-        try:
-            os._exit(int(pytest.main([*IN_FORK, *files], plugins=[Order(order)])))
-        finally:
-            os._exit(3)
-    limit = 2 * LIMIT_S + 3 * sum(duration for duration, _ in tests)
-    ended, _, _ = select.select([os.pidfd_open(child)], [], [], limit)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # what the tests left behind, too
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status) if ended else None
-
-
-def tried(mutant: dict[str, Any], work: Path) -> dict[str, Any]:
+def tried(mutant: dict[str, Any], tests: Tests) -> dict[str, Any]:
     """Makes a mutant, runs its tests, and puts the code back."""
-    path, log, tests = Path(mutant["path"]), work / "last.log", tests_of(mutant, work / "covered")
+    path, chosen = Path(mutant["path"]), tests.of(mutant)
     before, after = path.read_text(), mutated(mutant)
     pairs = zip(before.splitlines(), after.splitlines(), strict=False)
     change = next(([a.strip(), b.strip()] for a, b in pairs if a != b), [])
     path.write_text(after)
     try:
-        status = status_of(tests, log)
-        if status is None or "Timeout (>" in log.read_text(errors="replace"):
-            status = status_of(tests, log)
+        status = tests.status(chosen)
+        if status is None or "Timeout (>" in tests.log.read_text(errors="replace"):
+            status = tests.status(chosen)
     finally:
         path.write_text(before)
-    if status not in (0, 1, 2, None):
-        raise RuntimeError(f"pytest ended with {status}; see {log}")
-    failed = [
-        line.split(" - ")[0]
-        for line in log.read_text(errors="replace").splitlines()
-        if line.startswith("FAILED ")
-    ]
-    return mutant | {"change": change, "status": status, "by": failed[0][7:] if failed else ""}
+    if status not in (0, 1, 2, 4, None):
+        raise RuntimeError(f"pytest ended with {status}; see {tests.log}")
+    lines = tests.log.read_text(errors="replace").splitlines()
+    failed = [line.split()[1] for line in lines if line.startswith("FAILED ")]
+    return mutant | {"change": change, "status": status, "by": failed[0] if failed else ""}
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -199,15 +156,11 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         for result in sorted(results, key=lambda result: (result["path"], result["line"]))
         if result["status"] == 0
     ]
-    drawn, left = (
-        Counter(result["room"] for result in some)
-        for some in (results, [r for r in results if r["status"] == 0])
-    )
-    rooms = {
-        room: {"mutants": drawn[room], "noticed": drawn[room] - left[room]}
+    noticed = {
+        room: [result["status"] != 0 for result in results if result["room"] == room]
         for room in ROOMS
-        if drawn[room]
     }
+    rooms = {room: {"mutants": len(n), "noticed": sum(n)} for room, n in noticed.items() if n}
     versions = {name: version(name) for name in ("cosmic-ray", "coverage", "pytest", "dspy")}
     head = {"date": str(date.today()), "seed": SEED, "versions": versions}
     return head | {"rooms": rooms, "survivors": survivors}
@@ -220,26 +173,22 @@ def main() -> None:
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     tree, notes = work / "tree", work / "tried.jsonl"
-    if not tree.exists():
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv*", "__pycache__"))
-    (work / "covered").mkdir(exist_ok=True)
-    os.environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONDONTWRITEBYTECODE": "1"}
-    os.environ["PYTHONPATH"] = sys.path[0] = str(tree)
+    skipped = shutil.ignore_patterns(".git", ".venv*", "__pycache__")
+    shutil.copytree(ROOT, tree, ignore=skipped, dirs_exist_ok=True)  # a kill leaves a mutant
+    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     os.chdir(tree)
-    sys.dont_write_bytecode = True
-    for name in LOADED:
-        importlib.import_module(name)
     results = [json.loads(line) for line in notes.open()] if notes.exists() else []
     done = {(result["path"], result["operator"], result["occurrence"]) for result in results}
     for room in arguments.rooms:
-        for mutant in itertools.islice(drawn(room), ROOMS[room][0]):
+        tests = Tests(room, work)
+        for mutant in islice(drawn(room), ROOMS[room][0]):
             if (mutant["path"], mutant["operator"], mutant["occurrence"]) not in done:
-                results.append(tried(mutant, work))
+                results.append(tried(mutant, tests))
                 with notes.open("a") as file:
                     print(json.dumps(results[-1]), file=file)
-    failed = {(1.0, result["by"]) for result in results if result["by"]}
-    if status_of(sorted(failed), work / "last.log"):
-        raise RuntimeError(f"tests fail without a mutant; see {work / 'last.log'}")
+        failed = {result["by"] for result in results} & tests.seconds.keys()
+        if failed and tests.status(sorted(failed)):
+            raise RuntimeError(f"tests fail without a mutant; see {tests.log}")
     OUT.write_text(json.dumps(summary(results), indent=1) + "\n")
 
 
