@@ -71,8 +71,7 @@ class Ledger:
         self.cost = self.paid = self.lost = 0.0
         self.n_metric_calls = self.n_metric_calls_made = 0
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
-        self.n_unseen = 0  # calls that were made before anybody could refuse them
-        self._has_unseen = False
+        self.n_unseen, self._has_unseen = 0, False  # calls that were made before a refusal
         self.dearest = 0.0  # the most dollars that were taken for one LM call
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
@@ -214,8 +213,8 @@ class Ledger:
     def take_first_unseen(self) -> bool:
         """Whether no call that was made unasked was noted before, by any thread."""
         with self._lock:
-            is_first, self._has_unseen = not self._has_unseen, True
-            return is_first
+            had, self._has_unseen = self._has_unseen, True
+        return not had
 
     def charge(self, n_calls: int, cost: float) -> None:
         """Count calls that were made unasked. Raises RunStopped: more than there was."""
