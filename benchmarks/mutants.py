@@ -142,7 +142,7 @@ def tried(mutant: dict[str, Any], tests: Tests) -> dict[str, Any]:
     if status not in (0, 1, 2, 4, None):
         raise RuntimeError(f"pytest ended with {status}; see {tests.log}")
     lines = tests.log.read_text(errors="replace").splitlines()
-    failed = [line.split()[1] for line in lines if line.startswith("FAILED ")]
+    failed = [line[7:].split(" - ")[0] for line in lines if line.startswith("FAILED ")]
     return mutant | {"change": change, "status": status, "by": failed[0] if failed else ""}
 
 
