@@ -41,6 +41,7 @@ def test_a_listener_is_told_of_changes_updates_and_the_budget_in_order_and_of_th
     results = program.detailed_results
     decided = [event for event in events if isinstance(event, UpdateDecided)]
     assert [event.record for event in decided] == list(results.updates)
+    assert decided[0].rollouts and "rollouts=" not in repr(decided[0])
     assert kinds_of(events)[:1] == ["born"]
     assert "settled" in kinds_of(events)
     changes = [event.change for event in events if isinstance(event, ExperienceChanged)]

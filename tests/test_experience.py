@@ -439,3 +439,9 @@ def test_in_a_shell_and_a_notebook_an_experience_is_a_line_and_hostile_text_stay
     assert "\n" not in repr(held) and "0.123456789" not in repr(held)
     shown = held._repr_html_()
     assert shown.startswith("<pre>[E1] Say &lt;b&gt;please&lt;/b&gt;.") and "<b>" not in shown
+
+
+def test_an_interval_reaches_no_further_than_the_scale_of_the_scores() -> None:
+    assert Effect(0.2, 0.1, 40).bounds == pytest.approx((0.2 - 0.196, 0.2 + 0.196))
+    assert Effect(0.2, 0.5, 40, widest=0.6).bounds == (-0.6, 0.6)
+    assert Effect(-0.2, 0.5, 40, widest=2.0).bounds == pytest.approx((-1.18, 0.78))
