@@ -1,5 +1,6 @@
 """Several metrics at once: weights, metrics that do not apply, the front, and why a result won."""
 
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -94,6 +95,8 @@ def test_the_front_has_who_no_other_beats_in_every_objective() -> None:
     beaten, little = finalist(0.3, a=0.2, b=0.1), finalist(1.0, n=2, a=1.0, b=1.0)
     assert front_of([beaten, cheap, good, little]) == [cheap, good]
     assert front_of([finalist(0.5)]) == []
+    failed_once = replace(good, score=ScoreSummary(0.7, 3, n_failed=1))
+    assert front_of([cheap, failed_once]) == [cheap, failed_once], "measured on as many"
 
 
 @pytest.fixture(scope="module")
