@@ -18,9 +18,9 @@ from scripted import Prompt, chat, scripted_lm
 
 from tfgrpo_dspy.local import local_lm
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
-from tfgrpo_dspy.sampling.replay import Start
+from tfgrpo_dspy.sampling.replay import Start, checks
 from tfgrpo_dspy.strategies import replay_only
 
 EXAMPLE = dspy.Example(question="Who wrote it?", answer="0.5").with_inputs("question")
@@ -235,6 +235,18 @@ def test_a_tool_whose_results_depend_on_earlier_calls_is_recognised() -> None:
     bench = agent(counting(lambda _: f"place {next(places)}")[0], *PAGES)
     source = bench.whole()
     assert "gives another result for the same arguments" in bench.check(source)
+
+
+def test_what_is_verified_calls_no_tool_at_first_and_then_one_after_the_other_once() -> None:
+    calls = [("look", "a"), ("ask", ""), ("look", "b"), ("send", "a"), ("look", "a")]
+    steps = [
+        Step("predictor" if name == "ask" else "tool", name, {"page": page}, {"result": "x"})
+        for name, page in calls
+    ]
+    starts = checks(Rollout(0, 1, {"answer": "0.5"}, tuple(steps)))
+    assert [(start.n_steps, start.called) for start in starts] == [
+        (5, called) for called in (-1, 0, 2, 3)
+    ]
 
 
 class Moody(dspy.Module):

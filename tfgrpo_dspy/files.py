@@ -73,8 +73,9 @@ def write_text(path: str | os.PathLike[str], text: str, like: bytes = b"") -> No
 
 def write_bytes(path: str | os.PathLike[str], data: bytes, text: str = "") -> None:
     """As `write_text`, which writes a text; UnsavedError has the text where it is kept nowhere."""
-    if (place := Path(path)).exists() and not (place.is_file() or place.is_dir()):  # a device
-        Path(path).write_bytes(data)
+    place = Path(path)
+    if place.exists() and not (place.is_file() or place.is_dir()):  # a device, a pipe
+        place.write_bytes(data)
         return
     try:
         _replace(path, data)

@@ -71,7 +71,7 @@ class Ledger:
         self.cost = self.paid = self.lost = 0.0
         self.n_metric_calls = self.n_metric_calls_made = 0
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
-        self.n_unseen, self._has_unseen = 0, False  # calls that were made before a refusal
+        self.n_unseen, self._has_unseen = 0, False  # calls that nobody could refuse
         self.dearest = 0.0  # the most dollars that were taken for one LM call
         self.stopped_because = self.cut_because = ""
         self.is_failure = False

@@ -41,7 +41,7 @@ class _Bar(tqdm):
                 return super().display(msg, pos)
             if msg is None:  # else it clears the line
                 self.fp.write(f"{self}\n")
-        except Exception:  # noqa: BLE001 - nobody reads on (a broken pipe, a closed terminal)
+        except (OSError, ValueError):  # nobody reads on (a broken pipe, a closed terminal)
             self.disable = True
         return None
 
@@ -145,7 +145,7 @@ class Progress:
 
 def _has_stream() -> bool:
     """Whether there is an error stream: a service may have none, or one that nobody reads."""
-    with contextlib.suppress(Exception):  # None, closed, a broken pipe
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # None, a broken pipe, closed
         sys.stderr.flush()
         return not getattr(sys.stderr, "closed", False)
     return False

@@ -121,13 +121,13 @@ def checks(rollout: Rollout) -> list[Start]:
 
     Raises NotReplayedError: two calls with the same arguments gave different results.
     """
-    last: dict[tuple[object, ...], int] = {}
+    first: dict[tuple[object, ...], int] = {}
     for k, step in enumerate(rollout.steps):
         if step.kind == "tool":
-            before = rollout.steps[last.setdefault((step.name, *sorted(step.inputs.items())), k)]
+            before = rollout.steps[first.setdefault((step.name, *sorted(step.inputs.items())), k)]
             if (before.outputs, before.error) != (step.outputs, step.error):
                 raise NotReplayedError(_unlike(step.name))
-    return [Start(rollout, len(rollout.steps), called=k) for k in (-1, *last.values())]
+    return [Start(rollout, len(rollout.steps), called=k) for k in (-1, *first.values())]
 
 
 def _unlike(name: str) -> str:
