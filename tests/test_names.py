@@ -1,6 +1,7 @@
 """Names say what they name: no participle, no pronoun stands for a value."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def test_no_value_has_a_name_that_does_not_say_what_it_is() -> None:
             if name in PARTICIPLES | PRONOUNS:
                 bad.append(f"{place}:{line} {name}")
     assert not bad, "use a noun of the glossary"
+
+
+def test_no_two_files_and_no_file_and_folder_have_one_name() -> None:
+    files = [path.stem for path in PACKAGE.rglob("*.py") if not path.stem.startswith("__")]
+    folders = [path.parent.name for path in PACKAGE.rglob("__init__.py")]
+    twice = {name for name, n in Counter(files + folders).items() if n > 1}
+    assert not twice, "a name says where to look"
 
 
 def starred_tuples(tree: ast.AST) -> Iterator[str]:

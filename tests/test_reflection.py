@@ -12,6 +12,7 @@ from scripted import lessons, scripted_lm
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, ExtractAdvantage
 from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.reflection.answer_forms import resolve_scope
 from tfgrpo_dspy.reflection.guard import Guard, unsafe_reason
 from tfgrpo_dspy.reflection.lessons import (
     Lesson,
@@ -20,7 +21,6 @@ from tfgrpo_dspy.reflection.lessons import (
     read_lesson,
     sources_of,
 )
-from tfgrpo_dspy.reflection.reading import resolve_scope
 from tfgrpo_dspy.reflection.texts import (
     attempt_text,
     attempts_text,

@@ -13,16 +13,16 @@ from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, Rule, chat, lessons, op
 from small import paper_grpo, run_settings
 
 from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, ExtractAdvantage, Gate, NoGate
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.experience.values import Add, Evidence, Experience, Operation, Refusal
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.proposing import propose
 from tfgrpo_dspy.run.updates import Batch, Extracted, Update
-from tfgrpo_dspy.store.records import RunRecords
+from tfgrpo_dspy.store.run_records import RunRecords
 
 CORRECTION = r"## correction ##"
 ONE = [["1", "0"]]

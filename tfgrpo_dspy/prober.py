@@ -18,10 +18,10 @@ import dspy
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import MetricError, RunFailedError, RunStopped
 from tfgrpo_dspy.experience.programs import copy_program
 from tfgrpo_dspy.experience.values import Add
@@ -33,14 +33,14 @@ from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import Reflector
-from tfgrpo_dspy.run.strategies import Strategies
+from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.checks import inputs_text
 from tfgrpo_dspy.settings.plan import plan_of
 from tfgrpo_dspy.settings.schedule import RunSettings
-from tfgrpo_dspy.store.records import RunRecords
+from tfgrpo_dspy.store.run_records import RunRecords
 from tfgrpo_dspy.wording import counted
 
 MOST_CALLS, N_DRAFTS, N_PAIRS, N_TWICE, PRIORITY = 40, 3, 5, 4, (3,)

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.paid import Calls, PaidCall
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import LibraryError, RunStopped, described
 from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary

@@ -16,14 +16,14 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.paid import Calls, PaidCall
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.dspy_seam import abilities_of
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
-from tfgrpo_dspy.listeners.rows import reflection_row
+from tfgrpo_dspy.listeners.board_rows import reflection_row
+from tfgrpo_dspy.reflection.answer_forms import encodable
 from tfgrpo_dspy.reflection.modules import AnswerQuestion
-from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
 from tfgrpo_dspy.sampling.fields import media_in

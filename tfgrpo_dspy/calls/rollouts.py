@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.paid import Calls, PaidCall
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import TrainingCut
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import ROLLOUTS, Failure, FailureKind, Rollout

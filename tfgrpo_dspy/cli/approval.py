@@ -16,7 +16,7 @@ from tfgrpo_dspy.budget.ledger import check_wanted
 from tfgrpo_dspy.cli.editing import edited
 from tfgrpo_dspy.errors import LibraryError, NoTerminalError
 from tfgrpo_dspy.events import Approval, Proposal
-from tfgrpo_dspy.experience.files import json_value
+from tfgrpo_dspy.experience.library_files import json_value
 from tfgrpo_dspy.experience.values import Add, Limits, Operation, operation_from
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results.records import Comparison, RolloutSummary

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tfgrpo_dspy.errors import LibraryFormatError, StoreError
-from tfgrpo_dspy.experience.files import json_value
 from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.library_files import json_value
 from tfgrpo_dspy.files import decoded, read_bytes
 from tfgrpo_dspy.interchange import format_of, parse, rewritten
 from tfgrpo_dspy.store.runs import SavedRun, saved_runs

@@ -10,7 +10,7 @@ from tfgrpo_dspy.cli.output import echo_json, table
 from tfgrpo_dspy.cli.reading import as_json, run_of
 from tfgrpo_dspy.cli.sources import read_source
 from tfgrpo_dspy.files import write_bytes
-from tfgrpo_dspy.interchange.tables import csv_text
+from tfgrpo_dspy.interchange.csv_tables import csv_text
 from tfgrpo_dspy.results.rows import as_columns
 from tfgrpo_dspy.store.runs import SavedRun, saved_rows
 from tfgrpo_dspy.wording import shortened

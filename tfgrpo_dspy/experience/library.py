@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience import files, programs, values
+from tfgrpo_dspy.experience import library_files, programs, values
 from tfgrpo_dspy.experience.values import ALL, DEFAULT_LIMITS, Experience, Limits, Operation
 from tfgrpo_dspy.files import read_text, write_text
 from tfgrpo_dspy.outside import printable
@@ -245,7 +245,8 @@ class ExperienceLibrary:
             {name: value for name, value in asdict(each).items() if value not in (None, False)}
             for each in self
         ]
-        values = {**files.FORMAT, "next_number": self.next_number, "experiences": experiences}
+        content = {"next_number": self.next_number, "experiences": experiences}
+        values = library_files.FORMAT | content
         return dict(json.loads(json.dumps(values)))  # lists where the experiences have tuples
 
     def save(self, path: str | Path) -> None:
@@ -255,7 +256,7 @@ class ExperienceLibrary:
             UnsavedError: the file cannot be replaced, or has changed since it was read; it is as
                 it was.
         """
-        write_text(path, files.record_text(self.to_dict()))
+        write_text(path, library_files.record_text(self.to_dict()))
 
     @classmethod
     def load(cls, path: str | Path) -> "ExperienceLibrary":
@@ -269,7 +270,7 @@ class ExperienceLibrary:
                 wrong, and what to write.
             OSError: the file cannot be read.
         """
-        return cls.from_dict(files.json_value(read_text(path), str(path)), source=str(path))
+        return cls.from_dict(library_files.json_value(read_text(path), str(path)), source=str(path))
 
     @classmethod
     def from_dict(cls, record: Any, source: str = "the record") -> "ExperienceLibrary":
@@ -278,7 +279,7 @@ class ExperienceLibrary:
         Raises:
             LibraryFormatError: the record is not a library; the message calls it `source`.
         """
-        checked = files.checked_record(record, source)
+        checked = library_files.checked_record(record, source)
         try:
             return cls(checked.experiences, next_number=checked.next_number)
         except ValueError as error:

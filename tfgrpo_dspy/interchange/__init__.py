@@ -22,11 +22,11 @@ from typing import Any
 from tfgrpo_dspy.checked import shown
 from tfgrpo_dspy.errors import LibraryFormatError
 from tfgrpo_dspy.experience import programs
-from tfgrpo_dspy.experience.files import json_value, record_text
 from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.library_files import json_value, record_text
 from tfgrpo_dspy.experience.values import scope_note
 from tfgrpo_dspy.files import read_text, write_text
-from tfgrpo_dspy.interchange import agents, lists, skills, tables
+from tfgrpo_dspy.interchange import agents, csv_tables, lists, skills
 from tfgrpo_dspy.interchange.items import Item, is_id, library_of
 
 FORMATS = ("json", "yaml", "md", "csv", "txt", "skill", "prompt")
@@ -86,7 +86,7 @@ def parse(text: str, format: str, source: str = "the text") -> ExperienceLibrary
         return _from_value(_value(text, format, source), source)
     try:
         if format == "csv":
-            return tables.read_table(text)
+            return csv_tables.read_table(text)
         if format == "skill":
             return skills.read_skill(text)
         if format in ("md", "txt"):
@@ -118,7 +118,7 @@ def render(library: ExperienceLibrary, format: str, *, into: str = "") -> str:
         )
     if format == "json":
         return record_text(library.to_dict())
-    writers = {"md": lists.markdown, "csv": tables.table, "txt": lists.plain_list}
+    writers = {"md": lists.markdown, "csv": csv_tables.table, "txt": lists.plain_list}
     if format not in writers:
         raise LibraryFormatError(f"format={format!r}: the formats are {', '.join(FORMATS)}.")
     return writers[format](library)
@@ -141,7 +141,7 @@ def rewritten(text: str, library: ExperienceLibrary, format: str, source: str) -
     elif line := lists.first_heading(text) if format in ("md", "txt") else "":
         raise LibraryFormatError(f"{source}: {line} is no experience, and would be lost.")
     if format == "csv":
-        new = tables.table_like(library, text)
+        new = csv_tables.table_like(library, text)
     else:
         new = render(library, format, into=text if format in ("yaml", "skill") else "")
     back = parse(new, format, source)

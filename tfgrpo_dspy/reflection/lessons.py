@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfgrpo_dspy.experience.values import ALL, Evidence, supported
+from tfgrpo_dspy.reflection.answer_forms import read_lessons, resolve_scope
 from tfgrpo_dspy.reflection.guard import Guard
-from tfgrpo_dspy.reflection.reading import read_lessons, resolve_scope
 from tfgrpo_dspy.wording import letter_groups, n_words, says_same
 
 LESSONS_PER_EXAMPLE = 10  # are read of an answer, for each example that it was shown

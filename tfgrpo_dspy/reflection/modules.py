@@ -13,8 +13,8 @@ import dspy
 
 from tfgrpo_dspy.budget.answers import RawAnswer, more_room, raw_answers
 from tfgrpo_dspy.reflection import signatures
+from tfgrpo_dspy.reflection.answer_forms import read_instructions, read_lessons, repaired
 from tfgrpo_dspy.reflection.operations import read_operations
-from tfgrpo_dspy.reflection.reading import read_instructions, read_lessons, repaired
 from tfgrpo_dspy.reflection.unfinished import finished, without_thoughts
 
 WANTED = {

@@ -15,7 +15,7 @@ from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.experience import values
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Add, Keep, Modify, Operation, Refusal
-from tfgrpo_dspy.reflection import reading
+from tfgrpo_dspy.reflection import answer_forms
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.lessons import Lesson, is_same_lesson, sources_of
 
@@ -91,7 +91,7 @@ def admitted(
     refused: list[Refusal] = []
     for operation in operations:
         if isinstance(operation, Add | Modify) and operation.scope is not None:
-            scope = reading.resolve_scope(operation.scope, predictors)
+            scope = answer_forms.resolve_scope(operation.scope, predictors)
             if scope is None:
                 unknown = f"scope {operation.scope!r} names none of {[*predictors]}"
                 refused.append(Refusal(operation, unknown))
@@ -168,7 +168,9 @@ def _scoped(
 ) -> dict[str, Any]:
     """The item with its text on one line, and a predictor, "*" or None (as it is) for its scope."""
     text, named = " ".join(item["text"].split()), item["scope"]
-    scope = named and (reading.resolve_scope(named, predictors) if len(predictors) > 1 else ALL)
+    scope = named and (
+        answer_forms.resolve_scope(named, predictors) if len(predictors) > 1 else ALL
+    )
     if named and not scope:
         unknown_scope(f"scope {named!r} of {text!r} names none of {[*predictors]}")
     return {**item, "text": text, "scope": scope}
@@ -197,10 +199,10 @@ def read_operations(answer: Any) -> list[Any]:
 
 
 def _items_in(answer: str) -> list[Any]:
-    text = reading.without_fences(answer)
-    if reading.is_nothing(text) and text.casefold() != "null":
+    text = answer_forms.without_fences(answer)
+    if answer_forms.is_nothing(text) and text.casefold() != "null":
         return []
-    value = reading.json_in(text)
+    value = answer_forms.json_in(text)
     items = [None] if value is None else _items(value)
     if items and not any(isinstance(item, Mapping) for item in items):
         items = _operations_in_lines("\n".join(map(str, items))) or _operations_in_lines(text)
@@ -232,10 +234,10 @@ def _operations_in_lines(text: str) -> list[dict[str, Any]]:
     """The operations of lines such as "- ADD: Say please." or "KEEP [E1]"."""
     operations = []
     for line in text.splitlines():
-        operation = _OPERATION_LINE.fullmatch(reading.bare_line(line))
+        operation = _OPERATION_LINE.fullmatch(answer_forms.bare_line(line))
         if operation and any(operation.groups()[1:]):
             op, id_, rest = operation.groups()
-            advice = None if op == "KEEP" else reading.bare_line(rest)
+            advice = None if op == "KEEP" else answer_forms.bare_line(rest)
             operations.append({"op": op, "id": id_, "text": advice})
     return operations
 

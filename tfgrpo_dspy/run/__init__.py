@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.calls.approvals import approved
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, sentence
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
@@ -22,12 +22,12 @@ from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.proposing import propose
 from tfgrpo_dspy.run.reflecting import Reflector
-from tfgrpo_dspy.run.strategies import Strategies
+from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, groups_of, rollouts_of
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store.continuing import continued
-from tfgrpo_dspy.store.records import RunRecords
+from tfgrpo_dspy.store.run_records import RunRecords
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tfgrpo_dspy.budget.account import Amount
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.programs import (
     bare_instructions,
@@ -25,7 +25,7 @@ from tfgrpo_dspy.experience.programs import (
 from tfgrpo_dspy.experience.values import ALL, Experience
 from tfgrpo_dspy.gate.race import FIRST_ROUND, LEAVE_BELOW, RETURN_ABOVE, ROUND, Race, Scores
 from tfgrpo_dspy.outside import without_markers
-from tfgrpo_dspy.reflection.reading import encodable
+from tfgrpo_dspy.reflection.answer_forms import encodable
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results.records import Condensed
 from tfgrpo_dspy.run.guards import Guards

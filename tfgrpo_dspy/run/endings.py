@@ -7,8 +7,8 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.reflections import Answer
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout

@@ -11,15 +11,15 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.account import Account, Amount
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.paid import Calls
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.experience.programs import instructions_of
 from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.gate.model import DEMOS_PRICE
 from tfgrpo_dspy.gate.race import Race, Scores
-from tfgrpo_dspy.listeners.rows import worst_first
+from tfgrpo_dspy.listeners.board_rows import worst_first
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results import Candidate
 from tfgrpo_dspy.results.records import (

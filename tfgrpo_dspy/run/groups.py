@@ -5,15 +5,15 @@ import itertools
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.credit.play import Player, Turn, Turns
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
 from tfgrpo_dspy.run.endings import FIRST_ROLLOUTS, why_unreadable
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.strategies import Strategies
+from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, is_cut
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES

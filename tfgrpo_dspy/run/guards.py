@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tfgrpo_dspy.calls.inputs import RunInputs
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.experience.values import Operation
-from tfgrpo_dspy.listeners.report import RunReport
+from tfgrpo_dspy.listeners.run_report import RunReport
 from tfgrpo_dspy.reflection.guard import Fields, Guard, Task, task_text
 from tfgrpo_dspy.run.updates import Batch, Extracted
 from tfgrpo_dspy.sampling.fields import as_fields

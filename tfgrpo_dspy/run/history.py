@@ -10,21 +10,21 @@ from typing import Any
 
 from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.budget.ledger import check_wanted
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import GateError, RunStopped, described, shareable
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary, library_in
 from tfgrpo_dspy.experience.values import Keep, Operation
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.group import Group, floored
+from tfgrpo_dspy.listeners.board_rows import training_rows
 from tfgrpo_dspy.listeners.changes import Changes
-from tfgrpo_dspy.listeners.rows import training_rows
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Rollout, fields_text
 from tfgrpo_dspy.run.planning import Planner
-from tfgrpo_dspy.run.strategies import Strategies
+from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, Update, groups_of, record_of
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool

@@ -9,14 +9,14 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.gate.race import Scores, scored
 from tfgrpo_dspy.group import floored
+from tfgrpo_dspy.listeners.board_rows import example_rows, measured_rows
 from tfgrpo_dspy.listeners.evaluations import Evaluation, Row
-from tfgrpo_dspy.listeners.rows import example_rows, measured_rows
 from tfgrpo_dspy.results.records import UNBOUNDED, ExampleScores, Gain, Scale, ScoreSummary
 from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow, objective_means
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for

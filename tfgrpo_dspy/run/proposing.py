@@ -3,8 +3,8 @@
 import itertools
 from collections.abc import Sequence
 
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.reflections import ReflectionClient
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.reflection import texts

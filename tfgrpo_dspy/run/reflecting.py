@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tfgrpo_dspy.calls.inputs import RunInputs
 from tfgrpo_dspy.calls.reflections import IMAGES, Answer, Inputs, ReflectionClient
+from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.experience.values import ALL, Evidence
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection import texts

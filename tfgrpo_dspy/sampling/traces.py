@@ -14,9 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ValidationError, model_validato
 
 from tfgrpo_dspy.checked import shown, such_that, text_of
 from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, sentence
-from tfgrpo_dspy.experience.files import json_value, json_values
+from tfgrpo_dspy.experience.library_files import json_value, json_values
 from tfgrpo_dspy.files import read_text
-from tfgrpo_dspy.interchange.tables import cells_of
+from tfgrpo_dspy.interchange.csv_tables import cells_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.scores import MOST

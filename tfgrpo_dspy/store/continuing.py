@@ -9,7 +9,7 @@ from typing import Any
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store.database import Store
 from tfgrpo_dspy.store.notes import RunNote, key_of, notes_and_faults
-from tfgrpo_dspy.store.records import RunRecords
+from tfgrpo_dspy.store.run_records import RunRecords
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store.database import Record, Store, reading
-from tfgrpo_dspy.store.records import RunRecords
+from tfgrpo_dspy.store.run_records import RunRecords
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.store.database import Store, reading
 from tfgrpo_dspy.store.keys import program_digest
 from tfgrpo_dspy.store.notes import DECIDED, RESULTS, ROWS, RUN, RunNote, notes_and_faults, run_keys
-from tfgrpo_dspy.store.records import LOST
+from tfgrpo_dspy.store.run_records import LOST
 
 logger = logging.getLogger(__name__)
 

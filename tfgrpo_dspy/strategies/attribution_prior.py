@@ -9,8 +9,8 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.experience.values import Add, Experience
+from tfgrpo_dspy.reflection.answer_forms import read_lessons
 from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson
-from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.reflection.texts import UNKNOWN, by_example
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.sampling.fields import as_fields

@@ -7,8 +7,8 @@ import dspy
 from pydantic import Field
 
 from tfgrpo_dspy.experience.values import Add, Advice, Experience
+from tfgrpo_dspy.reflection.answer_forms import read_lessons
 from tfgrpo_dspy.reflection.lessons import read_lesson
-from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.strategies.arguments import Least1, strategy
 from tfgrpo_dspy.strategies.base import Ask, Proposed, Strategy, UpdateContext
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import dspy
 
 from tfgrpo_dspy.experience.values import Add, Experience, Modify
+from tfgrpo_dspy.reflection.answer_forms import read_lessons
 from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, sources_of
-from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES
 from tfgrpo_dspy.strategies.arguments import Least1, strategy
 from tfgrpo_dspy.strategies.base import Ask, Proposed, Strategy, UpdateContext
