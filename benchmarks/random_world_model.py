@@ -10,7 +10,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from simlm_world import draw, pick
@@ -18,6 +18,8 @@ from worlds_model import Cell
 
 Shape = Literal["predict", "cot", "agent", "rag", "judge", "extract"]
 SHAPES: tuple[Shape, ...] = ("cot", "agent", "rag", "judge", "extract")
+HARDER = "harder"
+"""Where a shape is asked for: random worlds of one to three predictors with more bad advice."""
 """Shapes of real programs; a random world of no shape is a `predict` of one to three predictors."""
 N_TEST, FIRST_TEST = 200, 5000
 KNOWN, MISLED = 0.97, 0.05
@@ -190,6 +192,33 @@ def traits_of(seed: int, shape: Shape | None = None) -> Traits:
         attention=rng.randint(2, 8),
         n_turns=rng.randint(4, 7),
         nothing=rng.random() < (1 / 6 if shape else 1 / 10),
+    )
+
+
+def harder_traits_of(seed: int) -> Traits:
+    """The traits of the harder world of this seed.
+
+    Three of four have wrong lines, more of those for all cases harm, and whoever reflects sees
+    less; the student is weaker, and demos are worth more.
+    """
+    rng = random.Random(f"hard/{seed}")
+    n_broad = rng.randint(2, 6) if rng.random() < 0.7 else 0
+    return replace(
+        traits_of(seed),
+        wrong=rng.uniform(0.2, 0.7) if rng.random() < 0.75 else 0.0,
+        leaking=rng.uniform(0, 0.4) if rng.random() < 0.5 else 0.0,
+        overreaching=rng.uniform(0, 0.4) if rng.random() < 0.5 else 0.0,
+        useless=rng.uniform(0.1, 0.5),
+        agreeing=rng.random() < 0.5,
+        n_broad_right=rng.randint(0, n_broad),
+        n_broad_harmful=rng.randint(1, 5) if n_broad else 0,
+        broad_harm=rng.uniform(0.08, 0.3),
+        n_paraphrases=rng.randint(1, 3),
+        demos=rng.choice(("nothing", "same", "same", "any", "any", "harm")),
+        demo_worth=rng.uniform(0.4, 0.95),
+        student=rng.uniform(0.05, 0.6),
+        writes=rng.uniform(0.2, 0.7),
+        attention=rng.randint(1, 4),
     )
 
 

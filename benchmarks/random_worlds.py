@@ -3,6 +3,7 @@
     python benchmarks/random_worlds.py --worlds 20 --out runs/random            # seeds 0 to 19
     python benchmarks/random_worlds.py --show-half --worlds 40 --out runs/shown  # seeds 1000 on
     python benchmarks/random_worlds.py --shapes --worlds 12 --rows tfgrpo gepa-mb8 --out runs/shapes
+    python benchmarks/random_worlds.py --shapes harder --first 3000 --worlds 74 --out runs/harder
     python benchmarks/random_worlds.py --dollars --out runs/random              # equal dollars
     python benchmarks/random_worlds.py --show runs/random/random_worlds.jsonl
     python benchmarks/random_worlds.py --publish runs/shown/random_worlds.jsonl
@@ -14,7 +15,9 @@ for all cases; errors of whoever edits; one to three predictors; binary, graded 
 feedback or bare scores; labels, wrong labels or none; what demos do; how good the student is; how
 many examples there are; and in one of ten there is nothing to learn. With `--shapes` the worlds
 are programs of five real shapes instead: ChainOfThought, a ReAct agent, RAG with two predictors, a
-judge without labels, extraction into several fields.
+judge without labels, extraction into several fields. With `--shapes harder` they are random worlds
+with more bad advice and dearer mistakes (`harder_traits_of`): there, taking every lesson gains next
+to nothing.
 
 **Rows** are the optimizers of `compare_optimizers.py`, each the real one, at the same number of LM
 calls, or (`--dollars`) at the same cost, where a token of the reflection LM costs five times as
@@ -49,7 +52,7 @@ from compare_cells import calls_per_run, optimized
 from compare_observe import Observer
 from compare_optimizers import OPTIMIZERS, Setup, our_arguments
 from random_world_engine import examples_of, lms_of, metric_of, student_of
-from random_world_model import SHAPES, World, traits_of
+from random_world_model import HARDER, SHAPES, Traits, World, harder_traits_of, traits_of
 from running import append, commit, results, silence, stored, versions, write
 from tasks import Task, plain
 
@@ -82,7 +85,7 @@ ROWS = (
     *("none", "labelled", "tfgrpo", "tfgrpo-no-gate", "tfgrpo-paper"),
     *("gepa", "gepa-mb8", "mipro", "simba", "bootstrap"),
 )
-EVERY = ("random worlds", "all shapes")
+EVERY = ("random worlds", "harder worlds", "all shapes")
 FREE = ("none", "labelled")  # rows that make no call: one run stands beside every budget
 
 
@@ -102,7 +105,7 @@ def run(seed: int, shape: str, row: str, budget: int, in_dollars: bool) -> dict[
     """One optimizer in one world; what it returned, measured exactly."""
     with silence():
         dspy.configure_cache(enable_disk_cache=False)  # no run profits from what another paid
-        world = World(traits_of(seed, shape or None), seed)
+        world = World(_traits(seed, shape), seed)
         task = task_of(world)
         policy, reflection = lms_of(world)
         account: Account = Account(budget)
@@ -150,6 +153,10 @@ def run(seed: int, shape: str, row: str, budget: int, in_dollars: bool) -> dict[
     }
 
 
+def _traits(seed: int, shape: str) -> Traits:
+    return harder_traits_of(seed) if shape == HARDER else traits_of(seed, shape or None)  # type: ignore[arg-type]
+
+
 def task_of(world: World) -> Task:
     """The world as a task: two thirds of the cases for training, the others for validation."""
     n = world.traits.n_train
@@ -185,22 +192,26 @@ def tables(records: Sequence[dict[str, Any]]) -> str:
     lines = []
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        groups[bool(record["shape"]), record["dollars"], record["budget"]].append(record)
+        groups[_family(record), record["dollars"], record["budget"]].append(record)
     free = [record for record in records if record["row"] in FREE]
     head = f"{'row':<14}{'share':>7}{'90 % interval':>16}{'regret':>8}{'level':>7}"
     head += f"{'worst 10 %':>12}{'below':>7}{'student':>9}{'harm':>8}{'cost':>6}"
-    for (has_shape, in_dollars, budget), members in sorted(groups.items()):
+    for (family, in_dollars, budget), members in sorted(groups.items()):
         if all(record["row"] in FREE for record in members):
             continue
-        beside = [record for record in free if bool(record["shape"]) == has_shape]
-        shapes = dict.fromkeys(record["shape"] for record in members if has_shape)
-        for shape in (EVERY[has_shape], *shapes):
-            chosen = [
-                record for record in (*members, *beside) if shape in (*EVERY, record["shape"])
-            ]
+        beside = [record for record in free if _family(record) == family]
+        shapes = dict.fromkeys(record["shape"] for record in members if family == 2)
+        every = EVERY[family]
+        for shape in (every, *shapes):
+            chosen = [r for r in (*members, *beside) if shape in (every, r["shape"])]
             unit = "dollars of" if in_dollars else ""
             lines += ["", f"{unit} {budget} LM calls, {shape}".strip(), head, *_rows(chosen)]
     return "\n".join(lines)
+
+
+def _family(record: dict[str, Any]) -> int:
+    """The place in EVERY of the worlds that a record belongs to."""
+    return {"": 0, HARDER: 1}.get(record["shape"], 2)
 
 
 def _rows(records: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -257,7 +268,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--worlds", type=int, default=20, help="how many (of each shape)")
     parser.add_argument("--first", type=int, help="first seed; default: 0, or 1000")
     parser.add_argument("--show-half", action="store_true", help="seeds from 1000 on")
-    parser.add_argument("--shapes", nargs="*", choices=SHAPES, help="default: none; empty: all")
+    parser.add_argument(
+        "--shapes", nargs="*", choices=(*SHAPES, HARDER), help="default: none; empty: all five"
+    )
     parser.add_argument("--nothing", action="store_true", help="only where nothing can be learned")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
@@ -291,7 +304,7 @@ def _tasks(asked: argparse.Namespace) -> Iterator[tuple[int, str, str, int, bool
     for shape in shapes:
         every = itertools.count(first)
         if asked.nothing:
-            every = (seed for seed in every if traits_of(seed, shape or None).nothing)
+            every = (seed for seed in every if _traits(seed, shape).nothing)
         for seed in itertools.islice(every, asked.worlds):
             for row in asked.rows:
                 for budget in [0] if row in FREE else asked.budgets:

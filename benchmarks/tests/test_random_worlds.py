@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import dspy
@@ -12,7 +13,7 @@ pytest.importorskip("gepa")
 
 import random_worlds
 from random_world_engine import examples_of, lms_of, metric_of, student_of
-from random_world_model import FIRST_TEST, SHAPES, Line, World, traits_of
+from random_world_model import FIRST_TEST, SHAPES, Line, World, harder_traits_of, traits_of
 from running import stored
 
 
@@ -35,6 +36,13 @@ def test_worlds_differ_in_every_trait() -> None:
     assert min(traits.student for traits in worlds) < 0.15
     assert max(traits.student for traits in worlds) > 0.8
     assert 0.03 < sum(traits.nothing for traits in worlds) / 200 < 0.2
+
+
+def test_harder_worlds_are_those_of_the_seed_with_more_bad_advice() -> None:
+    pairs = [(traits_of(seed), harder_traits_of(seed)) for seed in range(200)]
+    assert all(easy.n_kinds == hard.n_kinds and hard.shape == "predict" for easy, hard in pairs)
+    for name in ("wrong", "useless", "n_broad_harmful", "broad_harm"):
+        assert fmean(getattr(hard, name) - getattr(easy, name) for easy, hard in pairs) > 0
 
 
 @pytest.mark.parametrize("shape", [None, *SHAPES])
@@ -113,15 +121,16 @@ def test_tables_keep_random_worlds_and_shapes_apart() -> None:
         which = {"seed": 1, "shape": shape, "row": "tfgrpo", "budget": 200, "dollars": False}
         return {**which, **scores, "traits": traits, "tokens": {"policy": 5000, "reflection": 1000}}
 
-    text = random_worlds.tables([record(""), record("cot"), record("rag")])
+    text = random_worlds.tables([record(shape) for shape in ("", "cot", "harder", "rag")])
     titles = [line for line in text.splitlines() if line.startswith("200 LM calls")]
     assert [title.partition(", ")[2] for title in titles] == [
         "random worlds",
+        "harder worlds",
         "all shapes",
         "cot",
         "rag",
     ]
-    assert text.count("(1 worlds)") == 3 and "    10  (2 worlds)" in text
+    assert text.count("(1 worlds)") == 4 and "    10  (2 worlds)" in text
 
 
 def test_advice_by_module_holds_lessons_as_any_other_form_does() -> None:
