@@ -81,6 +81,20 @@ def test_what_was_to_be_written_is_kept_where_a_folder_has_taken_the_place(tmp_p
     assert ExperienceLibrary.from_dict(json.loads(kept.read_text())) == TWO
 
 
+def test_links_that_name_themselves_are_refused_and_stay(tmp_path: Path) -> None:
+    link = tmp_path / "library.json"
+    link.symlink_to(link)
+    with pytest.raises(UnsavedError, match=r"symbolic links.* is in (.*unsaved)"):
+        TWO.save(link)
+    assert link.is_symlink()
+    with pytest.raises(OSError, match="symbolic links"):
+        ExperienceLibrary.load(link)
+    TWO.save(tmp_path / "real.json")
+    knowing("Ask first.").save(tmp_path / "program.json")
+    program_and_library = (tmp_path / "program.json", tmp_path / "real.json")
+    assert "symbolic links" in refusal("bake", *program_and_library, "-o", link)
+
+
 def test_a_link_that_names_another_file_by_now_is_not_written_through(tmp_path: Path) -> None:
     theirs = ExperienceLibrary.from_texts(["Theirs."])
     TWO.save(tmp_path / "v1.json")

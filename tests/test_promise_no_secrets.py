@@ -33,7 +33,7 @@ from scripted import chat, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, SettingsError
 from tfgrpo_dspy.experience.values import Add
-from tfgrpo_dspy.redaction import known_secrets
+from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.strategies.base import Credit, Proposed, Shown, Strategy
 
@@ -316,6 +316,14 @@ def test_a_variable_that_says_something_about_a_secret_is_none(
 ) -> None:
     monkeypatch.setenv(name, value)
     assert known_secrets([]).count(value) == 0
+
+
+def test_a_secret_with_quotes_is_cleaned_out_of_json_that_stands_in_json(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DB_PASSWORD", 'pä"ss\\word')
+    shown = json.dumps({"log": json.dumps({"tried": 'pä"ss\\word'})})
+    assert redacted(shown, known_secrets([])) == json.dumps({"log": '{"tried": "(secret)"}'})
 
 
 @pytest.mark.parametrize("place", ["feedback", "outputs", "error", "steps"])

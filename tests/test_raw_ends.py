@@ -241,6 +241,16 @@ def test_an_approval_that_raises_anything_ends_the_run_with_its_program(
     assert ended.value.program is not None
 
 
+def test_an_answer_of_approve_that_cannot_be_read_ends_the_run_as_approve_that_raises() -> None:
+    class Torn(list[Any]):
+        def __iter__(self) -> Any:
+            raise Stop
+
+    with pytest.raises(RunFailedError, match="approve raised Stop") as ended:
+        learned(approve=lambda proposal: Torn(proposal.operations))
+    assert ended.value.program is not None
+
+
 def test_half_a_letter_makes_no_demo() -> None:
     def halved(_: Any, pred: Any) -> float:
         return float(pred.answer.startswith("please"))

@@ -73,6 +73,13 @@ def test_a_section_is_added_where_there_is_none() -> None:
     assert bare(parse(text, "skill")) == bare(LIBRARY)
 
 
+@pytest.mark.parametrize("text", [OF_OTHERS, "---\nname: x\n---\nDo it well.\n"])
+def test_a_file_with_windows_line_ends_keeps_them(text: str) -> None:
+    written = render(LIBRARY, "skill", into=text.replace("\n", "\r\n"))
+    assert written == render(LIBRARY, "skill", into=text).replace("\n", "\r\n")
+    assert bare(parse(written, "skill")) == bare(LIBRARY)
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [

@@ -90,7 +90,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, text: str = "") -> No
 
 
 def _replace(path: str | os.PathLike[str], data: bytes) -> None:
-    target = Path(path).resolve()
+    target = _target(path)
     before = target.read_bytes() if target.exists() else None
     digests = {_digests[name] for name in _names(path) if name in _digests}
     if digests - {_digest(before or b"")}:
@@ -120,6 +120,14 @@ def _replace(path: str | os.PathLike[str], data: bytes) -> None:
         _synchronize(target.parent)
 
 
+def _target(path: str | os.PathLike[str]) -> Path:
+    """The file behind links; raises OSError where these name each other."""
+    target = _names(path)[1]
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
+
+
 def _take_over_mode(old: Path, new: Path) -> None:
     status = old.stat()
     with suppress(OSError, AttributeError):  # only root may give a file away; Windows has no owner
@@ -137,7 +145,7 @@ def _synchronize(folder: Path) -> None:
 
 def _kept_elsewhere(path: str | os.PathLike[str], data: bytes) -> str:
     """Where the data is kept that could not be put in place of the file; "" if nowhere."""
-    for folder in (Path(path).resolve().parent, Path(tempfile.gettempdir())):
+    for folder in (_names(path)[1].parent, Path(tempfile.gettempdir())):
         kept = _name_beside(folder / Path(path).name, "unsaved")
         with suppress(OSError):
             try:
@@ -155,7 +163,7 @@ def _name_beside(target: Path, ending: str) -> Path:
 
 
 def _names(path: str | os.PathLike[str]) -> tuple[Path, Path]:
-    return Path(path).absolute(), Path(path).resolve()
+    return Path(path).absolute(), Path(os.path.realpath(path))
 
 
 def _digest(data: bytes) -> bytes:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -35,6 +36,8 @@ OF_PATHS = re.compile(r"(^|_)(path|file|dir|home|sock)$", re.IGNORECASE)
 """Such a variable holds a path. Elsewhere only what exists is one: a key may begin with `/`."""
 NAME = re.compile(r"[a-z]+([_. -][a-z]+)*")
 """Nor are names such as `customer_id`, unless the variable is called a password."""
+FORMS = (json.dumps, partial(json.dumps, ensure_ascii=False), repr)
+"""How other texts show a text."""
 PLAIN_HEADERS = ("accept", "accept-encoding", "connection", "content-type", "host", "user-agent")
 SHORTEST_SECRET = 8
 """Shorter values are placeholders, such as "none"."""
@@ -58,8 +61,9 @@ def known_secrets(lms: Iterable[Any], visible: str = "") -> list[str]:
     environment = secret_variables().values()
     secrets = {*_texts([*environment]), *(text for lm in lms for text in _held_secrets(lm))}
     secrets = {text for text in secrets if text not in visible}
-    shown = {form(text)[1:-1] for text in secrets for form in (json.dumps, repr)}
-    return sorted(secrets | shown, key=lambda secret: (-len(secret), secret))
+    for _ in range(2):  # a text of JSON may stand in another
+        secrets |= {form(text)[1:-1] for text in secrets for form in FORMS}
+    return sorted(secrets, key=lambda secret: (-len(secret), secret))
 
 
 def secret_variables() -> dict[str, str]:

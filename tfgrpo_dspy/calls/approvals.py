@@ -48,7 +48,7 @@ async def approved(
     async def do() -> _Approved:
         try:
             with calls.report.progress.hidden(), calls.ledger.standing():
-                approval = await calls.loop.in_thread(lambda: ask(proposal))
+                approval = await calls.loop.in_thread(lambda: _whole(ask(proposal)))
         except Exception as error:
             calls.ledger.raised.note(error)
             calls.ledger.stop(f"approve raised {described(error)}", is_failure=True)
@@ -109,11 +109,16 @@ def _shown(proposal: Proposal) -> list[Any]:
     return [library.to_dict(), shown]
 
 
+def _whole(answer: Approval) -> Approval:
+    """The answer; a sequence as a list, so that one which raises does so where `approve` does."""
+    return [*answer] if isinstance(answer, Sequence) and not isinstance(answer, str) else answer
+
+
 def _operations(answer: Approval, proposed: Sequence[Operation]) -> list[Operation]:
     """The operations that an answer stands for. Raises LibraryError: it stands for none."""
     if isinstance(answer, bool):
         return list(proposed) if answer else []
-    if not isinstance(answer, Sequence) or isinstance(answer, str):
+    if not isinstance(answer, list):
         raise LibraryError(f"approve gave {answer!r}; give True, False or a list of operations.")
     return [_supported(*pair) for pair in itertools.zip_longest(answer, proposed[: len(answer)])]
 

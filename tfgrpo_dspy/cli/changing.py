@@ -1,8 +1,8 @@
 """The commands that write: merge, export, import, bake, edit, gc."""
 
+import os
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 import click
 
@@ -113,7 +113,7 @@ def bake(program: str, library: str, out: str, in_place: bool, let_in: bool) -> 
         raise click.UsageError(f"{program} is no program; save one with program.save('x.json').")
     if in_place and out != STDOUT:
         raise click.UsageError(f"--in-place writes to {program}: leave out -o {out}.")
-    if STDOUT not in (out, program) and Path(out).resolve() == Path(program).resolve():
+    if STDOUT not in (out, program) and os.path.realpath(out) == os.path.realpath(program):
         raise click.UsageError(f"{out} is the program itself; pass --in-place to replace it.")
     text = source.rewritten(_admitted(read_source(library), let_in, source.library))
     write(program if in_place else out, text, source.data)

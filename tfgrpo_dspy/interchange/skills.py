@@ -43,9 +43,10 @@ def skill_file(library: ExperienceLibrary, into: str) -> str:
     if start < end:
         read_skill(into)  # raises where the section holds what would be lost
     before, after = into[:start], into[end:]
-    if start == end and before.strip() and not before.endswith("\n\n"):
-        before = f"{before.rstrip()}\n\n"
-    return before + lists.markdown(library) + (f"\n{after}" if after else "")
+    if start == end and before.strip() and not before.endswith(("\n\n", "\n\r\n")):
+        before = before.rstrip() + ("\r\n\r\n" if "\r\n" in into else "\n\n")
+    section = lists.markdown(library) + "\n" * bool(after)
+    return before + (section.replace("\n", "\r\n") if "\r\n" in into else section) + after
 
 
 def _place(text: str) -> tuple[int, int]:
