@@ -197,7 +197,7 @@ def test_the_commands_of_the_page_on_the_command_line_run_as_they_stand(
 
 def test_the_reasons_on_the_page_of_learning_nothing_are_those_that_a_run_gives() -> None:
     page = (ROOT / "docs" / "nothing-learned.md").read_text(encoding="utf-8")
-    source = (ROOT / "tfgrpo_dspy" / "listeners" / "report.py").read_text(encoding="utf-8")
+    source = (ROOT / "tfgrpo_dspy" / "listeners" / "run_report.py").read_text(encoding="utf-8")
     rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
     reasons = [found for row in rows for found in re.findall(r"`([^`]+)`", row)]
     assert len(reasons) >= 8

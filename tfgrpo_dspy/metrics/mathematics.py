@@ -30,7 +30,7 @@ VALUE = re.compile(r"^(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?|[^A-Za-z<>=]*
 KIND = re.compile(r"(?s)\A(?:(?:\\left)?\\?[(\[{](?=.*[)\]}]$)|.*?(?<![<>])=|)")
 INSTALL = 'pip install "tfgrpo-dspy[math]"'
 DIFFERENT, OTHER_TEXT = "they are not equivalent", "the texts differ"
-COMMAND = (sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name("worker.py")))
+COMMAND = (sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name("math_worker.py")))
 logger = logging.getLogger(__name__)
 
 
