@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from runs import Pair, knowing
 from test_cli import ENVIRONMENT, TESTS, editor, refusal, run
@@ -16,7 +17,7 @@ from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, UnsavedError
 from tfgrpo_dspy.files import write_text
-from tfgrpo_dspy.interchange import read_library, write_library
+from tfgrpo_dspy.interchange import read_library, render, write_library
 from tfgrpo_dspy.sampling.traces import read_traces
 
 DOORS = ["save", *(f"write_library {e}" for e in ("md", "csv", "yaml", "txt")), "write_html",
@@ -155,6 +156,31 @@ def test_the_agent_of_any_form_of_yaml_is_edited_and_all_else_stays(
         before, rest = text.split(old)
         assert after.startswith(before) and after.endswith(rest)
         assert len(after) > len(before + rest) + 20
+
+
+@pytest.mark.parametrize("style", ["|", "|+", "|-", ">"])
+@pytest.mark.parametrize("learned", [[], ["Beg."]])
+def test_line_ends_at_the_end_of_instructions_stay(style: str, learned: list[str]) -> None:
+    text = f"agent:\n  instructions: {style}\n    Be kind.\n\n    [G0]. Ask.\n\n\n  name: a\n"
+    old = yaml.safe_load(text)["agent"]["instructions"]
+    new = yaml.safe_load(render(ExperienceLibrary.from_texts(learned), "yaml", into=text))["agent"]
+    kept = old.replace("Ask.", "Beg.") if learned else f"Be kind.{old[len(old.rstrip()) :]}"
+    assert new == {"instructions": kept, "name": "a"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("name", ["a.md", "a.txt", "a.json"])
+def test_a_file_with_windows_line_ends_keeps_them_when_it_is_edited(
+    name: str, encoding: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    write_library(TWO, path)
+    path.write_bytes(path.read_text().replace("\n", "\r\n").encode(encoding))
+    result = run("edit", path, **editor(tmp_path, "text = text.replace('Ask', 'Beg')"))
+    assert result.exit_code == 0, result.output
+    after = path.read_bytes().decode(encoding)
+    assert "Beg first." in after
+    assert after.count("\r\n") == after.count("\n") == after.count("\r")
 
 
 FLAWED = {

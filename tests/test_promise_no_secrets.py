@@ -326,6 +326,23 @@ def test_a_secret_with_quotes_is_cleaned_out_of_json_that_stands_in_json(
     assert redacted(shown, known_secrets([])) == json.dumps({"log": '{"tried": "(secret)"}'})
 
 
+def test_a_value_with_quotes_that_stands_in_a_nested_label_is_no_secret(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DOOR_PASSWORD", 'three"quotes')
+    label = {"said": 'three"quotes'}
+    rows = [each.copy(answer=label).with_inputs("question") for each in questions(12)]
+    with dspy.context(lm=polite_lm('Say three"quotes.')), caplog.at_level(logging.INFO):
+        optimized = optimizer_of(gate=NoGate()).compile(
+            predictor(), trainset=rows[:6], valset=rows[6:]
+        )
+    assert library_texts(optimized) == ['Say three"quotes.']
+    assert "not kept out, as it stands in the examples or the program: the value of DOOR_PASS" in (
+        caplog.text
+    )
+    assert not [line for line in caplog.messages if line.startswith("kept out") and "DOOR" in line]
+
+
 @pytest.mark.parametrize("place", ["feedback", "outputs", "error", "steps"])
 def test_a_key_in_recorded_traces_is_in_no_prompt_and_in_no_report(
     place: str, monkeypatch: pytest.MonkeyPatch

@@ -58,8 +58,8 @@ def encoding_of(data: bytes, is_table: bool = False) -> str:
 def write_text(path: str | os.PathLike[str], text: str, like: bytes = b"") -> None:
     """Put this text in place of the file; a link stays, as do mode and owner of what it names.
 
-    `like`: the file as it was, in whose encoding the text is written; a table in Windows' own
-    becomes UTF-8 with a byte order mark, which Excel reads too.
+    `like`: the file as it was, in whose encoding the text is written, and with whose line ends; a
+    table in Windows' own encoding becomes UTF-8 with a byte order mark, which Excel reads too.
 
     Raises:
         UnsavedError: the file cannot be replaced, or has changed since it was read. It is as it
@@ -67,6 +67,8 @@ def write_text(path: str | os.PathLike[str], text: str, like: bytes = b"") -> No
         FileNotFoundError: there is no such folder.
     """
     encoding = encoding_of(like, is_table=True)
+    if "\r\n" in like.decode(encoding, "replace") and "\r\n" not in text:
+        text = text.replace("\n", "\r\n")
     data = text.encode("utf-8-sig" if encoding == WINDOWS else encoding, "backslashreplace")
     write_bytes(path, data, text)
 

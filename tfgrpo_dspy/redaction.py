@@ -59,10 +59,13 @@ def known_secrets(lms: Iterable[Any], visible: str = "") -> list[str]:
     What stands in `visible`, the text of the user's data and instructions, is none.
     """
     environment = secret_variables().values()
-    secrets = {*_texts([*environment]), *(text for lm in lms for text in _held_secrets(lm))}
-    secrets = {text for text in secrets if text not in visible}
-    for _ in range(2):  # a text of JSON may stand in another
-        secrets |= {form(text)[1:-1] for text in secrets for form in FORMS}
+    secrets: set[str] = set()
+    for text in {*_texts([*environment]), *(text for lm in lms for text in _held_secrets(lm))}:
+        shown = {text}
+        for _ in range(2):  # a text of JSON may stand in another
+            shown |= {form(each)[1:-1] for each in shown for form in FORMS}
+        if not any(each in visible for each in shown):
+            secrets |= shown
     return sorted(secrets, key=lambda secret: (-len(secret), secret))
 
 

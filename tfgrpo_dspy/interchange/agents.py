@@ -126,10 +126,11 @@ def _content(event: Any) -> Any:
 def _with_experiences(instructions: str, library: ExperienceLibrary) -> str:
     """The instructions with these experiences in place of those at their end."""
     before, old = _split(instructions)
+    end = old[len(old.rstrip()) :]  # line ends, such as those of a block of YAML
     lines = "\n".join(f"[G{each.number - 1}]. {_escaped(each.text)}" for each in library)
     if not lines:
-        return before.rstrip().removesuffix(HEADER).removesuffix("\n\n") if old else before
-    return before + lines if old else f"{before}\n\n{HEADER}\n{lines}"
+        return before.rstrip().removesuffix(HEADER).removesuffix("\n\n") + end if old else before
+    return before + lines + end if old else f"{before}\n\n{HEADER}\n{lines}"
 
 
 def _split(instructions: str) -> tuple[str, str]:

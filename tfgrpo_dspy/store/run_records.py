@@ -41,7 +41,7 @@ class RunRecords:
         lms = [*all_lms(settings, student), dspy.settings.lm]
         self._secrets = known_secrets(lms, visible)
         self.plain = [secret for secret in known_secrets(lms) if secret in visible]
-        _log_variables(visible, bool(self.plain))
+        _log_variables(self._secrets, bool(self.plain))
         if settings.log_dir is not None and settings.offline:
             self.store = Store.existing(settings.log_dir)
             if self.store is None:
@@ -111,12 +111,12 @@ def _own_texts(student: Any, examples: Iterable[Any]) -> Iterator[str]:
         yield from as_fields(example).values()
 
 
-def _log_variables(own_variable: str, is_any_plain: bool) -> None:
+def _log_variables(secrets: list[str], is_any_plain: bool) -> None:
     variables = secret_variables()
-    if names := sorted(name for name, value in variables.items() if value not in own_variable):
+    if names := sorted(name for name, value in variables.items() if value in secrets):
         logger.info("kept out of records, logs and reports: the values of %s", ", ".join(names))
     if is_any_plain:
-        names = sorted(name for name, value in variables.items() if value in own_variable)
+        names = sorted(name for name, value in variables.items() if value not in secrets)
         logger.warning(
             "not kept out, as it stands in the examples or the program: the value of %s",
             ", ".join(names or ["an argument of an LM, such as its api_key"]),
