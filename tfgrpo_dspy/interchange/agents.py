@@ -40,12 +40,20 @@ _HEADED = re.compile(rf"^{HEADER}\s*\n(?={_MARK})", re.MULTILINE)
 _ITEM = re.compile(rf"^(?=\[(G[0-9]+)){_MARK}(.*?)(?=\n{_MARK}|\Z)", re.MULTILINE | re.DOTALL)
 
 
-def yaml_value(text: str, source: str) -> Any:
-    """The value of a YAML text, with strings for all scalars.
+class _Loader(yaml.BaseLoader):
+    """Reads strings for all scalars; refuses a key that occurs twice: only the last would count."""
 
-    Raises LibraryFormatError: it is not YAML, or a key occurs twice in one mapping.
-    """
-    return _loaded(text, source, yaml.BaseLoader.construct_document)
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        names = Counter(key.value for key in keys)
+        for key in keys:
+            if names[key.value] > 1:
+                raise LibraryFormatError(
+                    f"{self.name}: line {key.start_mark.line + 1}: the key {key.value!r:.60} "
+                    f"occurs twice in one mapping; write it once."
+                )
+        return node
 
 
 def read_instructions(instructions: Any, source: str) -> ExperienceLibrary:
@@ -70,7 +78,7 @@ def agent_file(library: ExperienceLibrary, into: str, source: str) -> str:
         LibraryFormatError: `into` is not the file of an agent.
     """
     into = into.removeprefix("\ufeff") or _NEW_FILE
-    path = _path(_loaded(into, source, lambda _, node: node))
+    path = _path(yaml_value(into, source, lambda _, node: node))
     key, value = path[-1] if len(path) == len(_PLACE) else (None, None)
     if not isinstance(value, yaml.ScalarNode):
         raise LibraryFormatError(f"{source}: {_MISSING}; pass the file of an agent as into=.")
@@ -152,12 +160,17 @@ def _unescaped(text: str) -> str:
     return re.sub(r"(?<!\\)((?:\\\\)*)\\(?=\$\{)", lambda match: match[1][::2], text)
 
 
-def _loaded(text: str, source: str, read: Callable[[Any, Any], Any]) -> Any:
-    """What `read` makes of the loader and the root of a YAML text without repeated keys."""
+def yaml_value(
+    text: str, source: str, read: Callable[[Any, Any], Any] = _Loader.construct_document
+) -> Any:
+    """The value of a YAML text, with strings for all scalars, or what `read` makes of its root.
+
+    Raises LibraryFormatError: it is not YAML, or a key occurs twice in one mapping.
+    """
     try:
-        loader = yaml.BaseLoader(text.removeprefix("\ufeff"))
+        loader = _Loader(text.removeprefix("\ufeff"))
+        loader.name = source
         node = loader.get_single_node()
-        _refuse_repeats(node, source)
         return None if node is None else read(loader, node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -171,25 +184,3 @@ def _loaded(text: str, source: str, read: Callable[[Any, Any], Any]) -> Any:
         raise LibraryFormatError(f"{source} is not YAML: {sentence(error)}") from error
     except RecursionError as error:
         raise LibraryFormatError(f"{source} is not a library: it is nested too deeply.") from error
-
-
-def _refuse_repeats(root: Any, source: str) -> None:
-    """Raise LibraryFormatError where a key occurs twice in one mapping; only the last counts."""
-    waiting, seen = [root], set[int]()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
-            continue
-        seen.add(id(node))
-        pairs = (
-            node.value if isinstance(node, yaml.MappingNode) else [(each,) for each in node.value]
-        )
-        waiting += [part for pair in pairs for part in pair]
-        keys = [pair[0] for pair in pairs] if isinstance(node, yaml.MappingNode) else []
-        names = Counter(key.value for key in keys if isinstance(key, yaml.ScalarNode))
-        for key in keys:
-            if isinstance(key, yaml.ScalarNode) and names[key.value] > 1:
-                raise LibraryFormatError(
-                    f"{source}: line {key.start_mark.line + 1}: the key {key.value!r:.60} occurs "
-                    f"twice in one mapping; write it once."
-                )
