@@ -23,7 +23,10 @@ def run_of(results: Any) -> RunResults:
     if isinstance(results, RunResults):
         return results
     if isinstance(results, str | PathLike):
-        return _last_run(fspath(results))
+        if runs := saved_runs(results):
+            return runs[-1].results
+        folder = fspath(results)
+        raise StoreError(f"log_dir={folder!r} holds no run yet; compile with this log_dir first.")
     if isinstance(results, Mapping):
         try:
             return RunResults.from_dict(results)
@@ -36,10 +39,3 @@ def run_of(results: Any) -> RunResults:
         name = type(results).__name__
         raise SettingsError(f"results={name}(...) has no detailed_results of a run; {FORMS}.")
     return run_of(held)
-
-
-def _last_run(folder: str) -> RunResults:
-    runs = saved_runs(folder)
-    if not runs:
-        raise StoreError(f"log_dir={folder!r} holds no run yet; compile with this log_dir first.")
-    return runs[-1].results

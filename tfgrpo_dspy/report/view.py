@@ -40,18 +40,6 @@ class Life:
         return [one for _, change in reversed(self.changes) for one in change.comparisons]
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateView:
-    """An update in which something happened: its changes, each with the text before it.
-
-    `refused` are the lessons and operations that were not taken, each with the reason.
-    """
-
-    record: UpdateRecord
-    changes: Sequence[tuple[Change, str]]
-    refused: Sequence[str]
-
-
 def view_of(run: RunResults) -> dict[str, Any]:
     """Everything that the template shows besides the results themselves, by name."""
     lives = list(_lives(run))
@@ -71,7 +59,7 @@ def view_of(run: RunResults) -> dict[str, Any]:
             min([0.0, *(low for low, _ in intervals)]),
             max([0.0, *(h for _, h in intervals)]),
         ),
-        "steps": [step for step in _steps(run.updates) if step.changes or step.refused],
+        "steps": [*_steps(run.updates)],
         "diffs": {name: list(_diff(*texts)) for name, texts in run.instructions.items()},
     }
 
@@ -101,7 +89,13 @@ def _lives(run: RunResults) -> Iterator[Life]:
         yield Life(id_, text, scope, of, experience, effect, belief, why, span)
 
 
-def _steps(updates: Sequence[UpdateRecord]) -> Iterator[UpdateView]:
+def _steps(
+    updates: Sequence[UpdateRecord],
+) -> Iterator[tuple[UpdateRecord, Sequence[tuple[Change, str]], Sequence[str]]]:
+    """Each update in which something happened: its changes, each with the text before it.
+
+    Last come the lessons and operations that were not taken, each with the reason.
+    """
     texts: dict[str, str] = {}
     for record in updates:
         changes = [(change, texts.get(change.id, "")) for change in record.changes]
@@ -109,7 +103,8 @@ def _steps(updates: Sequence[UpdateRecord]) -> Iterator[UpdateView]:
         refused = [f"Lesson: {text}" for text in record.refused_lessons]
         operations = (op for op in record.operations if op.refused)
         refused += [f"{op.op} {op.id} {op.text}: {op.refused}" for op in operations]
-        yield UpdateView(record, changes, refused)
+        if changes or refused:
+            yield record, changes, refused
 
 
 def _diff(before: str, after: str) -> Iterator[tuple[str, Sequence[str]]]:
