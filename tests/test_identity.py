@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import dspy
 import pytest
 from scripted import scripted_lm
 
 from tfgrpo_dspy.identity import Unseen, digest, object_identity
+from tfgrpo_dspy.reflection.guard import task_text
 
 
 def test_parts_that_differ_in_value_type_or_place_have_different_digests() -> None:
@@ -219,6 +220,18 @@ def test_what_holds_itself_has_an_identity_too() -> None:
     cycle: list[Any] = [looped, other]
     cycle.append(cycle)
     assert digest_of(looped) == digest_of(looped) != digest_of(other)
+
+
+def test_a_type_that_holds_a_dict_counts_by_its_schema() -> None:
+    kinds = [Annotated[Literal["yes", each], {"unit": ["x"]}] for each in ("no", "no", "never")]
+    programs = [
+        dspy.Predict(dspy.Signature("q -> a", "").with_updated_fields("a", type_=list[kind]))
+        for kind in kinds
+    ]
+    first, same, other = (digest(object_identity(each, Unseen())) for each in programs)
+    assert first == same != other
+    assert '"never"' in json.dumps(object_identity(programs[2], Unseen()))
+    assert "never" in task_text(programs[2]).splitlines()
 
 
 def test_what_a_program_remembers_of_earlier_calls_does_not_count() -> None:

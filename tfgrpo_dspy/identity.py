@@ -173,7 +173,7 @@ def _signature_identity(signature: Any) -> Any:
         [
             name,
             without_addresses(str(info.annotation)),
-            _schema(info.annotation),
+            schema_of(info.annotation),
             {k: without_addresses(str(v)) for k, v in (info.json_schema_extra or {}).items()},
         ]
         for name, info in signature.fields.items()
@@ -181,11 +181,19 @@ def _signature_identity(signature: Any) -> Any:
     return [signature.instructions, fields]
 
 
+def schema_of(annotation: Any) -> Any:
+    """The JSON schema of a type; None where it has none."""
+    try:
+        return _schema(annotation)
+    except TypeError:  # it holds a dict, say, and cannot be looked up
+        return _schema.__wrapped__(annotation)
+
+
 @functools.lru_cache(maxsize=1000)
 def _schema(annotation: Any) -> Any:
     try:
         return pydantic.TypeAdapter(annotation).json_schema()
-    except Exception:  # noqa: BLE001 - there is none of this type; it counts by its name
+    except Exception:  # noqa: BLE001 - a user's own type may raise anything
         return None
 
 

@@ -11,9 +11,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pydantic
-
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.identity import schema_of
 from tfgrpo_dspy.outside import ADDRESS
 from tfgrpo_dspy.wording import n_single_letters, words, words_of
 
@@ -123,15 +122,9 @@ def task_text(program: Any, objective: str = "") -> str:
         parts += [name, bare_instructions(predictor)]
         for field, info in predictor.signature.fields.items():
             parts += [field, str((info.json_schema_extra or {}).get("desc", ""))]
-            parts += _texts_in(_schema(info.annotation))
+            schema = schema_of(info.annotation)
+            parts += _texts_in(str(info.annotation) if schema is None else schema)
     return "\n".join(parts)
-
-
-def _schema(annotation: Any) -> Any:
-    try:
-        return pydantic.TypeAdapter(annotation).json_schema()
-    except Exception:  # noqa: BLE001 - a user's own type may have no schema, and raise anything
-        return str(annotation)
 
 
 def _texts_in(value: Any) -> Iterator[str]:
