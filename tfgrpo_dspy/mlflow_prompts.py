@@ -22,7 +22,7 @@ from tfgrpo_dspy.experience.programs import HEADER, with_instructions
 from tfgrpo_dspy.experience.values import ALL
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
 from tfgrpo_dspy.results import RunResults
-from tfgrpo_dspy.tracking import MlflowListener, is_autologging
+from tfgrpo_dspy.tracking import MlflowListener, autologging
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
         examples, records = _examples(train_data)
         program = PromptProgram(target_prompts, _InBatches(eval_fn, records))
         settings = dict(self.settings)
-        run = mlflow.active_run() if enable_tracking and not is_autologging() else None
+        run = mlflow.active_run() if enable_tracking and not autologging() else None
         if run and "on_event" not in settings:
             settings["on_event"] = MlflowListener(mlflow, run.info.run_id)
         with dspy.context(lm=dspy.settings.lm or self.reflection_lm):
@@ -111,7 +111,7 @@ class PromptProgram(dspy.Module):
         self._evaluate = evaluate
         signature = dspy.Signature(f"{', '.join(evaluate.fields)} -> {RESPONSE}")
         for number, (name, template) in enumerate(templates.items()):
-            attribute = f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_') or 'prompt'}"
+            attribute = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "prompt"
             attribute = f"prompt_{attribute}" if not number else f"prompt_{attribute}_{number}"
             self.names[name] = attribute
             setattr(self, attribute, dspy.Predict(with_instructions(signature, template)))

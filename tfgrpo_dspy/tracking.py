@@ -36,7 +36,7 @@ def tracked(settings: RunSettings) -> Iterator[RunSettings]:
 
     Where MLflow made none (`autolog` was called before this package was imported), a run is made.
     """
-    mlflow = _autologging()
+    mlflow = autologging()
     with contextlib.ExitStack() as opened:
         trackers: tuple[MlflowListener, ...] = ()
         try:
@@ -77,12 +77,7 @@ def _described(error: BaseException) -> str:
     return redacted(described(error), known_secrets([]))
 
 
-def is_autologging() -> bool:
-    """Whether MLflow logs compiles of DSPy by itself."""
-    return _autologging() is not None
-
-
-def _autologging() -> Any:
+def autologging() -> Any:
     """The module `mlflow` if its autologging of DSPy's compiles is on, else None."""
     utils = sys.modules.get("mlflow.utils.autologging_utils")
     if utils is None or utils.autologging_is_disabled("dspy"):

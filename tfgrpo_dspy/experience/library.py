@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -168,13 +169,13 @@ class ExperienceLibrary:
         """
         added, removed = list(other), list(self)
         changed: list[tuple[Experience, Experience]] = []
-        for key in (_content, lambda experience: experience.id, _meaning):
+        for key in (attrgetter("advice"), attrgetter("id"), _meaning):
             unmatched = {key(new): new for new in reversed(added)}
             for old in list(removed):
                 if (new := unmatched.pop(key(old), None)) is not None:
                     removed.remove(old)
                     added.remove(new)
-                    changed += [(old, new)] if _content(old) != _content(new) else []
+                    changed += [(old, new)] if old.advice != new.advice else []
         return added, removed, changed
 
     def merge(self, other: "ExperienceLibrary") -> "ExperienceLibrary":
@@ -320,10 +321,6 @@ class Applied:
     def operations(self) -> tuple[Operation, ...]:
         """The accepted operations."""
         return tuple(operation for _, operation in self.accepted)
-
-
-def _content(experience: Experience) -> tuple[str, str]:
-    return experience.text, experience.scope
 
 
 def _meaning(experience: Experience) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
-from tfgrpo_dspy.experience.values import Add, Advice, Evidence, Experience, Modify, Operation
+from tfgrpo_dspy.experience.values import Add, Advice, Evidence, Modify, Operation
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.lessons import Lesson
@@ -72,7 +72,7 @@ class Changes:
                 kind: ChangeKind = "born" if old is None else "changed"
                 comparisons = self._comparisons.get(new.advice, ())
                 yield Change(kind, new.id, *new.advice, effect=new.effect, comparisons=comparisons)
-            if not new.is_on_trial and _was_on_trial(old) and new.effect:
+            if not new.is_on_trial and (old is None or old.is_on_trial) and new.effect:
                 yield Change("settled", new.id, *new.advice, effect=new.effect)
 
     def _compared(
@@ -117,10 +117,6 @@ class Changes:
 
 def _words(text: str) -> set[str]:
     return {match[0].strip(PUNCTUATION) for match in WORD.finditer(text.casefold())}
-
-
-def _was_on_trial(experience: Experience | None) -> bool:
-    return experience is None or experience.is_on_trial
 
 
 def _attempt(rollout: Rollout) -> RolloutSummary:
