@@ -3,7 +3,7 @@
     python benchmarks/random_worlds.py --worlds 20 --out runs/random            # seeds 0 to 19
     python benchmarks/random_worlds.py --show-half --worlds 40 --out runs/shown  # seeds 1000 on
     python benchmarks/random_worlds.py --shapes --worlds 12 --rows tfgrpo gepa-mb8 --out runs/shapes
-    python benchmarks/random_worlds.py --shapes harder --first 3000 --worlds 74 --out runs/harder
+    python benchmarks/random_worlds.py --shapes harder --first 3100 --worlds 50 --out runs/harder
     python benchmarks/random_worlds.py --dollars --out runs/random              # equal dollars
     python benchmarks/random_worlds.py --show runs/random/random_worlds.jsonl
     python benchmarks/random_worlds.py --publish runs/shown/random_worlds.jsonl
@@ -85,7 +85,7 @@ ROWS = (
     *("none", "labelled", "tfgrpo", "tfgrpo-no-gate", "tfgrpo-paper"),
     *("gepa", "gepa-mb8", "mipro", "simba", "bootstrap"),
 )
-EVERY = ("random worlds", "harder worlds", "all shapes")
+EVERY = ("random worlds", "harder worlds", ALL_SHAPES := "all shapes")
 FREE = ("none", "labelled")  # rows that make no call: one run stands beside every budget
 
 
@@ -200,8 +200,8 @@ def tables(records: Sequence[dict[str, Any]]) -> str:
         if all(record["row"] in FREE for record in members):
             continue
         beside = [record for record in free if _family(record) == family]
-        shapes = dict.fromkeys(record["shape"] for record in members if family == 2)
         every = EVERY[family]
+        shapes = dict.fromkeys(record["shape"] for record in members if every == ALL_SHAPES)
         for shape in (every, *shapes):
             chosen = [r for r in (*members, *beside) if shape in (every, r["shape"])]
             unit = "dollars of" if in_dollars else ""
