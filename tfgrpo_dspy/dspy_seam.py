@@ -128,6 +128,25 @@ def replaying_adapter(adapter: Any, replay: Any) -> Any:
     return changed
 
 
+def demo_keeping_adapter(adapter: Any, kept: dict[Any, Any]) -> Any:
+    """A copy of an adapter of DSPy's own that keeps messages of demos; a user's as it is."""
+    adapter = adapter or dspy.ChatAdapter()
+    if not type(adapter).__module__.startswith("dspy."):
+        return adapter
+
+    def format_demos(signature: Any, demos: Any) -> Any:
+        values = tuple(tuple(demo.items()) for demo in demos)
+        if not all(type(value) is str for demo in values for _, value in demo):
+            return adapter.format_demos(signature, demos)
+        if (key := (repr(signature.fields), values)) not in kept:
+            kept[key] = adapter.format_demos(signature, demos)
+        return [dict(message) for message in kept[key]]
+
+    changed = copy.copy(adapter)
+    changed.format_demos = format_demos
+    return changed
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """An LM call, by its entry in DSPy's history.

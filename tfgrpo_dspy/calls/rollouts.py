@@ -61,6 +61,7 @@ class Rollouts:
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._prepared)
         self._prices = settings.execution.prices or {}
         self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
+        self._kept_demos: dict[Any, Any] = {}
         self._bundle = b""
         if calls.remote is not None and not settings.offline:
             self._bundle = packed_bundle(
@@ -176,6 +177,7 @@ class Rollouts:
             asks_predictors=sample.asks_predictors,
             is_training=self._role == "rollout",
             calls=where.calls,
+            kept_demos=self._kept_demos,
         )
 
     def _prepared(self, additions: Additions) -> tuple[Any, str, bytes]:

@@ -170,6 +170,7 @@ def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm
     held_things = _held_by(modules)
     lms = {id(lm): lm_for(lm) for lm in held_things if is_lm(lm)}
     shared = {id(held): _shared(held) for held in held_things if _holds_a_loop(held)}
+    shared |= {id(held): held.copy() for held in held_things if _is_of_texts(held)}
     try:
         copied = copy.deepcopy(program, {**shared, **lms})
     except Exception:  # noqa: BLE001 - anything that a program holds may refuse to be copied
@@ -218,6 +219,11 @@ def _held_by(modules: Sequence[Any]) -> list[Any]:
                 seen.add(id(item))
                 (waiting if isinstance(item, dict | list | tuple) else lms).append(item)
     return lms
+
+
+def _is_of_texts(held: Any) -> bool:
+    is_example = type(held).__module__ == "dspy.primitives.example"  # such as a demo
+    return is_example and all(type(value) is str for value in vars(held)["_store"].values())
 
 
 def _is_tool(held: Any) -> bool:

@@ -105,6 +105,8 @@ def as_fields(value: Any) -> dict[str, str]:
 
 def parsed(text: str, annotation: Any) -> Any:
     """The value whose text this is. Raises ValueError: it does not come back, as an image."""
+    if annotation is str:
+        return text
     if any(issubclass(k, MEDIA) for k in custom_types_in(annotation)):
         raise ValueError(f"{annotation} is written as a text that does not hold all of it")
     for read in (_nothing, _member, parse_value, _validated):

@@ -15,7 +15,7 @@ from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
-from tfgrpo_dspy.dspy_seam import recording, replaying_adapter
+from tfgrpo_dspy.dspy_seam import demo_keeping_adapter, recording, replaying_adapter
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.home import HOMES, run
@@ -44,7 +44,7 @@ class RolloutTask:
     its set; `temperature` None leaves every LM and predictor at its own, and so does `OWN`, in a
     training rollout; `score` None runs without a metric. Calls are taken from `ledger`; `prices`
     are those of `budget.meter`. With a `start`, the rollout goes on from a step of another one.
-    `calls` are those that it is in, by their ids.
+    `calls` are those that it is in, by their ids; `kept_demos` the run's messages of demos.
     """
 
     program: Any
@@ -59,6 +59,7 @@ class RolloutTask:
     asks_predictors: bool = False
     is_training: bool = False
     calls: dict[str, str] = field(default_factory=dict)
+    kept_demos: dict[Any, Any] = field(default_factory=dict)
 
 
 def run_rollout(task: RolloutTask) -> Rollout:
@@ -128,9 +129,9 @@ class _Run:
         return changed
 
     def context(self) -> Any:
-        adapter = dspy.settings.adapter
+        adapter = demo_keeping_adapter(dspy.settings.adapter, self.task.kept_demos)
         if self.replay is not None and not self.replay.start.answers_now:
-            adapter = replaying_adapter(adapter or dspy.ChatAdapter(), self.replay)
+            adapter = replaying_adapter(adapter, self.replay)
         return dspy.context(
             **{REPLAY: self.replay},
             lm=self._lm_for_sample(dspy.settings.lm),
