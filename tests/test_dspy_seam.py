@@ -112,6 +112,15 @@ def test_an_adapter_that_replays_gives_its_outputs_without_a_call() -> None:
     assert (recorded.n_fresh, own.engine.n_calls()) == (1, 1), LOST.format("Adapter.__call__")
 
 
+def test_messages_of_demos_are_made_once() -> None:
+    kept: dict[Any, Any] = {}
+    adapter = dspy_seam.demo_keeping_adapter(None, kept)
+    with dspy.context(lm=lm(), adapter=adapter):
+        program = dspy.Predict("question -> answer")
+        program(question="Who?", demos=[{"question": "Where?", "answer": "Here."}])
+    assert len(kept) == 1, LOST.format("Adapter.format_demos")
+
+
 def test_a_listed_model_has_a_price_and_an_engine_of_ones_own_has_none() -> None:
     listed = dspy_seam.prices_of(dspy.LM("openai/gpt-4o-mini", api_key="k"))
     assert listed.get("input_cost_per_token"), LOST.format("capabilities.resolve and model_info")

@@ -33,6 +33,8 @@ OF_ONE_CALL = frozenset(
     "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
 )
 """DSPy settings that belong to the call they were made for, not to the user's context."""
+KEPT_DEMOS = 64
+"""So many sets of demos have their messages kept."""
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "incomplete"})
 """The finish reasons of answers that were cut, as providers name them."""
 
@@ -138,9 +140,12 @@ def demo_keeping_adapter(adapter: Any, kept: dict[Any, Any]) -> Any:
         values = tuple(tuple(demo.items()) for demo in demos)
         if not all(type(value) is str for demo in values for _, value in demo):
             return adapter.format_demos(signature, demos)
-        if (key := (repr(signature.fields), values)) not in kept:
-            kept[key] = adapter.format_demos(signature, demos)
-        return [dict(message) for message in kept[key]]
+        key = repr(signature.fields), values
+        if (messages := kept.get(key)) is None:
+            if len(kept) >= KEPT_DEMOS:
+                kept.clear()
+            messages = kept[key] = adapter.format_demos(signature, demos)
+        return [dict(message) for message in messages]
 
     changed = copy.copy(adapter)
     changed.format_demos = format_demos

@@ -1,0 +1,148 @@
+"""The messages of demos are kept for a run: what an LM is sent is what the program alone sends."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dspy
+import pytest
+from dspy import lm15
+from dspy.adapters.baml_adapter import BAMLAdapter
+from scripted import ScriptedEngine
+
+from tfgrpo_dspy.dspy_seam import KEPT_DEMOS
+from tfgrpo_dspy.experience.programs import copy_program
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
+
+ANSWER = '{"answer": "yes"}\n[[ ## answer ## ]]\n<answer>yes</answer>'
+"""What each adapter of DSPy can read."""
+WHY = dspy.Example(question="why?").with_inputs("question")
+
+
+class Recording(ScriptedEngine):
+    """Keeps what of each request does not differ between samples."""
+
+    def __init__(self) -> None:
+        super().__init__([("", ANSWER)])
+        self.sent: list[str] = []
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        self.sent.append(repr((request.system, request.messages)))
+        return super().complete(request)
+
+
+def program_with(demos: Sequence[Any], signature: Any = "question -> answer") -> dspy.Predict:
+    program = dspy.Predict(signature)
+    program.demos = list(demos)
+    return program
+
+
+def demo(question: Any, answer: Any = "no", **more: Any) -> dspy.Example:
+    return dspy.Example(question=question, answer=answer, **more).with_inputs("question")
+
+
+def sent(run: Callable[[], Any], adapter: Any) -> list[str]:
+    engine = Recording()
+    with dspy.context(lm=dspy.LM("recording", engine=engine, cache=False), adapter=adapter):
+        run()
+    return engine.sent
+
+
+def sent_by_rollouts(programs: Sequence[dspy.Module], adapter: Any, kept: Any) -> list[str]:
+    def run() -> None:
+        for i, program in enumerate(programs):
+            done = run_rollout(RolloutTask(program, WHY, 0, i, 0.7, None, kept_demos=kept))
+            assert done.failure is None
+
+    return sent(run, adapter)
+
+
+def sent_alone(programs: Sequence[dspy.Module], adapter: Any) -> list[str]:
+    return sent(lambda: [program(question="why?") for program in programs], adapter)
+
+
+class Counting(dspy.ChatAdapter):
+    """A user's adapter, which writes each message of a demo another way."""
+
+    n = 0
+
+    def format_assistant_message_content(self, *args: Any, **kwargs: Any) -> str:
+        self.n += 1
+        return f"{super().format_assistant_message_content(*args, **kwargs)} ({self.n})"
+
+
+TEXTS = [demo("who?"), demo("where?", "yes"), dspy.Example(answer="lost", question="when?")]
+LACKING = [demo("who?"), dspy.Example(question="how?", answer="so", note="none")]
+TYPED = "question, context: list[str] -> answer"
+SETS: dict[str, tuple[Any, list[Any], int]] = {
+    "none": ("question -> answer", [], 1),
+    "texts": ("question -> answer", TEXTS, 1),
+    "dicts": ("question -> answer", [dict(each.items()) for each in TEXTS], 1),
+    "an incomplete one": ("question, note -> answer", LACKING, 1),
+    "with what is no text": (TYPED, [demo("who?", context=["a", "b"]), demo("where?")], 0),
+    "with an image": (
+        "picture: dspy.Image, question -> answer",
+        [demo("who?", picture=dspy.Image("https://example.org/a.png"))],
+        0,
+    ),
+    "bootstrapped": ("question -> answer", [demo("who?", augmented=True)], 0),
+}
+ADAPTERS: dict[str, Callable[[], Any]] = {
+    "none": lambda: None,
+    "chat": dspy.ChatAdapter,
+    "json": dspy.JSONAdapter,
+    "xml": lambda: dspy.XMLAdapter(use_native_function_calling=True),
+    "baml": BAMLAdapter,
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+@pytest.mark.parametrize(("signature", "demos", "n_kept"), SETS.values(), ids=SETS)
+def test_a_rollout_sends_what_the_program_alone_sends(
+    signature: Any, demos: list[Any], n_kept: int, adapter: Callable[[], Any]
+) -> None:
+    programs, kept = [program_with(demos, signature)] * 3, dict[Any, Any]()
+    assert sent_by_rollouts(programs, adapter(), kept) == sent_alone(programs, adapter())
+    assert len(kept) == n_kept
+
+
+def test_an_adapter_of_the_users_own_writes_every_message_itself() -> None:
+    programs, kept = [program_with(TEXTS)] * 3, dict[Any, Any]()
+    messages = sent_by_rollouts(programs, Counting(), kept)
+    assert messages == sent_alone(programs, Counting())
+    assert len(set(messages)) == 3
+    assert kept == {}
+
+
+def test_a_program_is_sent_its_own_demos_whatever_was_kept_before() -> None:
+    programs = [
+        program_with(TEXTS),
+        program_with(TEXTS[::-1]),
+        program_with(TEXTS[:1]),
+        program_with(TEXTS[:1], "question, note -> answer"),
+        program_with([demo("who?", "1")]),
+        program_with([demo("who?", 1)]),
+        program_with([demo("who?", True)]),
+        program_with(TEXTS),
+    ]
+    for adapter in (dspy.ChatAdapter, dspy.XMLAdapter):
+        assert sent_by_rollouts(programs, adapter(), {}) == sent_alone(programs, adapter())
+
+
+def test_only_so_many_sets_are_kept() -> None:
+    programs = [program_with([demo(f"{i}?")]) for i in range(KEPT_DEMOS + 3)]
+    kept: dict[Any, Any] = {}
+    assert sent_by_rollouts(programs, None, kept) == sent_alone(programs, None)
+    assert 0 < len(kept) <= KEPT_DEMOS
+
+
+def test_what_a_rollout_makes_of_its_demos_stays_in_its_copy() -> None:
+    program = program_with([demo("who?"), demo("where?", ["a"])])
+    copied = copy_program(program)
+    for one in copied.demos:
+        one.note = "changed"
+    copied.demos[1].answer.append("b")
+    assert [dict(one.items()) for one in program.demos] == [
+        {"question": "who?", "answer": "no"},
+        {"question": "where?", "answer": ["a"]},
+    ]
+    assert all(one.inputs().keys() == ["question"] for one in copied.demos)
