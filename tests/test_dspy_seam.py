@@ -46,6 +46,26 @@ def test_a_watcher_hears_of_each_call_and_gets_its_entry() -> None:
     assert None not in heard.call_ids, LOST.format("ACTIVE_CALL_ID")
 
 
+def test_an_object_with_unheard_callbacks_is_heard_by_its_own_and_the_users_alone() -> None:
+    class Modules(dspy_seam.BaseCallback):
+        n_heard = 0
+
+        def on_module_start(self, **_: Any) -> None:
+            self.n_heard += 1
+
+    class Packages(Modules):
+        __module__ = "tfgrpo_dspy.budget.unseen"
+
+    own, users, packages = Modules(), Modules(), Packages()
+    program = dspy.Predict("question -> answer")
+    for callbacks, n_heard in ([own], 1), (dspy_seam.Unheard([own]), 1):
+        program.callbacks = callbacks
+        with dspy.context(lm=lm(), adapter=dspy.ChatAdapter(), callbacks=[packages, users]):
+            program(question="Who?")
+        assert packages.n_heard == n_heard, LOST.format("list + callbacks of the instance")
+    assert (own.n_heard, users.n_heard) == (2, 2)
+
+
 def test_a_veto_that_is_no_exception_ends_a_call() -> None:
     class VetoError(BaseException):
         pass

@@ -16,6 +16,7 @@ from dspy.utils.callback import BaseCallback
 from runs import look_up
 from scripted import Prompt, chat, scripted_lm
 
+from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
@@ -461,18 +462,32 @@ def test_a_providers_failure_in_the_judge_is_a_providers_failure_also_if_it_is_h
 
 
 class Calls(BaseCallback):
-    n = 0
+    def __init__(self) -> None:
+        self.of_lms = self.of_modules = self.of_adapters = 0
 
     def on_lm_start(self, **_: Any) -> None:
-        self.n += 1
+        self.of_lms += 1
+
+    def on_module_start(self, **_: Any) -> None:
+        self.of_modules += 1
+
+    def on_adapter_format_start(self, **_: Any) -> None:
+        self.of_adapters += 1
 
 
-def test_the_callers_callbacks_and_those_of_the_lm_fire() -> None:
-    configured, of_lm = Calls(), Calls()
+class PackagesCalls(Calls):
+    __module__ = CallWatcher.__module__
+
+
+def test_the_callers_callbacks_and_those_of_the_lm_and_the_adapter_fire() -> None:
+    configured, packages, of_lm, of_adapter = Calls(), PackagesCalls(), Calls(), Calls()
     lm = agent_lm(("finish", {}), callbacks=[of_lm])
-    with dspy.context(callbacks=[configured]):
+    adapter = dspy.ChatAdapter(callbacks=[of_adapter])
+    with dspy.context(callbacks=[packages, configured], adapter=adapter):
         rollout(dspy.ReAct("question -> answer", tools=[look_up]), lm)
-    assert (configured.n, of_lm.n) == (2, 2)
+    assert vars(configured) == {"of_lms": 2, "of_modules": 4, "of_adapters": 2}
+    assert vars(packages) == {"of_lms": 2, "of_modules": 0, "of_adapters": 0}
+    assert (of_lm.of_lms, of_adapter.of_adapters) == (2, 2)
 
 
 def test_best_of_n_inside_a_program_gets_different_samples() -> None:

@@ -33,8 +33,7 @@ OF_ONE_CALL = frozenset(
     "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
 )
 """DSPy settings that belong to the call they were made for, not to the user's context."""
-KEPT_DEMOS = 64
-"""So many sets of demos have their messages kept."""
+KEPT_DEMOS = 64  # so many sets of demos have their messages kept
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "incomplete"})
 """The finish reasons of answers that were cut, as providers name them."""
 
@@ -83,6 +82,16 @@ def watching(callback: BaseCallback) -> dict[str, Any]:
         "callbacks": [*(dspy.settings.callbacks or []), callback],
         "caller_modules": [*(dspy.settings.caller_modules or []), callback],
     }
+
+
+class Unheard(list[Any]):
+    """The callbacks of a module or an adapter, of whose calls those of this package do not hear.
+
+    Those hear of LMs and tools; DSPy takes long to tell callbacks of a call.
+    """
+
+    def __radd__(self, others: list[Any]) -> list[Any]:
+        return [x for x in others if not type(x).__module__.startswith("tfgrpo_dspy.")] + [*self]
 
 
 def recording(trace: list[Any]) -> dict[str, Any]:
@@ -148,7 +157,7 @@ def demo_keeping_adapter(adapter: Any, kept: dict[Any, Any]) -> Any:
         return [dict(message) for message in messages]
 
     changed = copy.copy(adapter)
-    changed.format_demos = format_demos
+    changed.format_demos, changed.callbacks = format_demos, Unheard(adapter.callbacks)
     return changed
 
 

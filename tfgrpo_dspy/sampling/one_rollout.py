@@ -15,25 +15,16 @@ from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
-from tfgrpo_dspy.dspy_seam import demo_keeping_adapter, recording, replaying_adapter
+from tfgrpo_dspy.dspy_seam import Unheard, demo_keeping_adapter, recording, replaying_adapter
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.home import HOMES, run
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, FailureKind, Rollout, Step
 from tfgrpo_dspy.sampling.dispatch import REPLAY, DispatchedTools
-from tfgrpo_dspy.sampling.fields import (
-    as_fields,
-    copied_example,
-    with_values,
-)
+from tfgrpo_dspy.sampling.fields import as_fields, copied_example, with_values
 from tfgrpo_dspy.sampling.recorder import CallRecorder, mean_of
-from tfgrpo_dspy.sampling.replay import (
-    Replay,
-    ReplayEndedError,
-    Start,
-    answer_now,
-)
+from tfgrpo_dspy.sampling.replay import Replay, ReplayEndedError, Start, answer_now
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +94,11 @@ class _Run:
         self.tools = CallRecorder(self.meter, task.calls, self.dispatched)
         self.program = copy_program(task.program, self._lm_for_sample)
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
-        for name, predictor in self.program.named_sub_modules(dspy.Predict):
-            predictor.config = self._config_for_sample(predictor.config)
-            self.names[id(predictor)] = name.removeprefix("self.")
+        for name, module in self.program.named_sub_modules():
+            module.callbacks = Unheard(getattr(module, "callbacks", []))
+            if isinstance(module, dspy.Predict):
+                module.config = self._config_for_sample(module.config)
+                self.names[id(module)] = name.removeprefix("self.")
         for name, predictor in named_predictors(self.program):
             self.names |= {id(predictor): name, id(predictor.signature): name}
 
