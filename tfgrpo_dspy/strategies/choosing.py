@@ -17,7 +17,7 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.strategies.base import BatchPlan, Strategy
-from tfgrpo_dspy.strategies.worth import chosen_in_vain, teaches
+from tfgrpo_dspy.strategies.worth import OFTEN, chosen_in_vain, teaches
 
 Domain = str | Callable[[Any], Any]
 """The domain of an example: the name of one of its fields, or a function of the example."""
@@ -27,13 +27,15 @@ LESSONS = 2  # groups of an example that teach, before more of them count less
 
 
 class Choosing(Strategy):
-    """Draws one half of each batch by `weights`, as long as that half teaches more."""
+    """Draws half of each batch by `weights`, where that teaches more, and the other half seldom."""
+
+    often = OFTEN
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
         """The first half of the usual batch, and examples that are drawn by their weights."""
         n, usual = len(plan.sizes), list(plan.sizes)[: math.ceil(len(plan.sizes) / 2)]
         weights = self.weights(plan)
-        if not plan.past or chosen_in_vain(plan.past):
+        if not plan.past or chosen_in_vain(plan.past, self.often):
             return plan.sizes
         chance = random.Random(f"{plan.seed}/{plan.update}/{type(self).__name__}")
         key = {

@@ -39,6 +39,7 @@ class HardSampleWeights(Choosing):
         noise: at most this share of the examples is set aside; 0 to 0.5.
     """
 
+    often = math.inf  # it looks for what scores low, not for what teaches
     domain: Domain | None = None
     temperature: Annotated[float, Field(ge=0.01, le=1000)] = 0.3
     window: Least1 = 6

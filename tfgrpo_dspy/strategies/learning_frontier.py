@@ -15,7 +15,7 @@ class LearningFrontier(Choosing):
     expectation of p (1 - p), where p is its pass rate under the latest library; where failures come
     with feedback, also that of (1 - p)^2, as they teach, too. From the third group on that taught,
     it is divided by their number: what stays open after many lessons is not learnable. Half of each
-    batch is as usual, and all of it where the drawn half does not teach more.
+    batch is as usual, and all of it where that teaches often, or the drawn half does not more.
 
     **Source.** AceGRPO (arXiv 2602.07906): an evolving buffer of tasks, sampled by a learnability
     potential.

@@ -12,8 +12,9 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.strategies.state_values import states
 
-LATEST, ENOUGH, MORE = 60, 8, 0.05
-"""Of so many latest groups, if there are enough in both halves, the chosen half must teach more."""
+LATEST, ENOUGH, MORE, OFTEN = 60, 8, 0.05, 1 / 4
+"""Of so many latest groups, if there are enough in both halves, the chosen half must teach more;
+where the usual half teaches so often, there are enough groups that teach without choosing."""
 RESCUES = 8
 """After so many rescued groups in which no extra attempt was better, none is rescued any more."""
 CREDITED, AT_ONCE, DECISIVE = 6, 3, 1 / 3
@@ -29,15 +30,16 @@ def teaches(sampled: SampledGroup) -> bool:
     return group.has_contrast or (group.has_feedback and not group.is_at_best({}))
 
 
-def chosen_in_vain(past: Sequence[SampledGroup]) -> bool:
-    """Whether the second halves of the latest batches taught no more than the first ones."""
+def chosen_in_vain(past: Sequence[SampledGroup], often: float = OFTEN) -> bool:
+    """Whether the first halves of the latest batches teach often, or no less than the second."""
     halves: tuple[list[bool], list[bool]] = ([], [])
     for _, of_update in groupby(past[-LATEST:], key=lambda sampled: sampled.update):
         batch = list(of_update)
         for place, sampled in enumerate(batch):
             halves[place >= math.ceil(len(batch) / 2)].append(teaches(sampled))
     usual, chosen = halves
-    return min(len(usual), len(chosen)) >= ENOUGH and fmean(chosen) < fmean(usual) + MORE
+    is_vain = min(len(usual), len(chosen)) >= ENOUGH and fmean(chosen) < fmean(usual) + MORE
+    return is_vain or fmean(usual) >= often
 
 
 def rescued_in_vain(past: Sequence[SampledGroup]) -> bool:
