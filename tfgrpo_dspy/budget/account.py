@@ -105,9 +105,14 @@ class Account:
         """What a rollout takes on average."""
         return self.rollouts / self.n_rollouts if self.n_rollouts else self.assumed
 
-    def per_example(self, group_size: int) -> Amount:
-        """What an example of an update takes: its rollouts, a lesson, and retries as before."""
-        usual = self.per_rollout * group_size + self.per_answer
+    def per_example(self, group_size: int, groups_per_call: int) -> Amount:
+        """What an example of an update takes: its rollouts, a lesson, and retries as before.
+
+        A lesson is one call; of its dollars, which may be those of many rollouts, each group of a
+        call takes its part.
+        """
+        answer = replace(self.per_answer, cost=self.per_answer.cost / groups_per_call)
+        usual = self.per_rollout * group_size + answer
         return functools.reduce(operator.or_, self.recent, usual)
 
     @property

@@ -162,7 +162,7 @@ class Planner:
         n_drafts = self._settings.drafts * sum(batch.is_draft for batch in under_way)
         operations = account.per_answer * (len(under_way) + 1 + n_drafts)  # one for each update
         lost = Amount(self._ledger.n_lost, cost=self._ledger.lost)  # before this start
-        of_example = account.per_example(self._group_size)
+        of_example = account.per_example(self._group_size, self._settings.groups_per_call)
         reserve = self._reserve.amount(account)
         n, limit = account.n_fitting(of_example, reserve + lost + operations)
         if number == 0:  # what a rollout takes is only assumed

@@ -26,6 +26,8 @@ MIN_STALENESS, MAX_STALENESS, MANY_BATCHES = 1, 4, 12
 """With so many batches, one more is made at once for more than the usual number of threads."""
 ROLLOUTS_PER_THREAD = 1.5  # of the batches made at once: a thread that ends early finds another
 MAX_DRAFTS, CALLS_PER_DRAFT, MAX_DEMOS = 12, 16, 16
+DRAFTS_SHARE = 1 / 2
+"""Drafts take at most so much of the dollars, as estimated, where these pay for more than one."""
 GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less
 RESERVE_SHARE = 1 / 5  # the share of the budget for measuring the student and choosing the result
 MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
@@ -58,6 +60,7 @@ class RunData:
     calls_per_rollout: int = 1  # this and the next two: as assumed, see `plan.one_rollout`
     tokens_per_rollout: int = 0
     dollars_per_rollout: float = math.nan
+    dollars_per_draft: float = math.nan
     most_calls_per_rollout: int = 1  # of a program whose agents take all of their turns
     unpriced: tuple[str, ...] = ()  # what is missing to know the dollars, in words
     dollars_of_dearest_call: float = 0.0  # of the program, if its answer is as long as it may get
@@ -176,6 +179,9 @@ def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[st
     """The figures for a budget that is large enough."""
     n, calls = data.n_training, _calls(settings, data)
     has_budget = calls < math.inf or settings.max_cost or settings.max_minutes
+    drafts = min(MAX_DRAFTS, calls / CALLS_PER_DRAFT)
+    if settings.max_cost is not None and data.dollars_per_draft > 0:
+        drafts = min(drafts, max(1, DRAFTS_SHARE * settings.max_cost / data.dollars_per_draft))
     n_within_reach = 0 if has_budget and calls == math.inf else min(n, calls / CALLS_PER_GROUP)
     epochs = MAX_EPOCHS_WITHIN_BUDGET if has_budget else EPOCHS
     least = data.n_programs_measured
@@ -197,7 +203,7 @@ def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[st
         "temperature": settings.temperature or TEMPERATURE,
         "epochs": 1 if data.is_recorded else epochs,
         "max_staleness": min(MAX_STALENESS, max(fewest, staleness)),
-        "drafts": int(min(MAX_DRAFTS, calls / CALLS_PER_DRAFT)),
+        "drafts": int(drafts),
         "groups_per_call": GROUPS_PER_CALL,
         "reserve": reserve,
         "n_validation": n_validation,
