@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -37,12 +38,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Options:
-    """What holds for all cells; `made_by` says how they were made, and stands in each record."""
+    """What holds for all cells; `made_by` says how they were made, and stands in each record.
+
+    `log_dir`: where a run of this optimizer is recorded, to go on after a stop.
+    """
 
     lm: str | None = None
     reflection_lm: str | None = None
     n_threads: int = 4
     made_by: str = ""
+    log_dir: Path | None = None
 
 
 def run_cell(cell: Cell, options: Options, task: Task | None = None) -> dict[str, Any]:
@@ -64,6 +69,7 @@ def run_cell(cell: Cell, options: Options, task: Task | None = None) -> dict[str
             observer=observer,
             n_threads=options.n_threads,
             calls=calls_per_run(task, policy),
+            log_dir=options.log_dir,
         )
         started = time.monotonic()
         program, ended = optimized(OPTIMIZERS[cell.optimizer], setup)
@@ -88,7 +94,10 @@ def run_cell(cell: Cell, options: Options, task: Task | None = None) -> dict[str
 
 
 def learned(program: Any) -> dict[str, Any]:
-    """What this optimizer says of its advice: the effects of all that was tried, what was kept."""
+    """What this optimizer says of its advice: the effects of all that was tried, what was kept.
+
+    `replayed` counts, by role, what an earlier start had recorded; `spent` does not hold it.
+    """
     results = getattr(program, "detailed_results", None)
     if not isinstance(results, RunResults):
         return {}
@@ -96,7 +105,8 @@ def learned(program: Any) -> dict[str, Any]:
         {"text": advice.text, "chance": round(advice.chance, 3), **asdict(advice.effect)}
         for advice in results.tried
     ]
-    return {"tried": tried, "kept": [experience.text for experience in results.experiences]}
+    kept = [experience.text for experience in results.experiences]
+    return {"tried": tried, "kept": kept, "replayed": dict(results.replayed)}
 
 
 def optimized(optimizer: Callable[[Setup], Any], setup: Setup) -> tuple[Any, str]:

@@ -39,6 +39,7 @@ import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -61,7 +62,10 @@ SIMBA_STEPS = (8, 7, 6, 5, 4, 3)
 
 @dataclass(frozen=True)
 class Setup:
-    """What an optimizer is given. `calls` is how many LM calls one run of the program takes."""
+    """What an optimizer is given. `calls` is how many LM calls one run of the program takes.
+
+    `log_dir`: where runs of this optimizer are recorded, to go on after a stop.
+    """
 
     task: Task
     budget: int
@@ -71,6 +75,7 @@ class Setup:
     observer: Observer
     n_threads: int
     calls: float
+    log_dir: Path | None = None
 
     @property
     def n_runs(self) -> int:
@@ -105,6 +110,7 @@ def our_arguments(setup: Setup) -> dict[str, Any]:
         "max_lm_calls": setup.budget,
         "num_threads": setup.n_threads,
         "seed": setup.seed,
+        "log_dir": setup.log_dir,
         "progress": False,
     }
 

@@ -7,7 +7,9 @@
     python benchmarks/real/run.py --show
 
 One thread. Each run is a process of its own (so no run profits from another's cache) and, when it
-is done, a JSON line in `results/real.jsonl`; what has its line is not run again. The queue goes
+is done, a JSON line in `results/real.jsonl`; what has its line is not run again. A run of this
+optimizer that was stopped goes on where it was, from its log in the cache of the models (`minutes`
+and `spent` are those of its last start, `replayed` says what came from the log). The queue goes
 through all tasks and rows with one seed before it takes the next seed, and through the small model
 before the large one. Rows of this optimizer are run again for another `--label`; others are not.
 
@@ -21,6 +23,7 @@ as reflection LM. Scores are those of 60 held-out examples, at temperature 0.
 import argparse
 import datetime
 import multiprocessing
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +37,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import dspy  # noqa: E402 - the folders come first
 from compare_cells import Cell, Options, run_cell  # noqa: E402
 from compare_optimizers import OPTIMIZERS  # noqa: E402
-from models import MODELS  # noqa: E402
+from models import MODELS, default_cache  # noqa: E402
 from real_tasks import TASKS, advised, load  # noqa: E402
 from running import append, commit, stored  # noqa: E402
 from tables import table  # noqa: E402
@@ -74,7 +77,8 @@ def run(key: Key) -> dict[str, Any]:
     dspy.configure(adapter=ADAPTERS[model]())
     began = time.monotonic()
     cell = Cell(f"{task}@{model}", row, budget, seed)
-    record = run_cell(cell, Options(n_threads=1), load(task, model, seed))
+    options = Options(n_threads=1, log_dir=log_of(key) if label else None)
+    record = run_cell(cell, options, load(task, model, seed))
     return {
         "task": task,
         "model": model,
@@ -91,8 +95,14 @@ def run(key: Key) -> dict[str, Any]:
     }
 
 
+def log_of(key: Key) -> Path:
+    """Where a run of this optimizer is recorded until it is done."""
+    return default_cache() / "runs" / "-".join(map(str, key))
+
+
 def _in_child(key: Key, path: Path) -> None:
     append(path, run(key))
+    shutil.rmtree(log_of(key), ignore_errors=True)
 
 
 def run_all(keys: Sequence[Key], path: Path) -> None:

@@ -221,6 +221,19 @@ def test_a_run_of_ours_says_what_it_tried_and_what_it_kept() -> None:
     assert "tried" not in run_cell(Cell("routing", "none", 0, 0), Options(n_threads=1), task)
 
 
+@pytest.mark.usefixtures("small_lm")
+def test_a_run_of_ours_goes_on_from_its_log_after_a_stop(tmp_path: Path) -> None:
+    options = Options(n_threads=1, log_dir=tmp_path / "log")
+    cell = Cell("routing", "tfgrpo", 100, 0)
+    first, again = (
+        run_cell(cell, options, real_tasks.load("routing", "0.5B", 0)) for _ in range(2)
+    )
+    assert sum(first["replayed"].values()) == 0
+    assert sum(again["replayed"].values()) > 0
+    assert sum(spent["calls"] for spent in again["spent"].values()) == 0
+    assert again["scores"] == first["scores"]
+
+
 def run_of_ours(**changed: object) -> dict[str, object]:
     tried = [
         {"text": text, "estimate": estimate, "standard_error": 0.1, "n_rollouts": n}
