@@ -98,6 +98,8 @@ def instance_identity(value: Any, unseen: Unseen) -> Any:
     if hasattr(value, "demos"):
         names -= NOT_OF_PREDICTORS
     state = {n: getattr(value, n) for n in names if hasattr(value, n) and n[:2] != "__"}
+    if getattr(state.get("format_demos"), "__module__", "") == "tfgrpo_dspy.dspy_seam":
+        del state["format_demos"]  # in a rollout, the adapter keeps messages
     return [object_identity(type(value), unseen), object_identity(state, unseen)]
 
 
