@@ -20,7 +20,7 @@ SHIPPED = {name for name, kind in KINDS.items() if issubclass(kind, shipped.Stra
 SHIPPED -= {"Strategy", *credit.STRATEGIES}
 NO_TASK = {"ConflictAware", "Extrapolate", "StateTasks", "TeacherMarks"}
 """Strategies without a world of their own, which docs/strategies.md says."""
-STALE = {"BayesianAllocation", "ClippedDiversity", "DomainBandit", "HardSampleWeights"}
+STALE = {"BayesianAllocation", "DomainBandit", "LearningFrontier"}
 """Their rules are newer than the published runs."""
 
 
