@@ -1,4 +1,4 @@
-"""Which advice is held back: copies of examples, and what looks like an attack.
+"""Which advice is held back: copies of examples, talk of attempts, and what looks like an attack.
 
 The task itself is neither: what stands in the user's own program, or names a class of examples.
 """
@@ -29,6 +29,9 @@ Fields = tuple[Mapping[str, str], Mapping[str, str]]
 _ADDRESS = "holds an address"
 _HELD_BACK = {
     _ADDRESS: ADDRESS,
+    "speaks of what the program does not see": r"\b(?:better|worse|best|worst|first|second|third)"
+    r" attempts?\b|\battempts? \d|\bscore (?:(?:is|was) )?(?:\d|above|below|higher|lower)"
+    r"|\bwrite lessons\b|\bnot seen here\b",
     "asks to give a secret away": r"\b(?:reveal|disclose|leak|exfiltrate|print|repeat|output|show"
     r"|send|forward|share|include)\b.{0,40}\b(?:system prompt|api[ _-]?keys?|credentials"
     r"|access tokens?|(?<!reset )(?<!reset the )(?<!reset a )passwords?(?! reset\b))\b",
