@@ -122,12 +122,17 @@ def test_advice_that_only_repeats_the_program_is_refused(text: str, reason: str)
 def test_a_line_about_attempts_and_scores_is_refused_where_the_task_is_about_neither(
     text: str,
 ) -> None:
-    about = [({"log": f"The score is {n}; not seen here"}, {"lessons": "x"}) for n in range(2)]
+    about = [({"log": f"the score: {n}; not seen here"}, {"lessons": "x"}) for n in range(2)]
     games: list[Any] = [*about, *[({"log": f"first attempt {n}"}, {"x": "x"}) for n in range(2)]]
     program = "Write lessons about the better attempts (the first attempt has score 0.25)."
     assert "speaks of" in unsafe_reason(text)
     assert unsafe_reason(text, Task(program, lambda: games)) == ""
-    for usual in ("Attempt to sum first.", "Name three causes to get a full score."):
+    for usual in (
+        "Attempt to sum first.",
+        "Make your best attempt.",
+        "Name three causes to get a full score.",
+        "When the credit score is above 700, approve.",
+    ):
         assert unsafe_reason(usual) == ""
 
 

@@ -29,9 +29,9 @@ Fields = tuple[Mapping[str, str], Mapping[str, str]]
 _ADDRESS = "holds an address"
 _HELD_BACK = {
     _ADDRESS: ADDRESS,
-    "speaks of what the program does not see": r"\b(?:better|worse|best|worst|first|second|third)"
-    r" attempts?\b|\battempts? \d|\bscore (?:(?:is|was) )?(?:\d|above|below|higher|lower)"
-    r"|\bwrite lessons\b|\bnot seen here\b",
+    "speaks of what the program does not see": r"(?<=\bthe )(?:better|worse|best|worst|first"
+    r"|second|third) attempts?\b|\battempts? \d|\bwrite lessons\b|\bnot seen here\b"
+    r"|(?:(?<=\bthe )|(?<=\())score\b(?=:? (?:(?:is|was) )?(?:\d|above|below|higher|lower))",
     "asks to give a secret away": r"\b(?:reveal|disclose|leak|exfiltrate|print|repeat|output|show"
     r"|send|forward|share|include)\b.{0,40}\b(?:system prompt|api[ _-]?keys?|credentials"
     r"|access tokens?|(?<!reset )(?<!reset the )(?<!reset a )passwords?(?! reset\b))\b",
