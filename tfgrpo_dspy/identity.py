@@ -1,8 +1,7 @@
-"""What a record's key is made of: all that the result depends on, and nothing else.
+"""The identity of programs, LMs, metrics, data: what a result depends on, as JSON-like values.
 
-Identities are JSON-like values. Code counts by its source; what has no source, and objects that
-are no plain values, count by their name, and are collected in `Unseen`, so that the run can say
-so once. Never in an identity: API keys, headers, addresses in memory, absolute paths, clocks.
+Code counts by its source; what has no source, and objects that are no plain values, count by
+their name, and are collected in `Unseen`, so that the run can say so once. Never in an identity: API keys, headers, addresses in memory, absolute paths, clocks.
 Programs and LMs are known by their shape only, so that no DSPy has to be imported.
 """
 

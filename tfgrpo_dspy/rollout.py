@@ -1,4 +1,4 @@
-"""Rollouts as values of text and numbers; whose failure it was; a trajectory as text."""
+"""Rollouts as values: steps, outputs, scores, usage; whose a failure is; a trajectory as text."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence

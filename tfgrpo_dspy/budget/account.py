@@ -1,4 +1,4 @@
-"""How far the limits of a run reach, by what its decided updates have taken.
+"""How far the limits of a run reach: what its decided updates have taken, to plan the next one.
 
 The ledger counts calls when they are made, in an order that depends on the clock. The account
 counts whole updates, in their order, and counts answers from a cache like calls: so a run that is

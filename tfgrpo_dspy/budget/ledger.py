@@ -1,4 +1,4 @@
-"""The one account of a run: calls and dollars are taken from it before they are spent."""
+"""The limits of a run: each call and its dollars are taken here before it is made; what ends it."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""What one run is made of."""
+"""Settings, student and training set of one run, as its parts take them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Mathematical equivalence of two answers, in bounded time; nothing in a text is executed.
 
-Formulas are compared by math-verify in another process (`worker`), which the kernel kills if it
-takes too long. One process serves all threads, one comparison at a time.
+Formulas are compared by math-verify in another process (`math_worker`), which the kernel kills
+if it takes too long. One process serves all threads, one comparison at a time.
 """
 
 import atexit

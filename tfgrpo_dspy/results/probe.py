@@ -1,4 +1,4 @@
-"""What a probe found, as a frozen value of text and numbers; `run.probe` makes it."""
+"""What a probe found, as a frozen value of text and numbers; `prober` makes it."""
 
 import math
 import statistics

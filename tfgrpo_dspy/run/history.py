@@ -1,4 +1,4 @@
-"""The updates of a run: each is decided by the gate, on the evidence of all rollouts so far."""
+"""The decided updates of a run, the latest library and demos; the gate decides the next one."""
 
 import logging
 import math

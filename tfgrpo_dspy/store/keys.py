@@ -1,4 +1,4 @@
-"""The keys of a run's records: each is made of all that the record depends on."""
+"""The keys of rollouts, answers and runs in the store, made of the identities of their parts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
