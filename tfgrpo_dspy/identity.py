@@ -1,8 +1,9 @@
 """The identity of programs, LMs, metrics, data: what a result depends on, as JSON-like values.
 
-Code counts by its source; what has no source, and objects that are no plain values, count by
-their name, and are collected in `Unseen`, so that the run can say so once. Never in an identity: API keys, headers, addresses in memory, absolute paths, clocks.
-Programs and LMs are known by their shape only, so that no DSPy has to be imported.
+Code counts by its source; what has no source, and objects that are no plain values, count by their
+name, and are collected in `Unseen`, so that the run can say so once. Never in an identity: API
+keys, headers, addresses in memory, absolute paths, clocks. Programs and LMs are known by their
+shape only, so that no DSPy has to be imported.
 """
 
 import enum
