@@ -110,8 +110,8 @@ def our_arguments(setup: Setup) -> dict[str, Any]:
         "max_lm_calls": setup.budget,
         "num_threads": setup.n_threads,
         "seed": setup.seed,
-        "log_dir": setup.log_dir,
         "progress": False,
+        **({"log_dir": setup.log_dir} if setup.log_dir else {}),
     }
 
 
