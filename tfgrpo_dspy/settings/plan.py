@@ -334,9 +334,9 @@ def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> di
         "dollars_per_rollout": dollars,
         "dollars_per_draft": _cost(reflection_lm, settings, EXAMPLES_OF_DRAFT * tokens),
         "most_calls_per_rollout": most,
-        "dollars_of_dearest_call": 0.0
-        if len(dearest) < len(prices_of_lms)
-        else max(dearest, default=0.0),
+        "dollars_of_dearest_call": max(dearest, default=0.0)
+        if len(dearest) == len(prices_of_lms)
+        else 0.0,
         "unpriced": tuple(dict.fromkeys(missing)),
     }
 
