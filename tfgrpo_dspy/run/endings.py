@@ -1,4 +1,7 @@
-"""Why a run ends before its budget: it can never work, or there is nothing more to learn."""
+"""Why a run ends before its budget: it can never work, or there is nothing more to learn.
+
+A limit that is reached ends it in `budget/ledger.py`, too many failures in `calls/error_limit.py`.
+"""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
