@@ -1,4 +1,4 @@
-"""Notes what one rollout does, as DSPy tells of it: its predictor and tool calls, in their order."""
+"""Notes what a rollout does, as DSPy tells of it: its predictor and tool calls, in their order."""
 
 import statistics
 from collections.abc import Sequence
