@@ -250,7 +250,7 @@ def test_a_prior_that_the_effects_refute_pulls_no_more() -> None:
     def effect(number: int, text: str, estimate: float) -> Experience:
         return Experience(f"E{number}", text, effect=Effect(estimate, 0.05, 20))
 
-    asked = Asked(matters="The material decides.", others="2")
+    asked = Asked(matters="The material decides.", others="2, 4")
     for town, kept in ((0.3, ["Go by town."]), (0.0, [])):
         library = ExperienceLibrary([effect(1, "By material.", 0.1), effect(2, "By town.", town)])
         context = replace(

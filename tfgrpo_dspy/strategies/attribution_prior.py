@@ -105,10 +105,10 @@ class AttributionPrior(Strategy):
             added = (Add(*read_lesson(line, context.predictors)) for line in lines)
             return Proposed(context.lessons, tuple(added), _note(answer))
         measured = [one for one in context.library if one.effect is not None]
-        if _is_refuted(measured, await _others(answer, measured, ask)):
-            return Proposed(context.lessons)
         single = [lesson for lesson in context.lessons if len(lesson.evidence) < 2]
-        others = await _others(answer, single, ask)
+        others = await _others(answer, (*measured, *single), ask) if single else set()
+        if _is_refuted(measured, others):
+            return Proposed(context.lessons)
         obeying = [one for one in context.lessons if one.text not in others]
         explained = {evidence.example for one in obeying for evidence in one.evidence}
         rest = (one for one in context.lessons if one.text in others)
