@@ -165,7 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--only {' '.join(unknown)}: no such strategy; there are {', '.join(known)}.")
     seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
     stored = json.loads(asked.out.read_text())["runs"] if asked.out.exists() else []
-    runs = [] if asked.again else [r for r in stored if r["seed"] in seeds]
+    measured = [r for r in stored if r["seed"] in seeds]
+    runs = [r for r in measured if not (asked.again and r["strategy"] in names)]
     done = {(r["strategy"], r["about"], r["arm"], r["seed"]) for r in runs}
     tasks = [
         (name, place, arm, seed)

@@ -88,6 +88,20 @@ def test_a_run_repeats_and_does_what_the_published_one_did() -> None:
     assert again["figures"] == row["figures"]
 
 
+def test_a_strategy_that_is_measured_anew_leaves_the_runs_of_others(tmp_path: Path) -> None:
+    published = json.loads((RESULTS / "strategies.json").read_text())
+    seed_500 = [r for r in published["runs"] if r["seed"] == 500]
+    path, about = tmp_path / "strategies.json", strategies.settings()["Induction"][1].about
+    path.write_text(json.dumps(published | {"runs": seed_500}))
+    strategies.main(
+        ["--only", "Induction", "--about", about, "--again", "--seeds", "1", "--out", str(path)]
+    )
+    runs = json.loads(path.read_text())["runs"]
+    others = [r for r in seed_500 if r["strategy"] != "Induction"]
+    assert [r for r in runs if r["strategy"] != "Induction"] == others
+    assert {r["about"] for r in runs if r["strategy"] == "Induction"} == {about}
+
+
 def test_an_unknown_strategy_is_refused_with_the_known_names(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
