@@ -75,6 +75,17 @@ def test_dollars_are_known_of_everything_with_prices_and_a_longest_answer() -> N
     assert plan.total.likely.cost == pytest.approx(sum(known or 0 for known, _ in costs[:-1]))
 
 
+def test_a_lesson_costs_more_the_more_attempts_its_prompt_shows_at_most_in_proportion() -> None:
+    prices = []
+    for group_size in (4, 8):
+        execution = Execution(prices=MODEL)
+        plan = plan_with(max_lm_calls=400, group_size=group_size, execution=execution)
+        (of_lessons,) = (row.likely for row in plan.rows if row.purpose == "lessons")
+        assert of_lessons.cost is not None
+        prices.append(of_lessons.cost / of_lessons.n_lm_calls)
+    assert prices[0] < prices[1] < 2 * prices[0]
+
+
 def test_an_lm_without_a_price_is_named_and_hides_no_other_price() -> None:
     unknown = polite_lm(max_tokens=50)
     unknown.model = "mine"

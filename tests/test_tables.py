@@ -83,6 +83,17 @@ def test_csv_json_and_parquet_have_the_same_rows(done: Any, tmp_path: Path) -> N
     assert parquet.read_table(tmp_path / "rows.parquet").to_pylist() == found
 
 
+def test_the_terminal_shows_the_beginning_of_a_long_text_and_csv_all_of_it(done: Any) -> None:
+    log_dir, _, _ = done
+    asked = max((row["asked"] for row in rows("reflections", log_dir)), key=len)
+    beginning = asked[:20].replace("\n", " ")
+    lines = [line for line in command("reflections", log_dir).split("\n") if beginning in line]
+    assert lines and all(" ..." in line and len(line) < len(asked) for line in lines)
+    assert asked in [
+        r["asked"] for r in csv.DictReader(io.StringIO(command("reflections", log_dir, "--csv")))
+    ]
+
+
 def test_a_cell_that_a_spreadsheet_would_run_is_a_text(tmp_path: Path) -> None:
     rules = [("question", chat(answer='=HYPERLINK("http://x.example")'))]
     learned(lm=scripted_lm([*polite_rules()[:2], *rules]), log_dir=tmp_path)
