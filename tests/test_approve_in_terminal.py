@@ -6,10 +6,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import ADVICE
-from test_cli import ENVIRONMENT, editor
+from test_cli import ENVIRONMENT, LIBRARY, SEEN, editor
+
+from tfgrpo_dspy.cli import approve_in_terminal
+from tfgrpo_dspy.events import Proposal
+from tfgrpo_dspy.experience.values import Add, Delete
 
 CHILD = """
 import fcntl, struct, sys, termios
@@ -68,6 +73,31 @@ def test_a_person_at_the_terminal_decides_what_an_update_may_do(
     before = screen[: screen.index("Update 1")].rstrip("\r\n")
     assert " calls, " in before and before.rpartition("\r")[2].isspace()  # the bar was wiped out
     assert "% |" not in page
+
+
+@pytest.mark.parametrize(
+    ("code", "operations"),
+    [
+        ("text = text.replace('Ask twice.', 'Ask.')", [Add("Ask.", evidence=SEEN)]),
+        ("text += '{\"op\": \"ADD\", \"text\": \"Beg.\"}'",
+         [Add("Ask twice.", evidence=SEEN), Add("Beg.")]),
+        ("text = text.replace('ADD\", ', 'DELETE\", \"id\": \"E3\", ')", [Delete("E3")]),
+    ],
+    ids=["the same kind", "a new line", "another kind"],
+)  # fmt: skip
+def test_an_edited_operation_keeps_its_evidence_and_another_one_in_its_line_does_not_get_it(
+    code: str, operations: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in editor(tmp_path, code).items():
+        monkeypatch.setenv(name, value)
+    terminal, end = pty.openpty()
+    monkeypatch.setattr("tfgrpo_dspy.cli.approval.TERMINAL", os.ttyname(end))
+    os.write(terminal, b"e\n")
+    chosen = approve_in_terminal(Proposal(0, LIBRARY, (Add("Ask twice.", evidence=SEEN),), ((),)))
+    os.close(terminal)
+    os.close(end)
+    assert chosen == operations
+    assert [each.evidence for each in chosen] == [each.evidence for each in operations]
 
 
 def test_faults_in_edited_operations_are_said_and_asked_about_again(tmp_path: Path) -> None:

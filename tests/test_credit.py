@@ -24,7 +24,7 @@ from test_replay import sql_tool
 from tfgrpo_dspy import ExperienceLibrary, NoGate, SettingsError
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.rollout import Rollout, Step, trajectory_text
+from tfgrpo_dspy.rollout import Rollout, Step, Usage, trajectory_text
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.strategies import (
     Ask,
@@ -111,13 +111,14 @@ class Learned:
 
 
 def learned(
-    *chosen: Strategy, student: Any = None, rules: Sequence[Rule] = RULES, **arguments: Any
-) -> Learned:
+    *chosen: Strategy, student: Any = None, rules: Sequence[Rule] = RULES, n: int = 6,
+    **arguments: Any,
+) -> Learned:  # fmt: skip
     lm = scripted_lm(rules)
     usual = {"group_size": 4, "epochs": 1, "num_threads": 2, "gate": NoGate(), "progress": False}
     optimizer = grpo(ends_left, strategies=chosen, **usual | arguments)
     with dspy.context(lm=lm):
-        return Learned(optimizer.compile(student or Route(), trainset=questions(6)), lm)
+        return Learned(optimizer.compile(student or Route(), trainset=questions(n)), lm)
 
 
 def changes_shown(attempts: str) -> list[tuple[str, float]]:
@@ -215,6 +216,35 @@ def test_a_program_that_does_not_repeat_itself_gets_outcome_credit_and_a_note() 
     assert "replay" in str(run.results)
     assert not any("expected score" in text for text in run.attempts)
     assert run.attempts
+
+
+class Tiring(Route):
+    """Repeats itself so many times in all; from then on it goes another way."""
+
+    def __init__(self, n_forwards: int) -> None:
+        super().__init__()
+        self.left = [None] * n_forwards  # which its copies share
+
+    def __deepcopy__(self, _memo: Any) -> "Tiring":
+        copied = Tiring(0)
+        copied.left = self.left
+        return copied
+
+    def forward(self, question: str) -> Any:
+        if not self.left:
+            return super().forward(question=f"{question}, I am tired")
+        self.left.pop()
+        return super().forward(question=question)
+
+
+@pytest.mark.parametrize(("n_forwards", "failures"), [(9, {"replay": 2}), (99, {"strategy": 2})])
+def test_a_program_that_repeats_itself_when_checked_but_not_later_gives_no_branch(
+    n_forwards: int, failures: dict[str, int]
+) -> None:
+    """Eight rollouts and a check; where `play` gives branches, the strategy fails after it."""
+    arguments = {"n": 2, "batch_size": 2, "num_threads": 1}
+    run = learned(Odd("play"), student=Tiring(n_forwards), **arguments)
+    assert run.results.failures == failures
 
 
 def test_two_strategies_that_value_steps_are_refused_by_name_before_any_call() -> None:
@@ -349,6 +379,22 @@ def test_the_report_draws_the_expected_score_along_a_rollout() -> None:
     assert "Expected score" not in html(learned().program)
 
 
+def test_it_is_asked_first_a_step_past_the_middle_for_what_follows_costs_less_there() -> None:
+    usage = Usage(n_lm_calls=8)
+    failed, succeeded = taking(1, "abcdefgh", 0.0), taking(2, "stuvwxyz", 1.0)
+    rollouts = replace(failed, usage=usage), replace(succeeded, usage=usage)
+    sampled = SampledGroup(Group(0, rollouts, rollouts), (Additions(ExperienceLibrary()),) * 2)
+    asked: list[int] = []
+
+    async def play(rollout: Rollout, n_steps: int, n: int) -> list[Rollout]:
+        asked.append(n_steps)
+        return [replace(rollout, rollout_id=10 + k, n_replayed=n_steps) for k in range(n)]
+
+    context = GroupContext(sampled, (), ExperienceLibrary(), (0,), questions(1))
+    asyncio.run(MonteCarloCredit().credit(context, None, play))  # type: ignore[arg-type]
+    assert asked[0] == 5
+
+
 def test_branches_give_the_leaves_of_a_group_for_fewer_calls() -> None:
     run = learned(BranchingRollouts(leaves=4), student=Acting())
     groups = [group for update in run.results.updates for group in update.groups]
@@ -432,6 +478,17 @@ def test_no_turn_is_decisive_where_all_states_score_alike() -> None:
     others = [taking(10 + k, "abcdX", float(k % 2), n_replayed=k % 5) for k in range(40)]
     found = StateValues(taking(1, "abcde", 0.0), tuple(others), 0.0, 1.0)
     assert found.none_decisive > max(found.decisive)
+
+
+@pytest.mark.parametrize(
+    ("ways", "ways_of_success", "suspected", "exculpated"),
+    [("abc", "xca", 1, 2), ("abc", "xca", 1, 0), ("aba", "xya", 0, 2), ("aba", "xya", 1, 2)],
+)
+def test_a_decision_that_a_success_took_too_is_suspected_less_if_repeated_only_at_its_place(
+    ways: str, ways_of_success: str, suspected: int, exculpated: int
+) -> None:
+    found = StateValues(taking(1, ways, 0.0), (taking(2, ways_of_success, 1.0),), 0.0, 1.0)
+    assert found.decisive[suspected] > 1.2 * found.decisive[exculpated]
 
 
 @settings(deadline=None, max_examples=60)

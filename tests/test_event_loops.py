@@ -700,6 +700,10 @@ def test_a_loop_is_found_through_whatever_holds_it_and_is_not_invented() -> None
             functions += [scope["read"], functools.partial(archive.read, page="7")]
             assert {async_needs(function).loops for function in functions} == {(loop,)}
             assert async_needs(of_no_loop).loops == ()
+            for name in ("ipykernel.kernelbase", "tornado", "logging.handlers", "threading"):
+                holder = type("Holder", (), {"__module__": name})()
+                holder.held = archive
+                assert async_needs(holding(holder)).loops == ()
             for each in (waiting, signalled):
                 each.cancel()
 

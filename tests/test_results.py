@@ -11,12 +11,16 @@ from typing import Any
 import cloudpickle
 import dspy
 import pytest
-from runs import learned, predictor
+from runs import is_polite, learned, polite_lm, predictor
+from small import run_settings
 from test_final_choice import cases, compiled, world
 
 from tfgrpo_dspy import ExperienceLibrary
+from tfgrpo_dspy.budget.ledger import Budget, Ledger
+from tfgrpo_dspy.listeners.run_report import RunReport
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.curve import ticks
+from tfgrpo_dspy.rollout import Rollout, Usage
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +168,16 @@ def test_what_a_program_keeps_under_that_name_for_itself_stays() -> None:
     student = Pipeline([predictor()])
     student.detailed_results = {"asked": 0}
     assert ExperienceLibrary().bake(student).detailed_results == {"asked": 0}
+
+
+@pytest.mark.parametrize("n_lost", [0, 3])
+def test_calls_that_came_to_nothing_are_reported_with_their_dollars(n_lost: int) -> None:
+    ledger = Ledger(Budget())
+    with dspy.context(lm=polite_lm()):
+        report = RunReport(run_settings(is_polite), ledger)
+    ledger.take(2, 0.25)
+    report.count_rollout("rollout", Rollout(0, 7, usage=Usage(2, cost_usd=0.2), score=1.0))
+    if n_lost:
+        ledger.take(n_lost, 0.5)
+    dollars = 0.55 if n_lost else 0.0  # what was counted less than was taken is lost, too
+    assert report.unfinished == Usage(n_lost, cost_usd=pytest.approx(dollars))

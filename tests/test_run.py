@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
@@ -10,19 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import UNPARSED, Run, add, is_score, knowing, predictor, questions, section
 from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, Rule, chat, lessons, operations
-from small import paper_grpo, run_settings
+from small import grpo, paper_grpo, run_settings
 
 from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, ExtractAdvantage, Gate, NoGate
+from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
+from tfgrpo_dspy.calls.reserve import Reserve
 from tfgrpo_dspy.calls.run_inputs import RunInputs
+from tfgrpo_dspy.errors import UnpaidError
 from tfgrpo_dspy.experience.values import Add, Evidence, Experience, Operation, Refusal
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.proposing import propose
 from tfgrpo_dspy.run.updates import Batch, Extracted, Update
+from tfgrpo_dspy.settings.schedule import RunData, derive
 from tfgrpo_dspy.store.run_records import RunRecords
+from tfgrpo_dspy.strategies import Ask, Credit, GroupContext, Play, Strategy
 
 CORRECTION = r"## correction ##"
 ONE = [["1", "0"]]
@@ -239,6 +245,14 @@ def test_a_trajectory_that_is_too_long_is_summarised_and_a_short_one_beside_it_i
     assert "in notes: start ramble  finish" in prompt
 
 
+def test_attempts_that_fit_into_the_prompt_are_shown_whole() -> None:
+    run = rambling_run(300, extract=ExtractAdvantage(shown_tokens=1800))
+    assert not run.texts(SUMMARIZE)
+    (prompt,) = run.texts(EXTRACT)
+    assert "characters left out" not in prompt
+    assert prompt.count("ramble ") >= 301
+
+
 def test_in_the_papers_schedule_every_rollout_is_summarised() -> None:
     run = rambling_run(1, schedule=paper_grpo)
     summarised = [section(prompt, "attempt").splitlines()[0] for prompt in run.texts(SUMMARIZE)]
@@ -362,9 +376,9 @@ class TwoStages(dspy.Module):
         return self.writer(question=question, note=self.reader(question=question).note)
 
 
-def two_stages(*rules: Rule, student: Any = None) -> Run:
+def two_stages(*rules: Rule, student: Any = None, **arguments: Any) -> Run:
     note: Rule = (r"(?s)Your output fields are:\n1. `note`", chat(note="noted"))
-    return Run(ONE, *rules, note, student=student or TwoStages())
+    return Run(ONE, *rules, note, student=student or TwoStages(), **arguments)
 
 
 def test_a_lesson_for_one_predictor_is_shown_as_such_and_its_operation_keeps_the_scope() -> None:
@@ -518,3 +532,39 @@ def test_every_rollout_has_the_dspy_context_of_the_caller() -> None:
     with dspy.context(provide_traceback="the caller's"):
         Run(ONE * 2, metric=metric)
     assert set(seen) == {"the caller's"}
+
+
+@dataclass
+class GoingOn(Strategy):
+    """Goes on from the first step of a rollout, so many times; keeps what that raised."""
+
+    n: int
+    raised: list[str] = field(default_factory=list)
+
+    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:  # noqa: ARG002
+        try:
+            await play(context.group.rollouts[0], 0, self.n)
+        except UnpaidError as error:
+            self.raised.append(str(error))
+        return Credit({})
+
+
+@pytest.mark.parametrize(("n", "is_paid"), [(2, True), (500, False)])
+def test_further_rollouts_begin_only_if_all_of_them_can_be_paid(n: int, is_paid: bool) -> None:
+    going_on = GoingOn(n)
+    run = two_stages(strategies=(going_on,), max_lm_calls=60)
+    n_calls = run.results.usage["rollout"].n_lm_calls
+    assert len(going_on.raised) == (not is_paid)
+    assert n_calls == 2 * 2 + 2 * n * is_paid
+
+
+def test_before_the_first_rollout_the_end_is_kept_for_a_program_that_takes_all_its_turns() -> None:
+    limits = {"max_lm_calls": 100, "max_cost": 1.0}
+    data = RunData(
+        n_training=20, n_validation=2, most_calls_per_rollout=10, dollars_per_rollout=0.01
+    )
+    settings_ = derive(grpo(is_score, batch_size=2, group_size=2, **limits).settings, data)
+    ledger = Ledger(settings_.budget)
+    Reserve(settings_, ledger)
+    assert ledger.left("max_lm_calls") == 100 - 2 * 2 * 10
+    assert ledger.left("max_cost") == pytest.approx(1 - 2 * 2 * 10 * 0.01 / 2)  # half is refused

@@ -201,6 +201,22 @@ def test_a_refusal_names_the_smallest_budget_that_can_learn(
         assert derived(data, **unlimited | {name: int(enough) - 1}) is None
 
 
+@pytest.mark.parametrize("prices", [(0.0, 0.0), (0.5, 0.0), (0.0, 0.25), (0.5, 0.25)])
+def test_a_budget_must_pay_for_the_dearest_call_and_for_condensing_beside_the_schedule(
+    prices: tuple[float, float],
+) -> None:
+    data = data_of(
+        12, dollars_per_rollout=0.01,
+        dollars_of_dearest_call=prices[0], dollars_of_condensing=prices[1],
+    )  # fmt: skip
+    figures = {"group_size": 2, "batch_size": 2, "drafts": 0}
+    kept = {
+        cents: chosen("n_validation", data=data, max_cost=sum(prices) + cents / 100, **figures)
+        for cents in (14, 16)
+    }
+    assert kept == {14: (3,), 16: (4,)}
+
+
 def prepared(
     program: Any = None, n: int = 30, make: Any = TrainingFreeGRPO, testset: Any = None,
     **arguments: Any,
