@@ -73,11 +73,11 @@ class AttributionPrior(Strategy):
 
     One question shows it the program and a few examples. What it says decides the answer is told
     it again whenever it writes lessons; the advice that it writes is a set of candidates, which the
-    gate judges like any other. In each update one more question measures obedience: which lessons,
-    and which experiences, rest on something else? Such a lesson of a single group is left out where
-    another lesson explains the group by what matters, and comes last elsewhere: in few examples
-    much agrees by accident. Where the experiences that rest on something else have the higher mean
-    effect, the facts refute the prior, and it pulls no more.
+    gate judges like any other. In updates with lessons of a single group, one question measures
+    obedience: which of these, and of the experiences, rest on something else? Such a lesson is left
+    out where another lesson explains the group by what matters, and comes last elsewhere: in few
+    examples much agrees by accident. Where the experiences that rest on something else have the
+    higher mean effect, the facts refute the prior, and it pulls no more.
 
     **Source.** Large Language Models as Attribution Regularizers for Efficient Model Training
     (arXiv 2502.20268): loss + strength * distance of the model's attributions from those that an LM
