@@ -1,6 +1,7 @@
 """The tasks of the evidence by name, each as a `Task` of `benchmarks/tasks` with a real LM.
 
-40 examples for training, 30 for validation, 60 held out, drawn by the seed. A task is taken only
+40 examples for training, 30 for validation, 60 held out, drawn by the seed (16, 8, 16 for the
+agent of `stock`, whose rollouts take several calls each). A task is taken only
 where hand-written advice or labelled demos lift the bare LM by .15 (README says by how much, and
 which tasks were dropped).
 """
@@ -16,6 +17,7 @@ from houses import Extraction, Routing
 from models import MODELS, default_cache, fetched
 from public import FunctionCalls, Reasoning
 from sql import Sql
+from stock import Stock
 from tasks import Task, in_gepas_form, plain
 from tasks.seeded import seeded
 
@@ -30,6 +32,7 @@ TASKS: dict[str, Callable[[], Any]] = {
     "coin": lambda: Coin(Routing()),
     "functions": FunctionCalls,
     "gcd": functools.partial(Reasoning, "gcd", "Use Euclid's algorithm. Give the number alone."),
+    "stock": Stock,
 }
 
 
@@ -43,9 +46,11 @@ def load(name: str, model: str, seed: int) -> Task:
     source = _source(name)
     inputs, outputs = ([f.strip() for f in part.split(",")] for part in source.fields.split("->"))
     examples = source.examples(random.Random(f"{name}/{seed}"))
-    n = N_TRAIN + N_VALIDATION + N_TEST
+    n_train, n_validation, n_test = getattr(source, "sizes", (N_TRAIN, N_VALIDATION, N_TEST))
+    n = n_train + n_validation + n_test
     drawn = [next(examples).with_inputs(*inputs) for _ in range(n)]
     signature = dspy.Signature(source.fields, source.instruction)
+    make = getattr(source, "student", dspy.Predict)
 
     def judged(gold: Any, pred: Any) -> dspy.Prediction:
         score, feedback = source.verdict(gold, pred)
@@ -54,10 +59,10 @@ def load(name: str, model: str, seed: int) -> Task:
     metric = in_gepas_form(judged)
     return Task(
         name=f"{name}@{model}",
-        student=lambda: dspy.Predict(signature),
-        train=drawn[:N_TRAIN],
-        val=drawn[N_TRAIN : N_TRAIN + N_VALIDATION],
-        test=drawn[-N_TEST:],
+        student=lambda: make(signature),
+        train=drawn[:n_train],
+        val=drawn[n_train : n_train + n_validation],
+        test=drawn[-n_test:],
         metric=metric,
         plain_metric=plain(metric),
         demo_threshold=0.99,
@@ -78,6 +83,7 @@ def advised(task: Task) -> dspy.Module:
     """The student with the hand-written advice in its instructions."""
     program = task.student()
     advice = task.notes.partition("\n")[2]
-    signature = program.signature
-    program.signature = signature.with_instructions(f"{signature.instructions}\n\n{advice}")
+    for predictor in program.predictors():
+        before = predictor.signature
+        predictor.signature = before.with_instructions(f"{before.instructions}\n\n{advice}")
     return program

@@ -4,6 +4,7 @@
     python benchmarks/real/run.py --tasks sql --rows none labelled advice    # headroom
     python benchmarks/real/run.py --label v3 --rows tfgrpo    # after a change of ours
     python benchmarks/real/run.py --tasks coin    # false commits: no advice can help there
+    python benchmarks/real/run.py --tasks stock --models 1.5B --rows none tfgrpo   # an agent
     python benchmarks/real/run.py --show
 
 One thread. Each run is a process of its own (so no run profits from another's cache) and, when it
@@ -74,7 +75,7 @@ def run(key: Key) -> dict[str, Any]:
     """One run, in this process."""
     task, model, row, budget, seed, label = key
     OPTIMIZERS["advice"] = lambda setup: advised(setup.task)
-    dspy.configure(adapter=ADAPTERS[model]())
+    dspy.configure(adapter=getattr(TASKS[task], "adapter", ADAPTERS[model])())
     began = time.monotonic()
     cell = Cell(f"{task}@{model}", row, budget, seed)
     options = Options(n_threads=1, log_dir=log_of(key) if label else None)

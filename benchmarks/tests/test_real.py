@@ -27,6 +27,7 @@ from public import _fault, described
 from running import append, stored
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from sql import Sql
+from stock import Stock, reserved, stock
 from tasks.seeded import seeded
 
 CALL = {"limit": [3, ""], "name": ["Ann Lee"]}
@@ -62,6 +63,16 @@ def test_the_label_of_each_example_is_right_and_another_answer_is_not(source: ob
         assert score < 1
         assert said != "Right."
     assert len({str(example) for example in examples}) == 130
+
+
+def test_the_number_of_pieces_is_that_in_stock_less_the_reserved_ones_with_its_unit() -> None:
+    source = Stock()
+    gold = next(source.examples(random.Random(0)))
+    item = next(word for word in gold.question.strip("?.").split() if word.endswith("s"))
+    free = f"{stock(item) - reserved(item)} pcs"
+    assert source.verdict(gold, dspy.Prediction(answer=free)) == (1.0, "Right.")
+    for answer, score in ((free.split()[0], 0.5), (f"{stock(item)} pcs", 0.5), ("", 0.0)):
+        assert source.verdict(gold, dspy.Prediction(answer=answer))[0] == score
 
 
 def test_a_query_that_forgets_a_house_rule_gives_another_figure() -> None:
