@@ -1,7 +1,8 @@
 """All of DSPy that its documentation does not promise: what a new release of DSPy may move.
 
-Everything else of this package imports `dspy` alone; a test enforces that. Another test asserts
-that each hook here still fires, and names the one that does not.
+Prices and abilities of LMs, callbacks, traces, raw responses, adapters that replay a rollout or
+keep the messages of demos. Everything else of this package imports `dspy` alone; a test enforces
+that. Another test asserts that each hook here still fires, and names the one that does not.
 """
 
 import copy

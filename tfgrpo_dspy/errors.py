@@ -1,4 +1,4 @@
-"""Every exception of this package: each is also of the builtin kind that a caller would expect."""
+"""Every exception of this package, each also of a builtin kind; any error as text, or as a copy."""
 
 import traceback
 from collections import deque

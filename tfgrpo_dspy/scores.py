@@ -1,4 +1,4 @@
-"""The range of a run's scores: what a difference is, and what a failure counts."""
+"""The range of a run's scores: what is a difference, what a failure counts. One score: `metric`."""
 
 import math
 from collections.abc import Iterable, Sequence

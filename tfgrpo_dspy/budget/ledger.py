@@ -1,4 +1,7 @@
-"""The limits of a run: each call and its dollars are taken here before it is made; what ends it."""
+"""The limits of a run: each call and its dollars are taken here before it is made.
+
+What else ends a run stands in `run.endings` and `calls.error_limit`.
+"""
 
 import math
 import threading

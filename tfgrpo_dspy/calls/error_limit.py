@@ -1,4 +1,4 @@
-"""Ends a run where too many of its rollouts and reflections fail."""
+"""Ends a run where too many of its rollouts and reflections fail; others: `run.endings`."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Answers without the thoughts of the LM, and without the end that a cut answer lacks."""
+"""Answers of an LM without thoughts and code fences; JSON that was cut off gets its end."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The parts of a run's results, as frozen values of text and numbers. `run` makes them."""
+"""The parts of a run's results, as frozen values of text and numbers; `rows` has its tables."""
 
 import math
 import statistics

@@ -1,6 +1,7 @@
 """All arguments of the optimizer, checked and frozen: `Settings`, `Reflection`, `Execution`.
 
-One message names every fault, before the first LM call.
+One message names every fault, before the first LM call. `checks` looks at student, data and LMs,
+`constructor` takes the arguments, `schedule` and `plan` derive from them what a run does.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The note of a run in its store: how far it came, what it has paid, by which settings."""
+"""The notes of the runs in a store, one or all: how far it came, what it paid, its settings."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""StateTasks: states that failing rollouts have reached become tasks of their own."""
+"""StateTasks: where a group fails throughout, states that its rollouts reached become tasks."""
 
 import random
 from collections import defaultdict
