@@ -159,6 +159,12 @@ def test_a_state_of_a_failing_rollout_becomes_a_task_and_gives_the_group_contras
     assert found.values[1][played.states[0]] == pytest.approx(1 / 4)
 
 
+def test_tasks_that_fail_like_their_group_count_but_say_nothing_of_its_steps() -> None:
+    found = credit(StateTasks(), context(FAILING, [other(1.0)]), play=Played(0.0, 0.0))
+    assert [rollout.score for rollout in found.beside] == [0.0, 0.0]
+    assert found.values == {}
+
+
 def test_a_state_from_which_nothing_or_all_succeeds_is_drawn_less_often_than_another() -> None:
     def task(n_replayed: int, score: float, first_id: int) -> SampledGroup:
         ids = (first_id, first_id + 1)

@@ -1,7 +1,8 @@
-"""StateTasks: where a group fails throughout, states that its rollouts reached become tasks."""
+"""StateTasks: states that failing rollouts have reached become tasks of their own."""
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.strategies.arguments import Least2, strategy
@@ -45,7 +46,10 @@ class StateTasks(Strategy):
         chance = random.Random(f"{group.example}/{context.sampled.update}/StateTasks")
         (state,) = chance.choices(inner, [rates[n].variance_of_a_rollout ** 2 for n in inner])
         rollouts = await play(source, state, self.rollouts)
-        return Credit(tree_values([*scored, *rollouts]), tuple(rollouts))
+        every = (*scored, *rollouts)
+        if not replace(group, rollouts=every).has_contrast:
+            return Credit({}, tuple(rollouts))  # values that are all alike teach nothing
+        return Credit(tree_values(every), tuple(rollouts))
 
 
 def _rates(context: GroupContext) -> "defaultdict[int, PassRate]":
