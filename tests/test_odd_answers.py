@@ -8,6 +8,8 @@ from scripted import EXTRACT, UPDATE, Rule, chat, lessons, operations, scripted_
 
 from tfgrpo_dspy import ExperienceLibrary
 
+NO_TEXT = "the text is empty"
+
 
 def known(*texts: str) -> dspy.Module:
     """A student with a library baked in, of ids E1, E2, ..."""
@@ -29,6 +31,24 @@ def known(*texts: str) -> dspy.Module:
                 [""],
             )
             for id_ in ("1", "E1", "e1", "[E1]", "[E1*]", "(1)")
+        ),
+        *(
+            (
+                operations({"op": "ADD", "text": text}),
+                "[E1*] Count.\n[E2*] Read.\n[E3*] Be exact.",
+                [""],
+            )
+            for text in (
+                "[E4*] Be exact.",
+                "E4* Be exact. learned from 2 examples; on trial",
+                "Be exact. measured effect on the score +0.12 \u00b1 0.05; on trial",
+                "Be exact. on trial",
+                "Be exact. from 2 examples: scores 1, 0; scores 0.5, 0",
+            )
+        ),
+        *(
+            (operations({"op": "ADD", "text": id_}), "[E1*] Count.\n[E2*] Read.", [NO_TEXT])
+            for id_ in ("E1*", "[E1*]", "E2")
         ),
         (
             operations(*({"op": "ADD", "text": f"Advice of kind {i}"} for i in "abc")),

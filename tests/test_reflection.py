@@ -12,7 +12,7 @@ from scripted import lessons, scripted_lm
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, ExtractAdvantage
 from tfgrpo_dspy.group import Group
-from tfgrpo_dspy.reflection.answer_forms import resolve_scope
+from tfgrpo_dspy.reflection.answer_forms import resolve_scope, without_notes
 from tfgrpo_dspy.reflection.guard import Guard, unsafe_reason
 from tfgrpo_dspy.reflection.lessons import (
     Lesson,
@@ -316,6 +316,32 @@ def test_update_library_sees_what_supports_an_experience_and_its_measured_effect
         "[E3*] Be kind."
     )
     assert library_text(ExperienceLibrary()) == "(none yet)"
+
+
+@given(
+    st.lists(st.sampled_from([GROUP_0, GROUP_1]), max_size=2),
+    st.none() | st.builds(Effect, st.floats(-9, 9), st.floats(0, 9), st.integers(1, 99)),
+    st.booleans(),
+)
+def test_what_the_prompt_says_beside_an_experience_is_no_part_of_its_text_when_it_comes_back(
+    evidence: list[Evidence], effect: Effect | None, is_on_trial: bool
+) -> None:
+    experience = Experience("E1", "Be exact.", "*", tuple(evidence), effect, is_on_trial)
+    answer = " ".join(library_text(ExperienceLibrary([experience])).split())
+    assert without_notes(answer) == "Be exact."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "E10 is a fuel.",
+        "Say which case is on trial",
+        "Name what was learned from 2 examples of each kind.",
+        "Quote from 3 examples: the shortest ones.",
+    ],
+)
+def test_advice_that_speaks_of_trials_and_examples_stays_as_it_is(text: str) -> None:
+    assert without_notes(text) == text
 
 
 def test_update_library_sees_the_first_twenty_texts_that_were_dropped() -> None:

@@ -14,7 +14,7 @@ from scripted import EXTRACT, UPDATE, Prompt, lessons, operations, scripted_lm
 from small import grpo
 from test_run import consolidated, drawn_lessons, is_score_with_feedback
 
-from tfgrpo_dspy import NoGate, Reflection
+from tfgrpo_dspy import ExperienceLibrary, NoGate, Reflection
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING
@@ -83,7 +83,7 @@ def test_after_eight_groups_without_a_lesson_one_call_of_a_batch_asks_for_more(s
     given: dict[str, Any] = {"group_size": 2, "epochs": 9, "max_staleness": 0, "drafts": 0}
     lms = [scripted_lm([(EXTRACT, lessons(text)), *polite_rules()]) for text in (ADVICE, said)]
     taught, in_vain = (learned(lm=lm, max_lm_calls=200, **given).detailed_results for lm in lms)
-    assert "those before gave none" in in_vain.nothing_learned
+    assert "those before gave nothing new" in in_vain.nothing_learned
     uses = [[group.used_as for group in update.groups] for update in in_vain.updates]
     n_asked = [sum(use in TEACHING for use in of_update) for of_update in uses]
     n_before = [sum(n_asked[:n]) for n in range(len(uses))]
@@ -91,6 +91,17 @@ def test_after_eight_groups_without_a_lesson_one_call_of_a_batch_asks_for_more(s
     pairs = [*zip(n_asked, n_before, strict=True)]
     assert all(n <= per_call for n, before in pairs if before >= 8) and max(n_before) > 8
     assert not any("late" in group.used_as for u in taught.updates for group in u.groups)
+
+
+def test_lessons_that_the_library_has_already_count_as_asked_for_in_vain() -> None:
+    useless = "Count twice."
+    student = ExperienceLibrary.from_texts([useless]).bake(dspy.Predict("question -> answer"))
+    lm = scripted_lm([(EXTRACT, lessons(useless)), *polite_rules()])
+    given: dict[str, Any] = {"group_size": 2, "epochs": 9, "max_staleness": 0, "drafts": 0}
+    results = learned(student, lm, max_lm_calls=200, **given).detailed_results
+    uses = [group.used_as for update in results.updates for group in update.groups]
+    assert NOT_ASKED in uses
+    assert any(update.lessons for update in results.updates)
 
 
 def test_a_lesson_after_many_calls_in_vain_makes_all_groups_worth_asking_again() -> None:

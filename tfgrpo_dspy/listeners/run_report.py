@@ -177,7 +177,9 @@ class RunReport:
             f"of {used.total()} groups had no contrast": used["no contrast"],
             few: used["too few rollouts"],
             "groups were not asked for lessons: enough were on trial": used["enough on trial"],
-            "groups were not asked for lessons: those before gave none": used["no lesson of late"],
+            "groups were not asked for lessons: those before gave nothing new": used[
+                "no lesson of late"
+            ],
             "answers were replayed from a cache": self.usage["rollout"].n_cached_calls,
             **{f"failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
             "updates were rejected by the gate": len(stood) - sum(stood),

@@ -63,6 +63,12 @@ _CONDITION = re.compile(
     re.IGNORECASE,
 )
 _BOLD = re.compile(r"(?<![A-Za-z0-9])\*\*(?=\S)(.{1,300}?)(?<=\S)\*\*|^\*\*(?=\w)|(?<=\S)\*\*$")
+_ID = re.compile(r"^(?:\[E\d+\*?(?:\]|$)|E\d+(?:\*|$))\s*")
+_NOTE = re.compile(
+    r"(?:^|\s)(?:learned from \d+ examples?|measured effect on the score [-+]\S+ \S+ [\d.]+)"
+    r"(?:$|; (?:measured effect on|on trial$))|(?:^|(?<=[.!?]))\s*on trial$"
+    r"|(?:^|\s)from \d+ examples?: (?:no )?scores\b"
+)
 _QUOTES = ('""', "''", "``", "\u201c\u201d", "\u300c\u300d", "\u00ab\u00bb")
 _CLOSED = re.compile(r"[.!?\u3002\uff01\uff1f:\uff1a;]$")
 
@@ -244,11 +250,21 @@ def bare_line(text: str) -> str:
     text = _BOLD.sub(r"\1", text)
     for _ in range(2):  # "- Lesson 1: ..."
         text = text[bullet.end() :] if (bullet := _BULLET.match(text)) else text
-    text = re.sub(r"^\[E\d+\*?(?:\]\s*|$)", "", text)  # the id of an experience
+    text = without_notes(text)
     text = text.removesuffix(",").strip() if text.endswith(('",', "',")) else text.strip()
     if len(text) > 2 and text[0] + text[-1] in _QUOTES and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return "" if is_nothing(text) or not any(map(str.isalpha, text)) else text
+
+
+def without_notes(text: str) -> str:
+    """The text of an experience or lesson, without what the prompts have around it.
+
+    That are the id of an experience, and the lines of `texts.library_text` and `lessons_text` on
+    sources, effect and trial.
+    """
+    text = _ID.sub("", text)
+    return text[: note.start()].rstrip() if (note := _NOTE.search(text)) else text
 
 
 def without_fences(text: str) -> str:

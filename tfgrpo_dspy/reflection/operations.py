@@ -167,7 +167,7 @@ def _scoped(
     item: Mapping[str, Any], predictors: Sequence[str], unknown_scope: Callable[[str], None]
 ) -> dict[str, Any]:
     """The item with its text on one line, and a predictor, "*" or None (as it is) for its scope."""
-    text, named = " ".join(item["text"].split()), item["scope"]
+    text, named = answer_forms.without_notes(" ".join(item["text"].split())), item["scope"]
     scope = named and (
         answer_forms.resolve_scope(named, predictors) if len(predictors) > 1 else ALL
     )

@@ -213,7 +213,7 @@ class GroupRecord:
 
     `used_as` is "contrast", "failure analysis", "no ground truth", or why it taught nothing:
     "no contrast", "too few rollouts", "enough on trial" (no more lessons could be tested),
-    "no lesson of late" (so many groups before it gave none).
+    "no lesson of late" (so many groups before it gave nothing new).
     `aided_scores` are those of the rollouts that had a hint or a teacher, or that go on from a step
     of another one.
     """

@@ -180,7 +180,7 @@ class History:
             self._best_rollouts.above_mean(),
             scores,
             _with_scores(before.by_metric, by_metric),
-            before.in_vain_with(extracted),
+            before.in_vain_with(extracted, proposed.operations),
         )
         self.updates.append(update)
         self._log_switched()

@@ -28,7 +28,7 @@ MOST_ON_TRIAL = 16
 """With so many experiences on trial in the library of a batch no more lessons are drawn: they could
 not be tested."""
 MOST_IN_VAIN = 8
-"""After so many groups in a row that gave no lesson, one call a batch asks for more."""
+"""After so many groups in a row that gave nothing new, one call a batch asks for more."""
 NEIGHBOURS = 8  # groups that wait for each other, to share calls
 Found = tuple[list[Lesson], list[str]]
 """The lessons that are taken; the texts of those that are refused, each with the reason."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from tfgrpo_dspy.budget.account import Account
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
-from tfgrpo_dspy.experience.values import Operation, Refusal
+from tfgrpo_dspy.experience.values import Add, Modify, Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.results.records import Change, GroupRecord, OperationRecord, UpdateRecord
@@ -97,7 +97,7 @@ class Update:
         best: the best rollouts of the run, for making demos.
         score_range: that of the scores of the run.
         by_metric: the range of the metric's scores, where strategies change those.
-        n_in_vain: how many groups in a row were asked for lessons and gave none.
+        n_in_vain: how many groups in a row were asked for lessons and gave nothing new.
     """
 
     number: int
@@ -119,10 +119,11 @@ class Update:
         """The scores of the best so many rollouts."""
         return [rollout.score for rollout in self.best[:n]]
 
-    def in_vain_with(self, extracted: Extracted) -> int:
-        """How many groups in a row gave no lesson, if these are the next."""
+    def in_vain_with(self, extracted: Extracted, operations: Iterable[Operation]) -> int:
+        """How many groups in a row gave nothing new, if these and their operations are the next."""
         n_asked = sum(use in TEACHING for use in extracted.uses)
-        return 0 if extracted.lessons else self.n_in_vain + n_asked
+        is_new = any(isinstance(operation, Add | Modify) for operation in operations)
+        return 0 if is_new else self.n_in_vain + n_asked
 
     @property
     def n_whole(self) -> int:
