@@ -8,7 +8,7 @@ Run it on a quiet machine. Prints a table with the bars and writes `results/spee
   demos and final choice included), over those of bare calls of the program in a pool of as many
   threads. The LM answers at once. Medians of rounds in which compile and bare calls alternate; 50
   and 500 examples, without a budget. Beside them: bare calls for each of which DSPy makes a
-  signature, as for rollouts that are given different experiences.
+  signature, as for rollouts that are given different experiences, and bare calls with 16 demos.
 - *others*: the same for GEPA, SIMBA and MIPROv2 on 5,000 examples, one round, beside one epoch of
   this optimizer.
 - *staleness*: each LM call takes a lognormal time (median 50 ms, sigma 1). 100 examples, groups of
@@ -154,12 +154,18 @@ def compiled(
         return optimizer.compile(student(), trainset=list(cases), valset=valset)
 
 
-def bare(cases: Sequence[dspy.Example], n_calls: int, has_own_instructions: bool = False) -> None:
+def bare(
+    cases: Sequence[dspy.Example],
+    n_calls: int,
+    has_own_instructions: bool = False,
+    demos: Sequence[dspy.Example] = (),
+) -> None:
     """So many calls of the program, each scored, in a pool of threads.
 
     With `has_own_instructions`, DSPy makes a signature with instructions of its own for each call.
     """
     program = student()
+    program.predict.demos = list(demos)
     signature = program.predict.signature
     count = itertools.count()
 
@@ -216,18 +222,22 @@ def overhead() -> list[Row]:
         middle = {name: median(row[name] for row in found) for name in found[0]}
         bar = {"bar": "at most 1.45"} if n == 500 else {}
         rows.append({"what": f"TrainingFreeGRPO, {n:,} examples", **middle, **bar})
-    return [*rows, _bound(examples(500))]
+    bounds = {
+        "bare calls, a new signature for each": {"has_own_instructions": True},
+        "bare calls, 16 demos": {"demos": examples(16)},
+        "bare calls, both": {"has_own_instructions": True, "demos": examples(16)},
+    }
+    return [*rows, *(_bound(what, examples(500), more) for what, more in bounds.items())]
 
 
-def _bound(cases: Sequence[dspy.Example]) -> Row:
-    """Bare calls that each have instructions of their own, over those that share them."""
+def _bound(what: str, cases: Sequence[dspy.Example], more: Mapping[str, Any]) -> Row:
+    """Bare calls with what rollouts have and bare calls have not, over those without."""
     n, rounds = 5_000, []
     for _ in range(3):
-        own = clocked(lambda: bare(cases, n, has_own_instructions=True))
-        shared = clocked(lambda: bare(cases, n))
-        rounds.append([a / b for a, b in zip(own, shared, strict=True)])
+        with_more = clocked(lambda: bare(cases, n, **more))
+        without = clocked(lambda: bare(cases, n))
+        rounds.append([a / b for a, b in zip(with_more, without, strict=True)])
     wall, cpu = map(median, zip(*rounds, strict=True))
-    what = "bare calls, a new signature for each"
     return {"what": what, "LM calls": n, "wall ratio": wall, "CPU ratio": cpu}
 
 
