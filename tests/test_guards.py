@@ -65,6 +65,13 @@ def test_a_label_of_one_example_is_a_copy_however_often_the_example_occurs() -> 
     assert reason == "copies the training data: 'only for the eyes of cid'"
 
 
+def test_a_text_that_is_nothing_but_a_label_is_no_advice_even_if_it_names_a_class() -> None:
+    guard = Guard([({"ticket": "t"}, {"code": "RMA/P0"}), ({"ticket": "u"}, {"code": ""})])
+    assert guard.reason("RMA/P0.") == "is nothing but a label: 'rma p0'"
+    assert guard.reason("For damages answer RMA/P0.") == ""
+    assert guard.reason("!") == ""
+
+
 def test_a_form_that_all_inputs_have_is_no_copy() -> None:
     form = "please say in one word which of the desks gets"
     mails: list[Any] = [({"mail": f"{form} letter {n}"}, {"queue": "x"}) for n in range(6)]

@@ -1,4 +1,4 @@
-"""Which advice is held back: copies of examples, talk of attempts, and what looks like an attack.
+"""Which advice is held back: copies of examples, bare labels, talk of attempts, attacks.
 
 The task itself is neither: what stands in the user's own program, or names a class of examples.
 """
@@ -168,7 +168,7 @@ def always(text: str, reason: str) -> bool:  # noqa: ARG001 - as a function of t
 
 
 class Guard:
-    """Refuses what copies an example, or long runs of words from one, and unsafe advice.
+    """Refuses copies of examples and of long runs of words in them, bare labels, unsafe advice.
 
     `refuses` is asked about a text and the reason against it.
     """
@@ -182,8 +182,10 @@ class Guard:
         self._task, self._refuses = task or Task(), refuses
         self._runs: set[tuple[str, ...]] = set()
         self._wholes: list[list[str]] = []  # a copy holds all texts of one of these
+        self._labels: set[tuple[str, ...]] = set()
         for fields in examples:
             inputs, labels = ([words_of(text) for text in each.values()] for each in fields)
+            self._labels.update(labels)
             for parts in (*inputs, *labels):
                 self._runs.update(_runs(parts, _scale(parts)))
             wholes = [[parts] for parts in inputs if len(parts) >= COPIED_INPUT * _scale(parts)]
@@ -200,6 +202,8 @@ class Guard:
 
     def _copied(self, text: str) -> str:
         parts = words(text)
+        if parts and parts in self._labels:
+            return f"is nothing but a label: '{' '.join(parts)}'"
         copied = [[" ".join(run)] for n in (1, 2) for run in _runs(parts, n) if run in self._runs]
         sentence = f" {' '.join(parts)} "
         copied += [
