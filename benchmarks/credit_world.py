@@ -36,7 +36,7 @@ TAKEN = re.compile(r'## tool_args_\d+ ## \]\]\n\{"option": "(\w+)"')  # in the a
 SHOWN = re.compile(r'out next_tool_args: .*"option": "(\w+)"')  # in steps that were recorded
 ATTEMPT = re.compile(r"^Attempt \d+ \(score (-?[\d.]+)[^\n]*\n(.*?)(?=^Attempt |\Z)", re.M | re.S)
 STEP = re.compile(r"^Step (\d+), (.*?)(?=^Step \d|\Z)", re.M | re.S)
-CHANGE = re.compile(r"expected score (fell|rose) from (-?[\d.]+) to (-?[\d.]+)")
+CHANGE = re.compile(r"after this step the [\w ]+ (fell|rose) from (-?[\d.]+) to (-?[\d.]+)")
 
 
 def act(option: str) -> str:

@@ -40,7 +40,8 @@ class Bar:
     """That a figure of the arm `one` exceeds that of the arm `other` by `least` or more.
 
     `share`: the bar is instead that the mean of `one` is at least this share of that of `other`;
-    `wins`: that `one` is above `other` in at least this share of the seeds.
+    `wins`: that `one` is above `other` in at least this share of the seeds; `surely`: that the
+    whole interval of the difference lies above `least`.
     """
 
     figure: str
@@ -49,6 +50,7 @@ class Bar:
     least: float = 0.0
     share: float | None = None
     wins: float | None = None
+    surely: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def outcome(bar: Bar, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     wins = sum(a > b for a, b in zip(one, other, strict=True)) / len(one)
     if bar.wins is not None:
         is_met = wins >= bar.wins
+    if bar.surely:
+        is_met = gain.low is not None and gain.low > bar.least
     means = [mean, sum(other) / len(other)]
     figures = {"won": wins, "means": means, "difference": gain.mean}
     return {**asdict(bar), **figures, "interval": [gain.low, gain.high], "met": is_met}
@@ -128,6 +132,7 @@ def show(shown: Mapping[str, Any]) -> None:
         bounds = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
         wanted = f"{row['least']:+.3g}" if row["share"] is None else f"{row['share']:.0%}"
         wanted = wanted if row["wins"] is None else f"{row['wins']:.0%} of seeds"
+        wanted = f"surely {wanted}" if row.get("surely") else wanted
         means = [f"{mean:.3f} ({arm})" for mean, arm in zip(
             row["means"], (row["one"], row["other"]), strict=True)]  # fmt: skip
         difference = f"{row['difference']:+.3f}{bounds}"

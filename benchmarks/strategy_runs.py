@@ -30,7 +30,7 @@ def compiled(
     trainset = arguments.pop("trainset", None) or world.examples()
     valset = arguments.pop("valset", None)
     optimizer = TrainingFreeGRPO(
-        arguments.pop("metric", world.metric),
+        arguments.pop("metric", None) or world.metric,
         reflection_lm=reflection,
         max_lm_calls=budget,
         strategies=tuple(strategies),

@@ -11,6 +11,8 @@ import credit
 import strategies
 from credit_world import OPTIONS, World
 from strategies import Bar
+from strategies_states import STEP, AgentEngine, Degrees, DegreesEngine
+from worlds_model import Lesson
 
 import tfgrpo_dspy.strategies as shipped
 
@@ -18,8 +20,8 @@ RESULTS = Path(strategies.__file__).parent / "results"
 KINDS = {name: kind for name, kind in vars(shipped).items() if isinstance(kind, type)}
 SHIPPED = {name for name, kind in KINDS.items() if issubclass(kind, shipped.Strategy)}
 SHIPPED -= {"Strategy", *credit.STRATEGIES}
-NO_TASK = {"ConflictAware", "Extrapolate", "StateTasks", "TeacherMarks"}
-"""Strategies without a world of their own, which docs/strategies.md says."""
+NO_TASK = {"ConflictAware"}
+"""The strategy without a world of its own, which docs/strategies.md says."""
 STALE = {"BayesianAllocation", "DomainBandit", "LearningFrontier"}
 """Their rules are newer than the published runs."""
 
@@ -57,6 +59,39 @@ def test_the_world_of_steps_knows_its_critical_turns() -> None:
     assert world.attainable == pytest.approx(0.97)
 
 
+def test_a_degree_pays_up_to_the_best_one_and_costs_past_it() -> None:
+    world = Degrees(0)
+    best = world.best_degrees[0]
+    chances = [world.chance(0, [Lesson("degree", 0, n)]) for n in (best - STEP, best, best + STEP)]
+    assert chances[1] == pytest.approx(0.575)
+    assert chances[0] == pytest.approx(chances[2])
+    assert chances[0] < chances[1]
+    assert world.chance(0, [Lesson("degree", n, d) for n, d in enumerate(world.best_degrees)]) == (
+        pytest.approx(0.95)
+    )
+
+
+@pytest.mark.parametrize(("worse", "better", "further"), [(4, 8, [12]), (8, 4, []), (8, 6, [4])])
+def test_reflection_goes_past_the_better_degree_in_the_direction_from_the_worse(
+    worse: int, better: int, further: list[int]
+) -> None:
+    world = Degrees(0)
+    lines = [world.text(Lesson("degree", 1, degree)) for degree in (worse, better)]
+    answer = DegreesEngine(world).further(*lines, factor=1.0)
+    assert [own.place for own in world.found(answer)] == further
+
+
+def test_marks_rise_where_the_option_is_right_and_mostly_say_so() -> None:
+    world = World(3, 3, 0, usual=0.4)
+    engine, right, told = AgentEngine(world, gives_up=False), world.right, []
+    for number in range(400):
+        taken = {turn: OPTIONS[(number // 3**turn) % 3] for turn in range(3)}
+        marks = engine.marks("amber", taken, 3, number)
+        rises = [after > before for before, after in zip([5, *marks], marks, strict=False)]
+        told += [rise == (right["amber", t] == taken[t]) for t, rise in enumerate(rises)]
+    assert sum(told) / len(told) == pytest.approx(0.85, abs=0.07)
+
+
 def test_every_strategy_has_a_task_of_its_own() -> None:
     assert strategies.settings().keys() - {"auto"} == SHIPPED - NO_TASK
 
@@ -68,6 +103,8 @@ def test_every_strategy_has_a_task_of_its_own() -> None:
         (Bar("score", "with", "without", least=0.2), False),
         (Bar("score", "with", "without", wins=0.6), True),
         (Bar("score", "with", "without", wins=0.7), False),
+        (Bar("score", "with", "without", surely=True), False),
+        (Bar("score", "with", "without", least=-1.0, surely=True), True),
         (Bar("score", "without", "with", share=0.7), True),
         (Bar("score", "without", "with", share=0.9), False),
     ],
