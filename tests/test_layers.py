@@ -92,6 +92,7 @@ ONLY_IN = {
     "diskcache": {"store"},
     "sqlite3": {"store"},
     "json_repair": {"reflection"},
+    "orjson": {"dspy_seam"},
     "numpy": {"gate", "strategies"},
     "threadpoolctl": {"gate"},
     "scipy": {"gate", "results", "strategies"},

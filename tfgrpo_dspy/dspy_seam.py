@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
+import orjson
 from dspy.adapters.types.base_type import Type
 from dspy.adapters.utils import format_field_value, get_annotation_name, parse_value
 from dspy.evaluate.evaluate import EvaluationResult
+from dspy.predict.predict import serialize_object
 from dspy.teleprompt import Teleprompter
 from dspy.utils import exceptions
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback, with_callbacks
@@ -67,6 +69,15 @@ def _listed(provider: str, model: str) -> Mapping[str, Any]:
 def custom_types_in(annotation: Any) -> list[Any]:
     """The types of DSPy, such as `dspy.Image`, that an annotation holds."""
     return list(Type.extract_custom_type_from_annotation(annotation))
+
+
+def can_be_saved(value: Any) -> bool:
+    """Whether the program of a demo with this value can be saved as JSON, by `save`."""
+    try:
+        orjson.dumps(serialize_object(value))
+    except TypeError:
+        return False
+    return True
 
 
 def caller() -> Any:

@@ -17,7 +17,7 @@ from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.fields import as_fields, parsed
+from tfgrpo_dspy.sampling.fields import as_fields, parsed, parsed_for_demo
 
 T = TypeVar("T")
 
@@ -170,7 +170,7 @@ def add_demos(program: Any, demos: Sequence[Demo]) -> None:
         types = {field: info.annotation for field, info in signature.fields.items()}
         inputs = signature.input_fields.keys()
         examples = (
-            {field: parsed(text, types[field]) for field, text in demo.fields}
+            {field: parsed_for_demo(text, types[field]) for field, text in demo.fields}
             for demo in of_predictor
         )
         added = [dspy.Example(**values).with_inputs(*inputs) for values in examples]

@@ -11,7 +11,12 @@ from typing import Any, get_args
 import dspy
 import pydantic
 
-from tfgrpo_dspy.dspy_seam import custom_types_in, has_log_probabilities, parse_value
+from tfgrpo_dspy.dspy_seam import (
+    can_be_saved,
+    custom_types_in,
+    has_log_probabilities,
+    parse_value,
+)
 from tfgrpo_dspy.errors import written
 
 MEDIA = (dspy.Image, dspy.Audio, dspy.File)
@@ -30,11 +35,15 @@ def _text_of(value: Any) -> str:
     if type(value) is str:
         return value
     try:
-        value = JSONABLE.dump_python(_plain(value), mode="json", by_alias=False, fallback=written)
+        value = _as_json(value)
         is_container = isinstance(value, dict | list)
         return json.dumps(value, ensure_ascii=False) if is_container else str(value)
     except (TypeError, ValueError):  # keys that JSON does not have, a list that holds itself
         return str(value)
+
+
+def _as_json(value: Any) -> Any:
+    return JSONABLE.dump_python(_plain(value), mode="json", by_alias=False, fallback=written)
 
 
 def _plain(value: Any) -> Any:
@@ -115,6 +124,20 @@ def parsed(text: str, annotation: Any) -> Any:
             if as_text(value) == text:
                 return value
     raise ValueError(f"{text[:80]!r} is not the text of a {annotation}")
+
+
+def parsed_for_demo(text: str, annotation: Any) -> Any:
+    """The value whose text this is, as a saved program can hold it: a set is a list there.
+
+    DSPy's adapters write both alike. Raises ValueError as `parsed` does.
+    """
+    value = parsed(text, annotation)
+    if can_be_saved(value):
+        return value
+    with suppress(TypeError, ValueError):
+        if can_be_saved(plain := _as_json(value)):
+            return plain
+    return text
 
 
 def _nothing(text: str, annotation: Any) -> None:
