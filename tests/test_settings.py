@@ -68,6 +68,7 @@ def damaged() -> Any:
         ({"valset": [UNMARKED]}, ["valset: 1 of 1 examples have no inputs"]),
         ({"student": Holding()}, ["student=Holding has no predictors"]),
         ({"student": Holding(frozen())}, ["(sub-modules with _compiled=True are frozen;"]),
+        ({"student": Holding([predictor()])}, ["in a list or dict within another one: make them"]),
         ({"student": "q -> a"}, ["student='q -> a': pass a dspy.Module"]),
         ({"student": 3, "trainset": [], "valset": [UNMARKED]},
          ["student=3", "trainset=[]", "valset: 1 of 1"]),
@@ -280,3 +281,35 @@ def test_inputs_that_are_in_two_sets_are_warned_of(
     warned = [str(w.message) for w in caught if "examples too" in str(w.message)]
     assert len(warned) == (warning is not None)
     assert all(warning in text for text in warned)  # type: ignore[operator]
+
+
+class Calling(Holding):
+    """Calls the first predictor that it holds."""
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return self.all[0](question=question)
+
+
+def holding(*predictors: Any) -> dspy.Module:
+    """A program with a predictor that DSPy finds, and these."""
+    return Calling(predictor(), *predictors)
+
+
+@pytest.mark.parametrize(
+    ("student", "hidden"),
+    [
+        (holding([predictor()], {"late": (predictor(),)}), "all[1][0], all[2][late][0]:"),
+        (holding([holding(predictor(), [predictor()])]), "all[1][0].all[0], all[1][0].all[1], all"),
+        (holding(predictor(), frozen(), [frozen()]), ""),
+        (holding([dspy.LM("openai/gpt-4o", api_key="none"), "text"]), ""),
+    ],
+)
+def test_predictors_that_dspy_does_not_find_are_named_before_a_run(
+    student: Any, hidden: str
+) -> None:
+    with dspy.context(lm=scripted_lm([])), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        TrainingFreeGRPO(is_polite).estimate(student, trainset=questions(9))
+    warned = [str(w.message) for w in caught if "DSPy finds no predictors" in str(w.message)]
+    assert len(warned) == bool(hidden)
+    assert all(text.startswith(hidden) for text in warned)

@@ -99,6 +99,13 @@ def _warn(settings: Settings, student: Any, teacher: Any, is_recorded: bool) -> 
             f"as it is, and only the other predictors are given experiences.",
             stacklevel=4,
         )
+    if hidden := _unseen_predictors(student):
+        warnings.warn(
+            f"{', '.join(hidden)}: DSPy finds no predictors in a list or dict within another one, "
+            f"so these are given no experiences or demos, and are not saved; hold them in "
+            f"attributes, or in lists or dicts that are attributes.",
+            stacklevel=4,
+        )
     if teacher is not None:
         warnings.warn("teacher: this optimizer uses no teacher, and ignores it.", stacklevel=4)
     if settings.metric is None and not is_recorded:
@@ -107,6 +114,20 @@ def _warn(settings: Settings, student: Any, teacher: Any, is_recorded: bool) -> 
             "truth; nothing checks that the result is not worse than the student.",
             stacklevel=4,
         )
+
+
+def _unseen_predictors(student: Any) -> list[str]:
+    """The names of predictors that are not frozen, but that DSPy's optimizers are not shown."""
+    shown = {id(predictor) for _, predictor in named_predictors(student)}
+    modules = list(student.named_sub_modules(skip_compiled=True))
+    flexible = tuple(f"{name}." for name, module in modules if _is_flex(module))
+    return [
+        name.removeprefix("self.")
+        for name, module in modules
+        if isinstance(module, dspy.Predict)
+        and id(module) not in shown
+        and not name.startswith(flexible)
+    ]
 
 
 def _with_budget(settings: Settings, data: RunData) -> tuple[Settings, RunData]:
@@ -207,7 +228,9 @@ def _student_faults(settings: Settings, student: Any) -> Iterator[str]:
         yield (
             f"student={type(student).__name__} has no predictors into whose instructions "
             f"experiences could be baked (sub-modules with _compiled=True are frozen; dspy.Flex "
-            f"writes its own predictors while it runs)."
+            f"writes its own predictors while it runs; DSPy finds none that `forward` makes, or "
+            f"that stand in a list or dict within another one: make them in `__init__`, and hold "
+            f"them in attributes, or in lists or dicts that are attributes)."
         )
     n = len(library_in(student))
     if n > settings.max_experiences:
