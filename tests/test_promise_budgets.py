@@ -134,7 +134,8 @@ class Metric:
         return is_polite(example, pred)
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore:.*DSPy finds no predictors")
 @given(
     kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=4),
     swallows=st.sampled_from(sorted(SWALLOWED)),

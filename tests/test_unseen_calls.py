@@ -41,6 +41,9 @@ class Quiet(dspy.Module):
         return self.reply(question=question)
 
 
+NOTE = dspy.Signature("question -> note")  # made once: ast of Python 3.11 may fail in threads
+
+
 def without_callbacks(question: str) -> None:
     with dspy.context(callbacks=[]):
         SIDE["lm"](f"side {question}")
@@ -48,7 +51,7 @@ def without_callbacks(question: str) -> None:
 
 def with_callbacks_of_ones_own(question: str) -> None:
     with dspy.context(callbacks=[BaseCallback()], lm=SIDE["lm"]):
-        dspy.Predict("question -> note")(question=f"side {question}")
+        dspy.Predict(NOTE)(question=f"side {question}")
 
 
 async def _two(question: str) -> None:
