@@ -413,8 +413,8 @@ def test_a_modify_widens_a_scope_to_all_where_it_says_so() -> None:
 @pytest.mark.parametrize("gate", [NoGate(), Gate()], ids=["no gate", "gate"])
 def test_the_limits_hold_at_every_moment_and_in_every_prompt(gate: Any) -> None:
     def many(prompt: Prompt) -> str:
-        found = section(prompt.text, "lessons").partition("\n")[0]
-        texts = [f"{found} advice number {i} {'and so on ' * (i % 3)}" for i in range(6)]
+        found = section(prompt.text, "lessons").partition("\n")[0].removeprefix("1. ")
+        texts = [f"{found} some advice number {i} {'and so on ' * (i % 3)}" for i in range(6)]
         return operations(*map(add, texts))
 
     run = Run(
@@ -467,7 +467,7 @@ def consolidated(
 
 def drawn_lessons(n: int, n_words: int = 1) -> list[Lesson]:
     return [
-        Lesson(f"advice{i} {'word ' * n_words}".strip(), "*", (Evidence(0, i, (i,), (1.0,)),))
+        Lesson(f"rule{i} {'word ' * n_words}".strip(), "*", (Evidence(0, i, (i,), (1.0,)),))
         for i in range(n)
     ]
 

@@ -153,7 +153,7 @@ def test_a_module_of_ones_own_may_answer_in_types_of_its_own() -> None:
 
 
 def test_an_operation_that_names_no_lesson_gets_the_evidence_of_those_that_it_is_like() -> None:
-    module = Fixed({"op": "ADD", "text": "advice2: word!"}, {"op": "ADD", "text": "Sing."})
+    module = Fixed({"op": "ADD", "text": "rule2: word!"}, {"op": "ADD", "text": "Sing."})
     found, _ = consolidated(module, drawn_lessons(5))
     assert all(isinstance(operation, Add) for operation in found)
     assert [[e.example for e in operation.evidence] for operation in found] == [[2], []]

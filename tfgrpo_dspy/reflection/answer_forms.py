@@ -27,19 +27,20 @@ _FOR_ALL = frozenset({"*", "all", "any", "both", "every", "everything", "program
 _NOTHING = re.compile(
     r"(?:none|n/a|(?:there (?:is|was) )?nothing(?: new| more)?(?: to (?:learn|add)\b[^.]*)?)"
     r"(?:\s*[.,;:(\u2013\u2014-].*)?"
-    r"|na|null|nil|empty|none (?:needed|required|found)"
+    r"|na|null|nil|empty|not applicable|<[\w -]+>|none (?:needed|required|found)"
     r"|(?:there (?:are|were) )?no (?:\w+ )?lessons?(?:[.,;:(].*| (?:are|can|from|here|found)\b.*)?"
     r"|no (?:operations?|changes?)(?: (?:are )?(?:needed|necessary|required))?"
     r"|keine|nichts|aucune?|rien|ninguna?|nada|nessuna?|nenhuma?|нет|ничего|无|無|没有|沒有|なし"
     r"|特になし|없음|##[^#\n]*##"  # the marker of a field
 )
+_LESSON = "lesson|advice|lektion|leçon|lección|lição|lezione|урок|教训|经验|建议"
 _BULLET = re.compile(
     r"(?:[-*+\u2013\u2014]\s+|[\u2022\u25cf\u25aa\u2023\u30fb\u2190-\u21ff\u2500-\u27bf]\ufe0f?\s*"
     r"|[\U0001f300-\U0001faff]\s*|\(?[a-h]\)\s"
     r"|\(?#?\d{1,3}(?:[.):](?=\s|$|\*)|[\u3001\uff0e\uff1a\uff09]|\.(?=[A-Z\u3400-\u9fff]))"
-    r"|[(\[\uff08]\d{1,3}[)\]\uff09]|[\u2460-\u2473]"
-    r"|(?:lesson|advice|lektion|leçon|lección|教训|经验|建议)\s*"
-    r"(?:#?\d{1,3}\s*[:.)\uff1a\u2013-]|[:\uff1a]))\s*",
+    r"|[(\[\uff08]\d{1,3}[)\]\uff09]:?|[\u2460-\u2473]"
+    rf"|(?:{_LESSON})\s*(?:#?\d{{1,3}}\s*[:.)\uff1a\u2013-]|[:\uff1a])"
+    rf"|\[(?:{_LESSON}|example) #?\d{{1,3}}\]:?|(?:from )?example #?\d{{1,3}}\s*[:\uff1a])\s*",
     re.IGNORECASE,
 )
 _TAG = re.compile(r"</?lessons?\s*/?>", re.IGNORECASE)

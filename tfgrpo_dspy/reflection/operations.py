@@ -17,7 +17,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Add, Keep, Modify, Operation, Refusal
 from tfgrpo_dspy.reflection import answer_forms
 from tfgrpo_dspy.reflection.guard import Guard
-from tfgrpo_dspy.reflection.lessons import Lesson, is_same_lesson, sources_of
+from tfgrpo_dspy.reflection.lessons import Lesson, is_same_lesson, read_lesson, sources_of
 
 _ONLY_FIELD = {"ADD": "text", "MODIFY": "text", "DELETE": "id", "KEEP": "id"}
 """What a value stands for that is given in place of an operation's fields."""
@@ -166,8 +166,9 @@ def operations_in(
 def _scoped(
     item: Mapping[str, Any], predictors: Sequence[str], unknown_scope: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The item with its text on one line, and a predictor, "*" or None (as it is) for its scope."""
-    text, named = answer_forms.without_notes(" ".join(item["text"].split())), item["scope"]
+    """The item with its text as that of a lesson; its scope a predictor, "*" or None (as it is)."""
+    text, in_text = read_lesson(answer_forms.bare_line(item["text"]), predictors, "")
+    named = item["scope"] or in_text or None
     scope = named and (
         answer_forms.resolve_scope(named, predictors) if len(predictors) > 1 else ALL
     )
