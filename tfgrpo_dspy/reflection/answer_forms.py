@@ -247,7 +247,12 @@ def _ends_open(bare: str) -> bool:
 
 def bare_line(text: str) -> str:
     """The text of one lesson: without bullet, bold, quotes and white space; "" for "None"."""
-    text = " ".join(encodable(text).split())
+    return without_marks(encodable(text))
+
+
+def without_marks(text: str) -> str:
+    """As `bare_line`, with the letters that are not seen, and the halves of characters."""
+    text = " ".join(text.split())
     text = _BOLD.sub(r"\1", text)
     for _ in range(2):  # "- Lesson 1: ..."
         text = text[bullet.end() :] if (bullet := _BULLET.match(text)) else text

@@ -167,7 +167,7 @@ def _scoped(
     item: Mapping[str, Any], predictors: Sequence[str], unknown_scope: Callable[[str], None]
 ) -> dict[str, Any]:
     """The item with its text as that of a lesson; its scope a predictor, "*" or None (as it is)."""
-    text, in_text = read_lesson(answer_forms.bare_line(item["text"]), predictors, "")
+    text, in_text = read_lesson(answer_forms.without_marks(item["text"]), predictors, "")
     named = item["scope"] or in_text or None
     scope = named and (
         answer_forms.resolve_scope(named, predictors) if len(predictors) > 1 else ALL
