@@ -59,7 +59,7 @@ def queue(asked: argparse.Namespace) -> Iterator[Key]:
     """What is to be run, in this order."""
     for model in asked.models:
         names = [n for n in asked.tasks if model == asked.models[0] or n in LARGE]
-        for seed in range(asked.seeds):
+        for seed in asked.seeds:
             for row in asked.rows:
                 for task in names:
                     for budget in [0] if row in FREE else asked.budgets:
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--budgets", nargs="+", type=int, default=[200])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--label", default="v2", help="of the rows of this optimizer")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--show", action="store_true")
