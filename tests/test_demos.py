@@ -107,7 +107,7 @@ def test_a_student_that_never_succeeds_is_shown_what_the_labels_say() -> None:
     assert shown(optimized) != labelled[:8], "in an order mixed by the seed"
 
 
-@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("seed", [3, 4])
 def test_of_several_sets_of_demos_training_finds_the_one_that_helps(seed: int) -> None:
     def answers(prompt: Prompt) -> str:
         """Follows the last demo alone: only those of cases 0 to 3 help, others mislead."""

@@ -45,9 +45,10 @@ LEAST_LEFT = 0.05  # the least share of the usual effect that is expected of an 
 PRICE, COVERED_PRICE = 0.01, 0.07
 """What an experience must add to be worth its tokens. Where its text names its examples, that is
 more, up to the second, the less better ones leave to gain there: what it adds is mostly luck."""
-DEMOS, DEMOS_SPREAD, DEMOS_PRICE = (0.1, 0.5), 0.3, 0.05
-"""What demos add, its uncertainty, how far one set of them is from another, and what a set must add
-to be shown."""
+DEMOS, DEMOS_PRICE = (0.1, 0.5), 0.05
+"""What demos add, its uncertainty, and what a set must add to be shown."""
+DEMOS_SPREADS = (0.03, 0.4)
+"""How far one set of demos is from another: for some LMs that hardly matters, for others much."""
 EASE = 0.5  # spread of the ease of examples
 NOISE, NOISE_COUNT = 0.8, 5.0  # prior of the noise within an example, worth so many rollouts
 ROOT_2_PI = math.sqrt(2 * math.pi)
@@ -143,9 +144,10 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
     centre = np.concatenate([np.zeros(2 * n + n_sets), expected * scale])
     centre[-1] = float(data.scores.mean()) if len(data.scores) else 0.0
     logs, means, weights, roots = [], [], [], []
-    for local, broad in itertools.product(LOCAL_SPREADS, BROAD_SPREADS):
+    of_demos = DEMOS_SPREADS if n_sets else (1.0,)
+    for local, broad, of_set in itertools.product(LOCAL_SPREADS, BROAD_SPREADS, of_demos):
         elsewhere = np.where(data.tells, min(TOLD_BROAD_SPREAD, broad), broad)
-        spreads = elsewhere, np.full(n, local), np.full(n_sets, DEMOS_SPREAD), common
+        spreads = elsewhere, np.full(n, local), np.full(n_sets, of_set), common
         sd = np.concatenate(spreads) * scale
         root = cholesky(gram + np.diag(sd**-2.0), lower=True, check_finite=False)
         shifted = projection + centre / sd**2

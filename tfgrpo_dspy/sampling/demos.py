@@ -21,7 +21,7 @@ from tfgrpo_dspy.sampling.fields import as_fields, parsed, parsed_for_demo
 
 T = TypeVar("T")
 
-N_SETS = 5
+N_SETS = 8
 """So many sets of demos a run compares. With a small LM, which examples are shown, and in which
 order, may matter more than whether any are (`docs/measurements.md`)."""
 LEAST_BEST = 4
