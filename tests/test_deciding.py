@@ -203,7 +203,7 @@ class OnTrial(Gate):
         ("assign", [None] * 4, "return 4 libraries"),
         ("assign", None, "return 4 libraries"),
         ("assign", "four", "return 4 libraries"),
-        ("demo_sets", None, "chose the demos None; return 4 numbers from 0 to 5"),
+        ("demo_sets", None, "chose the demos None; return 4 numbers from 0 to 8"),
         ("finalists", None, "gave as finalists None; return a sequence of libraries"),
         ("finalists", [ExperienceLibrary(), "E1"], "return a sequence of libraries"),
     ],
