@@ -158,7 +158,9 @@ def test_a_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
 def test_report_writes_the_page_of_a_run(stores: Path, tmp_path: Path) -> None:
     result = run("report", stores / "a", "-o", tmp_path / "report.html")
     assert result.stdout.strip() == str(tmp_path / "report.html")
-    assert ADVICE in (tmp_path / "report.html").read_text("utf-8")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert ADVICE in page
+    assert run("report", stores / "a", "-o", "-").stdout == page
     (tmp_path / "library.md").write_text("- Ask first.\n")
     assert "is a file" in refusal("report", tmp_path / "library.md")
     assert "is no run" in refusal("show", tmp_path / "library.md", "--full")

@@ -20,7 +20,7 @@ from tfgrpo_dspy.files import write_text
 from tfgrpo_dspy.interchange import read_library, render, write_library
 from tfgrpo_dspy.sampling.traces import read_traces
 
-DOORS = ["save", *(f"write_library {e}" for e in ("md", "csv", "yaml", "txt")), "write_html",
+DOORS = ["save", *(f"write_library {e}" for e in ("md", "yaml")), "write_html",
          "edit", "bake", "export", "import", "merge", "report", "parquet"]  # fmt: skip
 TWO = ExperienceLibrary.from_texts(["Ask first.", "Sag „bitte“."])
 

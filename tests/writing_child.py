@@ -49,7 +49,7 @@ def doors(folder: Path) -> dict[str, tuple[str, Callable[[Path], Any]]]:
     return {
         "save": ("old.json", NEW.save),
         **{f"write_library {e}": (f"old.{e}", lambda path: write_library(NEW, path))
-           for e in ("md", "csv", "yaml", "txt")},
+           for e in ("md", "yaml")},
         "write_html": ("old.html", lambda path: write_html(large, path)),
         "edit": ("edited.json", edit),
         "bake": ("program.json", lambda path: command("bake", path, new, "--in-place")),

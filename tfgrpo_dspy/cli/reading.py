@@ -6,12 +6,12 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from tfgrpo_dspy.cli.output import echo_json, table
+from tfgrpo_dspy.cli.output import echo_json, table, write
 from tfgrpo_dspy.cli.sources import Source, read_source
 from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.outside import printable
-from tfgrpo_dspy.report import write_html
+from tfgrpo_dspy.report import html
 from tfgrpo_dspy.store.database import DATABASE
 from tfgrpo_dspy.store.runs import SavedRun, runs_and_faults
 
@@ -110,9 +110,13 @@ def _values(experience: Experience) -> dict[str, Any]:
 @click.argument("run_dir", type=click.Path(file_okay=False))
 @click.option("-o", "--output", default="report.html", show_default=True, type=click.Path())
 def report(run_dir: str, output: str) -> None:
-    """Write the report of a run as an HTML page: the last run of RUN_DIR, or RUN_DIR#ID."""
-    write_html(run_of(read_source(run_dir)).results, output)
-    click.echo(output)
+    """Write the report of a run as an HTML page: the last run of RUN_DIR, or RUN_DIR#ID.
+
+    With `-o -` the page goes to stdout.
+    """
+    write(output, html(run_of(read_source(run_dir)).results))
+    if output != "-":
+        click.echo(output)
 
 
 @click.command()
