@@ -51,6 +51,8 @@ SAID_TWICE: dict[str, str] = {
     "numbers in brackets": f"(1) {ASK}\n2) {REFUND}",
     "numbers on one line": f"1. {ASK} 2. {REFUND}",
     "labelled": f"Lesson 1: {ASK}\nLesson 2: {REFUND}",
+    "labelled in words": f"Lesson One: {ASK}\nLesson (2): {REFUND}",
+    "tagged": f'<lesson id="1">{ASK}</lesson>\n<lesson id="2">{REFUND}</lesson>',
     "labelled in bold": f"**Lesson 1:** {ASK}\n**Lesson 2:** {REFUND}",
     "bold lines": f"1. **{ASK}**\n2. **{REFUND}**",
     "bold headings above bullets": f"**Orders**\n- {ASK}\n\n**Damage**\n- {REFUND}",

@@ -34,16 +34,17 @@ _NOTHING = re.compile(
     r"|特になし|없음|##[^#\n]*##"  # the marker of a field
 )
 _LESSON = "lesson|advice|lektion|leçon|lección|lição|lezione|урок|教训|经验|建议"
+_NUMBER = "one|two|three|four|five|six|seven|eight|nine|ten"
 _BULLET = re.compile(
     r"(?:[-*+\u2013\u2014]\s+|[\u2022\u25cf\u25aa\u2023\u30fb\u2190-\u21ff\u2500-\u27bf]\ufe0f?\s*"
     r"|[\U0001f300-\U0001faff]\s*|\(?[a-h]\)\s"
     r"|\(?#?\d{1,3}(?:[.):](?=\s|$|\*)|[\u3001\uff0e\uff1a\uff09]|\.(?=[A-Z\u3400-\u9fff]))"
     r"|[(\[\uff08]\d{1,3}[)\]\uff09]:?|[\u2460-\u2473]"
-    rf"|(?:{_LESSON})\s*(?:#?\d{{1,3}}\s*[:.)\uff1a\u2013-]|[:\uff1a])"
+    rf"|(?:{_LESSON})\s*(?:[(\[]?#?(?:\d{{1,3}}|{_NUMBER})[)\]]?\s*[:.)\uff1a\u2013-]|[:\uff1a])"
     rf"|\[(?:{_LESSON}|example) #?\d{{1,3}}\]:?|(?:from )?example #?\d{{1,3}}\s*[:\uff1a])\s*",
     re.IGNORECASE,
 )
-_TAG = re.compile(r"</?lessons?\s*/?>", re.IGNORECASE)
+_TAG = re.compile(r"</?lessons?(?:\s[^<>\n]*)?/?>", re.IGNORECASE)
 _IN_JSON = re.compile(r"\[\s*(?:[\"'{\u201c]|\])|\{\s*[\"'\u201c]")
 _LESSONS_IN_JSON = re.compile(
     rf"^(?:[^\n:]{{0,80}}\blessons?\b[^\n:]{{0,80}}:)?[^\S\n]*(?:(?:[-*]|\d{{1,2}}[.)])\s+(?=\{{))?"
