@@ -144,7 +144,7 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
     centre = np.concatenate([np.zeros(2 * n + n_sets), expected * scale])
     centre[-1] = float(data.scores.mean()) if len(data.scores) else 0.0
     logs, means, weights, roots = [], [], [], []
-    of_demos = DEMOS_SPREADS if n_sets else (1.0,)
+    of_demos = DEMOS_SPREADS if n_sets else (1.0,)  # any: there is no set
     for local, broad, of_set in itertools.product(LOCAL_SPREADS, BROAD_SPREADS, of_demos):
         elsewhere = np.where(data.tells, min(TOLD_BROAD_SPREAD, broad), broad)
         spreads = elsewhere, np.full(n, local), np.full(n_sets, of_set), common
