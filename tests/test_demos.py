@@ -107,8 +107,13 @@ def test_a_student_that_never_succeeds_is_shown_what_the_labels_say() -> None:
     assert shown(optimized) != labelled[:8], "in an order mixed by the seed"
 
 
-@pytest.mark.parametrize("seed", [3, 4])
-def test_of_several_sets_of_demos_training_finds_the_one_that_helps(seed: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "in_training"), [(0, False), (3, True), (4, True)],
+    ids=["given up in training", "seed 3", "seed 4"],
+)  # fmt: skip
+def test_of_several_sets_of_demos_the_result_has_one_that_helps(
+    seed: int, in_training: bool
+) -> None:
     def answers(prompt: Prompt) -> str:
         """Follows the last demo alone: only those of cases 0 to 3 help, others mislead."""
         *demos, _ = numbers_in(prompt)
@@ -122,7 +127,7 @@ def test_of_several_sets_of_demos_training_finds_the_one_that_helps(seed: int) -
     asked = map(numbers_in, (p for p in lm.engine.prompts if "Attempt" not in p.text))
     helped = [demos[-1] < 4 for *demos, case in asked if demos and case < 12]
     assert not all(helped[:24]), "the others are tried"
-    assert all(helped[-24:])
+    assert all(helped[-24:]) is in_training, "else only the race finds it"
     (best,) = (finalist for finalist in optimized.detailed_results.finalists if finalist.is_best)
     assert best.demo_set
 
