@@ -33,7 +33,7 @@ SHOWN_BY = {
     ),
     "demos": "demos::good_rollouts_are_shown_by_the_result_where_they_help",
     "joint search over instructions and demos": (
-        "demos::of_several_sets_of_demos_training_finds_the_one_that_helps"
+        "demos::of_several_sets_of_demos_the_result_has_one_that_helps"
     ),
     "rewrites the student's own instructions": (
         "condensing::a_shorter_text_that_is_as_good_takes_the_place_of_instructions_and_library"
