@@ -38,17 +38,23 @@ class Engine:
 
     supported_params = frozenset({"temperature", "max_tokens", "seed"})
 
-    def __init__(self, world: int, student: float, shown: float) -> None:
-        self.world, self.student, self.shown = world, student, shown
-        self.fingerprint = f"demo sets {world} {student} {shown}"
+    def __init__(self, world: int, student: float, shown: float, apart: float) -> None:
+        self.world, self.student, self.shown, self.apart = world, student, shown, apart
+        self.fingerprint = f"demo sets {world} {student} {shown} {apart}"
 
-    def chance(self, cases: Sequence[int]) -> float:
+    def chance(self, cases: Sequence[int], is_sampled: bool = False) -> float:
         """The chance of a right answer after the demos of these cases, in this order."""
         pairs = list(itertools.pairwise(cases))
         if not pairs:
             return self.student
-        values = (random.Random(f"{self.world}/{pair}").gauss(0, 1) for pair in pairs)
-        return min(0.98, max(0.02, self.shown + SPREAD * sum(values) / math.sqrt(len(pairs))))
+        shared = self._value(pairs, "") * math.sqrt(1 - self.apart)
+        own = 0.0 if is_sampled else self._value(pairs, "own ") * math.sqrt(self.apart)
+        return min(0.98, max(0.02, self.shown + SPREAD * (shared + own)))
+
+    def _value(self, pairs: Sequence[tuple[int, int]], kind: str) -> float:
+        """Of a standard normal distribution; neighbours that two sets share count the same."""
+        values = (random.Random(f"{self.world}/{kind}{pair}").gauss(0, 1) for pair in pairs)
+        return sum(values) / math.sqrt(len(pairs))
 
     def complete(self, request: lm15.Request) -> lm15.Response:
         """The answer, in the format that the prompt asks for."""
@@ -57,8 +63,9 @@ class Engine:
         values = dict.fromkeys(fields.names, "None")
         if fields.names == ("answer",):
             case = cases_in(prompt.user)[-1]
-            luck = random.Random(f"{self.world}/{case}/{prompt.sample}").random()
-            is_right = luck < self.chance(cases_in(prompt.demos))
+            shown, is_sampled = cases_in(prompt.demos), bool(request.config.temperature)
+            luck = random.Random(f"{self.world}/{case}/{shown}/{prompt.sample}").random()
+            is_right = luck < self.chance(shown, is_sampled)
             values["answer"] = answer(case) if is_right else "unsure"
         text = fields.formatted(values)
         return response(request, prompt, text)
@@ -85,7 +92,7 @@ def is_right(example: Any, prediction: Any, _trace: Any = None) -> float:
 
 def run(n_sets: int, world: int, asked: argparse.Namespace) -> float:
     """The chance of a right answer with the demos of the result."""
-    engine = Engine(world, asked.student, asked.demos)
+    engine = Engine(world, asked.student, asked.demos, asked.apart)
     lm = seeded(dspy.LM("demo-sets", engine=engine, temperature=0.0, cache=False))
     optimizer = TrainingFreeGRPO(
         is_right, max_lm_calls=asked.budget, seed=world, num_threads=1, progress=False
@@ -108,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=int, default=200)
     parser.add_argument("--student", type=float, default=0.05)
     parser.add_argument("--demos", type=float, default=0.5)
+    parser.add_argument("--apart", type=float, default=0.0)
     parser.add_argument("--publish", action="store_true")
     asked = parser.parse_args(arguments)
     published = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}

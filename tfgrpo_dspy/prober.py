@@ -29,7 +29,8 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.metric import Score, ScoringFunction
 from tfgrpo_dspy.results.probe import FEWEST, Probe, predicted
 from tfgrpo_dspy.results.records import Gain, ScoreSummary
-from tfgrpo_dspy.rollout import Rollout, rollout_id_for
+from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.run.groups import training_sample
 from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import Reflector
@@ -86,7 +87,7 @@ class Prober:
         self._reflector = Reflector(inputs, client, Guards(inputs, calls.report))
         self._history = History(inputs, calls, client, Strategies((), client, calls))
         self._heard: _Heard | None = None
-        self._sampler = Rollouts(inputs, calls, "rollout", trainset, settings.temperature)
+        self._sampler = Rollouts(inputs, calls, "rollout", trainset)
         if metric := self._sampler.score:
             asked = {each.name: getattr(metric, each.name) for each in fields(metric)}
             self._sampler.score = self._heard = _Heard(**asked)
@@ -150,7 +151,7 @@ class Prober:
         self, batch: Batch, example: int, n_pairs: int, advice: Additions | None
     ) -> Iterator[tuple[Key, Sample]]:
         """An attempt without demos, one with, one with advice; for some, a second one without."""
-        size, visit = batch.size_and_visit(example)
+        size, _ = batch.size_and_visit(example)
         assigned = self._history.assigned(batch, example, size)
         with_demos = [k for k in range(size) if assigned[k].demos]
         bare = [*[k for k in range(size) if not assigned[k].demos], *with_demos]
@@ -164,8 +165,7 @@ class Prober:
         if advice:
             wanted.append((ADVICE, bare[0], advice))
         for n, (kind, k, additions) in enumerate(wanted):
-            id_ = rollout_id_for(self._settings.seed, visit, example, k, "training")
-            sample = Sample(additions, example, id_, asks_predictors=batch.asks_predictors)
+            sample = training_sample(self._settings, batch, example, k, additions)
             yield (kind, example, n), sample
 
     async def _make(self, samples: Mapping[Key, Sample]) -> None:

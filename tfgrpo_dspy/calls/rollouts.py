@@ -26,6 +26,7 @@ THREADS, OTHER_PROCESSES = ("threads", "the program"), ("remote", "another proce
 class Sample:
     """What one rollout is made of; `example` is the example's position in its set.
 
+    `temperature`: None, or "own", for that of each LM and predictor.
     `start`: where it goes on from, if it is not a whole rollout; then `rollout_id` depends on that.
     `asks_predictors`: whether the metric is also asked about each predictor.
     """
@@ -33,6 +34,7 @@ class Sample:
     additions: Additions
     example: int
     rollout_id: int
+    temperature: float | str | None = None
     start: Start | None = field(default=None, compare=False)
     asks_predictors: bool = field(default=False, compare=False)
 
@@ -50,14 +52,12 @@ class Rollouts:
         calls: Calls,
         role: str,
         examples: Sequence[Any],
-        temperature: float | str | None,
     ) -> None:
         settings, self._inputs, self._calls = inputs.settings, inputs, calls
         self._role = role
         self._examples = examples
         self._metric = settings.metric
         self.score = None if self._metric is None else adapt_metric(self._metric)
-        self._temperature = temperature
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._prepared)
         self._prices = settings.execution.prices or {}
         self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
@@ -65,7 +65,7 @@ class Rollouts:
         self._bundle = b""
         if calls.remote is not None and not settings.offline:
             self._bundle = packed_bundle(
-                inputs.student, self._metric, temperature, self._prices, calls.records.plain
+                inputs.student, self._metric, self._prices, calls.records.plain
             )
 
     def n_missing(self, samples: Sequence[Sample]) -> int:
@@ -124,7 +124,7 @@ class Rollouts:
             self._examples[sample.example],
             self._metric,
             sample.rollout_id,
-            self._temperature,
+            sample.temperature,
         )
 
     @property
@@ -150,7 +150,7 @@ class Rollouts:
         """The rollout, made in a thread or in another process."""
         calls, example = self._calls, self._examples[sample.example]
         if calls.remote is not None:
-            made_of = sample.rollout_id, sample.start, sample.asks_predictors
+            made_of = sample.rollout_id, sample.temperature, sample.start, sample.asks_predictors
             parts = (example, sample.example, *made_of)
             _, _, additions = self._program(sample.additions)
             request = Request(self._bundle, additions, packed(parts, f"example {sample.example}"))
@@ -169,7 +169,7 @@ class Rollouts:
             example=self._examples[sample.example],
             index=sample.example,
             rollout_id=sample.rollout_id,
-            temperature=self._temperature,
+            temperature=sample.temperature,
             score=self.score,
             ledger=self._calls.ledger,
             prices=self._prices,

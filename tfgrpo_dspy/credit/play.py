@@ -154,7 +154,8 @@ class Player:
         purpose = f"from/{source.rollout_id}/{kind}/{digest(steps)}"
         rollout_id = rollout_id_for(self._settings.seed, self._visit, example, index, purpose)
         additions = self._additions[source.rollout_id]
-        return Sample(additions, example, rollout_id, start, self._asks_predictors)
+        temperature, asks = self._settings.temperature, self._asks_predictors
+        return Sample(additions, example, rollout_id, temperature, start, asks)
 
     def _counted(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Those with a score, or all that ran where there is no metric."""

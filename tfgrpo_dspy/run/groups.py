@@ -18,10 +18,31 @@ from tfgrpo_dspy.run.updates import Batch, is_cut
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.checks import policy_lms
+from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.strategies.base import GroupContext
 
 N_FIRST = 3  # rollouts that show whether the metric works at all
 TRAINING_PRIORITY = (3,)  # training rollouts are begun last, those of the earlier update first
+
+
+def training_sample(
+    settings: RunSettings, batch: Batch, example: int, k: int, additions: Additions
+) -> Sample:
+    """What rollout `k` of the example's group is made of.
+
+    The first is made as the result will be called, at the program's own temperature: what helps at
+    the temperature of the others, which are to differ, may help less there. A gate that measures no
+    result has no use for that.
+    """
+    _, visit = batch.size_and_visit(example)
+    is_as_result = k == 0 and settings.measures
+    return Sample(
+        additions,
+        example,
+        rollout_id_for(settings.seed, visit, example, k, "training"),
+        temperature=None if is_as_result else settings.temperature,
+        asks_predictors=batch.asks_predictors,
+    )
 
 
 class Groups:
@@ -40,8 +61,7 @@ class Groups:
     ) -> None:
         self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
         self._history, self._strategies, self._recorded = history, strategies, recorded
-        temperature = inputs.settings.temperature
-        self._sampler = Rollouts(inputs, calls, "rollout", inputs.trainset, temperature)
+        self._sampler = Rollouts(inputs, calls, "rollout", inputs.trainset)
         self._turns, self._has_first = Turns(), asyncio.Event()
         self._is_tried = self._is_readable = False
 
@@ -115,16 +135,10 @@ class Groups:
         self, batch: Batch, example: int, extra: Sequence[Additions] = (), start: int = 0
     ) -> list[Sample]:
         """One `Sample` for each rollout of the example; or for each extra one, from `start` on."""
-        size, visit = batch.size_and_visit(example)
+        size, _ = batch.size_and_visit(example)
         additions = extra or self._history.assigned(batch, example, size)
-        seed = self._settings.seed
         return [
-            Sample(
-                of_one,
-                example,
-                rollout_id_for(seed, visit, example, k, "training"),
-                asks_predictors=batch.asks_predictors,
-            )
+            training_sample(self._settings, batch, example, k, of_one)
             for k, of_one in enumerate(additions, start)
         ]
 

@@ -49,7 +49,7 @@ class Measurements:
         self._role, self._examples = role, examples
         mixed = random.Random(f"{role}/{inputs.settings.seed}")
         self._order = mixed.sample(range(len(examples)), len(examples))
-        self._maker = Rollouts(inputs, calls, role, examples, None)
+        self._maker = Rollouts(inputs, calls, role, examples)
         self._reward, self._score_range = history.reward, history.latest.score_range
         self._rollouts: dict[tuple[int, int], Rollout] = {}
 

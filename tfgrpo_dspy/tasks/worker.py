@@ -30,7 +30,6 @@ KEPT = 8  # bundles, and programs of each; both may be large
 def packed_bundle(
     student: Any,
     metric: Any,
-    temperature: float | str | None,
     prices: Mapping[str, tuple[float, float]],
     plain: Sequence[str],
 ) -> bytes:
@@ -48,7 +47,7 @@ def packed_bundle(
     }
     for name, part in parts.items():
         packed(part, name)
-    return packed((*parts.values(), temperature, dict(prices), [*plain]), "this run")
+    return packed((*parts.values(), dict(prices), [*plain]), "this run")
 
 
 def packed(part: Any, name: str) -> bytes:
@@ -66,8 +65,9 @@ def packed(part: Any, name: str) -> bytes:
 class Request:
     """A rollout that is wanted, packed: what `packed_bundle` gave; additions; and the sample.
 
-    The sample is an example, its position in its set, a rollout id, where the rollout goes on from
-    (None: it is a whole one), and whether the metric is also asked about predictors.
+    The sample is an example, its position in its set, a rollout id, a temperature, where the
+    rollout goes on from (None: it is a whole one), and whether the metric is also asked about
+    predictors.
     """
 
     bundle: bytes
@@ -101,11 +101,10 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
     if _was_started_before(name):
         return Reply(was_started_before=True)
     try:
-        program_with, metric, score, context, temperature, prices, left_out, secrets = _unpacked(
-            request.bundle
-        )
+        program_with, metric, score, context, prices, left_out, secrets = _unpacked(request.bundle)
         program = program_with(request.additions)
-        example, index, rollout_id, start, asks_predictors = cloudpickle.loads(request.sample)
+        sample = cloudpickle.loads(request.sample)
+        example, index, rollout_id, temperature, start, asks_predictors = sample
     except Exception as error:  # noqa: BLE001 - the reply says it
         message = (
             f"a worker of the executor cannot read the program: {described(error)}. "
@@ -146,7 +145,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
 @functools.lru_cache(KEPT)
 def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     """What a bundle holds (the program by its additions), and the secrets of this machine."""
-    student, metric, context, temperature, prices, plain = cloudpickle.loads(bundle)
+    student, metric, context, prices, plain = cloudpickle.loads(bundle)
     score = None if metric is None else adapt_metric(metric)
     held = (*held_lms(metric), *held_lms(context.get("adapter")))
     secrets = known_secrets([*language_models(student), *held, context["lm"]], "\n".join(plain))
@@ -155,7 +154,7 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     def program_with(additions: bytes) -> Any:
         return cloudpickle.loads(additions).bake(student)
 
-    return program_with, metric, score, context, temperature, prices, LeftOut(), secrets
+    return program_with, metric, score, context, prices, LeftOut(), secrets
 
 
 def _was_started_before(name: str) -> bool:
