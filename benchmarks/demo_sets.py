@@ -123,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chances = [run(n_sets, world, asked) for world in range(asked.seeds)]
         mean, error = statistics.fmean(chances), statistics.stdev(chances) / len(chances) ** 0.5
         name = f"{n_sets} sets, {asked.budget} calls, student {asked.student}, demos {asked.demos}"
-        print(f"{name:<52}{mean:.3f} +- {error:.3f}", flush=True)
+        name += f", apart {asked.apart}"
+        print(f"{name:<64}{mean:.3f} +- {error:.3f}", flush=True)
         published[name] = {"chances": chances, "dspy": dspy.__version__}
     if asked.publish:
         RESULTS.write_text(json.dumps(published, indent=1) + "\n", encoding="utf-8")

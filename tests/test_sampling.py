@@ -1,7 +1,9 @@
 """One rollout: distinct samples, the full trajectory, failures told apart, nothing touched."""
 
 import datetime
+import re
 import threading
+from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
 from enum import Enum
@@ -13,9 +15,10 @@ import pydantic
 import pytest
 from dspy import lm15
 from dspy.utils.callback import BaseCallback
-from runs import look_up
-from scripted import Prompt, chat, scripted_lm
+from runs import learned, look_up, polite_rules
+from scripted import EXTRACT, UPDATE, Prompt, chat, scripted_lm
 
+from tfgrpo_dspy import Gate, NoGate
 from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.metric import adapt_metric
@@ -521,3 +524,15 @@ def test_feedback_names_members_of_enums_by_the_values_that_the_lm_writes(
     rollout = graded_wrongly(said)
     assert rollout.outputs == {"grade": "bad"}
     assert rollout.feedback == read
+
+
+@pytest.mark.parametrize(("gate", "n_own"), [(None, 1), (NoGate(), 0)])
+def test_the_first_rollout_of_a_group_has_the_temperature_of_the_result(
+    gate: Gate | None, n_own: int
+) -> None:
+    lm = scripted_lm(polite_rules(), temperature=0.3)
+    learned(lm=lm, gate=gate, group_size=3, epochs=1, max_demos=0, drafts=0)
+    rollouts = [p for p in lm.engine.prompts if not re.search(f"{EXTRACT}|{UPDATE}", p.text)]
+    of_training = [p for p in rollouts if re.search(r"question [0-5]\b", p.text)]
+    counts = Counter(prompt.temperature for prompt in of_training)
+    assert counts == Counter({0.3: 6 * n_own, 0.7: 6 * (3 - n_own)})
