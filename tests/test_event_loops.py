@@ -648,9 +648,9 @@ def test_a_tool_that_nobody_waits_for_any_more_is_cancelled_in_its_loop() -> Non
 def test_a_forked_worker_looks_for_no_loop_of_the_process_that_it_comes_from() -> None:
     student, left_behind = AsyncOnly(), asyncio.new_event_loop()
     with dspy.context(lm=lm()):
-        bundle = packed_bundle(student, is_polite, 0.7, {}, ())
+        bundle = packed_bundle(student, is_polite, {}, ())
     given = packed(Additions(ExperienceLibrary()), "the library")
-    sample = packed((questions(1)[0], 0, 1, None, False), "the sample")
+    sample = packed((questions(1)[0], 0, 1, 0.7, None, False), "the sample")
 
     def work() -> Any:
         HOMES.set(Homes((left_behind,), left_behind))

@@ -78,16 +78,19 @@ def example_of(prompt: Prompt) -> int:
     return int(found)
 
 
+def in_training(prompt: Prompt) -> bool:
+    return re.search(r"question \d\b", prompt.user) is not None
+
+
 def contrasting(prompt: Prompt) -> str:
     """In training, the first rollout of each group is polite; as deployed, one with advice is."""
-    is_training = prompt.temperature is not None
-    is_good = not SEEDS[prompt.seed or 0][1] if is_training else "*]" in prompt.system
+    is_good = not SEEDS[prompt.seed or 0][1] if in_training(prompt) else "*]" in prompt.system
     return chat(answer="please" if is_good else "no")
 
 
 def failing(prompt: Prompt) -> str:
     """In training every rollout fails."""
-    return contrasting(prompt) if prompt.temperature is None else chat(answer="no")
+    return chat(answer="no") if in_training(prompt) else contrasting(prompt)
 
 
 def add_all(prompt: Prompt) -> str:
@@ -135,7 +138,7 @@ def kind_of(prompt: Prompt) -> str:
     for letter, pattern in (("E", EXTRACT), ("U", UPDATE)):
         if re.search(pattern, prompt.text):
             return letter
-    return "F" if prompt.temperature is None else "R"
+    return "R" if in_training(prompt) else "F"
 
 
 def trained_on(prompt: Prompt) -> int | None:
