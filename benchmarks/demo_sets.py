@@ -38,7 +38,7 @@ class Engine:
 
     supported_params = frozenset({"temperature", "max_tokens", "seed"})
 
-    def __init__(self, world: int, student: float, shown: float, apart: float) -> None:
+    def __init__(self, world: int, student: float, shown: float, apart: float = 0.0) -> None:
         self.world, self.student, self.shown, self.apart = world, student, shown, apart
         self.fingerprint = f"demo sets {world} {student} {shown} {apart}"
 
