@@ -294,7 +294,8 @@ def test_a_rollout_that_hangs_costs_itself_only_and_is_not_started_again(hanging
     assert library_texts(optimized) == [ADVICE]
     hit = [group for update in results.updates for group in update.groups if group.failures]
     assert all(len(group.failures) + len(group.scores) == 4 for group in hit)
-    assert sum(len(group.failures) for group in hit) >= len(before.hung)
+    n_in_groups = sum(len(group.failures) for group in hit)
+    assert len(before.hung) <= n_in_groups <= results.failures["timeout"]
 
 
 @pytest.mark.usefixtures("at_once")
