@@ -54,11 +54,12 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
 
 
 def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
-    """A demo for each predictor whose inputs the example has, and one of whose outputs it labels.
+    """A demo for each predictor one of whose inputs the example has, and one of whose outputs.
 
-    What is missing, such as the reasoning, DSPy's adapters show as missing.
+    What is missing, such as the reasoning or what an earlier predictor has found, DSPy's adapters
+    show as missing.
     """
-    texts = as_fields(dict(example.items()))
+    texts, given = as_fields(dict(example.items())), set(example.inputs().keys())
     labelled = []
     for name, predictor in named_predictors(program):
         signature = predictor.signature
@@ -67,15 +68,17 @@ def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
             for field, info in signature.fields.items()
             if field in texts and _comes_back(texts[field], info.annotation)
         }
-        if signature.input_fields.keys() <= shown.keys() & set(example.inputs().keys()) and (
-            shown.keys() & signature.output_fields.keys()
-        ):
+        has_input = shown.keys() & signature.input_fields.keys() & given
+        if has_input and shown.keys() & signature.output_fields.keys():
             labelled.append(Demo(name, tuple(shown.items())))
     return tuple(labelled)
 
 
 class DemoPool:
     """The sets of demos that a run may show: of labelled examples, else of the best rollouts.
+
+    Where the labelled examples lack an input of a predictor, as what an agent's tools returned, the
+    best rollouts take their place as soon as there are enough of them.
 
     `n_sets` is how many there are. Each set of labelled examples is another draw in another order;
     the sets of the best rollouts differ in their order alone, and the first begins with the best.
@@ -101,6 +104,8 @@ class DemoPool:
         self._program, self._inputs, self._most, self._seed = program, inputs, most, seed
         demos = ((i, labelled_demos(trainset[i], program)) for i in (labelled if most else ()))
         labelled_examples = [(inputs[i], shown) for i, shown in demos if shown]
+        whole = [one for one in labelled_examples if self._are_whole(one[1])]
+        self._has_whole, labelled_examples = bool(whole), whole or labelled_examples
         self.n_sets = N_SETS if most else 0
         numbers = range(1, self.n_sets + 1 if labelled_examples else 0)
         self._labelled = {number: self._mixed(labelled_examples, number) for number in numbers}
@@ -110,17 +115,23 @@ class DemoPool:
 
         `best` are the best rollouts, the best first.
         """
-        if self._labelled:
-            mixed = self._labelled[number]
+        if self._has_whole or len(best) < min(LEAST_BEST, self._most):
+            mixed = self._labelled.get(number, [])
             others = (demos for inputs, demos in mixed if inputs not in hidden)
             shown = list(itertools.islice(others, self._most))
-        elif len(best) < min(LEAST_BEST, self._most):
-            return ()
         else:
             usable = (rollout for rollout in best if self._inputs[rollout.example] not in hidden)
             shown = first_demos(usable, self._program, self._most)
             shown = shown if number == 1 else self._mixed(shown, number)
         return tuple(itertools.chain(*shown))
+
+    def _are_whole(self, demos: Iterable[Demo]) -> bool:
+        """Whether no input of a predictor is missing."""
+        predictors = dict(named_predictors(self._program))
+        return all(
+            predictors[demo.predictor].signature.input_fields.keys() <= dict(demo.fields).keys()
+            for demo in demos
+        )
 
     def _mixed(self, items: Sequence[T], number: int) -> list[T]:
         return random.Random(f"{self._seed}/demos/{number}").sample(items, len(items))

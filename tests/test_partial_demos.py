@@ -1,0 +1,98 @@
+"""Labelled demos for predictors whose inputs the examples do not hold: pipelines and agents.
+
+The labels of a final answer are all that such examples say of a predictor that also reads what an
+earlier predictor, or a tool, has found.
+"""
+
+import re
+from typing import Any
+
+import dspy
+import pytest
+from scripted import Prompt, chat, lessons
+from test_demos import compiled
+from test_final_choice import CODES, case_in, cases
+from test_final_choice import world as world_of
+
+from tfgrpo_dspy.rollout import Rollout, Step
+from tfgrpo_dspy.sampling.demos import DemoPool
+
+
+class Pipeline(dspy.Module):
+    """Sums a case up, then gives its code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum_up = dspy.Predict("question -> summary")
+        self.answer = dspy.Predict("question, summary -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        summary = self.sum_up(question=question).summary
+        return self.answer(question=question, summary=summary)
+
+
+def look(question: str) -> str:
+    """Look a case up."""
+    return f"{question} is listed"
+
+
+def agent() -> dspy.Module:
+    return dspy.ReAct("question -> answer", tools=[look], max_iters=2)
+
+
+def world() -> dspy.LM:
+    """Gives a code only where a demo has shown what a code looks like."""
+
+    def answers(prompt: Prompt) -> str:
+        if "next_tool_name" in prompt.system:
+            return chat(next_thought="Done.", next_tool_name="finish", next_tool_args="{}")
+        if "`summary`" in prompt.system and "`answer`" not in prompt.system:
+            return chat(summary="It is a case.")
+        is_shown = re.search(rf"\b(?:{'|'.join(CODES.values())})\b", prompt.user)
+        code = CODES[case_in(prompt.user)[1]] if is_shown else "unsure"
+        return chat(reasoning="So it is.", answer=code)
+
+    return world_of(answers, lessons("Think of it."), num_retries=0)
+
+
+@pytest.mark.parametrize(
+    ("student", "last"), [(Pipeline, "answer"), (agent, "extract.predict")], ids=["two", "agent"]
+)
+def test_the_last_predictor_is_shown_labels_without_what_was_found_before(
+    student: Any, last: str
+) -> None:
+    optimized = compiled(world(), student(), max_demos=8)
+    shown = {name: predictor.demos for name, predictor in optimized.named_predictors()}
+    labelled = {(case.question, case.answer) for case in cases(12)}
+    assert len(shown[last]) == 8
+    assert {(demo["question"], demo["answer"]) for demo in shown.pop(last)} <= labelled
+    assert not any(shown.values()), "no label is an output of another predictor"
+    assert optimized.detailed_results.student.mean == 0.0
+    assert optimized.detailed_results.best.mean == 1.0
+
+
+def test_rollouts_that_hold_every_input_take_their_place_once_there_are_enough() -> None:
+    program, inputs = Pipeline(), [case.question for case in cases(8)]
+    pool = DemoPool(program, cases(8), inputs, range(8), 4, seed=0)
+    best = [Rollout(i, 1, steps=_steps(inputs[i]), score=1.0) for i in range(4)]
+    few = [dict(demo.fields) for demo in pool.choose(1, best[:3], set())]
+    enough = [dict(demo.fields) for demo in pool.choose(1, best, set())]
+    assert [sorted(fields) for fields in few] == [["answer", "question"]] * 4
+    assert [fields.get("summary") for fields in enough] == ["s", "s"] * 4
+
+
+def test_an_example_with_all_inputs_is_preferred_to_those_that_lack_one() -> None:
+    program = dspy.Predict("question, hint -> answer")
+    ragged = [case if i % 2 else case.copy(hint="h") for i, case in enumerate(cases(8))]
+    trainset = [example.with_inputs("question", "hint") for example in ragged]
+    pool = DemoPool(program, trainset, [case.question for case in ragged], range(8), 8, seed=0)
+    shown = [dict(demo.fields) for demo in pool.choose(1, (), set())]
+    assert {fields["question"] for fields in shown} == {cases(8)[i].question for i in (0, 2, 4, 6)}
+    assert all(fields["hint"] == "h" for fields in shown)
+
+
+def _steps(question: str) -> tuple[Step, ...]:
+    return (
+        Step("predictor", "sum_up", {"question": question}, {"summary": "s"}),
+        Step("predictor", "answer", {"question": question, "summary": "s"}, {"answer": "a"}),
+    )
