@@ -59,7 +59,7 @@ def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
     What is missing, such as the reasoning or what an earlier predictor has found, DSPy's adapters
     show as missing.
     """
-    texts, given = as_fields(dict(example.items())), set(example.inputs().keys())
+    texts, inputs = as_fields(dict(example.items())), set(example.inputs().keys())
     labelled = []
     for name, predictor in named_predictors(program):
         signature = predictor.signature
@@ -68,7 +68,7 @@ def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
             for field, info in signature.fields.items()
             if field in texts and _comes_back(texts[field], info.annotation)
         }
-        has_input = shown.keys() & signature.input_fields.keys() & given
+        has_input = shown.keys() & signature.input_fields.keys() & inputs
         if has_input and shown.keys() & signature.output_fields.keys():
             labelled.append(Demo(name, tuple(shown.items())))
     return tuple(labelled)
