@@ -15,7 +15,7 @@ from test_final_choice import CODES, case_in, cases
 from test_final_choice import world as world_of
 
 from tfgrpo_dspy.rollout import Rollout, Step
-from tfgrpo_dspy.sampling.demos import DemoPool
+from tfgrpo_dspy.sampling.demos import Demo, DemoPool
 
 
 class Pipeline(dspy.Module):
@@ -71,14 +71,16 @@ def test_the_last_predictor_is_shown_labels_without_what_was_found_before(
     assert optimized.detailed_results.best.mean == 1.0
 
 
-def test_rollouts_that_hold_every_input_take_their_place_once_there_are_enough() -> None:
+def test_an_example_is_shown_by_its_best_rollout_once_that_is_good() -> None:
     program, inputs = Pipeline(), [case.question for case in cases(8)]
-    pool = DemoPool(program, cases(8), inputs, range(8), 4, seed=0)
+    pool = DemoPool(program, cases(8), inputs, range(8), 6, seed=0)
     best = [Rollout(i, 1, steps=_steps(inputs[i]), score=1.0) for i in range(4)]
-    few = [dict(demo.fields) for demo in pool.choose(1, best[:3], set())]
-    enough = [dict(demo.fields) for demo in pool.choose(1, best, set())]
-    assert [sorted(fields) for fields in few] == [["answer", "question"]] * 4
-    assert [fields.get("summary") for fields in enough] == ["s", "s"] * 4
+    at_first = _questions(pool.choose(1, (), set()), "answer")
+    shown = pool.choose(1, best, set())
+    assert _questions(shown, "answer") == at_first, "the same examples in the same order"
+    assert set(_questions(shown, "sum_up")) == set(at_first) & set(inputs[:4])
+    of_rollouts = [dict(demo.fields) for demo in shown if "summary" in dict(demo.fields)]
+    assert {fields["question"] for fields in of_rollouts} == set(at_first) & set(inputs[:4])
 
 
 def test_an_example_with_all_inputs_is_preferred_to_those_that_lack_one() -> None:
@@ -96,3 +98,7 @@ def _steps(question: str) -> tuple[Step, ...]:
         Step("predictor", "sum_up", {"question": question}, {"summary": "s"}),
         Step("predictor", "answer", {"question": question, "summary": "s"}, {"answer": "a"}),
     )
+
+
+def _questions(demos: tuple[Demo, ...], predictor: str) -> list[str]:
+    return [dict(demo.fields)["question"] for demo in demos if demo.predictor == predictor]

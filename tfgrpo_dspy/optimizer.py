@@ -60,10 +60,9 @@ class TrainingFreeGRPO(Teleprompter):
             reasoning model's own. What a provider refuses (this, or another sampling parameter) is
             left out after its first refusal.
         max_experiences: how many experiences the library may hold (`BayesianGate` keeps 90 %).
-        max_demos: how many labelled training examples (where no label fits a predictor, or its
-            inputs are not all known: of the best training rollouts) a set of demos has. Several
-            sets are tried by training rollouts; the result shows one if it wins with it. Default:
-            derived; 0: none.
+        max_demos: how many labelled training examples (where no label fits a predictor: of the best
+            training rollouts) a set of demos has. Several sets are tried by training rollouts; the
+            result shows one if it wins with it. Default: derived; 0: none.
         gate: decides which experiences stay, and which rollouts are given them; default:
             `BayesianGate()`, without a metric `NoGate()`.
         strategies: what else the run does to learn more from the same calls, such as

@@ -77,8 +77,8 @@ def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
 class DemoPool:
     """The sets of demos that a run may show: of labelled examples, else of the best rollouts.
 
-    Where the labelled examples lack an input of a predictor, as what an agent's tools returned, the
-    best rollouts take their place as soon as there are enough of them.
+    Where all labelled examples lack an input of a predictor, as what an agent's tools returned, an
+    example is shown by its best rollout as soon as that is good.
 
     `n_sets` is how many there are. Each set of labelled examples is another draw in another order;
     the sets of the best rollouts differ in their order alone, and the first begins with the best.
@@ -103,7 +103,7 @@ class DemoPool:
     ) -> None:
         self._program, self._inputs, self._most, self._seed = program, inputs, most, seed
         demos = ((i, labelled_demos(trainset[i], program)) for i in (labelled if most else ()))
-        labelled_examples = [(inputs[i], shown) for i, shown in demos if shown]
+        labelled_examples = [(i, shown) for i, shown in demos if shown]
         whole = [one for one in labelled_examples if self._are_whole(one[1])]
         self._has_whole, labelled_examples = bool(whole), whole or labelled_examples
         self.n_sets = N_SETS if most else 0
@@ -115,12 +115,18 @@ class DemoPool:
 
         `best` are the best rollouts, the best first.
         """
-        if self._has_whole or len(best) < min(LEAST_BEST, self._most):
-            mixed = self._labelled.get(number, [])
-            others = (demos for inputs, demos in mixed if inputs not in hidden)
-            shown = list(itertools.islice(others, self._most))
+        usable = [rollout for rollout in best if self._inputs[rollout.example] not in hidden]
+        if self._labelled:
+            better = () if self._has_whole else usable
+            of_rollouts = {rollout.example: demos_of(rollout, self._program) for rollout in better}
+            shown = [
+                of_rollouts.get(example) or demos
+                for example, demos in self._labelled[number]
+                if self._inputs[example] not in hidden
+            ][: self._most]
+        elif len(best) < min(LEAST_BEST, self._most):
+            return ()
         else:
-            usable = (rollout for rollout in best if self._inputs[rollout.example] not in hidden)
             shown = first_demos(usable, self._program, self._most)
             shown = shown if number == 1 else self._mixed(shown, number)
         return tuple(itertools.chain(*shown))
