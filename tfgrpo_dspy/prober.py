@@ -37,6 +37,7 @@ from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.checks import inputs_text
 from tfgrpo_dspy.settings.plan import plan_of
@@ -261,7 +262,7 @@ class Prober:
             yield "all attempts have the same score: nobody knows whether there is a better one"
         elif min(scores) < 0 or max(scores) > 1:
             yield "scores are not between 0 and 1: nobody knows how much is left to gain"
-        if not any(len(example.labels()) for example in self._trainset):
+        if not any(map(labels_of, self._trainset)):
             yield "no example has labels that could be shown"
 
 

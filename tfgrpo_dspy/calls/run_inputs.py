@@ -6,6 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.sampling.labels import labels_of, nullable_outputs
 from tfgrpo_dspy.settings.schedule import RunSettings
 
 
@@ -25,3 +27,11 @@ class RunInputs:
     def predictors(self) -> list[str]:
         """The names of the student's predictors."""
         return [name for name, _ in named_predictors(self.student)]
+
+    def fields_of(self, example: Any) -> tuple[dict[str, str], dict[str, str]]:
+        """Inputs of an example, and the labels that it has, as texts by name."""
+        return as_fields(example.inputs()), labels_of(example, self._nullable)
+
+    @cached_property
+    def _nullable(self) -> frozenset[str]:
+        return nullable_outputs(self.student)

@@ -16,7 +16,6 @@ from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.updates import Update, groups_of
-from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.strategies.auto import may_rescue
 from tfgrpo_dspy.wording import shortened
@@ -126,7 +125,7 @@ def _why_saturated(updates: Sequence[Update], inputs: RunInputs) -> str:
     groups = [replace(sampled.unaided, score_range=scores) for sampled in every[-FLAT_GROUPS:]]
 
     def is_at_best(group: Group) -> bool:
-        return group.is_at_best(as_fields(inputs.trainset[group.example].labels()))
+        return group.is_at_best(inputs.fields_of(inputs.trainset[group.example])[1])
 
     n = SATURATED_GROUPS
     if len(groups) >= n and all(map(is_at_best, groups[-n:])):

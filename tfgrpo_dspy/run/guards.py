@@ -7,9 +7,8 @@ from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.experience.values import Operation
 from tfgrpo_dspy.listeners.run_report import RunReport
-from tfgrpo_dspy.reflection.guard import Fields, Guard, Task, task_text
+from tfgrpo_dspy.reflection.guard import Guard, Task, task_text
 from tfgrpo_dspy.run.updates import Batch, Extracted
-from tfgrpo_dspy.sampling.fields import as_fields
 
 
 class Guards:
@@ -17,13 +16,13 @@ class Guards:
 
     def __init__(self, inputs: RunInputs, report: RunReport) -> None:
         self._guard, self._report = inputs.settings.reflection.guard, report
-        self._trainset = inputs.trainset
+        self._trainset, self._fields_of = inputs.trainset, inputs.fields_of
         text = task_text(inputs.student, inputs.settings.objective or "")
-        self._task = Task(text, lambda: map(fields_of, inputs.trainset))
+        self._task = Task(text, lambda: map(inputs.fields_of, inputs.trainset))
 
     def against(self, examples: Iterable[Any]) -> Guard:
         """The guard against copies of these examples, and against attacks."""
-        return Guard(map(fields_of, examples), self._task, self._refuses)
+        return Guard(map(self._fields_of, examples), self._task, self._refuses)
 
     def of_update(
         self, batch: Batch, extracted: Extracted, added: Sequence[Operation] = ()
@@ -47,8 +46,3 @@ class Guards:
         if not refuses and self._guard != "off":
             self._report.count_failure("advice let in", f"{text} ({reason})")
         return refuses
-
-
-def fields_of(example: Any) -> Fields:
-    """Inputs and labels of an example, as texts by name."""
-    return as_fields(example.inputs()), as_fields(example.labels())

@@ -28,7 +28,6 @@ from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, Update, groups_of, record_of
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool
-from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.scores import ScoreRange
 from tfgrpo_dspy.settings.checks import inputs_text
 from tfgrpo_dspy.strategies.auto import Auto, seen
@@ -150,11 +149,9 @@ class History:
     @cached_property
     def _texts(self) -> tuple[str, ...]:
         """The inputs of each example, and its labels where the reflection LM may see them."""
-        fields = [as_fields(example.inputs()) for example in self._inputs.trainset]
-        if self.shows_labels:
-            labels = (as_fields(example.labels()) for example in self._inputs.trainset)
-            fields = [{**inputs, **of_one} for inputs, of_one in zip(fields, labels, strict=True)]
-        return tuple(map(fields_text, fields))
+        fields = map(self._inputs.fields_of, self._inputs.trainset)
+        shown = ({**inputs, **labels} if self.shows_labels else inputs for inputs, labels in fields)
+        return tuple(map(fields_text, shown))
 
     @cached_property
     def _input_texts(self) -> list[str]:

@@ -14,10 +14,9 @@ from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.lessons import Lesson, lessons_in, merge_lessons
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless
-from tfgrpo_dspy.run.guards import Guards, fields_of
+from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Batch, Extracted
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.wording import shortened
 
 REASON_BYTES, EXAMPLE_BYTES = 210, 87  # how long they may be in the prompt of an update
@@ -40,6 +39,7 @@ class Reflector:
     def __init__(self, inputs: RunInputs, client: ReflectionClient, guards: Guards) -> None:
         self._settings, self._trainset = inputs.settings, inputs.trainset
         self._training, self._predictors = inputs.training, inputs.predictors
+        self._fields_of = inputs.fields_of
         self._client, self._guards = client, guards
 
     async def extract(
@@ -106,7 +106,7 @@ class Reflector:
         if self._settings.metric is None:
             is_taught = group.has_feedback or not is_single
             return "no ground truth" if is_taught else "too few rollouts", group
-        labels = as_fields(self._trainset[group.example].labels())
+        _, labels = self._fields_of(self._trainset[group.example])
         is_told = group.has_feedback or bool(labels and self._settings.reflection.use_labels)
         says_why = is_told or (is_single and not group.score_range.is_flat)
         is_analysed = self._settings.reflection.failure_analysis and says_why
@@ -188,7 +188,7 @@ class Reflector:
 
     def _about(self, group: Group) -> dict[str, str]:
         """The example of a group as the reflection LM is shown it."""
-        inputs, labels = map(fields_text, fields_of(self._trainset[group.example]))
+        inputs, labels = map(fields_text, self._fields_of(self._trainset[group.example]))
         if self._settings.metric is None:
             labels = texts.UNKNOWN
         elif not self._settings.reflection.use_labels:
@@ -224,7 +224,7 @@ class Reflector:
         self, answer: Answer, examples: Sequence[Any], *evidence: Evidence, scope: str = ALL
     ) -> Found:
         """The lessons of an answer about these examples."""
-        shown = [shortened(fields_text(fields_of(one)[0]), EXAMPLE_BYTES) for one in examples]
+        shown = [shortened(fields_text(self._fields_of(one)[0]), EXAMPLE_BYTES) for one in examples]
         reason = shortened(answer.explanation, REASON_BYTES)
         blank = Lesson("", scope, evidence, reason)
         most, guard = self._settings.limits.max_experience_words, self._guards.against(examples)
@@ -243,7 +243,8 @@ class Reflector:
         max_tokens = getattr(settings.reflection.draft, "shown_tokens", 12_000)
 
         async def one_draft(number: int, examples: Sequence[Any]) -> Found:
-            labelled = ["\nLabels:\n".join(map(fields_text, fields_of(each))) for each in examples]
+            fields = map(self._fields_of, examples)
+            labelled = ["\nLabels:\n".join(map(fields_text, of_one)) for of_one in fields]
 
             def inputs(halving: int) -> Inputs:
                 share = (max_tokens >> halving) // len(labelled)
@@ -280,7 +281,7 @@ class Reflector:
     def _draft_parts(self) -> Iterator[list[Any]]:
         """The examples that each draft is shown: all of them once, then once more, ..."""
         training = [self._trainset[i] for i in self._training]
-        labelled = [example for example in training if len(example.labels())]
+        labelled = [example for example in training if self._fields_of(example)[1]]
         n_shown = getattr(self._settings.reflection.draft, "n_examples", 10)
         for number in itertools.count() if labelled else ():
             order = list(labelled)

@@ -4,6 +4,7 @@ They are DSPy's own demos, in a predictor's `demos`; here they are made from a r
 """
 
 import itertools
+import logging
 import math
 import random
 import statistics
@@ -17,8 +18,11 @@ from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.fields import as_fields, parsed, parsed_for_demo
+from tfgrpo_dspy.sampling.fields import named_items, parsed_for_demo
+from tfgrpo_dspy.sampling.labels import comes_back, has_none, input_text, label_text, labels_of
+from tfgrpo_dspy.wording import counted, shortened
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 N_SETS = 8
@@ -48,7 +52,7 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
             continue
         texts = {k: cleaned_text(text) for k, text in {**step.inputs, **step.outputs}.items()}
         wanted = fields[step.name].items()
-        if all(name in texts and _comes_back(texts[name], i.annotation) for name, i in wanted):
+        if all(name in texts and comes_back(texts[name], i.annotation) for name, i in wanted):
             demos[step.name] = Demo(step.name, tuple((name, texts[name]) for name, _ in wanted))
     return tuple(demos.values())
 
@@ -59,26 +63,51 @@ def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
     What is missing, such as the reasoning or what an earlier predictor has found, DSPy's adapters
     show as missing.
     """
-    texts, inputs = as_fields(dict(example.items())), set(example.inputs().keys())
+    values, inputs = dict(named_items(example)), set(example.inputs().keys())
     labelled = []
     for name, predictor in named_predictors(program):
-        signature = predictor.signature
-        shown = {
-            field: texts[field]
-            for field, info in signature.fields.items()
-            if field in texts and _comes_back(texts[field], info.annotation)
-        }
+        signature, shown = predictor.signature, dict[str, str]()
+        for field in values.keys() & signature.fields.keys():
+            write = label_text if field in signature.output_fields else input_text
+            text = write(values[field], signature.fields[field].annotation)
+            if text is not None:
+                shown[field] = text
         has_input = shown.keys() & signature.input_fields.keys() & inputs
         if has_input and shown.keys() & signature.output_fields.keys():
-            labelled.append(Demo(name, tuple(shown.items())))
+            fields = ((field, shown[field]) for field in signature.fields if field in shown)
+            labelled.append(Demo(name, tuple(fields)))
     return tuple(labelled)
+
+
+def warn_of_unshown(examples: Iterable[Any], program: Any) -> None:
+    """Log once for each output field which labels it cannot show, and so no demo shows."""
+    outputs = {
+        field: info.annotation
+        for _, predictor in named_predictors(program)
+        for field, info in predictor.signature.output_fields.items()
+    }
+    unshown: dict[str, list[str]] = {}
+    for example in examples:
+        for field, text in labels_of(example).items():
+            if field in outputs and label_text(example[field], outputs[field]) is None:
+                unshown.setdefault(field, []).append(text)
+    for field, texts in unshown.items():
+        logger.warning(
+            "%s of the field %r cannot be shown as demos: it is a %s, and the first label is %s. "
+            "Give the examples labels of the field's type.",
+            counted(len(texts), "label"),
+            field,
+            getattr(outputs[field], "__name__", outputs[field]),
+            shortened(texts[0], 80),
+        )
 
 
 class DemoPool:
     """The sets of demos that a run may show: of labelled examples, else of the best rollouts.
 
-    Where all labelled examples lack an input of a predictor, as what an agent's tools returned, an
-    example is shown by its best rollout as soon as that is good.
+    An example that lacks an input of a predictor, as what an agent's tools returned, is shown after
+    those that lack none, and by its best rollout as soon as that is good. Of equal ones one is
+    shown.
 
     `n_sets` is how many there are. Each set of labelled examples is another draw in another order;
     the sets of the best rollouts differ in their order alone, and the first begins with the best.
@@ -103,12 +132,14 @@ class DemoPool:
     ) -> None:
         self._program, self._inputs, self._most, self._seed = program, inputs, most, seed
         demos = ((i, labelled_demos(trainset[i], program)) for i in (labelled if most else ()))
-        labelled_examples = [(i, shown) for i, shown in demos if shown]
-        whole = [one for one in labelled_examples if self._are_whole(one[1])]
-        self._has_whole, labelled_examples = bool(whole), whole or labelled_examples
+        warn_of_unshown((trainset[i] for i in (labelled if most else ())), program)
+        unlike = {(inputs[i], shown): (i, shown) for i, shown in demos if shown}
+        whole = [one for one in unlike.values() if self._are_whole(one[1])]
+        self._whole = {example for example, _ in whole}
+        others = [one for one in unlike.values() if one[0] not in self._whole]
         self.n_sets = N_SETS if most else 0
-        numbers = range(1, self.n_sets + 1 if labelled_examples else 0)
-        self._labelled = {number: self._mixed(labelled_examples, number) for number in numbers}
+        numbers = range(1, self.n_sets + 1 if unlike else 0)
+        self._labelled = {k: self._mixed(whole, k) + self._mixed(others, k) for k in numbers}
 
     def choose(self, number: int, best: Sequence[Rollout], hidden: Set[str]) -> tuple[Demo, ...]:
         """The demos of set `number` (from 1) with other inputs than the `hidden` ones.
@@ -117,7 +148,7 @@ class DemoPool:
         """
         usable = [rollout for rollout in best if self._inputs[rollout.example] not in hidden]
         if self._labelled:
-            better = () if self._has_whole else usable
+            better = (rollout for rollout in usable if rollout.example not in self._whole)
             of_rollouts = {rollout.example: demos_of(rollout, self._program) for rollout in better}
             shown = [
                 of_rollouts.get(example) or demos
@@ -132,11 +163,12 @@ class DemoPool:
         return tuple(itertools.chain(*shown))
 
     def _are_whole(self, demos: Iterable[Demo]) -> bool:
-        """Whether no input of a predictor is missing."""
+        """Whether no input of a predictor is missing that may not be None."""
         predictors = dict(named_predictors(self._program))
-        return all(
-            predictors[demo.predictor].signature.input_fields.keys() <= dict(demo.fields).keys()
+        return not any(
+            name not in dict(demo.fields) and not has_none(field.annotation)
             for demo in demos
+            for name, field in predictors[demo.predictor].signature.input_fields.items()
         )
 
     def _mixed(self, items: Sequence[T], number: int) -> list[T]:
@@ -196,12 +228,3 @@ def add_demos(program: Any, demos: Sequence[Demo]) -> None:
 
 def _predictor_of(demo: Demo) -> str:
     return demo.predictor
-
-
-def _comes_back(text: str, annotation: Any) -> bool:
-    try:
-        text.encode()  # half of a pair of surrogates cannot be sent to an LM
-        parsed(text, annotation)
-    except ValueError:
-        return False
-    return True

@@ -19,6 +19,7 @@ from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.identity import Unseen, digest, object_identity
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
 from tfgrpo_dspy.settings.inputs import input_faults, output_faults
@@ -58,7 +59,7 @@ def prepare(
         n_training=len(examples),
         n_validation=len(validation) if settings.metric is not None else 0,
         n_test=len(testset or ()),
-        has_labels=any(len(example.labels()) for example in examples),
+        has_labels=any(map(labels_of, examples)),
         is_recorded=recorded is not None,
         n_metric_calls=_n_metric_calls(settings, student),
         **assumed,

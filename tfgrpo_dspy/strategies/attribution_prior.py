@@ -14,6 +14,7 @@ from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson
 from tfgrpo_dspy.reflection.texts import UNKNOWN, by_example
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.strategies.arguments import Least0, Least1, strategy
 from tfgrpo_dspy.strategies.base import (
     Ask,
@@ -121,7 +122,7 @@ class AttributionPrior(Strategy):
         positions = random.Random("attribution").sample(sorted(context.training), n)
         parts = []
         for example in (context.trainset[position] for position in positions):
-            labels = fields_text(as_fields(example.labels())) if context.shows_labels else ""
+            labels = fields_text(labels_of(example)) if context.shows_labels else ""
             texts = (fields_text(as_fields(example.inputs())), "Labels:", labels or UNKNOWN)
             parts.append("\n".join(shortened(text, FIELD_BYTES) for text in texts))
         examples = by_example(parts)

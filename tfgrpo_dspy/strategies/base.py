@@ -15,7 +15,7 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.scores import NO_SCORES
 
 
@@ -159,7 +159,7 @@ class GroupContext:
         """
         score_range = NO_SCORES.including(s for each in self.past for s in each.by_metric.scores)
         group = replace(group, score_range=score_range)
-        labels = as_fields(self.example.labels())
+        labels = labels_of(self.example)
         return bool(group.scores) and not group.has_contrast and not group.is_at_best(labels)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.strategies.base import GroupContext
 
 LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
@@ -23,7 +23,7 @@ _STATED = (
 
 def answers_of(context: GroupContext) -> dict[str, str]:
     """The labels of the example that the program puts out; all, where it puts out none of them."""
-    labels = as_fields(context.example.labels())
+    labels = labels_of(context.example)
     outputs = {name for rollout in context.group.all_rollouts for name in rollout.outputs}
     return {name: text for name, text in labels.items() if name in outputs} or labels
 
@@ -50,8 +50,8 @@ def without_giveaways(
     A label that other training examples have, too, names a class and may be told. A reason that
     gives a label away is left out; its lesson stays.
     """
-    labels_of = {i: as_fields(trainset[i].labels()) for i in training} if hinted else {}
-    special = {i: _special_labels(i, labels_of) for i in hinted & labels_of.keys()}
+    by_example = {i: labels_of(trainset[i]) for i in training} if hinted else {}
+    special = {i: _special_labels(i, by_example) for i in hinted & by_example.keys()}
     kept = []
     for lesson in lessons:
         labels = [special[e.example] for e in lesson.evidence if e.example in special]
@@ -61,12 +61,12 @@ def without_giveaways(
     return tuple(kept)
 
 
-def _special_labels(index: int, labels_of: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
+def _special_labels(index: int, by_example: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
     """The labels of the example that no other example has."""
-    others = [labels for i, labels in labels_of.items() if i != index]
+    others = [labels for i, labels in by_example.items() if i != index]
     return {
         name: text
-        for name, text in labels_of[index].items()
+        for name, text in by_example[index].items()
         if all(other.get(name) != text for other in others)
     }
 

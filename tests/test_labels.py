@@ -1,0 +1,116 @@
+"""Labels of examples: missing ones, values in another form than their field, accepted answers."""
+
+import datetime
+import logging
+import re
+from enum import Enum
+from typing import Any, Literal
+
+import dspy
+import pydantic
+import pytest
+from runs import predictor
+from scripted import EXTRACT
+from small import grpo
+from test_demos import world
+from test_final_choice import CODES, cases
+
+from tfgrpo_dspy import Gate
+from tfgrpo_dspy.sampling.demos import DemoPool, labelled_demos
+
+
+class Part(pydantic.BaseModel):
+    name: str
+    n: int = 0
+
+
+class Bay(Enum):
+    NORTH = "n"
+
+
+def demo_of(annotation: Any, label: Any) -> str | None:
+    """How a demo shows a label of a field of this type."""
+    fields = {"q": (str, dspy.InputField()), "answer": (annotation, dspy.OutputField())}
+    example = dspy.Example(q="a", answer=label).with_inputs("q")
+    (*_, demo) = [None, *labelled_demos(example, dspy.Predict(dspy.Signature(fields, "Do.")))]
+    return None if demo is None else dict(demo.fields)["answer"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "label", "shown"),
+    [
+        (float, 4, "4.0"),
+        (float | None, 4, "4.0"),
+        (int, 4.0, "4"),
+        (bool, 1, "True"),
+        (bool, "true", "True"),
+        (list[float], [1, 2], "[1.0, 2.0]"),
+        (set[str], ["b", "a"], '["a", "b"]'),
+        (datetime.datetime, "2026-01-02 10:00", "2026-01-02T10:00:00"),
+        (Part, {"name": "x"}, '{"name": "x", "n": 0}'),
+        (list[Part], [{"name": "x"}], '[{"name": "x", "n": 0}]'),
+        (Bay, "n", "n"),
+        (str, 4, "4"),
+        (str, ["4", "four"], "4"),
+        (float, [4, 5], "4.0"),
+        (list[str], ["4", "four"], '["4", "four"]'),
+        (float | None, None, "None"),
+        (str, None, None),
+        (str, float("nan"), None),
+        (float, float("nan"), None),
+        (str, [], None),
+        (Literal["yes", "no"], "Yes", None),
+    ],
+)
+def test_a_demo_shows_a_label_in_the_form_of_its_field(
+    annotation: Any, label: Any, shown: str | None
+) -> None:
+    assert demo_of(annotation, label) == shown
+
+
+def test_an_input_that_is_a_list_is_shown_whole() -> None:
+    example = dspy.Example(question=["a", "b"], answer="c").with_inputs("question")
+    (demo,) = labelled_demos(example, predictor())
+    assert dict(demo.fields)["question"] == '["a", "b"]'
+
+
+def is_a_code(_case: Any, pred: Any, _trace: Any = None) -> float:
+    return float(pred.answer in CODES.values())
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")], ids=["None", "NaN"])
+def test_a_missing_label_is_shown_to_no_lm(missing: Any) -> None:
+    gaps = [case if i % 3 else case.copy(answer=missing) for i, case in enumerate(cases(12))]
+    trainset = [case.with_inputs("question") for case in gaps]
+    lm = world(chance=0.3)
+    settings: dict[str, Any] = {"group_size": 4, "epochs": 2, "batch_size": 6, "max_demos": 12}
+    optimizer = grpo(metric=is_a_code, gate=Gate(), progress=False, drafts=2, **settings)
+    with dspy.context(lm=lm):
+        optimized = optimizer.compile(predictor(), trainset=trainset, valset=cases(20, 200))
+    texts = [prompt.text for prompt in lm.engine.prompts]
+    assert any(re.search(EXTRACT, text) for text in texts)
+    shown = re.compile(rf"(?:answer: |^){missing}$", re.MULTILINE)
+    assert not any(map(shown.search, texts))
+    assert 0 < optimized.detailed_results.n_demos <= 8
+
+
+def test_labels_that_their_field_cannot_hold_are_named_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    program = dspy.Predict("question -> answer: Literal['yes', 'no']")
+    labels = ["Yes", "no", "No", "yes"]
+    rows = [dspy.Example(question=f"q{i}", answer=a) for i, a in enumerate(labels)]
+    trainset = [row.with_inputs("question") for row in rows]
+    with caplog.at_level(logging.WARNING, logger="tfgrpo_dspy"):
+        pool = DemoPool(program, trainset, [row.question for row in rows], range(4), 4, seed=0)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("2 labels of the field 'answer' cannot be shown as demos")
+    assert "the first label is Yes" in line
+    assert len(pool.choose(1, (), set())) == 2
+
+
+def test_an_example_that_stands_twice_in_the_training_set_is_shown_once() -> None:
+    doubled = [*cases(4), *cases(4)]
+    pool = DemoPool(predictor(), doubled, [c.question for c in doubled], range(8), 8, seed=0)
+    asked = [dict(demo.fields)["question"] for demo in pool.choose(1, (), set())]
+    assert sorted(asked) == sorted(case.question for case in cases(4))

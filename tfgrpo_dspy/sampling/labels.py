@@ -1,0 +1,90 @@
+"""Labels of examples: which there are, and the text with which a field of a program shows a value.
+
+A table that lacks a label gives None or NaN in its place.
+"""
+
+import decimal
+import math
+from collections.abc import Set
+from contextlib import suppress
+from typing import Any, get_args
+
+import pydantic
+
+from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.sampling.fields import as_fields, as_text, named_items, parsed
+
+_MISSING = ("NAType", "NaTType")  # of pandas
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value says that there is none: None, NaN, or what pandas writes for them."""
+    if isinstance(value, float | decimal.Decimal):
+        return math.isnan(value)
+    return value is None or type(value).__name__ in _MISSING
+
+
+def labels_of(example: Any, nullable: Set[str] = frozenset()) -> dict[str, str]:
+    """The labels of an example that are there, as texts by name.
+
+    None is a label of the fields that may be None (`nullable`).
+    """
+    labels = named_items(example.labels())
+    return as_fields({
+        name: value
+        for name, value in labels
+        if not is_missing(value) or (value is None and name in nullable)
+    })  # fmt: skip
+
+
+def nullable_outputs(program: Any) -> frozenset[str]:
+    """The output fields of a program's predictors whose type has None."""
+    return frozenset(
+        name
+        for _, predictor in named_predictors(program)
+        for name, field in predictor.signature.output_fields.items()
+        if has_none(field.annotation)
+    )
+
+
+def has_none(annotation: Any) -> bool:
+    """Whether a field of this type may be None."""
+    return annotation in (None, type(None), Any) or type(None) in get_args(annotation)
+
+
+def label_text(value: Any, annotation: Any) -> str | None:
+    """The text with which an output field of this type shows a label; None: it cannot.
+
+    Of a list of accepted answers, where the field is no list, the first is shown.
+    """
+    if not isinstance(value, list | tuple) or annotation is not str:
+        text = input_text(value, annotation)
+        if text is not None or not isinstance(value, list | tuple):
+            return text
+    return label_text(value[0], annotation) if value else None
+
+
+def input_text(value: Any, annotation: Any) -> str | None:
+    """The text with which a field of this type shows a value of an example; None: it cannot.
+
+    A value that the type takes in another form is shown in that of the type: 4 as 4.0, a dict with
+    the defaults of its model.
+    """
+    if is_missing(value) and not (value is None and has_none(annotation)):
+        return None
+    if comes_back(text := as_text(value), annotation):
+        return text
+    with suppress(Exception):  # a user's type may raise anything
+        text = as_text(pydantic.TypeAdapter(annotation).validate_python(value))
+        return text if comes_back(text, annotation) else None
+    return None
+
+
+def comes_back(text: str, annotation: Any) -> bool:
+    """Whether a field of this type that is written so has the same value again."""
+    try:
+        text.encode()  # half of a pair of surrogates cannot be sent to an LM
+        parsed(text, annotation)
+    except ValueError:
+        return False
+    return True
