@@ -177,3 +177,27 @@ def test_the_name_of_a_model_cannot_steer_the_terminal_through_a_plan() -> None:
     shown = str(plan_with(lm=lm))
     assert r"model\x1b[2J\u202e" in shown
     assert shown.replace("\n", "").isprintable()
+
+
+def long_plan(n_words: int, **given: Any) -> Plan:
+    """Of examples with so many words, at known prices."""
+    texts = [f"{i} " + "word " * n_words for i in range(40)]
+    cases = [dspy.Example(question=text, answer="yes").with_inputs("question") for text in texts]
+    optimizer = TrainingFreeGRPO(
+        is_polite, progress=False, max_lm_calls=200, execution=Execution(prices=MODEL), **given
+    )
+    with dspy.context(lm=polite_lm()):
+        return optimizer.estimate(predictor(), trainset=cases[:20], valset=cases[20:])
+
+
+def test_long_examples_make_fewer_demos_and_the_user_may_want_more() -> None:
+    chosen = [long_plan(n).schedule["max_demos"] for n in (5, 1500, 50_000)]
+    assert chosen[0] == 16 > chosen[1] > chosen[2] == 1
+    assert long_plan(1500, max_demos=16).schedule["max_demos"] == 16
+
+
+def test_the_dollars_of_a_run_hold_the_demos_of_its_prompts() -> None:
+    with_demos, without = (
+        long_plan(500, max_demos=n).rows[0].likely.cost or 0 for n in (8, 0)
+    )  # fmt: skip
+    assert 3 < with_demos / without < 8

@@ -1,31 +1,29 @@
 """What a run is likely to take, and what it takes at most: rollouts, LM calls, dollars.
 
-How many LM calls and tokens a rollout takes is assumed. Retries after the faults of a provider are
-in no column, prompts that must be split neither.
+How many LM calls and tokens a rollout takes is assumed (`costs.py`). Retries after the faults of a
+provider are in no column, prompts that must be split neither.
 """
 
 import html
 import itertools
 import math
 import operator
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
-from typing import Any
 
 import dspy
 
 from tfgrpo_dspy.budget.account import COST_MARGIN, LIMITS
-from tfgrpo_dspy.budget.prices import price_of, token_price
-from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.gate.bayesian import N_ALONE
 from tfgrpo_dspy.gate.race import FIRST_ROUND
-from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.outside import printable
-from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.demos import N_SETS
-from tfgrpo_dspy.sampling.fields import as_fields
-from tfgrpo_dspy.settings import Settings
+from tfgrpo_dspy.settings.costs import (
+    EXAMPLES_OF_DRAFT,
+    FORMAT_TOKENS,
+    UPDATE_TOKENS,
+    answer_cost,
+)
 from tfgrpo_dspy.settings.schedule import (
     CALLS_FOR_AN_ANSWER,
     MIN_BATCH_SIZE,
@@ -40,9 +38,7 @@ from tfgrpo_dspy.wording import aligned, counted
 
 Limits = tuple[float, float, float]
 COUNTS, ROUNDING, ROUNDING_UP = ("n_rollouts", "n_lm_calls"), 1e-9, 1e-4
-COMPLETION_TOKENS, FORMAT_TOKENS = 150, 200  # DSPy's adapters add the second to a prompt
-REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
-AGENT_TURNS = 4  # how many calls an agent is likely to make, unless `max_iters` allows fewer
+REFLECTION_TOKENS = 12_000
 FEWEST_UPDATES = 20
 """An easy task is learned in about so many updates; a hard one takes all epochs, or all that the
 budget pays for, and most are hard. This and the next were chosen with simulated tasks."""
@@ -259,7 +255,7 @@ def _rows(
 
     def reflections(n: float, prompt: int, n_shown: int = 1) -> _Mean:
         prompt = n_shown * (min(REFLECTION_TOKENS, prompt) if is_likely else REFLECTION_TOKENS)
-        cost = _cost(lm, settings, prompt + FORMAT_TOKENS, is_most=not is_likely)
+        cost = answer_cost(lm, settings, prompt + FORMAT_TOKENS, is_most=not is_likely)
         return _Mean(0, 1, cost) * (n * times)
 
     n_training = n_updates * settings.rollouts_of_update
@@ -279,72 +275,3 @@ def _rows(
         "updates of the library": reflections(n_changes, UPDATE_TOKENS),
         **({CONDENSED: reflections(data.n_condensed, UPDATE_TOKENS)} if data.n_condensed else {}),
     }
-
-
-def condensing(settings: Settings, student: Any) -> dict[str, Any]:
-    """What condensed instructions take at most, as fields of `RunData`."""
-    if not settings.arguments["condense"]:
-        return {}
-    n = len(named_predictors(student))
-    lm = settings.reflection_lm or dspy.settings.lm
-    cost = _cost(lm, settings, UPDATE_TOKENS + FORMAT_TOKENS, is_most=True)
-    dollars = 0.0 if math.isnan(cost) else CALLS_FOR_AN_ANSWER * n * cost
-    return {"n_condensed": n, "dollars_of_condensing": dollars}
-
-
-def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> dict[str, Any]:
-    """What a rollout is assumed to take, as the fields of `RunData` from `calls_per_rollout` on.
-
-    Each predictor makes one call; the first one of an agent up to `AGENT_TURNS`.
-    """
-    iterations = [getattr(each, "max_iters", 0) for _, each in student.named_sub_modules()]
-    turns = 1 + sum(min(n, AGENT_TURNS - 1) for n in iterations)
-    most = 1 + sum(iterations) - turns  # turns that an agent may take besides
-    inputs = statistics.fmean(
-        estimate_tokens(" ".join(as_fields(example.inputs()).values()))
-        for example in examples[:100]
-    )
-    prices = settings.arguments["prices"] or {}
-    calls, tokens, dollars = 0, 0, 0.0
-    lms = []
-    for _, predictor in named_predictors(student):
-        lms.append(lm := predictor.lm or dspy.settings.lm)
-        n = turns * (predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
-        most += n
-        turns = 1
-        prompt = int(estimate_tokens(bare_instructions(predictor)) + FORMAT_TOKENS + inputs)
-        calls += n
-        tokens += n * (prompt + COMPLETION_TOKENS)
-        dollars += n * _cost(lm, settings, prompt)
-    for lm in {id(lm): lm for lm in held_lms(settings.metric)}.values():  # a judge's, a call each
-        lms.append(lm)
-        calls, most = calls + 1, most + 1
-        tokens, dollars = tokens + prompt, dollars + _cost(lm, settings, prompt)
-    lms += [lm for strategy in settings.strategies for lm in held_lms(strategy)]  # a teacher's
-    prices_of_lms = [price_of(lm, prices) for lm in lms]
-    dearest = [prompt * each.prompt + each.max_tokens * each.completion
-               for each in prices_of_lms if not isinstance(each, str)]  # fmt: skip
-    reflection_lm = settings.reflection_lm or dspy.settings.lm
-    missing = [
-        each for each in (*prices_of_lms, price_of(reflection_lm, prices)) if isinstance(each, str)
-    ]
-    return {
-        "calls_per_rollout": calls,
-        "tokens_per_rollout": tokens,
-        "dollars_per_rollout": dollars,
-        "dollars_per_draft": _cost(reflection_lm, settings, EXAMPLES_OF_DRAFT * tokens),
-        "most_calls_per_rollout": most,
-        "dollars_of_dearest_call": max(dearest, default=0.0)
-        if len(dearest) == len(prices_of_lms)
-        else 0.0,
-        "unpriced": tuple(dict.fromkeys(missing)),
-    }
-
-
-def _cost(lm: Any, settings: Settings, prompt: int, *, is_most: bool = False) -> float:
-    """Dollars of a call with so many prompt tokens, and an answer of the usual or most tokens."""
-    price = (price_of if is_most else token_price)(lm, settings.arguments["prices"] or {})
-    if isinstance(price, str):
-        return math.nan
-    n_answer = price.max_tokens if is_most else COMPLETION_TOKENS
-    return prompt * price.prompt + n_answer * price.completion

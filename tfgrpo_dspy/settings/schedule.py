@@ -26,6 +26,8 @@ MIN_STALENESS, MAX_STALENESS, MANY_BATCHES = 1, 4, 12
 """With so many batches, one more is made at once for more than the usual number of threads."""
 ROLLOUTS_PER_THREAD = 1.5  # of the batches made at once: a thread that ends early finds another
 MAX_DRAFTS, CALLS_PER_DRAFT, MAX_DEMOS = 12, 16, 16
+DEMO_TOKENS = 8_000
+"""Demos are made fewer where they would take more of a prompt, as estimated."""
 DRAFTS_SHARE = 1 / 2
 """Drafts take at most so much of the dollars, as estimated, where these pay for more than one."""
 GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less
@@ -57,8 +59,9 @@ class RunData:
     has_labels: bool = False
     is_recorded: bool = False  # whether all training rollouts were made elsewhere
     n_metric_calls: int = 1  # for each training rollout; more if the metric is asked of predictors
-    calls_per_rollout: int = 1  # this and the next two: as assumed, see `plan.one_rollout`
+    calls_per_rollout: int = 1  # this and the next three: as assumed, see `costs.one_rollout`
     tokens_per_rollout: int = 0
+    tokens_of_example: int = 0  # inputs and labels
     dollars_per_rollout: float = math.nan
     dollars_per_draft: float = math.nan
     most_calls_per_rollout: int = 1  # of a program whose agents take all of their turns
@@ -175,6 +178,11 @@ def derive(settings: Settings, data: RunData) -> RunSettings:
     return run_settings
 
 
+def usual_demos(tokens_of_example: float) -> int:
+    """How many examples of this size are a set of demos, where the user does not say it."""
+    return max(1, min(MAX_DEMOS, int(DEMO_TOKENS / max(1, tokens_of_example))))
+
+
 def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[str, Any]:
     """The figures for a budget that is large enough."""
     n, calls = data.n_training, _calls(settings, data)
@@ -207,7 +215,7 @@ def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[st
         "groups_per_call": GROUPS_PER_CALL,
         "reserve": reserve,
         "n_validation": n_validation,
-        "max_demos": MAX_DEMOS,
+        "max_demos": usual_demos(data.tokens_of_example),
         **sizes,
         "batch_size": min(n, sizes["batch_size"]),
     }
