@@ -17,14 +17,33 @@ from typing import Any
 import dspy
 import numpy as np
 import pytest
-from runs import knowing, learned, library_texts, n_calls, predictor
+from runs import (
+    ADVICE,
+    agent,
+    agent_lm,
+    is_polite,
+    knowing,
+    learned,
+    library_texts,
+    n_calls,
+    predictor,
+    questions,
+)
 from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
 from small import grpo
 
-from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, Gate, NoGate, RunEvidence
+from tfgrpo_dspy import (
+    AddLessons,
+    Decision,
+    ExperienceLibrary,
+    Gate,
+    NoGate,
+    RunEvidence,
+    TrainingFreeGRPO,
+)
 from tfgrpo_dspy.experience.values import Effect
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.results import Gain
+from tfgrpo_dspy.results import Gain, RunResults
 from tfgrpo_dspy.results.curve import points
 from tfgrpo_dspy.results.records import ScoreSummary
 
@@ -462,14 +481,14 @@ def test_without_a_pair_there_is_no_gain() -> None:
 
 
 class DearerLater(dspy.Module):
-    """One call for a training question, five for a validation question."""
+    """One call for a training question, so many for a validation question."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_later: int = 5) -> None:
         super().__init__()
-        self.ask, self.more = predictor(), predictor()
+        self.ask, self.more, self.n_more = predictor(), predictor(), n_later - 1
 
     def forward(self, question: str) -> Any:
-        for seed in range(4 * (int(question.split()[1]) >= 100)):
+        for seed in range(self.n_more * (int(question.split()[1]) >= 100)):
             self.more(question=question, config={"seed": seed})
         return self.ask(question=question)
 
@@ -484,3 +503,53 @@ def test_examples_that_all_candidates_finished_count_where_a_budget_cuts_a_round
     results = optimized.detailed_results
     assert results.student.n == results.best.n == n_measured
     assert n_calls(optimized) <= max_lm_calls
+
+
+def learned_at_the_end(student: Any, **settings: Any) -> Any:
+    """A run whose budget pays for one batch: no training rollout tries what that teaches."""
+    optimizer = TrainingFreeGRPO(is_polite, progress=False, **{"max_demos": 0, **settings})
+    with dspy.context(lm=agent_lm()):
+        program = optimizer.compile(student, trainset=questions(12), valset=questions(8, start=100))
+    assert not program.detailed_results.tried
+    assert "is spent as planned" in program.detailed_results.ended_because
+    return program
+
+
+@pytest.mark.parametrize(
+    ("student", "max_lm_calls", "n"), [(predictor(), 24, 8), (agent(), 60, 7)], ids=["24", "60"]
+)
+def test_advice_that_no_training_rollout_tried_races_against_the_student_with_what_is_left(
+    student: Any, max_lm_calls: int, n: int
+) -> None:
+    program = learned_at_the_end(student, max_lm_calls=max_lm_calls)
+    results = program.detailed_results
+    assert library_texts(program) == [ADVICE]
+    assert results.student.n == results.best.n == n
+    assert results.best.mean > results.student.mean
+    assert n_calls(program) <= max_lm_calls
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+def test_where_the_rest_does_not_reach_for_both_the_student_is_measured_and_it_is_said(
+    num_threads: int,
+) -> None:
+    """A validation question takes thirteen calls, which nothing lets a run expect."""
+    program = learned_at_the_end(DearerLater(13), max_lm_calls=24, num_threads=num_threads)
+    results = program.detailed_results
+    assert library_texts(program) == []
+    assert [finalist.ids for finalist in results.finalists] == [()]
+    assert results.student.n == results.best.n == 1
+    why = f"E1  {ADVICE} (it was not measured in the final choice)"
+    assert why in str(results)
+    assert "it was not measured in the final choice" in html(results)
+    assert results.taken_because == "the student: no other candidate was measured"
+
+
+def test_advice_that_lost_the_final_choice_is_not_called_unmeasured() -> None:
+    results = compiled(world(), gate=proposing(["Be kind."]), **SMALL).detailed_results
+    values = results.to_dict()
+    (kind,) = [each for each in values["finalists"] if each["ids"]]
+    values["updates"][-1]["changes"] = [
+        {"kind": "born", "id": kind["ids"][0], "text": "Be kind.", "scope": "*"}
+    ]
+    assert "Be kind. (it did not win the final choice)" in str(RunResults.from_dict(values))

@@ -81,7 +81,7 @@ def _lives(run: RunResults) -> Iterator[Life]:
         belief = tried.get((text, scope))
         texts = [experience, belief, *(change for _, change in reversed(of))]
         effect = next((one.effect for one in texts if one and one.effect), None)
-        why = "" if experience else page.why_gone(of[-1][1], run.is_finished)
+        why = "" if experience else page.why_gone(of[-1][1], run.finalists, run.is_finished)
         first = places[of[0][0].update] if of and of[0][1].kind == "born" else 0
         is_dropped = bool(why) and of[-1][1].kind == "dropped"
         end = places[of[-1][0].update] + 1 if is_dropped else n

@@ -128,7 +128,7 @@ class RunResults:
             page.scores(self.student, self.best, self.gain, self.test),
             page.objectives(self.finalists),
             page.experiences(self.experiences, self.n_demos, self.nothing_learned, self.condensed),
-            page.dropped(self.updates, self.experiences, self.is_finished),
+            page.dropped(self.updates, self.experiences, self.finalists, self.is_finished),
             page.costs(self.usage, REFLECTIONS, self.metric_calls),
             page.failures(self.failures),
             page.Section(page.one_line("; ".join(self.switched))),

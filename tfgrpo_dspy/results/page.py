@@ -209,22 +209,32 @@ def gone(updates: Sequence[UpdateRecord], library: ExperienceLibrary) -> list[Ch
     return [change for change in reversed(last.values()) if change.id not in library]
 
 
-def why_gone(change: Change, is_finished: bool) -> str:
-    """Why an experience is not in the result, by its last change."""
+def why_gone(change: Change, finalists: Sequence[Finalist], is_finished: bool) -> str:
+    """Why an experience is not in the result, by its last change and the measured finalists."""
     if change.kind == "dropped":
         return change.reason
-    return "it did not win the final choice" if is_finished else "no final choice was made yet"
+    if not is_finished:
+        return "no final choice was made yet"
+    if not any(change.id in finalist.ids for finalist in finalists):
+        return "it was not measured in the final choice"
+    return "it did not win the final choice"
 
 
 def dropped(
-    updates: Sequence[UpdateRecord], library: ExperienceLibrary, is_finished: bool
+    updates: Sequence[UpdateRecord],
+    library: ExperienceLibrary,
+    finalists: Sequence[Finalist],
+    is_finished: bool,
 ) -> Section:
     """What was tried and is not in the result, the latest first, and why."""
     missing = gone(updates, library)
     if not missing:
         return Section("")
     rows = [
-        [change.id, f"{one_line(change.text)} ({one_line(why_gone(change, is_finished))})"]
+        [
+            change.id,
+            f"{one_line(change.text)} ({one_line(why_gone(change, finalists, is_finished))})",
+        ]
         for change in missing[:MOST_DROPPED]
     ]
     n_more = len(missing) - len(rows)

@@ -186,8 +186,11 @@ class FinalChoice:
             parts |= zip(sets, zip((b.mean for b in beliefs), errors, strict=True), strict=True)
         prices = dict.fromkeys(sets, DEMOS_PRICE * sd)
         race = Race(tuple(candidates), parts, prices, sd, measured.n_examples)
+        is_untried = measured.candidates[1:] == [Additions(self._history.untried)]
         with suppress(RunStopped):  # what was measured by then decides
             while pairs := self._next_round(race, account, measured.scores()):
+                if is_untried and not measured.scores():
+                    measured.make(pairs[:1])  # the student alone: maybe it does not reach for both
                 account = account.after_rollouts(measured.make(pairs))
                 measured.show()
         why = race.why(measured.scores())
@@ -284,7 +287,8 @@ def _with_student(history: History, result: Additions) -> list[Additions]:
 def _candidates(history: History, hidden: Set[str]) -> list[Additions]:
     """The student and its rivals, each without and with the likeliest set of demos.
 
-    The other sets are there without advice.
+    The other sets are there without advice. Where the student has no rival, advice that no training
+    rollout tried is one.
     """
     bare = [Additions(library) for library in (history.start, *history.finalists())]
     candidates = {(each.library, each.demos): each for each in bare}
@@ -296,6 +300,9 @@ def _candidates(history: History, hidden: Set[str]) -> list[Additions]:
             shown = replace(each, demos=demos, demo_set=number)
             candidates.setdefault((each.library, demos), shown)
         bare = bare[:1]
+    if len(candidates) == 1:
+        untried = Additions(history.untried)
+        candidates.setdefault((untried.library, untried.demos), untried)
     return list(candidates.values())
 
 

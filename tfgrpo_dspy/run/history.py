@@ -269,6 +269,14 @@ class History:
             proposed = (*proposed, self.decision.library)
         return [self._like_start(library) for library in proposed]
 
+    @property
+    def untried(self) -> ExperienceLibrary:
+        """The last library if no training rollout tried any new advice; else that of the start."""
+        start = {experience.advice for experience in self.start}
+        scored = (one.library for one in self._measured if one.score is not None)
+        is_tried = any(each.advice not in start for library in scored for each in library)
+        return self.start if is_tried else self._like_start(self.decision.library)
+
     def _like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
         """The library; if it has the student's experiences, also with the student's next free id.
 

@@ -51,11 +51,13 @@ class Measurements:
         self._order = mixed.sample(range(len(examples)), len(examples))
         self._maker = Rollouts(inputs, calls, role, examples)
         self._reward, self._score_range = history.reward, history.latest.score_range
-        self._rollouts: dict[tuple[int, int], Rollout] = {}
+        self._made: dict[tuple[int, int], Rollout] = {}  # by pair, as they came
+        self._rollouts: dict[tuple[int, int], Rollout] = {}  # those that count
 
     def make(self, pairs: Sequence[tuple[int, int]]) -> Sequence[Rollout]:
-        """Make these rollouts. Raises RunStopped: a budget does not reach, or the run has ended.
+        """Make those of these rollouts that are not made yet, and give all.
 
+        Raises RunStopped: a budget does not reach, or the run has ended.
         Then the first examples that every candidate of these pairs has finished still count.
         """
         samples = []
@@ -66,7 +68,9 @@ class Measurements:
         rollout_of: dict[int, Rollout] = {}
 
         async def make(k: int) -> None:
-            (rollout_of[k],) = await self._maker.make([samples[k]], PRIORITY)
+            if pairs[k] not in self._made:
+                (self._made[pairs[k]],) = await self._maker.make([samples[k]], PRIORITY)
+            rollout_of[k] = self._made[pairs[k]]
 
         async def every() -> None:
             places = [place for _, place in pairs]
