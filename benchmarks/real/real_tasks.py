@@ -17,6 +17,7 @@ from houses import Extraction, Routing
 from models import MODELS, default_cache, fetched
 from public import FunctionCalls, Reasoning
 from sql import Sql
+from stages import Stages
 from stock import Stock
 from tasks import Task, in_gepas_form, plain
 from tasks.seeded import seeded
@@ -32,6 +33,7 @@ TASKS: dict[str, Callable[[], Any]] = {
     "coin": lambda: Coin(Routing()),
     "functions": FunctionCalls,
     "gcd": functools.partial(Reasoning, "gcd", "Use Euclid's algorithm. Give the number alone."),
+    "stages": lambda: Stages(Routing()),
     "stock": Stock,
 }
 

@@ -245,6 +245,21 @@ def test_a_run_of_ours_goes_on_from_its_log_after_a_stop(tmp_path: Path) -> None
     assert again["scores"] == first["scores"]
 
 
+def test_the_second_stage_reads_the_summary_in_the_place_of_the_ticket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm = scripted_lm([("Sum up", chat(summary="A short one.")), ("Route", chat(code="FIN/P1"))])
+    monkeypatch.setattr(real_tasks, "lm_of", lambda *_: lm)
+    task = real_tasks.load("stages", "0.5B", 0)
+    example = task.test[0]
+    with dspy.context(lm=task.make_lm(0), adapter=dspy.ChatAdapter()):
+        answer = task.student()(**example.inputs())
+    _, second = lm.engine.prompts
+    assert answer.code == "FIN/P1"
+    assert "A short one." in second.user and example.tier in second.user
+    assert example.ticket not in second.text
+
+
 def run_of_ours(**changed: object) -> dict[str, object]:
     tried = [
         {"text": text, "estimate": estimate, "standard_error": 0.1, "n_rollouts": n}
