@@ -39,6 +39,15 @@ def test_a_probe_of_a_plain_program_makes_at_most_40_calls_and_says_what_it_foun
     assert str(probe).startswith(probe.sentence)
 
 
+@pytest.mark.parametrize("n", [6, 30])
+def test_each_example_counts_once_and_no_interval_reaches_beyond_the_scores(n: int) -> None:
+    probe = probe_of(n=n)
+    assert probe.student is not None and probe.demos is not None
+    assert probe.student.n == probe.n_examples < probe.n_attempts
+    assert 0 == probe.student.low < probe.student.mean < probe.student.high <= 1
+    assert -1 <= probe.demos.low < probe.demos.mean < probe.demos.high <= 1
+
+
 def test_an_agent_takes_at_most_40_calls() -> None:
     lm = agent_lm()
     assert probe_of(lm, student=agent()).n_lm_calls == lm.engine.n_calls() <= 40

@@ -28,7 +28,7 @@ from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.metric import Score, ScoringFunction
 from tfgrpo_dspy.results.probe import FEWEST, Probe, predicted
-from tfgrpo_dspy.results.records import Gain, ScoreSummary
+from tfgrpo_dspy.results.records import Gain, Scale, ScoreSummary
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.groups import training_sample
 from tfgrpo_dspy.run.guards import Guards
@@ -210,16 +210,18 @@ class Prober:
         groups = [Group.of(example, each, has_metric, scale) for example, each in bare.items()]
         pairs = [group for group in groups if len(group.rollouts) > 1]
         scores = [score for group in groups for score in group.scores]
+        means = [_mean(group.scores) for group in groups] if scores else []
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         failed = [r for r in rollouts if r.score is not None and r.score < max(scores)]
         differ = [g.has_contrast if has_metric else _differ(g.rollouts) for g in pairs]
-        demos, advice = self._effect(DEMOS), self._effect(ADVICE)
+        bounds = (scale.lowest, scale.highest)
+        demos, advice = self._effect(DEMOS, bounds), self._effect(ADVICE, bounds)
         chance, gain = predicted(scores, demos, advice)
         return Probe(
             n_lm_calls=ledger.n_lm_calls,
             n_examples=len(groups),
             n_attempts=len(rollouts),
-            student=ScoreSummary.of(scores),
+            student=ScoreSummary.of(means, bounds),
             differing=_mean(differ),
             best_of_two=_mean([max(group.scores) for group in pairs if group.scores]),
             noise=self._noise(scores),
@@ -233,14 +235,15 @@ class Prober:
             unknown=tuple(self._unknown(scores)),
         )
 
-    def _effect(self, kind: str) -> Gain | None:
-        """The mean change of the score by demos or advice, against bare attempts."""
+    def _effect(self, kind: str, scale: Scale) -> Gain | None:
+        """The mean change of the score by demos or advice, against one bare attempt each."""
         both = [
             (self._rollouts[BARE, example, 0].score, rollout.score)
             for (has, example, _), rollout in self._rollouts.items()
             if has == kind and (BARE, example, 0) in self._rollouts
         ]
-        return Gain.between(*zip(*both, strict=True)) if both else None
+        before, after = ([pair[k] for pair in both] for k in (0, 1))
+        return Gain.between(before, after, scale)
 
     def _noise(self, scores: Sequence[float]) -> float | None:
         if not self._twice or len(set(scores)) < 2:

@@ -22,14 +22,15 @@ class Probe:
     """Attempts on a few examples, and what they promise; `str` is a page.
 
     `n_lm_calls` were made or replayed. `student` is the score of `n_attempts` without demos and
-    advice on `n_examples` examples; `differing` the share of examples with two attempts whose
-    scores differ (without a metric: answers); `best_of_two` the mean of the better attempt; `noise`
-    the share of the scores' variance that scoring one output twice explains; `with_words` the share
-    of the attempts below the best score about which metric or program say why. `demos` and `advice`
-    are what labelled demos, and a first draft of advice, changed. `chance` is the probability that
-    a run gains more than .05, `gain` what it is expected to gain, by a formula that was fitted on
-    simulated tasks. What the probe cannot know is None, and `unknown` says why. `run_calls` and
-    `run_cost` are what a run is likely to take (None: no price is known).
+    advice on `n_examples` examples, of each the mean of its attempts; `differing` the share of
+    examples with two attempts whose scores differ (without a metric: answers); `best_of_two` the
+    mean of the better attempt; `noise` the share of the scores' variance that scoring one output
+    twice explains; `with_words` the share of the attempts below the best score about which metric
+    or program say why. `demos` and `advice` are what labelled demos, and a first draft of advice,
+    changed. `chance` is the probability that a run gains more than .05, `gain` what it is expected
+    to gain, by a formula that was fitted on simulated tasks. What the probe cannot know is None,
+    and `unknown` says why. `run_calls` and `run_cost` are what a run is likely to take (None: no
+    price is known).
     """
 
     n_lm_calls: int
