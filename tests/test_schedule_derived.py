@@ -29,7 +29,7 @@ def data_of(n_examples: int = 40, **others: Any) -> RunData:
     usual: dict[str, Any] = {
         "n_training": n_examples - n_validation,
         "n_validation": n_validation,
-        "has_labels": True,
+        "n_labelled": n_examples - n_validation,
     }
     return RunData(**usual | others)
 
@@ -44,7 +44,7 @@ any_data = st.builds(
     n_training=st.integers(2, 300),
     n_validation=st.integers(0, 100),
     n_test=st.integers(0, 20),
-    has_labels=st.booleans(),
+    n_labelled=st.sampled_from([0, 1, 10, 11, 300]),
     calls_per_rollout=st.sampled_from([1, 2, 4]),
 )
 any_limits = st.fixed_dictionaries(
@@ -105,7 +105,11 @@ def test_a_budget_and_the_data_give_the_schedule(
         *(({"dollars_per_rollout": 0.01, "dollars_per_draft": price}, {"max_cost": 1.0},
            {"drafts": n}) for price, n in ((0.05, 6), (0.2, 2), (0.9, 1))),
         ({"dollars_per_rollout": 0.01}, {"max_cost": 0.01}, {"batch_size": 2, "n_validation": 2}),
-        ({"has_labels": False}, {"drafts": 3}, {"drafts": 0}),
+        ({"n_labelled": 0}, {"drafts": 3}, {"drafts": 0}),
+        # a draft shows ten: of no more there is one set, of eleven there are eleven, and of one
+        ({"n_labelled": 10}, {"max_lm_calls": 200}, {"drafts": 1}),
+        ({"n_labelled": 10}, {"drafts": 3}, {"drafts": 3}),
+        ({"n_labelled": 11}, {"max_lm_calls": 200}, {"drafts": 12}),
         ({}, {"use_labels": False}, {"drafts": 0}),
         ({"n_validation": 0}, {"max_lm_calls": 500},
          {"reserve": 0, "n_validation": 0, "max_demos": 0}),
@@ -158,7 +162,7 @@ def test_one_update_and_the_final_choice_are_within_the_budget_and_what_is_set_i
     n_calls += own.drafts + 1 if own.drafts else 0
     assert own.max_lm_calls is None or n_calls <= own.max_lm_calls
     assert own.max_metric_calls is None or n_rollouts <= own.max_metric_calls
-    most = {"batch_size": data.n_training, "drafts": 20 if data.has_labels else 0}
+    most = {"batch_size": data.n_training, "drafts": 20 if data.n_labelled else 0}
     kept = {name: min(n, most.get(name, n)) for name, n in figures.items()}
     assert {name: own.schedule[name] for name in figures} == kept
 
@@ -337,7 +341,7 @@ def test_the_plan_is_logged_and_the_schedule_stands_in_the_result(
     assert "training rollouts" in caplog.text
     assert "epochs               1\n" in caplog.text
     assert dict(results.schedule) == {
-        **{"group_size": 2, "batch_size": 5, "epochs": 1, "max_staleness": 1, "drafts": 5},
+        **{"group_size": 2, "batch_size": 5, "epochs": 1, "max_staleness": 1, "drafts": 1},
         **{"groups_per_call": 2, "reserve": 0, "n_validation": 0, "max_demos": 0},
     }
     assert {name: results.settings[name] for name in results.schedule} == results.schedule

@@ -17,6 +17,7 @@ from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless
 from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Batch, Extracted
 from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_DRAFT, n_unlike_drafts
 from tfgrpo_dspy.wording import shortened
 
 REASON_BYTES, EXAMPLE_BYTES = 210, 87  # how long they may be in the prompt of an update
@@ -279,15 +280,22 @@ class Reflector:
         return why_useless(answers, batch.update, self._settings.reflection_lm) if is_new else ""
 
     def _draft_parts(self) -> Iterator[list[Any]]:
-        """The examples that each draft is shown: all of them once, then once more, ..."""
+        """The examples that each draft is shown: all of them once, then once more, ...
+
+        No two drafts are shown the same examples before each set of them has been shown.
+        """
         training = [self._trainset[i] for i in self._training]
         labelled = [example for example in training if self._fields_of(example)[1]]
-        n_shown = getattr(self._settings.reflection.draft, "n_examples", 10)
+        n_shown = getattr(self._settings.reflection.draft, "n_examples", EXAMPLES_OF_DRAFT)
+        n_unlike, seen = n_unlike_drafts(len(labelled), n_shown), set[frozenset[int]]()
         for number in itertools.count() if labelled else ():
-            order = list(labelled)
+            order = [*range(len(labelled))]
             random.Random(f"{self._settings.seed}/drafts/{number}").shuffle(order)
             for start in range(0, len(order), n_shown):
-                yield order[start : start + n_shown]
+                part = order[start : start + n_shown]
+                if frozenset(part) not in seen or len(seen) == n_unlike:
+                    seen.add(frozenset(part))
+                    yield [labelled[k] for k in part]
 
 
 async def _all_of(groups: Sequence[Awaitable[SampledGroup]]) -> list[SampledGroup]:

@@ -60,7 +60,7 @@ def prepare(
         n_training=len(examples),
         n_validation=len(validation) if settings.metric is not None else 0,
         n_test=len(testset or ()),
-        has_labels=any(map(labels_of, examples)),
+        n_labelled=sum(bool(labels_of(example)) for example in examples),
         is_recorded=recorded is not None,
         n_metric_calls=_n_metric_calls(settings, student),
         **assumed,

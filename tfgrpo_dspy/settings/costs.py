@@ -13,10 +13,10 @@ from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings import Settings
-from tfgrpo_dspy.settings.schedule import CALLS_FOR_AN_ANSWER, usual_demos
+from tfgrpo_dspy.settings.schedule import CALLS_FOR_AN_ANSWER, EXAMPLES_OF_DRAFT, usual_demos
 
 COMPLETION_TOKENS, FORMAT_TOKENS = 150, 200  # DSPy's adapters add the second to a prompt
-UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 2_000, 10
+UPDATE_TOKENS = 2_000
 AGENT_TURNS = 4  # how many calls an agent is likely to make, unless `max_iters` allows fewer
 DEMOS_SHARE = 0.8  # of the rollouts show demos, in runs in twelve random worlds
 

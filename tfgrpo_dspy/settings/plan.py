@@ -18,14 +18,10 @@ from tfgrpo_dspy.gate.bayesian import N_ALONE
 from tfgrpo_dspy.gate.race import FIRST_ROUND
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.sampling.demos import N_SETS
-from tfgrpo_dspy.settings.costs import (
-    EXAMPLES_OF_DRAFT,
-    FORMAT_TOKENS,
-    UPDATE_TOKENS,
-    answer_cost,
-)
+from tfgrpo_dspy.settings.costs import FORMAT_TOKENS, UPDATE_TOKENS, answer_cost
 from tfgrpo_dspy.settings.schedule import (
     CALLS_FOR_AN_ANSWER,
+    EXAMPLES_OF_DRAFT,
     MIN_BATCH_SIZE,
     MIN_GROUP_SIZE,
     MIN_PROGRAMS_MEASURED,

@@ -25,7 +25,7 @@ EPOCHS, MAX_EPOCHS_WITHIN_BUDGET = 5, 50
 MIN_STALENESS, MAX_STALENESS, MANY_BATCHES = 1, 4, 12
 """With so many batches, one more is made at once for more than the usual number of threads."""
 ROLLOUTS_PER_THREAD = 1.5  # of the batches made at once: a thread that ends early finds another
-MAX_DRAFTS, CALLS_PER_DRAFT, MAX_DEMOS = 12, 16, 16
+MAX_DRAFTS, CALLS_PER_DRAFT, EXAMPLES_OF_DRAFT, MAX_DEMOS = 12, 16, 10, 16
 DEMO_TOKENS = 8_000
 """Demos are made fewer where they would take more of a prompt, as estimated."""
 DRAFTS_SHARE = 1 / 2
@@ -56,7 +56,7 @@ class RunData:
     n_validation: int = 0  # examples that are available for validation; 0: nothing is measured
     n_test: int = 0  # examples on which student and result are measured at the end
     is_test_on_top: bool = False  # whether the budget, by `auto`, was made larger for these
-    has_labels: bool = False
+    n_labelled: int = 0  # training examples that have labels
     is_recorded: bool = False  # whether all training rollouts were made elsewhere
     n_metric_calls: int = 1  # for each training rollout; more if the metric is asked of predictors
     calls_per_rollout: int = 1  # this and the next three: as assumed, see `costs.one_rollout`
@@ -150,7 +150,7 @@ def derive(settings: Settings, data: RunData) -> RunSettings:
     """
     arguments = settings.arguments
     chosen = {name: arguments[name] for name in DERIVED if arguments[name] is not None}
-    if settings.metric is None or not arguments["use_labels"] or not data.has_labels:
+    if settings.metric is None or not arguments["use_labels"] or not data.n_labelled:
         chosen["drafts"] = 0
     if not settings.measures or not data.n_validation:
         chosen["max_demos"] = 0
@@ -178,6 +178,15 @@ def derive(settings: Settings, data: RunData) -> RunSettings:
     return run_settings
 
 
+def n_unlike_drafts(n_labelled: int, n_shown: int) -> int:
+    """How many unlike sets of labelled examples there are, if they are shared out, so many a set.
+
+    `10, 10 -> 1`; `12, 10 -> 132`: 66 sets of ten, and 66 of the two that are left.
+    """
+    sizes = {min(n_labelled, n_shown), n_labelled % n_shown} - {0}
+    return sum(math.comb(n_labelled, size) for size in sizes)
+
+
 def usual_demos(tokens_of_example: float) -> int:
     """How many examples of this size are a set of demos, where the user does not say it."""
     return max(1, min(MAX_DEMOS, int(DEMO_TOKENS / max(1, tokens_of_example))))
@@ -187,7 +196,9 @@ def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[st
     """The figures for a budget that is large enough."""
     n, calls = data.n_training, _calls(settings, data)
     has_budget = calls < math.inf or settings.max_cost or settings.max_minutes
-    drafts = min(MAX_DRAFTS, calls / CALLS_PER_DRAFT)
+    n_shown = getattr(settings.arguments["draft"], "n_examples", EXAMPLES_OF_DRAFT)
+    most_drafts = min(MAX_DRAFTS, n_unlike_drafts(data.n_labelled, n_shown))
+    drafts = min(most_drafts, calls / CALLS_PER_DRAFT)
     if settings.max_cost is not None and data.dollars_per_draft > 0:
         drafts = min(drafts, max(1, DRAFTS_SHARE * settings.max_cost / data.dollars_per_draft))
     n_within_reach = 0 if has_budget and calls == math.inf else min(n, calls / CALLS_PER_GROUP)
