@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import NoReturn
 
 from tfgrpo_dspy.budget.left_out import LeftOut
@@ -65,6 +65,8 @@ class Ledger:
     single rollouts and answers (`TrainingCut`), and `cut_because` says why. Later it ends the run.
     `n_lm_calls` and `cost` are what the run so far has cost, replayed parts included; `n_paid` and
     `paid` what all its starts have paid; `n_lost` and `lost` what came to nothing in earlier ones.
+    Plans leave out `set_aside`, calls and dollars, for that. With `counts_unused`, what earlier
+    starts have paid and this one has not used has come to nothing, too.
     """
 
     def __init__(self, budget: Budget | None = None, left_out: LeftOut | None = None) -> None:
@@ -72,6 +74,7 @@ class Ledger:
         self.left_out = left_out or LeftOut()
         self.n_lm_calls = self.n_paid = self.n_lost = 0
         self.cost = self.paid = self.lost = 0.0
+        self.set_aside, self.counts_unused = (0, 0.0), False
         self.n_metric_calls = self.n_metric_calls_made = 0
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
         self.n_unseen, self._has_unseen = 0, False  # calls that nobody could refuse
@@ -89,6 +92,18 @@ class Ledger:
         self.clean: Callable[[str], str] = str  # takes secrets out of why the run ends
         self.waits_until = 0.0  # by the clock, as the log has said of a refused call
         self._stopping = threading.Event()
+
+    @property
+    def lost_before(self) -> tuple[int, float]:
+        """The calls and dollars that came to nothing in earlier starts, by what is used so far."""
+        n, dollars = self.n_paid - self.n_lm_calls, self.paid - self.cost
+        unused = (n, dollars) if self.counts_unused and n > 0 else (0, 0.0)
+        return max(self.n_lost, unused[0]), max(self.lost, unused[1])
+
+    @property
+    def refused_because(self) -> str:
+        """Why the training, or the run, was stopped before its plan was done; "": it was not."""
+        return self.stopped_because or self.cut_because
 
     @property
     def limits_lm_calls(self) -> bool:
@@ -289,9 +304,16 @@ class Ledger:
         """Let the end of a finished run have so much more, though a budget has ended the run."""
         with self._lock:
             more = math.ceil(n_lm_calls), math.ceil(n_metric_calls), cost, 0.0
-            limits = zip(astuple(self.budget), more, strict=True)
+            limits = zip(astuple(self._budget_or_paid), more, strict=True)
             self.budget = Budget(*(None if limit is None else limit + n for limit, n in limits))
             self.open_reserve()
+
+    @property
+    def _budget_or_paid(self) -> Budget:
+        """The limits, or what earlier starts with larger ones have paid."""
+        n, cost = self.budget.max_lm_calls, self.budget.max_cost
+        n, cost = n and max(n, self.n_paid), cost and max(cost, self.paid)
+        return replace(self.budget, max_lm_calls=n, max_cost=cost)
 
     def stop(self, reason: str, *, is_failure: bool = False) -> None:
         """End the run; the first reason stands, but for a failure, which always does."""

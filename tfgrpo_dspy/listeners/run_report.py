@@ -128,10 +128,16 @@ class RunReport:
     @property
     def unfinished(self) -> Usage:
         """The LM calls that came to nothing, in this start and those before it."""
+        n, cost = self._ledger.lost_before
+        return Usage(n, cost_usd=cost) + self.lost_now
+
+    @property
+    def lost_now(self) -> Usage:
+        """The LM calls that came to nothing in this start."""
         ledger, counted_usage = self._ledger, sum(self.usage.values(), start=Usage())
         n = max(0, ledger.n_lm_calls - counted_usage.n_lm_calls)
         cost = max(0.0, ledger.cost - counted_usage.cost_usd) if n else 0.0
-        return Usage(ledger.n_lost + n, cost_usd=ledger.lost + cost)
+        return Usage(n, cost_usd=cost)
 
     @property
     def _noted_elsewhere(self) -> Counter[str]:

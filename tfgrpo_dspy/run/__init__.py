@@ -71,7 +71,7 @@ class Run:
         """Tasks that still run are dropped, not waited for; their later LM calls are refused."""
         self._calls.ledger.stop("the run is over")
         try:
-            self._calls.manifest.close(self._calls.report.unfinished)
+            self._calls.manifest.close(self._calls.report.lost_now)
         except StoreError as error:  # what is recorded is intact, and the result is not lost to it
             logger.warning("what this run has paid could not be noted: %s", error)
         self._calls.records.close()

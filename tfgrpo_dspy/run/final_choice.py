@@ -245,9 +245,9 @@ class FinalChoice:
         """How many rollouts the budget pays for beside these and `more`; None: it sets no limit."""
         later, used, ledger = account.later, account.used, self._ledger
         lost = Amount(  # calls that came to nothing, and the worst that the last call may cost
-            ledger.n_lost + max(0.0, ledger.n_lm_calls - used.n_lm_calls),
+            ledger.set_aside[0] + max(0.0, ledger.n_lm_calls - used.n_lm_calls),
             max(0.0, ledger.n_metric_calls - used.n_metric_calls),
-            ledger.lost + max(self._settings.data.dollars_of_dearest_call, ledger.dearest),
+            ledger.set_aside[1] + max(self._settings.data.dollars_of_dearest_call, ledger.dearest),
         )
         n, _ = account.n_fitting(later, later * n_reserved + lost + more)
         return None if math.isinf(n) else int(n)

@@ -161,7 +161,8 @@ class Planner:
         under_way = self.batches[n_decided:number]  # they take what is expected of them
         n_drafts = self._settings.drafts * sum(batch.is_draft for batch in under_way)
         operations = account.per_answer * (len(under_way) + 1 + n_drafts)  # one for each update
-        lost = Amount(self._ledger.n_lost, cost=self._ledger.lost)  # before this start
+        n_lost, dollars = self._ledger.set_aside
+        lost = Amount(n_lost, cost=dollars)  # before this start
         of_example = account.per_example(self._group_size, self._settings.groups_per_call)
         reserve = self._reserve.amount(account)
         n, limit = account.n_fitting(of_example, reserve + lost + operations)

@@ -50,13 +50,17 @@ def continued(
 
 
 def _note_of_same(store: Store, settings: RunSettings, parts: Mapping[str, str]) -> RunNote | None:
-    """The note of the run that is gone on with; of several, that of the exact same, or the last."""
+    """The note of the run that is gone on with; of several, that of the exact same, one that
+    had the same limits, or the last."""
     notes, _ = notes_and_faults(store)  # whoever reads a run with a damaged note says so
+    limits = settings.learning_limits
     same = notes.pop(key_of(parts), None)
-    for note in filter(None, (same, *reversed(notes.values()))):
+    others = [note.under(limits) for note in reversed(notes.values())]
+    others.sort(key=lambda note: note.limits != limits)
+    for note in filter(None, (same and same.under(limits), *others)):
         is_same = _fixed(note.parts, settings) == _fixed(parts, settings)
         is_whole = note.schedule.keys() == settings.schedule.keys()  # nobody has changed the note
-        if is_same and is_whole and _reach(note.limits, settings.learning_limits):
+        if is_same and is_whole and _reach(note.limits, limits):
             return note
     return None
 

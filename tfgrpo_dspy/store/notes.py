@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -41,32 +41,75 @@ Library = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class RunNote:
-    """The only form in which the note of a run is written and read.
+@dataclass(frozen=True, kw_only=True)
+class RunEnd:
+    """How a run ended under these limits, or how it stands; a start with the same ones repeats it.
 
-    `library` (without its evidence, which grows), `demos` and `condensed` are the best so far. Of
-    `paid`, `kept` surely counts in a later start with a larger budget, and `lost` is what an
-    unfinished run had no result for. `ended_because` is "" in an unfinished run.
+    `ended_because` is "" in an unfinished run. `cut_because` says which limit refused what the run
+    asked for, or what else stopped it; "": nothing, and None: a note of an earlier version. Of what
+    the run had paid, `kept` surely counts in a later start with a larger budget, and `lost` came to
+    nothing; its plans had set `set_aside` aside for that (None: as much as `lost`).
     """
 
-    begun: str
     ended_because: str
-    library: Library
-    demos: tuple[Demo, ...]
-    paid: Spent
     lost: Spent
     kept: Spent
-    parts: dict[str, str]
     schedule: dict[str, Count]
     limits: dict[str, float | None]
     n_test: Count
+    set_aside: Spent | None = None
+    cut_because: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunNote(RunEnd):
+    """The only form in which the note of a run is written and read.
+
+    `library` (without its evidence, which grows), `demos` and `condensed` are the best so far.
+    `paid` is what all starts have paid, `earlier` how the run ended under other limits before, and
+    `n_updates` how many updates a finished run has.
+    """
+
+    begun: str
+    library: Library
+    demos: tuple[Demo, ...]
+    paid: Spent
+    parts: dict[str, str]
     condensed: tuple[tuple[str, str], ...] = ()
+    n_updates: Count | None = None
+    earlier: tuple[RunEnd, ...] = ()
 
     @property
-    def unused(self) -> Spent:
-        """Of what was paid, what a later start with a larger budget may not use again."""
-        return max(0, self.paid[0] - self.kept[0]), max(0.0, self.paid[1] - self.kept[1])
+    def ends(self) -> tuple[RunEnd, ...]:
+        """How the run has ended, each time under other limits; the latest comes first."""
+        latest = RunEnd(**{each.name: getattr(self, each.name) for each in fields(RunEnd)})
+        return (latest, *self.earlier) if self.ended_because else ()
+
+    def under(self, limits: Mapping[str, float | None]) -> "RunNote":
+        """The note as a start under these limits reads it: that of the same ones, or the longest.
+
+        The longest is the one that repeats the most calls.
+        """
+        ends = sorted(self.ends, key=lambda end: (end.limits != limits, -end.kept[0]))
+        return replace(self, **vars(ends[0])) if ends else self
+
+    def unused(self, limits: Mapping[str, float | None]) -> Spent:
+        """Of what was paid, what a start under these other limits may not use again.
+
+        Only what they have more than those before is set aside: as far as these came, all that was
+        paid is replayed, and the ledger refuses what is not there.
+        """
+        rows = zip(("max_lm_calls", "max_cost"), self.paid, self.kept, strict=True)
+        n_calls, cost = (
+            max(0.0, min(paid - kept, _more(limits.get(name), self.limits.get(name))))
+            for name, paid, kept in rows
+        )
+        return math.ceil(n_calls), cost
+
+
+def _more(now: float | None, before: float | None) -> float:
+    """How much larger a limit is than before; None: there is none."""
+    return math.inf if now is None else now - (math.inf if before is None else before)
 
 
 NOTES = TypeAdapter(RunNote)
@@ -119,6 +162,8 @@ class RunManifest:
         self._run, self._parts = "", dict[str, str]()
         self._asked: list[ReflectionRow] = []
         self._is_finished = self._is_continued = False
+        self._earlier: tuple[RunEnd, ...] = ()
+        self._n_updates = 0
         self._begun = datetime.now(UTC).isoformat(timespec="seconds")
 
     def begin(self, student: Any) -> None:
@@ -147,17 +192,20 @@ class RunManifest:
         else:
             self._go_on(note)
 
-    def _go_on(self, note: RunNote) -> None:
-        is_longer = bool(note.ended_because) and note.limits != self._settings.learning_limits
-        self._is_continued = is_longer
-        self._ledger.n_lost, self._ledger.lost = note.unused if is_longer else note.lost
+    def _go_on(self, recorded: RunNote) -> None:
+        limits, ledger = self._settings.learning_limits, self._ledger
+        note = recorded.under(limits)
+        is_other = bool(note.ended_because) and note.limits != limits
+        self._is_continued = ledger.counts_unused = is_other
+        ledger.n_lost, ledger.lost = note.lost
+        ledger.set_aside = note.unused(limits) if is_other else note.set_aside or note.lost
         if self._settings.offline:
             return
-        self._begun = note.begun
-        self._ledger.n_paid, self._ledger.paid = note.paid
+        self._begun, self._earlier = note.begun, recorded.ends
+        ledger.n_paid, ledger.paid = note.paid
         self._is_finished = bool(note.ended_because)
         has_budget = any(getattr(self._settings, name) is not None for name in PAID)
-        self._records.losses_stand = self._is_finished and has_budget and not is_longer
+        self._records.losses_stand = self._is_finished and has_budget and not is_other
 
     def _differences(self) -> str:
         """The names of the parts in which the nearest recorded run is another; "": none is there.
@@ -192,22 +240,27 @@ class RunManifest:
         """
         if self._is_finished and not ended_because:
             return  # the recorded best is that of a race
-        library = best.library
+        library, limits, ledger = best.library, self._settings.learning_limits, self._ledger
         note = RunNote(
             begun=self._begun,
             ended_because=ended_because,
             library=library.holding(replace(each, evidence=()) for each in library),
             demos=best.demos,
             paid=self._paid,
-            lost=(self._ledger.n_lost, self._ledger.lost),
+            lost=ledger.lost_before,
             kept=(math.ceil(kept.n_lm_calls), kept.cost),
             parts=self._parts,
             schedule=self._settings.schedule,
-            limits=self._settings.learning_limits,
+            limits=limits,
             n_test=self._settings.data.n_test,
             condensed=best.condensed,
+            set_aside=ledger.set_aside,
+            cut_because=ledger.refused_because,
+            n_updates=self._n_updates,
+            earlier=tuple(end for end in self._earlier if end.limits != limits),
         )
-        self._is_continued &= not ended_because
+        if ended_because:
+            self._is_finished = self._is_continued = False  # as it was before
         self._write_note(note)
 
     @property
@@ -224,11 +277,21 @@ class RunManifest:
 
     def note_update(self, update: UpdateRecord, rollouts: Sequence[RolloutRow]) -> None:
         """Record a decided update, and what was made and asked for it, for reports."""
+        self._n_updates += 1
         self._write(f"{DECIDED}{self._run}:{update.update}", asdict(update))
         self._note_rows(str(update.update), rollouts)
 
     def note_results(self, results: RunResults, rollouts: Sequence[RolloutRow]) -> None:
-        """Record what the run reports, but for its updates, and the rollouts of the choice."""
+        """Record what the run reports, but for its updates, and the rollouts of the choice.
+
+        What stopped the test set is noted, too. A finished run that did not come to its end again
+        keeps what it had.
+        """
+        if self._is_finished:
+            return
+        note = self._recorded()
+        if note is not None and note.ended_because:
+            self._write_note(replace(note, cut_because=self._ledger.refused_because))
         self._write(f"{RESULTS}{self._run}", replace(results, updates=()).to_dict())
         self._note_rows("end", rollouts)
 
@@ -240,30 +303,43 @@ class RunManifest:
         rows = {"rollouts": list(map(asdict, rollouts)), "reflections": list(map(asdict, asked))}
         self._write(f"{ROWS}{self._run}:{place}", rows)
 
-    def close(self, unfinished: Usage) -> None:
+    def close(self, lost_now: Usage) -> None:
         """Note what was paid and, unless the run is finished, what of it was lost."""
         note = self._recorded()
         if note is None:
             return
-        lost = unfinished.n_lm_calls, unfinished.cost_usd
-        note = replace(note, paid=self._paid)
+        n_lost, lost = lost_now.n_lm_calls, lost_now.cost_usd
+        n_paid, paid = self._ledger.n_paid - note.paid[0], self._ledger.paid - note.paid[1]
         if self._is_continued:
-            note = replace(note, kept=replace(note, kept=lost).unused)
+
+            def going_on(end: Any) -> Any:
+                """All that was paid now is repeated, but for what came to nothing."""
+                n_kept, kept = end.kept[0] + n_paid - n_lost, end.kept[1] + paid - lost
+                return replace(end, kept=(max(0, n_kept), max(0.0, kept)))
+
+            note = replace(going_on(note), earlier=tuple(map(going_on, note.earlier)))
         elif not note.ended_because:
-            note = replace(note, lost=lost)
-        self._write_note(note)
+            n_lost, lost = n_lost + self._ledger.n_lost, lost + self._ledger.lost
+            note = replace(note, lost=(n_lost, lost), set_aside=None)
+        self._write_note(replace(note, paid=self._paid))
 
     def _recorded(self) -> RunNote | None:
         return None if self._records.store is None else note_of(self._records.store, self._run)
 
     def was_cut_short(self) -> str:
-        """The budget that ended this run when it was recorded; "" if none did."""
+        """What stopped this run before its end when it was recorded; "" if nothing did."""
         note = self._recorded()
-        return note.ended_because if note and note.ended_because.startswith("max_") else ""
+        note = note and note.under(self._settings.learning_limits)
+        if note is None or note.limits != self._settings.learning_limits:
+            return ""
+        if note.cut_because is None:
+            return note.ended_because if note.ended_because.startswith("max_") else ""
+        return note.cut_because if note.ended_because else ""
 
     def missing(self, name: str) -> MissingRecordError:
         """The error that says, offline, which record is not there, and what may be the reason."""
         note = self._recorded()
+        note = note and note.under(self._settings.learning_limits)
         if note is None:
             others = self._differences()
             reason = "this run was not recorded there"

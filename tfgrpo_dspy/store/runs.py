@@ -126,6 +126,8 @@ def saved_rows(run: SavedRun, name: str) -> list[Any]:
     with _store_in(run.results.origin["log_dir"]) as store:
         places = [key.removeprefix(beginning) for key in store.keys(beginning)]
         rows: list[Any] = []
+        n_updates = len(run.results.updates)
+        places = [place for place in places if not place.isdecimal() or int(place) < n_updates]
         for place in sorted(places, key=lambda place: (not place.isdecimal(), len(place), place)):
             with reading(f"{beginning}{place}"):
                 record = store.get(f"{beginning}{place}") or {}
@@ -185,6 +187,8 @@ def _store_in(log_dir: str | PathLike[str], is_read_only: bool = True) -> Iterat
 def _saved(store: Store, key: str, note: RunNote) -> SavedRun:
     with reading(key):
         numbers = sorted(int(each.rpartition(":")[2]) for each in store.keys(f"{DECIDED}{key}:"))
+        if note.ended_because:  # under a larger budget there may have been more
+            numbers = numbers[: note.n_updates]
         records = (store.get(f"{DECIDED}{key}:{number}") for number in numbers)
         updates = tuple(map(UPDATES.validate_python, records))
         values = store.get(f"{RESULTS}{key}")
