@@ -196,8 +196,12 @@ class RunManifest:
         limits, ledger = self._settings.learning_limits, self._ledger
         note = recorded.under(limits)
         is_other = bool(note.ended_because) and note.limits != limits
-        self._is_continued = ledger.counts_unused = is_other
-        ledger.n_lost, ledger.lost = note.lost
+        is_paid_by_it = all(  # else it was paid for a larger budget, and is replayed as it fits
+            paid <= (limits.get(name) or math.inf)
+            for name, paid in zip(("max_lm_calls", "max_cost"), note.paid, strict=True)
+        )
+        self._is_continued, ledger.counts_unused = is_other, is_other and is_paid_by_it
+        ledger.n_lost, ledger.lost = note.lost if is_paid_by_it or not is_other else (0, 0.0)
         ledger.set_aside = note.unused(limits) if is_other else note.set_aside or note.lost
         if self._settings.offline:
             return
@@ -304,7 +308,7 @@ class RunManifest:
         self._write(f"{ROWS}{self._run}:{place}", rows)
 
     def close(self, lost_now: Usage) -> None:
-        """Note what was paid and, unless the run is finished, what of it was lost."""
+        """Note what was paid, and what of it was lost."""
         note = self._recorded()
         if note is None:
             return
@@ -318,9 +322,10 @@ class RunManifest:
                 return replace(end, kept=(max(0, n_kept), max(0.0, kept)))
 
             note = replace(going_on(note), earlier=tuple(map(going_on, note.earlier)))
-        elif not note.ended_because:
-            n_lost, lost = n_lost + self._ledger.n_lost, lost + self._ledger.lost
-            note = replace(note, lost=(n_lost, lost), set_aside=None)
+        else:
+            n_before, before = self._ledger.lost_before
+            set_aside = note.set_aside if note.ended_because else None
+            note = replace(note, lost=(n_before + n_lost, before + lost), set_aside=set_aside)
         self._write_note(replace(note, paid=self._paid))
 
     def _recorded(self) -> RunNote | None:

@@ -1,0 +1,133 @@
+"""One run under several budgets, larger and smaller ones: each gives its own result again."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from runs import learned_in, n_calls
+from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+from test_continuing import compiled
+from test_final_choice import FIRST_TEST, cases
+
+from tfgrpo_dspy import Execution, TrainingFreeGRPO, best_so_far
+from tfgrpo_dspy.errors import MissingRecordError
+
+PRICED = Execution(prices={"scripted": (1.0, 1.0)})
+SMALLER_AND_LARGER: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"max_lm_calls": 120}, {"max_lm_calls": 250}),
+    ({"max_lm_calls": 150}, {"max_lm_calls": 180}),
+    ({"max_metric_calls": 80}, {"max_metric_calls": 160}),
+    ({"max_cost": 0.04, "execution": PRICED}, {"max_cost": 0.1, "execution": PRICED}),
+    ({"max_lm_calls": 120, "max_minutes": 60}, {"max_lm_calls": 250}),
+]
+
+
+def facts(program: Any) -> tuple[Any, ...]:
+    results = program.detailed_results
+    scores = results.gain, results.student, results.best
+    updates = learned_in(results)
+    return (program.dump_state(), updates, results.ended_because, scores, n_calls(program))
+
+
+@pytest.mark.parametrize(("smaller", "larger"), SMALLER_AND_LARGER, ids=str)
+def test_each_budget_that_a_run_had_gives_its_result_again_without_a_call(
+    smaller: dict[str, Any], larger: dict[str, Any], tmp_path: Path
+) -> None:
+    first, _ = compiled(tmp_path, **smaller)
+    second, n_second = compiled(tmp_path, **larger)
+    assert n_second > 0
+    assert facts(first) != facts(second), "else this shows nothing"
+    for budget, program in ((smaller, first), (larger, second), (smaller, first)):
+        for is_offline in (True, False):
+            again, n_made = compiled(tmp_path, offline=is_offline, **budget)
+            assert n_made == 0
+            assert facts(again) == facts(program)
+        best = best_so_far(tmp_path, dspy.Predict("question -> answer"))
+        assert best.dump_state() == program.dump_state()
+        assert learned_in(best.detailed_results) == learned_in(program.detailed_results)
+
+
+@pytest.mark.parametrize("limits", [(120, 250), (150, 180), (100, 120, 140, 200)], ids=str)
+def test_no_more_calls_are_stated_than_all_starts_have_made(
+    limits: tuple[int, ...], tmp_path: Path
+) -> None:
+    n_all = 0
+    for limit in limits:
+        program, n_made = compiled(tmp_path, max_lm_calls=limit)
+        n_all += n_made
+        assert n_calls(program) == n_all <= limit
+
+
+def test_under_a_smaller_budget_that_it_never_had_a_run_replays_what_is_paid(
+    tmp_path: Path,
+) -> None:
+    compiled(tmp_path, max_lm_calls=150)
+    _, n_second = compiled(tmp_path, max_lm_calls=200)
+    program, n_made = compiled(tmp_path, max_lm_calls=149)
+    assert n_made == 0 < n_second
+    assert n_calls(program) <= 149
+    assert program.detailed_results.gain is not None
+    assert program.detailed_results.usage["unfinished"].n_lm_calls <= 200
+
+
+def test_a_test_set_is_measured_beside_a_budget_that_the_run_had_before_a_larger_one(
+    tmp_path: Path,
+) -> None:
+    first, _ = compiled(tmp_path, max_lm_calls=120)
+    compiled(tmp_path, max_lm_calls=250)
+    again, n_made = compiled(tmp_path, cases(20, FIRST_TEST), max_lm_calls=120)
+    assert n_made == 2 * 20
+    assert again.detailed_results.test.best.n == 20
+    assert again.dump_state() == first.dump_state()
+
+
+def test_offline_a_budget_that_the_run_never_had_is_no_end_of_it(tmp_path: Path) -> None:
+    compiled(tmp_path, max_lm_calls=120)
+    with pytest.raises(MissingRecordError, match="did not come so far"):
+        compiled(tmp_path, max_lm_calls=250, offline=True)
+
+
+def unsteady(prompt: Prompt) -> str:
+    """Without demos six of ten answers cannot be read, and take a second call."""
+    number = int(re.findall(r"case (\d+)", prompt.user)[-1])
+    is_read = prompt.user.count("case ") > 1 or prompt.random().random() < 0.4
+    return chat(answer=str(bool(number % 2))) if is_read else "@@"
+
+
+def is_same(example: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> bool:
+    return bool(pred.answer == example.answer)
+
+
+def of_unsteady(log_dir: Path, max_lm_calls: int, **given: Any) -> tuple[Any, int]:
+    rules: list[Any] = [
+        (EXTRACT, lessons("Answer plainly.")),
+        (UPDATE, operations({"op": "ADD", "text": "Answer plainly.", "lessons": [1]})),
+        ("", unsteady),
+    ]
+    examples = [
+        dspy.Example(question=f"case {i}", answer=bool(i % 2)).with_inputs("question")
+        for i in range(24)
+    ]
+    optimizer = TrainingFreeGRPO(
+        is_same, max_lm_calls=max_lm_calls, log_dir=log_dir, num_threads=1, progress=False, **given
+    )
+    lm = scripted_lm(rules)
+    with dspy.context(lm=lm):
+        program = optimizer.compile(
+            dspy.Predict("question -> answer: bool"), trainset=examples[:14], valset=examples[14:]
+        )
+    return program, lm.engine.n_calls()
+
+
+@pytest.mark.parametrize("max_lm_calls", [111, 113])
+def test_a_race_that_a_limit_cut_replays_offline(max_lm_calls: int, tmp_path: Path) -> None:
+    program, n_made = of_unsteady(tmp_path, max_lm_calls)
+    results = program.detailed_results
+    assert "best score" in results.ended_because
+    assert (results.best.n, n_made) == (9, max_lm_calls), "else this shows nothing"
+    for is_offline in (True, False):
+        again, n_made = of_unsteady(tmp_path, max_lm_calls, offline=is_offline)
+        assert n_made == 0
+        assert facts(again) == facts(program)
