@@ -16,7 +16,7 @@ from tfgrpo_dspy.errors import TrainingCut
 from tfgrpo_dspy.listeners.run_report import RunReport
 from tfgrpo_dspy.rollout import Failure
 from tfgrpo_dspy.settings.schedule import RunSettings
-from tfgrpo_dspy.store.notes import RunManifest
+from tfgrpo_dspy.store.manifest import RunManifest
 from tfgrpo_dspy.store.run_records import RunRecords
 from tfgrpo_dspy.tasks.executors import RemoteRollouts, workers_of
 from tfgrpo_dspy.tasks.loop import Loop, Priority
