@@ -150,11 +150,14 @@ def interrupted_after(n: int) -> AtCall:
 
 
 @pytest.mark.parametrize(
-    "budget", [{"max_lm_calls": 30}, {"max_lm_calls": 47}, {"max_metric_calls": 40}], ids=str
+    ("budget", "n_raced"),
+    [({"max_lm_calls": 30}, 16), ({"max_lm_calls": 47}, 0), ({"max_metric_calls": 40}, 0)],
+    ids=str,
 )
 def test_a_run_that_a_budget_ended_replays_offline_and_goes_on_from_there_without_it(
-    budget: dict[str, Any], log_dir: Path
+    budget: dict[str, Any], n_raced: int, log_dir: Path
 ) -> None:
+    """`n_raced`: rollouts of a race of the student with advice that none had tried."""
     lm, first_lm, second_lm = lm_of(), lm_of(), lm_of()
     alone = facts(compiled(lm=lm))
     first = compiled(log_dir, first_lm, num_threads=1, **budget)
@@ -163,7 +166,7 @@ def test_a_run_that_a_budget_ended_replays_offline_and_goes_on_from_there_withou
     assert facts(offline(log_dir, num_threads=1, **budget)) == facts(first)
     assert facts(compiled(log_dir, second_lm)) == alone
     n_again = first_lm.engine.n_calls() + second_lm.engine.n_calls() - lm.engine.n_calls()
-    assert 0 <= n_again <= 1, "the update of a batch that the budget has cut is another one"
+    assert n_raced <= n_again <= n_raced + 1, "the update of the batch that was cut is another one"
 
 
 def test_the_minutes_of_an_earlier_start_do_not_count(

@@ -271,11 +271,17 @@ class History:
 
     @property
     def untried(self) -> ExperienceLibrary:
-        """The last library if no training rollout tried any new advice; else that of the start."""
-        start = {experience.advice for experience in self.start}
+        """The last library if no training rollout tried any new advice; else that of the start.
+
+        So is it with a gate that states no beliefs of the new advice: it knows what it proposes.
+        """
+        start, decision = {experience.advice for experience in self.start}, self.decision
         scored = (one.library for one in self._measured if one.score is not None)
         is_tried = any(each.advice not in start for library in scored for each in library)
-        return self.start if is_tried else self._like_start(self.decision.library)
+        new = {experience.advice for experience in decision.library} - start
+        if is_tried or not new <= decision.beliefs.keys():
+            return self.start
+        return self._like_start(decision.library)
 
     def _like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
         """The library; if it has the student's experiences, also with the student's next free id.

@@ -19,8 +19,10 @@ _MISSING = ("NAType", "NaTType")  # of pandas
 
 def is_missing(value: Any) -> bool:
     """Whether a value says that there is none: None, NaN, or what pandas writes for them."""
-    if isinstance(value, float | decimal.Decimal):
+    if isinstance(value, float):
         return math.isnan(value)
+    if isinstance(value, decimal.Decimal):
+        return value.is_nan()
     return value is None or type(value).__name__ in _MISSING
 
 
