@@ -53,6 +53,8 @@ def demo_of(annotation: Any, label: Any) -> str | None:
         (str, 4, "4"),
         (str, ["4", "four"], "4"),
         (float, [4, 5], "4.0"),
+        (str | None, ["4", "four"], "4"),
+        (Literal["yes", None], None, "None"),
         (list[str], ["4", "four"], '["4", "four"]'),
         (float | None, None, "None"),
         (str, None, None),
@@ -66,6 +68,12 @@ def test_a_demo_shows_a_label_in_the_form_of_its_field(
     annotation: Any, label: Any, shown: str | None
 ) -> None:
     assert demo_of(annotation, label) == shown
+
+
+def test_a_list_that_holds_itself_is_shown_as_any_other_odd_label() -> None:
+    odd: list[Any] = []
+    odd.append(odd)
+    assert demo_of(float, odd) is None
 
 
 def test_an_input_that_is_a_list_is_shown_whole() -> None:

@@ -18,8 +18,8 @@ from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.fields import named_items, parsed_for_demo
-from tfgrpo_dspy.sampling.labels import comes_back, has_none, input_text, label_text, labels_of
+from tfgrpo_dspy.sampling.fields import has_none, named_items, parsed_for_demo
+from tfgrpo_dspy.sampling.labels import comes_back, input_text, label_text, labels_of
 from tfgrpo_dspy.wording import counted, shortened
 
 logger = logging.getLogger(__name__)
@@ -79,17 +79,19 @@ def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
     return tuple(labelled)
 
 
-def warn_of_unshown(examples: Iterable[Any], program: Any) -> None:
-    """Log once for each output field which labels it cannot show, and so no demo shows."""
+def _warn_of_unshown(labelled: Iterable[tuple[Any, Sequence[Demo]]], program: Any) -> None:
+    """Log once for each output field which labels of examples it cannot show, and so no demo."""
     outputs = {
         field: info.annotation
         for _, predictor in named_predictors(program)
         for field, info in predictor.signature.output_fields.items()
     }
     unshown: dict[str, list[str]] = {}
-    for example in examples:
+    for example, demos in labelled:
+        shown = {field for demo in demos for field, _ in demo.fields}
         for field, text in labels_of(example).items():
-            if field in outputs and label_text(example[field], outputs[field]) is None:
+            is_missed = field in outputs and field not in shown
+            if is_missed and label_text(example[field], outputs[field]) is None:
                 unshown.setdefault(field, []).append(text)
     for field, texts in unshown.items():
         logger.warning(
@@ -131,9 +133,9 @@ class DemoPool:
         seed: int,
     ) -> None:
         self._program, self._inputs, self._most, self._seed = program, inputs, most, seed
-        demos = ((i, labelled_demos(trainset[i], program)) for i in (labelled if most else ()))
-        warn_of_unshown((trainset[i] for i in (labelled if most else ())), program)
-        unlike = {(inputs[i], shown): (i, shown) for i, shown in demos if shown}
+        demos = {i: labelled_demos(trainset[i], program) for i in (labelled if most else ())}
+        _warn_of_unshown(((trainset[i], shown) for i, shown in demos.items()), program)
+        unlike = {(inputs[i], shown): (i, shown) for i, shown in demos.items() if shown}
         whole = [one for one in unlike.values() if self._are_whole(one[1])]
         self._whole = {example for example, _ in whole}
         others = [one for one in unlike.values() if one[0] not in self._whole]

@@ -142,8 +142,13 @@ def parsed_for_demo(text: str, annotation: Any) -> Any:
 
 def _nothing(text: str, annotation: Any) -> None:
     """None, where the type has it: as a text, DSPy would take `None` for a word."""
-    if text != "None" or type(None) not in get_args(annotation):
+    if text != "None" or not has_none(annotation):
         raise ValueError(text)
+
+
+def has_none(annotation: Any) -> bool:
+    """Whether a field of this type may be None."""
+    return type(None) in get_args(annotation) or None in get_args(annotation)
 
 
 def _member(text: str, annotation: Any) -> Any:

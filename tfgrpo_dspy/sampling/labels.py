@@ -7,12 +7,12 @@ import decimal
 import math
 from collections.abc import Set
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any
 
 import pydantic
 
 from tfgrpo_dspy.experience.programs import named_predictors
-from tfgrpo_dspy.sampling.fields import as_fields, as_text, named_items, parsed
+from tfgrpo_dspy.sampling.fields import as_fields, as_text, has_none, named_items, parsed
 
 _MISSING = ("NAType", "NaTType")  # of pandas
 
@@ -49,21 +49,14 @@ def nullable_outputs(program: Any) -> frozenset[str]:
     )
 
 
-def has_none(annotation: Any) -> bool:
-    """Whether a field of this type may be None."""
-    return annotation in (None, type(None), Any) or type(None) in get_args(annotation)
-
-
 def label_text(value: Any, annotation: Any) -> str | None:
     """The text with which an output field of this type shows a label; None: it cannot.
 
-    Of a list of accepted answers, where the field is no list, the first is shown.
+    Of a list of accepted answers, where the field takes no list, the first is shown.
     """
-    if not isinstance(value, list | tuple) or annotation is not str:
-        text = input_text(value, annotation)
-        if text is not None or not isinstance(value, list | tuple):
-            return text
-    return label_text(value[0], annotation) if value else None
+    if isinstance(value, list | tuple) and _validated(value, annotation) is None:
+        value = value[0] if value else None
+    return input_text(value, annotation)
 
 
 def input_text(value: Any, annotation: Any) -> str | None:
@@ -76,9 +69,14 @@ def input_text(value: Any, annotation: Any) -> str | None:
         return None
     if comes_back(text := as_text(value), annotation):
         return text
+    text = as_text(_validated(value, annotation))
+    return text if text != "None" and comes_back(text, annotation) else None
+
+
+def _validated(value: Any, annotation: Any) -> Any:
+    """The value as this type takes it; None: it does not."""
     with suppress(Exception):  # a user's type may raise anything
-        text = as_text(pydantic.TypeAdapter(annotation).validate_python(value))
-        return text if comes_back(text, annotation) else None
+        return pydantic.TypeAdapter(annotation).validate_python(value)
     return None
 
 
