@@ -345,3 +345,14 @@ def test_the_plan_is_logged_and_the_schedule_stands_in_the_result(
         **{"groups_per_call": 2, "reserve": 0, "n_validation": 0, "max_demos": 0},
     }
     assert {name: results.settings[name] for name in results.schedule} == results.schedule
+
+
+@pytest.mark.parametrize(
+    ("budget", "calls_per_rollout", "most"),
+    [(200, 1, 16), (800, 1, 16), (1500, 1, 30), (1500, 4, 16), (6000, 4, 30), (None, 1, 16)],
+)
+def test_a_budget_of_more_than_800_rollouts_tests_more_experiences_at_once(
+    budget: int | None, calls_per_rollout: int, most: int
+) -> None:
+    data = data_of(calls_per_rollout=calls_per_rollout)
+    assert derive(settings_of(max_lm_calls=budget), data).most_on_trial == most

@@ -24,9 +24,6 @@ REASON_BYTES, EXAMPLE_BYTES = 210, 87  # how long they may be in the prompt of a
 CLEAR_SHARE = 0.01
 """In the first batch, before a range of scores is known, so large a share of the score itself is a
 contrast for sure: its lessons need not wait for the rest of the batch."""
-MOST_ON_TRIAL = 16
-"""With so many experiences on trial in the library of a batch no more lessons are drawn: they could
-not be tested."""
 MOST_IN_VAIN = 8
 """After so many groups in a row that gave nothing new, one call a batch asks for more."""
 NEIGHBOURS = 8  # groups that wait for each other, to share calls
@@ -57,7 +54,7 @@ class Reflector:
         n_shown = settings.groups_per_call
         size = max(NEIGHBOURS, n_shown)
         all_groups = client.spawn(_all_of(groups))
-        is_full = sum(experience.is_on_trial for experience in batch.library) >= MOST_ON_TRIAL
+        is_full = sum(e.is_on_trial for e in batch.library) >= settings.most_on_trial
         is_thrifty = settings.measures and not settings.data.is_recorded
         is_in_vain = is_thrifty and batch.base.n_in_vain >= MOST_IN_VAIN
 

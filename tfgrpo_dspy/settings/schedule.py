@@ -40,6 +40,9 @@ USUAL_MIN_VALIDATION = 10
 MOST_SHARE = 1 / 2
 """Of a limit that pays for fewer rollouts than was assumed, and of the time, the reserve is at most
 this share."""
+MOST_ON_TRIAL, ROLLOUTS_PER_TRIAL = 16, 50
+"""With so many experiences on trial no more lessons are drawn: they could not be tested. A large
+budget tests more: one for so many of the rollouts that it pays for."""
 MIN_GROUP_SIZE, MIN_BATCH_SIZE, MIN_VALIDATION = 2, 2, 2  # a small budget reduces them to these
 
 
@@ -119,6 +122,13 @@ class RunSettings(Settings):
     def schedule(self) -> dict[str, int]:
         """The derived figures by name."""
         return {name: getattr(self, name) for name in (*DERIVED, "reserve", "n_validation")}
+
+    @property
+    def most_on_trial(self) -> int:
+        """With so many experiences on trial no more lessons are drawn."""
+        n_paid = _calls(self, self.data) / self.data.calls_per_rollout
+        n_rollouts = min(self.epochs * self.data.n_training * self.group_size, n_paid)
+        return max(MOST_ON_TRIAL, int(n_rollouts / ROLLOUTS_PER_TRIAL))
 
     @property
     def learning_limits(self) -> dict[str, float | None]:
