@@ -5,14 +5,13 @@ What else ends a run stands in `run.endings` and `calls.error_limit`.
 
 import math
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import astuple, dataclass, field, replace
 from typing import NoReturn
 
+from tfgrpo_dspy.budget.clock import Clock
 from tfgrpo_dspy.budget.left_out import LeftOut
 from tfgrpo_dspy.errors import Raised, RunStopped, TrainingCut
 from tfgrpo_dspy.rollout import DECIMALS
@@ -82,8 +81,7 @@ class Ledger:
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
         self.raised = Raised()
-        self._begun = self._stands_since = time.monotonic()
-        self._stood_s, self._n_standing = 0.0, 0
+        self.clock = Clock()
         self._reserve, self._n_lessons = NOTHING, 0
         self._is_training = False
         self.is_late = False  # whether the clock has ended the training
@@ -190,15 +188,11 @@ class Ledger:
             }
             return self.left(name, leaves_lessons) + back[name]
 
-    def refusal(self, name: str) -> str:
-        """Why a limit refuses, in words."""
-        used = "is used up, but for what the end of the run needs"
-        why = REFUSALS.get(name, used if self._is_training else "is used up")
-        return f"{name}={getattr(self.budget, name)} {why}"
-
     def use_up(self, name: str) -> NoReturn:
         """End the training, or the run, as a limit is reached. Raises RunStopped."""
-        self.end(self.refusal(name))
+        used = "is used up, but for what the end of the run needs"
+        why = REFUSALS.get(name, used if self._is_training else "is used up")
+        self.end(f"{name}={getattr(self.budget, name)} {why}")
 
     def end(self, reason: str) -> NoReturn:
         """End the training, or the run, but for what is under way. Raises RunStopped."""
@@ -341,33 +335,12 @@ class Ledger:
     def seconds_left(self) -> float:
         """Until `max_minutes` are over, but for what is kept for the end; infinite without them."""
         limit = self.budget.max_minutes
-        return math.inf if limit is None else 60 * limit - self.seconds_kept - self.seconds
+        return math.inf if limit is None else 60 * limit - self.seconds_kept - self.clock.seconds
 
     @property
     def seconds_kept(self) -> float:
         """How much of `max_minutes` is kept for the end."""
         return 60 * (self._reserve.max_minutes or 0.0)
-
-    @property
-    def seconds(self) -> float:
-        """How long the run has taken, but for the time in which its clock stood still."""
-        with self._lock:
-            now = self._stands_since if self._n_standing else time.monotonic()
-            return now - self._begun - self._stood_s
-
-    @contextmanager
-    def standing(self) -> Iterator[None]:
-        """The clock of the run stands still within it, as while a person is asked."""
-        with self._lock:
-            self._stands_since = self._stands_since if self._n_standing else time.monotonic()
-            self._n_standing += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._n_standing -= 1
-                if not self._n_standing:
-                    self._stood_s += time.monotonic() - self._stands_since
 
     def wait(self, seconds: float) -> None:
         """Wait so long, or until the run ends. Raises RunStopped."""

@@ -47,7 +47,7 @@ async def approved(
 
     async def do() -> _Approved:
         try:
-            with calls.report.progress.hidden(), calls.ledger.standing():
+            with calls.report.progress.hidden(), calls.ledger.clock.standing():
                 approval = await calls.loop.in_thread(lambda: _whole(ask(proposal)))
         except Exception as error:
             calls.ledger.raised.note(error)
