@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -292,10 +293,13 @@ def test_the_notebook_runs_and_shows_the_results_as_tables(
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_shows_what_an_example_does_and_its_options(name: str, tmp_path: Path) -> None:
-    done = run(name, tmp_path, "--help")
-    assert done.returncode == 0, done.stderr
-    assert {"--lm", "--reflection-lm"} <= set(re.findall(r"--[\w-]+", done.stdout))
+def test_help_shows_what_an_example_does_and_its_options(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert {"--lm", "--reflection-lm"} <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
 
 
 @pytest.mark.parametrize("name", ON_SIMULATED_LM)
