@@ -36,6 +36,21 @@ def compiled(
         )
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, int]:
+    """The store of a finished run of 150 calls, its program, and how many calls it made."""
+    folder = tmp_path_factory.mktemp("finished") / "log"
+    dspy.configure_cache(enable_disk_cache=False)
+    return folder, *compiled(folder, max_lm_calls=150)
+
+
+@pytest.fixture
+def ended(finished: tuple[Path, Any, int], tmp_path: Path) -> tuple[Path, Any, int]:
+    """The same, with a copy of the store."""
+    folder, program, n_calls = finished
+    return Path(shutil.copytree(folder, tmp_path / "log")), program, n_calls
+
+
 def n_replayed(program: Any) -> int:
     return sum(program.detailed_results.replayed.values())
 
@@ -46,7 +61,6 @@ def schedule_of(program: Any) -> dict[str, int]:
 
 
 SMALLER_AND_LARGER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "LM calls": ({"max_lm_calls": 150}, {"max_lm_calls": 330}),
     "auto": ({"auto": "light"}, {"auto": "medium"}),
     "metric calls": ({"max_metric_calls": 80}, {"max_metric_calls": 250}),
     "no limit any more": ({"max_lm_calls": 120}, {"group_size": None}),
@@ -78,11 +92,12 @@ def test_a_larger_budget_goes_on_from_the_end_of_a_finished_run(
     assert third.dump_state() == second.dump_state()
 
 
-@pytest.mark.parametrize(("smaller", "larger"), [(150, 330), (120, 250), (170, 301)])
-def test_what_goes_on_does_not_depend_on_threads(smaller: int, larger: int, tmp_path: Path) -> None:
-    compiled(tmp_path / "one", max_lm_calls=smaller)
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
-    one, _ = compiled(tmp_path / "one", max_lm_calls=larger, num_threads=1)
+@pytest.mark.parametrize("larger", [250, 301])
+def test_what_goes_on_does_not_depend_on_threads(
+    larger: int, ended: tuple[Path, Any, int], tmp_path: Path
+) -> None:
+    shutil.copytree(ended[0], tmp_path / "two")
+    one, _ = compiled(ended[0], max_lm_calls=larger, num_threads=1)
     two, _ = compiled(tmp_path / "two", max_lm_calls=larger, num_threads=8)
     assert learned_in(one.detailed_results) == learned_in(two.detailed_results)
     assert one.dump_state() == two.dump_state()
@@ -91,37 +106,35 @@ def test_what_goes_on_does_not_depend_on_threads(smaller: int, larger: int, tmp_
 
 
 def test_a_run_that_is_stopped_while_it_goes_on_keeps_the_result_that_it_had(
-    tmp_path: Path,
+    ended: tuple[Path, Any, int],
 ) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
-    first, n_first = compiled(tmp_path, max_lm_calls=150)
+    folder, first, n_first = ended
     with pytest.raises(KeyboardInterrupt):
-        compiled(tmp_path, max_lm_calls=330, before=AtCall(20, stop))
-    assert library_texts(best_so_far(tmp_path, predictor())) == library_texts(first)
-    last, _ = compiled(tmp_path, max_lm_calls=330)
+        compiled(folder, max_lm_calls=330, before=AtCall(20, stop))
+    assert library_texts(best_so_far(folder, predictor())) == library_texts(first)
+    last, _ = compiled(folder, max_lm_calls=330)
     assert n_replayed(last) >= 0.8 * n_first + 10
     assert schedule_of(last) == schedule_of(first)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"max_lm_calls": 100}, {"seed": 1}, {"batch_size": 4}, {"max_cost": 9.0, "max_lm_calls": 250}],
+    [{"max_lm_calls": 100}, {"seed": 1}, {"batch_size": 4}, {"max_cost": 9.0}],
     ids=["a smaller budget", "another seed", "another schedule that is set", "one limit more"],
 )
 def test_what_is_not_the_same_run_with_more_is_derived_anew(
-    changes: dict[str, Any], tmp_path: Path
+    changes: dict[str, Any], ended: tuple[Path, Any, int]
 ) -> None:
-    given: dict[str, Any] = {"max_lm_calls": 400, **changes}
+    given: dict[str, Any] = {"max_lm_calls": 200, **changes}
     given["execution"] = Execution(prices={"scripted": (0.0, 0.0)})
-    compiled(tmp_path, max_lm_calls=150)
-    (again, _), (fresh, _) = compiled(tmp_path, **given), compiled(None, **given)
+    (again, _), (fresh, _) = compiled(ended[0], **given), compiled(None, **given)
     assert schedule_of(again) == schedule_of(fresh)
 
 
 BUDGETS: list[dict[str, Any]] = [
-    {"max_lm_calls": 150},
     {"max_metric_calls": 80},
     {"auto": "light"},
     {"epochs": 2},
@@ -147,10 +160,10 @@ def test_a_test_set_is_measured_beside_a_finished_run(
         assert compiled(tmp_path, again, **budget)[1] == 0
 
 
-def test_a_limit_that_the_test_set_raised_is_shown(tmp_path: Path) -> None:
-    compiled(tmp_path, max_lm_calls=150)
-    program, _ = compiled(tmp_path, cases(N_TEST, FIRST_TEST), max_lm_calls=150)
+def test_a_limit_that_the_test_set_raised_is_shown(ended: tuple[Path, Any, int]) -> None:
+    program, _ = compiled(ended[0], cases(N_TEST, FIRST_TEST), max_lm_calls=150)
     assert program.detailed_results.settings["max_lm_calls"] == 150 + 2 * N_TEST
+    assert program.dump_state() == ended[1].dump_state()
 
 
 def test_an_unfinished_run_takes_the_test_set_from_its_budget(tmp_path: Path) -> None:
@@ -164,9 +177,9 @@ def test_an_unfinished_run_takes_the_test_set_from_its_budget(tmp_path: Path) ->
     assert program.detailed_results.test.best.n == N_TEST
 
 
-def test_more_budget_and_a_test_set_at_once(tmp_path: Path) -> None:
-    _, n_first = compiled(tmp_path, max_lm_calls=150)
-    program, n_made = compiled(tmp_path, cases(N_TEST, FIRST_TEST), max_lm_calls=330)
+def test_more_budget_and_a_test_set_at_once(ended: tuple[Path, Any, int]) -> None:
+    folder, _, n_first = ended
+    program, n_made = compiled(folder, cases(N_TEST, FIRST_TEST), max_lm_calls=330)
     assert n_replayed(program) >= 0.8 * n_first
     assert n_first + n_made <= 330
     assert program.detailed_results.test.best.n == N_TEST

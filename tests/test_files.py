@@ -28,19 +28,23 @@ TWO = ExperienceLibrary.from_texts(["Ask first.", "Sag „bitte“."])
 # ------------------------------------------------------------------------------------- the writer
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What became of the file of each door; all are tried in one process."""
+    done = subprocess.run(
+        [sys.executable, TESTS / "writing_child.py", tmp_path_factory.mktemp("doors"), *DOORS],
+        env=ENVIRONMENT, capture_output=True, check=True,
+    )  # fmt: skip
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("door", DOORS)
 def test_a_kill_a_full_disk_and_a_colleague_cost_no_file_at_any_door(
-    door: str, tmp_path: Path
+    door: str, written: dict[str, Any]
 ) -> None:
-    if door == "parquet":
-        pytest.importorskip("pyarrow", reason="pyarrow is in the extra `parquet`")
-    done = subprocess.run(
-        [sys.executable, TESTS / "writing_child.py", tmp_path, door],
-        env=ENVIRONMENT, capture_output=True, check=True,
-    )  # fmt: skip
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = written[door]
     assert (found["is_new"], found["mode"]) == (True, 0o640)
     assert found["killed"].count("old") >= 2 and set(found["killed"]) <= {"old", "new"}
     # the new text came back with the error

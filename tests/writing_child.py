@@ -1,8 +1,8 @@
-"""Writes one file through one door, again and again, each time in a fork that meets a misfortune.
+"""Writes a file through each door, again and again, each time in a fork that meets a misfortune.
 
-Started as a script with a folder and the name of a door. For each moment (an opened, replaced or
+Started as a script with a folder and the names of doors. For each moment (an opened, replaced or
 changed file of the folder) a fork is killed there with SIGKILL; another finds the disk full; in
-another one a colleague saves the file while it is written. Prints as JSON what became of the file.
+another one a colleague saves the file while it is written. Prints as JSON what became of each file.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,9 @@ class Case:
         return code, self.state
 
 
-def main(folder: Path, door: str) -> None:
+def fate(folder: Path, door: str) -> dict[str, Any]:
+    """What became of the file of a door."""
+    folder.mkdir()
     case = Case(folder, door)
     killed = list(itertools.takewhile(bool, map(case.killed, itertools.count(1))))
     full = case.on_a_full_disk()
@@ -164,8 +166,13 @@ def main(folder: Path, door: str) -> None:
     shared = case.shared()
     kept = [rest.read_bytes() == case.new for rest in folder.glob(".*.unsaved")]
     found = {"killed": killed, "full": full, "shared": shared, "kept": kept, "mode": case.mode}
-    sys.stdout.write(json.dumps({**found, "is_new": case.new != case.old}) + "\n")
+    return {**found, "is_new": case.new != case.old}
+
+
+def main(folder: Path, doors: Sequence[str]) -> None:
+    fates = {door: fate(folder / door.replace(" ", "-"), door) for door in doors}
+    sys.stdout.write(json.dumps(fates) + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2:])
