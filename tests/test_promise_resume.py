@@ -118,11 +118,10 @@ def log_dir(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------------- the same again
 
 
-@pytest.mark.parametrize("student", [Asking, agent], ids=["one call", "agent"])
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"gate": NoGate()}, {"summarize_always": True}],
-    ids=["gate", "no gate", "summaries"],
+    ("student", "changes"),
+    [(Asking, {}), (agent, {}), (Asking, {"gate": NoGate()}), (Asking, {"summarize_always": True})],
+    ids=["gate", "agent", "no gate", "summaries"],
 )
 def test_the_same_compile_again_makes_no_call_and_gives_the_same(
     student: Any, changes: dict[str, Any], log_dir: Path

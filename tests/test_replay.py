@@ -11,12 +11,10 @@ from typing import Any
 import dspy
 import pytest
 import rdflib
-from dspy import lm15
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import Prompt, chat, scripted_lm
 
-from tfgrpo_dspy.local import local_lm
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
@@ -394,49 +392,6 @@ def test_agents_with_a_real_database_and_a_real_graph_are_replayed(
     assert bench.check(source) == ""
     for n_steps in range(len(source.steps)):
         assert bench.on(source, n_steps).failure is None
-
-
-@dataclass(frozen=True)
-class Held:
-    """The embedded LM, which can only write what a grammar of llama.cpp allows."""
-
-    engine: Any
-    grammar: str
-    supported_params = frozenset({"temperature", "max_tokens", "seed"})
-
-    def complete(self, request: lm15.Request) -> lm15.Response:
-        config = replace(request.config, extensions={"grammar": self.grammar})
-        return self.engine.complete(replace(request, config=config))
-
-
-TEXT = "text ::= [a-z ]{8,40}"
-TURN = (
-    r'root ::= "[[ ## next_thought ## ]]\n" text "\n\n[[ ## next_tool_name ## ]]\nquery\n\n"'
-    r' "[[ ## next_tool_args ## ]]\n{\"text\": \"" args "\"}\n\n[[ ## completed ## ]]"'
-)
-END = (
-    r'root ::= "[[ ## reasoning ## ]]\n" text "\n\n[[ ## answer ## ]]\n0." [0-9]'
-    r' "\n\n[[ ## completed ## ]]"'
-)
-
-
-@pytest.mark.timeout(120)
-def test_an_agent_on_the_embedded_lm_is_replayed_call_by_call() -> None:
-    program = dspy.ReAct("question -> answer", tools=[sql_tool()], max_iters=2)
-    args = "args ::= " + " | ".join(f'"{text}"' for text in SQL[::2])
-    for predictor, form in ((program.react, TURN), (program.extract.predict, END)):
-        lm = local_lm(n_parallel=1, max_tokens=120, cache=False)
-        predictor.lm = lm.copy(engine=Held(lm.engine, f"{form}\n{TEXT}\n{args}"))
-    bench = Bench(program, program.react.lm)
-    source = bench.whole()
-    assert [step.name for step in source.steps] == [
-        "react", "query", "react", "query", "extract.predict"
-    ]  # fmt: skip
-    assert bench.check(source) == ""
-    for n_steps in (2, 4):
-        made, left = bench.on(source, n_steps), source.steps[n_steps:]
-        assert (made.failure, made.steps[:n_steps]) == (None, source.steps[:n_steps])
-        assert made.usage.n_lm_calls == sum(step.kind == "predictor" for step in left)
 
 
 def test_a_rollout_that_ended_in_an_answer_that_cannot_be_read_is_replayed_to_it() -> None:

@@ -1,5 +1,6 @@
 """Scores have no zero but what the run has seen, and differ where the difference matters."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,11 @@ def only_once_in_four(prompt: Prompt) -> str:
     return chat(answer="please" if prompt.random().random() < 0.25 else "no")
 
 
+@functools.cache
+def usual_of(answer: Callable[[Prompt], Any]) -> Any:
+    return compiled(answer, "0 to 1", "Say please.")
+
+
 ANSWERS = [polite_answer, often_unreadable, only_with_advice, only_once_in_four]
 
 
@@ -65,7 +71,7 @@ ANSWERS = [polite_answer, often_unreadable, only_with_advice, only_once_in_four]
 def test_the_same_metric_in_another_unit_learns_the_same_from_as_many_calls(
     answer: Callable[[Prompt], Any], unit: str
 ) -> None:
-    usual, other = (compiled(answer, name, "Say please.") for name in ("0 to 1", unit))
+    usual, other = usual_of(answer), compiled(answer, unit, "Say please.")
     assert library_texts(other) == library_texts(usual)
     assert n_calls(other) == pytest.approx(n_calls(usual), rel=0.1)
     assert uses_of(other) == uses_of(usual)
