@@ -361,8 +361,11 @@ PREDICTABLE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("budget", PREDICTABLE, ids=str)
-@pytest.mark.parametrize("max_staleness", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("budget", "max_staleness"),
+    [*((budget, 1) for budget in PREDICTABLE), (PREDICTABLE[0], 0), (PREDICTABLE[2], 2)],
+    ids=str,
+)
 def test_where_rollouts_take_the_same_no_planned_batch_is_cut_with_any_number_of_threads(
     budget: dict[str, Any], max_staleness: int
 ) -> None:

@@ -351,21 +351,6 @@ def test_an_experience_that_was_seen_again_can_be_modified_by_the_same_update() 
     assert examples_of(run) == [[0]]
 
 
-def test_a_lesson_that_copies_its_example_is_refused_recorded_and_not_passed_on() -> None:
-    copied = "For the boy who has three apples and gives one away, say two."
-    run = Run(
-        ONE,
-        (EXTRACT, lessons(copied, "Subtract.")),
-        trainset=labelled("question 0 of the boy who has three apples and gives one away", "two"),
-    )
-    (update,) = run.results.updates
-    assert update.lessons == ("Subtract.",)
-    assert update.refused_lessons == (
-        f"{copied} (copies the training data: 'the boy who has three apples and gives')",
-    )
-    assert numbered(run.texts(UPDATE)[0]) == ["1. Subtract."]
-
-
 class TwoStages(dspy.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -98,8 +98,8 @@ MIXED_AND_SURE = [
 def drawn(
     strategy: Strategy, past: Sequence[SampledGroup], under_way: Sequence[int] = (), n: int = 4
 ) -> Counter[int]:
-    """How often each example is drawn in 300 batches, beside the usual half of the batch."""
-    plans = (plan_after(past, n, under_way, update) for update in range(300))
+    """How often each example is drawn in 100 batches, beside the usual half of the batch."""
+    plans = (plan_after(past, n, under_way, update) for update in range(100))
     return Counter(i for plan in plans for i in [*strategy.choose(plan)][math.ceil(n / 2) :])
 
 
@@ -120,7 +120,7 @@ def test_half_of_each_batch_is_that_of_the_usual_schedule(strategy: Strategy) ->
         assert [*strategy.choose(plan_after(MIXED_AND_SURE, n))][: math.ceil(n / 2)] == [
             *range(math.ceil(n / 2))
         ]
-    assert len(drawn(strategy, MIXED_AND_SURE)) >= 8
+    assert len(drawn(strategy, MIXED_AND_SURE)) >= 6  # also some that hardly teach
 
 
 @pytest.mark.parametrize("strategy", EVERY, ids=lambda each: type(each).__name__)
@@ -193,7 +193,7 @@ def test_contrast_that_the_trials_of_the_gate_made_is_not_taken_for_luck() -> No
 def test_rollouts_with_a_hint_say_nothing_of_an_example() -> None:
     past = [*MIXED_AND_SURE, *(sampled(4, 1.0, 0.0, hint="Look.") for _ in range(9))]
     often = drawn(LearningFrontier(), past)
-    assert often[4] <= 2 * often[5] + 20
+    assert often[4] <= 2 * often[5] + 7
 
 
 def test_an_allocation_gives_rollouts_in_proportion_to_the_spread_of_scores() -> None:
@@ -232,9 +232,9 @@ def test_the_bandit_tries_a_domain_that_has_no_group_and_examples_that_came_leas
 def test_examples_that_score_low_are_drawn_more_often_by_the_weight_of_their_loss() -> None:
     past = [sampled(6, 0.0, 0.0), *(sampled(i, 1.0, 1.0) for i in range(N) if i != 6)]
     often = drawn(HardSampleWeights(temperature=0.3), past, n=2)
-    assert often[6] > 180
+    assert often[6] > 60
     equal = drawn(HardSampleWeights(temperature=100.0), past, n=2)
-    assert 10 < equal[6] < 50  # one of eleven, 300 times
+    assert 3 < equal[6] < 17  # one of eleven, 100 times
 
 
 def test_the_highest_losses_are_set_aside_as_noise_before_weights_are_made() -> None:
@@ -243,7 +243,7 @@ def test_the_highest_losses_are_set_aside_as_noise_before_weights_are_made() -> 
     often = drawn(HardSampleWeights(noise=0.1), past, n=2)
     assert not often[6]
     assert often[7] == max(often.values())
-    assert drawn(HardSampleWeights(noise=0), past, n=2)[6] > 50
+    assert drawn(HardSampleWeights(noise=0), past, n=2)[6] > 16
 
 
 def test_examples_that_are_no_worse_than_their_domain_are_not_taken_for_noise() -> None:
@@ -254,7 +254,7 @@ def test_examples_that_are_no_worse_than_their_domain_are_not_taken_for_noise() 
 
 def test_a_domain_with_few_examples_has_the_weight_of_the_others() -> None:
     rare = HardSampleWeights(lambda example: example.question == "7", temperature=100.0)
-    assert drawn(rare, [sampled(0, 0.0, 0.0)], n=2)[7] > 100
+    assert drawn(rare, [sampled(0, 0.0, 0.0)], n=2)[7] > 33
 
 
 @pytest.mark.parametrize(
