@@ -1,7 +1,6 @@
 """A user's script under `mlflow.dspy.autolog`: compiles once, with what its arguments say.
 
-python mlflow_child.py URI [autolog-first] [in-own-run] [twice] [gone] [down] [silent] [hangs]
-    [fails]
+python mlflow_child.py URI [autolog-first] [twice] [gone] [down] [silent] [hangs] [fails]
 """
 
 import socket
@@ -20,7 +19,7 @@ import dspy  # noqa: E402
 from runs import learned, library_texts, questions  # noqa: E402
 from small import grpo  # noqa: E402
 
-if "off" not in sys.argv and "autolog-first" not in sys.argv:
+if "autolog-first" not in sys.argv:
     compiles = "silent" not in sys.argv  # else MLflow itself asks before and after a compile
     mlflow.dspy.autolog(log_compiles=compiles, log_evals=True, log_traces=False)
 
@@ -34,9 +33,6 @@ if "fails" in sys.argv:
         grpo(failing, progress=False).compile(
             dspy.Predict("question -> answer"), trainset=questions(9)
         )
-elif "in-own-run" in sys.argv:
-    with mlflow.start_run(run_name="mine"):
-        learned(seed=7)
 elif "twice" in sys.argv:
     with mlflow.start_run(run_name="mine"):
         learned(seed=7)

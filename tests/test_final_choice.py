@@ -242,7 +242,7 @@ def test_inputs_may_be_arrays_and_scores_next_to_nothing(size: float) -> None:
 @pytest.mark.parametrize(
     "budget",
     [{"max_lm_calls": n, "max_metric_calls": m} for n, m in ((45, 400), (90, 400), (250, 80))]
-    + [{"max_lm_calls": 250}, *({"max_metric_calls": n} for n in (45, 90, 400))],
+    + [{"max_metric_calls": n} for n in (45, 250)],
     ids=str,
 )
 @pytest.mark.timeout(60)
@@ -262,21 +262,20 @@ def test_whatever_the_budget_student_and_result_are_measured_within_it(budget: A
 @pytest.mark.timeout(120)
 def test_two_equal_runs_in_one_process_return_the_same_with_dspys_cache_in_between() -> None:
     """The second is answered from the memory cache, which costs nothing: it goes no further."""
-    for budget in ({"max_lm_calls": 150}, {"max_lm_calls": 300}):
-        found, n_calls = [], []
-        for num_threads in (1, 8):
-            dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
-            dspy.cache.reset_memory_cache()
-            lm = world(cache=True)
-            for _ in range(2):
-                chosen = {"num_threads": num_threads, "batch_size": 5, "epochs": 50, **budget}
-                program = compiled(lm, **chosen)
-                results = program.detailed_results
-                found.append((program.dump_state(), results.updates, results.finalists))
-                n_calls.append(lm.engine.n_calls())
-        assert found[0][2]
-        assert found == [found[0]] * 4
-        assert n_calls[0] == n_calls[1] > 0
+    found, n_calls = [], []
+    for num_threads in (1, 8):
+        dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
+        dspy.cache.reset_memory_cache()
+        lm = world(cache=True)
+        for _ in range(2):
+            chosen = {"num_threads": num_threads, "batch_size": 5, "epochs": 50}
+            program = compiled(lm, max_lm_calls=150, **chosen)
+            results = program.detailed_results
+            found.append((program.dump_state(), results.updates, results.finalists))
+            n_calls.append(lm.engine.n_calls())
+    assert found[0][2]
+    assert found == [found[0]] * 4
+    assert n_calls[0] == n_calls[1] > 0
 
 
 def test_where_the_result_could_not_be_measured_the_student_comes_back_and_it_is_said(
@@ -364,7 +363,7 @@ def test_no_stated_effect_is_larger_than_the_scale_of_the_scores(low: float, hig
     assert [e.effect.bounds for e in again] == [e.effect.bounds for e in results.experiences]
 
 
-@pytest.mark.parametrize("seed", [1, 3, 4])
+@pytest.mark.parametrize("seed", [1, 3])
 def test_with_auto_the_test_set_comes_on_top_of_what_is_learned_with(seed: int) -> None:
     def learned_by(testset: Any) -> tuple[Any, int]:
         lm = world()

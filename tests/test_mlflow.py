@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import ADVICE
+from runs import ADVICE, learned
 
 from tfgrpo_dspy.events import BudgetUsed
 from tfgrpo_dspy.tracking import N_COMPILES, MlflowListener
@@ -80,6 +81,15 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     return shown(tmp_path_factory.mktemp("usual"))
 
 
+@pytest.fixture
+def tracked(tmp_path: Path) -> Iterator[Any]:
+    """A client of MLflow, which keeps what this process logs in a database of its own."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    yield mlflow.MlflowClient()
+    mlflow.set_tracking_uri(before)
+
+
 def test_a_compile_is_a_run_with_its_settings_and_the_derived_schedule(usual: Shown) -> None:
     assert usual.parent.info.status == "FINISHED"
     params = usual.parent.data.params
@@ -125,27 +135,21 @@ def test_autolog_before_the_import_of_this_package_shows_a_run_too(tmp_path: Pat
     assert "report.html" in found.artefacts(found.parent)
 
 
-def test_a_run_that_the_user_has_opened_is_used_and_another_seed_spoils_nothing(
-    tmp_path: Path,
-) -> None:
-    found = shown(tmp_path, "in-own-run")
-    assert (found.parent.info.run_name, found.parent.info.status) == ("mine", "FINISHED")
-    assert len(found.series("lm_calls")) == 8
-
-
 def test_a_compile_that_fails_is_a_failed_run(tmp_path: Path) -> None:
     found = shown(tmp_path, "fails")
     assert "gave no score to any of the first 3 rollouts" in found.output
     assert found.parent.info.status == "FAILED"
 
 
-def test_without_autolog_nothing_is_logged(tmp_path: Path) -> None:
-    assert shown(tmp_path, "off").runs == []
+def test_without_autolog_nothing_is_logged(tracked: Any) -> None:
+    learned(epochs=1)
+    assert tracked.search_runs(["0"]) == []
 
 
-def test_two_compiles_in_one_run_are_told_apart(tmp_path: Path) -> None:
+def test_two_compiles_in_the_run_that_the_user_has_opened_are_told_apart(tmp_path: Path) -> None:
     found = shown(tmp_path, "twice")
-    assert found.parent.info.status == "FINISHED", found.output
+    run = found.parent.info
+    assert (run.run_name, run.status) == ("mine", "FINISHED"), found.output
     params = found.parent.data.params
     assert (params["tfgrpo.seed"], params["compile_2.tfgrpo.seed"]) == ("7", "8")
     for name in ("lm_calls", "compile_2.lm_calls"):
@@ -182,21 +186,15 @@ def test_evaluations_that_no_server_takes_hold_up_the_end_for_seconds(tmp_path: 
     assert found.output.count("MlflowCallback has not taken the last") == 1
 
 
-def test_what_is_logged_waits_for_no_lock_that_mlflows_evaluations_hold(tmp_path: Path) -> None:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    try:
-        client = mlflow.MlflowClient()
-        run_id = client.create_run("0").info.run_id
-        listener = MlflowListener(mlflow, run_id)
-        import_hooks.register_post_import_hook(print, "pyspark")  # as autologging does
-        with import_hooks._post_import_hooks_lock:  # noqa: SLF001 - every import waits for it
-            thread = threading.Thread(target=listener, args=(BudgetUsed(1, 1, 0.0, 0.0, {}),))
-            thread.start()
-            thread.join(30)
-            is_blocked = thread.is_alive()
+def test_what_is_logged_waits_for_no_lock_that_mlflows_evaluations_hold(tracked: Any) -> None:
+    run_id = tracked.create_run("0").info.run_id
+    listener = MlflowListener(mlflow, run_id)
+    import_hooks.register_post_import_hook(print, "pyspark")  # as autologging does
+    with import_hooks._post_import_hooks_lock:  # noqa: SLF001 - every import waits for it
+        thread = threading.Thread(target=listener, args=(BudgetUsed(1, 1, 0.0, 0.0, {}),))
+        thread.start()
         thread.join(30)
-        assert not is_blocked
-        assert client.get_run(run_id).data.tags[N_COMPILES] == "1"
-    finally:
-        mlflow.set_tracking_uri(before)
+        is_blocked = thread.is_alive()
+    thread.join(30)
+    assert not is_blocked
+    assert tracked.get_run(run_id).data.tags[N_COMPILES] == "1"

@@ -118,14 +118,6 @@ def test_the_bar_shows_phase_calls_scores_update_experiences_and_is_full_at_the_
     assert found.groups() == (f"{float(student):.3f}", f"{float(best):.3f}", n_updates)
 
 
-@pytest.mark.timeout(60)
-def test_in_training_the_bar_compares_no_scores_of_different_examples(tmp_path: Path) -> None:
-    shown = states(script(COMPILE.format(budget=150, out=str(tmp_path / "out"))))
-    training = [state for state in shown if state.startswith("training")]
-    assert training
-    assert not any("student" in state or "best" in state for state in training)
-
-
 WAITING = """
 import re
 from threading import Event
@@ -155,9 +147,7 @@ OF_PHASE = {
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(
-    "settings", ["max_lm_calls=150", "gate=NoGate()", "group_size=2, max_metric_calls=80"]
-)
+@pytest.mark.parametrize("settings", ["max_lm_calls=150", "gate=NoGate()"])
 def test_no_phase_shows_the_scores_of_another(settings: str) -> None:
     code = WAITING.replace("SETTINGS", settings)
     shown = states(script(code))
@@ -199,8 +189,8 @@ from runs import polite_lm, predictor, questions
 from small import grpo
 
 waiting = threading.Event()
-with dspy.context(lm=polite_lm(before=lambda prompt: waiting.wait(6.2))):
-    grpo(lambda *_: 0.0, epochs=1, group_size=2, num_threads=1, max_minutes=6.0 / 60).compile(
+with dspy.context(lm=polite_lm(before=lambda prompt: waiting.wait(4.2))):
+    grpo(lambda *_: 0.0, epochs=1, group_size=2, num_threads=1, max_minutes=4.0 / 60).compile(
         predictor(), trainset=questions(2), valset=questions(2, start=9)
     )
 """
@@ -211,7 +201,7 @@ def test_the_bar_is_refreshed_every_second_though_no_rollout_ends() -> None:
     seconds = {
         found[1] for state in states(script(SLOW)) if (found := re.search(r" 00:0(\d)<", state))
     }
-    assert len(seconds - {"0"}) >= 2  # of five: a loaded machine misses some
+    assert len(seconds - {"0"}) >= 2  # of four: a loaded machine misses some
 
 
 CONSOLE = """
@@ -226,7 +216,7 @@ logging.getLogger("tfgrpo_dspy").setLevel(logging.INFO)
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("before", ["", CONSOLE, LOGGED], ids=["script", "console", "logged"])
+@pytest.mark.parametrize("before", [CONSOLE, LOGGED], ids=["console", "logged"])
 def test_a_file_gets_whole_lines_and_not_one_a_refresh(tmp_path: Path, before: str) -> None:
     if before == CONSOLE:
         pytest.importorskip("IPython")
