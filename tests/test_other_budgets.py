@@ -89,11 +89,21 @@ def test_offline_a_budget_that_the_run_never_had_is_no_end_of_it(tmp_path: Path)
         compiled(tmp_path, max_lm_calls=250, offline=True)
 
 
+N_TRAINING = 14
+
+
 def unsteady(prompt: Prompt) -> str:
-    """Without demos six of ten answers cannot be read, and take a second call."""
+    """Training cases are right with demos, and four of ten times without.
+
+    Of validation cases six of ten answers cannot be read, and take a second call, which no
+    training rollout foretells.
+    """
     number = int(re.findall(r"case (\d+)", prompt.user)[-1])
-    is_read = prompt.user.count("case ") > 1 or prompt.random().random() < 0.4
-    return chat(answer=str(bool(number % 2))) if is_read else "@@"
+    is_lucky = prompt.random().random() < 0.4
+    if number >= N_TRAINING:
+        return chat(answer=str(bool(number % 2))) if is_lucky else "@@"
+    is_right = is_lucky or prompt.user.count("case ") > 1
+    return chat(answer=str(bool(number % 2) == is_right))
 
 
 def is_same(example: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> bool:
@@ -116,7 +126,9 @@ def of_unsteady(log_dir: Path, max_lm_calls: int, **given: Any) -> tuple[Any, in
     lm = scripted_lm(rules)
     with dspy.context(lm=lm):
         program = optimizer.compile(
-            dspy.Predict("question -> answer: bool"), trainset=examples[:14], valset=examples[14:]
+            dspy.Predict("question -> answer: bool"),
+            trainset=examples[:N_TRAINING],
+            valset=examples[N_TRAINING:],
         )
     return program, lm.engine.n_calls()
 
@@ -124,9 +136,8 @@ def of_unsteady(log_dir: Path, max_lm_calls: int, **given: Any) -> tuple[Any, in
 @pytest.mark.parametrize("max_lm_calls", [111, 113])
 def test_a_race_that_a_limit_cut_replays_offline(max_lm_calls: int, tmp_path: Path) -> None:
     program, n_made = of_unsteady(tmp_path, max_lm_calls)
-    results = program.detailed_results
-    assert "best score" in results.ended_because
-    assert (results.best.n, n_made) == (9, max_lm_calls), "else this shows nothing"
+    assert program.detailed_results.best.n < 10, "else the limit cut no race"
+    assert n_made == max_lm_calls
     for is_offline in (True, False):
         again, n_made = of_unsteady(tmp_path, max_lm_calls, offline=is_offline)
         assert n_made == 0
