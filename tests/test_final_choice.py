@@ -299,6 +299,8 @@ def test_where_the_result_could_not_be_measured_the_student_comes_back_and_it_is
     assert ExperienceLibrary.from_program(program) == ExperienceLibrary()
     assert (results.student, results.best, results.gain) == (None, None, None)
     assert "the result could not be measured, so the student is returned" in caplog.text
+    assert "no library was compared with the student" in results.nothing_learned
+    assert "did not beat" not in results.nothing_learned
 
 
 def test_the_test_set_is_measured_when_all_else_is_done_and_changes_nothing() -> None:

@@ -151,9 +151,10 @@ class RunReport:
 
     def results(self, is_student: bool, ended_because: str, **fields: Any) -> RunResults:
         """The results of the run; `fields`: those of them that the final choice knows."""
-        nothing_learned = self._why_nothing_was_learned(ended_because) if is_student else ""
+        is_compared = len(fields.get("finalists", ())) > 1
+        why = self._why_nothing_was_learned(ended_because, is_compared) if is_student else ""
         if is_student and not self._ledger.is_failure:
-            logger.warning("nothing was learned: %s", nothing_learned)
+            logger.warning("nothing was learned: %s", why)
         ledger = self._ledger
         return RunResults(
             updates=tuple(self.updates),
@@ -162,20 +163,23 @@ class RunReport:
             replayed=dict(sorted((+self.replayed).items())),
             failures=dict(sorted((+self.failures | self._noted_elsewhere).items())),
             ended_because=ledger.stopped_because if ledger.is_failure else ended_because,
-            nothing_learned=nothing_learned,
+            nothing_learned=why,
             wall_time_s=ledger.clock.seconds,
             settings=cleaned(self._settings.result_scalars(), self._clean) | asdict(ledger.budget),
             schedule=self._settings.schedule,
             **fields,
         )
 
-    def _why_nothing_was_learned(self, ended_because: str) -> str:
+    def _why_nothing_was_learned(self, ended_because: str, is_compared: bool) -> str:
         used = Counter(group.used_as for update in self.updates for group in update.groups)
         stood = [
             update.accepted
             for update in self.updates
             if any(op.op != "KEEP" and not op.refused for op in update.operations)
         ]
+        what = "did not beat the student in the end"
+        if not is_compared:
+            what = "no library was compared with the student"
         few = "groups had fewer than two rollouts that count"
         if self._settings.data.is_recorded:
             few = "inputs have one trace, which has no feedback, and no score to learn from"
@@ -189,12 +193,12 @@ class RunReport:
             "answers were replayed from a cache": self.usage["rollout"].n_cached_calls,
             **{f"failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
             "updates were rejected by the gate": len(stood) - sum(stood),
-            "updates stood, but did not beat the student in the end": sum(stood),
+            f"updates stood, but {what}": sum(stood),
             "updates brought no change that the library takes": 0 if stood else len(self.updates),
         }
         is_early = bool(self._ledger.stopped_because) or ended_because.startswith("max_")
         reasons = [f"the run ended early: {ended_because}"] if is_early else []
-        return "; ".join([*reasons, *(f"{n} {what}" for what, n in counts.items() if n)])
+        return "; ".join([*reasons, *(f"{n} {of_what}" for of_what, n in counts.items() if n)])
 
 
 def in_words(record: UpdateRecord) -> str:
