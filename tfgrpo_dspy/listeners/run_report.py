@@ -177,9 +177,9 @@ class RunReport:
             for update in self.updates
             if any(op.op != "KEEP" and not op.refused for op in update.operations)
         ]
-        what = "did not beat the student in the end"
+        in_vain = "updates stood, but did not beat the student in the end"
         if not is_compared:
-            what = "no library was compared with the student"
+            in_vain = "updates stood, but no library was compared with the student"
         few = "groups had fewer than two rollouts that count"
         if self._settings.data.is_recorded:
             few = "inputs have one trace, which has no feedback, and no score to learn from"
@@ -193,12 +193,12 @@ class RunReport:
             "answers were replayed from a cache": self.usage["rollout"].n_cached_calls,
             **{f"failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
             "updates were rejected by the gate": len(stood) - sum(stood),
-            f"updates stood, but {what}": sum(stood),
+            in_vain: sum(stood),
             "updates brought no change that the library takes": 0 if stood else len(self.updates),
         }
         is_early = bool(self._ledger.stopped_because) or ended_because.startswith("max_")
         reasons = [f"the run ended early: {ended_because}"] if is_early else []
-        return "; ".join([*reasons, *(f"{n} {of_what}" for of_what, n in counts.items() if n)])
+        return "; ".join([*reasons, *(f"{n} {what}" for what, n in counts.items() if n)])
 
 
 def in_words(record: UpdateRecord) -> str:
