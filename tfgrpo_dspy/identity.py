@@ -14,7 +14,7 @@ import json
 import re
 import textwrap
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,16 +49,44 @@ LONGEST_INT = 2_000  # bits; Python writes no decimals of numbers that are much 
 
 @dataclass
 class Unseen:
-    """Names of what identities know by name only."""
+    """Names of what identities know by name only, and what was looked up with it."""
 
     names: set[str] = field(default_factory=set)
     path: list[int] = field(default_factory=list)
     """What is being looked at, from the outside in: of what holds itself one round is enough."""
+    first: dict[int, tuple[Any, "Look", list[int], Any]] = field(default_factory=dict)
+    """By id, each thing that rollouts may share, where it was, and its identity at first."""
 
     def add(self, name: str) -> str:
         """Remember the name and give it back."""
         self.names.add(name)
         return name
+
+    def once(self, value: Any, look: "Look") -> Any:
+        """The identity that `look` gave at first, whatever rollouts have made of the value since.
+
+        A tool, say, that closes over a cache is shared by all rollouts. What an earlier run has
+        left as it is now counts as what that run began with.
+        """
+        if id(value) not in self.first:
+            identity = look(value, self)
+            _, left, before = _LEFT_BEHIND.get(id(value), (None, "", None))
+            identity = before if left == digest(identity) else identity
+            self.first[id(value)] = (value, look, [*self.path], identity)
+        return self.first[id(value)][-1]
+
+    def leave(self) -> None:
+        """Note what has become of all that was looked up, for the next run of this process."""
+        now = Unseen()
+        for value, look, now.path, before in self.first.values():
+            with suppress(RuntimeError):  # a rollout that was dropped is changing it
+                if (after := look(value, now)) != before:
+                    _LEFT_BEHIND[id(value)] = (value, digest(after), before)
+
+
+Look = Callable[[Any, Unseen], Any]
+_LEFT_BEHIND: dict[int, tuple[Any, str, Any]] = {}
+"""By id, what a run has changed, the digest of what it left, and what it began with."""
 
 
 def digest(*parts: Any) -> str:
@@ -97,7 +125,9 @@ def instance_identity(value: Any, unseen: Unseen) -> Any:
     names -= NOT_IN_IDENTITY
     if hasattr(value, "demos"):
         names -= NOT_OF_PREDICTORS
-    state = {n: getattr(value, n) for n in names if hasattr(value, n) and n[:2] != "__"}
+    held = getattr(value, "__dict__", {})  # DSPy logs a warning where `module.forward` is read
+    missing = {n: getattr(value, n) for n in names - held.keys() if hasattr(value, n)}
+    state = {n: each for n, each in {**held, **missing}.items() if n in names and n[:2] != "__"}
     if getattr(state.get("format_demos"), "__module__", "") == "tfgrpo_dspy.dspy_seam":
         del state["format_demos"]  # in a rollout, the adapter keeps messages
     return [object_identity(type(value), unseen), object_identity(state, unseen)]
@@ -119,8 +149,7 @@ def _data(value: Any, unseen: Unseen) -> Any:
         return [_name_of(kind), value.name]
     names = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", None)
     if names is not None:  # of a pydantic model or a dataclass
-        fields = {name: getattr(value, name, None) for name in names}
-        return [object_identity(kind, unseen), object_identity(fields, unseen)]
+        return unseen.once(value, _fields_identity)
     if getattr(value, "fingerprint", None) is not None:  # such as an LM's engine
         fingerprint = value.fingerprint
         return [_name_of(kind), str(fingerprint() if callable(fingerprint) else fingerprint)]
@@ -129,24 +158,39 @@ def _data(value: Any, unseen: Unseen) -> Any:
     return _name_of(kind) if _is_library(kind) else unseen.add(_name_of(kind))
 
 
+def _fields_identity(value: Any, unseen: Unseen) -> Any:
+    """A pydantic model or a dataclass by its class and its fields."""
+    kind = type(value)
+    names = getattr(kind, "model_fields", None) or kind.__dataclass_fields__
+    fields = {name: getattr(value, name, None) for name in names}
+    return [object_identity(kind, unseen), object_identity(fields, unseen)]
+
+
 def _code(value: Any, unseen: Unseen) -> Any:
     if is_lm(value):
         return _lm_identity(value, unseen)
     if isinstance(value, type):
         is_signature = hasattr(value, "instructions") and hasattr(value, "output_fields")
-        return _signature_identity(value) if is_signature else _class_identity(value, unseen)
+        return _signature_identity(value) if is_signature else unseen.once(value, _class_identity)
     if isinstance(value, functools.partial):
         return object_identity(["partial", value.func, value.args, value.keywords], unseen)
     if isinstance(value, types.MethodType):
-        identity = object_identity if callable(value.__self__) else instance_identity
-        return ["method", value.__name__, identity(value.__self__, unseen)]
+        return _method_identity(value, unseen)
     if isinstance(value, types.FunctionType):
-        return _function_identity(value, unseen)
+        return unseen.once(value, _function_identity)
     if hasattr(value, "__wrapped__"):  # wrapped by an object, such as `functools.lru_cache`
         return object_identity(value.__wrapped__, unseen)
     if isinstance(value, types.BuiltinFunctionType):
         return _name_of(value)
-    return instance_identity(value, unseen)
+    if hasattr(value, "named_predictors"):  # each rollout has its own
+        return instance_identity(value, unseen)
+    return unseen.once(value, instance_identity)
+
+
+def _method_identity(method: types.MethodType, unseen: Unseen) -> Any:
+    owner, look = method.__self__, instance_identity
+    of_owner = object_identity(owner, unseen) if callable(owner) else unseen.once(owner, look)
+    return ["method", method.__name__, of_owner]
 
 
 def _function_identity(function: types.FunctionType, unseen: Unseen) -> Any:

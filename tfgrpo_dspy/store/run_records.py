@@ -53,7 +53,9 @@ class RunRecords:
             self.store = Store(settings.log_dir, self.redacted if self._secrets else str)
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store, and note what has become of program and metric meanwhile."""
+        if self.keys.is_used:
+            self.keys.unseen.leave()
         if self.store is not None:
             self.store.close()
 

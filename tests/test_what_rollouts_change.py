@@ -1,0 +1,152 @@
+"""A run's records are found again although its rollouts change what tools and metrics hold."""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from runs import AtCall, agent_lm, polite_lm
+from test_promise_resume import compiled, facts, offline, replayed
+
+from tfgrpo_dspy import best_so_far
+
+
+def agent_with(tool: Callable[..., Any]) -> dspy.ReAct:
+    return dspy.ReAct("question -> answer", tools=[dspy.Tool(tool, name="look_up")], max_iters=3)
+
+
+def closing_over_a_cache() -> Any:
+    pages: dict[str, int] = {}
+
+    def look_up(page: str) -> str:
+        """Reads a page of the manual."""
+        pages[page] = pages.get(page, 0) + 1
+        return f"page {page}"
+
+    return agent_with(look_up)
+
+
+class Manual:
+    """Cannot be copied, so all rollouts share it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.read: list[str] = []
+
+    def look_up(self, page: str) -> str:
+        """Reads a page of the manual."""
+        with self.lock:
+            self.read.append(page)
+        return f"page {page}"
+
+    __call__ = look_up
+
+
+def with_a_shared_manual() -> Any:
+    return agent_with(Manual().look_up)
+
+
+def with_a_class_that_closes_over_a_list() -> Any:
+    asked: list[str] = []
+
+    class Listing(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask, self.manual = dspy.Predict("question -> answer"), Manual()
+
+        def forward(self, question: str) -> Any:
+            asked.append(question)
+            self.manual(question)
+            return self.ask(question=question)
+
+    return Listing()
+
+
+PROGRAMS = [
+    closing_over_a_cache,
+    with_a_shared_manual,
+    with_a_class_that_closes_over_a_list,
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_whose_rollouts_share_state_is_replayed_whole(
+    program: Callable[[], Any], tmp_path: Path
+) -> None:
+    first = compiled(tmp_path, agent_lm(), student=program())
+    assert len(first.detailed_results.updates) > 1
+    lm = agent_lm()
+    assert facts(compiled(tmp_path, lm, student=program())) == facts(first)
+    assert lm.engine.n_calls() == 0
+    assert facts(offline(tmp_path, student=program())) == facts(first)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_a_run_has_left_of_a_program_is_still_that_program(
+    program: Callable[[], Any], tmp_path: Path
+) -> None:
+    student = program()
+    first = compiled(tmp_path, agent_lm(), student=student)
+    for _ in range(2):
+        lm = agent_lm()
+        assert facts(compiled(tmp_path, lm, student=student)) == facts(first)
+        assert lm.engine.n_calls() == 0
+    assert best_so_far(tmp_path, student=student).dump_state() == first.dump_state()
+
+
+class Counting:
+    """A metric that counts its calls and remembers what it has scored."""
+
+    def __init__(self, right: str = "please") -> None:
+        self.right, self.n_calls, self.scores = right, 0, dict[str, float]()
+
+    def __call__(self, _example: Any, pred: Any, _trace: Any = None) -> float:
+        self.n_calls += 1
+        return self.scores.setdefault(pred.answer, float(pred.answer == self.right))
+
+
+def test_an_interrupted_run_goes_on_with_a_metric_that_remembers(tmp_path: Path) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    metric, lm = Counting(), polite_lm(before=AtCall(20, interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        compiled(tmp_path, lm, metric=metric, num_threads=1)
+    n_first = metric.n_calls
+    again = compiled(tmp_path, polite_lm(), metric=metric, num_threads=1)
+    assert replayed(again)["rollout"] >= n_first - 1 > 0
+
+
+def test_a_metric_that_its_user_has_changed_since_is_another(tmp_path: Path) -> None:
+    metric = Counting()
+    compiled(tmp_path, polite_lm(), metric=metric)
+    metric.right, metric.scores = "no", {}
+    lm = polite_lm()
+    assert not replayed(compiled(tmp_path, lm, metric=metric)).get("rollout")
+    same_as_it_was_left = Counting()
+    vars(same_as_it_was_left).update(vars(metric))
+    assert not replayed(compiled(tmp_path, lm, metric=same_as_it_was_left)).get("rollout")
+
+
+class AsyncOnly(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+
+    async def aforward(self, question: str) -> Any:
+        return self.ask(question=question)
+
+
+def test_a_program_made_synchronous_is_looked_at_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("dspy")
+    logger.addHandler(caplog.handler)
+    try:
+        compiled(tmp_path, polite_lm(), student=dspy.syncify(AsyncOnly()))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "forward" not in caplog.text
