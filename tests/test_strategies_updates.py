@@ -134,7 +134,7 @@ GONE = ExperienceLibrary([experience(1, "Copper rods get A1."), experience(3, "G
 def test_rules_behind_the_lines_that_came_are_proposed() -> None:
     asked = Asked(candidates="- All copper gets A1.\n- [E2] Copper rings, of any size, get A1.")
     context = update(libraries=[WITHOUT, GONE, GROWN], number=5)
-    first, second = proposed(Induction(), context, asked)
+    first, second = proposed(Induction(every=5), context, asked)
     assert isinstance(first, Add)
     assert isinstance(second, Modify)
     assert first.text == "All copper gets A1."
@@ -151,7 +151,7 @@ def test_nothing_is_induced_between_the_times_or_from_a_single_text(
     number: int, libraries: list[ExperienceLibrary]
 ) -> None:
     asked = Asked(candidates="More.")
-    assert proposed(Induction(), update(libraries=libraries, number=number), asked) == []
+    assert proposed(Induction(every=5), update(libraries=libraries, number=number), asked) == []
     assert asked.questions == []
 
 
@@ -174,26 +174,26 @@ def test_rules_are_asked_for_again_as_long_as_the_latest_ones_have_paid(
 ) -> None:
     asked = Asked(candidates="All copper gets A1.")
     libraries = [WITHOUT, *[GROWN] * 5, *[with_rule(None)] * 4, at_ten]
-    added = proposed(Induction(), update(libraries=libraries, number=10), asked)
+    added = proposed(Induction(every=5), update(libraries=libraries, number=10), asked)
     assert len(asked.questions) == n_asked  # the first is the one that was asked before
     assert len(added) == n_asked - 1
     later = [*libraries, *[with_rule(Effect(0.1, 0.05, 20))] * 5]
     again = Asked(candidates="All copper gets A1.")
-    added = proposed(Induction(), update(libraries=later, number=15), again)
+    added = proposed(Induction(every=5), update(libraries=later, number=15), again)
     assert len(added) == n_asked - 1  # what has ended does not begin again
 
 
 def test_an_answer_without_a_rule_ends_nothing() -> None:
     asked = Asked(candidates="None")
     context = update(libraries=[WITHOUT, *[GROWN] * 10], number=10)
-    assert proposed(Induction(), context, asked) == []
+    assert proposed(Induction(every=5), context, asked) == []
     assert len(asked.questions) == 2
 
 
 def test_no_more_candidates_are_taken_than_allowed() -> None:
     asked = Asked(candidates="\n".join(f"- Line {i} is here." for i in range(9)))
     context = update(libraries=[WITHOUT, GROWN], number=5)
-    assert len(proposed(Induction(most=2), context, asked)) == 2
+    assert len(proposed(Induction(every=5, most=2), context, asked)) == 2
 
 
 def worth(text: str, effect: float) -> ExperienceLibrary:

@@ -61,7 +61,7 @@ class Induction(Strategy):
         most: how many candidates are taken from an answer.
     """
 
-    every: Least1 = 5
+    every: Least1 = 10
     most: Least1 = 3
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
