@@ -59,7 +59,8 @@ def damaged() -> Any:
     [
         ({"trainset": []}, ["trainset=[]: pass a list of at least one dspy.Example."]),
         ({"trainset": ()}, ["trainset=(): pass a list"]),
-        ({"trainset": iter(questions(3))}, ["trainset=<list_iterator object"]),
+        ({"trainset": iter(questions(3))}, ["trainset is a list_iterator: pass a list"]),
+        ({"valset": np.array(questions(3))}, ["valset is a ndarray: pass a list"]),
         ({"testset": []}, ["testset=[]: pass a list"]),
         ({"trainset": [*questions(1), UNMARKED, *questions(1), UNMARKED]},
          ["trainset: 2 of 4 examples have no inputs (the first at position 1); call "]),

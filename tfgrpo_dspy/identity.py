@@ -182,9 +182,9 @@ def _code(value: Any, unseen: Unseen) -> Any:
         return object_identity(value.__wrapped__, unseen)
     if isinstance(value, types.BuiltinFunctionType):
         return _name_of(value)
-    if hasattr(value, "named_predictors"):  # each rollout has its own
-        return instance_identity(value, unseen)
-    return unseen.once(value, instance_identity)
+    is_module = hasattr(value, "named_predictors")  # of which each rollout has its own
+    look = instance_identity
+    return look(value, unseen) if is_module else unseen.once(value, look)
 
 
 def _method_identity(method: types.MethodType, unseen: Unseen) -> Any:

@@ -11,6 +11,18 @@ WORD = re.compile(
 )
 # What a normalized text keeps: letters, marks (in many scripts the vowels), digits, `<`, `$`, `_`.
 _MEANING = ("L", "M", "N", "Sm", "Sc", "Pc")
+
+
+class _KeptCharacters(dict[int, str]):
+    """For `str.translate`: what a normalized text has in place of each character."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        self[code] = char if unicodedata.category(char).startswith(_MEANING) else " "
+        return self[code]
+
+
+_KEPT = _KeptCharacters()
 NEAR_DUPLICATE = 0.8  # of the words of a text stand in one that counts as the same
 _FILLERS = re.compile(
     r"\b(?:in (?:every|each|any|all|general|most) ?(?:cases?)?|as a (?:general )?rule|at once"
@@ -56,8 +68,7 @@ def aligned(rows: Sequence[Sequence[str]], numbers: Container[int] = ()) -> list
 def normalized(text: str) -> str:
     """The text without case, punctuation and spacing; the signs of mathematics and money stay."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = (c if unicodedata.category(c).startswith(_MEANING) else " " for c in folded)
-    return " ".join("".join(kept).split()) or text.strip()
+    return " ".join(folded.translate(_KEPT).split()) or text.strip()
 
 
 def n_words(text: str) -> int:
@@ -68,7 +79,7 @@ def n_words(text: str) -> int:
 def words_of(text: str) -> tuple[str, ...]:
     """The words of the text; a character of a script without spaces is one."""
     parts = WORD.findall(normalized.__wrapped__(text))
-    return tuple(word for word in parts if any(map(str.isalnum, word)))
+    return tuple(word for word in parts if word.isalnum() or any(map(str.isalnum, word)))
 
 
 words = functools.lru_cache(maxsize=4096)(words_of)  # each text is compared with each other
@@ -138,6 +149,8 @@ def alike(groups: frozenset[str], other: frozenset[str]) -> float:
 
 def n_single_letters(parts: Sequence[str]) -> int:
     """How many of the words are single characters of a script without spaces."""
+    if "".join(parts).isascii():  # as most long documents are
+        return 0
     return sum(len(word) == 1 and word >= "\u0e00" for word in parts)
 
 

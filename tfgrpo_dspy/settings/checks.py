@@ -48,7 +48,8 @@ def prepare(
     """
     if recorded is not None:
         settings = _for_recorded(settings, recorded, valset)
-    valset = valset or None  # BetterTogether passes an empty list
+    if isinstance(valset, Sequence) and not valset:
+        valset = None  # BetterTogether passes an empty list
     settings = _with_reflection_lm(settings, student)
     _refuse_unusable(settings, student, trainset, valset, testset, recorded)
     _warn(settings, student, teacher, recorded is not None)
@@ -254,7 +255,9 @@ def _is_flex(module: Any) -> bool:
 
 def _data_faults(name: str, examples: Any) -> Iterator[str]:
     if not isinstance(examples, Sequence) or not examples:
-        yield f"{name}={examples!r}: pass a list of at least one dspy.Example."
+        is_empty = isinstance(examples, Sequence) or examples is None
+        given = f"{name}={examples!r}" if is_empty else f"{name} is a {type(examples).__name__}"
+        yield f"{given}: pass a list of at least one dspy.Example."
         return
     for index, example in enumerate(examples):
         if not isinstance(example, dspy.Example):
