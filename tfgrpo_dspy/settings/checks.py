@@ -256,8 +256,8 @@ def _is_flex(module: Any) -> bool:
 def _data_faults(name: str, examples: Any) -> Iterator[str]:
     if not isinstance(examples, Sequence) or not examples:
         is_empty = isinstance(examples, Sequence) or examples is None
-        given = f"{name}={examples!r}" if is_empty else f"{name} is a {type(examples).__name__}"
-        yield f"{given}: pass a list of at least one dspy.Example."
+        shown = f"{name}={examples!r}" if is_empty else f"{name} is a {type(examples).__name__}"
+        yield f"{shown}: pass a list of at least one dspy.Example."
         return
     for index, example in enumerate(examples):
         if not isinstance(example, dspy.Example):
