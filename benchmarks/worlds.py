@@ -34,7 +34,8 @@ effects for (Spearman's correlation; in a world of kinds all right lessons are w
 it tells much only where results also state the effects of wrong and dropped texts). What is found
 among results is whatever has a text and an effect.
 
-**Seeds.** 0 to 99 are for tuning (`--quick` begins at 0), 100 and up for showing.
+**Seeds.** 0 to 99 are for tuning (`--quick` begins at 0), 100 and up for showing. Until all are
+made, runs stand in `worlds.jsonl`, and the same command goes on from there.
 """
 
 import argparse
@@ -52,7 +53,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dspy
-from running import command, results, silence, versions, write
+from running import append, command, results, silence, stored, versions, write
 from worlds_engine import BudgetSpentError, WorldEngine
 from worlds_model import N_TRAIN, STAGES, WORDINGS, Cell, Lesson, World
 from worlds_report import show
@@ -238,6 +239,10 @@ def true_effect(world: World, key: Held, held: Sequence[Held]) -> float:
 
 
 # ---------------------------------------------------------------- the command
+def _key(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return record["cell"], record["row"], record["budget"], record["seed"]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what was asked for, writes it, shows it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -262,9 +267,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     budgets = asked.budgets or ([400] if asked.quick else BUDGETS)
     first = (0 if asked.quick else 100) if asked.first_seed is None else asked.first_seed
     seeds = range(first, first + (asked.seeds or (4 if asked.quick else 10)))
-    tasks = [(known[n], r, b, s) for n in names for b in budgets for s in seeds for r in asked.rows]
-    began = time.monotonic()
-    runs = [*results(run, tasks, asked.jobs)]
+    tasks = [(known[n], r, b, s) for s in seeds for b in budgets for n in names for r in asked.rows]
+    began, partial = time.monotonic(), asked.out / "worlds.jsonl"
+    found = {_key(record): record for record in stored(partial)}
+    missing = [task for task in tasks if (task[0].name, *task[1:]) not in found]
+    for record in results(run, missing, asked.jobs):
+        append(partial, record)
+        found[_key(record)] = record
+    runs = [found[cell.name, *others] for cell, *others in tasks]
     head = {
         "command": command("worlds.py", arguments),
         "versions": versions("gepa", "numpy"),
@@ -273,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seconds": round(time.monotonic() - began),
     }
     write(asked.out / "worlds.json", head, runs)
+    partial.unlink(missing_ok=True)
     show({**head, "runs": runs})
 
 

@@ -128,3 +128,19 @@ def test_a_table_is_printed_from_a_result_file(
     printed = capsys.readouterr().out
     assert "0.960 (0.0)" in printed
     assert "ahead of GEPA in every kinds cell" in printed
+
+
+def test_a_run_that_was_made_before_a_stop_is_not_made_again(tmp_path: Path) -> None:
+    cell = "nothing/kinds ignored"
+    record = {
+        **{"cell": cell, "row": "tfgrpo", "budget": 40, "seed": 100, "score": 0.123},
+        **{"student": 0.35, "best": 0.35, "left": {"right": 0, "harmful": 0, "useless": 0}},
+        **{"calls": {}, "unchanged": True, "ended": "", "seconds": 0.5, "effects": []},
+    }
+    (tmp_path / "worlds.jsonl").write_text(json.dumps(record) + "\n")
+    asked = ["--cells", cell, "--rows", "tfgrpo", "--budgets", "40", "--seeds", "2"]
+    main([*asked, "--out", str(tmp_path)])
+    first, second = json.loads((tmp_path / "worlds.json").read_text())["runs"]
+    assert (first["seed"], first["score"]) == (100, 0.123)
+    assert (second["seed"], second["row"]) == (101, "tfgrpo")
+    assert not (tmp_path / "worlds.jsonl").exists()
