@@ -173,7 +173,7 @@ def _code(value: Any, unseen: Unseen) -> Any:
         is_signature = hasattr(value, "instructions") and hasattr(value, "output_fields")
         return _signature_identity(value) if is_signature else unseen.once(value, _class_identity)
     if isinstance(value, functools.partial):
-        return object_identity(["partial", value.func, value.args, value.keywords], unseen)
+        return unseen.once(value, _partial_identity)
     if isinstance(value, types.MethodType):
         return _method_identity(value, unseen)
     if isinstance(value, types.FunctionType):
@@ -185,6 +185,10 @@ def _code(value: Any, unseen: Unseen) -> Any:
     is_module = hasattr(value, "named_predictors")  # of which each rollout has its own
     look = instance_identity
     return look(value, unseen) if is_module else unseen.once(value, look)
+
+
+def _partial_identity(value: functools.partial[Any], unseen: Unseen) -> Any:
+    return object_identity(["partial", value.func, value.args, value.keywords], unseen)
 
 
 def _method_identity(method: types.MethodType, unseen: Unseen) -> Any:
