@@ -321,6 +321,7 @@ def test_edit_shows_a_text_that_it_cannot_read_again_with_the_error(
 def test_edit_changes_nothing_where_the_editor_fails_or_saves_nothing(saved: Path) -> None:
     before = (saved / "pair.json").read_bytes()
     assert "false" in refusal("edit", saved / "pair.json", VISUAL="", EDITOR="false")
+    assert "set $VISUAL or $EDITOR" in refusal("edit", saved / "pair.json", VISUAL="", EDITOR="")
     unsaved = run("edit", saved / "pair.json", VISUAL="", EDITOR="true")
     assert (unsaved.exit_code, unsaved.stdout) == (0, "")
     assert "export" in refusal("edit", "-")

@@ -1,5 +1,7 @@
 """Texts in the user's editor ($VISUAL, $EDITOR), opened again until they can be read."""
 
+import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeVar
@@ -28,8 +30,12 @@ def edited(text: str, read: Callable[[str], Read], extension: str) -> Read | Non
 
     Raises:
         LibraryError: a refused text was left as it was.
-        ClickException: the editor failed.
+        ClickException: the editor failed; or none is named, and there is no terminal for one.
     """
+    is_named = any(os.environ.get(name) for name in ("VISUAL", "EDITOR"))
+    if not is_named and not sys.stdin.isatty():
+        why = "there is no terminal for an editor"
+        raise click.ClickException(f"{why}: set $VISUAL or $EDITOR to a command that needs none.")
     shown, refused = text, None
     while True:
         try:
