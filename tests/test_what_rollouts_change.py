@@ -1,8 +1,10 @@
 """A run's records are found again although its rollouts change what tools and metrics hold."""
 
 import functools
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,15 @@ def test_a_metric_that_its_user_has_changed_since_is_another(tmp_path: Path) -> 
     same_as_it_was_left = Counting()
     vars(same_as_it_was_left).update(vars(metric))
     assert not replayed(compiled(tmp_path, lm, metric=same_as_it_was_left)).get("rollout")
+
+
+def test_a_metric_that_remembers_is_let_go_when_its_user_lets_it_go(tmp_path: Path) -> None:
+    metric = Counting()
+    compiled(tmp_path, polite_lm(), metric=metric)
+    alive = weakref.ref(metric)
+    del metric
+    gc.collect()
+    assert alive() is None
 
 
 class AsyncOnly(dspy.Module):

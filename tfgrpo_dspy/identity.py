@@ -14,6 +14,7 @@ import json
 import re
 import textwrap
 import types
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -70,7 +71,7 @@ class Unseen:
         """
         if id(value) not in self.first:
             identity = look(value, self)
-            _, left, before = _LEFT_BEHIND.get(id(value), (None, "", None))
+            left, before = _LEFT_BEHIND.get(id(value), ("", None))
             identity = before if left == digest(identity) else identity
             self.first[id(value)] = (value, look, [*self.path], identity)
         return self.first[id(value)][-1]
@@ -81,12 +82,15 @@ class Unseen:
         for value, look, now.path, before in self.first.values():
             with suppress(RuntimeError):  # a rollout that was dropped is changing it
                 if (after := look(value, now)) != before:
-                    _LEFT_BEHIND[id(value)] = (value, digest(after), before)
+                    with suppress(TypeError):  # its type allows no weak reference
+                        weakref.finalize(value, _LEFT_BEHIND.pop, id(value), None).atexit = False
+                        _LEFT_BEHIND[id(value)] = (digest(after), before)
 
 
 Look = Callable[[Any, Unseen], Any]
-_LEFT_BEHIND: dict[int, tuple[Any, str, Any]] = {}
-"""By id, what a run has changed, the digest of what it left, and what it began with."""
+_LEFT_BEHIND: dict[int, tuple[str, Any]] = {}
+"""By the id of what a run has changed, as long as that lives: the digest of what the run left, and
+the identity that it began with."""
 
 
 def digest(*parts: Any) -> str:
@@ -183,8 +187,7 @@ def _code(value: Any, unseen: Unseen) -> Any:
     if isinstance(value, types.BuiltinFunctionType):
         return _name_of(value)
     is_module = hasattr(value, "named_predictors")  # of which each rollout has its own
-    look = instance_identity
-    return look(value, unseen) if is_module else unseen.once(value, look)
+    return instance_identity(value, unseen) if is_module else unseen.once(value, instance_identity)
 
 
 def _partial_identity(value: functools.partial[Any], unseen: Unseen) -> Any:
