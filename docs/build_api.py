@@ -20,14 +20,21 @@ import pdoc.render
 
 MODULES = (
     "tfgrpo_dspy",
+    "tfgrpo_dspy.cli",
+    "tfgrpo_dspy.errors",
     "tfgrpo_dspy.events",
     "tfgrpo_dspy.results",
+    "tfgrpo_dspy.results.probe",
     "tfgrpo_dspy.results.records",
     "tfgrpo_dspy.report",
     "tfgrpo_dspy.interchange",
+    "tfgrpo_dspy.listeners.boards",
     "tfgrpo_dspy.local",
     "tfgrpo_dspy.metrics",
     "tfgrpo_dspy.metrics.field_metrics",
+    "tfgrpo_dspy.mlflow_prompts",
+    "tfgrpo_dspy.rollout",
+    "tfgrpo_dspy.strategies",
     "tfgrpo_dspy.experience.values",
     "tfgrpo_dspy.settings.plan",
 )

@@ -20,7 +20,7 @@ from runs import ADVICE, Pair, knowing, learned, predictor, records
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, NoGate
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.cli.output import table
-from tfgrpo_dspy.interchange import write_library
+from tfgrpo_dspy.interchange import FORMATS, write_library
 from tfgrpo_dspy.store.database import DATABASE, Store
 from tfgrpo_dspy.store.runs import saved_runs
 
@@ -374,6 +374,16 @@ def test_the_script_and_the_module_are_the_same_command() -> None:
     one, other = (process([*how, "--help"]) for how in (MODULE, [sys.executable, "-c", script]))
     assert one.stdout == other.stdout and one.returncode == other.returncode == 0
     assert b"Usage: tfgrpo " in one.stdout and b"Exit codes" in one.stdout
+
+
+def test_the_help_names_every_format_of_a_library_and_stands_at_one_margin() -> None:
+    readable = ", ".join(name for name in FORMATS if name != "prompt")
+    assert f"library file ({readable})" in " ".join(run("--help").output.split())
+    into = run("export", "--help").output.partition("--into")[2].partition("--let-in")[0]
+    assert all(f"({name})" in into for name in ("yaml", "skill", "prompt"))
+    for name, command in tfgrpo.commands.items():
+        text = run(name, "--help").output.partition("Options:")[0]
+        assert "\n    " not in text, command.name
 
 
 @pytest.mark.timeout(120)  # four processes start

@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import dspy
@@ -26,6 +27,7 @@ import tfgrpo_dspy.local
 from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.results.page import FAILURES_IN_WORDS
+from tfgrpo_dspy.rollout import FailureKind
 from tfgrpo_dspy.store.runs import saved_runs
 
 ROOT = Path(__file__).parents[1]
@@ -207,21 +209,46 @@ def test_the_reasons_on_the_page_of_learning_nothing_are_those_that_a_run_gives(
         assert words in source or words in FAILURES_IN_WORDS, reason
 
 
+def test_the_page_of_a_result_says_in_words_what_each_kind_of_failure_is() -> None:
+    sources = [path.read_text("utf-8") for path in (ROOT / "tfgrpo_dspy").rglob("*.py")]
+    kinds = re.findall(r'count_failure[,(]\s*"([^"]+)"', "\n".join(sources))
+    kinds += [kind.value for kind in FailureKind if kind.is_counted]
+    kinds += ["parameter left out", "unseen call", "listener", "lesson refused", "lesson too many"]
+    assert {"replay", "unknown scope", "guard"} < {*kinds}
+    assert {*kinds} == FAILURES_IN_WORDS.keys()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_page_stands_in_the_list_of_pages(page: Path) -> None:
     listed = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     assert page.name == "README.md" or f"({page.name}" in listed
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_the_page_of_all_arguments_is_what_the_code_says() -> None:
+def build_api() -> ModuleType:
     pytest.importorskip("pdoc", reason="pdoc is in the extra `dev`")
     spec = importlib.util.spec_from_file_location("build_api", ROOT / "docs" / "build_api.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_of_all_arguments_is_what_the_code_says() -> None:
     page = (ROOT / "docs" / "arguments.md").read_text(encoding="utf-8")
-    assert page == module.arguments_page(), "run: python docs/build_api.py --arguments"
+    assert page == build_api().arguments_page(), "run: python docs/build_api.py --arguments"
     for kind in (TrainingFreeGRPO, Reflection, Execution):
         for name in inspect.signature(kind).parameters:
             assert f"| `{name}` |" in page
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_module_that_pages_and_examples_import_stands_in_the_api_reference() -> None:
+    texts = [README, *PAGES, *(ROOT / "examples").glob("*.*")]
+    imported = {
+        name
+        for text in texts
+        for name in re.findall(r"\bfrom (tfgrpo_dspy[\w.]*) import", text.read_text("utf-8"))
+    }
+    assert "tfgrpo_dspy.strategies" in imported
+    assert imported - {*build_api().MODULES} == set()

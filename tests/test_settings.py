@@ -177,7 +177,7 @@ def test_whatever_is_wrong_at_once_every_fault_is_named_with_its_value(
         (TrainingFreeGRPO, {"metric": None, "gate": BayesianGate()},
          "gate=BayesianGate(): with metric=None nothing scor"),
         (TrainingFreeGRPO, {"metric": is_polite, "offline": True},
-         "offline=True and log_dir=None: there is nothing to replay"),
+         "offline=True: log_dir=None holds nothing to replay; pass that of a recorded run."),
         *((Reflection, {name: "?"}, f"{name}='?': it should be an instance of Module")
           for name in ("extract", "update", "summarize", "draft")),
         (TrainingFreeGRPO, {"metric": dict}, "metric=<class 'dict'> is a class; pass an instance"),

@@ -63,7 +63,7 @@ class _Commands(click.Group):
 def tfgrpo() -> None:
     """Look at runs of TrainingFreeGRPO, and work with what they learned.
 
-    A LIBRARY is a library file (json, yaml, md, csv, txt), a program saved by
+    A LIBRARY is a library file (json, yaml, md, csv, txt, skill), a program saved by
     `program.save("program.json")`, a run directory (the `log_dir` of a compile; its last run), a
     run of it (RUN_DIR#ID; `tfgrpo runs` shows the ids), or - for standard input.
 

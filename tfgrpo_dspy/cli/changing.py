@@ -75,7 +75,9 @@ def merge(library: str, others: tuple[str, ...], out: str, let_in: bool) -> None
 @click.argument("library", type=FILE)
 @output
 @click.option("--format", type=click.Choice(FORMATS), help="By default json, or that of OUTPUT.")
-@click.option("--into", type=FILE, help="An agent file (yaml), or instructions (prompt).")
+@click.option(
+    "--into", type=FILE, help="Agent file (yaml), SKILL.md (skill) or instructions (prompt)."
+)
 @let_in
 def export(library: str, out: str, format: str | None, into: str | None, let_in: bool) -> None:
     """Write LIBRARY in another format.

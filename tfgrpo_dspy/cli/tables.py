@@ -61,7 +61,7 @@ def _write_parquet(rows: list[dict[str, Any]], path: str) -> None:
 
 
 _WHERE = """RUN_DIR is the log_dir of a compile (its last run), or RUN_DIR#ID. Long texts are cut in
-the table; --csv, --json and --parquet have them whole, and more columns."""
+    the table; --csv, --json and --parquet have them whole, and more columns."""
 
 rollouts = _command(
     "rollouts",

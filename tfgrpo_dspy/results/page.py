@@ -49,6 +49,9 @@ FAILURES_IN_WORDS = {
     "budget": "a strategy wanted further rollouts, for which the budget did not reach",
     "strategy switched off": "a method of a strategy always failed, or was of no use (.switched)",
     "strategy": "a method of a strategy failed, or gave something that cannot be used",
+    "replay": "a program or a tool did not repeat what it had done, so steps have no value",
+    "parameter left out": "a provider refused a sampling parameter, so it was not sent again",
+    "unseen call": "an LM call was counted after it was made, so no limit could refuse it",
 }
 _HTML = Environment(autoescape=True).from_string("""\
 <div style="max-width: 60em">{{ curve | safe }}

@@ -100,8 +100,8 @@ def _condensing(condense: dspy.Module | bool | None) -> dspy.Module | None:
 
 
 def _checked_offline(offline: bool, others: ValidationInfo) -> bool:
-    if offline and others.data.get("log_dir", "") is None:
-        raise ValueError(f"offline={offline} and log_dir=None: there is nothing to replay")
+    if offline and (log_dir := others.data.get("log_dir", "")) is None:
+        raise ValueError(f"log_dir={log_dir} holds nothing to replay; pass that of a recorded run")
     return offline
 
 

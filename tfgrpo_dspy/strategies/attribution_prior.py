@@ -86,8 +86,8 @@ class AttributionPrior(Strategy):
     **When to use.** With few examples, where much agrees with the labels by accident.
 
     Args:
-        n_examples: how many training examples the question shows.
-        most: how many candidates are taken from the answer.
+        n_examples: how many training examples the question shows, at least 1.
+        most: how many candidates are taken from the answer; 0: none.
     """
 
     proposes_first = True

@@ -48,7 +48,8 @@ class ClippedDiversity(Strategy):
     Args:
         clip: the largest change, as a share of the distance to the nearest other score of the
             group; above 0 and below 0.5.
-        explore: how many further attempts, as a share of the first ones; at least one, 0: none.
+        explore: how many further attempts, as a share of the first ones, above 0 to 1, and at
+            least one; 0: none.
     """
 
     clip: Annotated[float, Field(gt=0, lt=0.5)] = 0.25

@@ -51,8 +51,8 @@ class Extrapolate(Strategy):
 
     Args:
         factor: how far to go past the better state, as a share of the change; .1 to 3.
-        every: so many updates lie between two questions.
-        most: how many candidates are taken from an answer.
+        every: so many updates lie between two questions, at least 1.
+        most: how many candidates are taken from an answer, at least 1.
     """
 
     factor: Annotated[float, Field(ge=0.1, le=3)] = 0.5

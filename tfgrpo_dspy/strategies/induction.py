@@ -57,8 +57,8 @@ class Induction(Strategy):
     **When to use.** Where lessons are about single cases, and a rule is behind many of them.
 
     Args:
-        every: so many updates lie between two questions.
-        most: how many candidates are taken from an answer.
+        every: so many updates lie between two questions, at least 1.
+        most: how many candidates are taken from an answer, at least 1.
     """
 
     every: Least1 = 10

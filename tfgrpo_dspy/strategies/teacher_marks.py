@@ -53,7 +53,7 @@ class TeacherMarks(Strategy):
     do the task itself. `TeacherRollouts` is for teachers that shall run in the student's place.
 
     Args:
-        earlier: of how many earlier attempts marks and scores are shown.
+        earlier: of how many earlier attempts marks and scores are shown; 0: of none.
     """
 
     earlier: Least0 = 8
