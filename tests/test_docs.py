@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,8 +27,11 @@ from scripted import (
 import tfgrpo_dspy.local
 from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.cli import tfgrpo
+from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.page import FAILURES_IN_WORDS
-from tfgrpo_dspy.rollout import FailureKind
+from tfgrpo_dspy.rollout import FailureKind, Rollout
+from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.store.runs import saved_runs
 
 ROOT = Path(__file__).parents[1]
@@ -207,6 +211,33 @@ def test_the_reasons_on_the_page_of_learning_nothing_are_those_that_a_run_gives(
         words = reason.replace("n of n groups", "groups").replace("max_...", "").strip(": '")
         words = words.removeprefix("failures of kind '")
         assert words in source or words in FAILURES_IN_WORDS, reason
+
+
+def names_in(page: str, start: str, end: str) -> list[str]:
+    """What stands in backticks in the first column of a table, or in a sentence."""
+    text = (ROOT / "docs" / page).read_text("utf-8").partition(start)[2].partition(end)[0]
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
+    return re.findall(r"`(\w+)`", "\n".join(rows) or text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "page", "start", "end", "n"),
+    [
+        (RunResults, "results.md", "## The fields", "A mean score", 30),
+        (Rollout, "strategies.md", "What a `Rollout` has:", "A `SampledGroup`", 17),
+        (SampledGroup, "strategies.md", "`SampledGroup` of `plan.past` has", "(with", 1),
+        (Group, "strategies.md", "`group` (with", ")", 4),
+        (SampledGroup, "strategies.md", "`has_contrast`),", "(what", 1),
+        (Additions, "strategies.md", "each rollout had:", ")", 4),
+        (SampledGroup, "strategies.md", "`hint`, `teacher`),", "[How", 2),
+    ],
+)
+def test_the_fields_that_a_page_names_are_there(
+    kind: type, page: str, start: str, end: str, n: int
+) -> None:
+    named = names_in(page, start, end)
+    assert len(named) >= n
+    assert {*named} <= {*dir(kind), *(each.name for each in fields(kind))}
 
 
 def test_the_page_of_a_result_says_in_words_what_each_kind_of_failure_is() -> None:

@@ -162,6 +162,13 @@ def test_without_a_metric_nothing_is_predicted() -> None:
     assert "there is no metric, and so no score" in probe.unknown
 
 
+def test_drafts_that_give_no_advice_are_named() -> None:
+    rules = [rule for rule in polite_rules() if "lessons" not in rule[0]]
+    probe = probe_of(scripted_lm([("`lessons`", chat(lessons="None")), *rules]))
+    assert probe.advice is None and probe.demos is not None
+    assert probe.unknown == ("no advice was drafted from labels (3 calls)",)
+
+
 def test_a_metric_without_words_and_examples_without_labels_are_named() -> None:
     def is_please(_example: Any, pred: Any, _trace: Any = None) -> float:
         return float(pred.answer == "please")

@@ -92,6 +92,7 @@ class Prober:
         if metric := self._sampler.score:
             asked = {each.name: getattr(metric, each.name) for each in fields(metric)}
             self._sampler.score = self._heard = _Heard(**asked)
+        self._advice: Additions | None = None
         self._rollouts: dict[Key, Rollout] = {}
         self._twice: list[tuple[float, float]] = []
 
@@ -123,7 +124,7 @@ class Prober:
         )
         first, *_ = self._samples(batch, batch.examples[0], N_PAIRS, None)
         await self._make(dict([first]))  # alone: what it takes says how many may begin at once
-        advice = await self._drafted()
+        self._advice = advice = await self._drafted()
         n_pairs = N_PAIRS if advice or history.demos.choose(1, (), frozenset()) else MOST_CALLS
         samples = {
             key: sample
@@ -267,6 +268,8 @@ class Prober:
             yield "scores are not between 0 and 1: nobody knows how much is left to gain"
         if not any(map(labels_of, self._trainset)):
             yield "no example has labels that could be shown"
+        elif self._advice is None:
+            yield f"no advice was drafted from labels ({counted(self._settings.drafts, 'call')})"
 
 
 def _differ(rollouts: Sequence[Rollout]) -> bool:
