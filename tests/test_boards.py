@@ -142,6 +142,11 @@ def test_watching_shows_what_a_provider_says_without_obeying_it(tmp_path: Path) 
     assert r"\x1b]0;owned\x07\u202e [bold]full[/]" in watched(tmp_path)
 
 
+def test_a_time_between_two_looks_is_above_zero(tmp_path: Path) -> None:
+    result = CliRunner().invoke(tfgrpo, ["watch", str(tmp_path), "--every", "-1"])
+    assert (result.exit_code, "x>0" in result.stderr) == (2, True)
+
+
 def test_watching_without_rich_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

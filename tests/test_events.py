@@ -224,9 +224,15 @@ class Given(NoForward):
         return self.ask(question=text)
 
 
+class Yielding(NoForward):
+    def forward(self, question: str) -> Any:
+        yield self.ask(question=question)
+
+
 @pytest.mark.parametrize(
     ("student", "fault"),
     [
+        (Yielding(), "student=Yielding: its `forward` yields, so that it returns no prediction"),
         (NoForward(), "student=NoForward has no method `forward` (or `aforward`)"),
         (Given(), "trainset: Given takes the inputs ['text', 'tone'], and the example at "
                   "position 0 has ['question']"),
@@ -241,7 +247,7 @@ def test_inputs_that_a_program_does_not_take_are_refused_before_the_first_call(
     student: Any, fault: str
 ) -> None:
     lm = polite_lm()
-    with dspy.context(lm=lm), pytest.raises(ValueError, match=r"takes|no method") as raised:
+    with dspy.context(lm=lm), pytest.raises(ValueError, match=r"takes|no method|yields") as raised:
         optimizer_of().compile(student, trainset=questions(3))
     assert fault in str(raised.value)
     assert lm.engine.n_calls() == 0

@@ -4,24 +4,37 @@ import datetime
 import logging
 import re
 from enum import Enum
+from pathlib import Path
 from typing import Any, Literal
 
 import dspy
 import pydantic
 import pytest
 from runs import predictor
-from scripted import EXTRACT
+from scripted import EXTRACT, UPDATE, Prompt, chat, scripted_lm
 from small import grpo
 from test_demos import world
 from test_final_choice import CODES, cases
 
-from tfgrpo_dspy import Gate
+from tfgrpo_dspy import Gate, TrainingFreeGRPO
 from tfgrpo_dspy.sampling.demos import DemoPool, labelled_demos
 
 
 class Part(pydantic.BaseModel):
     name: str
     n: int = 0
+
+
+class Person(pydantic.BaseModel):
+    full_name: str = pydantic.Field(alias="fullName")
+    parts: list[Part] = []
+
+
+class Money(dspy.Type):
+    amount: float
+
+    def format(self) -> str:
+        return f"{self.amount} EUR"
 
 
 class Bay(Enum):
@@ -49,6 +62,8 @@ def demo_of(annotation: Any, label: Any) -> str | None:
         (datetime.datetime, "2026-01-02 10:00", "2026-01-02T10:00:00"),
         (Part, {"name": "x"}, '{"name": "x", "n": 0}'),
         (list[Part], [{"name": "x"}], '[{"name": "x", "n": 0}]'),
+        (Person, {"fullName": "x"}, '{"fullName": "x", "parts": []}'),
+        (list[Person], [Person(fullName="x")], '[{"fullName": "x", "parts": []}]'),
         (Bay, "n", "n"),
         (str, 4, "4"),
         (str, ["4", "four"], "4"),
@@ -114,7 +129,44 @@ def test_labels_that_their_field_cannot_hold_are_named_once(
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("2 labels of the field 'answer' cannot be shown as demos")
     assert "the first label is Yes" in line
+    assert "Give the examples labels of the field's type." in line
     assert len(pool.choose(1, (), set())) == 2
+
+
+def test_labels_of_a_type_that_dspy_writes_and_does_not_read_are_said_to_be_that(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fields = {"q": (str, dspy.InputField()), "answer": (Money, dspy.OutputField())}
+    row = dspy.Example(q="a", answer=Money(amount=1)).with_inputs("q")
+    with caplog.at_level(logging.WARNING, logger="tfgrpo_dspy"):
+        DemoPool(dspy.Predict(dspy.Signature(fields, "Do.")), [row], ["a"], range(1), 4, seed=0)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "the first label is 1.0 EUR. DSPy writes it so, and does not read that text" in line
+
+
+def test_a_model_with_aliases_is_shown_as_the_lm_has_to_write_it(tmp_path: Path) -> None:
+    fields = {"question": (str, dspy.InputField()), "answer": (Person, dspy.OutputField())}
+    program = dspy.Predict(dspy.Signature(fields, "Who is it?"))
+    ann = '{"fullName": "Ann", "parts": []}'
+    rows = [
+        dspy.Example(question=f"question {i}", answer=Person(fullName="Ann")) for i in range(30)
+    ]
+    trainset = [row.with_inputs("question") for row in rows]
+
+    def answer(prompt: Prompt) -> str:
+        return chat(answer={"fullName": "Ann" if ann in prompt.user else "Bob"})
+
+    lm = scripted_lm([(f"{EXTRACT}|{UPDATE}", "None"), ("question", answer)])
+    optimizer = TrainingFreeGRPO(lambda e, p: e.answer == p.answer, max_lm_calls=90, progress=False)
+    with dspy.context(lm=lm):
+        optimized = optimizer.compile(program, trainset=trainset[:10], valset=trainset[10:])
+        optimized.save(tmp_path / "program.json")
+        loaded = dspy.Predict(program.signature)
+        loaded.load(tmp_path / "program.json")
+        assert loaded(question="question 99").answer.full_name == "Ann"
+    assert optimized.detailed_results.n_demos > 0
+    texts = "".join(prompt.user for prompt in lm.engine.prompts)
+    assert ann in texts and "full_name" not in texts
 
 
 def test_an_example_that_stands_twice_in_the_training_set_is_shown_once() -> None:

@@ -144,7 +144,7 @@ FAULTY: list[tuple[str, Any, str]] = [
     *(("gate", bad, "it should be an instance of Gate.") for bad in (True, NoGate)),
     ("reflection", {"drafts": 0}, "it should be an instance of Reflection."),
     ("execution", 4, "it should be an instance of Execution."),
-    *(("log_dir", bad, "give a folder.") for bad in ("", 3)),
+    *(("log_dir", bad, "give a folder") for bad in ("", 3, "s3://runs/a")),
     ("version", 3, "it should be a valid string."),
 ]  # fmt: skip
 

@@ -112,3 +112,5 @@ def test_the_command_line_exports_and_imports_it(tmp_path: Path) -> None:
     shown = CliRunner().invoke(tfgrpo, ["show", str(skill)])
     assert "Ask first." in shown.output and "Old advice" not in shown.output
     assert "## Files" in skill.read_text("utf-8")
+    shown = CliRunner().invoke(tfgrpo, ["export", str(library), "--into", str(skill)])
+    assert shown.stdout == skill.read_text("utf-8"), "its name says what it is"

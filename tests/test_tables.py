@@ -171,6 +171,14 @@ def test_a_lesson_that_names_its_examples_has_the_evidence_of_these_only(tmp_pat
     assert f'at "question: question {experience.evidence[0].example}"' in updated
 
 
+def test_csv_is_whole_whatever_the_terminal_can_write(tmp_path: Path) -> None:
+    lm = scripted_lm(polite_rules("Sag „bitte“ 😀."))
+    learned(lm=lm, log_dir=tmp_path, gate=NoGate(), epochs=1)
+    arguments = ["reflections", str(tmp_path), "--csv"]
+    printed = CliRunner(charset="cp1250").invoke(tfgrpo, arguments).stdout_bytes
+    assert "Sag „bitte“ 😀." in printed.decode("utf-8")
+
+
 def test_the_report_says_which_run_it_is_and_shows_examples_and_demos(done: Any) -> None:
     log_dir, results, _ = done
     page = html(log_dir)

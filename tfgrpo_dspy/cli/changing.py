@@ -85,7 +85,7 @@ def export(library: str, out: str, format: str | None, into: str | None, let_in:
     With --into, the experiences are put into that text, which stays as it is otherwise.
     """
     if into and not format and out == STDOUT:
-        format = "yaml"
+        format = "yaml" if into == STDOUT else format_of(into)
     _write_library(_admitted(read_source(library), let_in), out, format, into)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tfgrpo_dspy.cli.output import echo_json, table
+from tfgrpo_dspy.cli.output import echo_json, table, write
 from tfgrpo_dspy.cli.reading import as_json, run_of
 from tfgrpo_dspy.cli.sources import read_source
 from tfgrpo_dspy.files import write_bytes
@@ -29,7 +29,7 @@ def _command(name: str, read: Callable[[SavedRun], Sequence[Any]], help: str) ->
         if as_json:
             echo_json(rows)
         elif as_csv:
-            click.echo(csv_text(rows), nl=False)
+            write("-", csv_text(rows))
         elif parquet is None:
             shown = [{k: _short(v) for k, v in row.items() if k not in NOT_SHOWN} for row in rows]
             click.echo(table(shown) if shown else f"no {name}")

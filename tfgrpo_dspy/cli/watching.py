@@ -45,7 +45,13 @@ def _table(updates: Sequence[UpdateRecord], width: int) -> Any:
 
 @click.command()
 @click.argument("run_dir", type=click.Path(file_okay=False))
-@click.option("--every", default=2.0, show_default=True, help="Seconds between two looks.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
 @click.option("--once", is_flag=True, help="Show what is there, and end.")
 def watch(run_dir: str, every: float, once: bool) -> None:
     """Show a row for each update of a run, also of one that goes on, and its end.

@@ -19,7 +19,7 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import has_none, named_items, parsed_for_demo
-from tfgrpo_dspy.sampling.labels import comes_back, input_text, label_text, labels_of
+from tfgrpo_dspy.sampling.labels import as_type, comes_back, input_text, label_text, labels_of
 from tfgrpo_dspy.wording import counted, shortened
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ N_SETS = 8
 order, may matter more than whether any are (`docs/measurements.md`)."""
 LEAST_BEST = 4
 """Demos are made of rollouts once so many examples have a good one."""
+_UNREAD = "DSPy writes it so, and does not read that text again: let the type read it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +87,24 @@ def _warn_of_unshown(labelled: Iterable[tuple[Any, Sequence[Demo]]], program: An
         for _, predictor in named_predictors(program)
         for field, info in predictor.signature.output_fields.items()
     }
-    unshown: dict[str, list[str]] = {}
+    unshown: dict[str, list[tuple[str, Any]]] = {}
     for example, demos in labelled:
         shown = {field for demo in demos for field, _ in demo.fields}
         for field, text in labels_of(example).items():
             is_missed = field in outputs and field not in shown
             if is_missed and label_text(example[field], outputs[field]) is None:
-                unshown.setdefault(field, []).append(text)
-    for field, texts in unshown.items():
+                unshown.setdefault(field, []).append((text, example[field]))
+    for field, labels in unshown.items():
+        text, label = labels[0]
+        name = getattr(outputs[field], "__name__", outputs[field])
+        is_one = as_type(label, outputs[field]) is not None
         logger.warning(
             "%s of the field %r cannot be shown as demos: it is a %s, and the first label is %s. "
-            "Give the examples labels of the field's type.",
-            counted(len(texts), "label"),
+            + (_UNREAD if is_one else "Give the examples labels of the field's type."),
+            counted(len(labels), "label"),
             field,
-            getattr(outputs[field], "__name__", outputs[field]),
-            shortened(texts[0], 80),
+            name,
+            shortened(text, 80),
         )
 
 
@@ -221,7 +225,10 @@ def add_demos(program: Any, demos: Sequence[Demo]) -> None:
         types = {field: info.annotation for field, info in signature.fields.items()}
         inputs = signature.input_fields.keys()
         examples = (
-            {field: parsed_for_demo(text, types[field]) for field, text in demo.fields}
+            {
+                field: parsed_for_demo(text, types[field], field not in inputs)
+                for field, text in demo.fields
+            }
             for demo in of_predictor
         )
         added = [dspy.Example(**values).with_inputs(*inputs) for values in examples]

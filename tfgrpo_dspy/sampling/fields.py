@@ -26,7 +26,8 @@ JSONABLE = pydantic.TypeAdapter(Any)
 def as_text(value: Any) -> str:
     """A value in the form in which DSPy's adapters write it: an Enum by its value, a date in ISO.
 
-    Images and other media are only `<image>`, ...
+    Images and other media are only `<image>`, ... A model whose fields are read by their aliases
+    alone is written with them, as the LM has to write it.
     """
     return written(value, _text_of)
 
@@ -43,7 +44,21 @@ def _text_of(value: Any) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    return JSONABLE.dump_python(_plain(value), mode="json", by_alias=False, fallback=written)
+    by_alias = _has_aliases(value)
+    return JSONABLE.dump_python(_plain(value), mode="json", by_alias=by_alias, fallback=written)
+
+
+def _has_aliases(value: Any) -> bool:
+    """Whether it is or holds a model that reads a field by its alias, and not by its name."""
+    kinds = {type(each) for each in _all_in(value) if isinstance(each, pydantic.BaseModel)}
+    return any(
+        field.alias is not None and field.alias == field.validation_alias
+        for kind in kinds
+        if not (
+            kind.model_config.get("populate_by_name") or kind.model_config.get("validate_by_name")
+        )
+        for field in kind.model_fields.values()
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -126,13 +141,14 @@ def parsed(text: str, annotation: Any) -> Any:
     raise ValueError(f"{text[:80]!r} is not the text of a {annotation}")
 
 
-def parsed_for_demo(text: str, annotation: Any) -> Any:
+def parsed_for_demo(text: str, annotation: Any, is_output: bool) -> Any:
     """The value whose text this is, as a saved program can hold it: a set is a list there.
 
-    DSPy's adapters write both alike. Raises ValueError as `parsed` does.
+    DSPy's adapters write both alike. An output with aliases is a dict, as DSPy would write the
+    model with names, which it does not read. Raises ValueError as `parsed` does.
     """
     value = parsed(text, annotation)
-    if can_be_saved(value):
+    if can_be_saved(value) and not (is_output and _has_aliases(value)):
         return value
     with suppress(TypeError, ValueError):
         if can_be_saved(plain := _as_json(value)):

@@ -54,7 +54,7 @@ def label_text(value: Any, annotation: Any) -> str | None:
 
     Of a list of accepted answers, where the field takes no list, the first is shown.
     """
-    if isinstance(value, list | tuple) and _validated(value, annotation) is None:
+    if isinstance(value, list | tuple) and as_type(value, annotation) is None:
         value = value[0] if value else None
     return input_text(value, annotation)
 
@@ -69,11 +69,11 @@ def input_text(value: Any, annotation: Any) -> str | None:
         return None
     if comes_back(text := as_text(value), annotation):
         return text
-    text = as_text(_validated(value, annotation))
+    text = as_text(as_type(value, annotation))
     return text if text != "None" and comes_back(text, annotation) else None
 
 
-def _validated(value: Any, annotation: Any) -> Any:
+def as_type(value: Any, annotation: Any) -> Any:
     """The value as this type takes it; None: it does not."""
     with suppress(Exception):  # a user's type may raise anything
         return pydantic.TypeAdapter(annotation).validate_python(value)

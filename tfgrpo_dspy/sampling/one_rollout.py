@@ -201,13 +201,14 @@ class _Run:
 
 
 def _called(program: Any, inputs: Mapping[str, Any]) -> Any:
-    """What the program returns; a program that has `aforward` only runs in an event loop."""
+    """What the program returns; one that has `aforward` only, or awaits, runs in an event loop."""
     forward = inspect.getattr_static(program, "forward", None)
     if getattr(forward, "__module__", "") == dspy.syncify.__module__:  # it would run a loop itself
         program, forward = getattr(program, "program", program), None
     if forward is None:
         return run(program.acall(**inputs), program.aforward)
-    return program(**inputs)
+    returned = program(**inputs)
+    return run(returned, program.forward) if inspect.isawaitable(returned) else returned
 
 
 def allows_temperature(lm: Any, temperature: Any) -> bool:

@@ -106,7 +106,8 @@ def _checked_offline(offline: bool, others: ValidationInfo) -> bool:
 
 
 def _is_folder(value: Any) -> bool:
-    return isinstance(value, str | PathLike) and value != ""
+    """Whether it names one on this machine: `s3://runs` would make the folder `s3:` here."""
+    return isinstance(value, str | PathLike) and value != "" and "://" not in str(value)
 
 
 Whole = Annotated[int, BeforeValidator(_number)]
@@ -118,7 +119,9 @@ Finite = Annotated[
     float, SkipValidation, AfterValidator(_number), such_that(math.isfinite, "it should be finite")
 ]
 Positive = Annotated[Finite, Field(gt=0)]
-Folder = Annotated[str | PathLike[str], SkipValidation, such_that(_is_folder, "give a folder")]
+Folder = Annotated[
+    str | PathLike[str], SkipValidation, such_that(_is_folder, "give a folder of this machine")
+]
 
 
 def _metadata(argument: dataclasses.Field[Any]) -> tuple[Any, ...]:

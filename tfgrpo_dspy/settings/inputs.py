@@ -17,10 +17,17 @@ BY_MODULE = {"ChainOfThought": "predict", "Refine": "module", "BestOfN": "module
 
 def input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     """A sentence for each set with examples that lack inputs of the program, or have too many."""
-    if _entry(student) is None:
+    entry = _entry(student)
+    if entry is None:
         yield (
             f"student={type(student).__name__} has no method `forward` (or `aforward`): define "
             f"what the program does."
+        )
+        return
+    if inspect.isgeneratorfunction(entry) or inspect.isasyncgenfunction(entry):
+        yield (
+            f"student={type(student).__name__}: its `{entry.__name__}` yields, so that it returns "
+            f"no prediction to score: return one, and stream with dspy.streamify(program)."
         )
         return
     needed, taken = _inputs_of(student)
