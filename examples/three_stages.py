@@ -4,8 +4,8 @@
 
 Runs on a simulated LM in 3 seconds. The metric has the five arguments of GEPA's metrics: for
 each predictor it is asked again, and says what that predictor did wrong. Here only the second of
-the three stages makes mistakes, so the advice goes to `decide` alone. Prints the library with the
-scope of each line.
+the three stages makes mistakes, so the advice that helps goes to `decide`. Prints the library
+with the scope of each line.
 """
 
 from typing import Any, Literal

@@ -307,7 +307,10 @@ def test_a_format_is_named_or_follows_from_the_ending_and_takes_what_fits_it(
     assert (tmp_path / "lessons").read_bytes() == render(LIBRARY, "csv").encode()
     assert read_library(tmp_path / "lessons", "csv") == bare(LIBRARY)
     assert read_library(tmp_path / "a.json") == ExperienceLibrary.load(tmp_path / "a.json")
-    with pytest.raises(LibraryFormatError, match=r"lessons: no format has this ending; pass form"):
+    with pytest.raises(
+        LibraryFormatError,
+        match=r"lessons: no format has this ending; rename .*SKILL\.md, or pass its format\.",
+    ):
         read_library(tmp_path / "lessons")
     (tmp_path / "a.txt").write_bytes("Say „bitte“.".encode("cp1252"))
     with pytest.raises(LibraryFormatError, match=r"a\.txt: .*save the file as UTF-8"):

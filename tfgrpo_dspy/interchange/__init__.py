@@ -43,7 +43,8 @@ def format_of(path: str | Path) -> str:
         return "skill"
     if named is None:
         raise LibraryFormatError(
-            f"{path}: no format has this ending; pass format=, one of {', '.join(FORMATS)}."
+            f"{path}: no format has this ending; rename the file to .json, .yaml, .md, .csv, .txt "
+            "or SKILL.md, or pass its format."
         )
     return named
 
