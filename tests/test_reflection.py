@@ -42,12 +42,18 @@ GROUP_1 = Evidence(update=0, example=1, rollout_ids=(3, 4), scores=(0.5, 0.0))
         ("  Say\n please.\t", "*", "Say please."),
         ("[Writer]: Be brief.", "writer", "Be brief."),
         ("[predictor writer]Be brief.", "writer", "Be brief."),
+        ("[writer] Use [reader] tags.", "writer", "Use [reader] tags."),
+        ("[steps[1]] Be brief.", "steps[1].predict", "Be brief."),
+        ("\u3010steps[1].predict\u3011: Be [very] brief.", "steps[1].predict", "Be [very] brief."),
+        ("[by['x] y']]: Be brief.", "by['x] y']", "Be brief."),
+        ("[steps[7]] Be brief.", "*", "[steps[7]] Be brief."),
     ],
 )
 def test_a_predictors_name_in_brackets_is_the_scope_of_a_lesson(
     line: str, scope: str, text: str
 ) -> None:
-    assert read_lesson(line, ["reader", "writer"]) == (text, scope)
+    predictors = ["reader", "writer", "steps[0].predict", "steps[1].predict", "by['x] y']"]
+    assert read_lesson(line, predictors) == (text, scope)
     assert read_lesson("[self] Be brief.", ["self"]) == ("Be brief.", "*")
 
 
@@ -57,6 +63,7 @@ def test_a_predictors_name_in_brackets_is_the_scope_of_a_lesson(
         ("route", "route.predict"),
         ("summarize.predict", "summarize.predict"),
         ("`check`", "flow.check"),
+        ("[route]", "route.predict"),
         ("all", "*"),
         ("*", "*"),
         ("predict", None),

@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 import pydantic
 import pytest
-from runs import ADVICE, Run, is_score, learned, polite_rules, predictor
+from runs import ADVICE, Run, is_score, learned, polite_lm, polite_rules, predictor
 from scripted import EXTRACT, UPDATE, Prompt, lessons, operations, scripted_lm
 from small import grpo
 from test_run import consolidated, drawn_lessons, is_score_with_feedback
@@ -18,6 +18,26 @@ from tfgrpo_dspy import ExperienceLibrary, NoGate, Reflection
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING
+
+
+class Hops(dspy.Module):
+    """Predictors in a list, as multi-hop programs have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hops = [predictor(), dspy.ChainOfThought("question -> answer")]
+
+    def forward(self, question: str) -> Any:
+        return [hop(question=question) for hop in self.hops][-1]
+
+
+def test_a_lesson_for_a_predictor_in_a_list_is_for_that_one() -> None:
+    program = learned(Hops(), polite_lm(f"[hops[1]] {ADVICE}"), gate=NoGate(), epochs=1)
+    assert [(e.text, e.scope) for e in ExperienceLibrary.from_program(program)] == [
+        (ADVICE, "hops[1].predict")
+    ]
+    assert ADVICE not in program.hops[0].signature.instructions
+    assert not program.detailed_results.failures
 
 
 def test_attempts_that_were_made_without_what_is_known_say_so() -> None:

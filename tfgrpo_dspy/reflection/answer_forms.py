@@ -132,6 +132,7 @@ def resolve_scope(name: str, predictors: Sequence[str]) -> str | None:
     `route` stands for `route.predict` where no other predictor begins or ends with it.
     """
     wanted = name.strip(" \"'`*:").removeprefix("predictor ").casefold()
+    wanted = wanted[1:-1] if wanted[:1] + wanted[-1:] == "[]" else wanted
     if wanted in _FOR_ALL or not wanted:
         return ALL
     part = f".{wanted}."

@@ -18,7 +18,8 @@ LONGEST_LESSON = 3  # times as long as an experience: UpdateLibrary may shorten 
 LIKE_SHARE, LEAST_SHARE = 0.5, 0.2
 """Share of a lesson's letter groups that a text which rests on it has: for sure; at least."""
 
-_SCOPED = re.compile(r"[\[\u3010]([^\]\u3011]+)[\]\u3011]\s*[:\uff1a]?\s*(.+)")
+_SCOPED = re.compile(r"[\[\u3010][^\]\u3011]+[\]\u3011]\s*[:\uff1a]?\s*.+")
+_END_OF_SCOPE = re.compile(r"[\]\u3011]\s*[:\uff1a]?\s*(?=\S)")  # maybe: a name is `steps[0]`, too
 _SOURCES = re.compile(
     r"\s*[\[(\uff08](?:from |see |for )?(?:examples?|groups?|cases?|ex\.?|beispiele?|exemples?"
     r"|ejemplos?|esempi[oe]?|exemplos?|примеры?|示例|例子?)\s*#?"
@@ -88,10 +89,11 @@ def read_lesson(line: str, predictors: Sequence[str], usual: str = ALL) -> tuple
     `usual` scope. A note on its sources, such as "(examples 1, 3)", is left out.
     """
     text = _SOURCES.sub("", " ".join(line.split()))
-    scoped = _SCOPED.fullmatch(text)
-    if scoped is None or (scope := resolve_scope(scoped[1], predictors)) is None:
-        return text, usual
-    return scoped[2], scope if len(predictors) > 1 else ALL
+    if _SCOPED.fullmatch(text):
+        for end in _END_OF_SCOPE.finditer(text):
+            if (scope := resolve_scope(text[1 : end.start()], predictors)) is not None:
+                return text[end.end() :], scope if len(predictors) > 1 else ALL
+    return text, usual
 
 
 def _named(line: str, evidence: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
