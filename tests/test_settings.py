@@ -181,6 +181,8 @@ def test_whatever_is_wrong_at_once_every_fault_is_named_with_its_value(
         *((Reflection, {name: "?"}, f"{name}='?': it should be an instance of Module")
           for name in ("extract", "update", "summarize", "draft")),
         (TrainingFreeGRPO, {"metric": dict}, "metric=<class 'dict'> is a class; pass an instance"),
+        (TrainingFreeGRPO, {"metric": is_polite, "strategies": "autos"},
+         "strategies='autos': it should be 'auto' or it should be a list or a tuple."),
         (TrainingFreeGRPO, {"metric": is_polite, "offline": "no"}, "offline='no': it should be"),
         (TrainingFreeGRPO, {"metric": is_polite, "seed": 10**400}, "a number of fewer digits."),
         (TrainingFreeGRPO.paper, {"metric": is_polite, "reflection": 5}, "reflection=5: it sho"),

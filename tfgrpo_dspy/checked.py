@@ -21,6 +21,12 @@ OF_NAMES = {
     "extra_forbidden": "there is no field of this name",
 }
 """By pydantic's type of a fault that is in the name of a field: what is wrong."""
+OF_VALUES = {
+    "dataclass_type": "it should be a mapping of fields",
+    "model_type": "it should be a mapping of fields",
+    "sequence_str": "it should be a list or a tuple",
+}
+"""The same of faults in which pydantic speaks of Python's types, or names a class of ours."""
 
 
 def such_that(is_usable: Callable[[Any], bool], hint: str) -> Any:
@@ -56,7 +62,7 @@ def faults_in(error: ValidationError, arguments: Mapping[str, Any] | None = None
         if fault["type"] not in OF_NAMES:
             place += f"{place and '='}{shown(value)}"
         hint = fault["msg"].removesuffix(".").replace("Input should", "it should", 1)
-        hint = OF_NAMES.get(fault["type"], hint[:1].lower() + hint[1:])
+        hint = (OF_NAMES | OF_VALUES).get(fault["type"], hint[:1].lower() + hint[1:])
         hints.setdefault(place, {})[hint.removeprefix("value error, ")] = None
     return [f"{place}: {' or '.join(of_place)}." for place, of_place in hints.items()]
 
