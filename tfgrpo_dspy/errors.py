@@ -78,7 +78,12 @@ class UnsavedError(TrainingFreeGRPOError, OSError):
 
 
 class GateError(TrainingFreeGRPOError, RuntimeError):
-    """A method of a gate raised, or gave something else than docs/gate-and-effects.md asks for."""
+    """A method of a gate raised, or gave something else than docs/gate-and-effects.md asks for.
+
+    `program` is the best program so far.
+    """
+
+    program: Any = None
 
 
 class StrategyError(TrainingFreeGRPOError, ValueError):

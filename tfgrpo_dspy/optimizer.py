@@ -240,7 +240,10 @@ class TrainingFreeGRPO(Teleprompter):
         valset: list[Any] | None = None,
         testset: list[Any] | None = None,
     ) -> Plan:
-        """What `compile` is likely to take, and takes at most, without a call; `str` is a table."""
+        """What `compile` is likely to take, and takes at most, without a call; `str` is a table.
+
+        Raises SettingsError: student, data or LMs that cannot be used; names every fault.
+        """
         return plan_of(prepare(self.settings, student, trainset, valset, None, testset)[0])
 
     def probe(self, student: Any, *, trainset: list[Any], valset: list[Any] | None = None) -> Probe:

@@ -118,7 +118,7 @@ class ExperienceLibrary:
         """The library after the operations; those that `refusals` names are left out.
 
         Unchanged experiences keep id, text and place; a MODIFY keeps id and place; an ADD goes
-        to the end under the next free id.
+        to the end under the next free id. `limits`: by default 30 experiences of 40 words.
 
         Raises:
             LibraryError: an operation is malformed, such as one with a misspelt `op`.

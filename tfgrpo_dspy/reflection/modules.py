@@ -139,7 +139,15 @@ class ExtractAdvantage(_ReflectionModule):
     """Groups -> why their good rollouts beat the bad ones, and lessons: the semantic advantage.
 
     Groups without scores (`is_scored=False`) are criticised instead, by another prompt. Where the
-    attempts of a group have more than `shown_tokens`, the long trajectories are summarised.
+    attempts of a group have more than `shown_tokens`, the long trajectories are summarised. The
+    other modules that ask the reflection LM take the same arguments.
+
+    Args:
+        signature: another prompt, with the same outputs; default: that of the module.
+        adapter: a `dspy.Adapter`, such as `tfgrpo_dspy.local.PlainAdapter` for small models;
+            default: `dspy.settings.adapter`.
+        shown_tokens: how many tokens (estimated) of attempts, examples or lessons a prompt has;
+            default: 12,000, of `UpdateLibrary` 4,000.
     """
 
     default_signature = signatures.CompareAttempts
