@@ -5,10 +5,10 @@ The folder is `build/api` by default, and begins with `index.html`. `python docs
 --arguments` writes the page of all arguments, docs/arguments.md.
 """
 
+import argparse
 import importlib
 import inspect
 import re
-import sys
 import typing
 import warnings
 from collections.abc import Iterator
@@ -123,7 +123,11 @@ def _documented_arguments(docstring: str) -> Iterator[tuple[str, str]]:
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
-    if "--arguments" in sys.argv:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("build/api"))
+    parser.add_argument("--arguments", action="store_true", help="write docs/arguments.md instead")
+    asked = parser.parse_args()
+    if asked.arguments:
         Path(__file__).with_name("arguments.md").write_text(arguments_page(), encoding="utf-8")
-        sys.exit()
-    build(Path(*sys.argv[1:] or ["build/api"]))
+    else:
+        build(asked.folder)

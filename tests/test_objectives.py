@@ -65,8 +65,8 @@ def test_the_mean_lies_among_the_scores_whatever_the_weights(pairs: Any) -> None
 @pytest.mark.parametrize(
     ("metric", "fault"),
     [
-        ([], "pass at least one metric"),
-        ({"right": (right, 0)}, "'right'"),
+        ([], r"^metric=\[\]: pass at least one metric, or metric=None"),
+        ({"right": (right, 0)}, r"'right': pass a metric, or \(metric, weight above 0\)\.$"),
         ({"right": (right, "much")}, "'right'"),
         ([right, 3], "is not callable"),
     ],

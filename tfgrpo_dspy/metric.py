@@ -124,11 +124,11 @@ def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.P
         unique = (n if names.count(n) == 1 else f"{n} {k}" for k, n in enumerate(names, 1))
         pairs = list(zip(unique, weighted, strict=True))
     if not pairs:
-        raise SettingsError(f"metric={metrics!r}: pass at least one metric, or metric=None.")
+        raise SettingsError(f"pass at least one metric, or metric=None; not {len(pairs)} metrics.")
     for name, pair in pairs:
         weight = number_of(pair[1]) if len(pair) == 2 else None
         if weight is None or weight <= 0:
-            raise SettingsError(f"metric {name!r}: {pair!r}: pass a metric, or (metric, weight).")
+            raise SettingsError(f"{name!r}: pass a metric, or (metric, weight above 0).")
         adapt_metric(pair[0])
     weights = {name: float(pair[1]) for name, pair in pairs}
     return functools.partial(weighted_mean, *(pair[0] for _, pair in pairs), weights=weights)
