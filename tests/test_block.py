@@ -2,6 +2,7 @@
 
 import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -11,7 +12,13 @@ from hypothesis import strategies as st
 from runs import look_up, predictor
 from scripted import scripted_lm
 
-from tfgrpo_dspy import Experience, ExperienceLibrary, LibraryError, LibraryFormatError
+from tfgrpo_dspy import (
+    Experience,
+    ExperienceLibrary,
+    LibraryError,
+    LibraryFormatError,
+    best_so_far,
+)
 from tfgrpo_dspy.experience.programs import bare_instructions, plain_instructions
 
 
@@ -77,6 +84,18 @@ LIBRARY = ExperienceLibrary(
 )
 """E2 and E5 are retired."""
 LIBRARY_FOR_ALL = ExperienceLibrary.from_texts(["Ask for the order number."])
+
+
+@pytest.mark.parametrize("program", ["program.json", 5, None, dspy.Predict])
+def test_what_is_no_program_is_refused_by_its_value(program: Any, tmp_path: Path) -> None:
+    for use in (
+        ExperienceLibrary.from_texts(["Ask."]).bake,
+        ExperienceLibrary.from_program,
+        lambda student: best_so_far(tmp_path, student),
+    ):
+        with pytest.raises(LibraryError, match=r"pass a dspy\.Module, not its file or class") as no:
+            use(program)
+        assert str(no.value).startswith(f"program={program!r}")
 
 
 def test_the_baked_block_stands_behind_the_instructions() -> None:

@@ -86,3 +86,38 @@ def test_a_trace_that_cannot_be_read_is_refused_with_field_and_value(
     with pytest.raises(SettingsError) as refused:
         learned_of(traces(1, **change))
     assert fault in str(refused.value)
+
+
+def test_traces_may_hold_examples_and_predictions() -> None:
+    example = dspy.Example(question="question 1", answer="yes").with_inputs("question")
+    rows = [
+        {"inputs": example, "outputs": dspy.Prediction(answer=a), "score": float(a == "yes")}
+        for a in ("yes", "no")
+    ]
+    _, prompts = learned_of(rows)
+    plain = [
+        {"inputs": {"question": "question 1"}, "outputs": {"answer": a}, "score": float(a == "yes")}
+        for a in ("yes", "no")
+    ]
+    assert prompts and prompts == learned_of(plain)[1]
+
+
+class Table:
+    """As those of pandas and polars: what iterates over it gets its columns."""
+
+    columns = ("inputs", "outputs")
+
+    def __iter__(self) -> Any:
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [(Table(), "traces is a Table: pass"), (traces(1)[0], "traces={'"), (5, "traces=5: pass")],
+    ids=["a table", "a single trace", "a number"],
+)
+def test_what_is_no_list_of_traces_is_refused_as_a_whole(given: Any, fault: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        learned_of(given)
+    assert str(refused.value).startswith(fault)
+    assert str(refused.value).endswith("pass a file, or a list of mappings.")

@@ -207,8 +207,7 @@ class ExperienceLibrary:
         Raises:
             LibraryError: not a DSPy program, or a scope is not the name of one of its predictors.
         """
-        if not hasattr(program, "named_predictors"):
-            raise LibraryError(f"program={program!r:.100}: pass a dspy.Module, not its file.")
+        programs.check_program(program)
         baked = programs.copy_program(program)
         predictors = dict(programs.named_predictors(baked))
         unknown = sorted({experience.scope for experience in self} - {ALL, *predictors})
@@ -234,7 +233,9 @@ class ExperienceLibrary:
 
         Raises:
             LibraryFormatError: a block was damaged, or two predictors disagree on an id.
+            LibraryError: not a DSPy program.
         """
+        programs.check_program(program)
         for name, predictor in programs.named_predictors(program):
             if ids := programs.condensed_ids(predictor.signature.instructions):
                 warnings.warn(_LOST.format(name=name, ids=", ".join(ids)), stacklevel=2)

@@ -33,6 +33,12 @@ _TO_ESCAPE = re.compile(
 )
 
 
+def check_program(program: Any) -> None:
+    """Raises LibraryError: it is no program."""
+    if not hasattr(program, "named_predictors") or isinstance(program, type):
+        raise LibraryError(f"program={program!r:.100}: pass a dspy.Module, not its file or class.")
+
+
 def render_lines(experiences: Iterable[Experience]) -> str:
     """One line for each experience: `[E1*] text`; the star marks scope 'all'."""
     return "\n".join(

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -18,7 +19,7 @@ from tfgrpo_dspy.experience.library_files import json_value, json_values
 from tfgrpo_dspy.files import read_text
 from tfgrpo_dspy.interchange.csv_tables import cells_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout, Step
-from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.sampling.fields import as_fields, named_items
 from tfgrpo_dspy.scores import MOST
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,20 @@ logger = logging.getLogger(__name__)
 MOST_FAULTS = 10  # in one message
 AsText = Annotated[str, BeforeValidator(lambda value: str(value or ""))]
 AsFields = Annotated[Mapping[str, str], BeforeValidator(as_fields)]
-MaybeFields = Annotated[Mapping[str, Any], BeforeValidator(lambda value: value or {})]
+
+
+def _fields_of(value: Any) -> Any:
+    return dict(named_items(value)) if isinstance(value, dspy.Example) else value
+
+
+def _inputs_of(value: Any) -> Any:
+    """What is an input of an Example that says so; of other values all."""
+    with suppress(AttributeError, ValueError):  # a Prediction does not know, an Example may not
+        value = value.inputs() if isinstance(value, dspy.Example) else value
+    return _fields_of(value)
+
+
+MaybeFields = Annotated[Mapping[str, Any], BeforeValidator(lambda value: _fields_of(value or {}))]
 
 
 def _is_score(score: float) -> bool:
@@ -48,7 +62,11 @@ class TraceStep(BaseModel):
 class Trace(BaseModel):
     """A rollout that was made elsewhere. Values may be absent, or null, where it has none."""
 
-    inputs: Annotated[Mapping[str, Any], such_that(bool, "give a mapping of fields")]
+    inputs: Annotated[
+        Mapping[str, Any],
+        BeforeValidator(_inputs_of),
+        such_that(bool, "give a mapping of fields"),
+    ]
     outputs: MaybeFields = {}
     error: AsText = ""
     labels: MaybeFields = {}
@@ -120,8 +138,12 @@ def _accepted(traces: Any) -> Iterator[tuple[int, Trace]]:
 def _traces(traces: Any) -> Iterator[Any]:
     """Each trace; of a file, a LibraryFormatError in place of what cannot be read."""
     if not isinstance(traces, str | PathLike):
-        if not isinstance(traces, Iterable):
-            raise SettingsError(f"traces={traces!r:.100}: pass a file, or mappings.")
+        is_one, is_table = isinstance(traces, Mapping), hasattr(traces, "columns")
+        if is_one or is_table or not isinstance(traces, Iterable):
+            what = f"a {type(traces).__name__}" if is_table else f"={shown(traces)}"
+            raise SettingsError(
+                f"traces{' is ' if is_table else ''}{what}: pass a file, or a list of mappings."
+            )
         yield from traces
         return
     is_table = Path(traces).suffix.lower() in (".csv", ".tsv")

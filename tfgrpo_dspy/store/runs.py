@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.errors import StoreError
+from tfgrpo_dspy.experience.programs import check_program
 from tfgrpo_dspy.identity import Unseen, digest
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
@@ -83,7 +84,9 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
 
     Raises:
         StoreError: the store cannot be read, or holds no run of this program.
+        LibraryError: the student is no program.
     """
+    check_program(student)
     with _store_in(log_dir) as store:
         key, note = _last_run_of(store, student, str(log_dir))
         results = _saved(store, key, note).results
