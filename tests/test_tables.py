@@ -83,6 +83,12 @@ def test_csv_json_and_parquet_have_the_same_rows(done: Any, tmp_path: Path) -> N
     assert parquet.read_table(tmp_path / "rows.parquet").to_pylist() == found
 
 
+def test_two_forms_at_once_are_refused(done: Any) -> None:
+    both = CliRunner().invoke(tfgrpo, ["rollouts", str(done[0]), "--json", "--csv"])
+    assert (both.exit_code, both.stdout) == (2, "")
+    assert "pass --json or --csv, not both." in both.stderr
+
+
 def test_the_terminal_shows_the_beginning_of_a_long_text_and_csv_all_of_it(done: Any) -> None:
     log_dir, _, _ = done
     asked = max((row["asked"] for row in rows("reflections", log_dir)), key=len)

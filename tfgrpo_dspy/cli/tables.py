@@ -23,6 +23,8 @@ def _command(name: str, read: Callable[[SavedRun], Sequence[Any]], help: str) ->
     """A command that shows the rows which `read` finds in a run."""
 
     def show(run_dir: str, as_json: bool, as_csv: bool, parquet: str | None) -> None:
+        if as_json and as_csv:
+            raise click.UsageError(f"{run_dir}: pass --json or --csv, not both.")
         rows = as_columns(read(run_of(read_source(run_dir))))
         if parquet is not None:
             _write_parquet(rows, parquet)

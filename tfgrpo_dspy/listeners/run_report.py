@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -198,7 +199,13 @@ class RunReport:
         }
         is_early = bool(self._ledger.stopped_because) or ended_because.startswith("max_")
         reasons = [f"the run ended early: {ended_because}"] if is_early else []
-        return "; ".join([*reasons, *(f"{n} {what}" for what, n in counts.items() if n)])
+        return "; ".join([*reasons, *(_counted(n, what) for what, n in counts.items() if n)])
+
+
+def _counted(n: int, what: str) -> str:
+    """`1, "updates were rejected" -> "1 update was rejected"`."""
+    one = re.sub(r"^(\w+)s\b", r"\1", what).replace(" were ", " was ", 1)
+    return f"{n} {one.replace(' have ', ' has ', 1)}" if n == 1 else f"{n} {what}"
 
 
 def in_words(record: UpdateRecord) -> str:
