@@ -250,7 +250,7 @@ class TrainingFreeGRPO(Teleprompter):
         """Whether a run is likely to gain, how much, at what cost; `str` is a page.
 
         It makes at most 40 LM calls, those of judges included, and less where a limit is lower.
-        `compile` with the same `log_dir` uses its rollouts again.
+        `compile` with the same `log_dir`, trainset and valset uses its rollouts again.
 
         Raises:
             SettingsError: student, data or LMs that cannot be used; names every fault.
