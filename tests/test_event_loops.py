@@ -523,6 +523,68 @@ def test_a_loop_that_ends_during_the_run_is_an_error_of_the_tool_and_no_wait() -
     assert program.detailed_results.failures["program"] > 0
 
 
+class Desk:
+    """A person who is asked, and told of events, in the event loop that opened the desk."""
+
+    def __init__(self) -> None:
+        self.loop, self.open = asyncio.get_running_loop(), asyncio.Event()
+        self.asked: list[str] = []
+        self.told: set[str] = set()
+
+    async def approve(self, proposal: Any) -> bool:
+        assert asyncio.get_running_loop() is self.loop
+        await self.open.wait()
+        self.asked += [operation.text for operation in proposal.operations]
+        return True
+
+    async def listen(self, event: Any) -> None:
+        assert asyncio.get_running_loop() is self.loop
+        await asyncio.sleep(0)
+        self.told.add(type(event).__name__)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_approve_and_on_event_may_be_async_and_run_in_the_callers_loop(way: Any) -> None:
+    async def main() -> Any:
+        desk = Desk()
+        asyncio.get_running_loop().call_later(0.05, desk.open.set)
+        optimizer = optimizer_of(approve=desk.approve, on_event=desk.listen, **SETTINGS)
+        with dspy.context(lm=lm()):
+            return await way(optimizer, predictor(), **DATA), desk
+
+    program, desk = asyncio.run(main())
+    assert program.detailed_results.failures == {}
+    assert library_texts(program) == [ADVICE] and ADVICE in desk.asked
+    assert desk.told == {"ExperienceChanged", "UpdateDecided", "BudgetUsed", "RunEnded"}
+
+
+def test_async_approve_and_on_event_run_without_a_loop_of_the_caller() -> None:
+    asked, told = [], []
+
+    async def approve(proposal: Any) -> bool:
+        asked.append(proposal)
+        return False
+
+    async def listen(event: Any) -> None:
+        told.append(event)
+
+    with dspy.context(lm=polite_lm()):
+        program = optimizer_of(approve=approve, on_event=listen, **SETTINGS).compile(
+            predictor(), **DATA
+        )
+    assert asked and told and not library_texts(program)
+    assert program.detailed_results.failures == {}
+
+
+def test_an_async_approve_that_needs_the_blocked_loop_is_refused_with_a_way_out() -> None:
+    async def main() -> None:
+        optimizer = optimizer_of(approve=Desk().approve, **SETTINGS)
+        with dspy.context(lm=polite_lm()), pytest.raises(SettingsError, match=r"^approve: needs"):
+            optimizer.compile(predictor(), **DATA)
+
+    asyncio.run(main())
+
+
 # ------------------------------------------------------------------------------ acompile
 
 

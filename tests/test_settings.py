@@ -149,6 +149,15 @@ FAULTY: list[tuple[str, Any, str]] = [
 ]  # fmt: skip
 
 
+async def later(_text: str, _reason: str) -> bool:
+    return False
+
+
+def test_a_guard_that_would_have_to_be_awaited_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"guard=.*it should not be async"):
+        Reflection(guard=later)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("name", "value", "message"), FAULTY)
 def test_an_argument_that_cannot_be_used_is_refused_on_construction(
     name: str, value: Any, message: str

@@ -10,18 +10,18 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import MethodType
+from types import MappingProxyType, MethodType
 from typing import Any, TypeVar
 
 import dspy
 
 from tfgrpo_dspy.budget.ledger import check_wanted
 from tfgrpo_dspy.errors import SettingsError, UserCodeError, described
-from tfgrpo_dspy.references import async_needs, is_async
+from tfgrpo_dspy.references import async_needs, is_async, is_coroutine_function
 
 Result = TypeVar("Result")
 
@@ -46,15 +46,23 @@ HAS_ENDED = (
 
 
 @contextmanager
-def at_homes(programs: Sequence[Any], metric: Any, is_offline: bool) -> Iterator[None]:
+def at_homes(
+    programs: Sequence[Any],
+    metric: Any,
+    is_offline: bool,
+    callbacks: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[None]:
     """Look for the homes of the user's code, for all that runs within.
+
+    `callbacks` are `approve` and `on_event`, by name.
 
     Raises SettingsError: code needs the loop of this thread, which is blocked until the run is
     over; names all of it.
     """
     blocked = asyncio._get_running_loop()  # noqa: SLF001 - the public function raises if there is none
     caller, loops, faults, shares = HOMES.get().caller, [*HOMES.get().loops], [], False
-    for name, code in _user_code(programs, metric):
+    awaited = [each for each in callbacks.items() if is_coroutine_function(each[1])]
+    for name, code in (*_user_code(programs, metric), *awaited):
         needs, uses_loop = async_needs(code), is_async(code)
         running = [loop for loop in needs.loops if loop.is_running()]
         loops += running
@@ -157,3 +165,8 @@ async def _guarded(awaitable: Awaitable[Result]) -> Result:
 def run(awaitable: Awaitable[Result], code: Any) -> Result:
     """What comes of the awaitable that this code gave, awaited in its home or in a new loop."""
     return asyncio.run(at_home(awaitable, home_of(code)))
+
+
+def settled(returned: Any, code: Any) -> Any:
+    """What this code returned; what comes of it where that is to be awaited."""
+    return run(returned, code) if inspect.isawaitable(returned) else returned

@@ -18,7 +18,7 @@ import dspy
 
 from tfgrpo_dspy.errors import MetricError, RunStopped, SettingsError, described, written
 from tfgrpo_dspy.experience.programs import language_models
-from tfgrpo_dspy.home import run
+from tfgrpo_dspy.home import settled
 from tfgrpo_dspy.references import held_by
 from tfgrpo_dspy.scores import MOST, number_of
 from tfgrpo_dspy.wording import shortened
@@ -102,7 +102,7 @@ def adapt_metric(metric: Any) -> ScoringFunction:
         behind = (program_trace, *predictor) if predictor else (None,) * extra
         with _refusing(name, "raised", example):
             result = metric(example, prediction, *behind, **kwargs)
-            return run(result, metric) if inspect.isawaitable(result) else result
+            return settled(result, metric)
 
     return ScoringFunction(_asks_predictors(metric), ask, name)
 

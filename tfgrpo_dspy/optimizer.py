@@ -174,7 +174,12 @@ class TrainingFreeGRPO(Teleprompter):
         held = [each for strategy in settings.strategies for each in held_by(strategy)]
         programs = [student, *(each for each in held if isinstance(each, dspy.Module))]
         with (
-            at_homes(programs, settings.metric, settings.offline),
+            at_homes(
+                programs,
+                settings.metric,
+                settings.offline,
+                {"approve": settings.approve, "on_event": settings.on_event},
+            ),
             tracked(settings) as settings,
             Run(settings, student, *data, recorded=recorded) as run,
         ):

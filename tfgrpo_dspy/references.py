@@ -196,6 +196,11 @@ def _is_followed_module(name: Any) -> bool:
     return str(name).partition(".")[0] not in NOT_FOLLOWED
 
 
+def is_coroutine_function(code: Any) -> bool:
+    """Whether what it returns, a function or an object that is called, has to be awaited."""
+    return any(map(inspect.iscoroutinefunction, (code, getattr(code, "__call__", None))))  # noqa: B004
+
+
 def is_async(code: Any) -> bool:
     """Whether a function surely hands work to an event loop, or is such work itself."""
     while isinstance(code, functools.partial):

@@ -14,6 +14,7 @@ from tfgrpo_dspy.errors import LibraryError, RunStopped, described
 from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import AnyOperation, Keep, Operation, Refusal, operation_from
+from tfgrpo_dspy.home import settled
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.operations import admitted
 
@@ -48,7 +49,7 @@ async def approved(
     async def do() -> _Approved:
         try:
             with calls.report.progress.hidden(), calls.ledger.clock.standing():
-                approval = await calls.loop.in_thread(lambda: _whole(ask(proposal)))
+                approval = await calls.loop.in_thread(lambda: _whole(settled(ask(proposal), ask)))
         except Exception as error:
             calls.ledger.raised.note(error)
             calls.ledger.stop(f"approve raised {described(error)}", is_failure=True)

@@ -15,6 +15,7 @@ from contextvars import copy_context
 from typing import Any
 
 from tfgrpo_dspy.errors import described
+from tfgrpo_dspy.home import settled
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Listening:
         while (event := self._events.get()) is not None:
             try:
                 if self.n_failures < self._most_failures:
-                    self._listener(event)
+                    settled(self._listener(event), self._listener)
             except BaseException as error:  # noqa: BLE001 - whatever it raises ends nothing
                 self._note(error)
             with self._changed:

@@ -18,7 +18,7 @@ from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.dspy_seam import Unheard, demo_keeping_adapter, recording, replaying_adapter
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
-from tfgrpo_dspy.home import HOMES, run
+from tfgrpo_dspy.home import HOMES, run, settled
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, FailureKind, Rollout, Step
 from tfgrpo_dspy.sampling.dispatch import REPLAY, DispatchedTools
@@ -207,8 +207,8 @@ def _called(program: Any, inputs: Mapping[str, Any]) -> Any:
         program, forward = getattr(program, "program", program), None
     if forward is None:
         return run(program.acall(**inputs), program.aforward)
-    returned = program(**inputs)
-    return run(returned, program.forward) if inspect.isawaitable(returned) else returned
+    # bound, and without DSPy's warning on `program.forward`
+    return settled(program(**inputs), object.__getattribute__(program, "forward"))
 
 
 def allows_temperature(lm: Any, temperature: Any) -> bool:

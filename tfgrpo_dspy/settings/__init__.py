@@ -32,6 +32,7 @@ from tfgrpo_dspy.experience.values import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric, combined
+from tfgrpo_dspy.references import is_coroutine_function
 from tfgrpo_dspy.reflection.lessons import LESSONS_PER_EXAMPLE
 from tfgrpo_dspy.reflection.modules import (
     CondenseLibrary,
@@ -174,7 +175,10 @@ class Reflection:
     drafts: Least0 | None = None
     groups_per_call: Least1 | None = None
     show_images: StrictBool | None = None
-    guard: Literal["refuse", "warn", "off"] | Callable[[str, str], bool] = "refuse"
+    guard: Annotated[
+        Literal["refuse", "warn", "off"] | Callable[[str, str], bool],
+        such_that(lambda guard: not is_coroutine_function(guard), "it should not be async"),
+    ] = "refuse"
     condense: Annotated[dspy.Module | StrictBool | None, AfterValidator(_condensing)] = None
 
     # `PaperReflection` makes these three arguments.
