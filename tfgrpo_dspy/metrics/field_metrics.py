@@ -34,6 +34,10 @@ class ExactMatch:
     Attributes:
         field: the output field of the prediction.
         label_field: the field of the example that holds the label; `field` when None.
+
+    Raises:
+        SettingsError: a name is empty.
+        MetricError: on a call: the example has no label.
     """
 
     field: str = "answer"
@@ -86,7 +90,13 @@ class NormalizedMatch(ExactMatch):
 
 @dataclass(frozen=True)
 class MathEquivalent(ExactMatch):
-    """1.0 if `is_equivalent` holds for field and label; 0.0 if that takes over `timeout_s`."""
+    """1.0 if `is_equivalent` holds for field and label; 0.0 if that takes over `timeout_s` seconds.
+
+    Raises:
+        SettingsError: a name is empty, or `timeout_s` is not more than 0.
+        MathUnavailableError: the extra `math` is not installed, or does not start.
+        MetricError: on a call: the example has no label.
+    """
 
     timeout_s: float = TIMEOUT_S
 
