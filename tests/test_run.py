@@ -487,6 +487,31 @@ class Own(dspy.Module):
         return dspy.Prediction(**{self.output: answer})
 
 
+class Returning(dspy.Module):
+    """Returns this, whatever it is."""
+
+    def __init__(self, returned: Any) -> None:
+        super().__init__()
+        self.returned = returned
+
+    def forward(self, **_: Any) -> Any:
+        return self.returned
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [{"lessons": ["Be exact."]}, ["Be exact."], "Be exact.", None, dspy.Prediction(lesson="Go.")],
+    ids=["dict", "list", "text", "None", "another field"],
+)
+def test_a_module_of_the_users_own_that_does_not_return_its_output_is_named(
+    returned: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(ONE, extract=Returning(returned))
+    assert run.results.failures == {"reflection error": 1}
+    assert "Returning raised TypeError: forward returned" in caplog.text
+    assert "return dspy.Prediction(lessons=...)" in caplog.text
+
+
 def test_modules_of_the_users_own_take_the_place_of_ours_and_cost_one_answer_at_most() -> None:
     run = Run(
         ONE * 2,

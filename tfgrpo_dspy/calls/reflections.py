@@ -18,6 +18,7 @@ from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.calls.paid import Calls, PaidCall
 from tfgrpo_dspy.calls.run_inputs import RunInputs
+from tfgrpo_dspy.checked import shown as value_shown
 from tfgrpo_dspy.dspy_seam import abilities_of
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
@@ -290,6 +291,9 @@ class ReflectionClient:
                 or ""
             )
             n_unparsed = int(getattr(prediction, "parse_failures", 0))
+            if not (n_unparsed or hasattr(prediction, question.output)):  # it would pass for none
+                form = f"dspy.Prediction({question.output}=...)"
+                raise TypeError(f"forward returned {value_shown(prediction)}; return {form}")
             output = json.dumps(getattr(prediction, question.output, None), default=_as_json)
             answer = Answer(
                 json.loads(output),
