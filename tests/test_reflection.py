@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import lessons, scripted_lm
 
-from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, ExtractAdvantage
+from tfgrpo_dspy import (
+    CondenseLibrary,
+    DraftLessons,
+    Effect,
+    Evidence,
+    Experience,
+    ExperienceLibrary,
+    ExtractAdvantage,
+    SettingsError,
+    SummarizeTrajectory,
+    UpdateLibrary,
+)
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.answer_forms import resolve_scope, without_notes
 from tfgrpo_dspy.reflection.guard import Guard, unsafe_reason
@@ -415,3 +426,21 @@ def test_a_module_can_be_compiled_saved_and_loaded_as_any_dspy_program(tmp_path:
     assert "Learn in Latin." in prompt.system
     assert "Never shout." in prompt.user
     assert compiled.deepcopy().shown_tokens == 99
+
+
+@pytest.mark.parametrize(
+    ("module", "output"),
+    [
+        (ExtractAdvantage, "lessons"),
+        (DraftLessons, "lessons"),
+        (UpdateLibrary, "operations"),
+        (SummarizeTrajectory, "summary"),
+        (CondenseLibrary, "condensed"),
+    ],
+)
+def test_a_prompt_without_the_output_that_the_run_reads_is_refused(
+    module: Any, output: str
+) -> None:
+    module(f"program -> thoughts, {output}")
+    with pytest.raises(SettingsError, match=rf"{module.__name__}: .*\['rules'\]; add '{output}'"):
+        module("program -> rules")

@@ -12,6 +12,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.answers import RawAnswer, more_room, raw_answers
+from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.reflection import signatures
 from tfgrpo_dspy.reflection.answer_forms import read_instructions, read_lessons, repaired
 from tfgrpo_dspy.reflection.operations import read_operations
@@ -40,7 +41,7 @@ class _ReflectionModule(dspy.Module):
         shown_tokens: how many tokens (estimated) of attempts, examples or lessons one prompt has.
     """
 
-    default_signature: Any
+    default_signature: Any = None
     unscored_signature: Any = None
     default_tokens = 12_000
 
@@ -49,10 +50,21 @@ class _ReflectionModule(dspy.Module):
     ) -> None:
         super().__init__()
         self.ask = dspy.Predict(signature or self.default_signature)
+        self._check_outputs()
         if self.unscored_signature:
             self.ask_unscored = dspy.Predict(signature or self.unscored_signature)
         self.adapter = adapter
         self.shown_tokens = shown_tokens or self.default_tokens
+
+    def _check_outputs(self) -> None:
+        """Raises SettingsError: the signature lacks an output that the run reads."""
+        default, there = self.default_signature, list(self.ask.signature.output_fields)
+        needed = {*READERS, "summary"}.intersection(default.output_fields if default else ())
+        if lacking := sorted(needed.difference(there)):
+            raise SettingsError(
+                f"{type(self).__name__}: the signature has the outputs {there}; add "
+                f"{lacking[0]!r}, which is what the run reads."
+            )
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The predictor's answer, with `parse_failures` (0 to 2; 2: all outputs are absent).
@@ -148,6 +160,9 @@ class ExtractAdvantage(_ReflectionModule):
             default: `dspy.settings.adapter`.
         shown_tokens: how many tokens (estimated) of attempts, examples or lessons a prompt has;
             default: 12,000, of `UpdateLibrary` 4,000.
+
+    Raises:
+        SettingsError: the signature lacks the output that the run reads, such as `lessons`.
     """
 
     default_signature = signatures.CompareAttempts
