@@ -204,8 +204,10 @@ class RunReport:
 
 def _counted(n: int, what: str) -> str:
     """`1, "updates were rejected" -> "1 update was rejected"`."""
-    one = re.sub(r"^(\w+)s\b", r"\1", what).replace(" were ", " was ", 1)
-    return f"{n} {one.replace(' have ', ' has ', 1)}" if n == 1 else f"{n} {what}"
+    if n == 1:
+        what = re.sub(r"^(\w+)s\b", r"\1", what)
+        what = what.replace(" were ", " was ", 1).replace(" have ", " has ", 1)
+    return f"{n} {what}"
 
 
 def in_words(record: UpdateRecord) -> str:
