@@ -30,6 +30,7 @@ from runs import (
 )
 from scripted import scripted_lm
 
+from tfgrpo_dspy import SettingsError
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.listeners.boards import BoardListener
 
@@ -140,6 +141,12 @@ def test_watching_shows_what_a_provider_says_without_obeying_it(tmp_path: Path) 
     found = (r"`(?:lessons|semantic_advantage)`", fault)
     learned(lm=scripted_lm([found, *polite_rules()], num_retries=0), log_dir=tmp_path, batch_size=1)
     assert r"\x1b]0;owned\x07\u202e [bold]full[/]" in watched(tmp_path)
+
+
+@pytest.mark.parametrize("board", [None, "wandb", object()])
+def test_what_is_no_board_is_refused_before_the_run(board: Any) -> None:
+    with pytest.raises(SettingsError, match=r"^board=.* has no 'log': pass the module"):
+        BoardListener(board)
 
 
 def test_a_time_between_two_looks_is_above_zero(tmp_path: Path) -> None:

@@ -203,6 +203,7 @@ def test_whatever_is_wrong_at_once_every_fault_is_named_with_its_value(
         (Execution, {"executor": 4}, "executor=4: it should be an instance of Executor."),
         *((Execution, {"prices": bad}, f"prices={bad!r}: it should be")
           for bad in (3, {"m": 1}, {"m": (1, "two")}, {"m": (1, -1)}, {"m": (1, math.nan)})),
+        (Execution, {"prices": {"m": (1,)}}, "prices={'m': (1,)}: m[1]: it is missing."),
     ],
 )  # fmt: skip
 def test_other_arguments_and_fields_of_groups_are_refused_where_they_are_written(

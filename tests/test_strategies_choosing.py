@@ -20,8 +20,10 @@ from tfgrpo_dspy.strategies import (
     BatchPlan,
     BayesianAllocation,
     DomainBandit,
+    GlobalConstraint,
     HardSampleWeights,
     LearningFrontier,
+    StepOrder,
     Strategy,
 )
 from tfgrpo_dspy.strategies.choosing import PassRate, fullest
@@ -286,3 +288,21 @@ def test_a_compile_with_all_of_them_learns_what_there_is_to_learn() -> None:
         optimized = learned(strategies=(strategy,))
         assert optimized.detailed_results.failures.get("strategy", 0) == 0
         assert optimized.detailed_results.best.mean > optimized.detailed_results.student.mean
+
+
+async def later(_: Any) -> str:
+    return "a"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (DomainBandit, "domain"),
+        (HardSampleWeights, "domain"),
+        (GlobalConstraint, "quantity"),
+        (StepOrder, "reference"),
+    ],
+)
+def test_a_function_that_would_have_to_be_awaited_is_refused(kind: Any, name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name}=.*: it should not be async"):
+        kind(**{name: later})

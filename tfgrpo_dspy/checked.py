@@ -54,17 +54,24 @@ def faults_in(error: ValidationError, arguments: Mapping[str, Any] | None = None
     """
     hints: dict[str, dict[str, None]] = {}
     for fault in error.errors(include_url=False):
-        where, value = fault["loc"], fault["input"]
+        where, value, within = fault["loc"], fault["input"], ""
         if arguments is not None and where:
+            within = _place(where[1:]) if fault["type"] in OF_NAMES else ""
             where, value = where[:1], arguments.get(str(where[0]), value)
-        parts = (f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in where)
-        place = "".join(parts).removeprefix(".")
-        if fault["type"] not in OF_NAMES:
+        place = _place(where)
+        if within or fault["type"] not in OF_NAMES:
             place += f"{place and '='}{shown(value)}"
         hint = fault["msg"].removesuffix(".").replace("Input should", "it should", 1)
         hint = (OF_NAMES | OF_VALUES).get(fault["type"], hint[:1].lower() + hint[1:])
-        hints.setdefault(place, {})[hint.removeprefix("value error, ")] = None
+        hint = f"{within and within + ': '}{hint.removeprefix('value error, ')}"
+        hints.setdefault(place, {})[hint] = None
     return [f"{place}: {' or '.join(of_place)}." for place, of_place in hints.items()]
+
+
+def _place(where: tuple[int | str, ...]) -> str:
+    """Where a fault stands, as `steps[0].name`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in where)
+    return "".join(parts).removeprefix(".")
 
 
 def text_of(error: ValueError) -> str:

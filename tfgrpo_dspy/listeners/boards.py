@@ -8,6 +8,8 @@ The run of the board stays open: end it as usual, by `wandb.finish()`.
 
 from typing import Any
 
+from tfgrpo_dspy.checked import shown
+from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.events import Event, RunEnded, UpdateDecided
 from tfgrpo_dspy.results.rows import RolloutRow, as_columns, objective_means
 
@@ -47,7 +49,14 @@ class BoardListener:
     """Logs each update, the scores of student and result, and a table of all rollouts."""
 
     def __init__(self, board: Any) -> None:
-        """`board` is the module `wandb` or `trackio`, whose `init` was called."""
+        """`board` is the module `wandb` or `trackio`, whose `init` was called.
+
+        Raises SettingsError: it has not what they have.
+        """
+        if missing := [name for name in ("log", "Table") if not hasattr(board, name)]:
+            raise SettingsError(
+                f"board={shown(board)} has no {missing[0]!r}: pass the module, as wandb or trackio."
+            )
         self._board, self._rollouts = board, list[RolloutRow]()
 
     def __call__(self, event: Event) -> None:

@@ -32,7 +32,6 @@ from tfgrpo_dspy.experience.values import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric, combined
-from tfgrpo_dspy.references import is_coroutine_function
 from tfgrpo_dspy.reflection.lessons import LESSONS_PER_EXAMPLE
 from tfgrpo_dspy.reflection.modules import (
     CondenseLibrary,
@@ -41,6 +40,7 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
+from tfgrpo_dspy.strategies.arguments import NOT_ASYNC
 from tfgrpo_dspy.strategies.auto import Auto
 from tfgrpo_dspy.strategies.base import METHODS, Strategy, overrides
 
@@ -177,7 +177,7 @@ class Reflection:
     show_images: StrictBool | None = None
     guard: Annotated[
         Literal["refuse", "warn", "off"] | Callable[[str, str], bool],
-        such_that(lambda guard: not is_coroutine_function(guard), "it should not be async"),
+        NOT_ASYNC,
     ] = "refuse"
     condense: Annotated[dspy.Module | StrictBool | None, AfterValidator(_condensing)] = None
 

@@ -7,14 +7,17 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field
 
-from tfgrpo_dspy.checked import checked
+from tfgrpo_dspy.checked import checked, such_that
 from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.references import is_coroutine_function
 
 T = TypeVar("T")
 Share = Annotated[float, Field(ge=0, le=1)]
 Least0 = Annotated[int, Field(ge=0)]
 Least1 = Annotated[int, Field(ge=1)]
 Least2 = Annotated[int, Field(ge=2)]
+NOT_ASYNC = such_that(lambda code: not is_coroutine_function(code), "it should not be async")
+"""What a function that a strategy calls must be."""
 Numbers = Mapping[str, Annotated[float, Field(allow_inf_nan=False, ge=-1e150, le=1e150)]]
 
 

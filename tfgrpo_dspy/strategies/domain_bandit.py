@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tfgrpo_dspy.strategies.arguments import Least1, strategy
+from tfgrpo_dspy.strategies.arguments import NOT_ASYNC, Least1, strategy
 from tfgrpo_dspy.strategies.base import BatchPlan
 from tfgrpo_dspy.strategies.choosing import Choosing, Domain, domains
 
@@ -34,7 +34,7 @@ class DomainBandit(Choosing):
         temperature: .01 to 100; the lower, the more the best domain gets.
     """
 
-    domain: Domain
+    domain: Annotated[Domain, NOT_ASYNC]
     exploration: Annotated[float, Field(ge=0, le=100)] = 0.5
     window: Least1 = 12
     temperature: Annotated[float, Field(ge=0.01, le=100)] = 0.1

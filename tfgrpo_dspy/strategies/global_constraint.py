@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.scores import MIN_CONTRAST
-from tfgrpo_dspy.strategies.arguments import strategy
+from tfgrpo_dspy.strategies.arguments import NOT_ASYNC, strategy
 from tfgrpo_dspy.strategies.base import Scored, Strategy
 
 MEAN_STRENGTH = 2 / 3  # of 4 * level * (1 - level), over all levels from 0 to 1
@@ -42,7 +42,7 @@ class GlobalConstraint(Strategy):
             100.
     """
 
-    quantity: Callable[[Rollout], float]
+    quantity: Annotated[Callable[[Rollout], float], NOT_ASYNC]
     weight: Annotated[float, Field(ge=0.01, le=100)] = 1.0
 
     def reward(self, scored: Scored) -> Sequence[float]:

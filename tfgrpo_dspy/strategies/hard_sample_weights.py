@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tfgrpo_dspy.strategies.arguments import Least1, strategy
+from tfgrpo_dspy.strategies.arguments import NOT_ASYNC, Least1, strategy
 from tfgrpo_dspy.strategies.base import BatchPlan
 from tfgrpo_dspy.strategies.choosing import Choosing, Domain, domains, success_shares
 
@@ -40,7 +40,7 @@ class HardSampleWeights(Choosing):
     """
 
     often = math.inf  # it looks for what scores low, not for what teaches
-    domain: Domain | None = None
+    domain: Annotated[Domain | None, NOT_ASYNC] = None
     temperature: Annotated[float, Field(ge=0.01, le=1000)] = 0.3
     window: Least1 = 6
     noise: Annotated[float, Field(ge=0, le=0.5)] = 0.1

@@ -12,7 +12,7 @@ from tfgrpo_dspy.checked import such_that
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.scores import MIN_CONTRAST
-from tfgrpo_dspy.strategies.arguments import Numbers, strategy
+from tfgrpo_dspy.strategies.arguments import NOT_ASYNC, Numbers, strategy
 from tfgrpo_dspy.strategies.base import Scored, Strategy
 
 PENALTY = 10.0
@@ -47,7 +47,9 @@ class Objectives(Strategy):
         such_that(lambda weights: any(weights.values()), "pass a weight that is not 0"),
     ]
     never_below: Numbers = field(default_factory=dict)
-    computed: Mapping[str, Callable[[Rollout], float]] = field(default_factory=dict)
+    computed: Mapping[str, Annotated[Callable[[Rollout], float], NOT_ASYNC]] = field(
+        default_factory=dict
+    )
 
     def reward(self, scored: Scored) -> Sequence[float | None]:
         """The weighted mean of the scaled objectives, less what is lacking to the bounds."""

@@ -7,7 +7,7 @@ from pydantic import Field
 from scipy.stats import kendalltau
 
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.strategies.arguments import strategy
+from tfgrpo_dspy.strategies.arguments import NOT_ASYNC, strategy
 from tfgrpo_dspy.strategies.base import Scored, Strategy
 from tfgrpo_dspy.strategies.objectives import Objectives
 
@@ -38,8 +38,8 @@ class StepOrder(Strategy):
         weight: of the order, beside 1 for the score; 0 to 10.
     """
 
-    reference: Steps
-    steps: Steps = step_names
+    reference: Annotated[Steps, NOT_ASYNC]
+    steps: Annotated[Steps, NOT_ASYNC] = step_names
     weight: Annotated[float, Field(ge=0, le=10)] = 0.3
 
     def order(self, rollout: Rollout) -> float:
