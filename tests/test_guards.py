@@ -120,6 +120,7 @@ def test_advice_that_only_repeats_the_program_is_refused(text: str, reason: str)
     "text",
     [
         "The better attempts did not raise the score.",
+        "Add a new lesson on the number of schools in Porto.",
         "When the ticket is not seen here, its queue is LOG/P3.",
         "When the score is 0, the GCD is 2.",
         "The result was higher for the first attempt (score 0.25).",
