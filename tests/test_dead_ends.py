@@ -79,7 +79,7 @@ def test_a_reflection_lm_that_never_gives_anything_of_use_is_given_up(
     assert results.reflection_usage.n_lm_calls <= 40
     for said in (results.ended_because, results.nothing_learned):
         assert "answers in a row that are of no use" in said and cause in said
-        assert "max_tokens (now 77)" in said
+        assert ("max_tokens (now 77)" in said) == (cause == "could not be read")
 
 
 def test_the_log_has_the_first_answer_of_the_reflection_lm_that_could_not_be_read(

@@ -43,6 +43,23 @@ def with_lm(lm: Any) -> Any:
     return student
 
 
+def set_to(lm: Any) -> Any:
+    student = predictor()
+    student.set_lm(lm)
+    return student
+
+
+class Passing(dspy.Module):
+    """Passes its question on."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, question: str) -> Any:
+        return self.inner(question=question)
+
+
 def frozen() -> dspy.Module:
     inner = dspy.ChainOfThought("question -> answer")
     inner._compiled = True  # noqa: SLF001 - how DSPy marks what no optimizer may change
@@ -76,8 +93,18 @@ def damaged() -> Any:
         ({"student": knowing("Be brief.", "Be kind."), "max_experiences": 1},
          ["max_experiences=1: the student starts with 2 experiences; allow as many, or bake a"]),
         ({"student": damaged()}, ["'E1 Ask first.'"]),
+        ({"student": Holding(set_to("openai/gpt-5"))}, ["lm='openai/gpt-5' is no LM; configure"]),
+        ({"student": set_to(dspy.LM)}, ["is no LM; configure"]),
+        ({"student": dspy.Predict("demos, question -> answer")},
+         ["predictor 'self' has the input 'demos', which DSPy takes for an argument"]),
+        ({"student": Passing(dspy.Predict("config: dict, question -> answer"))},
+         ["predictor 'inner' has the input 'config'"]),
+        ({"trainset": [dspy.Prediction(question="?", answer="yes").with_inputs("question")]},
+         ["trainset: position 0 holds a Prediction, not a dspy.Example"]),
+        ({"adapter": dspy.JSONAdapter}, ["adapter=<class", "pass an instance, JSONAdapter(...)."]),
+        ({"adapter": "json"}, ["adapter='json' is no adapter; pass one, such as"]),
         ({"lm": None}, ["lm=None: no LM is configured; call dspy.configure(lm=dspy.LM(...))"]),
-        ({"lm": "openai/gpt-4o"}, ["lm='openai/gpt-4o': no LM is configured"]),
+        ({"lm": "openai/gpt-4o"}, ["lm='openai/gpt-4o' is no LM; configure"]),
         ({"lm": None, "student": Holding(with_lm(scripted_lm([])), with_lm(scripted_lm([])))},
          ["pass reflection_lm"]),
         ({"lm": None, "student": Holding(with_lm(scripted_lm([])), predictor()),
@@ -96,10 +123,36 @@ def test_what_cannot_be_compiled_is_refused_with_every_fault_before_the_first_ca
     data: dict[str, Any] = {"student": predictor(), "trainset": questions(9)}
     names = ("student", "trainset", "valset", "testset", "teacher")
     data |= {name: given.pop(name) for name in names if name in given}
-    with dspy.context(lm=given.pop("lm", lm)), pytest.raises(ERRORS) as refusal:
+    context = {"lm": given.pop("lm", lm), "adapter": given.pop("adapter", None)}
+    with dspy.context(**context), pytest.raises(ERRORS) as refusal:
         TrainingFreeGRPO(is_polite, progress=False, **given).compile(data.pop("student"), **data)
     assert [fault for fault in faults if fault not in str(refusal.value)] == []
     assert lm.engine.n_calls() == 0
+
+
+class Bare(dspy.ChatAdapter):
+    """Sends demos and inputs alone."""
+
+    def format(self, signature: Any, demos: Any, inputs: Any) -> list[dict[str, str]]:
+        return [*self.format_demos(signature, demos), {"role": "user", "content": f"{inputs}"}]
+
+
+class Terse(Bare):
+    """Sends the instructions before them, without the form."""
+
+    def format(self, signature: Any, demos: Any, inputs: Any) -> list[dict[str, str]]:
+        instructions = {"role": "system", "content": signature.instructions}
+        return [instructions, *super().format(signature, demos, inputs)]
+
+
+def test_an_adapter_whose_prompts_lack_the_instructions_is_named_before_the_first_call() -> None:
+    optimizer = TrainingFreeGRPO(is_polite)
+    with dspy.context(lm=scripted_lm([]), adapter=Bare()):
+        with pytest.warns(UserWarning, match="prompts of Bare do not hold the instructions"):
+            optimizer.estimate(predictor(), trainset=questions(9))
+        with dspy.context(adapter=Terse()), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.estimate(predictor(), trainset=questions(9))
 
 
 @pytest.mark.parametrize("temperature", [None, 1.0])

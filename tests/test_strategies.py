@@ -419,6 +419,34 @@ def test_what_is_no_sequence_of_strategies_is_refused_before_any_call(given: Any
         Run(ROWS, strategies=given)
 
 
+class Later(Strategy):
+    """Its `choose` has to be awaited, which a run does not."""
+
+    async def choose(self, plan: BatchPlan) -> Mapping[int, int]:  # type: ignore[override]
+        return plan.sizes
+
+
+class Plain(Strategy):
+    """Has functions where a strategy may have coroutines."""
+
+    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:  # type: ignore[override]
+        return ()
+
+    def show(self, context: GroupContext, ask: Ask) -> Shown:  # type: ignore[override]
+        return Shown(context.group.rollouts, "Seen.")
+
+    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:  # type: ignore[override]
+        return Proposed(context.lessons)
+
+
+def test_a_strategy_may_have_functions_in_place_of_coroutines_but_not_the_reverse() -> None:
+    run = Run(ROWS, strategies=[Plain()])
+    assert run.results.failures == {}
+    assert "Seen." in run.texts(EXTRACT)[0]
+    with pytest.raises(SettingsError, match=r"Later\.choose should not be async"):
+        Run(ROWS, strategies=[Later()])
+
+
 def test_with_strategies_that_decide_nothing_a_run_is_the_same() -> None:
     plain, idle = learned(), learned(strategies=(Strategy(), Strategy()))
     assert idle.detailed_results.settings["strategies"] == "Strategy, Strategy"

@@ -215,7 +215,7 @@ def _asks_predictors(metric: Callable[..., Any]) -> bool:
 
 
 def _as_score(result: Any, name: str, example: Any) -> Score:
-    value, feedback, objectives = result, "", {}
+    value, feedback, objectives, part = result, "", {}, ""
     if isinstance(result, dspy.Prediction | Mapping) and (
         "score" in result or "objectives" in result or "objective_scores" in result
     ):
@@ -223,10 +223,11 @@ def _as_score(result: Any, name: str, example: Any) -> Score:
         objectives = _objectives(objectives, name, example)
         mean = statistics.fmean(objectives.values()) if objectives else None
         value, feedback = result.get("score", mean), str(result.get("feedback") or "")
+        part = " as the score"
     if isinstance(value, dspy.Prediction) and "score" in value:  # a judge's verdict, passed on
         judged = _as_score(value, name, example)
         return Score(judged.value, feedback or judged.feedback, objectives or judged.objectives)
-    return Score(_finite(value, name, example), feedback, objectives)
+    return Score(_finite(value, name, example, part), feedback, objectives)
 
 
 def _objectives(objectives: Any, name: str, example: Any) -> dict[str, float]:
@@ -236,18 +237,17 @@ def _objectives(objectives: Any, name: str, example: Any) -> dict[str, float]:
             f"{_shown(example)}; return a dict of finite numbers by name."
         )
     return {
-        str(each): _finite(value, name, example, str(each))
+        str(each): _finite(value, name, example, f" as objective {str(each)!r}")
         for each, value in (objectives or {}).items()
         if value is not None  # it does not apply to the example
     }
 
 
-def _finite(value: Any, name: str, example: Any, objective: str = "") -> float:
+def _finite(value: Any, name: str, example: Any, part: str) -> float:
     number = number_of(value)
     if number is None:
         raise MetricError(
-            f"metric {name} returned {_shown(value)} ({type(value).__name__})"
-            f"{f' as objective {objective!r}' if objective else ''} on the example "
+            f"metric {name} returned {_shown(value)} ({type(value).__name__}){part} on the example "
             f"{_shown(example)}; return a finite number (below {MOST:g}), or "
             f"dspy.Prediction(score=..., feedback=...)."
         )

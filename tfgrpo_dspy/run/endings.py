@@ -67,10 +67,11 @@ def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, lm: Any) -> 
         return ""
     first = useless[0]
     example = first.error or f"it could not be read: {first.unread or '(empty)'}"
-    return (
+    ending = (
         f"the reflection LM gave {len(useless)} answers in a row that are of no use. The first: "
-        f"{_shown(example)} {_advice([lm])}"
+        f"{_shown(example)}"
     )
+    return ending.removesuffix(".") if first.error else f"{ending} {_advice([lm])}"
 
 
 def why_finished(

@@ -51,6 +51,7 @@ from tfgrpo_dspy.strategies.base import (
     Shown,
     Strategy,
     UpdateContext,
+    answer_of,
     overrides,
 )
 from tfgrpo_dspy.strategies.worth import (
@@ -63,9 +64,7 @@ from tfgrpo_dspy.strategies.worth import (
 MOST_ATTEMPTS = 16  # extra rollouts of one group
 PROPOSED = TypeAdapter(Proposed)
 MOST_FAILURES = 3  # of a choice that has never worked
-USABLE_ATTEMPTS = (
-    "Attempts, whose hint is a text without field markers, and whose teacher is a program or an LM"
-)
+USABLE_ATTEMPTS = "Attempts; a hint is a text without field markers, a teacher a program or an LM"
 
 
 class Strategies:
@@ -140,7 +139,7 @@ class Strategies:
         extra: list[Attempt] = []
         for strategy in self._asked_still("rescue", batch):
             with self._counting(strategy, "rescue", batch):
-                attempts = list(await strategy.rescue(context, self._ask(batch)))
+                attempts = list(await answer_of(strategy.rescue(context, self._ask(batch))))
                 _check(all(map(_can_be_made, attempts)), attempts, USABLE_ATTEMPTS)
                 extra += attempts
         n_extra = len(context.sampled.additions) - batch.size_and_visit(context.group.example)[0]
@@ -187,7 +186,7 @@ class Strategies:
         notes = [context.sampled.note]
         for strategy in self._asked_still("show", batch):
             with self._counting(strategy, "show", batch):
-                shown = await strategy.show(context, self._ask(batch))
+                shown = await answer_of(strategy.show(context, self._ask(batch)))
                 _check(isinstance(shown, Shown), shown, "a Shown")
                 usable = all(rollout in context.group.rollouts for rollout in shown.rollouts)
                 _check(usable, shown.rollouts, "rollouts of context.group.rollouts")
@@ -210,7 +209,7 @@ class Strategies:
             if not (pays or overrides(strategy, "choose")):  # in place of whole rollouts
                 continue
             with self._counting(strategy, "credit", batch):
-                credit = await strategy.credit(context, self._ask(batch), player)
+                credit = await answer_of(strategy.credit(context, self._ask(batch), player))
                 _check(isinstance(credit, Credit), credit, "a Credit")
                 sampled = with_beside(context.sampled, credit.beside, player)
                 _check_values(credit.values, sampled.group)
@@ -233,7 +232,7 @@ class Strategies:
             if batch.is_draft and not strategy.proposes_first:
                 continue
             with self._counting(strategy, "propose", batch):
-                proposed = await strategy.propose(context, self._ask(batch))
+                proposed = await answer_of(strategy.propose(context, self._ask(batch)))
                 _check(isinstance(proposed, Proposed), proposed, "a Proposed")
                 are_lessons = all(isinstance(each, Lesson) for each in proposed.lessons)
                 _check(are_lessons, proposed.lessons, "lessons")

@@ -32,6 +32,7 @@ from tfgrpo_dspy.experience.values import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric, combined
+from tfgrpo_dspy.references import is_coroutine_function
 from tfgrpo_dspy.reflection.lessons import LESSONS_PER_EXAMPLE
 from tfgrpo_dspy.reflection.modules import (
     CondenseLibrary,
@@ -90,6 +91,9 @@ def _checked_strategies(strategies: Sequence[Strategy] | str) -> tuple[Strategy,
     for one in strategies:
         if type(one) is not Strategy and not any(overrides(one, name) for name in METHODS):
             raise ValueError(f"{one!r} overrides none of {', '.join(METHODS)}")
+        for name in ("choose", "reward"):
+            if is_coroutine_function(getattr(one, name)):
+                raise ValueError(f"{type(one).__name__}.{name} should not be async")
     names = [type(one).__name__ for one in strategies if overrides(one, "credit")]
     if len(names) > 1:
         raise ValueError(f"{' and '.join(names)} each value the steps of a group; pass one")

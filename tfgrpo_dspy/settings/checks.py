@@ -22,6 +22,7 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
+from tfgrpo_dspy.settings.adapters import adapter_faults, warn_of_adapter
 from tfgrpo_dspy.settings.costs import condensing, one_rollout
 from tfgrpo_dspy.settings.inputs import input_faults, output_faults
 from tfgrpo_dspy.settings.plan import plan_of
@@ -53,6 +54,7 @@ def prepare(
     settings = _with_reflection_lm(settings, student)
     _refuse_unusable(settings, student, trainset, valset, testset, recorded)
     _warn(settings, student, teacher, recorded is not None)
+    warn_of_adapter(student)
     _warn_of_overlap({"training": trainset, "validation": valset or (), "test": testset or ()})
     training, validation = split(settings, trainset, valset)
     examples = [trainset[index] for index in training]
@@ -84,7 +86,7 @@ def _refuse_unusable(
     """Raises SettingsError: no run can use these; names every fault."""
     sets = {"trainset": trainset, "valset": valset, "testset": testset}
     sets = {n: examples for n, examples in sets.items() if n == "trainset" or examples is not None}
-    faults = [*_student_faults(settings, student)]
+    faults = [*_student_faults(settings, student), *adapter_faults()]
     faults += [fault for name, examples in sets.items() for fault in _data_faults(name, examples)]
     if testset is not None and settings.metric is None:
         faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
@@ -260,7 +262,7 @@ def _data_faults(name: str, examples: Any) -> Iterator[str]:
         yield f"{shown}: pass a list of at least one dspy.Example."
         return
     for index, example in enumerate(examples):
-        if not isinstance(example, dspy.Example):
+        if not isinstance(example, dspy.Example) or isinstance(example, dspy.Prediction):
             yield (
                 f"{name}: position {index} holds a {type(example).__name__}, not a dspy.Example; "
                 f"pass dspy.Example(question=..., answer=...).with_inputs('question')."
@@ -288,13 +290,11 @@ def _has_inputs(example: Any) -> bool:
 
 
 def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
-    for lm in [*policy_lms(student), settings.reflection_lm or dspy.settings.lm]:
-        if not isinstance(lm, dspy.BaseLM):
-            yield (
-                f"lm={lm!r}: no LM is configured; call dspy.configure(lm=dspy.LM(...)), or set "
-                f"one on every predictor and pass reflection_lm."
-            )
-            return
+    reflection_lm = settings.reflection_lm or dspy.settings.lm
+    of_predictors = [predictor.lm for _, predictor in named_predictors(student) if predictor.lm]
+    if fault := _first_fault([*of_predictors, *policy_lms(student), reflection_lm]):
+        yield fault
+        return
     for lm in policy_lms(student):
         if not allows_temperature(lm, settings.temperature):
             yield (
@@ -306,6 +306,20 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
             price = price_of(lm, settings.arguments["prices"] or {})
             if isinstance(price, str):
                 yield f"max_cost={settings.max_cost}: {price}"
+
+
+def _first_fault(lms: Sequence[Any]) -> str:
+    """Says which of these is no LM, nor a client of DSPy for decisions alone; "": all are."""
+    for lm in lms:
+        if lm is None:
+            return (
+                "lm=None: no LM is configured; call dspy.configure(lm=dspy.LM(...)), or set one on "
+                "every predictor and pass reflection_lm."
+            )
+        takes_decisions = getattr(lm, "supports_decision_requests", False) is True
+        if not isinstance(lm, dspy.BaseLM) and not takes_decisions:
+            return f"lm={lm!r:.80} is no LM; configure and set an instance, such as dspy.LM(...)."
+    return ""
 
 
 def _warn_of_overlap(sets: Mapping[str, Sequence[Any]]) -> None:

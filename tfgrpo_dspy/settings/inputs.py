@@ -9,6 +9,8 @@ import dspy
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.rollout import Rollout
 
+OF_PREDICT = frozenset({"config", "demos", "lm", "new_signature", "self", "signature"})
+"""Arguments of `dspy.Predict` itself; an input of such a name never reaches the LM."""
 BY_SIGNATURE = ("ReAct", "ReActV2", "ProgramOfThought", "CodeAct", "RLM")
 """DSPy's modules whose `forward(**kwargs)` takes the input fields of their signature."""
 BY_MODULE = {"ChainOfThought": "predict", "Refine": "module", "BestOfN": "module"}
@@ -30,6 +32,14 @@ def input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[st
             f"no prediction to score: return one, and stream with dspy.streamify(program)."
         )
         return
+    for name, predictor in named_predictors(student):
+        fields = predictor.signature.input_fields
+        if reserved := sorted(n for n in OF_PREDICT & fields.keys() if fields[n].is_required()):
+            yield (
+                f"predictor {name!r} has the input {reserved[0]!r}, which DSPy takes for an "
+                f"argument of the predictor itself: the LM would never read it; rename the field."
+            )
+            return
     needed, taken = _inputs_of(student)
     for name, examples in sets.items():
         for position, example in enumerate(examples):

@@ -5,6 +5,7 @@ a function of its arguments alone: it reads no clock, no state and no random num
 it draws with a seed of its arguments. So a run that is resumed or replayed decides the same.
 """
 
+import inspect
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -294,6 +295,11 @@ class Strategy:
 
 METHODS = tuple(name for name, one in vars(Strategy).items() if callable(one) and name[0] != "_")
 """What a strategy may decide."""
+
+
+async def answer_of(answer: Any) -> Any:
+    """What a method of a strategy gave, or the result of the coroutine that it gave."""
+    return await answer if inspect.isawaitable(answer) else answer
 
 
 def overrides(strategy: object, method: str) -> bool:
