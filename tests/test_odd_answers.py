@@ -1,10 +1,16 @@
 """Odd answers, scores and programs, over which other prompt optimizers stumble, end no run."""
 
+import itertools
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import dspy
 import numpy as np
 import pytest
-from runs import Run, in_training
-from scripted import EXTRACT, UPDATE, Rule, chat, lessons, operations, scripted_lm
+from runs import Run, in_training, learned, polite_answer, polite_rules
+from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary
 
@@ -136,3 +142,39 @@ def test_outputs_that_are_arrays_are_compared_with_nothing() -> None:
     run = Run([["1", "0"]], student=Arrays(), metric=lambda _, pred: pred.answer.sum())
     assert run.library.render() == "[E1*] Be exact."
     assert run.results.failures == {}
+
+
+class OwnLM(dspy.BaseLM):
+    """An LM of the user's own class, which reports this usage; every n-th answer is empty."""
+
+    def __init__(self, usage: Any, empty_every: int = 10**9) -> None:
+        super().__init__("own", cache=False, num_retries=0)
+        self.reported, self.empty_every = usage, empty_every
+        self.numbers = itertools.count(1)
+
+    def forward(self, _prompt: Any = None, messages: Any = None, **_kwargs: Any) -> Any:
+        number = next(self.numbers)
+        text = "".join(message["content"] for message in messages)
+        found = (answer for pattern, answer in polite_rules()[:2] if re.search(pattern, text))
+        content = next(found, "") or polite_answer(Prompt(text, text, number, None))
+        message = SimpleNamespace(content=content)
+        choices = [SimpleNamespace(message=message, finish_reason="stop")]
+        choices = choices if number % self.empty_every else []
+        return SimpleNamespace(choices=choices, usage=self.reported, model="own")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("n_tokens", [-3, "many", float("nan"), float("inf"), None])
+def test_reported_tokens_that_are_no_amount_count_as_none(tmp_path: Path, n_tokens: Any) -> None:
+    lm = OwnLM({"prompt_tokens": n_tokens, "completion_tokens": 2})
+    first, again = learned(lm=lm, log_dir=tmp_path), learned(lm=lm, log_dir=tmp_path)
+    for usage in (first.detailed_results.policy_usage, again.detailed_results.policy_usage):
+        assert usage.prompt_tokens == 0
+        assert usage.completion_tokens == 2 * usage.n_lm_calls > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_answer_without_a_completion_is_a_failure_of_the_provider_not_of_the_metric() -> None:
+    failures = learned(lm=OwnLM({}, empty_every=7)).detailed_results.failures
+    assert failures["provider"] > 0
+    assert "metric" not in failures

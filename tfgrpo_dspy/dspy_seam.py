@@ -6,6 +6,7 @@ that. Another test asserts that each hook here still fires, and names the one th
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -180,6 +181,7 @@ class Call:
     Args:
         n_answers: how often the engine was called: once for each completion.
         is_cached: the answer came from DSPy's cache.
+        is_empty: there is no completion, not even an empty text.
         prompt: the last message that was sent.
         text: the raw text of the first answer.
         is_cut: the answer ends where the LM had no more room.
@@ -189,6 +191,7 @@ class Call:
     model: str
     n_answers: int
     is_cached: bool
+    is_empty: bool
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
@@ -211,14 +214,24 @@ class Call:
             n_answers=len(responses),
             # DSPy empties the usage of an answer from its cache
             is_cached=any(marks) or (not usage and any(map(_reports_tokens, responses))),
-            prompt_tokens=usage.get("prompt_tokens") or 0,
-            completion_tokens=usage.get("completion_tokens") or 0,
-            cost=entry.get("cost"),
+            is_empty=not outputs,
+            prompt_tokens=int(_amount(usage.get("prompt_tokens")) or 0),
+            completion_tokens=int(_amount(usage.get("completion_tokens")) or 0),
+            cost=_amount(entry.get("cost")),
             prompt=str(messages[-1]["content"] if messages else entry.get("prompt")),
             text=str(text or ""),
             is_cut=_is_cut(responses),
             logprobs=tuple(_logprobs(outputs)),
         )
+
+
+def _amount(reported: Any) -> float | None:
+    """What an LM reports of tokens or dollars; None: that is no amount, which DSPy lets pass."""
+    try:
+        amount = float(reported)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return amount if 0 <= amount < math.inf else None
 
 
 def _is_cut(responses: Any) -> bool:

@@ -121,6 +121,9 @@ class Meter:
         note_answer(call)
         self.surprisals += [-each for each in call.logprobs if math.isfinite(each)]
         self._last = caller(), call
+        if call.is_empty:  # DSPy makes a prediction without fields of it
+            message = f"{call.model or 'the LM'} gave no completion"
+            self.provider_failure = Failure(FailureKind.PROVIDER, message)
 
     @contextmanager
     def noting(self, lm: Any, *sent: Any) -> Iterator[None]:
