@@ -131,7 +131,7 @@ def test_an_approve_that_raises_anything_ends_the_run_with_its_best_program(
     def approve(_proposal: Any) -> bool:
         raise error
 
-    with pytest.raises(RunFailedError, match=error.__name__) as raised:
+    with pytest.raises(RunFailedError, match=rf"approve raised {error.__name__}\b") as raised:
         learned(approve=approve)
     assert raised.value.program is not None
 

@@ -23,6 +23,7 @@ from tfgrpo_dspy import (
 )
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.checks import split
+from tfgrpo_dspy.strategies import TeacherRollouts
 
 UNMARKED = dspy.Example(question="question 1", answer="yes")
 ERRORS = (SettingsError, LibraryFormatError)
@@ -95,6 +96,8 @@ def damaged() -> Any:
         ({"student": damaged()}, ["'E1 Ask first.'"]),
         ({"student": Holding(set_to("openai/gpt-5"))}, ["lm='openai/gpt-5' is no LM; configure"]),
         ({"student": set_to(dspy.LM)}, ["is no LM; configure"]),
+        ({"reflection": Reflection(update=set_to("openai/o3"))}, ["lm='openai/o3' is no LM"]),
+        ({"strategies": [TeacherRollouts(set_to("openai/o3"))]}, ["lm='openai/o3' is no LM"]),
         ({"student": dspy.Predict("demos, question -> answer")},
          ["predictor 'self' has the input 'demos', which DSPy takes for an argument"]),
         ({"student": Passing(dspy.Predict("config: dict, question -> answer"))},
@@ -197,7 +200,7 @@ FAULTY: list[tuple[str, Any, str]] = [
     *(("gate", bad, "it should be an instance of Gate.") for bad in (True, NoGate)),
     ("reflection", {"drafts": 0}, "it should be an instance of Reflection."),
     ("execution", 4, "it should be an instance of Execution."),
-    *(("log_dir", bad, "give a folder") for bad in ("", 3, "s3://runs/a")),
+    *(("log_dir", bad, "give a folder") for bad in ("", 3, "s3://runs/a", "a\0b")),
     ("version", 3, "it should be a valid string."),
 ]  # fmt: skip
 

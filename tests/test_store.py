@@ -102,8 +102,9 @@ def test_a_row_that_holds_no_record_is_an_error_that_says_so(
 ) -> None:
     change(folder, f"UPDATE Cache SET value = {value} WHERE key = '{KEY}'")
     store = Store(folder)
-    with pytest.raises(StoreError, match=message):
+    with pytest.raises(StoreError, match=message) as refusal:
         store.get(KEY)
+    assert str(refusal.value).endswith("restore its folder from a copy, or take another log_dir.")
     store.close()
 
 

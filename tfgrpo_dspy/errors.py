@@ -10,6 +10,8 @@ from tfgrpo_dspy.outside import printable
 
 def described(error: BaseException) -> str:
     """The type and the message of an error; the type alone where its message cannot be shown."""
+    if isinstance(error, UserCodeError):  # its message describes what the user's code raised
+        return str(error)
     name = type(error).__name__
     return written(error, lambda value: printable(f"{name}: {value}"), name)
 

@@ -112,7 +112,8 @@ def _checked_offline(offline: bool, others: ValidationInfo) -> bool:
 
 def _is_folder(value: Any) -> bool:
     """Whether it names one on this machine: `s3://runs` would make the folder `s3:` here."""
-    return isinstance(value, str | PathLike) and value != "" and "://" not in str(value)
+    is_path = isinstance(value, str | PathLike) and value != ""
+    return is_path and "://" not in str(value) and "\0" not in str(value)
 
 
 Whole = Annotated[int, BeforeValidator(_number)]

@@ -18,6 +18,7 @@ from tfgrpo_dspy.experience.programs import language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.identity import Unseen, digest, object_identity
 from tfgrpo_dspy.metric import adapt_metric, held_lms
+from tfgrpo_dspy.references import held_by
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
@@ -291,7 +292,11 @@ def _has_inputs(example: Any) -> bool:
 
 def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
     reflection_lm = settings.reflection_lm or dspy.settings.lm
-    of_predictors = [predictor.lm for _, predictor in named_predictors(student) if predictor.lm]
+    held = [each for strategy in settings.strategies for each in held_by(strategy)]
+    programs = [student, *settings.arguments["reflection"].modules, *held]
+    modules = [program for program in programs if isinstance(program, dspy.Module)]
+    predictors = [predictor for each in modules for _, predictor in named_predictors(each)]
+    of_predictors = [predictor.lm for predictor in predictors if predictor.lm]
     if fault := _first_fault([*of_predictors, *policy_lms(student), reflection_lm]):
         yield fault
         return

@@ -16,6 +16,7 @@ from typing import Any
 import diskcache
 from diskcache.core import ENOVAL, MODE_RAW
 
+from tfgrpo_dspy.checked import text_of
 from tfgrpo_dspy.errors import StoreError, described, sentence
 from tfgrpo_dspy.redaction import cleaned
 
@@ -31,7 +32,8 @@ SETTINGS = diskcache.DEFAULT_SETTINGS | {
 }
 
 INTACT = "What was recorded before is intact: mend that, and the same compile goes on from there."
-DAMAGED = "The database is damaged: restore its folder from a copy, or take another log_dir."
+TO_MEND = "restore its folder from a copy, or take another log_dir."
+DAMAGED = f"The database is damaged: {TO_MEND}"
 NO_TEXT = "something else has changed the database: it holds no text there"
 NAMES_FILE = "something else has changed the database: it names the file {!r}"
 
@@ -101,7 +103,8 @@ def reading(key: str) -> Iterator[None]:
     except StoreError:
         raise
     except Exception as error:  # a record that was changed may hold anything
-        raise StoreError(f"The record {key!r} is damaged: {sentence(described(error))}") from error
+        why = sentence(text_of(error) if isinstance(error, ValueError) else described(error))
+        raise StoreError(f"The record {key!r} is damaged: {why} To go on, {TO_MEND}") from error
 
 
 class Store:
