@@ -3,7 +3,8 @@
     python benchmarks/quickstart.py [--seeds 0 1 2 3 4]
 
 Runs `examples/quickstart.py` as a user would, once for each seed, in a process of its own with an
-empty DSPy cache; prints a table and writes `benchmarks/results/quickstart.json`. Real LM:
+empty DSPy cache; prints a table and writes `benchmarks/results/quickstart.json`. Until all are
+made, runs stand in `quickstart.jsonl`, and the same command goes on from there. Real LM:
 SmolLM2-135M-Instruct, Q4_1, inside the process.
 """
 
@@ -19,6 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from running import append, stored
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quickstart.json"
@@ -76,7 +79,13 @@ def main() -> None:
     """Run all seeds, print the table, write the results."""
     parser = argparse.ArgumentParser(description="The quickstart over several seeds.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    result = summary([run(seed) for seed in parser.parse_args().seeds])
+    seeds, partial = parser.parse_args().seeds, RESULTS.with_suffix(".jsonl")
+    done = {record["seed"] for record in stored(partial)}
+    for seed in seeds:
+        if seed not in done:
+            append(partial, run(seed))
+    by_seed = {record["seed"]: record for record in stored(partial)}
+    result = summary([by_seed[seed] for seed in seeds])
     print("\n| seed | before | after | gain [95 %] | s | policy + reflection calls | library |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in result["rows"]:
@@ -90,6 +99,7 @@ def main() -> None:
     print("\nmedian gain {:+.3f}".format(result["median_gain"]))
     print("pooled gain {:+.3f} [{:+.3f}, {:+.3f}]".format(*result["pooled_gain"]))
     RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    partial.unlink()
 
 
 if __name__ == "__main__":
