@@ -18,7 +18,7 @@ from tfgrpo_dspy.settings.schedule import CALLS_FOR_AN_ANSWER, EXAMPLES_OF_DRAFT
 COMPLETION_TOKENS, FORMAT_TOKENS = 150, 200  # DSPy's adapters add the second to a prompt
 UPDATE_TOKENS = 2_000
 AGENT_TURNS = 4  # how many calls an agent is likely to make, unless `max_iters` allows fewer
-DEMOS_SHARE = 0.5  # of the rollouts show demos: half of those that train, and of the race
+DEMOS_SHARE = 0.8  # of the rollouts show demos, in runs in twelve random worlds
 
 
 def condensing(settings: Settings, student: Any) -> dict[str, Any]:
