@@ -351,7 +351,7 @@ class Unprintable:
         (Page(title="später"), '{"title": "später"}'),
         ({"b", "a"}, '["a", "b"]'),
         ({(1, 2): 3}, '{"1,2": 3}'),
-        (Aliased(Title="T"), '{"title": "T"}'),
+        (Aliased(Title="T"), '{"Title": "T"}'),
         (b"\xff", r"b'\xff'"),
         ({frozenset({1}): 2}, "{frozenset({1}): 2}"),
         (Grade.GOOD, "very good"),
