@@ -124,7 +124,8 @@ def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.P
         unique = (n if names.count(n) == 1 else f"{n} {k}" for k, n in enumerate(names, 1))
         pairs = list(zip(unique, weighted, strict=True))
     if not pairs:
-        raise SettingsError(f"pass at least one metric, or metric=None; not {len(pairs)} metrics.")
+        hint = "pass at least one metric, or metric=None."  # pydantic names the value
+        raise SettingsError(hint)
     for name, pair in pairs:
         weight = number_of(pair[1]) if len(pair) == 2 else None
         if weight is None or weight <= 0:
