@@ -15,6 +15,7 @@ Owner = TypeVar("Owner")
 Arguments = ParamSpec("Arguments")
 CANCELLED: ContextVar[threading.Event | None] = ContextVar("tfgrpo_cancelled", default=None)
 """Set when the task that awaits this run was cancelled."""
+LOOK_S = 1.0  # how often the loop wakes by itself, lest a wake-up from a thread is lost
 
 
 def awaited(
@@ -70,7 +71,7 @@ async def in_thread(work: Callable[[], Result]) -> Result:
     cancelled: asyncio.CancelledError | None = None
     while not ended.done():
         try:
-            await asyncio.wait({ended})
+            await asyncio.wait({ended}, timeout=LOOK_S)
         except asyncio.CancelledError as error:
             is_cancelled.set()
             cancelled = error
