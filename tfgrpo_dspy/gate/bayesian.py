@@ -30,9 +30,6 @@ REPLACE_ABOVE = 0.9
 MOST_TRIED = 0.75
 """So many of the rollouts are given an experience on trial at most: without rollouts that lack it,
 its effect would not become known."""
-MOST_WITH_DEMOS = 0.5
-"""So many of the rollouts show settled demos at most once an experience is settled, too: what demos
-have taught already, nobody writes a lesson of, and a lesson of it seems to add nothing."""
 OPEN_ABOVE = 0.02  # standard deviations; the run may end when less is expected
 N_ALONE = 3  # so many of the best experiences are compared with the student one by one
 
@@ -115,12 +112,7 @@ class BayesianGate(Gate):
         if beliefs:
             chance = max(belief.chance for belief in beliefs)
         chance = chance if chance >= DEMOS_BELOW else 0.0
-        if chance < SETTLE_ABOVE:
-            chance = min(chance, MOST_TRIED)
-        elif all(experience.is_on_trial for experience in plan.decision.library):
-            chance = 1.0
-        else:
-            chance = MOST_WITH_DEMOS
+        chance = 1.0 if chance >= SETTLE_ABOVE else min(chance, MOST_TRIED)
         rng = random.Random(f"{plan.update}/{plan.example}/sets of demos")
         figures = [(b.mean, b.sd) for b in beliefs] or [(0.0, 1.0)] * plan.n_demo_sets
         sets = []
