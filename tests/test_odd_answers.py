@@ -49,6 +49,8 @@ def known(*texts: str) -> dspy.Module:
                 "E4* Be exact. learned from 2 examples; on trial",
                 "Be exact. measured effect on the score +0.12 \u00b1 0.05; on trial",
                 "Be exact. on trial",
+                "[E4*] Be exact. (learned from 2 examples; on trial)",
+                "Be exact. [on trial]",
                 "Be exact. from 2 examples: scores 1, 0; scores 0.5, 0",
                 "- Be exact.",
                 "[Lesson 3] Be exact.",
@@ -58,7 +60,7 @@ def known(*texts: str) -> dspy.Module:
         ),
         *(
             (operations({"op": "ADD", "text": id_}), "[E1*] Count.\n[E2*] Read.", [NO_TEXT])
-            for id_ in ("E1*", "[E1*]", "E2", "...", "<new text>", "N/A.")
+            for id_ in ("E1*", "[E1*]", "E2", "E2* (on trial)", "...", "<new text>", "N/A.")
         ),
         (
             operations(*({"op": "ADD", "text": f"Advice of kind {i}"} for i in "abc")),

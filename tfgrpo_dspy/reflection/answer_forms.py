@@ -67,8 +67,8 @@ _CONDITION = re.compile(
 _BOLD = re.compile(r"(?<![A-Za-z0-9])\*\*(?=\S)(.{1,300}?)(?<=\S)\*\*|^\*\*(?=\w)|(?<=\S)\*\*$")
 _ID = re.compile(r"^(?:\[E\d+\*?(?:\]|$)|E\d+(?:\*|$))\s*")
 _NOTE = re.compile(
-    r"(?:^|\s)(?:learned from \d+ examples?|measured effect on the score [-+]\S+ \S+ [\d.]+)"
-    r"(?:$|; (?:measured effect on|on trial$))|(?:^|(?<=[.!?]))\s*on trial$"
+    r"(?:^|\s)[(\[]?(?:learned from \d+ examples?|measured effect on the score [-+]\S+ \S+ [\d.]+)"
+    r"(?:[)\]]?$|; (?:measured effect on|on trial[)\]]?$))|(?:^|(?<=[.!?]))\s*[(\[]?on trial[)\]]?$"
     r"|(?:^|\s)from \d+ examples?: (?:no )?scores\b"
 )
 _QUOTES = ('""', "''", "``", "\u201c\u201d", "\u300c\u300d", "\u00ab\u00bb")
