@@ -132,8 +132,8 @@ class Prober:
             for key, sample in self._samples(batch, example, n_pairs - place, advice)
             if key not in self._rollouts
         }
-        usages = [r.usage + r.metric_usage for r in self._rollouts.values()]
-        dearest = max([1, *(used.n_lm_calls + used.n_cached_calls for used in usages)])
+        usages = (r.usage + r.metric_usage for r in self._rollouts.values())
+        dearest = max([1, *(used.n_answers for used in usages)])
         is_judged = any(rollout.metric_usage.n_lm_calls for rollout in self._rollouts.values())
         fitting = int(self._calls.ledger.left("max_lm_calls") - N_TWICE * is_judged) // dearest
         await self._make(dict(itertools.islice(samples.items(), max(0, fitting))))

@@ -101,6 +101,16 @@ class Usage:
         pairs = ((getattr(self, name), getattr(other, name)) for name in self.__slots__)
         return Usage(*(round(one - less, DECIMALS) for one, less in pairs))
 
+    @property
+    def n_answers(self) -> int:
+        """LM calls, answers from a cache included."""
+        return self.n_lm_calls + self.n_cached_calls
+
+    @property
+    def n_tokens(self) -> int:
+        """Prompt and completion tokens."""
+        return self.prompt_tokens + self.completion_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

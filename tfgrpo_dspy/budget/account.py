@@ -32,7 +32,7 @@ class Amount:
     @classmethod
     def of(cls, usage: Usage, n_metric_calls: int) -> "Amount":
         """What rollouts or reflections have taken."""
-        return cls(usage.n_lm_calls + usage.n_cached_calls, n_metric_calls, usage.cost_usd)
+        return cls(usage.n_answers, n_metric_calls, usage.cost_usd)
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.n_lm_calls, self.n_metric_calls, self.cost))

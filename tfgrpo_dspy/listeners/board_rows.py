@@ -101,6 +101,6 @@ def reflection_row(
         explanation=answer.explanation,
         fault=answer.error or (unreadable if answer.parse_failures else ""),
         n_lm_calls=usage.n_lm_calls,
-        n_tokens=usage.prompt_tokens + usage.completion_tokens,
+        n_tokens=usage.n_tokens,
         dollars=usage.cost_usd,
     )

@@ -255,9 +255,8 @@ def costs(usage: Mapping[str, Usage], reflections: Sequence[str], n_metric_calls
     for name, of in roles.items():
         spent = total(usage, of)
         if spent.n_lm_calls or name in ("program", "reflection LM"):
-            n_tokens = spent.prompt_tokens + spent.completion_tokens
             dollars = f"{spent.cost_usd:.4f}" if spent.cost_usd else "0 or unknown"
-            rows.append([name, f"{spent.n_lm_calls:,}", f"{n_tokens:,}", dollars])
+            rows.append([name, f"{spent.n_lm_calls:,}", f"{spent.n_tokens:,}", dollars])
     title = f"Costs, and {counted(n_metric_calls, 'call')} of the metric"
     return Section(title, rows, ["", "LM calls", "tokens", "dollars"])
 

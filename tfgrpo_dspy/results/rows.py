@@ -53,7 +53,7 @@ class RolloutRow:
             feedback=rollout.words,
             failure=failure or "",
             n_lm_calls=rollout.usage.n_lm_calls,
-            n_tokens=rollout.usage.prompt_tokens + rollout.usage.completion_tokens,
+            n_tokens=rollout.usage.n_tokens,
             dollars=rollout.usage.cost_usd,
             objectives=dict(rollout.objectives),
             **values,

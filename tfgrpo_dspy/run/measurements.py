@@ -114,7 +114,7 @@ class Measurements:
         usages = [r.usage + r.metric_usage for r in (*self._rollouts.values(), *more)]
         if not usages:
             return n_of_one
-        calls = max(usage.n_lm_calls + usage.n_cached_calls for usage in usages)
+        calls = max(usage.n_answers for usage in usages)
         cost = max(usage.cost_usd for usage in usages)
         fitting = [math.inf if not each else ledger.left(name) / each
                    for name, each in (("max_lm_calls", calls), ("max_cost", cost))]  # fmt: skip

@@ -10,7 +10,6 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.strategies.arguments import Least2, strategy
 from tfgrpo_dspy.strategies.base import Ask, BatchPlan, Credit, GroupContext, Play, Strategy
-from tfgrpo_dspy.strategies.monte_carlo_credit import n_calls
 from tfgrpo_dspy.strategies.state_values import states, tree_values
 
 FIRST = 2 / 3  # of the steps: earlier branches cost more, later ones differ in less
@@ -68,7 +67,7 @@ class BranchingRollouts(Strategy):
                 f"ones; pass group_size={self.leaves}, or leave the strategy out."
             )
         wanted = min(self.leaves, context.group_size or self.leaves) - len(scored)
-        n_tries = TRIES * sum(map(n_calls, scored))
+        n_tries = TRIES * sum(rollout.usage.n_answers for rollout in scored)
         branches: list[Rollout] = []
         for rollout, state in _places(scored):
             if len(branches) >= wanted or n_tries < 0:

@@ -3,12 +3,9 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated
-
-from pydantic import Field
 
 from tfgrpo_dspy.rollout import REASONING, Rollout
-from tfgrpo_dspy.strategies.arguments import strategy
+from tfgrpo_dspy.strategies.arguments import Positive, strategy
 from tfgrpo_dspy.strategies.base import Ask, GroupContext, Shown, Strategy
 from tfgrpo_dspy.wording import normalized, shortened
 
@@ -40,7 +37,7 @@ class ConflictAware(Strategy):
         max_entropy: in nats per token, .01 to 100; the paper proves ln 2.
     """
 
-    max_entropy: Annotated[float, Field(ge=0.01, le=100)] = math.log(2)
+    max_entropy: Positive = math.log(2)
 
     async def show(self, context: GroupContext, ask: Ask) -> Shown:
         """The attempts of low entropy, and what good and bad ones share."""

@@ -4,11 +4,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
-from pydantic import Field
-
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.scores import MIN_CONTRAST
-from tfgrpo_dspy.strategies.arguments import NOT_ASYNC, strategy
+from tfgrpo_dspy.strategies.arguments import NOT_ASYNC, Positive, strategy
 from tfgrpo_dspy.strategies.base import Scored, Strategy
 
 MEAN_STRENGTH = 2 / 3  # of 4 * level * (1 - level), over all levels from 0 to 1
@@ -43,7 +41,7 @@ class GlobalConstraint(Strategy):
     """
 
     quantity: Annotated[Callable[[Rollout], float], NOT_ASYNC]
-    weight: Annotated[float, Field(ge=0.01, le=100)] = 1.0
+    weight: Positive = 1.0
 
     def reward(self, scored: Scored) -> Sequence[float]:
         """The scores, and what the contributions are worth."""

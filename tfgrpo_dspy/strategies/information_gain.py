@@ -2,14 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
-
-from pydantic import Field
 
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.strategies.arguments import Least1, strategy
+from tfgrpo_dspy.strategies.arguments import Least1, Multiple, strategy
 from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
-from tfgrpo_dspy.strategies.monte_carlo_credit import by_unlikeness, n_calls
+from tfgrpo_dspy.strategies.monte_carlo_credit import by_unlikeness
 from tfgrpo_dspy.strategies.state_values import states
 
 
@@ -37,12 +34,12 @@ class InformationGain(Strategy):
     """
 
     samples: Least1 = 2
-    calls: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    calls: Multiple = 1.0
 
     async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The values of the turns of the rollouts; at the end a value is the score."""
         group, values_of = context.sampled.unaided, dict[int, list[float | None]]()
-        left = self.calls * sum(map(n_calls, group.all_rollouts))
+        left = self.calls * sum(rollout.usage.n_answers for rollout in group.all_rollouts)
         for rollout in by_unlikeness(group) if group.has_contrast or context.fails else ():
             before_end = states(rollout)[:-1]
             left -= self.samples * len(before_end)

@@ -4,14 +4,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import Annotated
-
-from pydantic import Field
 
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.scores import MIN_CONTRAST
-from tfgrpo_dspy.strategies.arguments import strategy
+from tfgrpo_dspy.strategies.arguments import Multiple, strategy
 from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
 from tfgrpo_dspy.strategies.state_values import StateValues
 
@@ -39,7 +36,7 @@ class MonteCarloCredit(Strategy):
         calls: LM calls for a group, as a multiple of what its rollouts have taken; .1 to 10.
     """
 
-    calls: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    calls: Multiple = 1.0
 
     async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The values of the steps of one rollout, and one beside it from the decisive state."""
@@ -49,7 +46,7 @@ class MonteCarloCredit(Strategy):
         looked_at = by_unlikeness(group)[0]
         others = [rollout for rollout in group.rollouts if rollout is not looked_at]
         low, high = min(group.scores), max(group.scores)
-        left = self.calls * sum(map(n_calls, group.all_rollouts))
+        left = self.calls * sum(rollout.usage.n_answers for rollout in group.all_rollouts)
         played: dict[int, Sequence[Rollout]] = {}
         n_asked: Counter[int] = Counter()
         while True:
@@ -62,11 +59,6 @@ class MonteCarloCredit(Strategy):
             left -= _cost(looked_at, state)
             played[state] = await play(looked_at, state, n_asked[state])
         return Credit({looked_at.rollout_id: values.values}, _contrary(values, played))
-
-
-def n_calls(rollout: Rollout) -> int:
-    """LM calls of the program, answers from a cache included."""
-    return rollout.usage.n_lm_calls + rollout.usage.n_cached_calls
 
 
 def by_unlikeness(group: Group) -> list[Rollout]:
