@@ -2,7 +2,8 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,9 @@ from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
 KEPT_PROGRAMS = 64
 THREADS, OTHER_PROCESSES = ("threads", "the program"), ("remote", "another process")
+NO_MORE = Failure(
+    FailureKind.BUDGET, "beside the final choice, the budget does not reach for more rollouts"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +72,23 @@ class Rollouts:
                 inputs.student, self._metric, self._prices, calls.records.plain
             )
 
-    def n_missing(self, samples: Sequence[Sample]) -> int:
-        """How many of these rollouts are neither begun nor recorded, and so have to be paid."""
-        return sum(
-            sample not in self._early
-            and self._calls.records.find(self._key(sample), ROLLOUTS) is None
-            for sample in samples
-        )
+    @asynccontextmanager
+    async def paying(self, samples: Sequence[Sample], is_extra: bool) -> AsyncIterator[bool]:
+        """Whether these rollouts may begin: those that are neither begun nor recorded are paid.
+
+        A refusal is noted: it depended on what was under way, and stands where losses stand.
+        """
+        others = [sample for sample in samples if sample not in self._early]
+        records = [self._calls.records.find(self._key(sample), ROLLOUTS) for sample in others]
+        if any(record is not None and record.failure == NO_MORE for record in records):
+            yield False
+            return
+        missing = [sample for sample, record in zip(others, records, strict=True) if record is None]
+        async with self._calls.reserve.making(len(missing), is_extra) as is_paid:
+            for sample in () if is_paid or self._inputs.settings.offline else missing:
+                refusal = sample.failed(NO_MORE)
+                self._calls.records.keep(self._key(sample), refusal, ROLLOUTS, is_lost=True)
+            yield is_paid
 
     def make_early(
         self, samples: Sequence[Sample], priority: Priority

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
 from tfgrpo_dspy.calls.paid import Calls
-from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
+from tfgrpo_dspy.calls.rollouts import NO_MORE, Rollouts, Sample
 from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.identity import digest
@@ -14,8 +14,6 @@ from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.replay import OF_A_TOOL, Start, checks
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.tasks.loop import Priority
-
-NO_MORE = "beside the final choice, the budget does not reach for rollouts that go on from a step"
 
 
 class Turn:
@@ -109,10 +107,10 @@ class Player:
         if not answers_now:
             await self._verify(rollout)
         start = Start(rollout, n_steps, answers_now, ends_if_same)
-        n_missing = self._sampler.n_missing([self._sample(start, k) for k in range(n)])
-        async with self._calls.reserve.making(n_missing, is_extra=True) as is_paid:
+        samples = [self._sample(start, k) for k in range(n)]
+        async with self._sampler.paying(samples, is_extra=True) as is_paid:
             if not is_paid:
-                raise UnpaidError(f"example {self._group.example}: {NO_MORE}")
+                raise UnpaidError(f"example {self._group.example}: {NO_MORE.message}")
             begun = [self._begun(start, k) for k in range(n)]
             rollouts = [await each for each in begun]
         self._made |= {each.rollout_id: each for each in rollouts}

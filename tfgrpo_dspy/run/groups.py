@@ -149,8 +149,7 @@ class Groups:
         sampled = SampledGroup(Group(example, (), ()), (), batch.update)
         rollouts: list[Rollout] = []
         while samples:
-            n_missing = self._sampler.n_missing(samples)
-            async with self._calls.reserve.making(n_missing, bool(rollouts)) as is_paid:
+            async with self._sampler.paying(samples, is_extra=bool(rollouts)) as is_paid:
                 if not is_paid:
                     break
                 latest = await self._sampler.make(samples, priority)
