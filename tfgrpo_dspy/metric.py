@@ -19,7 +19,7 @@ import dspy
 from tfgrpo_dspy.errors import MetricError, RunStopped, SettingsError, described, written
 from tfgrpo_dspy.experience.programs import language_models
 from tfgrpo_dspy.home import settled
-from tfgrpo_dspy.references import held_by
+from tfgrpo_dspy.references import held_by, without_partials
 from tfgrpo_dspy.scores import MOST, number_of
 from tfgrpo_dspy.wording import shortened
 
@@ -174,15 +174,9 @@ def held_lms(metric: Any) -> list[dspy.BaseLM]:
     return lms
 
 
-def _without_partials(metric: Any) -> Any:
-    while isinstance(metric, functools.partial):
-        metric = metric.func
-    return metric
-
-
 def metric_name(metric: Any) -> str:
     """The name under which errors speak of the metric."""
-    metric = _without_partials(metric)
+    metric = without_partials(metric)
     return str(getattr(metric, "__qualname__", None) or type(metric).__qualname__)
 
 

@@ -13,11 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import dspy
-
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
-from tfgrpo_dspy.budget.meter import Meter, metered
-from tfgrpo_dspy.budget.unseen import CallWatcher
+from tfgrpo_dspy.budget.meter import Meter
+from tfgrpo_dspy.budget.unseen import judging
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
@@ -38,7 +36,7 @@ from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.labels import labels_of
-from tfgrpo_dspy.scores import NO_SCORES
+from tfgrpo_dspy.scores import NO_SCORES, mean_of
 from tfgrpo_dspy.settings.checks import inputs_text
 from tfgrpo_dspy.settings.plan import plan_of
 from tfgrpo_dspy.settings.schedule import RunSettings
@@ -191,11 +189,8 @@ class Prober:
                 )
 
     def _again(self, metric: _Heard, *asked: Any) -> None:
-        meter, judge = Meter(self._calls.ledger, self._settings.execution.prices or {}), None
-        if isinstance(dspy.settings.lm, dspy.BaseLM):
-            judge = metered(dspy.settings.lm.copy(cache=False), meter)
-        watched = CallWatcher(meter).context()
-        with dspy.context(lm=judge, disable_history=False, **watched):
+        meter = Meter(self._calls.ledger, self._settings.execution.prices or {})
+        with judging(meter, cache=False):
             after = metric(*asked[:-1])
         if not meter.usage.n_cached_calls:
             self._twice.append((asked[-1].value, after.value))
@@ -211,7 +206,7 @@ class Prober:
         groups = [Group.of(example, each, has_metric, scale) for example, each in bare.items()]
         pairs = [group for group in groups if len(group.rollouts) > 1]
         scores = [score for group in groups for score in group.scores]
-        means = [_mean(group.scores) for group in groups] if scores else []
+        means = [mean_of(group.scores) for group in groups] if scores else []
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         failed = [r for r in rollouts if r.score is not None and r.score < max(scores)]
         differ = [g.has_contrast if has_metric else _differ(g.rollouts) for g in pairs]
@@ -223,10 +218,10 @@ class Prober:
             n_examples=len(groups),
             n_attempts=len(rollouts),
             student=ScoreSummary.of(means, bounds),
-            differing=_mean(differ),
-            best_of_two=_mean([max(group.scores) for group in pairs if group.scores]),
+            differing=mean_of(differ),
+            best_of_two=mean_of([max(group.scores) for group in pairs if group.scores]),
             noise=self._noise(scores),
-            with_words=_mean([bool(r.words or r.failure) for r in failed]),
+            with_words=mean_of([bool(r.words or r.failure) for r in failed]),
             demos=demos,
             advice=advice,
             chance=chance,
@@ -274,7 +269,3 @@ class Prober:
 
 def _differ(rollouts: Sequence[Rollout]) -> bool:
     return len({rollout.answer for rollout in rollouts}) > 1
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None

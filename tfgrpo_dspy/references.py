@@ -201,10 +201,16 @@ def is_coroutine_function(code: Any) -> bool:
     return any(map(inspect.iscoroutinefunction, (code, getattr(code, "__call__", None))))  # noqa: B004
 
 
-def is_async(code: Any) -> bool:
-    """Whether a function surely hands work to an event loop, or is such work itself."""
+def without_partials(code: Any) -> Any:
+    """The function in a partial, which may stand in others; all else as it is."""
     while isinstance(code, functools.partial):
         code = code.func
+    return code
+
+
+def is_async(code: Any) -> bool:
+    """Whether a function surely hands work to an event loop, or is such work itself."""
+    code = without_partials(code)
     called = code if inspect.isroutine(code) else getattr(code, "__call__", None)  # noqa: B004
     function = inspect.unwrap(getattr(called, "__func__", called))  # type: ignore[arg-type]
     if not isinstance(function, FunctionType):

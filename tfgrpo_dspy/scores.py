@@ -1,6 +1,7 @@
 """The range of a run's scores: what is a difference, what a failure counts. One score: `metric`."""
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
@@ -75,6 +76,11 @@ def number_of(value: Any) -> float | None:
     except Exception:  # noqa: BLE001 - a huge integer, a torch tensor, a type of the user's
         return None
     return number if abs(number) < MOST else None
+
+
+def mean_of(numbers: Sequence[float]) -> float | None:
+    """Their mean; None: there are none."""
+    return statistics.fmean(numbers) if numbers else None
 
 
 NO_SCORES = ScoreRange()

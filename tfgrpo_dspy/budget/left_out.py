@@ -133,12 +133,9 @@ def _named(error: dspy.LMError, sent: Mapping[str, Any]) -> list[str]:
 
 def _mentioned(text: str, names: Any) -> list[str]:
     """Those of the names that stand in the text, also as `topP` or `top-p`."""
-    lines = []
-    for name in names:
-        form = name.replace("_", "[-_ ]?")
-        if re.search(rf"(?<![A-Za-z]){form}(?![A-Za-z])", text, re.IGNORECASE):
-            lines.append(name)
-    return lines
+    forms = ((name, name.replace("_", "[-_ ]?")) for name in names)
+    pattern = r"(?<![A-Za-z]){}(?![A-Za-z])"
+    return [name for name, form in forms if re.search(pattern.format(form), text, re.IGNORECASE)]
 
 
 def _texts(error: BaseException | None) -> Iterator[str]:

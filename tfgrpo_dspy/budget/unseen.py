@@ -1,7 +1,8 @@
 """The calls of LMs that are not metered: those that a metric, a tool or a program holds itself."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import dspy
 
 from tfgrpo_dspy.budget.faults import is_unanswered
 from tfgrpo_dspy.budget.ledger import Reservation
-from tfgrpo_dspy.budget.meter import ATTEMPT, POLL_S, Meter, is_metered
+from tfgrpo_dspy.budget.meter import ATTEMPT, POLL_S, Meter, is_metered, metered
 from tfgrpo_dspy.dspy_seam import ACTIVE_CALL_ID, BaseCallback, Call, watching
 from tfgrpo_dspy.rollout import Usage
 
@@ -102,3 +103,12 @@ class CallWatcher(BaseCallback):
             used = Usage(taken.n_calls, n_failed_calls=n_failed, cost_usd=cost)
         self._meter.count(used)
         self._meter.ledger.settle(taken, used.n_lm_calls, cost)
+
+
+@contextmanager
+def judging(meter: Meter, **changes: Any) -> Iterator[None]:
+    """Within it, a judge in a metric is metered: the user's own LM, with these changes."""
+    judge = dspy.settings.lm
+    judge = metered(judge.copy(**changes), meter) if isinstance(judge, dspy.BaseLM) else judge
+    with dspy.context(lm=judge, disable_history=False, **CallWatcher(meter).context()):
+        yield

@@ -1,8 +1,6 @@
 """The command `watch`: shows the updates of a run as they are decided, until it ends."""
 
-import statistics
 import threading
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +10,7 @@ from tfgrpo_dspy.cli.output import cell
 from tfgrpo_dspy.cli.reading import run_of
 from tfgrpo_dspy.cli.sources import read_source
 from tfgrpo_dspy.outside import printable
-from tfgrpo_dspy.results.records import CHANGES_IN_WORDS, UpdateRecord
+from tfgrpo_dspy.results.records import UpdateRecord
 
 NARROW = ("update", "score", "LM calls", "changes")
 WIDE = ("update", "epoch", "examples", "score", "lessons", "LM calls", "library", "changes")
@@ -28,16 +26,15 @@ def _table(updates: Sequence[UpdateRecord], width: int) -> Any:
     for name in names:
         table.add_column(name, justify="left" if name == "changes" else "right", overflow="fold")
     for update in updates:
-        kinds = Counter(CHANGES_IN_WORDS[change.kind] for change in update.changes)
         values = {
             "update": update.update + 1,
             "epoch": update.epoch + 1,
             "examples": len(update.groups),
-            "score": statistics.fmean(update.scores) if update.scores else None,
+            "score": update.mean_score,
             "lessons": len(update.lessons),
             "LM calls": update.n_lm_calls,
             "library": update.library_size,
-            "changes": ", ".join(f"{n} {kind}" for kind, n in kinds.items()),
+            "changes": update.changes_in_words,
         }
         table.add_row(*(cell(values[name]) for name in names))
     return table

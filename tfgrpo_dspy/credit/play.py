@@ -23,13 +23,13 @@ class Turn:
     their batches, whatever is done first; so the first check of the run decides, and costs once.
     """
 
-    def __init__(self, before: "asyncio.Future[str | None]") -> None:
+    def __init__(self, before: "Turn | None") -> None:
         self._before = before
         self.verdict: asyncio.Future[str | None] = asyncio.Future()
 
     async def verdict_before(self) -> str | None:
         """What the groups before this one say."""
-        return await asyncio.shield(self._before)
+        return await asyncio.shield(self._before.verdict) if self._before else None
 
     def say(self, verdict: str | None) -> None:
         """Say it, once."""
@@ -38,23 +38,10 @@ class Turn:
 
     def pass_on(self) -> None:
         """Say what the groups before this one say, as soon as they do."""
-        self._before.add_done_callback(lambda before: self.say(before.result()))
-
-
-class Turns:
-    """The turns of the groups of a run."""
-
-    def __init__(self) -> None:
-        self._last: asyncio.Future[str | None] | None = None
-
-    def next(self) -> Turn:
-        """The turn of the next group."""
-        if self._last is None:
-            self._last = asyncio.Future()
-            self._last.set_result(None)
-        turn = Turn(self._last)
-        self._last = turn.verdict
-        return turn
+        if self._before is None:
+            self.say(None)
+        else:
+            self._before.verdict.add_done_callback(lambda before: self.say(before.result()))
 
 
 class Player:

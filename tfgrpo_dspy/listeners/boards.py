@@ -16,10 +16,10 @@ from tfgrpo_dspy.results.rows import RolloutRow, as_columns, objective_means
 
 def update_figures(event: UpdateDecided) -> dict[str, float]:
     """What boards show of an update, by name: scores, costs, objectives."""
-    record, scores = event.record, event.record.scores
+    record = event.record
     means = objective_means(row.objectives for row in event.rollouts)
     figures = {
-        "training_score": sum(scores) / len(scores) if scores else None,
+        "training_score": record.mean_score,
         "experiences": record.library_size,
         "lm_calls": record.n_lm_calls,
         "cost_usd": record.cost_usd,

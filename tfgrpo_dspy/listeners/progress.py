@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import statistics
 import sys
 import threading
 import time
@@ -88,8 +87,8 @@ class Progress:
     def show_update(self, record: UpdateRecord) -> None:
         """Show the scores and the size of the library after an update."""
         self._about = f"update {record.update + 1}, {counted(record.library_size, 'experience')}"
-        if record.scores:
-            self._scores = {"score": statistics.fmean(record.scores)}
+        if record.mean_score is not None:
+            self._scores = {"score": record.mean_score}
         self._show_change()
 
     def show_scores(self, **scores: float) -> None:

@@ -19,10 +19,7 @@ from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.redaction import cleaned
 from tfgrpo_dspy.reflection.lessons import TOO_MANY
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
-from tfgrpo_dspy.results.records import (
-    CHANGES_IN_WORDS,
-    UpdateRecord,
-)
+from tfgrpo_dspy.results.records import UpdateRecord
 from tfgrpo_dspy.results.rows import RolloutRow
 from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.settings.schedule import RunSettings
@@ -212,14 +209,12 @@ def _counted(n: int, what: str) -> str:
 
 def in_words(record: UpdateRecord) -> str:
     """The update in a line that needs no glossary."""
-    kinds = Counter(CHANGES_IN_WORDS[change.kind] for change in record.changes)
-    changes = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
-    scores = record.scores
-    mean = f", mean score {sum(scores) / len(scores):z.3f}" if scores else ""
+    mean = "" if record.mean_score is None else f", mean score {record.mean_score:z.3f}"
     source = f"{counted(len(record.groups), 'example')}{mean}"
     source = source if record.groups else "labelled examples"
     return (
         f"update {record.update + 1} (epoch {record.epoch + 1}): {source}; "
-        f"{counted(len(record.lessons), 'lesson')}; experiences: {changes or 'no change'}, "
-        f"{record.library_size} in the library; {record.n_lm_calls} LM calls so far"
+        f"{counted(len(record.lessons), 'lesson')}; experiences: "
+        f"{record.changes_in_words or 'no change'}, {record.library_size} in the library; "
+        f"{record.n_lm_calls} LM calls so far"
     )

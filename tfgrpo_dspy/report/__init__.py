@@ -6,24 +6,26 @@ their code points.
 
 import functools
 import re
-from importlib import resources
-from os import PathLike
+from collections.abc import Mapping
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Template
+from pydantic import ValidationError
 
-from tfgrpo_dspy.errors import SettingsError, described
+from tfgrpo_dspy.errors import SettingsError, StoreError, described
 from tfgrpo_dspy.files import write_text
 from tfgrpo_dspy.outside import UNSEEN
-from tfgrpo_dspy.report.source import FORMS, run_of
 from tfgrpo_dspy.report.view import view_of
-from tfgrpo_dspy.results import page
-from tfgrpo_dspy.results.curve import value_curve
+from tfgrpo_dspy.results import RunResults, page
+from tfgrpo_dspy.results.curve import template_in, value_curve
 from tfgrpo_dspy.results.records import CHANGES_IN_WORDS, bounds_text, interval
+from tfgrpo_dspy.store.runs import saved_runs
 from tfgrpo_dspy.wording import counted
 
 LONGEST_TEXT = 3000  # characters of one text on the page
+FORMS = "pass a RunResults, a program with detailed_results, or the log_dir of a run"
 _HIDDEN = re.compile(rf"(?!\r\n){UNSEEN.pattern}|[\ud800-\udfff\ufffe\uffff]")
 
 
@@ -69,20 +71,37 @@ def plain(value: Any) -> Any:
     return _HIDDEN.sub(lambda match: f"[U+{ord(match[0]):04X}]", text)
 
 
+def run_of(results: Any) -> RunResults:
+    """The results.
+
+    Raises:
+        SettingsError: they are none of `FORMS`.
+        StoreError: the run directory cannot be read, or holds no run.
+    """
+    if isinstance(results, RunResults):
+        return results
+    if isinstance(results, str | PathLike):
+        if runs := saved_runs(results):
+            return runs[-1].results
+        folder = fspath(results)
+        raise StoreError(f"log_dir={folder!r} holds no run yet; compile with this log_dir first.")
+    if isinstance(results, Mapping):
+        try:
+            return RunResults.from_dict(results)
+        except ValidationError as error:
+            first = error.errors()[0]
+            fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise SettingsError(f"results={{...}} is not of a run ({fault}); {FORMS}.") from error
+    held = getattr(results, "detailed_results", None)
+    if not isinstance(held, RunResults | Mapping):
+        name = type(results).__name__
+        raise SettingsError(f"results={name}(...) has no detailed_results of a run; {FORMS}.")
+    return run_of(held)
+
+
 @functools.cache
 def _template() -> Template:
-    source = resources.files("tfgrpo_dspy.report").joinpath("report.html.jinja")
-    environment = Environment(
-        autoescape=True,
-        finalize=plain,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"page": page, "counted": counted, "interval": interval}
-    environment.globals |= {
-        "value_curve": value_curve,
-        "in_words": CHANGES_IN_WORDS,
-        "bounds_text": bounds_text,
-    }
-    return environment.from_string(source.read_text(encoding="utf-8"))
+    template = template_in("tfgrpo_dspy.report", "report.html.jinja", finalize=plain)
+    template.globals.update(page=page, counted=counted, interval=interval, bounds_text=bounds_text)
+    template.globals.update(value_curve=value_curve, in_words=CHANGES_IN_WORDS)
+    return template

@@ -7,15 +7,9 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
-from tfgrpo_dspy.results.records import (
-    UNBOUNDED,
-    HeldOut,
-    Scale,
-    ScoreSummary,
-    UpdateRecord,
-)
+from tfgrpo_dspy.results.records import UNBOUNDED, HeldOut, Scale, ScoreSummary, UpdateRecord
 
 N_TICKS = 4  # about as many on an axis
 LEAST_RANGE = 0.1  # of the scores on the vertical axis
@@ -91,13 +85,18 @@ def _point(score: ScoreSummary | None, n_lm_calls: int = 0) -> Point | None:
     return Point(n_lm_calls, score.mean, low, high)
 
 
+def template_in(package: str, file: str, **settings: Any) -> Template:
+    """The template in a file of this package; `settings` are those of its environment."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings
+    )
+    source = resources.files(package).joinpath(file)
+    return environment.from_string(source.read_text(encoding="utf-8"))
+
+
 @functools.cache
 def _macros() -> Any:
-    source = resources.files("tfgrpo_dspy.results").joinpath("curve.svg.jinja")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source.read_text(encoding="utf-8")).module
+    return template_in("tfgrpo_dspy.results", "curve.svg.jinja").module
 
 
 def _drawn(name: str, *values: Any) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 from scipy.special import stdtrit
 
 from tfgrpo_dspy.experience.values import Effect
-from tfgrpo_dspy.scores import MIN_CONTRAST
+from tfgrpo_dspy.scores import MIN_CONTRAST, mean_of
 from tfgrpo_dspy.wording import counted
 
 CONFIDENCE = 0.95
@@ -66,9 +67,8 @@ class ScoreSummary:
         if not scores:
             return None
         finite = [score for score in scores if score is not None]
-        mean = statistics.fmean(finite) if finite else None
         low, high = interval(finite, scale) or (None, None)
-        return cls(mean, len(finite), len(scores) - len(finite), low, high)
+        return cls(mean_of(finite), len(finite), len(scores) - len(finite), low, high)
 
     def __str__(self) -> str:
         mean = "no score" if self.mean is None else f"{self.mean:z.3f}"
@@ -321,3 +321,14 @@ class UpdateRecord:
     def scores(self) -> list[float]:
         """The scores of its rollouts, those of failed rollouts included."""
         return [score for group in self.groups for score in group.scores if score is not None]
+
+    @property
+    def mean_score(self) -> float | None:
+        """The mean of these scores; None: there are none."""
+        return mean_of(self.scores)
+
+    @property
+    def changes_in_words(self) -> str:
+        """`2 added, 1 dropped`; "" where nothing changed."""
+        kinds = Counter(CHANGES_IN_WORDS[change.kind] for change in self.changes)
+        return ", ".join(f"{n} {kind}" for kind, n in kinds.items())

@@ -8,7 +8,7 @@ from dataclasses import replace
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.calls.run_inputs import RunInputs
-from tfgrpo_dspy.credit.play import Player, Turn, Turns
+from tfgrpo_dspy.credit.play import Player, Turn
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
 from tfgrpo_dspy.run.endings import FIRST_ROLLOUTS, why_unreadable
@@ -62,7 +62,8 @@ class Groups:
         self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
         self._history, self._strategies, self._recorded = history, strategies, recorded
         self._sampler = Rollouts(inputs, calls, "rollout", inputs.trainset)
-        self._turns, self._has_first = Turns(), asyncio.Event()
+        self._last_turn: Turn | None = None
+        self._has_first = asyncio.Event()
         self._is_tried = self._is_readable = False
 
     async def try_out(self, batch: Batch) -> None:
@@ -219,8 +220,11 @@ class Groups:
         """The groups with the values of their steps, where a strategy gives such."""
         if not self._strategies.overriding("credit"):
             return groups
-        valued = [self._credited(batch, group, self._turns.next()) for group in groups]
-        return [self._calls.loop.spawn(group) for group in valued]
+        valued: list[Awaitable[SampledGroup]] = []
+        for group in groups:
+            self._last_turn = turn = Turn(self._last_turn)
+            valued.append(self._calls.loop.spawn(self._credited(batch, group, turn)))
+        return valued
 
     async def _credited(
         self, batch: Batch, group: Awaitable[SampledGroup], turn: Turn

@@ -14,7 +14,7 @@ from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.budget.meter import Meter, metered
-from tfgrpo_dspy.budget.unseen import CallWatcher
+from tfgrpo_dspy.budget.unseen import judging
 from tfgrpo_dspy.dspy_seam import Unheard, demo_keeping_adapter, recording, replaying_adapter
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
@@ -23,8 +23,9 @@ from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, FailureKind, Rollout, Step
 from tfgrpo_dspy.sampling.dispatch import REPLAY, DispatchedTools
 from tfgrpo_dspy.sampling.fields import as_fields, copied_example, with_values
-from tfgrpo_dspy.sampling.recorder import CallRecorder, mean_of
+from tfgrpo_dspy.sampling.recorder import CallRecorder
 from tfgrpo_dspy.sampling.replay import Replay, ReplayEndedError, Start, answer_now
+from tfgrpo_dspy.scores import mean_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +264,6 @@ def _scored(
 ) -> Rollout:
     """The rollout with its score; an LM judge runs on the user's own LM, at its own settings."""
     meter = Meter(task.ledger, task.prices, task.is_training)
-    judge = dspy.settings.lm
-    judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
     score, failure = None, None
     feedback: dict[str, str] = {}
     n_calls = 0
@@ -282,7 +281,7 @@ def _scored(
 
     meter.check()
     try:
-        with dspy.context(lm=judge, disable_history=False, **CallWatcher(meter).context()):
+        with judging(meter):
             score = asked(task.score)  # type: ignore[arg-type]
             for name, calls in predictor_calls.items():
                 feedback[name] = asked(task.score.feedback_on, name, calls)  # type: ignore[union-attr]

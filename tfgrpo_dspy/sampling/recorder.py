@@ -1,7 +1,5 @@
 """Notes what a rollout does, as DSPy tells of it: its predictor and tool calls, in their order."""
 
-import statistics
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,11 +10,7 @@ from tfgrpo_dspy.rollout import Step
 from tfgrpo_dspy.sampling.dispatch import DispatchedTools
 from tfgrpo_dspy.sampling.fields import as_fields, containers_copied
 from tfgrpo_dspy.sampling.replay import with_result
-
-
-def mean_of(surprisals: Sequence[float]) -> float | None:
-    """Their mean; None: there are none."""
-    return statistics.fmean(surprisals) if surprisals else None
+from tfgrpo_dspy.scores import mean_of
 
 
 class _Trace(list[Any]):

@@ -22,6 +22,7 @@ import dspy
 from tfgrpo_dspy.dspy_seam import ACTIVE_CALL_ID, caller
 from tfgrpo_dspy.errors import NotReplayedError
 from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.references import without_partials
 from tfgrpo_dspy.rollout import (
     REASONING,
     WAYS_TO_AN_ANSWER,
@@ -81,12 +82,6 @@ def replay_only(tool: Any) -> Any:
     if function.__name__ == "__call__":  # DSPy names the tool of an object by its class
         guarded.__name__ = type(tool.__self__).__name__
     return guarded if function is tool else types.MethodType(guarded, tool.__self__)
-
-
-def _is_marked(function: Any) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return hasattr(function, MARK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +230,7 @@ class Replay(DispatchedTools):
         """What the function of the tool that is called now gives, or gave."""
         self.check()
         name, step, is_called = self._tools.get(ACTIVE_CALL_ID.get() or "", ("", None, True))
-        is_marked = _is_marked(function)
+        is_marked = hasattr(without_partials(function), MARK)
         if step is None and is_marked:
             step = self._known(name, as_fields(arguments))
         if step is None or (is_called and not is_marked):
