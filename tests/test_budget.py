@@ -17,6 +17,7 @@ from tfgrpo_dspy.budget.account import Account
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
+from tfgrpo_dspy.dspy_seam import watching
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Rollout, Usage
 
@@ -194,7 +195,7 @@ def test_of_the_dollars_kept_for_the_end_some_are_lent_to_a_call_and_none_to_a_s
 
 def test_completions_of_an_lm_that_is_not_metered_are_taken_before_they_are_made() -> None:
     ledger, lm = Ledger(Budget(max_lm_calls=5)), fixed_lm(YES)
-    with dspy.context(**CallWatcher(Meter(ledger)).context()):
+    with dspy.context(**watching(CallWatcher(Meter(ledger)))):
         lm("why?", n=3)
         with pytest.raises(RunStopped, match="max_lm_calls=5"):
             lm("why?", n=3)

@@ -60,7 +60,7 @@ class Meter:
         self._abandoned = ABANDONED.get()
         self._used: list[Usage] = []
         self.surprisals: list[float] = []  # of the tokens of all answers
-        self._last: tuple[Any, Call] | None = None
+        self.last_call: tuple[Any, Call] | None = None  # the answered one, after its module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Meter":
         return self
@@ -120,7 +120,7 @@ class Meter:
         self.count(usage)
         note_answer(call)
         self.surprisals += [-each for each in call.logprobs if math.isfinite(each)]
-        self._last = caller(), call
+        self.last_call = caller(), call
         if call.is_empty:  # DSPy makes a prediction without fields of it
             message = f"{call.model or 'the LM'} gave no completion"
             self.provider_failure = Failure(FailureKind.PROVIDER, message)
@@ -199,11 +199,6 @@ class Meter:
             completion_tokens=call.completion_tokens,
             cost_usd=cost,
         )
-
-    @property
-    def last_call(self) -> tuple[Any, Call] | None:
-        """The last answered call, after the module that made it."""
-        return self._last
 
 
 def metered(lm: Any, meter: Meter) -> Any:

@@ -32,7 +32,7 @@ class CallWatcher(BaseCallback):
     """Takes each such call from the ledger, and settles it by its entry in DSPy's history.
 
     DSPy tells its callbacks when a call begins and ends, and adds its entry to the history of each
-    caller; the watcher stands among both (`context`). DSPy tells of no retries, and of no entry
+    caller; the watcher stands among both (`watching`). DSPy tells of no retries, and of no entry
     where the user keeps no history; then a call counts as the most that it can cost. A
     BaseException is the veto. Code that sets other callbacks hides a call until its entry is there.
     """
@@ -42,10 +42,6 @@ class CallWatcher(BaseCallback):
         self._meter = meter
         self._open: dict[str, Reservation] = {}
         self._entries: dict[str, Any] = {}
-
-    def context(self) -> dict[str, Any]:
-        """What `dspy.context` takes."""
-        return watching(self)
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Take the call, unless the LM does so itself. Raises RunStopped."""
@@ -110,5 +106,5 @@ def judging(meter: Meter, **changes: Any) -> Iterator[None]:
     """Within it, a judge in a metric is metered: the user's own LM, with these changes."""
     judge = dspy.settings.lm
     judge = metered(judge.copy(**changes), meter) if isinstance(judge, dspy.BaseLM) else judge
-    with dspy.context(lm=judge, disable_history=False, **CallWatcher(meter).context()):
+    with dspy.context(lm=judge, disable_history=False, **watching(CallWatcher(meter))):
         yield

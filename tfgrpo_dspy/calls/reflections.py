@@ -19,7 +19,7 @@ from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.calls.paid import Calls, PaidCall
 from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.checked import shown as value_shown
-from tfgrpo_dspy.dspy_seam import abilities_of
+from tfgrpo_dspy.dspy_seam import abilities_of, watching
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.listeners.board_rows import reflection_row
@@ -276,7 +276,7 @@ class ReflectionClient:
             module = copy_program(module, own_copy)
         settings = {"lm": own_copy(self._lm), "adapter": self._adapter}
         if ledger.limits_lm_calls:  # for LMs that a module calls but does not hold
-            settings |= CallWatcher(meter).context()
+            settings |= watching(CallWatcher(meter))
         tags = [*inputs, question.output] if isinstance(self._adapter, dspy.XMLAdapter) else []
         shown = {k: as_input(v, tags) if isinstance(v, str) else v for k, v in inputs.items()}
         if images := shown.pop(IMAGES, None):  # behind what is escaped and shortened
@@ -285,11 +285,8 @@ class ReflectionClient:
             # the module, which all calls share, keeps no history: it would grow with the run
             with dspy.context(**settings, trace=[], disable_history=False, max_history_size=0):
                 prediction = module(**shown)
-            why = (
-                getattr(prediction, "semantic_advantage", "")
-                or getattr(prediction, "critique", "")
-                or ""
-            )
+            whys = (getattr(prediction, name, "") for name in ("semantic_advantage", "critique"))
+            why = next(filter(None, whys), "")
             n_unparsed = int(getattr(prediction, "parse_failures", 0))
             if not (n_unparsed or hasattr(prediction, question.output)):  # it would pass for none
                 form = f"dspy.Prediction({question.output}=...)"

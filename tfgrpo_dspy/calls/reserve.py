@@ -30,10 +30,8 @@ class Reserve:
     def __init__(self, settings: RunSettings, ledger: Ledger) -> None:
         data = settings.data
         dollars = 0.0 if math.isnan(data.dollars_per_rollout) else data.dollars_per_rollout
-        assumed, answer = (
-            Amount(data.calls_per_rollout, data.n_metric_calls),
-            Amount(1.0, 0, dollars),
-        )
+        assumed = Amount(data.calls_per_rollout, data.n_metric_calls)
+        answer = Amount(1.0, 0, dollars)
         self.account = Account(settings.budget, assumed=assumed, assumed_answer=answer)
         self._settings, self._ledger = settings, ledger
         self._seconds: list[float] = []

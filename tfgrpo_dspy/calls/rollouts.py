@@ -50,13 +50,7 @@ class Sample:
 class Rollouts:
     """Makes rollouts on a set of examples, for one role of the report ("rollout": training)."""
 
-    def __init__(
-        self,
-        inputs: RunInputs,
-        calls: Calls,
-        role: str,
-        examples: Sequence[Any],
-    ) -> None:
+    def __init__(self, inputs: RunInputs, calls: Calls, role: str, examples: Sequence[Any]) -> None:
         settings, self._inputs, self._calls = inputs.settings, inputs, calls
         self._role = role
         self._examples = examples

@@ -29,14 +29,8 @@ from tfgrpo_dspy.results.rows import ExampleRow
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.wording import counted
 
-REFLECTIONS = (
-    "draft",
-    "summary",
-    "lesson",
-    "update",
-    "strategy",
-    "condense",
-)  # what the reflection LM is asked for
+REFLECTIONS = ("draft", "summary", "lesson", "update", "strategy", "condense")
+"""What the reflection LM is asked for."""
 NOT_FINISHED = "not finished"  # the `ended_because` of a run that was killed, or still goes on
 
 

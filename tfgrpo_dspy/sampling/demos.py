@@ -10,6 +10,7 @@ import random
 import statistics
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import dspy
@@ -220,7 +221,8 @@ def add_demos(program: Any, demos: Sequence[Demo]) -> None:
     Raises KeyError or ValueError where they are not of this program.
     """
     predictors = dict(named_predictors(program)) if demos else {}
-    for name, of_predictor in itertools.groupby(sorted(demos, key=_predictor_of), _predictor_of):
+    predictor_of = attrgetter("predictor")
+    for name, of_predictor in itertools.groupby(sorted(demos, key=predictor_of), predictor_of):
         signature = predictors[name].signature
         types = {field: info.annotation for field, info in signature.fields.items()}
         inputs = signature.input_fields.keys()
@@ -233,7 +235,3 @@ def add_demos(program: Any, demos: Sequence[Demo]) -> None:
         )
         added = [dspy.Example(**values).with_inputs(*inputs) for values in examples]
         predictors[name].demos = [*predictors[name].demos, *added]
-
-
-def _predictor_of(demo: Demo) -> str:
-    return demo.predictor

@@ -15,7 +15,13 @@ from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import judging
-from tfgrpo_dspy.dspy_seam import Unheard, demo_keeping_adapter, recording, replaying_adapter
+from tfgrpo_dspy.dspy_seam import (
+    Unheard,
+    demo_keeping_adapter,
+    recording,
+    replaying_adapter,
+    watching,
+)
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.home import HOMES, run, settled
@@ -131,7 +137,7 @@ class _Run:
             lm=self._lm_for_sample(dspy.settings.lm),
             adapter=adapter,
             **recording(self.tools.trace),  # the meter reads each call's entry
-            **self.tools.context(),
+            **watching(self.tools),
         )
 
     def close(self) -> None:

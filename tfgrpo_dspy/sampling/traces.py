@@ -41,10 +41,7 @@ def _inputs_of(value: Any) -> Any:
 
 
 MaybeFields = Annotated[Mapping[str, Any], BeforeValidator(lambda value: _fields_of(value or {}))]
-
-
-def _is_score(score: float) -> bool:
-    return abs(score) < MOST
+IS_SCORE = such_that(lambda score: abs(score) < MOST, f"give a number below {MOST:g}")
 
 
 class TraceStep(BaseModel):
@@ -70,7 +67,7 @@ class Trace(BaseModel):
     outputs: MaybeFields = {}
     error: AsText = ""
     labels: MaybeFields = {}
-    score: Annotated[float, such_that(_is_score, f"give a number below {MOST:g}")] | None = None
+    score: Annotated[float, IS_SCORE] | None = None
     feedback: AsText = ""
     steps: Annotated[list[TraceStep], BeforeValidator(lambda value: value or [])] = []
 

@@ -4,7 +4,6 @@ One message names every fault, before the first LM call. `checks` looks at stude
 `constructor` takes the arguments, `schedule` and `plan` derive from them what a run does.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -128,10 +127,6 @@ Positive = Annotated[Finite, Field(gt=0)]
 Folder = Annotated[
     str | PathLike[str], SkipValidation, such_that(_is_folder, "give a folder of this machine")
 ]
-
-
-def _metadata(argument: dataclasses.Field[Any]) -> tuple[Any, ...]:
-    return getattr(argument.type, "__metadata__", ())
 
 
 def refuse(faults: Iterable[str]) -> None:
@@ -328,7 +323,8 @@ class Settings:
         """The arguments that say which run it is, by name: all but those marked `NOT_WHICH`."""
         marked = {"reflection", "execution"}  # whose own fields count
         for kind in (Settings, self, Reflection, Execution):
-            marked |= {f.name for f in fields(kind) if NOT_WHICH in _metadata(f)}
+            annotated = {f.name: getattr(f.type, "__metadata__", ()) for f in fields(kind)}
+            marked |= {name for name, metadata in annotated.items() if NOT_WHICH in metadata}
         return {name: value for name, value in self.arguments.items() if name not in marked}
 
     def scalars(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What can be known, without a call, of the adapter that writes the prompts of the program."""
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +19,8 @@ def adapter_faults() -> Iterator[str]:
         yield f"adapter={adapter!r:.80} is no adapter; pass one, such as dspy.JSONAdapter()."
 
 
-def warn_of_adapter(student: Any) -> None:
-    """Warn if the configured adapter writes prompts that do not hold the instructions.
+def adapter_cautions(student: Any) -> Iterator[str]:
+    """A sentence if the configured adapter writes prompts that do not hold the instructions.
 
     Those of DSPy do. One that cannot format inputs that are mere texts is not judged.
     """
@@ -35,10 +34,9 @@ def warn_of_adapter(student: Any) -> None:
         except Exception:  # noqa: BLE001 - code of the user's, which may need real inputs
             continue
         if MARK not in messages:
-            warnings.warn(
+            yield (
                 f"the prompts of {type(adapter).__name__} do not hold the instructions of the "
                 f"predictor {name!r}, so that no experience can reach its LM; write "
-                f"signature.instructions into them.",
-                stacklevel=4,
+                f"signature.instructions into them."
             )
             return

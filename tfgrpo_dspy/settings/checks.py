@@ -23,7 +23,7 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
-from tfgrpo_dspy.settings.adapters import adapter_faults, warn_of_adapter
+from tfgrpo_dspy.settings.adapters import adapter_cautions, adapter_faults
 from tfgrpo_dspy.settings.costs import condensing, one_rollout
 from tfgrpo_dspy.settings.inputs import input_faults, output_faults
 from tfgrpo_dspy.settings.plan import plan_of
@@ -54,9 +54,10 @@ def prepare(
         valset = None  # BetterTogether passes an empty list
     settings = _with_reflection_lm(settings, student)
     _refuse_unusable(settings, student, trainset, valset, testset, recorded)
-    _warn(settings, student, teacher, recorded is not None)
-    warn_of_adapter(student)
-    _warn_of_overlap({"training": trainset, "validation": valset or (), "test": testset or ()})
+    sets = {"training": trainset, "validation": valset or (), "test": testset or ()}
+    cautions = _cautions(settings, student, teacher, recorded is not None)
+    for caution in itertools.chain(cautions, adapter_cautions(student), _overlap_cautions(sets)):
+        warnings.warn(caution, stacklevel=3)
     training, validation = split(settings, trainset, valset)
     examples = [trainset[index] for index in training]
     assumed = one_rollout(settings, student, examples)
@@ -97,28 +98,25 @@ def _refuse_unusable(
     refuse([*input_faults(student, named), *output_faults(student, recorded or ())])
 
 
-def _warn(settings: Settings, student: Any, teacher: Any, is_recorded: bool) -> None:
-    """Warn of what a run can use, and does not as somebody may expect."""
+def _cautions(settings: Settings, student: Any, teacher: Any, is_recorded: bool) -> Iterator[str]:
+    """A sentence on each thing that a run can use, and does not as somebody may expect."""
     if flexible := [name for name, each in student.named_sub_modules() if _is_flex(each)]:
-        warnings.warn(
+        yield (
             f"{', '.join(flexible)}: dspy.Flex writes its own predictors while it runs; it is left "
-            f"as it is, and only the other predictors are given experiences.",
-            stacklevel=4,
+            f"as it is, and only the other predictors are given experiences."
         )
     if hidden := _unseen_predictors(student):
-        warnings.warn(
+        yield (
             f"{', '.join(hidden)}: DSPy finds no predictors in a list or dict within another one, "
             f"so these are given no experiences or demos, and are not saved; hold them in "
-            f"attributes, or in lists or dicts that are attributes.",
-            stacklevel=4,
+            f"attributes, or in lists or dicts that are attributes."
         )
     if teacher is not None:
-        warnings.warn("teacher: this optimizer uses no teacher, and ignores it.", stacklevel=4)
+        yield "teacher: this optimizer uses no teacher, and ignores it."
     if settings.metric is None and not is_recorded:
-        warnings.warn(
+        yield (
             "metric=None: lessons are drawn from agreement and self-critique, without ground "
-            "truth; nothing checks that the result is not worse than the student.",
-            stacklevel=4,
+            "truth; nothing checks that the result is not worse than the student."
         )
 
 
@@ -327,16 +325,15 @@ def _first_fault(lms: Sequence[Any]) -> str:
     return ""
 
 
-def _warn_of_overlap(sets: Mapping[str, Sequence[Any]]) -> None:
-    """Warn of examples whose inputs are in two sets."""
+def _overlap_cautions(sets: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """A sentence on each two sets with examples of the same inputs."""
     inputs = {name: collections.Counter(map(inputs_text, sets[name])) for name in sets}
     for used, held_out in itertools.combinations(sets, 2):
         n_shared = sum(n for one, n in inputs[held_out].items() if one in inputs[used])
         if n_shared:
-            warnings.warn(
+            yield (
                 f"{n_shared} of {len(sets[held_out])} {held_out} examples are {used} examples "
-                f"too; scores on them are too optimistic.",
-                stacklevel=4,
+                f"too; scores on them are too optimistic."
             )
 
 

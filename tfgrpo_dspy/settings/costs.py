@@ -65,6 +65,7 @@ def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> di
     longest = prompt + int(demos)
     dearest = [longest * each.prompt + each.max_tokens * each.completion
                for each in prices_of_lms if not isinstance(each, str)]  # fmt: skip
+    dearest = dearest if len(dearest) == len(lms) else []
     reflection_lm = settings.reflection_lm or dspy.settings.lm
     missing = [
         each for each in (*prices_of_lms, price_of(reflection_lm, prices)) if isinstance(each, str)
@@ -76,9 +77,7 @@ def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> di
         "dollars_per_rollout": dollars,
         "dollars_per_draft": answer_cost(reflection_lm, settings, EXAMPLES_OF_DRAFT * tokens),
         "most_calls_per_rollout": most,
-        "dollars_of_dearest_call": max(dearest, default=0.0)
-        if len(dearest) == len(prices_of_lms)
-        else 0.0,
+        "dollars_of_dearest_call": max(dearest, default=0.0),
         "unpriced": tuple(dict.fromkeys(missing)),
     }
 

@@ -18,22 +18,8 @@ from tfgrpo_dspy.results.rows import ReflectionRow, RolloutRow
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.store import notes
 from tfgrpo_dspy.store.database import Record
-from tfgrpo_dspy.store.notes import (
-    DECIDED,
-    LATEST_RUN,
-    NOTES,
-    NOTHING,
-    RESULTS,
-    ROWS,
-    RUN,
-    RunEnd,
-    RunNote,
-    Spent,
-    key_of,
-    note_of,
-    notes_and_faults,
-)
 from tfgrpo_dspy.store.run_records import RunRecords
 
 logger = logging.getLogger(__name__)
@@ -49,7 +35,7 @@ class RunManifest:
         self._run, self._parts = "", dict[str, str]()
         self._asked: list[ReflectionRow] = []
         self._is_finished = self._is_continued = False
-        self._earlier: tuple[RunEnd, ...] = ()
+        self._earlier: tuple[notes.RunEnd, ...] = ()
         self._n_updates = 0
         self._begun = datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -58,7 +44,7 @@ class RunManifest:
         if self._records.store is None:
             return
         self._parts = self._records.keys.parts
-        self._run = key_of(self._parts)
+        self._run = notes.key_of(self._parts)
         names = self._records.keys.unseen.names
         if names and self._settings.version is None:
             logger.info(
@@ -73,13 +59,13 @@ class RunManifest:
                 str(self._settings.log_dir),
                 others,
             )
-        self._write(LATEST_RUN, {"run": self._run})
+        self._write(notes.LATEST_RUN, {"run": self._run})
         if note is None:
             self.note(Additions(library_in(student)), "")
         else:
             self._go_on(note)
 
-    def _go_on(self, recorded: RunNote) -> None:
+    def _go_on(self, recorded: notes.RunNote) -> None:
         limits, ledger = self._settings.learning_limits, self._ledger
         note = recorded.under(limits)
         is_other = bool(note.ended_because) and note.limits != limits
@@ -104,11 +90,11 @@ class RunManifest:
         Of runs that are as near, the one that was begun last counts.
         """
         assert self._records.store is not None  # noqa: S101 - whoever asks has looked
-        notes, _ = notes_and_faults(self._records.store)
+        recorded, _ = notes.notes_and_faults(self._records.store)
         of_run = self._parts
         differing = [
             [name for name in {**of_run, **note.parts} if of_run.get(name) != note.parts.get(name)]
-            for note in reversed(notes.values())
+            for note in reversed(recorded.values())
         ]
         nearest = sorted(filter(None, differing), key=len)
         return ", ".join(nearest[0] if nearest else ())
@@ -117,14 +103,14 @@ class RunManifest:
         if self._records.store is not None and not self._settings.offline:
             self._records.store.replace(key, record)
 
-    def _write_note(self, note: RunNote) -> None:
-        self._write(self._run, NOTES.dump_python(note, mode="json"))
+    def _write_note(self, note: notes.RunNote) -> None:
+        self._write(self._run, notes.NOTES.dump_python(note, mode="json"))
 
     @property
-    def _paid(self) -> Spent:
+    def _paid(self) -> notes.Spent:
         return self._ledger.n_paid, self._ledger.paid
 
-    def note(self, best: Additions, ended_because: str, kept: Amount = NOTHING) -> None:
+    def note(self, best: Additions, ended_because: str, kept: Amount = notes.NOTHING) -> None:
         """Note how far the run has come: what is best so far, and why it ended (if it did).
 
         `kept` is what surely counts in a later start with a larger budget.
@@ -132,7 +118,7 @@ class RunManifest:
         if self._is_finished and not ended_because:
             return  # the recorded best is that of a race
         library, limits, ledger = best.library, self._settings.learning_limits, self._ledger
-        note = RunNote(
+        note = notes.RunNote(
             begun=self._begun,
             ended_because=ended_because,
             library=library.holding(replace(each, evidence=()) for each in library),
@@ -160,7 +146,7 @@ class RunManifest:
         if self._records.store is None:
             return {}
         folder = str(self._records.store.folder)
-        return {"run": self._run.removeprefix(RUN), "begun": self._begun, "log_dir": folder}
+        return {"run": self._run.removeprefix(notes.RUN), "begun": self._begun, "log_dir": folder}
 
     def note_asked(self, row: ReflectionRow) -> None:
         """Keep what the reflection LM was asked and answered until its update is recorded."""
@@ -169,7 +155,7 @@ class RunManifest:
     def note_update(self, update: UpdateRecord, rollouts: Sequence[RolloutRow]) -> None:
         """Record a decided update, and what was made and asked for it, for reports."""
         self._n_updates += 1
-        self._write(f"{DECIDED}{self._run}:{update.update}", asdict(update))
+        self._write(f"{notes.DECIDED}{self._run}:{update.update}", asdict(update))
         self._note_rows(str(update.update), rollouts)
 
     def note_results(self, results: RunResults, rollouts: Sequence[RolloutRow]) -> None:
@@ -183,7 +169,7 @@ class RunManifest:
         note = self._recorded()
         if note is not None and note.ended_because:
             self._write_note(replace(note, cut_because=self._ledger.refused_because))
-        self._write(f"{RESULTS}{self._run}", replace(results, updates=()).to_dict())
+        self._write(f"{notes.RESULTS}{self._run}", replace(results, updates=()).to_dict())
         self._note_rows("end", rollouts)
 
     def _note_rows(self, place: str, rollouts: Sequence[RolloutRow]) -> None:
@@ -192,7 +178,7 @@ class RunManifest:
         asked = [row for row in self._asked if place in ("end", str(row.update))]
         self._asked = [row for row in self._asked if row not in asked]
         rows = {"rollouts": list(map(asdict, rollouts)), "reflections": list(map(asdict, asked))}
-        self._write(f"{ROWS}{self._run}:{place}", rows)
+        self._write(f"{notes.ROWS}{self._run}:{place}", rows)
 
     def close(self, lost_now: Usage) -> None:
         """Note what was paid, and what of it was lost."""
@@ -215,8 +201,9 @@ class RunManifest:
             note = replace(note, lost=(n_before + n_lost, before + lost), set_aside=set_aside)
         self._write_note(replace(note, paid=self._paid))
 
-    def _recorded(self) -> RunNote | None:
-        return None if self._records.store is None else note_of(self._records.store, self._run)
+    def _recorded(self) -> notes.RunNote | None:
+        store = self._records.store
+        return None if store is None else notes.note_of(store, self._run)
 
     def was_cut_short(self) -> str:
         """What stopped this run before its end when it was recorded; "" if nothing did."""

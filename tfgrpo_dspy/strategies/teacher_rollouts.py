@@ -13,10 +13,6 @@ from tfgrpo_dspy.strategies.arguments import strategy
 from tfgrpo_dspy.strategies.base import Ask, Attempt, GroupContext, Strategy
 
 
-def _is_teacher(value: Any) -> bool:
-    return isinstance(value, dspy.Module) or is_lm(value)
-
-
 @strategy
 class TeacherRollouts(Strategy):
     """Adds rollouts of a teacher to the groups in which the student fails throughout.
@@ -40,7 +36,11 @@ class TeacherRollouts(Strategy):
     """
 
     teacher: Annotated[
-        Any, such_that(_is_teacher, "pass a dspy.Module, or an LM such as dspy.LM(...)")
+        Any,
+        such_that(
+            lambda teacher: isinstance(teacher, dspy.Module) or is_lm(teacher),
+            "pass a dspy.Module, or an LM such as dspy.LM(...)",
+        ),
     ]
     share: Annotated[float, Field(ge=0.01, le=1)] = 0.5
     shares_library: bool = False
