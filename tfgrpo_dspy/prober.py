@@ -181,8 +181,7 @@ class Prober:
         if self._heard is None:
             return
         for asked in sorted(self._heard.heard, key=str)[:N_TWICE]:
-            self._calls.ledger.take_metric_calls()
-            self._calls.ledger.settle_metric_calls()
+            self._calls.ledger.take_metric_call()
             with suppress(MetricError):
                 await self._calls.loop.in_thread(
                     functools.partial(self._again, self._heard, *asked)

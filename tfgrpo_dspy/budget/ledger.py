@@ -198,14 +198,10 @@ class Ledger:
         """End the training, or the run, but for what is under way. Raises RunStopped."""
         with self._lock:
             if self._is_training:
-                self.cut(reason)
+                self.cut_because = self.cut_because or reason  # the first reason stands
                 raise TrainingCut(self.cut_because)
             self.stop(reason)
             raise RunStopped(self.stopped_because)
-
-    def cut(self, reason: str) -> None:
-        """Note why the training ends; the first reason stands."""
-        self.cut_because = self.cut_because or reason
 
     def settle(
         self, taken: Reservation, n_calls: int, cost: float, n_metric_calls: int = 0
@@ -213,7 +209,8 @@ class Ledger:
         """Correct what was taken by what was used."""
         with self._lock:
             self._add(n_calls - taken.n_calls, cost - taken.cost)
-            self.settle_metric_calls(taken.n_metric_calls, n_metric_calls)
+            self.n_metric_calls += n_metric_calls - taken.n_metric_calls
+            self.n_metric_calls_made += n_metric_calls
             self._open.discard(taken)
 
     def _add(self, n_calls: int, cost: float) -> None:
@@ -259,23 +256,18 @@ class Ledger:
             self.n_metric_calls += n_metric_calls
             self.n_metric_calls_made += n_metric_calls
 
-    def take_metric_calls(self, n_calls: int = 1) -> None:
-        """Take metric calls before they are made. Raises RunStopped: so many are not left.
+    def take_metric_call(self) -> None:
+        """Take a call of the metric before it is made. Raises RunStopped: none is left.
 
         A rollout whose answers are there is scored though the run has ended meanwhile: it would be
         lost otherwise. Where nobody waits for it any more, it is not.
         """
         with self._lock:
             check_wanted()
-            if n_calls > self.left("max_metric_calls"):
+            if self.left("max_metric_calls") < 1:
                 self.use_up("max_metric_calls")
-            self.n_metric_calls += n_calls
-
-    def settle_metric_calls(self, n_taken: int = 1, n_made: int = 1) -> None:
-        """Correct what was taken by what was made."""
-        with self._lock:
-            self.n_metric_calls_made += n_made
-            self.n_metric_calls += n_made - n_taken
+            self.n_metric_calls += 1
+            self.n_metric_calls_made += 1
 
     def set_reserve(self, reserve: Budget, n_lessons: int = 0) -> None:
         """Keep so much for the end; nothing else can take it until `open_reserve`.
@@ -318,10 +310,10 @@ class Ledger:
                 self.is_failure = is_failure
                 self._stopping.set()
 
-    def fail(self, why: str) -> NoReturn:
-        """End the run, which cannot work. Raises RunStopped."""
+    def fail(self, why: str, error: BaseException | None = None) -> NoReturn:
+        """End the run, which cannot work, for this error. Raises RunStopped."""
         self.stop(why, is_failure=True)
-        raise RunStopped(self.stopped_because)
+        raise RunStopped(self.stopped_because) from error
 
     def check(self) -> None:
         """Raises RunStopped: the training or the run has ended, or nobody waits for this."""

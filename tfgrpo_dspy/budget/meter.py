@@ -101,10 +101,8 @@ class Meter:
             self.count(Usage(n_calls, n_failed_calls=n_calls))
             cost = cost if is_unanswered(error) else 0.0
             if is_fatal(error):
-                message = self._message(error, call.lm)
                 self.ledger.raised.note(error)
-                self.ledger.stop(message, is_failure=True)
-                raise RunStopped(message) from error
+                self.ledger.fail(self._message(error, call.lm), error)
             raise
         finally:
             ATTEMPT.reset(token)

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from tfgrpo_dspy.calls.paid import Calls, PaidCall
 from tfgrpo_dspy.calls.run_inputs import RunInputs
-from tfgrpo_dspy.errors import LibraryError, RunStopped, described
+from tfgrpo_dspy.errors import LibraryError, described
 from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import AnyOperation, Keep, Operation, Refusal, operation_from
@@ -50,10 +50,9 @@ async def approved(
         try:
             with calls.report.progress.hidden(), calls.ledger.clock.standing():
                 approval = await calls.loop.in_thread(lambda: _whole(settled(ask(proposal), ask)))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it ends the run
             calls.ledger.raised.note(error)
-            calls.ledger.stop(f"approve raised {described(error)}", is_failure=True)
-            raise RunStopped(calls.ledger.stopped_because) from error
+            calls.ledger.fail(f"approve raised {described(error)}", error)
         try:
             return _Approved(tuple(_operations(approval, proposed)))
         except LibraryError as error:

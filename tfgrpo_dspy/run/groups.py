@@ -14,7 +14,7 @@ from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
 from tfgrpo_dspy.run.endings import FIRST_ROLLOUTS, why_unreadable
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.strategy_calls import Strategies
-from tfgrpo_dspy.run.updates import Batch, is_cut
+from tfgrpo_dspy.run.updates import Batch, groups_of, is_cut
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.checks import policy_lms
@@ -176,7 +176,7 @@ class Groups:
 
     def _context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
         """What strategies know of the group."""
-        past = self._history.groups_before(batch.n_decided)
+        past = groups_of(self._history.updates[: batch.n_decided + 1])
         return GroupContext(
             sampled,
             past,

@@ -81,10 +81,6 @@ class History:
         """The latest decision."""
         return self.latest.decision
 
-    def groups_before(self, number: int) -> tuple[SampledGroup, ...]:
-        """The groups of the first so many updates, which are decided."""
-        return groups_of(self.updates[: number + 1])
-
     def context(self, batch: Batch, extracted: Extracted) -> UpdateContext:
         """What strategies know of the update that is decided next."""
         return UpdateContext(

@@ -2,6 +2,7 @@
 
 import copy
 import enum
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -177,16 +178,12 @@ def _validated(text: str, annotation: Any) -> Any:
     return pydantic.TypeAdapter(annotation).validate_python(text)
 
 
-def enums_in(value: Any) -> Iterator[type[enum.Enum]]:
-    """The classes of the members of Enums that a value is or holds."""
-    return (type(each) for each in _all_in(value) if isinstance(each, enum.Enum))
-
-
 def with_values(text: str, *holders: Any) -> str:
     """The text with members of the holders' Enums as DSPy writes them, not as `Bay.NORTH`."""
     if "." not in text:
         return text
-    kinds = {kind for holder in holders for kind in enums_in(holder)}
+    held = itertools.chain(*map(_all_in, holders))
+    kinds = {type(each) for each in held if isinstance(each, enum.Enum)}
     names: dict[str, str] = {}
     for kind in kinds:
         for name, member in kind.__members__.items():

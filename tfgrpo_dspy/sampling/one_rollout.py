@@ -276,8 +276,7 @@ def _scored(
 
     def asked(ask: Callable[..., Any], *about: Any) -> Any:
         nonlocal n_calls
-        task.ledger.take_metric_calls()
-        task.ledger.settle_metric_calls()
+        task.ledger.take_metric_call()
         n_calls += 1
         task.calls["metric"] = "the metric"
         try:

@@ -153,5 +153,4 @@ class RemoteRollouts:
         if isinstance(error, BrokenExecutor | ImportError):
             needs = "; install this package and dspy on its workers"
             message = f"the executor is broken: {described(error)}"
-            self._ledger.stop(message + needs * isinstance(error, ImportError), is_failure=True)
-            self._ledger.check()
+            self._ledger.fail(message + needs * isinstance(error, ImportError), error)

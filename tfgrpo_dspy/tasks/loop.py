@@ -229,8 +229,7 @@ class Loop:
         try:
             done = (self._pool or self._threads).submit(context.run, guarded)
         except RuntimeError as error:
-            self.ledger.stop(f"the executor is broken: {error}", is_failure=True)
-            raise RunStopped(self.ledger.stopped_because) from error
+            self.ledger.fail(f"the executor is broken: {error}", error)
         try:
             return await asyncio.wrap_future(done)
         finally:
