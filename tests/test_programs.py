@@ -50,32 +50,20 @@ class AsyncOnly(dspy.Module):
         return both[0]
 
 
-def test_a_program_that_has_aforward_only_is_optimized() -> None:
-    lm = dspy.LM(
-        "scripted",
-        engine=ScriptedEngine(polite_rules()),
-        async_engine=AsyncEngine(polite_rules()),
-        cache=False,
-    )
-    program = learned(AsyncOnly(), lm=lm, gate=Gate(), epochs=1, group_size=2)
-    assert library_texts(program) == [ADVICE]
-    usage = program.detailed_results.usage["rollout"]
-    assert usage.n_lm_calls == 2 * 12
-
-
 class AsyncForward(AsyncOnly):
     async def forward(self, question: str) -> Any:
         return await self.aforward(question)
 
 
-def test_a_program_whose_forward_is_async_is_optimized() -> None:
+@pytest.mark.parametrize("kind", [AsyncOnly, AsyncForward])
+def test_a_program_that_has_aforward_only_or_an_async_forward_is_optimized(kind: Any) -> None:
     lm = dspy.LM(
         "scripted",
         engine=ScriptedEngine(polite_rules()),
         async_engine=AsyncEngine(polite_rules()),
         cache=False,
     )
-    program = learned(AsyncForward(), lm=lm, gate=Gate(), epochs=1, group_size=2)
+    program = learned(kind(), lm=lm, gate=Gate(), epochs=1, group_size=2)
     assert library_texts(program) == [ADVICE]
     assert program.detailed_results.usage["rollout"].n_lm_calls == 2 * 12
 

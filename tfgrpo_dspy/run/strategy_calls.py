@@ -9,7 +9,7 @@ always failed is asked no more. Without strategies nothing here does anything.
 import asyncio
 import contextlib
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -77,8 +77,6 @@ class Strategies:
         self._report, self._ledger, self._records = calls.report, calls.ledger, calls.records
         self._asked: dict[str, asyncio.Task[Answer]] = {}
         self._charged: dict[str, int] = {}  # the update that an answer is charged to
-        self._worked: set[tuple[int, str]] = set()
-        self._failed: Counter[tuple[int, str]] = Counter()
         self._switched_off: set[tuple[int, str]] = set()
         self._hanging: set[tuple[int, str]] = set()  # or asked now
         self.messages: list[str] = []  # what was switched off, and why
@@ -278,7 +276,6 @@ class Strategies:
         self._hanging.add(key)
         try:
             yield
-            self._worked |= {key} if ends else set()
             self._note(key, batch, True)
         except NotReplayedError as error:
             self._report.count_failure("replay", str(error))
@@ -295,8 +292,8 @@ class Strategies:
             message = f"{type(strategy).__name__}.{method}: {described(error)}"
             self._report.count_failure("strategy", message)
             self._note(key, batch, False)
-            self._failed[key] += bool(ends)
-            if ends and key not in self._worked and self._failed[key] >= ends:
+            worked = [did for _, did in self._outcomes[key]]
+            if 0 < ends <= len(worked) and not any(worked):
                 when = "in the first batch" if ends == 1 else f"in the first {ends} batches"
                 why = f"a strategy failed {when}; correct or leave out {message.rstrip('.')}"
                 self._ledger.stop(why, is_failure=True)
@@ -304,8 +301,7 @@ class Strategies:
             self._hanging.discard(key)
 
     def _note(self, key: tuple[int, str], batch: Batch | None, worked: bool) -> None:
-        if batch is not None:
-            self._outcomes[key].append((batch.update, worked))
+        self._outcomes[key].append((batch.update if batch else 0, worked))
 
 
 def _is_cancelled() -> bool:
