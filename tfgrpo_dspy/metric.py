@@ -24,6 +24,7 @@ from tfgrpo_dspy.scores import MOST, number_of
 from tfgrpo_dspy.wording import shortened
 
 SHOWN_BYTES = 120  # how much of an example or a value an error message quotes
+OF_PREDICTORS = ["pred_name", "pred_trace"]  # arguments of GEPA's metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def adapt_metric(metric: Any) -> ScoringFunction:
         fault = "is a class; pass an instance, or" if callable(metric) else "is not callable; pass"
         form = "a function metric(example, pred, trace=None)"
         raise SettingsError(f"metric={metric!r} {fault} {form}.")
-    wants_program_trace, extra = _form(metric)
+    wants_program_trace, extra, asks_predictors = _form(metric)
     name = metric_name(metric)
 
     def ask(example: Any, prediction: Any, program_trace: Any, *predictor: Any) -> Any:
@@ -104,7 +105,7 @@ def adapt_metric(metric: Any) -> ScoringFunction:
             result = metric(example, prediction, *behind, **kwargs)
             return settled(result, metric)
 
-    return ScoringFunction(_asks_predictors(metric), ask, name)
+    return ScoringFunction(asks_predictors, ask, name)
 
 
 def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.Prediction]:
@@ -180,12 +181,15 @@ def metric_name(metric: Any) -> str:
     return str(getattr(metric, "__qualname__", None) or type(metric).__qualname__)
 
 
-def _form(metric: Callable[..., Any]) -> tuple[bool, int]:
-    """Whether it takes `program_trace`, and how many None follow example and prediction."""
+def _form(metric: Callable[..., Any]) -> tuple[bool, int, bool]:
+    """Whether it takes `program_trace`, and how many None follow example and prediction.
+
+    Also whether it takes GEPA's `pred_name` and `pred_trace` as its fourth and fifth argument.
+    """
     try:
         signature = inspect.signature(metric)
     except (TypeError, ValueError):  # a callable of C code does not tell; the plainest form then
-        return False, 0
+        return False, 0, False
     wants_program_trace = "program_trace" in signature.parameters
     kwargs = {"program_trace": None} if wants_program_trace else {}
     for extra in (0, 1, 3):  # two arguments, DSPy's three, or GEPA's five
@@ -193,20 +197,11 @@ def _form(metric: Callable[..., Any]) -> tuple[bool, int]:
             signature.bind(*(None,) * (2 + extra), **kwargs)
         except TypeError:
             continue
-        return wants_program_trace, extra
+        return wants_program_trace, extra, [*signature.parameters][3:5] == OF_PREDICTORS
     raise SettingsError(
         f"metric {metric_name(metric)}{signature} cannot be called with an example and a "
         f"prediction; write it as metric(example, pred, trace=None)."
     )
-
-
-def _asks_predictors(metric: Callable[..., Any]) -> bool:
-    """Whether it takes GEPA's `pred_name` and `pred_trace` as its fourth and fifth argument."""
-    try:
-        names = [*inspect.signature(metric).parameters]
-    except (TypeError, ValueError):
-        return False
-    return names[3:5] == ["pred_name", "pred_trace"]
 
 
 def _as_score(result: Any, name: str, example: Any) -> Score:

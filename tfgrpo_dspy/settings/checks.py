@@ -53,25 +53,25 @@ def prepare(
     if isinstance(valset, Sequence) and not valset:
         valset = None  # BetterTogether passes an empty list
     settings = _with_reflection_lm(settings, student)
-    _refuse_unusable(settings, student, trainset, valset, testset, recorded)
+    data = {"trainset": trainset, "valset": valset, "testset": testset}
+    _refuse_unusable(settings, student, data, recorded)
     sets = {"training": trainset, "validation": valset or (), "test": testset or ()}
     cautions = _cautions(settings, student, teacher, recorded is not None)
     for caution in itertools.chain(cautions, adapter_cautions(student), _overlap_cautions(sets)):
         warnings.warn(caution, stacklevel=3)
     training, validation = split(settings, trainset, valset)
     examples = [trainset[index] for index in training]
-    assumed = one_rollout(settings, student, examples)
-    data = RunData(
+    run_data = RunData(
         n_training=len(examples),
         n_validation=len(validation) if settings.metric is not None else 0,
         n_test=len(testset or ()),
         n_labelled=sum(bool(labels_of(example)) for example in examples),
         is_recorded=recorded is not None,
         n_metric_calls=_n_metric_calls(settings, student),
-        **assumed,
+        **one_rollout(settings, student, examples),
         **condensing(settings, student),
     )
-    run_settings = derive(*_with_budget(settings, data))
+    run_settings = derive(*_with_budget(settings, run_data))
     if not settings.offline:
         logger.info("the plan:\n%s", plan_of(run_settings))
     return run_settings, training, validation
@@ -80,17 +80,14 @@ def prepare(
 def _refuse_unusable(
     settings: Settings,
     student: Any,
-    trainset: Any,
-    valset: Any,
-    testset: Any,
+    data: Mapping[str, Any],
     recorded: Sequence[Sequence[Rollout]] | None,
 ) -> None:
     """Raises SettingsError: no run can use these; names every fault."""
-    sets = {"trainset": trainset, "valset": valset, "testset": testset}
-    sets = {n: examples for n, examples in sets.items() if n == "trainset" or examples is not None}
+    sets = {n: examples for n, examples in data.items() if n == "trainset" or examples is not None}
     faults = [*_student_faults(settings, student), *adapter_faults()]
     faults += [fault for name, examples in sets.items() for fault in _data_faults(name, examples)]
-    if testset is not None and settings.metric is None:
+    if "testset" in sets and settings.metric is None:
         faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
     refuse(faults)
     names = {} if recorded is None else {"trainset": "traces"}
