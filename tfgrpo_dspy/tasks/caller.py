@@ -45,16 +45,17 @@ def awaited(
 def in_own_thread(work: Callable[[], Result]) -> "futures.Future[Result]":
     """What the work gives, in a daemon thread that has the context of the caller."""
     done: futures.Future[Result] = futures.Future()
-    context = copy_context()
-
-    def run() -> None:
-        try:
-            done.set_result(context.run(work))
-        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
-            done.set_exception(error)
-
+    run = functools.partial(copy_context().run, fulfil, done, work)
     threading.Thread(target=run, daemon=True, name="tfgrpo").start()
     return done
+
+
+def fulfil(done: "futures.Future[Result]", work: Callable[[], Result]) -> None:
+    """Give the future what the work gives, or raises."""
+    try:
+        done.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+        done.set_exception(error)
 
 
 async def in_thread(work: Callable[[], Result]) -> Result:

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from tfgrpo_dspy.budget.ledger import ABANDONED, Ledger, check_wanted
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, UserCodeError, described
-from tfgrpo_dspy.tasks.caller import check_cancelled, in_own_thread
+from tfgrpo_dspy.tasks.caller import check_cancelled, fulfil, in_own_thread
 from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 
 logger = logging.getLogger(__name__)
@@ -276,14 +276,7 @@ class DaemonThreads:
         """What the call gives."""
         done: futures.Future[Any] = futures.Future()
         done.set_running_or_notify_cancel()
-
-        def work() -> None:
-            try:
-                done.set_result(call(*args))
-            except BaseException as error:  # noqa: BLE001 - raised where it is awaited
-                done.set_exception(error)
-
-        self._calls.put(work)
+        self._calls.put(lambda: fulfil(done, lambda: call(*args)))
         if not self._idle.acquire(blocking=False):
             self._n_threads += 1
             threading.Thread(target=self._serve, daemon=True, name="tfgrpo").start()
