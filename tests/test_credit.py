@@ -588,7 +588,7 @@ def test_log_probabilities_weigh_the_answers_that_were_sampled() -> None:
 def test_rewards_of_steps_agree_with_what_the_judge_prefers() -> None:
     rows = [(taking(k, f"a{x}", 0.0), taking(100 + k, f"b{x}", 0.0), 1.0)
             for k, x in enumerate("pqrs" * 3)]  # fmt: skip
-    rewards = fitted_rewards(rows, ridge=0.3)
+    rewards = fitted_rewards(rows)
     of = {way: rewards["turn", (("way", way),)] for way in "abp"}
     assert of["a"] > 0.3 > -0.3 > of["b"]
     assert of["p"] == pytest.approx(0, abs=1e-4)

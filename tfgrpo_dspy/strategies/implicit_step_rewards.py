@@ -87,7 +87,7 @@ class ImplicitStepRewards(Strategy):
         group = context.sampled.unaided.rollouts
         if not rows or len(group) < 2:
             return Credit({})
-        rewards = fitted_rewards(rows, RIDGE)
+        rewards = fitted_rewards(rows)
         sums = {r.rollout_id: np.cumsum([0.0, *_rewards(r, rewards)]) for r in group}
         usual = float(np.mean([each[-1] for each in sums.values()]))
         ends = {rollout.rollout_id: set(states(rollout)) for rollout in group}
@@ -98,13 +98,10 @@ class ImplicitStepRewards(Strategy):
         return Credit(values, measure="chance of being preferred")
 
 
-def fitted_rewards(
-    rows: Sequence[tuple[Rollout, Rollout, float]], ridge: float
-) -> dict[object, float]:
+def fitted_rewards(rows: Sequence[tuple[Rollout, Rollout, float]]) -> dict[object, float]:
     """The reward of each feature of steps, from pairs of winner and loser with weights."""
-    names = list(
-        dict.fromkeys(f for one, other, _ in rows for r in (one, other) for f in _features(r))
-    )
+    rollouts = (rollout for *pair, _ in rows for rollout in pair)
+    names = list(dict.fromkeys(itertools.chain(*map(_features, rollouts))))
     place = {name: k for k, name in enumerate(names)}
     design = np.zeros((len(rows), len(names)))
     for row, (winner, loser, _) in enumerate(rows):
@@ -116,8 +113,8 @@ def fitted_rewards(
     def loss(x: Array) -> tuple[float, Array]:
         margins = design @ x
         slopes = -weights * expit(-margins)
-        value = -(weights * log_expit(margins)).sum() + ridge / 2 * (x @ x)
-        return float(value), design.T @ slopes + ridge * x
+        value = -(weights * log_expit(margins)).sum() + RIDGE / 2 * (x @ x)
+        return float(value), design.T @ slopes + RIDGE * x
 
     weights = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B").x
     return {name: float(x) for name, x in zip(names, weights, strict=True)}
