@@ -12,12 +12,7 @@ from typing import Any, get_args
 import dspy
 import pydantic
 
-from tfgrpo_dspy.dspy_seam import (
-    can_be_saved,
-    custom_types_in,
-    has_log_probabilities,
-    parse_value,
-)
+from tfgrpo_dspy.dspy_seam import can_be_saved, custom_types_in, has_log_probabilities, parse_value
 from tfgrpo_dspy.errors import written
 
 MEDIA = (dspy.Image, dspy.Audio, dspy.File)

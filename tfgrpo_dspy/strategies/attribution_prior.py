@@ -16,14 +16,7 @@ from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.strategies.arguments import Least0, Least1, strategy
-from tfgrpo_dspy.strategies.base import (
-    Ask,
-    GroupContext,
-    Proposed,
-    Shown,
-    Strategy,
-    UpdateContext,
-)
+from tfgrpo_dspy.strategies.base import Ask, GroupContext, Proposed, Shown, Strategy, UpdateContext
 from tfgrpo_dspy.wording import shortened
 
 FIELD_BYTES = 1050  # of the inputs of each example that is shown, and of its labels
