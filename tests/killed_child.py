@@ -1,10 +1,11 @@
 """Runs one compile after another, each in a process of its own that may be killed at any moment.
 
 Started as a script with the folder, the number of threads and a seed. For each line on its standard
-input it forks (DSPy is imported once), kills the child with SIGKILL after so many seconds as the
-line says ("inf": never), and answers with how the child ended. The child's LM appends a line to
-`calls.jsonl` for every call, before it answers, and gives the number of the call as the prompt's
-tokens: so every record tells by its usage which call it came from, and no text depends on it.
+input it forks (DSPy is imported once), and kills the child with SIGKILL when it has begun so many
+LM calls as the line says ("inf": never), and so many seconds later; it answers with how the child
+ended. The child's LM appends a line to `calls.jsonl` for every call, before it answers, and gives
+the number of the call as the prompt's tokens: so every record tells by its usage which call it came
+from, and no text depends on it.
 """
 
 import fcntl
@@ -14,7 +15,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 import dspy
@@ -51,7 +51,7 @@ class LoggedEngine(ScriptedEngine):
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             number = 1 + sum(1 for _ in file)
-            line = json.dumps({"call": call, "number": number, "time": time.monotonic()})
+            line = json.dumps({"call": call, "number": number})
             os.write(file.fileno(), f"{line}\n".encode())
             return number
 
@@ -64,19 +64,32 @@ def run(folder: Path, num_threads: int, seed: int) -> None:
     (folder / "result.json").write_text(json.dumps([results, instructions]))
 
 
+def n_begun(log: Path) -> int:
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def ended(child: int) -> int | None:
+    """How the child ended; None: it has not."""
+    done, status = os.waitpid(child, os.WNOHANG)
+    return status if done else None
+
+
 def main() -> None:
     folder, num_threads, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    log = folder / "calls.jsonl"
     for line in sys.stdin:
-        ends = time.monotonic() + float(line)
+        n_more, seconds = map(float, line.split())
+        n_calls, status = n_begun(log) + n_more, None
         child = os.fork()
         if child == 0:
             run(folder, num_threads, seed)
             os._exit(0)
-        done, status = 0, 0
-        while not done and time.monotonic() < ends:
-            done, status = os.waitpid(child, os.WNOHANG)
+        while status is None and n_begun(log) < n_calls:
+            status = ended(child)
             threading.Event().wait(0.001)
-        if not done:
+        threading.Event().wait(seconds)
+        status = ended(child) if status is None else status
+        if status is None:
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
         sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,13 +19,16 @@ CHILD = Path(__file__).with_name("killed_child.py")
 KILLS = 9
 """For each test here; three of them, so 27 in all."""
 LATEST_KILL = 0.25
-"""As a share of the time of a whole run, which is so killed several times."""
-NEVER = float("inf")
+"""As a share of the LM calls of a whole run, which is so killed several times."""
+LONGEST_CALL_S = 0.03
+NEVER = (float("inf"), 0.0)
 
 
 @contextmanager
-def launched(folder: Path, num_threads: int, seed: int) -> Iterator[Callable[[float], int]]:
-    """A function that runs a compile, kills it after so many seconds, and gives its exit code."""
+def launched(folder: Path, num_threads: int, seed: int) -> Iterator[Callable[[float, float], int]]:
+    """A function that runs a compile, kills it so many seconds after that many LM calls have begun,
+    and gives its exit code.
+    """
     folder.mkdir()
     command = [sys.executable, str(CHILD), str(folder), str(num_threads), str(seed)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -34,8 +36,8 @@ def launched(folder: Path, num_threads: int, seed: int) -> Iterator[Callable[[fl
         assert process.stdin is not None and process.stdout is not None
         to_child, from_child = process.stdin, process.stdout
 
-        def run(killed_after_s: float) -> int:
-            to_child.write(f"{killed_after_s}\n")
+        def run(n_calls: float, seconds: float) -> int:
+            to_child.write(f"{n_calls} {seconds}\n")
             to_child.flush()
             return int(from_child.readline())
 
@@ -55,22 +57,18 @@ def recorded_calls(folder: Path) -> set[int]:
 
 
 class Uninterrupted:
-    """One whole run, to compare with: its calls, its result, its times."""
+    """One whole run, to compare with: its calls, its result."""
 
     def __init__(self, folder: Path, num_threads: int, seed: int) -> None:
         with launched(folder, num_threads, seed) as run:
-            run(0.0)  # imports, and a child that does nothing: not in the times below
-            started = time.monotonic()
-            assert run(NEVER) == 0
-            self.seconds = time.monotonic() - started
-        calls = calls_of(folder)
-        self.begun_s = calls[0]["time"] - started
-        self.calls = {call["call"] for call in calls}
+            assert run(*NEVER) == 0
+        self.calls = {call["call"] for call in calls_of(folder)}
         self.result = json.loads((folder / "result.json").read_text())
 
-    def moment(self, generator: random.Random) -> float:
-        """Seconds from the start of a child; soon enough for several kills in one run."""
-        return self.begun_s + generator.uniform(0.0, LATEST_KILL) * (self.seconds - self.begun_s)
+    def moment(self, generator: random.Random) -> tuple[int, float]:
+        """So many calls, and seconds later; soon enough for several kills in one run."""
+        n_calls = generator.randint(0, int(LATEST_KILL * len(self.calls)))
+        return n_calls, generator.uniform(0.0, LONGEST_CALL_S)
 
 
 def killed_until_done(
@@ -81,7 +79,7 @@ def killed_until_done(
     with launched(folder, num_threads, seed) as run:
         while ended != 0:
             recorded, n_before = recorded_calls(folder), len(calls_of(folder))
-            ended = run(whole.moment(moments) if n_kills < KILLS else NEVER)
+            ended = run(*(whole.moment(moments) if n_kills < KILLS else NEVER))
             assert ended in (0, -signal.SIGKILL)
             n_kills += ended != 0
             calls = calls_of(folder)
