@@ -362,3 +362,10 @@ def test_an_error_about_a_file_of_traces_is_short_whatever_the_file_is(
     with pytest.raises(SettingsError, match=r"JSON lines|UTF-8") as refused:
         read_traces(path)
     assert len(str(refused.value)) < 2_500 and str(refused.value).count("\n") < 20
+
+
+def test_a_table_of_traces_without_their_columns_is_told_what_to_call_them(tmp_path: Path) -> None:
+    path = tmp_path / "traces.csv"
+    path.write_text("question,answer,score\na,b,1\n")
+    with pytest.raises(SettingsError, match=r"columns such as inputs\.question"):
+        read_traces(path)

@@ -97,6 +97,13 @@ def test_a_refused_key_ends_the_probe_as_it_ends_a_run() -> None:
         probe_of(scripted_lm([("question", refuse)]))
 
 
+def test_a_metric_that_never_works_ends_the_probe_after_three_attempts_as_it_ends_a_run() -> None:
+    lm = polite_lm()
+    with pytest.raises(RunFailedError, match="no score to any of the first 3 rollouts"):
+        probe_of(lm, metric=lambda _example, _pred: None)
+    assert lm.engine.n_calls() == 3
+
+
 def test_aprobe_gives_what_probe_gives() -> None:
     optimizer = TrainingFreeGRPO(is_polite, max_lm_calls=400, num_threads=4, progress=False)
     with dspy.context(lm=polite_lm()):

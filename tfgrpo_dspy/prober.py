@@ -28,6 +28,7 @@ from tfgrpo_dspy.metric import Score, ScoringFunction
 from tfgrpo_dspy.results.probe import FEWEST, Probe, predicted
 from tfgrpo_dspy.results.records import Gain, Scale, ScoreSummary
 from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.run.endings import N_FIRST, why_unscored
 from tfgrpo_dspy.run.groups import training_sample
 from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.history import History
@@ -120,8 +121,9 @@ class Prober:
             visits=(0,) * len(examples),
             asks_predictors=history.plan.asks_predictors(history.latest),
         )
-        first, *_ = self._samples(batch, batch.examples[0], N_PAIRS, None)
-        await self._make(dict([first]))  # alone: what it takes says how many may begin at once
+        first = [next(self._samples(batch, each, N_PAIRS, None)) for each in examples[:N_FIRST]]
+        await self._make(dict(first[:1]))  # alone: what it takes says how many may begin at once
+        await self._try_metric(dict(first))
         self._advice = advice = await self._drafted()
         n_pairs = N_PAIRS if advice or history.demos.choose(1, (), frozenset()) else MOST_CALLS
         samples = {
@@ -136,6 +138,13 @@ class Prober:
         fitting = int(self._calls.ledger.left("max_lm_calls") - N_TWICE * is_judged) // dearest
         await self._make(dict(itertools.islice(samples.items(), max(0, fitting))))
         await self._score_again()
+
+    async def _try_metric(self, first: Mapping[Key, Sample]) -> None:
+        """Make the other first attempts if the metric failed so far. Raises RunStopped: on all."""
+        if len(first) == N_FIRST and why_unscored([*self._rollouts.values()]):
+            await self._make({k: v for k, v in first.items() if k not in self._rollouts})
+            if why := why_unscored([*self._rollouts.values()]):
+                self._calls.ledger.fail(why)
 
     async def _drafted(self) -> Additions | None:
         """The library of all drafted lessons; None: there are none."""

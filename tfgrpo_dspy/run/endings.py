@@ -14,12 +14,13 @@ from tfgrpo_dspy.calls.reflections import Answer
 from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.group import Group
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import FailureKind, Rollout
 from tfgrpo_dspy.run.updates import Update, groups_of
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.strategies.auto import may_rescue
 from tfgrpo_dspy.wording import shortened
 
+N_FIRST = 3  # rollouts that show whether the metric works at all
 FIRST_ROLLOUTS = 10
 """A program none of whose first answers can be read is given up after so many rollouts."""
 ANSWERS_IN_A_ROW = 8
@@ -34,6 +35,15 @@ and then the lessons of failures need time to be tried."""
 TARGET_GROUPS = 10  # so many groups in a row must have the target score on average
 UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
 """After so many epochs, and updates, without a change of the result no more is expected."""
+
+
+def why_unscored(rollouts: Sequence[Rollout]) -> str:
+    """Why a metric can never work that failed on all of these rollouts; "": it did not."""
+    failures = [rollout.failure for rollout in rollouts if rollout.failure]
+    messages = [failure.message for failure in failures if failure.kind is FailureKind.METRIC]
+    if not rollouts or len(messages) < len(rollouts):
+        return ""
+    return f"the metric gave no score to any of the first {len(rollouts)} rollouts: {min(messages)}"
 
 
 def why_unreadable(rollouts: Sequence[Rollout], lms: Iterable[Any]) -> str:

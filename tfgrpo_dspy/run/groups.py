@@ -11,7 +11,7 @@ from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.credit.play import Player, Turn
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
-from tfgrpo_dspy.run.endings import FIRST_ROLLOUTS, why_unreadable
+from tfgrpo_dspy.run.endings import FIRST_ROLLOUTS, N_FIRST, why_unreadable, why_unscored
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, groups_of, is_cut
@@ -21,7 +21,6 @@ from tfgrpo_dspy.settings.checks import policy_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.strategies.base import GroupContext
 
-N_FIRST = 3  # rollouts that show whether the metric works at all
 TRAINING_PRIORITY = (3,)  # training rollouts are begun last, those of the earlier update first
 
 
@@ -89,13 +88,8 @@ class Groups:
                 if _works(rollout):
                     return
             rollouts += [rollout for task in begun for rollout in await task]
-            failures = [rollout.failure for rollout in rollouts if rollout.failure]
-            messages = [
-                failure.message for failure in failures if failure.kind is FailureKind.METRIC
-            ]
-            if len(messages) == len(rollouts):
-                what = f"the metric gave no score to any of the first {len(rollouts)} rollouts"
-                self._calls.ledger.fail(f"{what}: {min(messages)}")
+            if why := why_unscored(rollouts):
+                self._calls.ledger.fail(why)
         self._check(rollouts)
 
     def check_readable(self, rollouts: Sequence[Rollout]) -> None:

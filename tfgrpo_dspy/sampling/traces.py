@@ -128,7 +128,8 @@ def _accepted(traces: Any) -> Iterator[tuple[int, Trace]]:
             break
     if faults:
         is_file = isinstance(traces, str | PathLike)
-        forms = [f"{traces}: write JSON lines, a JSON array, or CSV."] if is_file else []
+        form = "write JSON lines, a JSON array, or CSV with columns such as inputs.question."
+        forms = [f"{traces}: {form}"] if is_file else []
         raise SettingsError(" ".join([*faults, *forms]))
 
 
