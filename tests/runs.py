@@ -118,6 +118,17 @@ class Pair(dspy.Module):
         return self.second(question=question)
 
 
+class Guesser(dspy.Module):
+    """A program of another make: `question -> answer` by a predictor of another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guess = dspy.Predict("question -> guess")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return dspy.Prediction(answer=self.guess(question=question).guess)
+
+
 def predictor() -> dspy.Predict:
     return dspy.Predict("question -> answer")
 

@@ -10,6 +10,7 @@ import dspy
 import pytest
 from runs import (
     ADVICE,
+    Guesser,
     Run,
     is_score,
     learned,
@@ -244,21 +245,10 @@ class Taught(Strategy):
         return () if done else [Attempt(teacher=self.teacher)]
 
 
-class Sure(dspy.Module):
-    """A program of another make, which knows the answer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.guess = dspy.Predict("question -> guess")
-
-    def forward(self, question: str) -> dspy.Prediction:
-        return dspy.Prediction(answer=self.guess(question=question).guess)
-
-
 @pytest.mark.parametrize("kind", ["program", "LM"])
 def test_a_teacher_is_another_program_or_an_lm_on_which_the_student_runs(kind: str) -> None:
     strong = scripted_lm([("question", chat(answer="1"))])
-    teacher = Sure() if kind == "program" else strong
+    teacher = Guesser() if kind == "program" else strong
     run = Run([["0", "0"]], ("`guess`", chat(guess="1")), strategies=(Taught(teacher),))
     (group,) = run.results.updates[0].groups
     assert (group.scores, group.aided_scores) == ((0.0, 0.0), (1.0,))

@@ -11,6 +11,7 @@ import dspy
 import pytest
 from runs import (
     ADVICE,
+    Guesser,
     Run,
     is_score,
     library_texts,
@@ -278,17 +279,6 @@ def test_a_group_below_the_best_score_so_far_fails_too() -> None:
     assert by_epoch[-1][0] == (1.0,)
 
 
-class Other(dspy.Module):
-    """A teacher of another make; it is polite where it is told to be."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.guess = dspy.Predict("question -> guess")
-
-    def forward(self, question: str) -> dspy.Prediction:
-        return dspy.Prediction(answer=self.guess(question=question).guess)
-
-
 def guess(prompt: Prompt) -> str:
     return chat(guess="1" if ADVICE in prompt.system else "0")
 
@@ -298,7 +288,7 @@ def test_a_teacher_that_shares_the_library_learns_what_the_student_has_learned(
     shares: bool, scores: Sequence[float]
 ) -> None:
     student = ExperienceLibrary.from_texts([ADVICE]).bake(dspy.Predict("question -> answer"))
-    teacher = TeacherRollouts(Other(), shares_library=shares)
+    teacher = TeacherRollouts(Guesser(), shares_library=shares)
     run = Run(FAIL, ("`guess`", guess), strategies=(teacher,), student=student)
     assert aided(run) == [scores]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import dspy
 
-from tfgrpo_dspy.reflection.texts import as_input
+from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.strategies.arguments import Least0, strategy
@@ -68,7 +68,7 @@ class TieredHints(Strategy):
         answer = await ask(
             WriteHints,
             example=fields_text(as_fields(context.example.inputs())),
-            expected=fields_text(labels) if context.shows_labels and labels else "(not known)",
+            expected=fields_text(labels) if context.shows_labels and labels else UNKNOWN,
             attempt=f"{fields_text(failed[0].outputs)}\n{failed[0].words}".strip() or "(no answer)",
         )
         tried = {one.hint for one in context.sampled.additions}
