@@ -23,6 +23,7 @@ NOT_FOLLOWED = {"IPython", "ipykernel", "ipywidgets", "traitlets", "tornado", "z
 )
 FUNCTIONS = (FunctionType, MethodType, functools.partial)
 SIGNALS = (asyncio.Queue, asyncio.Event, asyncio.Condition)
+DATA = (bool, int, float, str, bytes, list, tuple, dict, set)
 STORES = ("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR", "STORE_SUBSCR")
 TO_LOOPS = {"run_coroutine_threadsafe", "call_soon_threadsafe", "from_mcp_tool"}
 
@@ -142,7 +143,9 @@ def _sets(function: FunctionType, named: Iterable[Any]) -> bool:
     for name in stored["STORE_ATTR"] if holders else ():
         values += [held[name] for held in holders if name in held] or [None]
     has_dict = any(isinstance(each, dict) for each in named)
-    return (has_dict and bool(stored["STORE_SUBSCR"])) or not all(map(_is_data, values))
+    return (has_dict and bool(stored["STORE_SUBSCR"])) or not all(
+        isinstance(value, DATA) for value in values
+    )
 
 
 @functools.lru_cache
@@ -155,10 +158,6 @@ def _stored(code: CodeType) -> dict[str, set[str]]:
     if "setdefault" in _names(code):
         stored["STORE_SUBSCR"].add("setdefault")
     return stored
-
-
-def _is_data(value: Any) -> bool:
-    return isinstance(value, (bool, int, float, str, bytes, list, tuple, dict, set))
 
 
 def _reached(code: Any) -> Iterator[Any]:

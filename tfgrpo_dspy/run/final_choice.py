@@ -90,7 +90,8 @@ class FinalChoice:
             priced = [replace(e, price=_price(e)) for e in best.library]
             best = replace(best, library=best.library.holding(priced))
         ended_because = "" if self._ledger.is_failure else self._ended_because
-        self._manifest.note(best, ended_because, self._history.repeated)
+        repeated = self._history.plan.uncut.account.used  # by a start with a larger budget
+        self._manifest.note(best, ended_because, repeated)
         # a testset that came after the run was finished
         n_more = 2 * (len(testset) - self._settings.data.n_test)
         if n_more > 0:

@@ -246,11 +246,6 @@ class History:
         check_wanted()  # it may have taken too long
         return answer
 
-    @property
-    def repeated(self) -> Amount:
-        """What a later start with a larger budget repeats for sure, before the final choice."""
-        return self.plan.uncut.account.used
-
     def result(self) -> ExperienceLibrary:
         """What a program would be given if the run ended here."""
         return self._like_start(self.decision.result)
