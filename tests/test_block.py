@@ -19,7 +19,11 @@ from tfgrpo_dspy import (
     LibraryFormatError,
     best_so_far,
 )
-from tfgrpo_dspy.experience.programs import bare_instructions, plain_instructions
+from tfgrpo_dspy.experience.programs import (
+    bare_instructions,
+    plain_instructions,
+    write_condensed,
+)
 
 
 class TwoStage(dspy.Module):
@@ -233,6 +237,7 @@ def with_instructions(program: Any, name: str, instructions: str) -> Any:
         ("</experiences>", "</experiences> Be brief.", r"0 of which end"),
         ("</experiences>", f"</experiences>{BLOCK}\n</experiences>", "2 blocks .*, 2 of which end"),
         ("\n\n<experiences>", " <experiences>", r"0 of which end"),
+        ("[E1*]", "[E1*] Hurry.\n[E1*]", r"Two lines disagree on an id: \[E1\] Hurry"),
         ("Ask for", "Never ask for", r"disagree on an id: \[E1\] Never .* and \[E1\] Ask for"),
     ],
 )
@@ -245,6 +250,27 @@ def test_a_damaged_block_is_an_error_that_says_where_and_what(
     damaged = with_instructions(baked, "solve", written.replace(old, new))
     with pytest.raises(LibraryFormatError, match=what):
         ExperienceLibrary.from_program(damaged)
+
+
+@pytest.mark.parametrize("end", ["\r\n", " \n", "\t \n"])
+def test_a_block_whose_lines_an_editor_has_ended_otherwise_is_read_and_replaced(end: str) -> None:
+    baked = LIBRARY.bake(TwoStage())
+    written = baked.solve.signature.instructions.replace("\n", end) + end.rstrip("\n")
+    changed = with_instructions(baked, "solve", f"\n{written}")
+    assert ExperienceLibrary.from_program(changed) == LIBRARY
+    again = LIBRARY.bake(changed).solve.signature.instructions
+    assert again.count("<experiences>") == 1 and again.count("[E3] ") == 1
+
+
+@pytest.mark.parametrize("end", ["\r\n", " \n"])
+def test_what_a_text_was_condensed_from_is_read_though_an_editor_has_ended_its_lines_otherwise(
+    end: str,
+) -> None:
+    program = predictor()
+    text = write_condensed("Be brief.", LIBRARY_FOR_ALL).replace("\n", end) + end.rstrip("\n")
+    program.signature = program.signature.with_instructions(f"\n{text}")
+    with pytest.warns(UserWarning, match="were condensed from E1"):
+        assert len(ExperienceLibrary.from_program(program)) == 0
 
 
 def test_an_agent_made_of_a_baked_signature_keeps_its_text_around_the_block() -> None:

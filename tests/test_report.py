@@ -296,3 +296,9 @@ def test_what_is_no_run_is_refused_with_what_to_pass(wrong: Any, tmp_path: Path)
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is no run store; pass the one of a compile"):
         html(tmp_path)
+
+
+def test_a_store_that_was_killed_before_it_held_anything_is_none(tmp_path: Path) -> None:
+    (tmp_path / "tfgrpo_store.db").touch()
+    with pytest.raises(StoreError, match="is no run store; pass the one of a compile"):
+        html(tmp_path)

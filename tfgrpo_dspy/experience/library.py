@@ -19,9 +19,9 @@ from tfgrpo_dspy.wording import meaning
 ProgramT = TypeVar("ProgramT")
 _LOST = (
     "the instructions of predictor {name!r} were condensed from {ids}: their texts, effects and "
-    "evidence are not in the program. They are in detailed_results.library of the result of that "
-    "compile, and in its run store (`tfgrpo show LOG_DIR`); bake them into the student, not into "
-    "this program."
+    "evidence are not in the program. They are in detailed_results.experiences of the result of "
+    "that compile, and in its run store (`tfgrpo show LOG_DIR`); bake them into the student, not "
+    "into this program."
 )
 Written = Operation | Mapping[str, Any]  # an operation, or a mapping as an LM writes it
 
@@ -228,8 +228,8 @@ class ExperienceLibrary:
         """The library that is baked into a program; empty where there is none.
 
         Only ids, texts and scopes are baked. `save` keeps evidence and effects, and so does
-        `detailed_results.library` of a program that was optimized. Condensed instructions hold no
-        experiences: a warning says which are lost, and where they are.
+        `detailed_results.experiences` of a program that was optimized. Condensed instructions hold
+        no experiences: a warning says which are lost, and where they are.
 
         Raises:
             LibraryFormatError: a block was damaged, or two predictors disagree on an id.
@@ -300,8 +300,8 @@ def library_in(program: Any) -> ExperienceLibrary:
             first = by_id.setdefault(experience.id, experience)
             if first != experience:
                 raise LibraryFormatError(
-                    f"Two predictors disagree on an id: {first} and {experience}; give both "
-                    f"lines the same text."
+                    f"Two lines disagree on an id: {first} and {experience}; give both the same "
+                    f"text, or one of them another id."
                 )
     return ExperienceLibrary(by_id.values(), next_number=next_number)
 

@@ -19,10 +19,14 @@ END = "</experiences>"
 RESULTS = "detailed_results"  # what GEPA and this package set on the program that they return
 HEADER = "Advice learned from earlier attempts:"
 
-_BLOCK = re.compile(rf"^{BEGIN}\n{HEADER}\n.*?\n{END}$", re.MULTILINE | re.DOTALL)
+_TRAILING = r"[ \t\r]*"  # what editors and prompt registries add to lines, or change their ends to
+_BEGUN = re.compile(rf"{BEGIN}{_TRAILING}\n{HEADER}{_TRAILING}\n")
+_BLOCK = re.compile(rf"^{_BEGUN.pattern}.*?\n{END}{_TRAILING}$", re.MULTILINE | re.DOTALL)
 _LINE = re.compile(rf"\[(E{NUMBER})(\*?)\] (.+)")
 _LAST_LINE = re.compile(rf"\(next id: E({NUMBER})\)")
-_CONDENSED = re.compile(rf"\n*^\(condensed from (E{NUMBER}(?:, E{NUMBER})*)\)$", re.MULTILINE)
+_CONDENSED = re.compile(
+    rf"[\r\n]*^\(condensed from (E{NUMBER}(?:, E{NUMBER})*)\){_TRAILING}$", re.MULTILINE
+)
 _ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 _TO_ESCAPE = re.compile(
     r"\\(?=u[0-9a-f]{4})"  # a backslash that would read as one of our escapes
@@ -59,7 +63,7 @@ def split_instructions(instructions: str) -> tuple[str, str, str]:
     Raises LibraryFormatError: there are two blocks, or one that does not end.
     """
     blocks = list(_BLOCK.finditer(instructions))
-    n_begun = instructions.count(f"{BEGIN}\n{HEADER}\n")
+    n_begun = len(_BEGUN.findall(instructions))
     if n_begun != len(blocks) or n_begun > 1:
         raise LibraryFormatError(
             f"The instructions {instructions[:120]!r}... hold {n_begun} blocks of experiences, "
@@ -88,7 +92,7 @@ def parse_block(text: str, predictor: str) -> tuple[list[Experience], int]:
     Raises LibraryFormatError: a line is not of the form that `write_block` gives; names it.
     """
     *lines, last = text.split("\n")[2:-1] or [""]
-    match = _LAST_LINE.fullmatch(last)
+    match = _LAST_LINE.fullmatch(last.rstrip())
     if match is None:
         raise LibraryFormatError(
             f"The experiences baked into predictor {predictor!r} end with {last!r:.200}; restore "

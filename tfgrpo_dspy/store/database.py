@@ -136,9 +136,13 @@ class Store:
 
     @classmethod
     def existing(cls, folder: str | PathLike[str], is_read_only: bool = True) -> "Store | None":
-        """The store in a folder that has one; nothing is made where there is none."""
+        """The store in a folder that has one; nothing is made where there is none.
+
+        An empty file is none: a process was killed as it made it.
+        """
         path = Path(folder).expanduser().absolute()
-        return cls(path, is_read_only=is_read_only) if (path / DATABASE).exists() else None
+        is_there = (path / DATABASE).exists() and (path / DATABASE).stat().st_size > 0
+        return cls(path, is_read_only=is_read_only) if is_there else None
 
     def _connected(self) -> sqlite3.Connection:
         self.folder.mkdir(parents=True, exist_ok=True)
