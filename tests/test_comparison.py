@@ -94,7 +94,9 @@ SHOWN_BY = {
     "time limit for a rollout": (
         "promise_interrupts::a_rollout_that_hangs_costs_itself_only_and_is_not_started_again"
     ),
-    "async programs": "programs::a_program_that_has_aforward_only_is_optimized",
+    "async programs": (
+        "programs::a_program_that_has_aforward_only_or_an_async_forward_is_optimized"
+    ),
     "async metrics": ("dspy_contract::it_runs_inside_an_event_loop_with_an_async_metric"),
     "images for the reflection LM": (
         "programs::a_reflection_lm_that_takes_images_is_shown_those_of_the_example"

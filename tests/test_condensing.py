@@ -204,7 +204,7 @@ def test_from_program_says_what_a_condensed_program_has_lost_and_where_it_is(
     loaded = student()
     loaded.load(tmp_path / "program.json")
     for program in (optimized, loaded):
-        with pytest.warns(UserWarning, match=r"condensed from E1.*detailed_results\.library"):
+        with pytest.warns(UserWarning, match=r"condensed from E1.*detailed_results\.experiences"):
             assert len(ExperienceLibrary.from_program(program)) == 0
     shown = CliRunner().invoke(tfgrpo, ["show", str(tmp_path / "program.json")])
     assert shown.stdout == "no experiences\n"

@@ -166,6 +166,23 @@ def test_the_decisive_query_of_a_real_agent_on_a_real_database_is_found() -> Non
     assert run.results.failures == {}
 
 
+def test_an_attempt_that_fails_before_its_first_step_has_no_step_to_find() -> None:
+    seen: set[str] = set()
+
+    class Stumbling(Route):
+        def forward(self, question: str) -> Any:
+            if question not in seen:
+                seen.add(question)
+                raise RuntimeError
+            return super().forward(question)
+
+    left = ("question", chat(reasoning="so", way="left"))
+    run = learned(
+        MonteCarloCredit(calls=4), student=Stumbling(), num_threads=1, rules=[*RULES[:-1], left]
+    )
+    assert run.results.failures == {"program": 6}
+
+
 def test_a_good_and_a_bad_attempt_from_the_same_state_are_compared() -> None:
     run = learned(MonteCarloCredit(calls=4))
     titles = re.findall(r"Attempt \d+ \((.*)\)", "\n".join(run.attempts))

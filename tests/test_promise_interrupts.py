@@ -150,12 +150,12 @@ def test_a_strategy_that_hangs_leaves_the_time_that_is_kept_for_the_end(
     methods = {**chooses, method: held.method(ANSWERS[method], is_async)}
     hangs = type("Hangs", (Strategy,), methods)()
     lm = polite_lm(before=lambda _prompt: threading.Event().wait(0.01))
-    given = {"gate": NoGate(), "epochs": 50, "max_minutes": 3 / 60}
+    given = {"gate": NoGate(), "epochs": 50, "max_minutes": 6 / 60}
     program = learned(lm=lm, strategies=[hangs], **given)
     results, texts, n_made = program.detailed_results, library_texts(program), lm.engine.n_calls()
-    assert results.ended_because == "max_minutes=0.05 are over"
+    assert results.ended_because == "max_minutes=0.1 are over"
     assert results.best.n >= 1  # of 12; how many the rest of the time pays for hangs on the machine
-    assert results.wall_time_s < 4.5
+    assert results.wall_time_s < 7.5
     held.release()
     assert (library_texts(program), lm.engine.n_calls()) == (texts, n_made)
 
