@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple
 from typing import Any
 
@@ -125,13 +126,11 @@ def _effect(where: str, cells: list[str]) -> Effect | None:
     """The effect in these four cells, of which the last may be empty; None if all are."""
     if not any(cells):
         return None
-    try:
+    with suppress(ValueError):
         numbers = [float(cell.replace(",", ".")) for cell in (*cells[:2], cells[3] or "0")]
         if all(map(math.isfinite, numbers)):
             estimate, error, widest = numbers
             return Effect(estimate, error, int(cells[2]), widest if cells[3] else None)
-    except ValueError:
-        pass
     raise LibraryFormatError(
         f"{where}: {', '.join(_EFFECT)} are {shown(cells)}: write two numbers and a whole number, "
         f"such as 0.1, 0.05 and 20, or leave all three empty."

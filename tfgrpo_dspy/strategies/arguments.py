@@ -16,7 +16,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Least0 = Annotated[int, Field(ge=0)]
 Least1 = Annotated[int, Field(ge=1)]
 Least2 = Annotated[int, Field(ge=2)]
-Positive = Annotated[float, Field(ge=0.01, le=100)]
+Magnitude = Annotated[float, Field(ge=0.01, le=100)]
+"""A temperature, a weight or an entropy."""
 Multiple = Annotated[float, Field(ge=0.1, le=10)]
 """Of the LM calls of a group's rollouts, how many a strategy may make."""
 NOT_ASYNC = such_that(lambda code: not is_coroutine_function(code), "it should not be async")

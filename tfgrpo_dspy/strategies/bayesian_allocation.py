@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from tfgrpo_dspy.strategies.arguments import Least2, Positive, Share, strategy
+from tfgrpo_dspy.strategies.arguments import Least2, Magnitude, Share, strategy
 from tfgrpo_dspy.strategies.base import BatchPlan
 from tfgrpo_dspy.strategies.choosing import Choosing, PassRate, pass_rates, still_open
 from tfgrpo_dspy.wording import alike
@@ -35,7 +35,7 @@ class BayesianAllocation(Choosing):
 
     memory: Share = 0.7
     most: Least2 = 3
-    temperature: Positive = 0.1
+    temperature: Magnitude = 0.1
 
     def weights(self, plan: BatchPlan) -> Mapping[int, float]:
         """exp(s / temperature), less for those that have taught."""

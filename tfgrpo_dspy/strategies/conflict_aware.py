@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tfgrpo_dspy.rollout import REASONING, Rollout
-from tfgrpo_dspy.strategies.arguments import Positive, strategy
+from tfgrpo_dspy.strategies.arguments import Magnitude, strategy
 from tfgrpo_dspy.strategies.base import Ask, GroupContext, Shown, Strategy
 from tfgrpo_dspy.wording import normalized, shortened
 
@@ -37,7 +37,7 @@ class ConflictAware(Strategy):
         max_entropy: in nats per token, .01 to 100; the paper proves ln 2.
     """
 
-    max_entropy: Positive = math.log(2)
+    max_entropy: Magnitude = math.log(2)
 
     async def show(self, context: GroupContext, ask: Ask) -> Shown:
         """The attempts of low entropy, and what good and bad ones share."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tfgrpo_dspy.strategies.arguments import NOT_ASYNC, Least1, Positive, strategy
+from tfgrpo_dspy.strategies.arguments import NOT_ASYNC, Least1, Magnitude, strategy
 from tfgrpo_dspy.strategies.base import BatchPlan
 from tfgrpo_dspy.strategies.choosing import Choosing, Domain, domains
 
@@ -37,7 +37,7 @@ class DomainBandit(Choosing):
     domain: Annotated[Domain, NOT_ASYNC]
     exploration: Annotated[float, Field(ge=0, le=100)] = 0.5
     window: Least1 = 12
-    temperature: Positive = 0.1
+    temperature: Magnitude = 0.1
 
     def weights(self, plan: BatchPlan) -> Mapping[int, float]:
         """The chance of its domain, shared among the examples that came least often."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.scores import MIN_CONTRAST
-from tfgrpo_dspy.strategies.arguments import NOT_ASYNC, Positive, strategy
+from tfgrpo_dspy.strategies.arguments import NOT_ASYNC, Magnitude, strategy
 from tfgrpo_dspy.strategies.base import Scored, Strategy
 
 MEAN_STRENGTH = 2 / 3  # of 4 * level * (1 - level), over all levels from 0 to 1
@@ -41,7 +41,7 @@ class GlobalConstraint(Strategy):
     """
 
     quantity: Annotated[Callable[[Rollout], float], NOT_ASYNC]
-    weight: Positive = 1.0
+    weight: Magnitude = 1.0
 
     def reward(self, scored: Scored) -> Sequence[float]:
         """The scores, and what the contributions are worth."""
