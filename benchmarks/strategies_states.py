@@ -204,17 +204,22 @@ class AgentEngine(credit_world.Engine):
 
 
 def of_agent(
-    make: type[Strategy], turns: tuple[int, int, float], budget: int, arm: str, seed: int
+    make: type[Strategy],
+    turns: tuple[int, int, float],
+    budget: int,
+    arm: str,
+    seed: int,
+    engine: type[AgentEngine] = AgentEngine,
 ) -> Mapping[str, float]:
     """A run with an agent of so many turns and critical ones; where all are, it gives up."""
     n_turns, n_critical, usual = turns
     world: Any = credit_world.World(n_turns, n_critical, seed, usual=usual)
-    engine: Any = AgentEngine(world, gives_up=n_turns == n_critical)
+    lm: Any = engine(world, gives_up=n_turns == n_critical)
     data, n = world.examples(), credit_world.N_TRAIN
     data = {"trainset": data[:n], "valset": data[n:], "metric": credit_world.metric}
     used = (make(),) if arm == "with" else ()
     settings = {"group_size": GROUP, "max_demos": 0, "reflection": HIDDEN}
-    program = compiled(world, engine, used, budget, seed, **data, **settings)
+    program = compiled(world, lm, used, budget, seed, **data, **settings)
     return {"score": world.mean_value(program.react.signature.instructions)}
 
 
