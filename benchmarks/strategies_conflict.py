@@ -17,6 +17,10 @@ the worst attempt did if the note names it, unless that leaves no turn. Either e
 of its own (north1, south1, ...), or all turns have the same (north, ...).
 
 Metrics say nothing in words, labels are hidden. Scores are exact.
+
+Tried were: parts without the fourth lesson, which ignores the note (seed 0: .970 with the strategy,
+.660 without), then as it stands (seeds 0 to 4: .936, .522). The agent was measured as it stands
+only (seeds 0 to 3: +.128 with actions of its own; seeds 0 to 2: -.063 with the same).
 """
 
 import re
