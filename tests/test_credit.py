@@ -439,16 +439,8 @@ def test_branches_give_the_leaves_of_a_group_for_fewer_calls() -> None:
     assert n < 0.9 * n_whole
 
 
-def test_rollouts_branch_first_where_the_entropy_of_the_next_answer_rises_most() -> None:
-    def unsure(id_: int, entropies: Sequence[float]) -> Rollout:
-        steps = [
-            one for e in entropies
-            for one in (Step("predictor", "act", {}, {"way": "left"}, entropy=e),
-                        Step("tool", "step", {}, {"result": "done"}))
-        ]  # fmt: skip
-        return Rollout(0, id_, steps=tuple(steps), score=float(id_))
-
-    rollouts = (unsure(0, [0.1, 0.2, 0.9, 0.3]), unsure(1, [0.1, 0.7, 0.2, 0.2]))
+def branches_of(*rollouts: Rollout) -> tuple[list[tuple[int, int]], Credit]:
+    """From where a group of these branches: rollout ids and steps; and what comes of it."""
     sampled = SampledGroup(
         Group(0, rollouts, rollouts), (Additions(ExperienceLibrary()),) * len(rollouts)
     )
@@ -460,9 +452,30 @@ def test_rollouts_branch_first_where_the_entropy_of_the_next_answer_rises_most()
         return [replace(rollout, rollout_id=branch, n_replayed=n_steps)]
 
     context = GroupContext(sampled, (), ExperienceLibrary(), (0,), questions(1))
-    credit = asyncio.run(BranchingRollouts(leaves=4).credit(context, None, play))  # type: ignore[arg-type]
+    return asked, asyncio.run(BranchingRollouts(leaves=4).credit(context, None, play))  # type: ignore[arg-type]
+
+
+def test_rollouts_branch_first_where_the_entropy_of_the_next_answer_rises_most() -> None:
+    def unsure(id_: int, entropies: Sequence[float]) -> Rollout:
+        steps = [
+            one for e in entropies
+            for one in (Step("predictor", "act", {}, {"way": "left"}, entropy=e),
+                        Step("tool", "step", {}, {"result": "done"}))
+        ]  # fmt: skip
+        return Rollout(0, id_, steps=tuple(steps), score=float(id_))
+
+    asked, credit = branches_of(unsure(0, [0.1, 0.2, 0.9, 0.3]), unsure(1, [0.1, 0.7, 0.2, 0.2]))
     assert asked == [(0, 4), (1, 2)]
     assert [branch.rollout_id for branch in credit.beside] == [11, 12]
+
+
+def test_a_program_that_calls_tools_branches_after_their_results_only() -> None:
+    steps = tuple(
+        Step("tool" if entropy is None else "predictor", "act", {}, {"way": "on"}, entropy=entropy)
+        for entropy in (0.1, 0.9, None, 0.2)
+    )
+    asked, _ = branches_of(*(Rollout(0, k, steps=steps, score=float(k)) for k in range(2)))
+    assert asked == [(0, 3), (1, 3)]
 
 
 def step(number: int) -> str:

@@ -240,6 +240,25 @@ def test_the_fields_that_a_page_names_are_there(
     assert {*named} <= {*dir(kind), *(each.name for each in fields(kind))}
 
 
+def test_every_field_of_a_rollout_stands_on_the_page_of_your_own_strategy() -> None:
+    named = names_in("strategies.md", "What a `Rollout` has:", "A `SampledGroup`")
+    assert {each.name for each in fields(Rollout)} <= {*named}
+
+
+def test_each_paper_has_a_verdict_and_tests_that_are_there() -> None:
+    page = (ROOT / "docs" / "strategies.md").read_text("utf-8")
+    table = page.partition("## From which paper")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")]
+    head, _, *systems = rows
+    assert head[-2:] == [" verdict ", " test "]
+    code = "\n".join(path.read_text("utf-8") for path in ROOT.glob("**/test_*.py"))
+    there = {*re.findall(r"^def (test_\w+)\(", code, re.MULTILINE)}
+    for *_, verdict, tests in systems:
+        named = re.findall(r"`(test_\w+)`", tests)
+        assert re.match(" (faithful|half: |no paper|name only)", verdict)
+        assert named and not {*named} - there, tests
+
+
 def test_the_page_of_a_result_says_in_words_what_each_kind_of_failure_is() -> None:
     sources = [path.read_text("utf-8") for path in (ROOT / "tfgrpo_dspy").rglob("*.py")]
     kinds = re.findall(r'count_failure[,(]\s*"([^"]+)"', "\n".join(sources))

@@ -260,6 +260,13 @@ def test_in_the_papers_schedule_every_rollout_is_summarised() -> None:
     assert run.texts(EXTRACT)[0].count("It rambled.") == 2
 
 
+def test_in_the_papers_schedule_one_lesson_is_taken_of_each_group_whatever_is_written() -> None:
+    rules = (EXTRACT, lessons("Be exact.", "Be brief.", "Be kind.")), (SUMMARIZE, chat(summary="."))
+    paper, ours = (Run(ONE, *rules, schedule=schedule) for schedule in (paper_grpo, grpo))
+    taken = [run.results.updates[0].lessons for run in (paper, ours)]
+    assert taken == [("Be exact.",), ("Be exact.", "Be brief.", "Be kind.")]
+
+
 def test_no_prompt_outgrows_its_budget_also_where_the_summary_fails() -> None:
     run = rambling_run(5000, (SUMMARIZE, UNPARSED), extract=ExtractAdvantage(shown_tokens=400))
     (prompt,) = run.texts(EXTRACT)

@@ -198,6 +198,15 @@ def test_rollouts_with_a_hint_say_nothing_of_an_example() -> None:
     assert often[4] <= 2 * often[5] + 7
 
 
+def test_an_allocation_draws_by_a_softmax_of_the_spread() -> None:
+    def of_spread(temperature: float) -> float:
+        strategy = BayesianAllocation(most=2, temperature=temperature)
+        return share(drawn(strategy, MIXED_AND_SURE, n=2), [8, 9, 10, 11])
+
+    assert of_spread(0.03) > 0.95
+    assert of_spread(100.0) < 0.5  # four of the eleven that may be drawn
+
+
 def test_an_allocation_gives_rollouts_in_proportion_to_the_spread_of_scores() -> None:
     past = [sampled(i, 0.0, 0.0, 0.0, 0.0) for i in range(N - 1) for _ in range(3)]
     past += [sampled(N - 1, 0.0, 1.0, 0.0, 1.0) for _ in range(3)]
@@ -222,6 +231,17 @@ def test_the_bandit_gives_most_places_to_the_domain_that_teaches(domain: Any) ->
     past = [sampled(i, 1.0, 0.0) if i % 2 else sampled(i, 0.0, 0.0) for i in range(N)] * 2
     often = drawn(DomainBandit(domain, exploration=0.1), past)
     assert share(often, range(1, N, 2)) > 0.9
+
+
+def test_the_bandit_draws_domains_by_a_softmax_of_what_they_teach() -> None:
+    past = [sampled(i, 1.0, 0.0) if i % 2 else sampled(i, 0.0, 0.0) for i in range(N)] * 2
+
+    def of_teaching(temperature: float) -> float:
+        strategy = DomainBandit("domain", exploration=0, temperature=temperature)
+        return share(drawn(strategy, past, n=2), range(1, N, 2))
+
+    assert 0.6 < of_teaching(1.0) < 0.9  # e to 5/6, as the first of six is in the usual half
+    assert of_teaching(100.0) < 0.6
 
 
 def test_the_bandit_tries_a_domain_that_has_no_group_and_examples_that_came_least() -> None:

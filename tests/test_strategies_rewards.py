@@ -202,8 +202,18 @@ def test_of_rollouts_that_score_the_same_the_unusual_one_counts_for_more() -> No
 
 
 def test_diversity_leaves_the_final_choice_alone() -> None:
-    texts = [rollout(score=float(k > 0), outputs={"reasoning": str(k)}) for k in range(3)]
-    assert ClippedDiversity().reward(scored(*texts, is_training=False)) == [0.0, 1.0, 1.0]
+    texts = ["I add both.", "I add both!", "Count on the fingers.", "I add both?"]
+    made = [rollout(score=float(k < 3), outputs={"reasoning": t}) for k, t in enumerate(texts)]
+    assert ClippedDiversity().reward(scored(*made)) != [1.0, 1.0, 1.0, 0.0]
+    assert ClippedDiversity().reward(scored(*made, is_training=False)) == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_an_attempt_that_must_differ_counts_with_the_score_of_the_metric_alone() -> None:
+    texts = ["I add both.", "I add both!", "Count on the fingers.", "I add both?"]
+    made = [rollout(score=float(k < 3), outputs={"reasoning": t}) for k, t in enumerate(texts)]
+    aided = replace(scored(*made), aided=(False, False, True, False))
+    assert ClippedDiversity().reward(aided)[2] == 1.0
+    assert ClippedDiversity().reward(scored(*made))[2] > 1.0
 
 
 def valued(score: float = 0.0, **objectives: float) -> Rollout:

@@ -66,7 +66,7 @@ class TrainingFreeGRPO(Teleprompter):
         gate: decides which experiences stay, and which rollouts are given them; default:
             `BayesianGate()`, without a metric `NoGate()`.
         strategies: what else the run does to learn more from the same calls, such as
-            `(LearningFrontier(),)`; asked in this order. "auto": hints and objectives of one scale,
+            `(TieredHints(),)`; asked in this order. "auto": hints and objectives of one scale,
             where the first groups show that they are needed. See docs/strategies.md.
         reflection: how the reflection LM is asked, as a `Reflection(...)`.
         execution: where and how rollouts are run, as an `Execution(...)`.

@@ -42,8 +42,8 @@ class Extrapolate(Strategy):
     further = better + factor * (better - worse). The states are two texts of one experience, of
     which the effects were measured (without measured effects, the later is the better one); or,
     where no experience has two, the library now and before its latest changes. Every few updates
-    the reflection LM is asked to take that step. What it writes stands beside the better state as
-    its rival, and the gate judges both by their scores.
+    the reflection LM is asked to take that step. What it writes stands beside the better state, and
+    the gate judges each line by its own effect: both may stay.
 
     **Source.** ExPO (arXiv 2404.16792): weights are moved from those before alignment past those
     after it, theta = theta_1 + alpha (theta_1 - theta_0), without more training.

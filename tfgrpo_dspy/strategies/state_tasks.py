@@ -20,8 +20,8 @@ class StateTasks(Strategy):
     chance in proportion to the square of its learnability: the expectation of p (1 - p), where p is
     the chance of success from there, by what earlier tasks of this example with as many steps have
     scored. They stand beside the group; if one of them succeeds, the group has contrast, and the
-    values of the states say which step decides. The buffer of tasks is the run's own record, so it
-    evolves with the library.
+    values of the states say which step decides. No task is kept to be drawn again: its state is one
+    of the group that has just failed.
 
     **Source.** AceGRPO (arXiv 2602.07906): an evolving data buffer turns execution traces into
     tasks that can be trained on again, sampled by learnability potential. `LearningFrontier` is the

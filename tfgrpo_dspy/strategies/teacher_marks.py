@@ -45,7 +45,8 @@ class TeacherMarks(Strategy):
     as a share of ten, is the value of that state: the lesson writer reads where it fell, and
     lessons are for the predictor of that step. So groups that fail throughout teach, too, although
     the metric is silent. The teacher learns from the student's rollouts in turn: it is shown how
-    its last marks of earlier attempts compare with the scores that these had.
+    its last marks of earlier attempts compare with the scores that these had (with none, beside a
+    strategy that changes rewards).
 
     **Source.** CoDistill-GRPO (arXiv 2605.08873): the small model gets a dense on-policy reward for
     its own rollouts from the large model's distribution; the large one is trained on them, too.
