@@ -1,11 +1,13 @@
 """TeacherMarks: a stronger LM marks each step of the student's own rollouts."""
 
 import re
+from collections.abc import Iterator
 
 import dspy
 
 from tfgrpo_dspy.reflection.texts import UNKNOWN, clip
 from tfgrpo_dspy.rollout import Rollout, fields_text, trajectory_text
+from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.strategies.arguments import Least0, strategy
@@ -45,8 +47,7 @@ class TeacherMarks(Strategy):
     as a share of ten, is the value of that state: the lesson writer reads where it fell, and
     lessons are for the predictor of that step. So groups that fail throughout teach, too, although
     the metric is silent. The teacher learns from the student's rollouts in turn: it is shown how
-    its last marks of earlier attempts compare with the scores that these had (with none, beside a
-    strategy that changes rewards).
+    its last marks of earlier attempts compare with the scores that the metric gave these.
 
     **Source.** CoDistill-GRPO (arXiv 2605.08873): the small model gets a dense on-policy reward for
     its own rollouts from the large model's distribution; the large one is trained on them, too.
@@ -87,12 +88,18 @@ class TeacherMarks(Strategy):
 
     def _earlier(self, context: GroupContext) -> str:
         marked = [
-            f"mark {rollout.values[-1] * HIGHEST:.0f}, score {rollout.score:.3g}"
+            f"mark {rollout.values[-1] * HIGHEST:.0f}, score {score:.3g}"
             for sampled in context.past
-            for rollout in sampled.by_metric.rollouts
-            if rollout.values[-1] is not None and rollout.score is not None
+            for rollout, score in _scored(sampled)
+            if rollout.values[-1] is not None and score is not None
         ]
         return "\n".join(marked[len(marked) - self.earlier :] if self.earlier else [])
+
+
+def _scored(sampled: SampledGroup) -> Iterator[tuple[Rollout, float | None]]:
+    """The unaided rollouts, with the scores of the metric."""
+    scores = {rollout.rollout_id: rollout.score for rollout in sampled.by_metric.rollouts}
+    return ((each, scores.get(each.rollout_id)) for each in sampled.unaided.rollouts)
 
 
 def _values(rollout: Rollout, marks: list[float]) -> list[float | None]:
