@@ -161,7 +161,8 @@ def test_the_decisive_query_of_a_real_agent_on_a_real_database_is_found() -> Non
     rules = [("`next_tool_name`", querying), (EXTRACT, lessons("Add up.")), RULES[1],
              ("question", extract)]  # fmt: skip
     agent = dspy.ReAct("question -> answer", tools=[sql_tool()], max_iters=4)
-    run = learned(MonteCarloCredit(calls=4), student=agent, rules=rules)
+    # one thread: in CPython 3.11 two that parse at once may raise SystemError
+    run = learned(MonteCarloCredit(calls=4), student=agent, rules=rules, num_threads=1)
     decided = [int(n) for n in re.findall(r"decided by step (\d+)", "\n".join(run.attempts))]
     assert len(decided) >= 4
     assert decided.count(4) >= len(decided) - 1  # the second query; react and query take turns

@@ -125,7 +125,9 @@ def test_a_tool_that_fails_costs_its_own_result_only() -> None:
 
     extract, update, answer = polite_rules()
     lm = scripted_lm([extract, update, ("`next_tool_name`", agent_turn), answer])
-    optimized = learned(dspy.ReAct("question -> answer", tools=[look_up]), lm)
+    agent = dspy.ReAct("question -> answer", tools=[look_up])
+    # DSPy writes the traceback; in CPython 3.11 two threads at once may raise SystemError there
+    optimized = learned(agent, lm, num_threads=1)
     assert library_texts(optimized) == [ADVICE]
     assert optimized.detailed_results.failures == {}
     asked = [prompt.user for prompt in lm.engine.prompts if "`semantic_advantage`" in prompt.text]
