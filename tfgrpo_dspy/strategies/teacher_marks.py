@@ -1,13 +1,11 @@
 """TeacherMarks: a stronger LM marks each step of the student's own rollouts."""
 
 import re
-from collections.abc import Iterator
 
 import dspy
 
 from tfgrpo_dspy.reflection.texts import UNKNOWN, clip
 from tfgrpo_dspy.rollout import Rollout, fields_text, trajectory_text
-from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.strategies.arguments import Least0, strategy
@@ -87,19 +85,16 @@ class TeacherMarks(Strategy):
         return Credit(values, measure="mark of the teacher")
 
     def _earlier(self, context: GroupContext) -> str:
+        by_metric = [rollout for sampled in context.past for rollout in sampled.by_metric.rollouts]
+        scores = {rollout.rollout_id: rollout.score for rollout in by_metric}
         marked = [
             f"mark {rollout.values[-1] * HIGHEST:.0f}, score {score:.3g}"
             for sampled in context.past
-            for rollout, score in _scored(sampled)
-            if rollout.values[-1] is not None and score is not None
+            for rollout in sampled.unaided.rollouts
+            if rollout.values[-1] is not None
+            and (score := scores.get(rollout.rollout_id)) is not None
         ]
         return "\n".join(marked[len(marked) - self.earlier :] if self.earlier else [])
-
-
-def _scored(sampled: SampledGroup) -> Iterator[tuple[Rollout, float | None]]:
-    """The unaided rollouts, with the scores of the metric."""
-    scores = {rollout.rollout_id: rollout.score for rollout in sampled.by_metric.rollouts}
-    return ((each, scores.get(each.rollout_id)) for each in sampled.unaided.rollouts)
 
 
 def _values(rollout: Rollout, marks: list[float]) -> list[float | None]:
