@@ -41,6 +41,10 @@ class Cut(str):
     """A text that ends where the LM had no more room."""
 
 
+class Filtered(str):
+    """An answer, or a part of one, that a content filter of the provider held back."""
+
+
 Answer = str | BaseException | Callable[[Prompt], Any]
 Rule = tuple[str, Answer]
 
@@ -71,7 +75,7 @@ class ScriptedEngine:
             id=None,
             model=request.model,
             message=lm15.Message.assistant([lm15.TextPart(str(answer))]),
-            finish_reason="length" if isinstance(answer, Cut) else "stop",
+            finish_reason=_finish_reason(answer),
             usage=lm15.Usage(
                 input_tokens=len(prompt.text.split()), output_tokens=len(str(answer).split())
             ),
@@ -123,6 +127,12 @@ def lessons(*texts: str, why: str = "The better attempts follow the advice.") ->
 def operations(*items: dict[str, Any]) -> str:
     """An answer of UpdateLibrary."""
     return chat(operations=list(items))
+
+
+def _finish_reason(answer: Any) -> Any:
+    if isinstance(answer, Cut):
+        return "length"
+    return "content_filter" if isinstance(answer, Filtered) else "stop"
 
 
 def _prompt_of(request: lm15.Request) -> Prompt:

@@ -1,13 +1,16 @@
 """What can never work ends after a handful of tries, with the cause and what to change."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import dspy
 import pytest
 from runs import Run, n_calls, polite_answer, polite_rules, questions
-from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+from scripted import EXTRACT, UPDATE, Filtered, Prompt, chat, lessons, operations, scripted_lm
 
-from tfgrpo_dspy import Reflection, RunFailedError, TrainingFreeGRPO
+from tfgrpo_dspy import Execution, Reflection, RunFailedError, TrainingFreeGRPO
 from tfgrpo_dspy.strategies import Strategy
 
 RAMBLING = "We need to find out what the customer"
@@ -40,6 +43,12 @@ def test_a_program_none_of_whose_answers_can_be_read_is_given_up(
     assert n_calls(ended.program) <= 60
     assert "none of the first 1" in str(ended) and "max_tokens (now 77)" in str(ended)
     assert (answer if answer == RAMBLING else "empty") in str(ended)
+
+
+@pytest.mark.parametrize("answer", ["", "I am sorry"])
+def test_answers_that_a_content_filter_held_back_are_called_so(answer: str) -> None:
+    ended = failing([("question", Filtered(answer))])
+    assert "The first: A content filter of the provider held the answer back." in str(ended)
 
 
 def test_a_program_of_which_some_of_the_first_answers_can_be_read_goes_on() -> None:
@@ -149,3 +158,45 @@ def test_answers_of_use_end_a_row_of_others() -> None:
         )
         done = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(36))
     assert done.detailed_results.failures["reflection parse"] > 8
+
+
+class Calling(dspy.Module):
+    """Has one predictor, and calls what the function makes of it."""
+
+    def __init__(self, called: Callable[[dspy.Predict], Callable[..., Any]]) -> None:
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+        self.called = called
+
+    def forward(self, question: str) -> Any:
+        return self.called(self.answer)(question=question)
+
+
+def overwritten(answer: dspy.Predict) -> dspy.Predict:
+    answer.signature = answer.signature.with_instructions("Answer.")
+    return answer
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+@pytest.mark.parametrize(
+    ("called", "is_shown"),
+    [
+        (lambda _: dspy.Predict("question -> answer"), False),
+        (lambda answer: partial(answer, signature="question -> answer"), False),
+        (overwritten, False),
+        (lambda answer: answer, True),
+        (lambda answer: partial(answer, lm=dspy.settings.lm.copy()), True),
+    ],
+    ids=["another predictor", "another signature", "other instructions", "it", "another LM"],
+)
+def test_a_program_that_shows_no_lm_its_experiences_is_said_to(
+    called: Callable[..., Any], is_shown: bool, is_remote: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    given: dict[str, Any] = {"max_lm_calls": 150, "max_demos": 0, "progress": False}
+    if is_remote:
+        given["execution"] = Execution(executor=ThreadPoolExecutor(2))
+    with dspy.context(lm=scripted_lm(polite_rules())):
+        done = TrainingFreeGRPO(is_right, **given).compile(Calling(called), trainset=questions(30))
+    assert bool(done.detailed_results.experiences) == is_shown
+    assert ("advice not shown" in done.detailed_results.failures) != is_shown
+    assert caplog.text.count("no prompt held the experiences") == (not is_shown)

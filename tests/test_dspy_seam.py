@@ -43,6 +43,7 @@ def test_a_watcher_hears_of_each_call_and_gets_its_entry() -> None:
     asked(lm(), **dspy_seam.watching(heard))
     assert (heard.n_begun, heard.n_ended) == (1, 1), LOST.format("callbacks")
     assert len(heard.history) == 1, LOST.format("caller_modules: the history of callers")
+    assert len([*dspy_seam.sent(heard.history[0])]) == 2, LOST.format("history: all messages")
     assert None not in heard.call_ids, LOST.format("ACTIVE_CALL_ID")
 
 
@@ -158,6 +159,9 @@ ENTRY = {"usage": {}, "response": None, "outputs": [], "messages": [], "prompt":
         ({"response": {"usage": {"input_tokens": 3}}}, "is_cached", True),
         ({"response": {"choices": [{"finish_reason": "length"}]}}, "is_cut", True),
         ({"response": {"finish_reason": "stop"}}, "is_cut", False),
+        ({"response": {"finish_reason": "content_filter"}}, "is_filtered", True),
+        ({"response": {"stop_reason": "refusal"}}, "is_filtered", True),
+        ({"response": {"finish_reason": "length"}}, "is_filtered", False),
         ({"outputs": [{"text": "Hi", "logprobs": {"content": [{"logprob": -1}]}}]}, "text", "Hi"),
         (
             {"outputs": [{"text": "", "logprobs": {"content": [{"logprob": -1}]}}]},

@@ -7,7 +7,7 @@ that. Another test asserts that each hook here still fires, and names the one th
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,8 @@ OF_ONE_CALL = frozenset(
 KEPT_DEMOS = 64  # so many sets of demos have their messages kept
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "incomplete"})
 """The finish reasons of answers that were cut, as providers name them."""
+FILTERED = frozenset({"content_filter", "safety", "refusal"})
+"""Those of answers that a content filter held back."""
 
 
 def prices_of(lm: Any) -> Mapping[str, Any]:
@@ -185,6 +187,7 @@ class Call:
         prompt: the last message that was sent.
         text: the raw text of the first answer.
         is_cut: the answer ends where the LM had no more room.
+        is_filtered: a content filter of the provider held the answer back, or a part of it.
         logprobs: for each token of all answers, its log-probability, where the LM gives it.
     """
 
@@ -198,6 +201,7 @@ class Call:
     prompt: str
     text: str
     is_cut: bool
+    is_filtered: bool
     logprobs: tuple[float, ...]
 
     @classmethod
@@ -220,9 +224,16 @@ class Call:
             cost=_amount(entry.get("cost")),
             prompt=str(messages[-1]["content"] if messages else entry.get("prompt")),
             text=str(text or ""),
-            is_cut=_is_cut(responses),
+            is_cut=not CUT.isdisjoint(reasons := {*_finish_reasons(responses)}),
+            is_filtered=not FILTERED.isdisjoint(reasons),
             logprobs=tuple(_logprobs(outputs)),
         )
+
+
+def sent(entry: Mapping[str, Any]) -> Iterator[str]:
+    """The text of each message of a call, by its entry in DSPy's history."""
+    messages = entry.get("messages") or [{"content": entry.get("prompt")}]
+    return (str(message["content"]) for message in messages)
 
 
 def _amount(reported: Any) -> float | None:
@@ -234,10 +245,10 @@ def _amount(reported: Any) -> float | None:
     return amount if 0 <= amount < math.inf else None
 
 
-def _is_cut(responses: Any) -> bool:
+def _finish_reasons(responses: Any) -> Iterator[str]:
     parts = [*responses, *(part for each in responses for part in _value(each, "choices") or ())]
     reasons = (_value(part, name) for part in parts for name in ("finish_reason", "stop_reason"))
-    return any(str(reason or "").rpartition(".")[2].lower() in CUT for reason in reasons)
+    return (str(reason or "").rpartition(".")[2].lower() for reason in reasons)
 
 
 def _reports_tokens(response: Any) -> bool:

@@ -146,6 +146,7 @@ class Rollout:
     `n_replayed` is how many of its steps are those of another rollout, from which it goes on; None:
     it is a whole rollout. `start_value` is the score that is expected before its first step.
     `measure` says in words what its values are instead, from 0 to 1; "": they are expected scores.
+    `shows_advice` is whether experiences stood in a prompt of the program. None: nobody knows.
     """
 
     example: int
@@ -163,6 +164,7 @@ class Rollout:
     n_replayed: Count | None = None
     start_value: FiniteFloat | None = None
     measure: str = ""
+    shows_advice: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""

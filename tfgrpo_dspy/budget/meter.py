@@ -24,8 +24,9 @@ from tfgrpo_dspy.budget.faults import is_fatal, is_passing, is_too_long, is_unan
 from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
 from tfgrpo_dspy.budget.left_out import ParameterRefusedError, SampledCall
 from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Prices, price_of
-from tfgrpo_dspy.dspy_seam import Call, as_instance_of, caller
+from tfgrpo_dspy.dspy_seam import Call, as_instance_of, caller, sent
 from tfgrpo_dspy.errors import RunStopped, described
+from tfgrpo_dspy.experience.programs import HEADER
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, FailureKind, Usage, rollout_id_for
 
@@ -61,6 +62,7 @@ class Meter:
         self._used: list[Usage] = []
         self.surprisals: list[float] = []  # of the tokens of all answers
         self.last_call: tuple[Any, Call] | None = None  # the answered one, after its module
+        self.shows_advice: bool | None = None  # whether a prompt held any; None: nobody knows
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Meter":
         return self
@@ -119,6 +121,7 @@ class Meter:
         note_answer(call)
         self.surprisals += [-each for each in call.logprobs if math.isfinite(each)]
         self.last_call = caller(), call
+        self.shows_advice = self.shows_advice or any(HEADER in text for text in sent(entry))
         if call.is_empty:  # DSPy makes a prediction without fields of it
             message = f"{call.model or 'the LM'} gave no completion"
             self.provider_failure = Failure(FailureKind.PROVIDER, message)

@@ -121,7 +121,7 @@ class Rollouts:
             without=lambda why: self._without(why, sample, where),
             taken=_taken,
             failure_of=lambda rollout: rollout.failure,
-            count=self._count,
+            count=lambda rollout, seconds: self._count(sample, rollout, seconds),
         )
         return self._calls.recorded(call, priority, place)
 
@@ -149,10 +149,13 @@ class Rollouts:
         message += f" on the example {sample.example} ({self._set})"
         return sample.failed(Failure(FailureKind.TIMEOUT, message))
 
-    def _count(self, rollout: Rollout, seconds: float | None) -> None:
+    def _count(self, sample: Sample, rollout: Rollout, seconds: float | None) -> None:
         self._calls.report.count_rollout(self._role, rollout)
         if self._role == "rollout":
             self._calls.reserve.note(rollout, seconds)
+        is_whole = rollout.failure is None and sample.start is None
+        if is_whole and sample.additions.is_for_all(self._inputs.predictors):
+            self._calls.report.count_advice(rollout.shows_advice)
 
     async def _done(self, sample: Sample, where: Whereabouts) -> Rollout:
         """The rollout, made in a thread or in another process."""

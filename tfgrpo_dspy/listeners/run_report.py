@@ -30,6 +30,12 @@ logger = logging.getLogger(__name__)
 ROLES = ("rollout", "validation", "test", *REFLECTIONS, "metric")
 """What LM calls are for: training rollouts, the final choice, the test set, reflections,
 judges inside metrics."""
+UNSHOWN = 5  # rollouts with experiences, none of which had them in a prompt, before that is said
+NOT_SHOWN = (
+    "no prompt held the experiences that the program was given, so it cannot learn. Call the "
+    "predictors that are attributes of the program (not others that `forward` makes), without "
+    "`signature=`, and set no instructions in `forward`."
+)
 LOGGED_BYTES = 500  # of a failure, whose message may quote a whole answer of an LM
 
 
@@ -44,6 +50,7 @@ class RunReport:
         self.failures: Counter[str] = Counter()
         self.usage = {role: Usage() for role in ROLES}
         self.replayed: Counter[str] = Counter()
+        self._shows_advice: Counter[bool | None] = Counter()
         self.progress = Progress(settings, ledger)
         self._settings = settings
         self._ledger = ledger
@@ -59,6 +66,16 @@ class RunReport:
         self.progress.show_rollout(role)
         if rollout.failure is not None and rollout.failure.kind.is_counted:
             self.count_failure(rollout.failure.kind.value, rollout.failure.message)
+
+    def count_advice(self, is_shown: bool | None) -> None:
+        """Count whether a rollout with experiences showed them to an LM."""
+        self._shows_advice[is_shown] += 1
+        shown = self._shows_advice
+        self.count_failure(
+            "advice not shown",
+            NOT_SHOWN,
+            is_shown is False and not shown[True] and shown[False] >= UNSHOWN,
+        )
 
     def count_reflection(
         self, stage: str, usage: Usage, error: str, n_unparsed: int, unread: str

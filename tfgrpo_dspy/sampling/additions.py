@@ -1,6 +1,6 @@
 """What the program of a rollout has beyond the student, and the group that rollouts form."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import dspy
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
+from tfgrpo_dspy.experience.values import ALL
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.demos import Demo, add_demos
@@ -37,6 +38,13 @@ class Additions:
         """The hint or the teacher in words; if it is not empty, the score is not the student's."""
         parts = [f'with the hint "{self.hint}"'] if self.hint else []
         return ", ".join([*parts, "by a teacher"] if self.teacher is not None else parts)
+
+    def is_for_all(self, predictors: Iterable[str]) -> bool:
+        """Whether the instructions of each of these predictors hold experiences."""
+        if self.condensed or isinstance(self.teacher, dspy.Module):
+            return False
+        scopes = {experience.scope for experience in self.library}
+        return ALL in scopes or scopes.issuperset(predictors)
 
     def bake(self, student: Any) -> Any:
         """A copy of the student with these; or a copy of the teacher that is a program."""

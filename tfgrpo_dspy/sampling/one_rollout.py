@@ -16,6 +16,7 @@ from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import judging
 from tfgrpo_dspy.dspy_seam import (
+    Call,
     Unheard,
     demo_keeping_adapter,
     recording,
@@ -82,6 +83,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
         usage=run.meter.usage,
         entropy=mean_of(run.meter.surprisals),
         n_replayed=task.start.n_steps if task.start else None,
+        shows_advice=run.meter.shows_advice,
     )
     if failure or task.score is None or (task.start and task.start.is_check):
         return rollout
@@ -165,14 +167,9 @@ class _Run:
             replay.finish(as_fields(prediction), failure)
             failure = replay.failure or failure
             prediction = None if replay.failure else prediction
-        if (
-            failure is not None
-            and failure.kind is FailureKind.PARSE
-            and self.meter.last_call
-            and self.meter.last_call[1].is_cut
-        ):
-            message = f"The answer was cut off at max_tokens. {failure.message}"
-            failure = replace(failure, message=message)
+        if failure is not None and failure.kind is FailureKind.PARSE and self.meter.last_call:
+            cause = _cause_of(self.meter.last_call[1])
+            failure = replace(failure, message=f"{cause}{failure.message}")
         return prediction, self.meter.provider_failure or failure
 
     def calls_to_ask_about(self, trace: list[Any]) -> dict[str, PredictorTrace]:
@@ -205,6 +202,13 @@ class _Run:
             name, outputs = self._name_of(caller, "predictor"), {"unparsed answer": call.text}
             steps.append(Step("predictor", name, {"prompt": call.prompt}, outputs, failure.message))
         return tuple(steps)
+
+
+def _cause_of(call: Call) -> str:
+    """Why the answer of a call did not parse, as far as its finish reason says."""
+    if call.is_filtered:
+        return "A content filter of the provider held the answer back. "
+    return "The answer was cut off at max_tokens. " if call.is_cut else ""
 
 
 def _called(program: Any, inputs: Mapping[str, Any]) -> Any:

@@ -127,9 +127,9 @@ class RemoteRollouts:
         name = next(self._names)  # dask runs tasks of equal arguments only once
         try:
             future = self._executor.submit(run_request, request, budget, name)
-        except Exception as error:  # closed, shut down, or whatever it raises then
+            reply = asyncio.wrap_future(future)
+        except Exception as error:  # closed, or whatever it raises then; or this is no future
             raise BrokenExecutor(described(error)) from error
-        reply = asyncio.wrap_future(future)
         try:
             await asyncio.wait({reply})
         except asyncio.CancelledError:  # it took too long, or the run has ended
@@ -138,14 +138,18 @@ class RemoteRollouts:
             future.add_done_callback(functools.partial(self._settle_when_done, share))
             raise
         try:
-            return reply.result()
+            answer = reply.result()
         except asyncio.CancelledError as error:
             raise RuntimeError(f"the executor cancelled request {name}") from error
+        if not isinstance(answer, Reply):
+            what = f"{answer!r:.200}, not what the function that was submitted returns"
+            raise BrokenExecutor(f"a future of it gave {what}")
+        return answer
 
     def _settle_when_done(self, share: Reservation, future: "Future[Reply]") -> None:
         if not future.cancelled() and future.exception() is None:
             reply = future.result()
-            if not reply.was_started_before:
+            if isinstance(reply, Reply) and not reply.was_started_before:
                 self._settle(share, reply)
 
     def _check_usable(self, error: Exception) -> None:
