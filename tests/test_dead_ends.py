@@ -184,10 +184,18 @@ def overwritten(answer: dspy.Predict) -> dspy.Predict:
         (lambda _: dspy.Predict("question -> answer"), False),
         (lambda answer: partial(answer, signature="question -> answer"), False),
         (overwritten, False),
+        (lambda _: lambda question: dspy.Prediction(answer=question), False),
         (lambda answer: answer, True),
         (lambda answer: partial(answer, lm=dspy.settings.lm.copy()), True),
     ],
-    ids=["another predictor", "another signature", "other instructions", "it", "another LM"],
+    ids=[
+        "another predictor",
+        "another signature",
+        "other instructions",
+        "no LM",
+        "it",
+        "another LM",
+    ],
 )
 def test_a_program_that_shows_no_lm_its_experiences_is_said_to(
     called: Callable[..., Any], is_shown: bool, is_remote: bool, caplog: pytest.LogCaptureFixture
