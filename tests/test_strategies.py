@@ -302,6 +302,31 @@ def test_a_strategy_chooses_what_the_reflection_lm_compares_and_values_steps() -
     assert group.scores == (1.0, 0.5, 0.0)
 
 
+@dataclass(frozen=True)
+class Noting(Strategy):
+    """Notes a text about each group, which may be its example."""
+
+    note: str
+
+    async def show(self, context: GroupContext, ask: Ask) -> Shown:
+        return Shown(context.group.rollouts, self.note.format(context.example.question))
+
+
+@pytest.mark.parametrize("note", ["Not {}.", "Be exact."])
+def test_a_note_about_one_of_several_examples_says_about_which(note: str) -> None:
+    run = Run([["1", "0"]] * 4, strategies=(Noting(note),), groups_per_call=2)
+    several = [prompt.user for prompt in run.prompts(EXTRACT) if "Example 2" in prompt.user]
+    for user in several:
+        questions = re.findall(r"question: (.+)", section(user, "example"))
+        notes = [note.format(question) for question in questions]
+        if len({*notes}) > 1:
+            notes = [f"Example {n}\n{each}" for n, each in enumerate(notes, start=1)]
+        else:
+            notes = notes[:1]
+        assert section(user, "objective").endswith("\n\n".join(["", *notes]))
+    assert several
+
+
 def test_values_of_steps_stand_in_the_trajectory_that_is_shown() -> None:
     class Twice(dspy.Module):
         def __init__(self) -> None:

@@ -180,9 +180,10 @@ class Reflector:
         }
 
     def _objective(self, notes: Sequence[str]) -> str:
-        """The objective, with each of the notes once."""
-        once = filter(None, dict.fromkeys(notes))
-        return "\n\n".join([str(self._client.common["objective"]), *once])
+        """The objective, with the note of each example; what is noted of all stands there once."""
+        numbered = [f"Example {n}\n{note}" for n, note in enumerate(notes, start=1) if note]
+        noted = numbered if len({*notes}) > 1 else filter(None, notes[:1])
+        return "\n\n".join([str(self._client.common["objective"]), *noted])
 
     def _about(self, group: Group) -> dict[str, str]:
         """The example of a group as the reflection LM is shown it."""
