@@ -400,6 +400,38 @@ def test_a_closed_pipe_and_a_terminal_without_the_characters_give_no_traceback(s
     assert exported.stdout == (saved / "library.json").read_bytes()
 
 
+@pytest.mark.timeout(120)  # six processes start
+def test_streams_that_are_closed_give_no_traceback(saved: Path) -> None:
+    def said(arguments: str) -> tuple[int, bytes]:
+        command = f"{sys.executable} -m tfgrpo_dspy {arguments}"
+        done = process(["bash", "-c", command], PWD=str(saved), EDITOR="", VISUAL="")
+        return done.returncode, done.stderr.partition(b"Error: ")[2]
+
+    assert said("export library.json >&-") == (0, b"")
+    assert said("show library.json 2>&-") == (0, b"")
+    for command, why in {
+        "show - <&-": b"-: standard input is empty", "edit bare.json <&-": b"there is no terminal",
+        "export library.json --format yaml --into - <&-": b"-: standard input is empty",
+        "gc . <&-": b"log_dir='.' is no run store",
+    }.items():  # fmt: skip
+        code, message = said(command)
+        assert (code, message[: len(why)], message.count(b"\n")) == (2, why, 1), command
+
+
+def test_an_empty_standard_input_is_no_library_also_where_it_was_named_twice(saved: Path) -> None:
+    bare, before = saved / "pair.json", (saved / "pair.json").read_bytes()
+    assert "standard input is empty" in refusal("bake", bare, "-", "--in-place", stdin="")
+    assert bare.read_bytes() == before
+    for command in ("diff", "merge"):
+        assert "name - only once" in refusal(command, "-", "-", stdin='["Ask."]')
+
+
+def test_a_watch_whose_reader_has_ended_ends_with_141(stores: Path) -> None:
+    shell = f"{sys.executable} -m tfgrpo_dspy watch {stores / 'a'} --once | true; "
+    done = process(["bash", "-c", shell + 'echo "${PIPESTATUS[0]}"'])
+    assert (done.stdout, done.stderr) == (b"141\n", b"")
+
+
 def test_an_interrupted_command_ends_with_130() -> None:
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     waiting = subprocess.Popen([*MODULE, "show", "-"], env=ENVIRONMENT, **pipes)

@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 import click
@@ -81,4 +82,8 @@ for _command in (
 
 def main() -> None:
     """Run the command line with the arguments of the process, and exit."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:  # it was closed, as a service may do
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - till the exit
+            setattr(sys, name, stream)
     tfgrpo.main(prog_name=NAME)

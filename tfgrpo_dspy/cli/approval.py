@@ -96,7 +96,7 @@ def _terminal() -> Iterator[_Terminal]:
             writer = stack.enter_context(Path(TERMINAL).open("w", errors="backslashreplace"))
         except OSError as error:  # there is none, or this is Windows
             reader, writer = sys.stdin, sys.stderr
-            if not (reader.isatty() and writer.isatty()):
+            if not (reader and writer and reader.isatty() and writer.isatty()):
                 raise NoTerminalError(
                     f"approve=approve_in_terminal has no terminal to ask at ({error}): start the "
                     f"compile in one, or pass a function of your own."

@@ -9,11 +9,11 @@ import click
 from tfgrpo_dspy.cli.editing import edited_library
 from tfgrpo_dspy.cli.output import write
 from tfgrpo_dspy.cli.reading import FILE, FOLDER
-from tfgrpo_dspy.cli.sources import Source, read_source
+from tfgrpo_dspy.cli.sources import Source, given_bytes, read_source
 from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Experience
-from tfgrpo_dspy.files import decoded, read_bytes
+from tfgrpo_dspy.files import decoded
 from tfgrpo_dspy.interchange import FORMATS, format_of, render
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.guard import unsafe_reason
@@ -33,7 +33,7 @@ def _write_library(
     library: ExperienceLibrary, out: str, format: str | None = None, into: str | None = None
 ) -> None:
     named = format or ("json" if out == STDOUT else format_of(out))
-    old = b"" if into is None else sys.stdin.buffer.read() if into == STDOUT else read_bytes(into)
+    old = b"" if into is None else given_bytes(into)
     write(out, render(library, named, into=decoded(old, str(into))), old)
 
 
@@ -130,8 +130,8 @@ def edit(target: str, let_in: bool) -> None:
     It is shown as Markdown. A text that is refused is shown again, with the error. Unchanged
     experiences keep effect and evidence, changed ones only the evidence.
     """
-    source = read_source(target)
-    if source.run is not None or target == STDOUT:
+    source = None if target == STDOUT else read_source(target)
+    if source is None or source.run is not None:
         raise click.UsageError(f"{target} is no file; `tfgrpo export` makes one of it.")
     source.rewritten(source.library)  # what cannot be written back is refused before it is edited
     changed = edited_library(source, (lambda _new: None) if let_in else _check)

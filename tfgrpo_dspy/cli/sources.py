@@ -105,7 +105,7 @@ def read_source(name: str, format: str | None = None) -> Source:
             f"{name}: no library is read from this; save a program with program.save('x.json'), "
             f"or name the folder of a run store."
         )
-    data = sys.stdin.buffer.read() if name == "-" else read_bytes(name)
+    data = given_bytes(name)
     if name == "-" and not format:
         format = "json" if decoded(data, name).lstrip()[:1] in ("{", "[") else "md"
     named = format or format_of(name)
@@ -115,6 +115,22 @@ def read_source(name: str, format: str | None = None) -> Source:
         program = SavedProgram(value)
         return Source(name, ExperienceLibrary.from_program(program), program=program, data=data)
     return Source(name, parse(text, named, source=name), format=named, data=data)
+
+
+def given_bytes(name: str) -> bytes:
+    """What the file holds; `-` is standard input, which can be read once.
+
+    Raises LibraryFormatError (standard input is empty), OSError.
+    """
+    if name != "-":
+        return read_bytes(name)
+    data = sys.stdin.buffer.read()
+    if not data:  # the command before it failed, or another argument has read it
+        raise LibraryFormatError(
+            f"{name}: standard input is empty; see whether the command before it failed, and name "
+            f"{name} only once."
+        )
+    return data
 
 
 def read_run(folder: str, run_id: str = "") -> SavedRun:

@@ -63,9 +63,14 @@ def watch(run_dir: str, every: float, once: bool) -> None:
     except ImportError as error:
         install = 'pip install "tfgrpo-dspy[watch]"'
         raise click.UsageError(f"watch needs the package rich: {install}") from error
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # the BrokenPipeError; rich itself would exit with 1
+
     run = run_of(read_source(run_dir))
     name = f"{run.results.origin['log_dir']}#{run.id}"  # also if another run begins
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = Output(markup=False, emoji=False, highlight=False)
     console.print(printable(f"run {run.id[:8]}, begun {run.begun}"), style="bold")
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
