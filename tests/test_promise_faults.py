@@ -293,6 +293,18 @@ def test_a_short_prompt_that_is_refused_is_no_prompt_that_is_too_long() -> None:
     assert program.detailed_results.failures["provider"] == len(engine.hit)
 
 
+@pytest.mark.parametrize("says", ["API key not valid.", "LLM Provider NOT provided."])
+def test_an_lm_that_answers_nothing_is_not_said_to_be_given_prompts_that_are_too_long(
+    says: str,
+) -> None:
+    fault = lambda: lm15.InvalidRequestError(says, status=400)  # noqa: E731
+    engine = Faulty(lambda _prompt, _attempt: True, fault)
+    with pytest.raises(RunFailedError, match=says) as caught:
+        learned(Desk(LONG), lm=faulty_lm(engine))
+    assert "too long" not in str(caught.value)
+    assert "arguments of dspy.LM such as the name of the model" in str(caught.value)
+
+
 def test_advice_that_makes_the_programs_prompts_too_long_counts_against_the_advice() -> None:
     advice = f"Say please. {' '.join(LONG.split()[:400])}"
 

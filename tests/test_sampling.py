@@ -168,7 +168,8 @@ def test_a_rollout_holds_outputs_score_and_every_predictor_call_in_order() -> No
         Step("predictor", "draft", {"question": "why?"}, {"answer": "no"}),
         Step("predictor", "final", {"question": "why? not no"}, {"answer": "yes"}),
     )
-    assert done == Rollout(3, 77, {"answer": "yes"}, steps, 1.0, usage=done.usage, n_metric_calls=1)
+    counted = {"usage": done.usage, "n_metric_calls": 1}
+    assert done == Rollout(3, 77, {"answer": "yes"}, steps, 1.0, shows_advice=False, **counted)
 
 
 def calling(*names: str) -> Callable[..., Any]:

@@ -44,15 +44,22 @@ def is_too_long(error: BaseException, n_characters: int = 0, n_answered: int = 0
 
     DSPy tells by OpenAI's error code, which few providers send, and each words it in its own way;
     so a refused request also tells by its size. Of `n_characters`, it is taken for too long if the
-    model has answered no prompt of so many (`n_answered` is the longest).
+    model has answered prompts, but none of so many (`n_answered` is the longest).
     """
     if isinstance(error, dspy.ContextWindowExceededError):
         return True
     if type(_foreign_cause(error)).__name__ == "ContextWindowExceededError":
         return True
-    status = _status(error)
-    is_longest = n_characters > max(LEAST_CHARACTERS, n_answered)
-    return status == TOO_LARGE or (status in MAYBE_TOO_LARGE and is_longest)
+    is_longest = 0 < n_answered < n_characters
+    return _status(error) == TOO_LARGE or (is_longest and may_be_too_long(error, n_characters))
+
+
+def may_be_too_long(error: BaseException, n_characters: int) -> bool:
+    """Whether a shorter prompt may be answered, by a model that has answered nothing so far.
+
+    It may as well refuse everything: a wrong key or name of a model has this status somewhere.
+    """
+    return n_characters > LEAST_CHARACTERS and _status(error) in MAYBE_TOO_LARGE
 
 
 def is_unanswered(error: BaseException) -> bool:

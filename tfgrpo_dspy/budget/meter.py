@@ -20,7 +20,14 @@ import dspy
 import tenacity
 
 from tfgrpo_dspy.budget.answers import note_answer
-from tfgrpo_dspy.budget.faults import is_fatal, is_passing, is_too_long, is_unanswered, retry_after
+from tfgrpo_dspy.budget.faults import (
+    is_fatal,
+    is_passing,
+    is_too_long,
+    is_unanswered,
+    may_be_too_long,
+    retry_after,
+)
 from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
 from tfgrpo_dspy.budget.left_out import ParameterRefusedError, SampledCall
 from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Prices, price_of
@@ -63,6 +70,7 @@ class Meter:
         self.surprisals: list[float] = []  # of the tokens of all answers
         self.last_call: tuple[Any, Call] | None = None  # the answered one, after its module
         self.shows_advice: bool | None = None  # whether a prompt held any; None: nobody knows
+        self.may_be_too_long = False  # the last refused prompt, of a model that answered none
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Meter":
         return self
@@ -140,10 +148,12 @@ class Meter:
             self._refusal = refusal
             raise
         except dspy.LMError as error:
-            if is_too_long(error, n_characters, self.ledger.longest_answered[model]):
+            n_answered = self.ledger.longest_answered[model]
+            self.may_be_too_long = not n_answered and may_be_too_long(error, n_characters)
+            if is_too_long(error, n_characters, n_answered):
                 if isinstance(error, dspy.ContextWindowExceededError):
                     raise
-                raise dspy.ContextWindowExceededError(model=model, message=str(error)) from error
+                raise dspy.ContextWindowExceededError(model=model, message=error.message) from error
             self.provider_failure = Failure(FailureKind.PROVIDER, self._message(error, lm))
             raise
         if sent:

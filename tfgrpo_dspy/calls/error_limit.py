@@ -44,8 +44,9 @@ class ErrorLimit:
 def _way_out(failure: Failure) -> str:
     """The argument that most often helps against such failures."""
     ways = {
-        "provider": "arguments of dspy.LM such as num_retries, a lower num_threads where a rate "
-        f'limit is reached, temperature="{OWN}" where a sampling parameter is refused',
+        "provider": "arguments of dspy.LM such as the name of the model, api_key or num_retries, a "
+        f'lower num_threads where a rate limit is reached, temperature="{OWN}" where a sampling '
+        "parameter is refused",
         "timeout": "a higher Execution(rollout_timeout_s=), or a lower num_threads",
         "worker": "the memory and the packages of the executor's workers",
     }

@@ -302,10 +302,10 @@ class ReflectionClient:
         except (RunStopped, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
-            lost = meter.provider_failure
+            lost, is_long = meter.provider_failure, is_too_long(error) or meter.may_be_too_long
             by_whom = f"{type(module).__name__} raised {described(error)}"
             message = lost.message if lost else by_whom
-            answer = Answer(None, meter.usage, 0, message, is_too_long(error), lost is not None)
+            answer = Answer(None, meter.usage, 0, message, is_long, lost is not None)
         meter.check()
         return answer
 
