@@ -1,11 +1,13 @@
 """Stated effects of experiences against the truth, on a real LM.
 
-    nice -n 19 python benchmarks/real/effects.py --task routing --label v2    # what is missing
-    python benchmarks/real/effects.py --task routing --label v2 --show
+    nice -n 19 python benchmarks/real/effects.py --task sql            # what is missing
+    python benchmarks/real/effects.py --task sql --labels v8 v13 --show
 
 Reads the records of this optimizer in `results/real.jsonl`: each says which advice its rollouts
 were given, with effects and standard errors, and which of it was kept. The truth of a text is
-measured on the 60 held-out examples of the run's seed, at temperature 0, paired by example:
+measured on the 60 held-out examples of the run's seed, at temperature 0, paired by example, beside
+the 16 labelled demos of the row `labelled` (most rollouts of these runs had demos, and without
+any the student scores .00):
 
 - alone: the student with this text, less the student;
 - left out: the library of the result with this text, less the same library without it.
@@ -25,6 +27,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import dspy  # noqa: E402 - the folders come first
 import numpy as np  # noqa: E402
 from compare_cells import held_out, silence  # noqa: E402
+from compare_optimizers import N_LABELLED  # noqa: E402
 from real_tasks import TASKS, load  # noqa: E402
 from run import ADAPTERS, RESULTS  # noqa: E402
 from running import append, stored  # noqa: E402
@@ -41,12 +44,13 @@ Scores = Mapping[Library, Sequence[float]]
 
 
 def of_runs(
-    records: Sequence[Mapping[str, Any]], task: str, model: str, label: str
+    records: Sequence[Mapping[str, Any]], task: str, model: str, labels: Sequence[str]
 ) -> list[Mapping[str, Any]]:
-    """The runs of this optimizer that are asked for, and say what they tried."""
-    named = {"task": task, "model": model, "row": "tfgrpo", "label": label}
+    """The runs of this optimizer that are asked for, and say what they tried; no label: all."""
+    named = {"task": task, "model": model, "row": "tfgrpo"}
     found = [r for r in records if r.get("tried") and all(r[k] == v for k, v in named.items())]
-    return sorted(found, key=lambda record: (record["budget"], record["seed"]))
+    found = [record for record in found if not labels or record["label"] in labels]
+    return sorted(found, key=lambda record: (record["budget"], record["seed"], record["label"]))
 
 
 def pairs(run: Mapping[str, Any], text: str) -> dict[str, tuple[Library, Library]]:
@@ -80,7 +84,8 @@ def measure(libraries: Sequence[Library], path: Path) -> None:
             f"library {n} of {len(libraries)}: {name}, seed {seed}, {len(texts)} texts", flush=True
         )
         task = load(name, model, seed)
-        student = task.student()
+        optimizer = dspy.LabeledFewShot(k=N_LABELLED)
+        student = optimizer.compile(task.student(), trainset=task.train)
         program = ExperienceLibrary.from_texts(texts).bake(student) if texts else student
         with silence(), dspy.context(adapter=ADAPTERS[model]()):
             scores, _, _ = held_out(program, task, task.make_lm(seed), 1)
@@ -138,17 +143,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--model", choices=ADAPTERS, default="0.5B")
-    parser.add_argument("--label", default="v2", help="of the rows of this optimizer")
+    parser.add_argument("--labels", nargs="+", default=(), help="of the rows of this optimizer")
     parser.add_argument("--most", type=int, default=8, help="experiences of each run")
     parser.add_argument("--runs", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=MEASURED)
     parser.add_argument("--show", action="store_true")
     asked = parser.parse_args(arguments)
-    runs = of_runs(stored(asked.runs), asked.task, asked.model, asked.label)
+    runs = of_runs(stored(asked.runs), asked.task, asked.model, asked.labels)
     if not runs:
         parser.error(
-            f"{asked.runs} has no run of tfgrpo on {asked.task} with {asked.model}, label "
-            f"{asked.label}, that says what it tried; run run.py --rows tfgrpo first"
+            f"{asked.runs} has no run of tfgrpo on {asked.task} with {asked.model} and the labels "
+            f"{asked.labels or 'of all'} that says what it tried; run run.py --rows tfgrpo first"
         )
     if not asked.show:
         done = measured(asked.out)

@@ -276,16 +276,12 @@ def test_effects_are_measured_once_for_each_library_and_compared_with_the_stated
     runs, out = tmp_path / "real.jsonl", tmp_path / "effects.jsonl"
     append(runs, run_of_ours())
     append(runs, run_of_ours(label="v1"))
-    asked = ["--task", "routing", "--runs", str(runs), "--out", str(out)]
+    asked = ["--task", "routing", "--labels", "v2", "--runs", str(runs), "--out", str(out)]
     effects.main(asked)
     found = effects.measured(out)
-    assert (
-        sorted(texts for *_, texts in found)
-        == sorted(
-            {(), (RULE,), ("Hurry.",), ("Be kind.",), (RULE, "Hurry."), (RULE, "Be kind.")},
-        )
-        or len(found) == 6
-    )
+    pairs = {("Hurry.", RULE), ("Be kind.", RULE)}
+    alone = {(), (RULE,), ("Hurry.",), ("Be kind.",)}
+    assert {texts for *_, texts in found} == alone | {tuple(sorted(pair)) for pair in pairs}
     assert all(len(scores) == real_tasks.N_TEST for scores in found.values())
     first = capsys.readouterr().out
     effects.main(asked)
