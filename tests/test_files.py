@@ -364,6 +364,17 @@ def test_an_error_about_a_file_of_traces_is_short_whatever_the_file_is(
     assert len(str(refused.value)) < 2_500 and str(refused.value).count("\n") < 20
 
 
+def test_a_table_of_traces_with_a_column_twice_or_an_open_quote_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "traces.csv"
+    for text, fault in {
+        "inputs.a,inputs.a,outputs.b\nx,y,z\n": "line 1: the column 'inputs.a' occurs twice",
+        'inputs.a,outputs.b\nx,"y\n': "line 2: .*close each double quote",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(SettingsError, match=fault):
+            read_traces(path)
+
+
 def test_a_table_of_traces_without_their_columns_is_told_what_to_call_them(tmp_path: Path) -> None:
     path = tmp_path / "traces.csv"
     path.write_text("question,answer,score\na,b,1\n")

@@ -69,12 +69,20 @@ def test_traces_with_other_fields_than_the_program_has_are_refused(
     assert words in str(refused.value)
 
 
+def test_cells_that_a_dataframe_lacks_are_no_words_and_no_errors() -> None:
+    lacking = {"error": float("nan"), "labels": float("nan"), "steps": float("nan")}
+    rows = [*traces(3, feedback=WORDS, **lacking), *traces(6, feedback=float("nan"), **lacking)[3:]]
+    done, prompts = learned_of(rows)
+    assert prompts == learned_of([*traces(3, feedback=WORDS), *traces(6)[3:]])[1]
+    assert not done.detailed_results.failures
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
         ({"inputs": {}}, "trace 1: inputs={}: give a mapping of fields"),
         ({"outputs": None}, "outputs={}: give a mapping of fields, or an error"),
-        ({"score": float("nan")}, "trace 1: score=nan: give a number"),
+        ({"score": float("nan")}, "trace 1: score=nan: give a number below 1e+150, or None"),
         ({"score": "good"}, "trace 1: score='good': it should be a valid number"),
         ({"steps": [{"inputs": {}}]}, "trace 1: steps[0].name: it is missing"),
         ({"labels": "yes", "steps": 5}, "labels='yes': it should be a valid dictionary. steps=5: "),

@@ -72,7 +72,7 @@ def json_values(text: str, source: str) -> Iterator[Any]:
             where = f"line {error.lineno}, column {error.colno}"
             value = LibraryFormatError(f"{source} is not JSON: {where}: {sentence(error.msg)}")
         except RecursionError:
-            value = LibraryFormatError(f"{source} is not a library: it is nested too deeply.")
+            value = LibraryFormatError(f"{source} cannot be read: it is nested too deeply.")
         except ValueError as error:
             value = LibraryFormatError(f"{source} cannot be read: {sentence(error)}")
         yield value

@@ -15,7 +15,6 @@ The reference implementation counts from G0: its `G0` is `E1` here, and `E1` is 
 `{"id": ..., "text": ...}`.
 """
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ def parse(text: str, format: str, source: str = "the text") -> ExperienceLibrary
             return skills.read_skill(text)
         if format in ("md", "txt"):
             return lists.read_list(text, bullets_needed=format == "md")
-    except (ValueError, csv.Error) as error:
+    except ValueError as error:
         raise LibraryFormatError(f"{source}: {error}") from error
     raise LibraryFormatError(f"format={format!r}: json, yaml, md, csv, txt and skill can be read.")
 

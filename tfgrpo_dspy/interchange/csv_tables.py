@@ -60,16 +60,17 @@ def cells_of(text: str) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
     """The columns of a table, and of each row that is not empty its place and its cells.
 
     Cells are separated by what separates them in the header: a comma, a semicolon or a tab. Raises
-    LibraryFormatError: a row has too many cells; csv.Error.
+    LibraryFormatError: a column occurs twice, a row has too many cells, a quote is not closed.
     """
     hint, delimiter, rest = _form_of(text)
-    file = io.StringIO(rest, newline="")
-    rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
-    columns = [name.strip() for name in next(rows, [])]
+    rows = _rows(rest, delimiter, 1 + bool(hint))
+    where, names = next(rows, ("", []))
+    columns = [name.strip() for name in names]
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise LibraryFormatError(f"{where}: the column {shown(twice[0])} occurs twice; keep one.")
 
     def checked() -> Iterator[tuple[str, list[str]]]:
-        for row in rows:
-            where = f"line {rows.line_num + bool(hint)}"
+        for where, row in rows:
             if len(row) > len(columns):
                 raise LibraryFormatError(
                     f"{where}: {len(row)} cells under {len(columns)} columns: put a text that "
@@ -79,6 +80,20 @@ def cells_of(text: str) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
                 yield where, row
 
     return columns, checked()
+
+
+def _rows(text: str, delimiter: str, first: int) -> Iterator[tuple[str, list[str]]]:
+    """The line in which each row ends, where `first` is the number of the first, and its cells."""
+    file = io.StringIO(text, newline="")
+    reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        for row in reader:
+            yield f"line {reader.line_num + first - 1}", row
+    except csv.Error as error:
+        raise LibraryFormatError(
+            f"line {reader.line_num + first - 1}: {error}: close each double quote (one in a text "
+            f"is written twice); a cell has at most {csv.field_size_limit():,} characters."
+        ) from error
 
 
 def _form_of(text: str) -> tuple[str, str, str]:

@@ -1,6 +1,5 @@
 """Rollouts that were made elsewhere, from JSON or CSV: groups form by equal inputs."""
 
-import csv
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,12 +19,20 @@ from tfgrpo_dspy.files import read_text
 from tfgrpo_dspy.interchange.csv_tables import cells_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields, named_items
+from tfgrpo_dspy.sampling.labels import is_missing
 from tfgrpo_dspy.scores import MOST
 
 logger = logging.getLogger(__name__)
 
 MOST_FAULTS = 10  # in one message
-AsText = Annotated[str, BeforeValidator(lambda value: str(value or ""))]
+
+
+def _or(value: Any, nothing: Any) -> Any:
+    """The value; `nothing` where it is empty or missing, as the cells of a DataFrame are."""
+    return nothing if is_missing(value) or not value else value
+
+
+AsText = Annotated[str, BeforeValidator(lambda value: str(_or(value, "")))]
 AsFields = Annotated[Mapping[str, str], BeforeValidator(as_fields)]
 
 
@@ -40,8 +47,10 @@ def _inputs_of(value: Any) -> Any:
     return _fields_of(value)
 
 
-MaybeFields = Annotated[Mapping[str, Any], BeforeValidator(lambda value: _fields_of(value or {}))]
-IS_SCORE = such_that(lambda score: abs(score) < MOST, f"give a number below {MOST:g}")
+MaybeFields = Annotated[
+    Mapping[str, Any], BeforeValidator(lambda value: _fields_of(_or(value, {})))
+]
+IS_SCORE = such_that(lambda score: abs(score) < MOST, f"give a number below {MOST:g}, or None")
 
 
 class TraceStep(BaseModel):
@@ -57,7 +66,10 @@ class TraceStep(BaseModel):
 
 
 class Trace(BaseModel):
-    """A rollout that was made elsewhere. Values may be absent, or null, where it has none."""
+    """A rollout that was made elsewhere. Values may be absent, null or NaN where it has none.
+
+    A score may not be NaN: it is rather a metric that failed than none.
+    """
 
     inputs: Annotated[
         Mapping[str, Any],
@@ -69,7 +81,7 @@ class Trace(BaseModel):
     labels: MaybeFields = {}
     score: Annotated[float, IS_SCORE] | None = None
     feedback: AsText = ""
-    steps: Annotated[list[TraceStep], BeforeValidator(lambda value: value or [])] = []
+    steps: Annotated[list[TraceStep], BeforeValidator(lambda value: _or(value, []))] = []
 
     @model_validator(mode="after")
     def _has_ended(self) -> Self:
@@ -150,7 +162,7 @@ def _traces(traces: Any) -> Iterator[Any]:
         if is_table:
             yield from _table(text)
             return
-    except (OSError, LibraryFormatError, csv.Error) as error:
+    except (OSError, LibraryFormatError) as error:
         raise SettingsError(f"traces={str(traces)!r} cannot be read: {sentence(error)}") from error
     for value in json_values(text, "it"):
         yield from value if isinstance(value, list) else [value]
