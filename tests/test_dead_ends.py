@@ -184,18 +184,10 @@ def overwritten(answer: dspy.Predict) -> dspy.Predict:
         (lambda _: dspy.Predict("question -> answer"), False),
         (lambda answer: partial(answer, signature="question -> answer"), False),
         (overwritten, False),
-        (lambda _: lambda question: dspy.Prediction(answer=question), False),
         (lambda answer: answer, True),
         (lambda answer: partial(answer, lm=dspy.settings.lm.copy()), True),
     ],
-    ids=[
-        "another predictor",
-        "another signature",
-        "other instructions",
-        "no LM",
-        "it",
-        "another LM",
-    ],
+    ids=["another predictor", "another signature", "other instructions", "it", "another LM"],
 )
 def test_a_program_that_shows_no_lm_its_experiences_is_said_to(
     called: Callable[..., Any], is_shown: bool, is_remote: bool, caplog: pytest.LogCaptureFixture
@@ -208,3 +200,52 @@ def test_a_program_that_shows_no_lm_its_experiences_is_said_to(
     assert bool(done.detailed_results.experiences) == is_shown
     assert ("advice not shown" in done.detailed_results.failures) != is_shown
     assert caplog.text.count("no prompt held the experiences") == (not is_shown)
+
+
+def kept(answers: dict[str, Any]) -> Callable[..., Any]:
+    """Calls the predictor once for each question, and knows the answer from then on."""
+
+    def called(answer: dspy.Predict) -> Callable[..., Any]:
+        def ask(question: str) -> Any:
+            if question not in answers:
+                answers[question] = answer(question=question)
+            return answers[question]
+
+        return ask
+
+    return called
+
+
+def in_threads(lm: dspy.LM) -> Callable[..., Any]:
+    """Calls the predictor in a thread of its own, where the LM is a global one."""
+
+    def called(answer: dspy.Predict) -> Callable[..., Any]:
+        def ask(question: str) -> Any:
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(answer, question=question, lm=lm).result()
+
+        return ask
+
+    return called
+
+
+@pytest.mark.parametrize(
+    ("called", "is_learning"),
+    [
+        (lambda _: lambda question: dspy.Prediction(answer=question), False),
+        (kept({}), False),
+        (in_threads(scripted_lm(polite_rules())), True),
+    ],
+    ids=["no LM", "answers that are kept", "threads"],
+)
+def test_a_program_whose_lm_calls_nobody_sees_is_said_to_be_one(
+    called: Callable[..., Any], is_learning: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with dspy.context(lm=scripted_lm(polite_rules())):
+        done = TrainingFreeGRPO(
+            is_right, max_lm_calls=150, max_demos=0, progress=False, num_threads=1
+        ).compile(Calling(called), trainset=questions(30))
+    assert done.detailed_results.failures["no LM call"] > 10
+    assert "advice not shown" not in done.detailed_results.failures
+    assert caplog.text.count("no LM call of the program is seen") == 1
+    assert bool(done.detailed_results.experiences) == is_learning

@@ -155,8 +155,7 @@ class Rollouts:
             self._calls.reserve.note(rollout, seconds)
         is_whole = rollout.failure is None and sample.start is None
         if is_whole and sample.additions.is_for_all(self._inputs.predictors):
-            calls_an_lm = rollout.usage.n_answers > 0
-            self._calls.report.count_advice(rollout.shows_advice if calls_an_lm else False)
+            self._calls.report.count_advice(rollout)
 
     async def _done(self, sample: Sample, where: Whereabouts) -> Rollout:
         """The rollout, made in a thread or in another process."""

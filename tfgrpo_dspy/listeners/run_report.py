@@ -36,6 +36,11 @@ NOT_SHOWN = (
     "predictors that are attributes of the program (not others that `forward` makes), without "
     "`signature=`, and set no instructions in `forward`."
 )
+NO_CALL = (
+    "no LM call of the program is seen. What it keeps of earlier answers, or says without an LM, "
+    "teaches nothing; calls in threads that it starts, or past DSPy, are neither counted nor "
+    "limited. Keep no answers between calls, and use dspy.Parallel for threads."
+)
 LOGGED_BYTES = 500  # of a failure, whose message may quote a whole answer of an LM
 
 
@@ -51,6 +56,7 @@ class RunReport:
         self.usage = {role: Usage() for role in ROLES}
         self.replayed: Counter[str] = Counter()
         self._shows_advice: Counter[bool | None] = Counter()
+        self._calls_an_lm: Counter[bool] = Counter()
         self.progress = Progress(settings, ledger)
         self._settings = settings
         self._ledger = ledger
@@ -67,15 +73,18 @@ class RunReport:
         if rollout.failure is not None and rollout.failure.kind.is_counted:
             self.count_failure(rollout.failure.kind.value, rollout.failure.message)
 
-    def count_advice(self, is_shown: bool | None) -> None:
-        """Count whether a rollout with experiences showed them to an LM."""
-        self._shows_advice[is_shown] += 1
-        shown = self._shows_advice
-        self.count_failure(
-            "advice not shown",
-            NOT_SHOWN,
-            is_shown is False and not shown[True] and shown[False] >= UNSHOWN,
-        )
+    def count_advice(self, rollout: Rollout) -> None:
+        """Count whether a rollout with experiences called an LM, and showed them to it."""
+        calls, shown = self._calls_an_lm, self._shows_advice
+        is_calling = rollout.usage.n_answers > 0
+        calls[is_calling] += 1
+        is_rule = calls[False] >= max(UNSHOWN, calls[True])
+        self.count_failure("no LM call", NO_CALL, not is_calling and is_rule)
+        if is_calling:
+            shown[rollout.shows_advice] += 1
+            is_rule = not shown[True] and shown[False] >= UNSHOWN
+            is_hidden = rollout.shows_advice is False
+            self.count_failure("advice not shown", NOT_SHOWN, is_hidden and is_rule)
 
     def count_reflection(
         self, stage: str, usage: Usage, error: str, n_unparsed: int, unread: str
