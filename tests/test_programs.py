@@ -384,3 +384,20 @@ def test_metric_calls_about_predictors_are_counted_and_limited() -> None:
     assert asked["read"] == asked["route.predict"] == asked["write"] > 0
     assert asked[None] > asked["read"]  # validation rollouts are scored only
     assert results.metric_calls == asked.total() <= 180
+
+
+class Index:
+    """Refuses to be copied, as what holds a thread does, and counts how often it was tried."""
+
+    n_tried = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Index":
+        type(self).n_tried += 1
+        raise TypeError(f"cannot pickle {self!r}")
+
+
+def test_what_refuses_to_be_copied_is_not_asked_to_for_each_rollout() -> None:
+    student = predictor()
+    student.index = Index()
+    assert learned(student).index is student.index
+    assert Index.n_tried == 2

@@ -27,6 +27,16 @@ from tfgrpo_dspy.strategies import TeacherRollouts
 
 UNMARKED = dspy.Example(question="question 1", answer="yes")
 ERRORS = (SettingsError, LibraryFormatError)
+
+
+class Ticket(dspy.Example):
+    """An example whose class DSPy cannot make a part of."""
+
+    def __init__(self, question: str) -> None:
+        super().__init__(question=question)
+        self._input_keys = {"question"}
+
+
 EMPTY = dspy.Example(answer="yes").with_inputs("question")
 
 
@@ -82,7 +92,11 @@ def damaged() -> Any:
         ({"testset": []}, ["testset=[]: pass a list"]),
         ({"trainset": [*questions(1), UNMARKED, *questions(1), UNMARKED]},
          ["trainset: 2 of 4 examples have no inputs (the first at position 1); call "]),
-        ({"trainset": [EMPTY]}, ["trainset: 1 of 1 examples have no inputs"]),
+        ({"trainset": [EMPTY]},
+         ["trainset: 1 of 1 examples have no inputs (the first at position 0: with_inputs names "
+          "['question'], its fields are ['answer'])"]),
+        ({"trainset": [Ticket("question 1")]},
+         ["(the first at position 0: its class, Ticket, raised TypeError: Ticket.__init__() got"]),
         ({"trainset": [{"question": "?"}, "?"]}, ["trainset: position 0 holds a dict"]),
         ({"valset": [UNMARKED]}, ["valset: 1 of 1 examples have no inputs"]),
         ({"student": Holding()}, ["student=Holding has no predictors"]),

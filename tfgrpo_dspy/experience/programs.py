@@ -7,7 +7,9 @@ adapter is written as `\\uXXXX`.
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience.values import ALL, NUMBER, Experience
@@ -18,6 +20,10 @@ BEGIN = "<experiences>"
 END = "</experiences>"
 RESULTS = "detailed_results"  # what GEPA and this package set on the program that they return
 HEADER = "Advice learned from earlier attempts:"
+
+_REFUSING: WeakValueDictionary[int, Any] = WeakValueDictionary()
+"""What has refused to be copied, by id. It is not tried for each rollout: that may take long, and
+half a copy of an object may complain where it is deleted."""
 
 _TRAILING = r"[ \t\r]*"  # what editors and prompt registries add to lines, or change their ends to
 _BEGUN = re.compile(rf"{BEGIN}{_TRAILING}\n{HEADER}{_TRAILING}\n")
@@ -179,7 +185,7 @@ def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm
     modules = _modules_of(program)
     held_things = _held_by(modules)
     lms = {id(lm): lm_for(lm) for lm in held_things if is_lm(lm)}
-    shared = {id(held): _shared(held) for held in held_things if _holds_a_loop(held)}
+    shared = {id(held): _shared(held) for held in held_things if _is_shared(held)}
     shared |= {id(held): held.copy() for held in held_things if _is_of_texts(held)}
     try:
         copied = copy.deepcopy(program, {**shared, **lms})
@@ -246,6 +252,10 @@ def _holds_a_loop(held: Any) -> bool:
     return (not is_dspys or _is_tool(held)) and bool(async_needs(held).loops)
 
 
+def _is_shared(held: Any) -> bool:
+    return _REFUSING.get(id(held)) is held or _holds_a_loop(held)
+
+
 def _shared(held: Any) -> Any:
     """The same object; of a tool, a copy with the same function."""
     return held.model_copy() if _is_tool(held) else held
@@ -254,6 +264,10 @@ def _shared(held: Any) -> Any:
 def _can_be_copied(value: Any, lms: Mapping[int, Any]) -> bool:
     try:
         copy.deepcopy(value, dict(lms))
+    except TypeError:  # such as that of a lock; another error may pass
+        with suppress(TypeError):  # not everything can be referred to weakly
+            _REFUSING[id(value)] = value
+        return False
     except Exception:  # noqa: BLE001 - as above
         return False
     return True

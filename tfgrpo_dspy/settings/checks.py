@@ -12,7 +12,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.prices import price_of
-from tfgrpo_dspy.errors import written
+from tfgrpo_dspy.errors import described, written
 from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.experience.programs import language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
@@ -270,19 +270,26 @@ def _data_faults(name: str, examples: Any) -> Iterator[str]:
                 f"({type(odd[0]).__name__}); the name of a field is a text."
             )
             return
-    without = [index for index, example in enumerate(examples) if not _has_inputs(example)]
+    without = [(index, why) for index, why in enumerate(map(_no_inputs, examples)) if why]
     if without:
+        index, why = without[0]
         yield (
             f"{name}: {len(without)} of {len(examples)} examples have no inputs (the first at "
-            f"position {without[0]}); call example.with_inputs('question') on each."
+            f"position {index}{why.strip()}); call example.with_inputs('question') on each."
         )
 
 
-def _has_inputs(example: Any) -> bool:
+def _no_inputs(example: Any) -> str:
+    """What is to be said of an example without inputs, at least a blank; "": it has some."""
+    keys, fields = vars(example).get("_input_keys"), vars(example)["_store"]
     try:
-        return bool(len(example.inputs()))
+        if len(example.inputs()):
+            return ""
     except (ValueError, AttributeError):
-        return False
+        return " "
+    except Exception as error:  # noqa: BLE001 - a class of the user's own may raise anything
+        return f": its class, {type(example).__name__}, raised {described(error)} in inputs()"
+    return f": with_inputs names {sorted(map(str, keys))}, its fields are {list(fields)}"
 
 
 def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
