@@ -15,7 +15,7 @@ from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.tasks.executors import RemoteRollouts
 from tfgrpo_dspy.tasks.loop import Loop
-from tfgrpo_dspy.tasks.worker import Reply, Request
+from tfgrpo_dspy.tasks.worker import Reply, Request, run_request
 
 FIRST = 16
 """So many calls are reserved before it is known what a request takes."""
@@ -106,6 +106,25 @@ def test_about_twice_what_requests_take_is_reserved_and_never_more_than_is_left(
 
     assert run.loop.run(test())[5] == 60
     assert run.ledger.n_lm_calls == 30 + 2 + 2 * FIRST + 2 * 60
+
+
+def test_a_request_waits_for_what_those_under_way_may_give_back() -> None:
+    run = Coordinator(4, max_lm_calls=4)
+
+    async def test() -> list[int | None]:
+        run.start(5)
+        assert await run.handed_over(4) == [1] * 4
+        await run.comes(made(1), made(0))
+        return await run.handed_over(5)
+
+    assert run.loop.run(test()) == [1] * 5
+
+
+def test_a_worker_that_cannot_read_its_request_says_why_and_what_it_needs() -> None:
+    reply = run_request(Request(b"no pickle", b"", b""), Budget(), "1")
+    assert reply.is_failure
+    assert "cannot read the program: UnpicklingError" in reply.stopped_because
+    assert "needs this package, dspy" in reply.stopped_because
 
 
 def test_a_lost_workers_reservation_counts_as_spent_and_the_request_is_made_three_times() -> None:
