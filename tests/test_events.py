@@ -178,6 +178,16 @@ def test_ctrl_c_hands_the_best_program_back_on_the_exception() -> None:
     assert program.detailed_results.best is None
 
 
+def test_ctrl_c_before_the_first_update_says_why_nothing_was_learned() -> None:
+    def interrupt() -> None:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        learned(lm=polite_lm(before=AtCall(4, interrupt)))
+    program = raised.value.program  # type: ignore[attr-defined]
+    assert program.detailed_results.nothing_learned == "the run ended early: interrupted"
+
+
 @pytest.mark.parametrize(("staleness", "n_paid"), [(1, 3), (0, 3 + 3)])
 def test_a_metric_that_cannot_work_is_found_out_within_three_rollouts(
     staleness: int, n_paid: int

@@ -262,6 +262,8 @@ def test_runs_without_an_end_a_metric_or_a_lesson_have_a_report(
     page = html(unfinished)
     assert "The run is not finished." in page
     assert "1 experience so far" in page
+    assert "0 calls of the metric" not in page
+    assert "Limits are recorded at the end of a run." in page
     assert '<span class="big">Not measured</span>' in page
 
     with pytest.warns(UserWarning, match="without ground truth"):

@@ -97,6 +97,9 @@ def test_a_run_without_scores_or_an_end_says_so(results: Any) -> None:
     assert text.startswith("Mean score: not measured\n")
     assert text.endswith("\nThe run is not finished.")
     assert "  so far, in all  7" in text
+    assert "Failures are recorded at the end of a run\n" in text
+    assert "Costs: tokens and calls of the metric are recorded at the end of a run\n" in text
+    assert not [line for line in text.splitlines() if "0 calls" in line or "No failures" in line]
     assert (unfinished.policy_usage.n_lm_calls, unfinished.reflection_usage.n_lm_calls) == (7, 0)
 
 

@@ -220,9 +220,11 @@ class RunReport:
             in_vain: sum(stood),
             "updates brought no change that the library takes": 0 if stood else len(self.updates),
         }
+        reasons = [_counted(n, what) for what, n in counts.items() if n]
         is_early = bool(self._ledger.stopped_because) or ended_because.startswith("max_")
-        reasons = [f"the run ended early: {ended_because}"] if is_early else []
-        return "; ".join([*reasons, *(_counted(n, what) for what, n in counts.items() if n)])
+        if is_early or not reasons:  # without a reason it ended before there was one
+            reasons.insert(0, f"the run ended early: {ended_because}")
+        return "; ".join(reasons)
 
 
 def _counted(n: int, what: str) -> str:

@@ -52,7 +52,7 @@ def view_of(run: RunResults) -> dict[str, Any]:
         "objectives": page.objectives(run.finalists),
         "costs": page.costs(run.usage, REFLECTIONS, run.metric_calls),
         "budget": page.budget(run.settings, spent, run.metric_calls, run.wall_time_s),
-        "failures": page.failures(run.failures),
+        "failures": page.failures(run.failures, run.is_finished),
         "spent": spent,
         "lives": lives,
         "scale": (

@@ -124,7 +124,7 @@ class RunResults:
             page.experiences(self.experiences, self.n_demos, self.nothing_learned, self.condensed),
             page.dropped(self.updates, self.experiences, self.finalists, self.is_finished),
             page.costs(self.usage, REFLECTIONS, self.metric_calls),
-            page.failures(self.failures),
+            page.failures(self.failures, self.is_finished),
             page.Section(page.one_line("; ".join(self.switched))),
             page.Section(self.taken_because and f"Taken: {page.one_line(self.taken_because)}"),
             page.Section(self.ended),

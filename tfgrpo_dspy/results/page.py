@@ -252,15 +252,21 @@ def costs(usage: Mapping[str, Usage], reflections: Sequence[str], n_metric_calls
     roles = {"program": OF_PROGRAM, "reflection LM": reflections, "LMs in the metric": ("metric",)}
     roles |= {"calls without a result": ("unfinished",)}
     if set(usage) == {"rollout"}:  # of a run that is not finished only the sum is known
-        roles = {"so far, in all": ("rollout",)}
+        row = ["so far, in all", f"{usage['rollout'].n_lm_calls:,}", _dollars(usage["rollout"])]
+        title = "Costs: tokens and calls of the metric are recorded at the end of a run"
+        return Section(title, [row], ["", "LM calls", "dollars"])
     rows = []
     for name, of in roles.items():
         spent = total(usage, of)
         if spent.n_lm_calls or name in ("program", "reflection LM"):
-            dollars = f"{spent.cost_usd:.4f}" if spent.cost_usd else "0 or unknown"
-            rows.append([name, f"{spent.n_lm_calls:,}", f"{spent.n_tokens:,}", dollars])
+            n_calls, n_tokens = f"{spent.n_lm_calls:,}", f"{spent.n_tokens:,}"
+            rows.append([name, n_calls, n_tokens, _dollars(spent)])
     title = f"Costs, and {counted(n_metric_calls, 'call')} of the metric"
     return Section(title, rows, ["", "LM calls", "tokens", "dollars"])
+
+
+def _dollars(spent: Usage) -> str:
+    return f"{spent.cost_usd:.4f}" if spent.cost_usd else "0 or unknown"
 
 
 def total(usage: Mapping[str, Usage], roles: Iterable[str]) -> Usage:
@@ -284,15 +290,18 @@ def budget(
             share = f"{amount / limit:.0%}"
             rows.append([what, f"{amount:{form}}", f"{limit:,}", share, name])
     if not rows:
-        return Section("No limit was set")
+        return Section(
+            "No limit was set" if settings else "Limits are recorded at the end of a run"
+        )
     return Section("Used of the limits", rows, ["", "used", "limit", "share", "set by"])
 
 
-def failures(counts: Mapping[str, int]) -> Section:
+def failures(counts: Mapping[str, int], is_finished: bool) -> Section:
     """How many failures there were of each kind, the most frequent first."""
     kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = kinds[:MOST_FAILURES]
     rows = [[f"{n:,}", kind, FAILURES_IN_WORDS.get(kind, "")] for kind, n in shown]
     n_more = sum(n for _, n in kinds[MOST_FAILURES:])
     rows += [[f"{n_more:,}", "others", "see .failures"]] if n_more else []
-    return Section("Failures, by kind" if rows else "No failures", rows)
+    none = "No failures" if is_finished else "Failures are recorded at the end of a run"
+    return Section("Failures, by kind" if rows else none, rows)

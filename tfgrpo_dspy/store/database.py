@@ -165,7 +165,8 @@ class Store:
         if version != FORMAT_VERSION and not is_new:
             raise StoreError(
                 f"log_dir={str(self.folder)!r} is a run store of format {version}; this version "
-                f"of tfgrpo_dspy reads format {FORMAT_VERSION}: update it, or take another folder."
+                f"of tfgrpo_dspy reads format {FORMAT_VERSION}: take another folder, or the "
+                "version that wrote it."
             )
 
     @contextmanager
