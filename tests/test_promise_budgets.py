@@ -20,11 +20,14 @@ from dspy import lm15
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from runs import (
+    ADVICE,
     Pair,
     agent,
     agent_lm,
     is_polite,
     learned,
+    learned_in,
+    library_texts,
     n_calls,
     optimizer_of,
     polite_answer,
@@ -37,7 +40,16 @@ from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripte
 from tally import MAX_TOKENS, Tally, lm_on, priced
 from test_promise_deterministic import Latency
 
-from tfgrpo_dspy import Decision, ExperienceLibrary, ExtractAdvantage, Gate, NoGate, RunEvidence
+from tfgrpo_dspy import (
+    Decision,
+    Execution,
+    ExperienceLibrary,
+    ExtractAdvantage,
+    Gate,
+    NoGate,
+    RunEvidence,
+    TrainingFreeGRPO,
+)
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.programs import language_models
 
@@ -650,3 +662,34 @@ def test_one_example_is_tried_where_the_dollars_pay_for_none_at_the_worst() -> N
     with dspy.context(lm=lm):
         results = optimizer.compile(agent(), trainset=questions(6)).detailed_results
     assert [len(update.groups) for update in results.updates] == [1]
+
+
+class Router(dspy.Module):
+    """Has a predictor for each kind of question, and calls one of them."""
+
+    def __init__(self, n_kinds: int) -> None:
+        super().__init__()
+        self.of_kind = [dspy.Predict("question -> answer") for _ in range(n_kinds)]
+
+    def forward(self, question: str) -> dspy.Prediction:
+        kind = int(question.split()[1]) % len(self.of_kind)
+        return self.of_kind[kind](question=question)
+
+
+@pytest.mark.parametrize("n_kinds", [8, 20, 40])
+def test_a_program_that_calls_few_of_its_predictors_uses_its_budget(n_kinds: int) -> None:
+    limit, ran = 150, []
+    for n_threads in (1, 4):
+        optimizer = TrainingFreeGRPO(
+            is_polite, max_lm_calls=limit, progress=False, num_threads=n_threads, batch_size=5,
+            execution=Execution(max_staleness=1),
+        )  # fmt: skip
+        with dspy.context(lm=polite_lm()):
+            ran.append(
+                optimizer.compile(
+                    Router(n_kinds), trainset=questions(24), valset=questions(12, start=100)
+                )
+            )
+    assert library_texts(ran[0]) == [ADVICE]
+    assert 100 < n_calls(ran[0]) <= limit
+    assert learned_in(ran[0].detailed_results) == learned_in(ran[1].detailed_results)

@@ -105,6 +105,11 @@ class Account:
         """What a rollout takes on average."""
         return self.rollouts / self.n_rollouts if self.n_rollouts else self.assumed
 
+    @property
+    def calls_share(self) -> float:
+        """The share of the calls assumed for a rollout that it takes on average."""
+        return self.per_rollout.n_lm_calls / self.assumed.n_lm_calls
+
     def per_example(self, group_size: int, groups_per_call: int) -> Amount:
         """What an example of an update takes: its rollouts, a lesson, and retries as before.
 

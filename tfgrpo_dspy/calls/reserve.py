@@ -62,7 +62,8 @@ class Reserve:
         """What these and the test set take, of a limit at most `MOST_SHARE` and the test set.
 
         The last call is made only if the worst that it may cost is left. Where rollouts take as
-        many calls as was assumed, the schedule has looked whether they are there.
+        many calls as was assumed, the schedule has looked whether they are there; it refuses no
+        limit that would be too small for what is only assumed.
         """
         settings, data = self._settings, self._settings.data
         of_test = account.later * (data.n_of_test_set if settings.metric else 0)
@@ -70,7 +71,8 @@ class Reserve:
         kept += Amount(cost=max(data.dollars_of_dearest_call, dearest))
         kept += Amount(data.n_condensing_calls, cost=data.dollars_of_condensing)
         limits = (settings.max_lm_calls, None, settings.max_cost)
-        if account.per_rollout.n_lm_calls <= data.calls_per_rollout:
+        are_there = kept.n_lm_calls + of_test.n_lm_calls < (settings.max_lm_calls or math.inf)
+        if are_there and account.per_rollout.n_lm_calls <= data.calls_per_rollout:
             limits = (None, None, settings.max_cost)
         rows = zip(limits, kept, of_test, strict=True)
         return Amount(*(_at_most(limit, more, test) + test for limit, more, test in rows))

@@ -143,6 +143,9 @@ class Run:
             if n_awaited := plan.n_awaited(number):
                 await self._updates[n_awaited - 1]
             batch = self._ready.pop(0) if self._ready else plan.batch(number)
+            if batch is None and plan.is_late(number):
+                await self._updates[number - 1]
+                batch = plan.batch(number)
             if batch is None:
                 return
             if number == plan.n_drafts and not self.settings.data.is_recorded:

@@ -26,6 +26,8 @@ ASKED_IN_VAIN, ASKING_SHARE = 3, 0.2
 """A metric that said nothing of the predictors of so many rollouts is asked of the whole only. In a
 program of one predictor, the first batches ask if that takes at most so much of the budget."""
 
+LATE_SHARE = 0.5  # of the calls assumed; a program that takes less calls few of its predictors
+
 
 class Planner:
     """Plans the batches of one run; `ended_because` says why none follows the last of them.
@@ -54,6 +56,7 @@ class Planner:
         self._ledger, self._reserve = ledger, reserve
         self._group_size = 0 if is_recorded else settings.group_size
         self._visits: Counter[int] = Counter()
+        self._late: set[int] = set()  # the updates whose batches wait for all before them
 
     def n_awaited(self, number: int) -> int:
         """How many updates are decided before the batch of the update with this number is made."""
@@ -64,7 +67,19 @@ class Planner:
         return max(n_decided, 1) if is_after_drafts else n_decided
 
     def _n_decided(self, number: int) -> int:
-        return max(0, number - self._settings.max_staleness)
+        return number if number in self._late else max(0, number - self._settings.max_staleness)
+
+    def is_late(self, number: int) -> bool:
+        """Whether the batch that is not paid for is to be planned when all before it are decided.
+
+        It is where nothing but an assumption says what a rollout takes: those under way will tell.
+        Then it follows if they take far fewer calls, as of a program that calls few predictors.
+        """
+        account = self._updates[self._n_decided(number)].account
+        is_assumed = number > self.n_drafts and not account.n_rollouts
+        if is_assumed and not self._ledger.cut_because:
+            self._late.add(number)
+        return number in self._late
 
     def batch(self, number: int) -> Batch | None:
         """The batch of the next update, which may be a draft; None: the run ends."""
@@ -166,6 +181,8 @@ class Planner:
         of_example = account.per_example(self._group_size, self._settings.groups_per_call)
         reserve = self._reserve.amount(account)
         n, limit = account.n_fitting(of_example, reserve + lost + operations)
+        if number in self._late and account.calls_share >= LATE_SHARE:
+            return 0, limit
         if number == 0:  # what a rollout takes is only assumed
             return max(1.0, n), limit
         return n - sum(map(self.n_usual, under_way)), limit
