@@ -293,6 +293,22 @@ def test_a_short_prompt_that_is_refused_is_no_prompt_that_is_too_long() -> None:
     assert program.detailed_results.failures["provider"] == len(engine.hit)
 
 
+def test_a_long_prompt_that_a_content_filter_refuses_is_not_said_to_be_too_long() -> None:
+    def fault() -> BaseException:
+        return lm15.InvalidRequestError("No.", status=400, provider_code="content_filter")
+
+    examples = [
+        dspy.Example(question=f"question {n} {LONG[: 100 * n]}", answer="please") for n in range(6)
+    ]
+    engine = Faulty(lambda prompt, _: f"question 5 {LONG[:500]}\n" in f"{prompt.user}\n", fault)
+    with dspy.context(lm=faulty_lm(engine)):
+        program = optimizer_of(gate=NoGate(), num_threads=1).compile(
+            Desk(LONG), trainset=[example.with_inputs("question") for example in examples]
+        )
+    assert engine.hit
+    assert program.detailed_results.failures.keys() <= {"provider", "reflection error"}
+
+
 @pytest.mark.parametrize("says", ["API key not valid.", "LLM Provider NOT provided."])
 def test_an_lm_that_answers_nothing_is_not_said_to_be_given_prompts_that_are_too_long(
     says: str,

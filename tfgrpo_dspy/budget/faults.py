@@ -59,7 +59,9 @@ def may_be_too_long(error: BaseException, n_characters: int) -> bool:
 
     It may as well refuse everything: a wrong key or name of a model has this status somewhere.
     """
-    return n_characters > LEAST_CHARACTERS and _status(error) in MAYBE_TOO_LARGE
+    is_filtered = getattr(error, "provider_code", None) == "content_filter"  # whatever its length
+    may_be = n_characters > LEAST_CHARACTERS and not is_filtered
+    return may_be and _status(error) in MAYBE_TOO_LARGE
 
 
 def is_unanswered(error: BaseException) -> bool:
