@@ -17,9 +17,11 @@ from test_final_choice import cases, compiled, world
 
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
+from tfgrpo_dspy.listeners.board_rows import worst_first
 from tfgrpo_dspy.listeners.run_report import RunReport
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.curve import ticks
+from tfgrpo_dspy.results.rows import ExampleRow
 from tfgrpo_dspy.rollout import Rollout, Usage
 
 
@@ -184,3 +186,9 @@ def test_calls_that_came_to_nothing_are_reported_with_their_dollars(n_lost: int)
         ledger.take(n_lost, 0.5)
     dollars = 0.55 if n_lost else 0.0  # what was counted less than was taken is lost, too
     assert report.unfinished == Usage(n_lost, cost_usd=pytest.approx(dollars))
+
+
+def test_examples_without_a_score_stand_first_then_the_lowest_and_of_equals_the_most_lost() -> None:
+    scores = [(0.0, 1.0), (1.0, 0.5), (0.0, 0.5), (None, 0.5), (1.0, 0.0), (1.0, None), (0.0, 0.0)]
+    rows = [ExampleRow("test", n, "", *pair, "", "") for n, pair in enumerate(scores)]
+    assert [row.example for row in worst_first(rows)] == [5, 4, 6, 1, 2, 3, 0]
