@@ -55,8 +55,7 @@ class RunReport:
         self.failures: Counter[str] = Counter()
         self.usage = {role: Usage() for role in ROLES}
         self.replayed: Counter[str] = Counter()
-        self._shows_advice: Counter[bool | None] = Counter()
-        self._calls_an_lm: Counter[bool] = Counter()
+        self._advice: Counter[bool | str | None] = Counter()  # whether it is shown, or NO_CALL
         self.progress = Progress(settings, ledger)
         self._settings = settings
         self._ledger = ledger
@@ -75,16 +74,16 @@ class RunReport:
 
     def count_advice(self, rollout: Rollout) -> None:
         """Count whether a rollout with experiences called an LM, and showed them to it."""
-        calls, shown = self._calls_an_lm, self._shows_advice
-        is_calling = rollout.usage.n_answers > 0
-        calls[is_calling] += 1
-        is_rule = calls[False] >= max(UNSHOWN, calls[True])
-        self.count_failure("no LM call", NO_CALL, not is_calling and is_rule)
-        if is_calling:
-            shown[rollout.shows_advice] += 1
-            is_rule = not shown[True] and shown[False] >= UNSHOWN
-            is_hidden = rollout.shows_advice is False
-            self.count_failure("advice not shown", NOT_SHOWN, is_hidden and is_rule)
+        is_shown = rollout.shows_advice if rollout.usage.n_answers else NO_CALL
+        counts = self._advice
+        counts[is_shown] += 1
+        if is_shown == NO_CALL:
+            n_calling = counts.total() - counts[NO_CALL]
+            is_rule = counts[NO_CALL] >= max(UNSHOWN, n_calling)
+            self.count_failure("no LM call", NO_CALL, is_rule)
+        elif is_shown is False:
+            is_rule = not counts[True] and counts[False] >= UNSHOWN
+            self.count_failure("advice not shown", NOT_SHOWN, is_rule)
 
     def count_reflection(
         self, stage: str, usage: Usage, error: str, n_unparsed: int, unread: str

@@ -143,7 +143,7 @@ class Run:
             if n_awaited := plan.n_awaited(number):
                 await self._updates[n_awaited - 1]
             batch = self._ready.pop(0) if self._ready else plan.batch(number)
-            if batch is None and plan.is_late(number):
+            if batch is None and plan.postpone(number):
                 await self._updates[number - 1]
                 batch = plan.batch(number)
             if batch is None:

@@ -69,15 +69,15 @@ class Planner:
     def _n_decided(self, number: int) -> int:
         return number if number in self._late else max(0, number - self._settings.max_staleness)
 
-    def is_late(self, number: int) -> bool:
-        """Whether the batch that is not paid for is to be planned when all before it are decided.
+    def postpone(self, number: int) -> bool:
+        """Plan the batch, which is not paid for, when all before it are decided; False: do not.
 
-        It is where nothing but an assumption says what a rollout takes: those under way will tell.
-        Then it follows if they take far fewer calls, as of a program that calls few predictors.
+        Where nothing but an assumption says what a rollout takes, those under way will tell. Then
+        it follows if they take far fewer calls, as of a program that calls few predictors.
         """
-        account = self._updates[self._n_decided(number)].account
-        is_assumed = number > self.n_drafts and not account.n_rollouts
-        if is_assumed and not self._ledger.cut_because:
+        if self._ledger.cut_because or number <= self.n_drafts:
+            return False
+        if not self._updates[self._n_decided(number)].account.n_rollouts:
             self._late.add(number)
         return number in self._late
 

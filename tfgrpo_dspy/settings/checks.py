@@ -270,23 +270,24 @@ def _data_faults(name: str, examples: Any) -> Iterator[str]:
                 f"({type(odd[0]).__name__}); the name of a field is a text."
             )
             return
-    without = [(index, why) for index, why in enumerate(map(_no_inputs, examples)) if why]
+    whys = enumerate(map(_why_no_inputs, examples))
+    without = [(index, why) for index, why in whys if why is not None]
     if without:
         index, why = without[0]
         yield (
             f"{name}: {len(without)} of {len(examples)} examples have no inputs (the first at "
-            f"position {index}{why.strip()}); call example.with_inputs('question') on each."
+            f"position {index}{why}); call example.with_inputs('question') on each."
         )
 
 
-def _no_inputs(example: Any) -> str:
-    """What is to be said of an example without inputs, at least a blank; "": it has some."""
+def _why_no_inputs(example: Any) -> str | None:
+    """Why an example has no inputs, where more than that is to be said; None: it has some."""
     keys, fields = vars(example).get("_input_keys"), vars(example)["_store"]
     try:
         if len(example.inputs()):
-            return ""
+            return None
     except (ValueError, AttributeError):
-        return " "
+        return ""
     except Exception as error:  # noqa: BLE001 - a class of the user's own may raise anything
         return f": its class, {type(example).__name__}, raised {described(error)} in inputs()"
     return f": with_inputs names {sorted(map(str, keys))}, its fields are {list(fields)}"
