@@ -375,6 +375,16 @@ def test_a_table_of_traces_with_a_column_twice_or_an_open_quote_is_refused(tmp_p
             read_traces(path)
 
 
+def test_a_score_whose_comma_may_group_thousands_is_refused_not_read_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "traces.csv"
+    for score in ('"1,000"', '"12,500"', '"1,000,000"'):
+        path.write_text(f"inputs.a,outputs.b,score\nx,y,{score}\n")
+        with pytest.raises(SettingsError, match="score"):
+            read_traces(path)
+    path.write_text('inputs.a,outputs.b,score\nx,y,"0,125"\nx,z,"1,5"\n')
+    assert [rollout.score for rollout in read_traces(path)[1][0]] == [0.125, 1.5]
+
+
 def test_a_table_of_traces_without_their_columns_is_told_what_to_call_them(tmp_path: Path) -> None:
     path = tmp_path / "traces.csv"
     path.write_text("question,answer,score\na,b,1\n")

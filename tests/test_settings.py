@@ -201,6 +201,7 @@ FAULTY: list[tuple[str, Any, str]] = [
     *(("group_size", bad, "it should be a number.") for bad in ("5", True)),
     ("max_experiences", 0, "it should be greater than or equal to 1."),
     ("max_experiences", None, "it should be a number."),
+    ("num_threads", 10**6, "it should be less than or equal to 10000."),
     ("max_demos", -1, "it should be greater than or equal to 0."),
     *((name, bad, "it should be greater than 0.") for name in ("max_cost", "max_minutes")
       for bad in (0, -1)),

@@ -24,6 +24,7 @@ _COLUMNS = ["id", "text", "scope"]
 _EFFECT = ["effect", "standard_error", "n_rollouts"]
 _WIDEST = "widest"  # the largest effect that is possible; "": not known
 _FORMULA = re.compile(r"'*[=+\-@]")
+_UNSURE = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 
 
 def table(library: ExperienceLibrary, delimiter: str = ",") -> str:
@@ -137,12 +138,22 @@ def _text_of(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
+def number_of(cell: str) -> float:
+    """The number in a cell, in which some spreadsheets have a decimal comma.
+
+    Raises ValueError: it holds no number, or one like 1,000, which may be one or a thousand.
+    """
+    if _UNSURE.fullmatch(cell.strip()):
+        raise ValueError(f"{cell!r} may have a decimal comma or one that groups thousands")
+    return float(cell.replace(",", "."))
+
+
 def _effect(where: str, cells: list[str]) -> Effect | None:
     """The effect in these four cells, of which the last may be empty; None if all are."""
     if not any(cells):
         return None
     with suppress(ValueError):
-        numbers = [float(cell.replace(",", ".")) for cell in (*cells[:2], cells[3] or "0")]
+        numbers = [number_of(cell) for cell in (*cells[:2], cells[3] or "0")]
         if all(map(math.isfinite, numbers)):
             estimate, error, widest = numbers
             return Effect(estimate, error, int(cells[2]), widest if cells[3] else None)

@@ -16,7 +16,7 @@ from tfgrpo_dspy.checked import shown, such_that, text_of
 from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, sentence
 from tfgrpo_dspy.experience.library_files import json_value, json_values
 from tfgrpo_dspy.files import read_text
-from tfgrpo_dspy.interchange.csv_tables import cells_of
+from tfgrpo_dspy.interchange.csv_tables import cells_of, number_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields, named_items
 from tfgrpo_dspy.sampling.labels import is_missing
@@ -185,8 +185,8 @@ def _table(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _number(cell: str) -> float | str:
-    """The number in a cell, in which some spreadsheets have a decimal comma; else the cell."""
+    """The number in a cell; else the cell, which is refused."""
     try:
-        return float(cell.replace(",", "."))
+        return number_of(cell)
     except ValueError:
         return cell

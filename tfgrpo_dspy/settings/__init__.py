@@ -119,6 +119,7 @@ Whole = Annotated[int, BeforeValidator(_number)]
 Least0 = Annotated[Whole, Field(ge=0)]
 Least1 = Annotated[Whole, Field(ge=1)]
 Least2 = Annotated[Whole, Field(ge=2)]
+Threads = Annotated[Least1, Field(le=10_000)]
 Price = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[
     float, SkipValidation, AfterValidator(_number), such_that(math.isfinite, "it should be finite")
@@ -282,7 +283,7 @@ class Settings:
     log_dir: Annotated[Folder | None, NOT_WHICH] = None
     offline: Annotated[StrictBool, AfterValidator(_checked_offline), NOT_WHICH] = False
     version: Annotated[str, Field(min_length=1)] | None = None
-    num_threads: Annotated[Least1 | None, NOT_WHICH] = None
+    num_threads: Annotated[Threads | None, NOT_WHICH] = None
     seed: Whole = 0
     progress: Annotated[StrictBool, NOT_WHICH] = True
 
