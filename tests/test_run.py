@@ -23,8 +23,7 @@ from tfgrpo_dspy.errors import UnpaidError
 from tfgrpo_dspy.experience.values import Add, Evidence, Experience, Operation, Refusal
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.run.guards import Guards
-from tfgrpo_dspy.run.proposing import propose
+from tfgrpo_dspy.run.proposing import Guards, propose
 from tfgrpo_dspy.run.updates import Batch, Extracted, Update
 from tfgrpo_dspy.settings.schedule import RunData, derive
 from tfgrpo_dspy.store.run_records import RunRecords

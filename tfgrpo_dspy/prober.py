@@ -30,8 +30,8 @@ from tfgrpo_dspy.results.records import Gain, Scale, ScoreSummary
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.endings import N_FIRST, why_unscored
 from tfgrpo_dspy.run.groups import training_sample
-from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.history import History
+from tfgrpo_dspy.run.proposing import Guards
 from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch

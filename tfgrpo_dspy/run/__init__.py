@@ -18,9 +18,8 @@ from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
 from tfgrpo_dspy.run.condensing import Condenser
 from tfgrpo_dspy.run.final_choice import FinalChoice
 from tfgrpo_dspy.run.groups import Groups
-from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.proposing import propose
+from tfgrpo_dspy.run.proposing import Guards, propose
 from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, groups_of, rollouts_of

@@ -28,8 +28,8 @@ from tfgrpo_dspy.outside import without_markers
 from tfgrpo_dspy.reflection.answer_forms import encodable
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results.records import Condensed
-from tfgrpo_dspy.run.guards import Guards
 from tfgrpo_dspy.run.measurements import Measurements
+from tfgrpo_dspy.run.proposing import Guards
 from tfgrpo_dspy.run.updates import Batch, Update
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.settings.schedule import RunData

@@ -14,7 +14,7 @@ from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.lessons import Lesson, lessons_in, merge_lessons
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless
-from tfgrpo_dspy.run.guards import Guards
+from tfgrpo_dspy.run.proposing import Guards
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Batch, Extracted
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_DRAFT, n_unlike_drafts

@@ -26,20 +26,16 @@ from tfgrpo_dspy.errors import (
     NotReplayedError,
     RunStopped,
     StoreError,
-    StrategyError,
     UnpaidError,
     described,
 )
-from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.outside import printable
-from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.reflection.texts import as_input
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.scores import MOST, number_of
+from tfgrpo_dspy.scores import number_of
 from tfgrpo_dspy.settings.schedule import MIN_GROUP_SIZE
+from tfgrpo_dspy.strategies import usable
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,
@@ -48,7 +44,6 @@ from tfgrpo_dspy.strategies.base import (
     GroupContext,
     Proposed,
     Scored,
-    Shown,
     Strategy,
     UpdateContext,
     answer_of,
@@ -64,7 +59,6 @@ from tfgrpo_dspy.strategies.worth import (
 MOST_ATTEMPTS = 16  # extra rollouts of one group
 PROPOSED = TypeAdapter(Proposed)
 MOST_FAILURES = 3  # of a choice that has never worked
-USABLE_ATTEMPTS = "Attempts; a hint is a text without field markers, a teacher a program or an LM"
 
 
 class Strategies:
@@ -125,7 +119,7 @@ class Strategies:
             plan = replace(plan, sizes=MappingProxyType(dict(plan.sizes)))
             with self._counting(strategy, "choose", ends=MOST_FAILURES):
                 sizes = strategy.choose(plan)
-                _check_sizes(sizes, plan)
+                usable.check_sizes(sizes, plan, MIN_GROUP_SIZE)
                 plan = replace(plan, sizes=sizes)
         return dict(plan.sizes)
 
@@ -138,7 +132,7 @@ class Strategies:
         for strategy in self._asked_still("rescue", batch):
             with self._counting(strategy, "rescue", batch):
                 attempts = list(await answer_of(strategy.rescue(context, self._ask(batch))))
-                _check(all(map(_can_be_made, attempts)), attempts, USABLE_ATTEMPTS)
+                usable.check_attempts(attempts)
                 extra += attempts
         n_extra = len(context.sampled.additions) - batch.size_and_visit(context.group.example)[0]
         return extra[: max(0, MOST_ATTEMPTS - n_extra)]
@@ -169,9 +163,7 @@ class Strategies:
                 of_metric = tuple(counting[k] for k in counted)
                 scored = Scored(of_metric, tuple(first), aided is not None, helped)
                 numbers = list(strategy.reward(scored))
-                are_numbers = all(r is None or number_of(r) is not None for r in numbers)
-                wanted = f"{len(counted)} numbers below {MOST:g}, or None for no score"
-                _check(len(numbers) == len(counted) and are_numbers, numbers, wanted)
+                usable.check_rewards(numbers, len(counted))
                 rewards, kind = [number_of(r) for r in numbers], FailureKind.METRIC
             without = Failure(kind, f"{type(strategy).__name__}.reward gave no score")
             for k, reward in zip(counted, rewards, strict=True):
@@ -185,9 +177,7 @@ class Strategies:
         for strategy in self._asked_still("show", batch):
             with self._counting(strategy, "show", batch):
                 shown = await answer_of(strategy.show(context, self._ask(batch)))
-                _check(isinstance(shown, Shown), shown, "a Shown")
-                usable = all(rollout in context.group.rollouts for rollout in shown.rollouts)
-                _check(usable, shown.rollouts, "rollouts of context.group.rollouts")
+                usable.check_shown(shown, context.group)
                 group = replace(context.group, rollouts=tuple(shown.rollouts))
                 context = replace(context, sampled=replace(context.sampled, group=group))
                 notes.append(self._records.redacted(str(shown.note)).strip())
@@ -208,9 +198,9 @@ class Strategies:
                 continue
             with self._counting(strategy, "credit", batch):
                 credit = await answer_of(strategy.credit(context, self._ask(batch), player))
-                _check(isinstance(credit, Credit), credit, "a Credit")
+                usable.check(isinstance(credit, Credit), credit, "a Credit")
                 sampled = with_beside(context.sampled, credit.beside, player)
-                _check_values(credit.values, sampled.group)
+                usable.check_values(credit.values, sampled.group)
                 measure = printable(credit.measure)
                 rollouts = tuple(
                     each.valued(credit.values.get(each.rollout_id, each.values), measure)
@@ -231,12 +221,7 @@ class Strategies:
                 continue
             with self._counting(strategy, "propose", batch):
                 proposed = await answer_of(strategy.propose(context, self._ask(batch)))
-                _check(isinstance(proposed, Proposed), proposed, "a Proposed")
-                are_lessons = all(isinstance(each, Lesson) for each in proposed.lessons)
-                _check(are_lessons, proposed.lessons, "lessons")
-                kinds = Add | Modify | Delete | Keep
-                usable = all(isinstance(each, kinds) for each in proposed.operations)
-                _check(usable, proposed.operations, "operations")
+                usable.check_proposed(proposed)
                 proposed = self._records.cleaned(proposed, PROPOSED)
                 context = replace(context, lessons=tuple(proposed.lessons))
                 operations += proposed.operations
@@ -249,7 +234,7 @@ class Strategies:
         async def ask(signature: Any, **inputs: Any) -> Mapping[str, Any]:
             asked = dspy.ensure_signature(signature)
             is_signature = isinstance(asked, type) and issubclass(asked, dspy.Signature)
-            _check(is_signature, signature, "a signature to ask")
+            usable.check(is_signature, signature, "a signature to ask")
             key = json.dumps([repr(signature), inputs], sort_keys=True, default=repr)
             if key not in self._asked:
                 asking = self._client.ask_for_strategy(batch, signature, inputs)
@@ -311,35 +296,3 @@ def _is_cancelled() -> bool:
     except RuntimeError:  # there is no event loop: the final choice
         return False
     return task is not None and task.cancelling() > 0
-
-
-def _can_be_made(attempt: object) -> bool:
-    if not isinstance(attempt, Attempt) or not isinstance(attempt.hint, str):
-        return False
-    is_teacher = isinstance(attempt.teacher, dspy.Module | dspy.BaseLM | None)
-    return is_teacher and as_input(attempt.hint) == attempt.hint
-
-
-def _check(is_usable: bool, answer: object, wanted: str) -> None:
-    if not is_usable:
-        raise StrategyError(f"it gave {answer!r:.200}; return {wanted}.")
-
-
-def _check_sizes(sizes: Any, plan: BatchPlan) -> None:
-    are_numbers = isinstance(sizes, Mapping) and all(type(n) is int for n in sizes.values())
-    _check(are_numbers, sizes, "a mapping of examples to whole numbers")
-    positions = set(plan.training)
-    _check(set(sizes) <= positions and bool(sizes), dict(sizes), "examples of plan.training")
-    least = min(MIN_GROUP_SIZE, *plan.sizes.values())
-    _check(min(sizes.values()) >= least, dict(sizes), f"at least {least} rollouts for each example")
-    most = sum(plan.sizes.values())
-    _check(sum(sizes.values()) <= most, dict(sizes), f"at most {most} rollouts in all")
-
-
-def _check_values(values: Any, group: Group) -> None:
-    wanted = "by rollout id a sequence of numbers or None, one more than there are steps"
-    lengths = {rollout.rollout_id: len(rollout.values) for rollout in group.rollouts}
-    _check(isinstance(values, Mapping) and values.keys() <= lengths.keys(), values, wanted)
-    for id_, of_rollout in values.items():
-        are_numbers = all(value is None or number_of(value) is not None for value in of_rollout)
-        _check(are_numbers and len(of_rollout) == lengths[id_], of_rollout, wanted)
