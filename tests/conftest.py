@@ -25,7 +25,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to
 def fresh_dspy() -> Iterator[None]:
     """No disk cache, an empty memory cache, no configured LM."""
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
-    with dspy.context(lm=None, adapter=None, callbacks=[]):
+    with dspy.context(lm=None, adapter=None, callbacks=[], track_usage=False):
         yield
 
 

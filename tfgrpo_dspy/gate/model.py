@@ -15,6 +15,7 @@ Lessons are drawn from groups with low or differing scores. Nothing needs to be 
 because the scores of those groups are part of the data.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.sparse import csr_array
 from scipy.special import ndtr
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 Matrix = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -91,6 +92,12 @@ def above_zero(mean: float, sd: float) -> float:
     return float(mean * ndtr(mean / sd) + sd * math.exp(-0.5 * (mean / sd) ** 2) / ROOT_2_PI)
 
 
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The libraries with threads of their own, which take a millisecond to find."""
+    return ThreadpoolController()
+
+
 def posterior(data: Data) -> Posterior:
     """What the rollouts say of the value of each experience, and of each set of demos.
 
@@ -98,7 +105,7 @@ def posterior(data: Data) -> Posterior:
     like them. The regression is made twice. The first one tells how much better experiences leave
     to gain; where they leave nothing, little is expected of an experience, and more may be asked.
     """
-    with threadpool_limits(1, user_api="blas"):  # small matrices: threads only wait
+    with _libraries().limit(limits=1, user_api="blas"):  # small matrices: threads only wait
         sums = _Sums.of(data)
         first, weights = _regression(data, sums, np.ones(len(data.tells)))
         if not len(data.scores):
