@@ -48,6 +48,7 @@ def known(*texts: str) -> dspy.Module:
                 "[E4*] Be exact.",
                 "E4* Be exact. learned from 2 examples; on trial",
                 "Be exact. measured effect on the score +0.12 \u00b1 0.05; on trial",
+                "Be exact.: effect +0.012 (standard error 0.026, 2 rollouts): worth its tokens",
                 "Be exact. on trial",
                 "[E4*] Be exact. (learned from 2 examples; on trial)",
                 "Be exact. [on trial]",

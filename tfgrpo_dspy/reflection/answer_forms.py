@@ -70,6 +70,7 @@ _NOTE = re.compile(
     r"(?:^|\s)[(\[]?(?:learned from \d+ examples?|measured effect on the score [-+]\S+ \S+ [\d.]+)"
     r"(?:[)\]]?$|; (?:measured effect on|on trial[)\]]?$))|(?:^|(?<=[.!?]))\s*[(\[]?on trial[)\]]?$"
     r"|(?:^|\s)from \d+ examples?: (?:no )?scores\b"
+    r"|:? ?\beffect [-+][\d.]+ \(standard error [\d.]+,"
 )
 _QUOTES = ('""', "''", "``", "\u201c\u201d", "\u300c\u300d", "\u00ab\u00bb")
 _CLOSED = re.compile(r"[.!?\u3002\uff01\uff1f:\uff1a;]$")
@@ -268,8 +269,8 @@ def without_marks(text: str) -> str:
 def without_notes(text: str) -> str:
     """The text of an experience or lesson, without what the prompts have around it.
 
-    That are the id of an experience, and the lines of `texts.library_text` and `lessons_text` on
-    sources, effect and trial.
+    That are the id of an experience, and what `texts.library_text`, `lessons_text` and
+    `dropped_text` say of sources, effect and trial.
     """
     text = _ID.sub("", text)
     return text[: note.start()].rstrip() if (note := _NOTE.search(text)) else text
