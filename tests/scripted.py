@@ -45,6 +45,10 @@ class Filtered(str):
     """An answer, or a part of one, that a content filter of the provider held back."""
 
 
+class Refused(str):
+    """What the LM says in place of an answer."""
+
+
 Answer = str | BaseException | Callable[[Prompt], Any]
 Rule = tuple[str, Answer]
 
@@ -74,7 +78,7 @@ class ScriptedEngine:
         return lm15.Response(
             id=None,
             model=request.model,
-            message=lm15.Message.assistant([lm15.TextPart(str(answer))]),
+            message=lm15.Message.assistant([_part_of(answer)]),
             finish_reason=_finish_reason(answer),
             usage=lm15.Usage(
                 input_tokens=len(prompt.text.split()), output_tokens=len(str(answer).split())
@@ -133,6 +137,10 @@ def _finish_reason(answer: Any) -> Any:
     if isinstance(answer, Cut):
         return "length"
     return "content_filter" if isinstance(answer, Filtered) else "stop"
+
+
+def _part_of(answer: Any) -> Any:
+    return lm15.RefusalPart(answer) if isinstance(answer, Refused) else lm15.TextPart(str(answer))
 
 
 def _prompt_of(request: lm15.Request) -> Prompt:

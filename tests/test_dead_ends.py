@@ -8,7 +8,17 @@ from typing import Any
 import dspy
 import pytest
 from runs import Run, n_calls, polite_answer, polite_rules, questions
-from scripted import EXTRACT, UPDATE, Filtered, Prompt, chat, lessons, operations, scripted_lm
+from scripted import (
+    EXTRACT,
+    UPDATE,
+    Filtered,
+    Prompt,
+    Refused,
+    chat,
+    lessons,
+    operations,
+    scripted_lm,
+)
 
 from tfgrpo_dspy import Execution, Reflection, RunFailedError, TrainingFreeGRPO
 from tfgrpo_dspy.strategies import Strategy
@@ -51,6 +61,11 @@ def test_answers_that_a_content_filter_held_back_are_called_so(answer: str) -> N
     assert "The first: A content filter of the provider held the answer back." in str(ended)
 
 
+def test_answers_that_the_lm_refused_to_give_are_called_so() -> None:
+    ended = failing([("question", Refused("I cannot help with that."))])
+    assert "The first: The LM refused to answer: I cannot help with that." in str(ended)
+
+
 def test_a_program_of_which_some_of_the_first_answers_can_be_read_goes_on() -> None:
     def answer(prompt: Prompt) -> str:
         return RAMBLING if prompt.random("form").random() < 0.5 else polite_answer(prompt)
@@ -71,6 +86,7 @@ def test_a_program_of_which_some_of_the_first_answers_can_be_read_goes_on() -> N
         ("", "could not be read"),
         (chat(semantic_advantage="hm"), "could not be read"),
         (dspy.LMError("no capacity"), "no capacity"),
+        (Refused("Not of patients."), "could not be read: Not of patients."),
     ],
 )
 def test_a_reflection_lm_that_never_gives_anything_of_use_is_given_up(
@@ -88,7 +104,7 @@ def test_a_reflection_lm_that_never_gives_anything_of_use_is_given_up(
     assert results.reflection_usage.n_lm_calls <= 40
     for said in (results.ended_because, results.nothing_learned):
         assert "answers in a row that are of no use" in said and cause in said
-        assert ("max_tokens (now 77)" in said) == (cause == "could not be read")
+        assert ("max_tokens (now 77)" in said) == cause.startswith("could not be read")
 
 
 def test_the_log_has_the_first_answer_of_the_reflection_lm_that_could_not_be_read(

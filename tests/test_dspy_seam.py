@@ -4,6 +4,7 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy import lm15
 from scripted import chat, scripted_lm
 from test_programs import AsyncEngine
 
@@ -162,6 +163,9 @@ ENTRY = {"usage": {}, "response": None, "outputs": [], "messages": [], "prompt":
         ({"response": {"finish_reason": "content_filter"}}, "is_filtered", True),
         ({"response": {"stop_reason": "refusal"}}, "is_filtered", True),
         ({"response": {"finish_reason": "length"}}, "is_filtered", False),
+        ({"response": {"choices": [{"message": {"refusal": "No."}}]}}, "refusal", "No."),
+        ({"response": {"choices": [{"message": {"refusal": None}}]}}, "refusal", ""),
+        ({"response": {"message": {"parts": [lm15.RefusalPart("No.")]}}}, "refusal", "No."),
         ({"outputs": [{"text": "Hi", "logprobs": {"content": [{"logprob": -1}]}}]}, "text", "Hi"),
         (
             {"outputs": [{"text": "", "logprobs": {"content": [{"logprob": -1}]}}]},

@@ -188,6 +188,7 @@ class Call:
         text: the raw text of the first answer.
         is_cut: the answer ends where the LM had no more room.
         is_filtered: a content filter of the provider held the answer back, or a part of it.
+        refusal: what the LM says in place of an answer; "": it does not refuse one.
         logprobs: for each token of all answers, its log-probability, where the LM gives it.
     """
 
@@ -202,6 +203,7 @@ class Call:
     text: str
     is_cut: bool
     is_filtered: bool
+    refusal: str
     logprobs: tuple[float, ...]
 
     @classmethod
@@ -226,6 +228,7 @@ class Call:
             text=str(text or ""),
             is_cut=not CUT.isdisjoint(reasons := {*_finish_reasons(responses)}),
             is_filtered=not FILTERED.isdisjoint(reasons),
+            refusal=" ".join(_refusals(responses)),
             logprobs=tuple(_logprobs(outputs)),
         )
 
@@ -249,6 +252,15 @@ def _finish_reasons(responses: Any) -> Iterator[str]:
     parts = [*responses, *(part for each in responses for part in _value(each, "choices") or ())]
     reasons = (_value(part, name) for part in parts for name in ("finish_reason", "stop_reason"))
     return (str(reason or "").rpartition(".")[2].lower() for reason in reasons)
+
+
+def _refusals(responses: Any) -> Iterator[str]:
+    """The refusals in answers of lm15, which are parts of a message, and in those of OpenAI."""
+    parts = (part for one in responses for part in _value(_value(one, "message"), "parts") or ())
+    yield from (part.text for part in parts if _value(part, "type") == "refusal")
+    choices = (choice for one in responses for choice in _value(one, "choices") or ())
+    refusals = (_value(_value(choice, "message"), "refusal") for choice in choices)
+    yield from map(str, filter(None, refusals))
 
 
 def _reports_tokens(response: Any) -> bool:

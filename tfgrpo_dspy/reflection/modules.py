@@ -69,7 +69,7 @@ class _ReflectionModule(dspy.Module):
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The predictor's answer, with `parse_failures` (0 to 2; 2: all outputs are absent).
 
-        `unread` is how the first answer begins that could not be read. After one that was cut, or
+        `unread` is how the first answer, or refusal, begins that could not be read. After one that was cut, or
         only thought, the LM has more room.
         """
         ask = self.ask if inputs.get("is_scored", True) else self.ask_unscored
@@ -87,9 +87,8 @@ class _ReflectionModule(dspy.Module):
             answer, _ = _read(ask, corrected, accepted)
             answer = _without_echo(answer, accepted["correction"])
         n_failures = 1 if answer else 2
-        return dspy.Prediction(
-            **answer, parse_failures=n_failures, unread=first.text[:SHOWN_UNREAD]
-        )
+        unread = (first.text or first.refusal)[:SHOWN_UNREAD]
+        return dspy.Prediction(**answer, parse_failures=n_failures, unread=unread)
 
 
 def _read(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], RawAnswer]:

@@ -23,7 +23,7 @@ from tfgrpo_dspy.dspy_seam import (
     replaying_adapter,
     watching,
 )
-from tfgrpo_dspy.errors import MetricError, RunStopped, described
+from tfgrpo_dspy.errors import MetricError, RunStopped, described, sentence
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.home import HOMES, run, settled
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
@@ -33,6 +33,7 @@ from tfgrpo_dspy.sampling.fields import as_fields, copied_example, with_values
 from tfgrpo_dspy.sampling.recorder import CallRecorder
 from tfgrpo_dspy.sampling.replay import Replay, ReplayEndedError, Start, answer_now
 from tfgrpo_dspy.scores import mean_of
+from tfgrpo_dspy.wording import shortened
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +206,9 @@ class _Run:
 
 
 def _cause_of(call: Call) -> str:
-    """Why the answer of a call did not parse, as far as its finish reason says."""
+    """Why the answer of a call did not parse, as far as the answer says."""
+    if call.refusal:
+        return f"The LM refused to answer: {sentence(shortened(call.refusal, 200))} "
     if call.is_filtered:
         return "A content filter of the provider held the answer back. "
     return "The answer was cut off at max_tokens. " if call.is_cut else ""
