@@ -69,8 +69,8 @@ class _ReflectionModule(dspy.Module):
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The predictor's answer, with `parse_failures` (0 to 2; 2: all outputs are absent).
 
-        `unread` is how the first answer, or refusal, begins that could not be read. After one that was cut, or
-        only thought, the LM has more room.
+        `unread` is how the first answer, or refusal, begins that could not be read. After one that
+        was cut, or only thought, the LM has more room.
         """
         ask = self.ask if inputs.get("is_scored", True) else self.ask_unscored
         signature = ask.signature
