@@ -218,6 +218,19 @@ def test_a_program_that_shows_no_lm_its_experiences_is_said_to(
     assert caplog.text.count("no prompt held the experiences") == (not is_shown)
 
 
+def test_a_program_that_calls_its_predictors_through_a_function_made_before_is_said_to(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    student = Calling(lambda _: student_itself)
+    student_itself = student.answer  # as dspy.asyncify(self.answer) holds it
+    with dspy.context(lm=scripted_lm(polite_rules())):
+        done = TrainingFreeGRPO(is_right, max_lm_calls=100, max_demos=0, progress=False).compile(
+            student, trainset=questions(30)
+        )
+    assert done.detailed_results.failures["advice not shown"] > 5
+    assert "none through a function that was made of them before" in caplog.text
+
+
 def kept(answers: dict[str, Any]) -> Callable[..., Any]:
     """Calls the predictor once for each question, and knows the answer from then on."""
 

@@ -119,6 +119,32 @@ def test_it_runs_inside_an_event_loop_with_an_async_metric() -> None:
     assert library_texts(asyncio.run(main())) == [ADVICE]
 
 
+class Learning(dspy.Module):
+    """A program that compiles another one."""
+
+    def forward(self, subject: str) -> dspy.Prediction:
+        return dspy.Prediction(advice=library_texts(learned()), subject=subject)
+
+    async def aforward(self, subject: str) -> dspy.Prediction:
+        with dspy.context(lm=polite_lm()):
+            data = {"trainset": questions(6), "valset": questions(12, start=100)}
+            optimized = await optimizer_of().acompile(predictor(), **data)
+        return dspy.Prediction(advice=library_texts(optimized), subject=subject)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_compile_in_a_program_that_is_streamed_sends_nothing_to_the_stream(
+    is_async: bool,
+) -> None:
+    program = dspy.streamify(Learning(), is_async_program=is_async)
+
+    async def main() -> list[Any]:
+        return [value async for value in program(subject="manners")]
+
+    (prediction,) = asyncio.run(main())
+    assert prediction.advice == [ADVICE]
+
+
 def test_the_callers_usage_tracker_sees_the_calls_of_all_threads() -> None:
     with dspy.track_usage() as tracker:
         optimized = learned()

@@ -4,6 +4,7 @@ import logging
 import signal
 import threading
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import dspy
@@ -270,6 +271,27 @@ def test_optional_inputs_may_be_missing_and_predictors_may_be_given_more() -> No
         with dspy.context(lm=polite_lm()):
             optimized = optimizer_of(gate=NoGate()).compile(student, trainset=data)
         assert not optimized.detailed_results.failures
+
+
+def asked(self: Any, question: str) -> Any:
+    return self.ask(question=question)
+
+
+class Static(NoForward):
+    @staticmethod
+    def forward(question: str) -> Any:
+        return dspy.Predict("question -> answer")(question=question)
+
+
+def test_the_inputs_of_a_forward_that_is_set_on_the_program_or_static_are_those_that_it_names() -> (
+    None
+):
+    student = NoForward()
+    vars(student)["forward"] = MethodType(asked, student)
+    assert library_texts(learned(student)) == [ADVICE]
+    with dspy.context(lm=polite_lm()):
+        plan = optimizer_of().estimate(Static(), trainset=questions(6))
+    assert plan.total.likely.n_lm_calls > 0
 
 
 def test_an_update_is_one_log_line_that_needs_no_glossary_and_the_end_is_another(

@@ -2,7 +2,9 @@
 
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dspy
 import pytest
@@ -12,6 +14,7 @@ from test_store import contents
 
 from tfgrpo_dspy import SettingsError, StoreError, best_so_far
 from tfgrpo_dspy.store.database import Store
+from tfgrpo_dspy.store.runs import saved_runs
 
 
 def test_offline_and_best_so_far_write_nothing_so_a_store_may_be_read_only(tmp_path: Path) -> None:
@@ -61,6 +64,30 @@ def test_a_full_disk_ends_the_run_with_the_best_program_on_the_error(tmp_path: P
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert raised.value.program.detailed_results.updates
+
+
+@pytest.mark.parametrize("log_dir", ["runs/mine", "~nobody-has-this-name/runs"])
+@pytest.mark.parametrize("of", [compiled, offline, saved_runs])
+def test_a_log_dir_that_names_no_folder_is_refused_with_what_to_pass(
+    of: Callable[[Path], Any], log_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(StoreError, match=r"names no folder: .* Pass a path") as raised:
+        of(Path(log_dir))
+    assert log_dir in str(raised.value)
+
+
+@pytest.mark.parametrize("of", [compiled, offline, saved_runs])
+def test_a_log_dir_that_cannot_be_looked_into_is_named(
+    of: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    log_dir = tmp_path / ("a" * 300)  # as refused by the system as a folder of somebody else is
+    with pytest.raises(StoreError, match="Cannot open the run store") as raised:
+        of(log_dir)
+    assert str(log_dir) in str(raised.value)
 
 
 def test_an_empty_log_dir_is_refused() -> None:

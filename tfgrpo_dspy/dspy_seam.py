@@ -109,6 +109,14 @@ class Unheard(list[Any]):
         return [x for x in others if not type(x).__module__.startswith("tfgrpo_dspy.")] + [*self]
 
 
+def unstreamed() -> Any:
+    """A `dspy.context` in which LMs send nothing to the stream of a program that calls us.
+
+    `dspy.streamify` reads it in one event loop, which threads of another cannot send to.
+    """
+    return dspy.context(send_stream=None, stream_listeners=[])
+
+
 def recording(trace: list[Any]) -> dict[str, Any]:
     """What `dspy.context` takes so that the trace holds every call, and callers get its entry."""
     return {

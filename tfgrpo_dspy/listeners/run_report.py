@@ -33,8 +33,10 @@ judges inside metrics."""
 UNSHOWN = 5  # rollouts with experiences, none of which had them in a prompt, before that is said
 NOT_SHOWN = (
     "no prompt held the experiences that the program was given, so it cannot learn. Call the "
-    "predictors that are attributes of the program (not others that `forward` makes), without "
-    "`signature=`, and set no instructions in `forward`."
+    "predictors that are attributes of the program, without `signature=`, and set no instructions "
+    "in `forward`. Call none that `forward` makes, and none through a function that was made of "
+    "them before, as by dspy.asyncify(self.ask), dspy.streamify or KNNFewShot: the program is "
+    "copied for each rollout, and such a function calls the predictor of the original."
 )
 NO_CALL = (
     "no LM call of the program is seen. What it keeps of earlier answers, or says without an LM, "

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import dspy
@@ -72,10 +73,11 @@ def output_faults(student: Any, recorded: Sequence[Sequence[Rollout]]) -> Iterat
 
 
 def _entry(module: Any) -> Any:
-    """The method that runs the module. DSPy logs a warning where `module.forward` is read."""
-    return inspect.getattr_static(module, "forward", None) or inspect.getattr_static(
-        module, "aforward", None
-    )
+    """The method that runs the module, bound. DSPy warns where `module.forward` is read."""
+    for name in ("forward", "aforward"):
+        with suppress(AttributeError):
+            return object.__getattribute__(module, name)
+    return None
 
 
 def _inputs_of(module: Any) -> tuple[set[str], set[str] | None]:
@@ -90,7 +92,7 @@ def _inputs_of(module: Any) -> tuple[set[str], set[str] | None]:
     if name in BY_MODULE and hasattr(module, BY_MODULE[name]):
         return _inputs_of(getattr(module, BY_MODULE[name]))
     try:
-        parameters = [*inspect.signature(_entry(module)).parameters.values()][1:]
+        parameters = [*inspect.signature(_entry(module)).parameters.values()]
     except (TypeError, ValueError):  # it does not tell
         return set(), None
     is_open = any(each.kind is each.VAR_KEYWORD for each in parameters)

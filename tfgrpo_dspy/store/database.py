@@ -8,7 +8,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,31 @@ def reading(key: str) -> Iterator[None]:
         raise StoreError(f"The record {key!r} is damaged: {why} To go on, {TO_MEND}") from error
 
 
+@contextmanager
+def _faults(doing: str, folder: str | PathLike[str], *of_damage: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError, diskcache.Timeout, *of_damage) as error:
+        cause = error.__context__ if isinstance(error, diskcache.Timeout) else error
+        is_damaged = type(error) is sqlite3.DatabaseError or "UTF-8" in str(error)
+        raise StoreError(
+            f"Cannot {doing} the run store log_dir={str(folder)!r}: "
+            f"{described(cause or error)}. "
+            f"{DAMAGED if is_damaged or isinstance(error, of_damage) else INTACT}"
+        ) from error
+
+
+def _located(folder: str | PathLike[str]) -> Path:
+    """The folder from the root. Raises StoreError: there is no current folder, or no such home."""
+    try:
+        return Path(folder).expanduser().absolute()
+    except (OSError, RuntimeError) as error:
+        raise StoreError(
+            f"log_dir={str(folder)!r} names no folder: {described(error)}. Pass a path from the "
+            f"root."
+        ) from error
+
+
 class Store:
     """The records in one folder; several processes may have it open at once.
 
@@ -122,7 +147,7 @@ class Store:
         clean: Callable[[str], str] = str,
         is_read_only: bool = False,
     ) -> None:
-        self.folder = Path(folder).expanduser().absolute()
+        self.folder = _located(folder)
         self._clean = clean
         self._lock = threading.Lock()
         with self._faults("open", TypeError, ValueError):
@@ -140,8 +165,9 @@ class Store:
 
         An empty file is none: a process was killed as it made it.
         """
-        path = Path(folder).expanduser().absolute()
-        is_there = (path / DATABASE).exists() and (path / DATABASE).stat().st_size > 0
+        path = _located(folder)
+        with _faults("open", path):  # it may be in a folder that cannot be looked into
+            is_there = (path / DATABASE).exists() and (path / DATABASE).stat().st_size > 0
         return cls(path, is_read_only=is_read_only) if is_there else None
 
     def _connected(self) -> sqlite3.Connection:
@@ -169,18 +195,8 @@ class Store:
                 "version that wrote it."
             )
 
-    @contextmanager
-    def _faults(self, doing: str, *of_damage: type[Exception]) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError, diskcache.Timeout, *of_damage) as error:
-            cause = error.__context__ if isinstance(error, diskcache.Timeout) else error
-            is_damaged = type(error) is sqlite3.DatabaseError or "UTF-8" in str(error)
-            raise StoreError(
-                f"Cannot {doing} the run store log_dir={str(self.folder)!r}: "
-                f"{described(cause or error)}. "
-                f"{DAMAGED if is_damaged or isinstance(error, of_damage) else INTACT}"
-            ) from error
+    def _faults(self, doing: str, *of_damage: type[Exception]) -> AbstractContextManager[None]:
+        return _faults(doing, self.folder, *of_damage)
 
     def get(self, key: str) -> Record | None:
         """The record under that key, or None. Raises StoreError where it is damaged."""

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from tfgrpo_dspy.budget.ledger import ABANDONED, Ledger, check_wanted
+from tfgrpo_dspy.dspy_seam import unstreamed
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, UserCodeError, described
 from tfgrpo_dspy.tasks.caller import check_cancelled, fulfil, in_own_thread
 from tfgrpo_dspy.tasks.whereabouts import Whereabouts
@@ -72,7 +73,9 @@ class Loop:
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """The coroutine's result, with the caller's `dspy.context`. Raises RunStopped: it ended."""
-        loop, abandoned, context = asyncio.new_event_loop(), threading.Event(), copy_context()
+        loop, abandoned = asyncio.new_event_loop(), threading.Event()
+        with unstreamed():
+            context = copy_context()
         context.run(ABANDONED.set, abandoned)
         self._in_flight, self._timeouts, self._abandoned = set(), set(), {abandoned}
         threads = self._threads = DaemonThreads()
