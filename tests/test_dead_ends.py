@@ -278,3 +278,31 @@ def test_a_program_whose_lm_calls_nobody_sees_is_said_to_be_one(
     assert "advice not shown" not in done.detailed_results.failures
     assert caplog.text.count("no LM call of the program is seen") == 1
     assert bool(done.detailed_results.experiences) == is_learning
+
+
+SAID: list[str] = []
+
+
+class Silent(dspy.Module):
+    """Answers, and returns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> None:
+        SAID.append(self.answer(question=question).answer)
+
+
+@pytest.mark.parametrize("looks_elsewhere", [False, True])
+def test_a_program_that_returns_nothing_is_said_to_be_one_unless_its_scores_differ(
+    looks_elsewhere: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def metric(example: Any, pred: Any, trace: Any = None) -> float:  # noqa: ARG001
+        return float((SAID[-1] if looks_elsewhere else getattr(pred, "answer", "")) == "please")
+
+    with dspy.context(lm=scripted_lm(polite_rules())):
+        settings: dict[str, Any] = {"max_lm_calls": 150, "progress": False, "num_threads": 1}
+        done = TrainingFreeGRPO(metric, **settings).compile(Silent(), trainset=questions(30))
+    assert ("no output" in done.detailed_results.failures) != looks_elsewhere
+    assert caplog.text.count("the program returned nothing (None)") == (not looks_elsewhere)

@@ -4,7 +4,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partialmethod
 from typing import Any
@@ -42,6 +42,10 @@ NO_CALL = (
     "no LM call of the program is seen. What it keeps of earlier answers, or says without an LM, "
     "teaches nothing; calls in threads that it starts, or past DSPy, are neither counted nor "
     "limited. Keep no answers between calls, and use dspy.Parallel for threads."
+)
+NO_OUTPUT = (
+    "the program returned nothing (None), and all of these rollouts have the same score. Let "
+    "`forward` return what the metric looks at, such as a dspy.Prediction."
 )
 LOGGED_BYTES = 500  # of a failure, whose message may quote a whole answer of an LM
 
@@ -86,6 +90,12 @@ class RunReport:
         elif is_shown is False:
             is_rule = not counts[True] and counts[False] >= UNSHOWN
             self.count_failure("advice not shown", NOT_SHOWN, is_rule)
+
+    def count_without_output(self, first: Sequence[Rollout]) -> None:
+        """Count the first rollouts if none of them has an output, nor another score."""
+        is_empty = all(rollout.failure is None and not rollout.outputs for rollout in first)
+        is_rule = is_empty and len({rollout.score for rollout in first}) == 1
+        self.count_failure("no output", NO_OUTPUT, is_rule * len(first))
 
     def count_reflection(
         self, stage: str, usage: Usage, error: str, n_unparsed: int, unread: str

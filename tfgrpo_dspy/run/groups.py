@@ -101,6 +101,7 @@ class Groups:
         if len(rollouts) >= FIRST_ROLLOUTS:
             if why := why_unreadable(rollouts, policy_lms(self._inputs.student)):
                 self._calls.ledger.fail(why)
+            self._calls.report.count_without_output(rollouts)
             self._is_readable = True
 
     def of(self, batch: Batch) -> Sequence[Awaitable[SampledGroup]]:
@@ -227,16 +228,9 @@ class Groups:
         sampler = self._sampler if self._recorded is None else None
         priority = (*TRAINING_PRIORITY, batch.update)
         _, visit = batch.size_and_visit(sampled.group.example)
+        asks, reward = batch.asks_predictors, self._history.reward
         player = Player(
-            self._settings,
-            self._calls,
-            sampler,
-            priority,
-            sampled,
-            visit,
-            batch.asks_predictors,
-            self._history.reward,
-            turn,
+            self._settings, self._calls, sampler, priority, sampled, visit, asks, reward, turn
         )
         try:
             if not sampled.additions:  # a limit has ended the training
