@@ -2,21 +2,24 @@
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfgrpo_dspy.experience.values import ALL, Evidence, supported
+from tfgrpo_dspy.experience.values import ALL, Add, Evidence, Refusal, supported
 from tfgrpo_dspy.reflection.answer_forms import read_lessons, resolve_scope
 from tfgrpo_dspy.reflection.guard import Guard
-from tfgrpo_dspy.wording import letter_groups, n_words, says_same
+from tfgrpo_dspy.wording import letter_groups, n_words, says_same, words
 
 LESSONS_PER_EXAMPLE = 10  # are read of an answer, for each example that it was shown
 TOO_MANY = f"({LESSONS_PER_EXAMPLE} lessons of an answer are read for each example)"
 LONGEST_LESSON = 3  # times as long as an experience: UpdateLibrary may shorten it
 LIKE_SHARE, LEAST_SHARE = 0.5, 0.2
 """Share of a lesson's letter groups that a text which rests on it has: for sure; at least."""
+MANY_ANSWERS = 3
+"""Lessons that give so many answers to the same are a list of examples, and no rules."""
+LISTED = "lists the labels of examples: lessons give other ones to the same"
 
 _SCOPED = re.compile(r"[\[\u3010][^\]\u3011]+[\]\u3011]\s*[:\uff1a]?\s*.+")
 _END_OF_SCOPE = re.compile(r"[\]\u3011]\s*[:\uff1a]?\s*(?=\S)")  # maybe: a name is `steps[0]`, too
@@ -120,6 +123,37 @@ def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
 def is_same_lesson(lesson: Lesson, other: Lesson) -> bool:
     """Whether two lessons of one scope say the same."""
     return lesson.scope == other.scope and says_same(lesson.text, other.text)
+
+
+def without_lists(
+    lessons: Iterable[Lesson], earlier: Iterable[Lesson], labels: Iterable[str]
+) -> tuple[list[Lesson], list[Refusal]]:
+    """The lessons without those that give another label than others to the same; these as refused.
+
+    "When the tier is gold, the code is A1", "... is B1" and "... is B2" cannot all be right: small
+    LMs list the examples so. Each names one label, once. `earlier` are the lessons before.
+    """
+    by_length = sorted({label.strip().casefold() for label in labels} - {""}, key=len, reverse=True)
+    label = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, by_length))})(?!\w)")
+    answers = defaultdict[tuple[str, ...], set[str]](set)
+
+    def asked(lesson: Lesson) -> tuple[str, ...]:
+        """The words beside its label."""
+        named = label.findall(lesson.text.casefold()) if by_length else []
+        rest = words(label.sub(" ", lesson.text.casefold())) if len(named) == 1 else ()
+        answers[rest].update(named)
+        return rest
+
+    pairs = [(lesson, asked(lesson)) for lesson in lessons]
+    for lesson in earlier:
+        asked(lesson)
+    kept = [lesson for lesson, rest in pairs if not rest or len(answers[rest]) < MANY_ANSWERS]
+    refused = [
+        Refusal(Add(lesson.text, lesson.scope), f"{LISTED} ({len(answers[rest])} different ones)")
+        for lesson, rest in pairs
+        if lesson not in kept
+    ]
+    return kept, refused
 
 
 def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:

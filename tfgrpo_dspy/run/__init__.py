@@ -183,8 +183,9 @@ class Run:
         lessons, added = proposed.lessons, proposed.operations
         shown = replace(extracted, lessons=tuple(lessons))
         guard = self._guards.of_update(batch, shown, added)
+        earlier = [each for update in self._history.updates for each in update.extracted.lessons]
         operations, refused = await propose(
-            self._inputs, self._client, batch, library, lessons, dropped, added, guard
+            self._inputs, self._client, batch, library, lessons, dropped, added, guard, earlier
         )
         applied = library.applied(operations, self.settings.limits)
         compared = self._history.changes.compared(
