@@ -125,6 +125,7 @@ def test_advice_that_only_repeats_the_program_is_refused(text: str, reason: str)
         "When the score is 0, the GCD is 2.",
         "The result was higher for the first attempt (score 0.25).",
         "To route tickets, write lessons on routing tickets.",
+        "The advice is to place orders in Turin.",
     ],
 )
 def test_a_line_about_attempts_and_scores_is_refused_where_the_task_is_about_neither(
@@ -132,7 +133,7 @@ def test_a_line_about_attempts_and_scores_is_refused_where_the_task_is_about_nei
 ) -> None:
     about = [({"log": f"the score: {n}; not seen here"}, {"lessons": "x"}) for n in range(2)]
     games: list[Any] = [*about, *[({"log": f"first attempt {n}"}, {"x": "x"}) for n in range(2)]]
-    program = "Write lessons about the better attempts (the first attempt has score 0.25)."
+    program = "Write lessons and advice on the better attempts (the first attempt has score 0.25)."
     assert "speaks of" in unsafe_reason(text)
     assert unsafe_reason(text, Task(program, lambda: games)) == ""
     for usual in (
@@ -140,6 +141,7 @@ def test_a_line_about_attempts_and_scores_is_refused_where_the_task_is_about_nei
         "Make your best attempt.",
         "Name three causes to get a full score.",
         "When the credit score is above 700, approve.",
+        "Say what the advice is for.",
     ):
         assert unsafe_reason(usual) == ""
 
