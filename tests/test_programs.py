@@ -1,9 +1,11 @@
 """Programs of every kind: async ones, inputs with images, several stages and their credit."""
 
 import asyncio
+import gc
 import re
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import dspy
 import pytest
@@ -401,3 +403,30 @@ def test_what_refuses_to_be_copied_is_not_asked_to_for_each_rollout() -> None:
     student.index = Index()
     assert learned(student).index is student.index
     assert Index.n_tried == 2
+
+
+class Corpus:
+    """What a program holds, and copies of it: how many there are at once, at most."""
+
+    copies: ClassVar[WeakSet["Corpus"]] = WeakSet()
+    most = 0
+
+    def __deepcopy__(self, _memo: Any) -> "Corpus":
+        copied = Corpus()
+        Corpus.copies.add(copied)
+        return copied
+
+
+def test_a_run_holds_few_copies_of_a_program_however_many_libraries_it_tries() -> None:
+    def metric(example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
+        gc.collect()
+        Corpus.most = max(Corpus.most, len(Corpus.copies))
+        return is_polite(example, pred)
+
+    student = predictor()
+    student.corpus = Corpus()
+    with dspy.context(lm=scripted_lm(polite_rules())):
+        optimizer = TrainingFreeGRPO(metric, max_lm_calls=200, num_threads=1, progress=False)
+        done = optimizer.compile(student, trainset=questions(40))
+    assert done.detailed_results.usage["rollout"].n_lm_calls > 100
+    assert Corpus.most < 15

@@ -19,7 +19,7 @@ from tfgrpo_dspy.tasks.loop import Priority
 from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
-KEPT_PROGRAMS = 64
+KEPT_PROGRAMS, KEPT_DIGESTS = 4, 1024  # a program may hold much; what is not kept is made again
 THREADS, OTHER_PROCESSES = ("threads", "the program"), ("remote", "another process")
 NO_MORE = Failure(
     FailureKind.BUDGET, "beside the final choice, the budget does not reach for more rollouts"
@@ -56,7 +56,8 @@ class Rollouts:
         self._examples = examples
         self._metric = settings.metric
         self.score = None if self._metric is None else adapt_metric(self._metric)
-        self._program = functools.lru_cache(KEPT_PROGRAMS)(self._prepared)
+        self._program = functools.lru_cache(KEPT_PROGRAMS)(self._baked)
+        self._digest = functools.lru_cache(KEPT_DIGESTS)(self._digested)
         self._prices = settings.execution.prices or {}
         self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
         self._kept_demos: dict[Any, Any] = {}
@@ -128,7 +129,7 @@ class Rollouts:
     def _key(self, sample: Sample) -> str:
         keys = self._calls.records.keys
         return keys.rollout(
-            self._program(sample.additions)[1] if keys.is_used else "",
+            self._digest(sample.additions) if keys.is_used else "",
             self._examples[sample.example],
             self._metric,
             sample.rollout_id,
@@ -163,7 +164,7 @@ class Rollouts:
         if calls.remote is not None:
             made_of = sample.rollout_id, sample.temperature, sample.start, sample.asks_predictors
             parts = (example, sample.example, *made_of)
-            _, _, additions = self._program(sample.additions)
+            additions = packed(sample.additions, "the library")
             request = Request(self._bundle, additions, packed(parts, f"example {sample.example}"))
             n_metric_calls = 1 + len(self._inputs.predictors) * sample.asks_predictors
             n_metric_calls *= self._metric is not None
@@ -176,7 +177,7 @@ class Rollouts:
 
     def _task(self, sample: Sample, where: Whereabouts) -> RolloutTask:
         return RolloutTask(
-            program=self._program(sample.additions)[0],
+            program=self._program(sample.additions),
             example=self._examples[sample.example],
             index=sample.example,
             rollout_id=sample.rollout_id,
@@ -191,11 +192,11 @@ class Rollouts:
             kept_demos=self._kept_demos,
         )
 
-    def _prepared(self, additions: Additions) -> tuple[Any, str, bytes]:
-        """The program with these; its digest; the additions, packed for other processes."""
-        program = additions.bake(self._inputs.student)
-        sent = packed(additions, "the library") if self._bundle else b""
-        return program, self._calls.records.keys.program(program), sent
+    def _baked(self, additions: Additions) -> Any:
+        return additions.bake(self._inputs.student)
+
+    def _digested(self, additions: Additions) -> str:
+        return self._calls.records.keys.program(self._program(additions))
 
 
 def _taken(rollout: Rollout) -> tuple[int, float, int]:
