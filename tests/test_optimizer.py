@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import dspy
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,13 +129,27 @@ def test_traces_are_learned_from_and_measured_if_they_have_scores_and_there_is_a
     data: dict[str, Any] = {"traces": [*scored, *traces], "valset": questions(8, start=100)}
     with dspy.context(lm=lm):
         if not n_scored or metric is None:
-            with pytest.raises(SettingsError, match="valset: the final choice needs"):
-                optimizer.learn(predictor(), **data)
+            needed = "traces with scores" if not n_scored else "a metric"
+            for name in ("testset", "valset"):
+                given = {"traces": data["traces"], name: data["valset"]}
+                with pytest.raises(SettingsError, match=f"^{name}: measuring on it needs {needed}"):
+                    optimizer.learn(predictor(), **given)
             data["valset"] = None
         learned = optimizer.learn(predictor(), **data)
     assert lm.engine.n_calls(r"question 1\d\d") == (16 if data["valset"] else 0)
     assert learned.detailed_results.failures == {}  # a trace without a score is none
     assert library_texts(learned) == ["worth +1"]
+
+
+def test_a_valset_for_traces_that_is_no_list_is_refused() -> None:
+    array: Any = np.array(questions(3), dtype=object)
+    traces = [{"inputs": {"question": "q"}, "outputs": {"answer": "a"}, "score": n} for n in (0, 1)]
+    optimizer = grpo(is_score, progress=False)
+    with (
+        dspy.context(lm=scripted_lm([])),
+        pytest.raises(SettingsError, match="valset is a ndarray"),
+    ):
+        optimizer.learn(predictor(), traces=traces, valset=array)
 
 
 def test_nothing_learned_says_that_groups_had_no_contrast() -> None:

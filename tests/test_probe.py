@@ -185,3 +185,23 @@ def test_a_metric_without_words_and_examples_without_labels_are_named() -> None:
     assert probe.with_words == 0
     assert "no example has labels that could be shown" in probe.unknown
     assert probe.demos is None
+
+
+class Renewed(dspy.Module):
+    """Asks a predictor that it makes anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reply = predictor()
+
+    def forward(self, question: str) -> Any:
+        return predictor()(question=question)
+
+
+def test_a_program_that_shows_no_advice_is_named() -> None:
+    seen = (
+        "what advice does is not seen: the program had experiences, and no prompt of it held them"
+    )
+    drafted = ("`lessons`", chat(lessons="When a customer asks, say please."))
+    assert seen in probe_of(scripted_lm([drafted, *polite_rules()]), student=Renewed()).unknown
+    assert not probe_of(scripted_lm([drafted, *polite_rules()])).unknown

@@ -25,6 +25,7 @@ from tfgrpo_dspy.experience.programs import copy_program
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.metric import Score, ScoringFunction
+from tfgrpo_dspy.results.page import FAILURES_IN_WORDS
 from tfgrpo_dspy.results.probe import FEWEST, Probe, predicted
 from tfgrpo_dspy.results.records import Gain, Scale, ScoreSummary
 from tfgrpo_dspy.rollout import Rollout
@@ -46,6 +47,7 @@ from tfgrpo_dspy.wording import counted
 
 MOST_CALLS, N_DRAFTS, N_PAIRS, N_TWICE, PRIORITY = 40, 3, 5, 4, (3,)
 BARE, DEMOS, ADVICE = "bare", "demos", "advice"
+UNSEEN = ("advice not shown", "no LM call")  # failures of a program that advice cannot help
 Key = tuple[str, int, int]  # what an attempt has, its example, its place among these
 
 
@@ -273,6 +275,8 @@ class Prober:
             yield "no example has labels that could be shown"
         elif self._advice is None:
             yield f"no advice was drafted from labels ({counted(self._settings.drafts, 'call')})"
+        unseen = [kind for kind in UNSEEN if self._calls.report.failures[kind]]
+        yield from (f"what advice does is not seen: {FAILURES_IN_WORDS[kind]}" for kind in unseen)
 
 
 def _differ(rollouts: Sequence[Rollout]) -> bool:

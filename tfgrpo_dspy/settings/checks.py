@@ -49,7 +49,7 @@ def prepare(
     the examples that were made elsewhere; if none has a score, there is no ground truth.
     """
     if recorded is not None:
-        settings = _for_recorded(settings, recorded, valset)
+        settings = _for_recorded(settings, recorded, {"valset": valset, "testset": testset})
     if isinstance(valset, Sequence) and not valset:
         valset = None  # BetterTogether passes an empty list
     settings = _with_reflection_lm(settings, student)
@@ -204,15 +204,17 @@ def policy_lms(student: Any) -> list[Any]:
 
 
 def _for_recorded(
-    settings: Settings, recorded: Sequence[Sequence[Rollout]], valset: Any
+    settings: Settings, recorded: Sequence[Sequence[Rollout]], measured: Mapping[str, Any]
 ) -> Settings:
     is_scored = any(rollout.score is not None for group in recorded for rollout in group)
-    if valset is not None and (settings.metric is None or not is_scored):
+    if settings.metric is None or not is_scored:
         needed = "a metric" if is_scored else "traces with scores"
-        refuse([f"valset: the final choice needs {needed}; pass them, or no valset."])
+        names = [name for name, examples in measured.items() if examples is not None]
+        refuse([f"{name}: measuring on it needs {needed}; else pass no {name}." for name in names])
     if not is_scored:
         return replace(settings, metric=None, gate=NoGate())
-    gate = settings.gate if valset and settings.measures else NoGate()
+    is_gated = isinstance(measured["valset"], Sequence) and measured["valset"] and settings.measures
+    gate = settings.gate if is_gated else NoGate()
     return replace(settings, metric=settings.metric or _scores_of_traces, gate=gate)
 
 
