@@ -22,6 +22,7 @@ from tfgrpo_dspy.gate.bayesian import DROP_BELOW, RETRY_ABOVE, BayesianGate
 from tfgrpo_dspy.gate.model import Data, posterior
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, NoGate, RunEvidence
 from tfgrpo_dspy.gate.relevance import InputIndex
+from tfgrpo_dspy.wording import meaning
 
 KINDS = 5
 N_EXAMPLES = 40
@@ -164,6 +165,22 @@ def test_a_modified_text_takes_the_place_only_when_it_is_better() -> None:
     assert decision.rivals.keys() == {"E1"}
     decision = world.after(24)
     assert [(e.id, e.text) for e in decision.result] == [("E1", better)]
+
+
+SAID = st.sampled_from(["Look it up.", "look it up", "Count twice.", "Ask."])
+CHANGES = st.one_of(st.builds(Modify, st.sampled_from(["E1", "E2"]), SAID), st.builds(Add, SAID))
+
+
+@settings(max_examples=30)
+@given(st.lists(st.lists(CHANGES, max_size=2), min_size=3, max_size=6))
+def test_no_two_experiences_ever_say_the_same(updates: list[list[Operation]]) -> None:
+    world = World(lambda _, texts: 0.3 + 0.3 * ("Count twice." in texts))
+    for operations in ([Add("Ask."), Add("Guess.")], *updates, [], []):
+        decision = world.decide(*operations)
+        plan = GroupPlan(decision, 0, world.update, 4)
+        for library in (decision.library, decision.result, *world.gate.assign(plan)):
+            meanings = [meaning(experience.text) for experience in library]
+            assert len(set(meanings)) == len(meanings)
 
 
 @pytest.mark.parametrize("kind", range(KINDS))

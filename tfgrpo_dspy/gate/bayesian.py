@@ -15,6 +15,7 @@ from tfgrpo_dspy.gate.model import DEMOS, DEMOS_PRICE, PRICE, Data, above_zero, 
 from tfgrpo_dspy.gate.protocol import Belief, Decision, Gate, GroupPlan, RunEvidence
 from tfgrpo_dspy.gate.relevance import index_of
 from tfgrpo_dspy.scores import NO_SCORES
+from tfgrpo_dspy.wording import meaning
 
 FULL = 0.9  # the library is kept no fuller than this share, so that new experiences find room
 DROP_BELOW, SETTLE_ABOVE = 0.03, 0.97
@@ -159,20 +160,28 @@ def _better_text(
 def _proposed(evidence: RunEvidence) -> tuple[ExperienceLibrary, dict[str, Experience]]:
     """The previous library with its new experiences, and the rival texts by id.
 
-    A MODIFY keeps the old text and makes the new one its rival. A DELETE only raises doubt.
+    A MODIFY keeps the old text and makes the new one its rival, unless that is the rival of another
+    experience: both could win. A DELETE only raises doubt.
     """
     before, operations = evidence.previous.library, evidence.operations
     modifying = [op for op in operations if isinstance(op, Modify)]
     changed = before.apply(modifying, evidence.limits)
-    new = {e.id: e for e in changed if e.advice != before[e.id].advice}
+    id_of = {_meaning_of(rival): id_ for id_, rival in evidence.previous.rivals.items()}
+    new = {
+        e.id: e
+        for e in changed
+        if e.advice != before[e.id].advice and id_of.get(_meaning_of(e), e.id) == e.id
+    }
     rivals = {**evidence.previous.rivals, **new}
-    rival_texts = {rival.advice for rival in rivals.values()}
-    adding = [
-        op for op in operations if isinstance(op, Add) and (op.text, op.scope) not in rival_texts
-    ]
+    rival_texts = set(map(_meaning_of, rivals.values()))
+    adding = [op for op in operations if isinstance(op, Add) and _meaning_of(op) not in rival_texts]
     # Until it is decided what leaves, those that are to be deleted and the new ones are both here.
     n = evidence.limits.max_experiences + sum(isinstance(op, Delete) for op in operations)
     return before.apply(adding, replace(evidence.limits, max_experiences=n)), rivals
+
+
+def _meaning_of(advice: Experience | Add) -> tuple[str, str]:
+    return meaning(advice.text), advice.scope
 
 
 def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Advice, set[int]]:
