@@ -1,6 +1,7 @@
 """Programs of every kind: async ones, inputs with images, several stages and their credit."""
 
 import asyncio
+import copy
 import gc
 import re
 from collections import Counter
@@ -24,8 +25,10 @@ from small import grpo
 
 from tfgrpo_dspy import (
     Execution,
+    Experience,
     ExperienceLibrary,
     Gate,
+    LibraryError,
     NoGate,
     Reflection,
     TrainingFreeGRPO,
@@ -430,3 +433,44 @@ def test_a_run_holds_few_copies_of_a_program_however_many_libraries_it_tries() -
         done = optimizer.compile(student, trainset=questions(40))
     assert done.detailed_results.usage["rollout"].n_lm_calls > 100
     assert Corpus.most < 15
+
+
+class Shared(dspy.Module):
+    """Is its own copy, as users make what DSPy could not copy otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = predictor()
+
+    def __deepcopy__(self, _memo: Any) -> "Shared":
+        return self
+
+    def forward(self, question: str) -> Any:
+        return self.ask(question=question)
+
+
+class Holding(Shared):
+    """A program that is copied, and holds one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Shared()
+
+    def __deepcopy__(self, memo: Any) -> "Holding":
+        copied = Holding()
+        copied.ask, copied.inner = copy.deepcopy(self.ask, memo), copy.deepcopy(self.inner, memo)
+        return copied
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Shared, "ask"), (Holding, "inner.ask")])
+def test_a_program_whose_copies_would_change_it_is_refused_before_the_first_call(
+    kind: Any, name: str
+) -> None:
+    lm, student = scripted_lm(polite_rules()), kind()
+    with pytest.raises(LibraryError, match=f"a copy of it has the same predictor '{name}'"):
+        learned(student, lm=lm)
+    assert lm.engine.n_calls() == 0
+    library = ExperienceLibrary([Experience("E1", ADVICE)])
+    with pytest.raises(LibraryError, match="the same predictor"):
+        library.bake(student)
+    assert library_texts(student) == []
