@@ -28,6 +28,12 @@ class RunInputs:
         """The names of the student's predictors."""
         return [name for name, _ in named_predictors(self.student)]
 
+    @cached_property
+    def labels(self) -> frozenset[str]:
+        """The labels of the training set as texts."""
+        fields = map(self.fields_of, self.trainset)
+        return frozenset(label for _, labels in fields for label in labels.values())
+
     def fields_of(self, example: Any) -> tuple[dict[str, str], dict[str, str]]:
         """Inputs of an example, and the labels that it has, as texts by name."""
         return as_fields(example.inputs()), labels_of(example, self._nullable)

@@ -3,14 +3,16 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from tfgrpo_dspy.experience.values import ALL, Add, Evidence, Refusal, supported
 from tfgrpo_dspy.reflection.answer_forms import read_lessons, resolve_scope
 from tfgrpo_dspy.reflection.guard import Guard
-from tfgrpo_dspy.wording import letter_groups, n_words, says_same, words
+from tfgrpo_dspy.wording import letter_groups, n_words, says_same, words, words_of
+
+Words = tuple[str, ...]
 
 LESSONS_PER_EXAMPLE = 10  # are read of an answer, for each example that it was shown
 TOO_MANY = f"({LESSONS_PER_EXAMPLE} lessons of an answer are read for each example)"
@@ -19,6 +21,7 @@ LIKE_SHARE, LEAST_SHARE = 0.5, 0.2
 """Share of a lesson's letter groups that a text which rests on it has: for sure; at least."""
 MANY_ANSWERS = 3
 """Lessons that give so many answers to the same are a list of examples, and no rules."""
+LONGEST_LISTED = 80  # characters of a label that is looked for in lessons
 LISTED = "lists the labels of examples: lessons give other ones to the same"
 
 _SCOPED = re.compile(r"[\[\u3010][^\]\u3011]+[\]\u3011]\s*[:\uff1a]?\s*.+")
@@ -133,14 +136,14 @@ def without_lists(
     "When the tier is gold, the code is A1", "... is B1" and "... is B2" cannot all be right: small
     LMs list the examples so. Each names one label, once. `earlier` are the lessons before.
     """
-    by_length = sorted({label.strip().casefold() for label in labels} - {""}, key=len, reverse=True)
-    label = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, by_length))})(?!\w)")
-    answers = defaultdict[tuple[str, ...], set[str]](set)
+    short = {words_of(label) for label in labels if len(label) <= LONGEST_LISTED}
+    answers = defaultdict[Words, set[Words]](set)
 
-    def asked(lesson: Lesson) -> tuple[str, ...]:
+    def asked(lesson: Lesson) -> Words:
         """The words beside its label."""
-        named = label.findall(lesson.text.casefold()) if by_length else []
-        rest = words(label.sub(" ", lesson.text.casefold())) if len(named) == 1 else ()
+        rest, named = _parted(words(lesson.text), short)
+        if len(named) != 1:
+            return ()
         answers[rest].update(named)
         return rest
 
@@ -154,6 +157,18 @@ def without_lists(
         if lesson not in kept
     ]
     return kept, refused
+
+
+def _parted(parts: Words, labels: Set[Words]) -> tuple[Words, list[Words]]:
+    """The words that are no part of a label, and the labels; the longest where several begin."""
+    longest, rest, named = max(map(len, labels), default=0), list[str](), list[Words]()
+    while parts:
+        lengths = range(min(longest, len(parts)), 0, -1)
+        n = next((n for n in lengths if parts[:n] in labels), 0)
+        named += [parts[:n]] * (n > 0)
+        rest += parts[: n == 0]
+        parts = parts[max(n, 1) :]
+    return tuple(rest), named
 
 
 def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:

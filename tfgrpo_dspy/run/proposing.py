@@ -79,8 +79,7 @@ async def propose(
     the lessons of the updates before.
     """
     keeps, new = known_lessons(lessons, library)
-    labels = (label for each in inputs.trainset for label in inputs.fields_of(each)[1].values())
-    new, listed = without_lists(new, earlier, labels)
+    new, listed = without_lists(new, earlier, inputs.labels)
     shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
 
     async def operations_of(part: Sequence[Lesson]) -> list[Operation | Refusal]:
