@@ -19,7 +19,7 @@ from tfgrpo_dspy.tasks.loop import Priority
 from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
-KEPT_PROGRAMS, KEPT_DIGESTS = 4, 1024  # a program may hold much; what is not kept is made again
+KEPT_PROGRAMS, KEPT_PARTS = 4, 1024  # a program may hold much; what is not kept is made again
 THREADS, OTHER_PROCESSES = ("threads", "the program"), ("remote", "another process")
 NO_MORE = Failure(
     FailureKind.BUDGET, "beside the final choice, the budget does not reach for more rollouts"
@@ -57,7 +57,8 @@ class Rollouts:
         self._metric = settings.metric
         self.score = None if self._metric is None else adapt_metric(self._metric)
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._baked)
-        self._digest = functools.lru_cache(KEPT_DIGESTS)(self._digested)
+        self._digest = functools.lru_cache(KEPT_PARTS)(self._digested)
+        self._sent = functools.lru_cache(KEPT_PARTS)(lambda each: packed(each, "the library"))
         self._prices = settings.execution.prices or {}
         self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
         self._kept_demos: dict[Any, Any] = {}
@@ -164,8 +165,8 @@ class Rollouts:
         if calls.remote is not None:
             made_of = sample.rollout_id, sample.temperature, sample.start, sample.asks_predictors
             parts = (example, sample.example, *made_of)
-            additions = packed(sample.additions, "the library")
-            request = Request(self._bundle, additions, packed(parts, f"example {sample.example}"))
+            of_example = packed(parts, f"example {sample.example}")
+            request = Request(self._bundle, self._sent(sample.additions), of_example)
             n_metric_calls = 1 + len(self._inputs.predictors) * sample.asks_predictors
             n_metric_calls *= self._metric is not None
             reply = await calls.remote.rollout(request, n_metric_calls)
