@@ -58,7 +58,7 @@ class Rollouts:
         self.score = None if self._metric is None else adapt_metric(self._metric)
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._baked)
         self._digest = functools.lru_cache(KEPT_PARTS)(self._digested)
-        self._sent = functools.lru_cache(KEPT_PARTS)(lambda each: packed(each, "the library"))
+        self._sent = functools.lru_cache(KEPT_PARTS)(lambda sent: packed(sent, "the library"))
         self._prices = settings.execution.prices or {}
         self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
         self._kept_demos: dict[Any, Any] = {}
