@@ -166,6 +166,11 @@ ENTRY = {"usage": {}, "response": None, "outputs": [], "messages": [], "prompt":
         ({"response": {"choices": [{"message": {"refusal": "No."}}]}}, "refusal", "No."),
         ({"response": {"choices": [{"message": {"refusal": None}}]}}, "refusal", ""),
         ({"response": {"message": {"parts": [lm15.RefusalPart("No.")]}}}, "refusal", "No."),
+        (
+            {"response": {"message": {"parts": [{"type": "refusal", "text": "No."}]}}},
+            "refusal",
+            "No.",
+        ),
         ({"outputs": [{"text": "Hi", "logprobs": {"content": [{"logprob": -1}]}}]}, "text", "Hi"),
         (
             {"outputs": [{"text": "", "logprobs": {"content": [{"logprob": -1}]}}]},

@@ -265,10 +265,10 @@ def _finish_reasons(responses: Any) -> Iterator[str]:
 def _refusals(responses: Any) -> Iterator[str]:
     """The refusals in answers of lm15, which are parts of a message, and in those of OpenAI."""
     parts = (part for one in responses for part in _value(_value(one, "message"), "parts") or ())
-    yield from (part.text for part in parts if _value(part, "type") == "refusal")
+    refusals = [_value(part, "text") for part in parts if _value(part, "type") == "refusal"]
     choices = (choice for one in responses for choice in _value(one, "choices") or ())
-    refusals = (_value(_value(choice, "message"), "refusal") for choice in choices)
-    yield from map(str, filter(None, refusals))
+    refusals += [_value(_value(choice, "message"), "refusal") for choice in choices]
+    return map(str, filter(None, refusals))
 
 
 def _reports_tokens(response: Any) -> bool:
