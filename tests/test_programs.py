@@ -33,6 +33,7 @@ from tfgrpo_dspy import (
     Reflection,
     TrainingFreeGRPO,
 )
+from tfgrpo_dspy.strategies import TeacherRollouts
 
 # ------------------------------------------------------------------------------ async
 
@@ -474,3 +475,17 @@ def test_a_program_whose_copies_would_change_it_is_refused_before_the_first_call
     with pytest.raises(LibraryError, match="the same predictor"):
         library.bake(student)
     assert library_texts(student) == []
+
+
+class Adding(Shared):
+    """A reflection module."""
+
+    def forward(self, **_: Any) -> Any:
+        return dspy.Prediction(operations=[{"op": "ADD", "text": ADVICE}])
+
+
+def test_a_teacher_or_a_reflection_module_that_is_its_own_copy_is_taken_as_it_is() -> None:
+    """Nothing is written into their instructions."""
+    taught = learned(strategies=[TeacherRollouts(Shared())])
+    reflected = learned(reflection=Reflection(update=Adding()))
+    assert library_texts(taught) == library_texts(reflected) == [ADVICE]

@@ -21,7 +21,7 @@ from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import MetricError, RunFailedError, RunStopped
-from tfgrpo_dspy.experience.programs import copy_program
+from tfgrpo_dspy.experience.programs import copy_to_change
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.metric import Score, ScoringFunction
@@ -82,7 +82,7 @@ class Prober:
         drafts = min(N_DRAFTS, settings.drafts)
         settings = replace(settings, strategies=(), progress=False, drafts=drafts)
         self._settings = settings
-        inputs = RunInputs(settings, copy_program(student), trainset, (*training,))
+        inputs = RunInputs(settings, copy_to_change(student), trainset, (*training,))
         self._trainset = trainset
         self._calls = calls = Calls(settings, RunRecords(settings, student, trainset), ledger)
         client = ReflectionClient(inputs, calls)

@@ -208,7 +208,7 @@ class ExperienceLibrary:
             LibraryError: not a DSPy program, or a scope is not the name of one of its predictors.
         """
         programs.check_program(program)
-        baked = programs.copy_program(program)
+        baked = programs.copy_to_change(program)
         predictors = dict(programs.named_predictors(baked))
         unknown = sorted({experience.scope for experience in self} - {ALL, *predictors})
         if unknown:

@@ -180,7 +180,7 @@ def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm
     The results of an earlier optimizer, which would be taken for those of the copy, stay behind.
     What holds an event loop, and what else refuses to be copied (a lock, a connection), is shared,
     but never a module (DSPy's own copy would share the predictors of a list that holds such a
-    thing), nor a tool, whose function is shared. Raises LibraryError: a predictor is not copied.
+    thing), nor a tool, whose function is shared.
     """
     modules = _modules_of(program)
     held_things = _held_by(modules)
@@ -193,17 +193,22 @@ def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm
         stuck = [held for held in held_things if not _can_be_copied(held, {**shared, **lms})]
         shared |= {id(held): _shared(held) for held in stuck}
         copied = copy.deepcopy(program, {**shared, **lms})
-    originals = dict(named_predictors(program))
+    if any(RESULTS in vars(module) for module in modules):
+        for module in _modules_of(copied):
+            if _is_of_optimizer(vars(module).get(RESULTS)):
+                del vars(module)[RESULTS]
+    return copied
+
+
+def copy_to_change(program: ProgramT) -> ProgramT:
+    """A copy that may be changed. Raises LibraryError: it shares a predictor with the program."""
+    copied, originals = copy_program(program), dict(named_predictors(program))
     if kept := [name for name, each in named_predictors(copied) if each is originals.get(name)]:
         raise LibraryError(
             f"program={type(program).__name__}: a copy of it has the same predictor {kept[0]!r}, "
             f"which would be changed with the copy. Let __deepcopy__ of the module that holds it "
             f"give a new module, and share only what is costly."
         )
-    if any(RESULTS in vars(module) for module in modules):
-        for module in _modules_of(copied):
-            if _is_of_optimizer(vars(module).get(RESULTS)):
-                del vars(module)[RESULTS]
     return copied
 
 

@@ -13,7 +13,7 @@ from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, sentence
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
-from tfgrpo_dspy.experience.programs import copy_program
+from tfgrpo_dspy.experience.programs import copy_to_change
 from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
 from tfgrpo_dspy.run.condensing import Condenser
 from tfgrpo_dspy.run.final_choice import FinalChoice
@@ -52,7 +52,7 @@ class Run:
         sets = {"training": [trainset[i] for i in training], "validation": valset}
         self.settings = settings = continued(records, settings, student, sets, recorded)
         self._valset, self._testset = valset, testset
-        self._inputs = inputs = RunInputs(settings, copy_program(student), trainset, (*training,))
+        self._inputs = inputs = RunInputs(settings, copy_to_change(student), trainset, (*training,))
         self._calls = calls = Calls(settings, records)
         self._client = client = ReflectionClient(inputs, calls)
         self._guards = Guards(inputs, calls.report)
