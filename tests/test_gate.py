@@ -168,19 +168,44 @@ def test_a_modified_text_takes_the_place_only_when_it_is_better() -> None:
 
 
 SAID = st.sampled_from(["Look it up.", "look it up", "Count twice.", "Ask."])
-CHANGES = st.one_of(st.builds(Modify, st.sampled_from(["E1", "E2"]), SAID), st.builds(Add, SAID))
+SCOPES = st.sampled_from(["*", "a", "b"])
+CHANGES = st.one_of(
+    st.builds(Modify, st.sampled_from(["E1", "E2"]), SAID, st.none() | SCOPES),
+    st.builds(Add, SAID, SCOPES),
+)
 
 
 @settings(max_examples=30)
 @given(st.lists(st.lists(CHANGES, max_size=2), min_size=3, max_size=6))
-def test_no_two_experiences_ever_say_the_same(updates: list[list[Operation]]) -> None:
+def test_no_two_experiences_ever_say_the_same_to_one_predictor(
+    updates: list[list[Operation]],
+) -> None:
     world = World(lambda _, texts: 0.3 + 0.3 * ("Count twice." in texts))
-    for operations in ([Add("Ask."), Add("Guess.")], *updates, [], []):
+    for operations in ([Add("Ask."), Add("Guess.", "a")], *updates, [], []):
         decision = world.decide(*operations)
         plan = GroupPlan(decision, 0, world.update, 4)
         for library in (decision.library, decision.result, *world.gate.assign(plan)):
-            meanings = [meaning(experience.text) for experience in library]
-            assert len(set(meanings)) == len(meanings)
+            for predictor in "ab":
+                told = [meaning(each.text) for each in library if each.scope in ("*", predictor)]
+                assert len(set(told)) == len(told)
+
+
+def test_two_experiences_that_exchange_a_text_in_one_update_do_not_both_have_it() -> None:
+    world = World(lambda _, texts: 0.3 + 0.3 * ("Ask." in texts))
+    world.decide(Add("Ask."), Add("Guess."))
+    decision = world.after(5, Modify("E1", "Count twice."), Modify("E2", "Ask."))
+    assert [e.id for e in decision.library if e.text == "Ask."] == ["E1"]
+
+
+@pytest.mark.parametrize("second", [Modify("E2", "Count twice."), Add("Count twice.", "b")])
+def test_a_text_that_may_replace_one_for_all_is_not_tried_for_one_predictor(
+    second: Operation,
+) -> None:
+    world = World(lambda _, texts: 0.3 + 0.5 * ("Count twice." in texts))
+    world.decide(Add("Ask."), Add("Guess.", "a"))
+    world.decide(Modify("E1", "Count twice."))
+    decision = world.after(5, second)
+    assert [e.id for e in decision.library if e.text == "Count twice."] == ["E1"]
 
 
 @pytest.mark.parametrize("kind", range(KINDS))

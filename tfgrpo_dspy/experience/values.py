@@ -305,7 +305,12 @@ def _text_reason(text: str, scope: str, others: Iterable[Experience], limits: Li
     if words > limits.max_experience_words:
         return f"{words} words; at most {limits.max_experience_words} are allowed"
     for other in others:
-        do_meet = ALL in (scope, other.scope) or scope == other.scope
-        if do_meet and meaning(other.text) == meaning(text):
+        if is_repeated(text, scope, other):
             return f"{other.id} says this already"
     return ""
+
+
+def is_repeated(text: str, scope: str, other: Experience) -> bool:
+    """Whether a predictor that is given both would be told the same twice."""
+    do_meet = ALL in (scope, other.scope) or scope == other.scope
+    return do_meet and meaning(other.text) == meaning(text)

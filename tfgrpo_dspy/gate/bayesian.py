@@ -10,12 +10,11 @@ import numpy as np
 from scipy.special import ndtr
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import Add, Advice, Delete, Experience, Modify
+from tfgrpo_dspy.experience.values import Add, Advice, Delete, Experience, Modify, is_repeated
 from tfgrpo_dspy.gate.model import DEMOS, DEMOS_PRICE, PRICE, Data, above_zero, posterior, score_sd
 from tfgrpo_dspy.gate.protocol import Belief, Decision, Gate, GroupPlan, RunEvidence
 from tfgrpo_dspy.gate.relevance import index_of
 from tfgrpo_dspy.scores import NO_SCORES
-from tfgrpo_dspy.wording import meaning
 
 FULL = 0.9  # the library is kept no fuller than this share, so that new experiences find room
 DROP_BELOW, SETTLE_ABOVE = 0.03, 0.97
@@ -160,28 +159,29 @@ def _better_text(
 def _proposed(evidence: RunEvidence) -> tuple[ExperienceLibrary, dict[str, Experience]]:
     """The previous library with its new experiences, and the rival texts by id.
 
-    A MODIFY keeps the old text and makes the new one its rival, unless that is the rival of another
-    experience: both could win. A DELETE only raises doubt.
+    A MODIFY keeps the old text and makes the new one its rival, unless that is a text or a rival of
+    another experience: a predictor could be told both. A DELETE only raises doubt.
     """
     before, operations = evidence.previous.library, evidence.operations
     modifying = [op for op in operations if isinstance(op, Modify)]
     changed = before.apply(modifying, evidence.limits)
-    id_of = {_meaning_of(rival): id_ for id_, rival in evidence.previous.rivals.items()}
+    taken = [*before, *evidence.previous.rivals.values()]
     new = {
         e.id: e
         for e in changed
-        if e.advice != before[e.id].advice and id_of.get(_meaning_of(e), e.id) == e.id
+        if e.advice != before[e.id].advice
+        and not any(is_repeated(e.text, e.scope, other) for other in taken if other.id != e.id)
     }
     rivals = {**evidence.previous.rivals, **new}
-    rival_texts = set(map(_meaning_of, rivals.values()))
-    adding = [op for op in operations if isinstance(op, Add) and _meaning_of(op) not in rival_texts]
+    adding = [
+        op
+        for op in operations
+        if isinstance(op, Add)
+        and not any(is_repeated(op.text, op.scope, rival) for rival in rivals.values())
+    ]
     # Until it is decided what leaves, those that are to be deleted and the new ones are both here.
     n = evidence.limits.max_experiences + sum(isinstance(op, Delete) for op in operations)
     return before.apply(adding, replace(evidence.limits, max_experiences=n)), rivals
-
-
-def _meaning_of(advice: Experience | Add) -> tuple[str, str]:
-    return meaning(advice.text), advice.scope
 
 
 def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Advice, set[int]]:
