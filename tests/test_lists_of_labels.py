@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from runs import Run
 from scripted import EXTRACT, UPDATE, Prompt, chat, operations, scripted_lm
 
-from tfgrpo_dspy.reflection.lessons import Lesson, without_lists
+from tfgrpo_dspy.reflection.lessons import Lesson, listed_labels, without_lists
 
 CODES = ["RMA/P2", "ACC/P1", "LOG/P4", "FIN/P0"]
 LIST = [f"When the tier is gold, the code is {code}." for code in CODES]
@@ -26,7 +26,7 @@ EXAMPLES = [
 def without(
     texts: Sequence[str], earlier: Sequence[str] = (), labels: Sequence[str] = CODES
 ) -> Any:
-    kept, refused = without_lists(map(Lesson, texts), map(Lesson, earlier), labels)
+    kept, refused = without_lists(map(Lesson, texts), map(Lesson, earlier), listed_labels(labels))
     assert {each.text for each in kept} | {each.operation.text for each in refused} == set(texts)
     return [each.text for each in kept]
 
@@ -60,6 +60,13 @@ def test_quotes_and_letters_of_another_size_make_no_difference() -> None:
 def test_rules_that_name_labels_stay(texts: list[str]) -> None:
     labels = ["tax", "rent", "food", "positive", "negative", "neutral", "2", "3", "4"]
     assert without(texts, labels=labels) == texts
+
+
+def test_lessons_for_different_predictors_are_no_list() -> None:
+    own = [Lesson(text, scope) for text, scope in zip(LIST, "abc", strict=False)]
+    assert without_lists(own, (), listed_labels(CODES)) == (own, [])
+    same = [Lesson(text, "a") for text in LIST]
+    assert without_lists(same, own, listed_labels(CODES))[0] == []
 
 
 @given(st.lists(st.text(max_size=30), max_size=8), st.lists(st.text(max_size=8), max_size=5))

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.reflection.lessons import listed_labels
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.sampling.labels import labels_of, nullable_outputs
 from tfgrpo_dspy.settings.schedule import RunSettings
@@ -29,10 +30,10 @@ class RunInputs:
         return [name for name, _ in named_predictors(self.student)]
 
     @cached_property
-    def labels(self) -> frozenset[str]:
-        """The labels of the training set as texts."""
-        fields = map(self.fields_of, self.trainset)
-        return frozenset(label for _, labels in fields for label in labels.values())
+    def labels(self) -> frozenset[tuple[str, ...]]:
+        """The words of the labels of the training set that are looked for in lessons."""
+        every = (labels_of(example, self._nullable) for example in self.trainset)
+        return listed_labels(label for labels in every for label in labels.values())
 
     def fields_of(self, example: Any) -> tuple[dict[str, str], dict[str, str]]:
         """Inputs of an example, and the labels that it has, as texts by name."""

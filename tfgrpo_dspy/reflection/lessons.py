@@ -129,34 +129,39 @@ def is_same_lesson(lesson: Lesson, other: Lesson) -> bool:
 
 
 def without_lists(
-    lessons: Iterable[Lesson], earlier: Iterable[Lesson], labels: Iterable[str]
+    lessons: Iterable[Lesson], earlier: Iterable[Lesson], labels: Set[Words]
 ) -> tuple[list[Lesson], list[Refusal]]:
     """The lessons without those that give another label than others to the same; these as refused.
 
     "When the tier is gold, the code is A1", "... is B1" and "... is B2" cannot all be right: small
-    LMs list the examples so. Each names one label, once. `earlier` are the lessons before.
+    LMs list the examples so. Each names one label, once, and they are for the same predictor.
+    `earlier` are the lessons before; `labels` are those of `listed_labels`.
     """
-    short = {words_of(label) for label in labels if len(label) <= LONGEST_LISTED}
-    answers = defaultdict[Words, set[Words]](set)
+    answers = defaultdict[tuple[str, Words], set[Words]](set)
 
-    def asked(lesson: Lesson) -> Words:
-        """The words beside its label."""
-        rest, named = _parted(words(lesson.text), short)
-        if len(named) != 1:
-            return ()
-        answers[rest].update(named)
-        return rest
+    def asked(lesson: Lesson) -> tuple[str, Words] | None:
+        """Its scope, and the words beside its label; None: it has not both."""
+        rest, named = _parted(words(lesson.text), labels)
+        if not rest or len(named) != 1:
+            return None
+        answers[lesson.scope, rest].update(named)
+        return lesson.scope, rest
 
     pairs = [(lesson, asked(lesson)) for lesson in lessons]
     for lesson in earlier:
         asked(lesson)
-    kept = [lesson for lesson, rest in pairs if not rest or len(answers[rest]) < MANY_ANSWERS]
+    kept = [lesson for lesson, to in pairs if to is None or len(answers[to]) < MANY_ANSWERS]
     refused = [
-        Refusal(Add(lesson.text, lesson.scope), f"{LISTED} ({len(answers[rest])} different ones)")
-        for lesson, rest in pairs
-        if lesson not in kept
+        Refusal(Add(lesson.text, lesson.scope), f"{LISTED} ({len(answers[to])} different ones)")
+        for lesson, to in pairs
+        if to is not None and len(answers[to]) >= MANY_ANSWERS
     ]
     return kept, refused
+
+
+def listed_labels(labels: Iterable[str]) -> frozenset[Words]:
+    """The words of those labels that are looked for in lessons."""
+    return frozenset(words_of(label) for label in labels if len(label) <= LONGEST_LISTED)
 
 
 def _parted(parts: Words, labels: Set[Words]) -> tuple[Words, list[Words]]:
