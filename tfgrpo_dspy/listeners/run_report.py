@@ -44,8 +44,8 @@ NO_CALL = (
     "limited. Keep no answers between calls, and use dspy.Parallel for threads."
 )
 NO_OUTPUT = (
-    "the program returned nothing (None), and all of these rollouts have the same score. Let "
-    "`forward` return what the metric looks at, such as a dspy.Prediction."
+    "the program returned nothing (None, or a prediction without fields), and no score differs. "
+    "Let `forward` return what the metric looks at, such as dspy.Prediction(answer=...)."
 )
 LOGGED_BYTES = 500  # of a failure, whose message may quote a whole answer of an LM
 
@@ -92,10 +92,10 @@ class RunReport:
             self.count_failure("advice not shown", NOT_SHOWN, is_rule)
 
     def count_without_output(self, first: Sequence[Rollout]) -> None:
-        """Count the first rollouts if none of them has an output, nor another score."""
-        is_empty = all(rollout.failure is None and not rollout.outputs for rollout in first)
-        is_rule = is_empty and len({rollout.score for rollout in first}) == 1
-        self.count_failure("no output", NO_OUTPUT, is_rule * len(first))
+        """Count the first rollouts that did not fail if none has an output, nor another score."""
+        done = [rollout for rollout in first if rollout.failure is None]
+        differ = any(each.outputs for each in done) or len({each.score for each in done}) > 1
+        self.count_failure("no output", NO_OUTPUT, 0 if differ else len(done))
 
     def count_reflection(
         self, stage: str, usage: Usage, error: str, n_unparsed: int, unread: str

@@ -45,7 +45,7 @@ FAILURES_IN_WORDS = {
     "guard": "the function of Reflection(guard=) raised an error, so the advice was refused",
     "advice not shown": "the program had experiences, and no prompt of it held them",
     "no LM call": "the program called no LM, or only where no call is seen, as in its own threads",
-    "no output": "the program returned nothing (None), and all rollouts had the same score",
+    "no output": "the program returned nothing (None, or no fields), and no score differed",
     "image not shown": "the reflection LM was told of an image, and not shown it",
     "approval": "what approve= answered could not be used",
     "listener": "what on_event= calls raised an error",
