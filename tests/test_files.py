@@ -379,7 +379,8 @@ def test_a_score_whose_comma_may_group_thousands_is_refused_not_read_as_one(tmp_
     path = tmp_path / "traces.csv"
     for score in ('"1,000"', '"12,500"', '"1,000,000"'):
         path.write_text(f"inputs.a,outputs.b,score\nx,y,{score}\n")
-        with pytest.raises(SettingsError, match="score"):
+        why = "the comma of .* may stand for" if score != '"1,000,000"' else "valid number"
+        with pytest.raises(SettingsError, match=f"score.*{why}"):
             read_traces(path)
     path.write_text('inputs.a,outputs.b,score\nx,y,"0,125"\nx,z,"1,5"\n')
     assert [rollout.score for rollout in read_traces(path)[1][0]] == [0.125, 1.5]

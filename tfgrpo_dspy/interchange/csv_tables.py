@@ -138,22 +138,27 @@ def _text_of(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
-def number_of(cell: str) -> float:
-    """The number in a cell, in which some spreadsheets have a decimal comma.
+def with_point(cell: str, where: str) -> str:
+    """The number in a cell with a decimal point, where some spreadsheets have a comma.
 
-    Raises ValueError: it holds no number, or one like 1,000, which may be one or a thousand.
+    Raises LibraryFormatError: 1,000, say, may be one or a thousand.
     """
     if _UNSURE.fullmatch(cell.strip()):
-        raise ValueError(f"{cell!r} may have a decimal comma or one that groups thousands")
-    return float(cell.replace(",", "."))
+        raise LibraryFormatError(
+            f"{where}: the comma of {cell!r} may stand for a decimal point, or group thousands: "
+            f"write the number with a point, or without the comma."
+        )
+    return cell.replace(",", ".")
 
 
 def _effect(where: str, cells: list[str]) -> Effect | None:
     """The effect in these four cells, of which the last may be empty; None if all are."""
     if not any(cells):
         return None
+    named = zip((*_EFFECT[:2], _WIDEST), (*cells[:2], cells[3] or "0"), strict=True)
+    decimals = [with_point(cell, f"{where}: {name}") for name, cell in named]
     with suppress(ValueError):
-        numbers = [number_of(cell) for cell in (*cells[:2], cells[3] or "0")]
+        numbers = [*map(float, decimals)]
         if all(map(math.isfinite, numbers)):
             estimate, error, widest = numbers
             return Effect(estimate, error, int(cells[2]), widest if cells[3] else None)

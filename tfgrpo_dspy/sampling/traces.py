@@ -16,7 +16,7 @@ from tfgrpo_dspy.checked import shown, such_that, text_of
 from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, sentence
 from tfgrpo_dspy.experience.library_files import json_value, json_values
 from tfgrpo_dspy.files import read_text
-from tfgrpo_dspy.interchange.csv_tables import cells_of, number_of
+from tfgrpo_dspy.interchange.csv_tables import cells_of, with_point
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields, named_items
 from tfgrpo_dspy.sampling.labels import is_missing
@@ -180,13 +180,6 @@ def _table(text: str) -> Iterator[dict[str, Any]]:
             elif cell.strip() and column in ("inputs", "outputs", "labels", "steps"):
                 trace[column] = json_value(cell, f"{where}: {column}")
             elif cell.strip():
-                trace[column] = _number(cell) if column == "score" else cell
+                is_score = column == "score"
+                trace[column] = with_point(cell, f"{where}: score") if is_score else cell
         yield trace
-
-
-def _number(cell: str) -> float | str:
-    """The number in a cell; else the cell, which is refused."""
-    try:
-        return number_of(cell)
-    except ValueError:
-        return cell
