@@ -275,7 +275,7 @@ BOMB = "a: &a [x, x]\n" + "".join(ALIASES)
         ("csv", "id,text\n1,Ask", "line 2: the id '1' is not 'E' and a number from 1"),
         ("csv", "text,effect\nAsk,0.1", "line 2: effect, standard_error, n_rollouts are .*write"),
         ("csv", "text,effect,standard_error,n_rollouts\nAsk,nan,1,1", "line 2: effect"),
-        ("csv", 'text,effect,standard_error,n_rollouts\nAsk,"1,250",1,1', "line 2: effect: the comma of"),
+        ("csv", 'text,effect,standard_error,n_rollouts\nAsk,"1,250",1,1', "effect: the comma"),
         ("csv", "text\n" + "x" * 200_000, "line 2: .*at most 131,072 characters"),
         ("txt", "x" * 10_000_001, "10000001 characters; at most"),
         ("prompt", "", "format='prompt': json, yaml, md, csv, txt and skill can be read"),
