@@ -142,6 +142,7 @@ def test_a_line_about_attempts_and_scores_is_refused_where_the_task_is_about_nei
         "Name three causes to get a full score.",
         "When the credit score is above 700, approve.",
         "Say what the advice is for.",
+        "When the advice is to sell, name the risk.",
     ):
         assert unsafe_reason(usual) == ""
 

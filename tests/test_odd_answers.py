@@ -64,6 +64,11 @@ def known(*texts: str) -> dspy.Module:
             for id_ in ("E1*", "[E1*]", "E2", "E2* (on trial)", "...", "<new text>", "N/A.")
         ),
         (
+            operations({"op": "ADD", "text": "State effect +0.5 (standard error 0.1, n = 9) so."}),
+            "[E1*] Count.\n[E2*] Read.\n[E3*] State effect +0.5 (standard error 0.1, n = 9) so.",
+            [""],
+        ),
+        (
             operations(*({"op": "ADD", "text": f"Advice of kind {i}"} for i in "abc")),
             "[E1*] Count.\n[E2*] Read.\n[E3*] Advice of kind a\n[E4*] Advice of kind b",
             ["", "", "the library is full: 4 experiences"],

@@ -70,7 +70,7 @@ _NOTE = re.compile(
     r"(?:^|\s)[(\[]?(?:learned from \d+ examples?|measured effect on the score [-+]\S+ \S+ [\d.]+)"
     r"(?:[)\]]?$|; (?:measured effect on|on trial[)\]]?$))|(?:^|(?<=[.!?]))\s*[(\[]?on trial[)\]]?$"
     r"|(?:^|\s)from \d+ examples?: (?:no )?scores\b"
-    r"|:? ?\beffect [-+][\d.]+ \(standard error [\d.]+,"
+    r"|:? ?\beffect [-+][\d.]+ \(standard error [\d.]+, \d+ rollouts"
 )
 _QUOTES = ('""', "''", "``", "\u201c\u201d", "\u300c\u300d", "\u00ab\u00bb")
 _CLOSED = re.compile(r"[.!?\u3002\uff01\uff1f:\uff1a;]$")
