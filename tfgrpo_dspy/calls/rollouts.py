@@ -19,7 +19,7 @@ from tfgrpo_dspy.tasks.loop import Priority
 from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
-KEPT_PROGRAMS, KEPT_PARTS = 4, 1024  # a program may hold much; what is not kept is made again
+KEPT_PROGRAMS, KEPT_SENT, KEPT_DIGESTS = 4, 64, 1024  # a program may hold much; what is not kept is made again
 THREADS, OTHER_PROCESSES = ("threads", "the program"), ("remote", "another process")
 NO_MORE = Failure(
     FailureKind.BUDGET, "beside the final choice, the budget does not reach for more rollouts"
@@ -57,8 +57,8 @@ class Rollouts:
         self._metric = settings.metric
         self.score = None if self._metric is None else adapt_metric(self._metric)
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._baked)
-        self._digest = functools.lru_cache(KEPT_PARTS)(self._digested)
-        self._sent = functools.lru_cache(KEPT_PARTS)(lambda sent: packed(sent, "the library"))
+        self._digest = functools.lru_cache(KEPT_DIGESTS)(self._digested)
+        self._sent = functools.lru_cache(KEPT_SENT)(lambda sent: packed(sent, "the library"))
         self._prices = settings.execution.prices or {}
         self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
         self._kept_demos: dict[Any, Any] = {}
