@@ -19,7 +19,8 @@ from tfgrpo_dspy.tasks.loop import Priority
 from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
-KEPT_PROGRAMS, KEPT_SENT, KEPT_DIGESTS = 4, 64, 1024  # a program may hold much; what is not kept is made again
+KEPT_PROGRAMS, KEPT_SENT, KEPT_DIGESTS = 4, 64, 1024
+"""A program may hold much, and a library that is sent a teacher; what is not kept is made again."""
 THREADS, OTHER_PROCESSES = ("threads", "the program"), ("remote", "another process")
 NO_MORE = Failure(
     FailureKind.BUDGET, "beside the final choice, the budget does not reach for more rollouts"
