@@ -413,7 +413,7 @@ class Corpus:
     """What a program holds, and copies of it: how many there are at once, at most."""
 
     copies: ClassVar[WeakSet["Corpus"]] = WeakSet()
-    most = 0
+    n_scored = most = 0
 
     def __deepcopy__(self, _memo: Any) -> "Corpus":
         copied = Corpus()
@@ -423,8 +423,10 @@ class Corpus:
 
 def test_a_run_holds_few_copies_of_a_program_however_many_libraries_it_tries() -> None:
     def metric(example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
-        gc.collect()
-        Corpus.most = max(Corpus.most, len(Corpus.copies))
+        Corpus.n_scored += 1
+        if Corpus.n_scored % 20 == 0:  # it takes long in a process that holds much
+            gc.collect()
+            Corpus.most = max(Corpus.most, len(Corpus.copies))
         return is_polite(example, pred)
 
     student = predictor()
@@ -433,7 +435,7 @@ def test_a_run_holds_few_copies_of_a_program_however_many_libraries_it_tries() -
         optimizer = TrainingFreeGRPO(metric, max_lm_calls=200, num_threads=1, progress=False)
         done = optimizer.compile(student, trainset=questions(40))
     assert done.detailed_results.usage["rollout"].n_lm_calls > 100
-    assert Corpus.most < 15
+    assert 0 < Corpus.most < 15
 
 
 class Shared(dspy.Module):
