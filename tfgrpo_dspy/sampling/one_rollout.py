@@ -303,11 +303,8 @@ def _scored(
         kind = kind if kind is FailureKind.PROVIDER else FailureKind.METRIC
         failure = Failure(kind, str(error))
     meter.check()
-    if meter.provider_failure is not None:  # where the metric hid it, what it returned is no score
-        failure = replace(
-            meter.provider_failure,
-            message=f"the metric's LM failed: {meter.provider_failure.message}",
-        )
+    if hidden := meter.provider_failure:  # where the metric hid it, what it returned is no score
+        failure = replace(hidden, message=f"the metric's LM failed: {hidden.message}")
     of_predictors = {
         name: with_values(text, task.example, prediction)
         for name, text in feedback.items()
