@@ -55,6 +55,7 @@ def test_a_program_none_of_whose_answers_can_be_read_is_given_up(
     assert n_calls(ended.program) <= 60
     assert "none of the first 1" in str(ended) and "max_tokens (now 77)" in str(ended)
     assert (answer if answer == RAMBLING else "empty") in str(ended)
+    assert ". Answers that are cut" in str(ended)
 
 
 @pytest.mark.parametrize("answer", ["", "I am sorry"])

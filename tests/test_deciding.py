@@ -212,7 +212,7 @@ def test_a_gate_that_answers_nonsense_is_told_what_was_wrong(
     method: str, answer: Any, message: str
 ) -> None:
     gate = type("Answers", (OnTrial,), {method: lambda *_: answer})()
-    with pytest.raises(GateError, match=re.escape(message)):
+    with pytest.raises(GateError, match="^Answers .*" + re.escape(message)):
         compiled(world(), gate=gate, **{**SMALL, "epochs": 3, "max_demos": 1})
 
 
@@ -232,8 +232,10 @@ def test_a_gate_that_raises_is_named_and_what_was_finished_is_kept(
         return getattr(OnTrial, method)(self, question)
 
     given_ = {**SMALL, "epochs": 3, "max_demos": 1, "log_dir": tmp_path}
+    gate, events = type("Raises", (OnTrial,), {method: answer})(), []
     with pytest.raises(GateError, match=rf"^Raises\.{method} raised \w+: .*; correct") as told:
-        compiled(world(), gate=type("Raises", (OnTrial,), {method: answer})(), **given_)
+        compiled(world(), gate=gate, on_event=events.append, **given_)
+    assert f"GateError: {told.value}" == f"{events[-1].results.ended_because}."
     assert told.value.__cause__ is (None if isinstance(raised, ValueError) else raised)
     assert "tok-0123456789xyz" not in "".join(traceback.format_exception(told.value))
     assert isinstance(vars(told.value)["program"], dspy.Module)

@@ -49,7 +49,7 @@ class Raised:
 
 def sentence(text: object) -> str:
     """The text with one full stop at its end, such as a message of a library in one of ours."""
-    return f"{str(text).rstrip(' .')}."
+    return str(text).rstrip(" .\n") + "."
 
 
 class TrainingFreeGRPOError(Exception):

@@ -122,7 +122,7 @@ class BayesianGate(Gate):
         return tuple(sets)
 
     def finalists(self, decision: Decision) -> Sequence[ExperienceLibrary]:
-        """All experiences that a program would be given, halves of them, and the best few alone.
+        """All experiences that a program would be given, the best 2, 4, 8, ..., and three alone.
 
         Experiences that help beside random others may spoil each other, which the model does not
         see; so the best ones are compared on the validation set alone and in nested libraries.

@@ -80,7 +80,7 @@ class ExactMatch:
 
 
 class NormalizedMatch(ExactMatch):
-    """`ExactMatch` of the texts after `normalize_text`."""
+    """`exact_match` of the texts after `normalize_text`."""
 
     def difference(self, answer_field: str, expected: str) -> str:
         """The normalised texts, if they differ."""

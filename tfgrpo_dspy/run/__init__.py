@@ -10,7 +10,7 @@ from tfgrpo_dspy.calls.approvals import approved
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.calls.run_inputs import RunInputs
-from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, sentence
+from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, described, sentence
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_to_change
@@ -99,8 +99,10 @@ class Run:
                 choice = self._choice(ended_because)
                 error.program = choice.finish(self._valset, self._testset)
             raise
-        except BaseException as error:  # an interrupt, or what nobody has thought of
-            vars(error)["program"] = self._choice("interrupted").unmeasured()
+        except BaseException as error:  # an interrupt, a gate's fault, or what nobody thought of
+            is_fault = isinstance(error, Exception)
+            why = ledger.clean(described(error)).rstrip(".") if is_fault else "interrupted"
+            vars(error)["program"] = self._choice(why).unmeasured()
             raise
         if ledger.is_failure:  # before or during the final choice
             failed = RunFailedError(

@@ -55,7 +55,7 @@ def why_unreadable(rollouts: Sequence[Rollout], lms: Iterable[Any]) -> str:
     if not rollouts or len(scores) > 1 or not all(rollout.is_unreadable for rollout in rollouts):
         return ""
     first = rollouts[0].failure
-    example = "all outputs are empty" if first is None else _shown(first.message)
+    example = _shown("all outputs are empty" if first is None else first.message)
     return (
         f"none of the first {len(rollouts)} answers of the program could be read. The first: "
         f"{example} {_advice(lms)}"

@@ -126,7 +126,7 @@ class History:
             chosen = self._asked("demo_sets", plan)
             shown = _checked(gate, "chose the demos", chosen, wanted, n, int)
             if not all(0 <= k <= n_sets for k in shown):
-                raise GateError(f"{gate!r} chose the demos {shown!r}; {wanted}.")
+                raise GateError(f"{type(gate).__name__} chose the demos {shown!r}; {wanted}.")
         pairs = zip(libraries, shown, strict=True)
         return [Additions(library, sets[k], demo_set=k) for library, k in pairs]
 
@@ -321,4 +321,4 @@ def _checked(
     is_sequence = isinstance(answer, Sequence) and len(answer) == (len(answer) if n is None else n)
     if is_sequence and all(isinstance(item, of) for item in answer):
         return tuple(answer)
-    raise GateError(f"{gate!r} {verb} {answer!r}; {wanted}.")
+    raise GateError(f"{type(gate).__name__} {verb} {answer!r}; {wanted}.")

@@ -160,7 +160,7 @@ class Reflection:
         condense: whether the reflection LM writes, at the end, the student's instructions and the
             library that won as one text for each predictor: True, or a module in place of
             `CondenseLibrary()`. The result has that text if it scores no less on the validation
-            set and is shorter, or if it scores more; `detailed_results` keeps the library.
+            set and is shorter, or if it is surely better; `detailed_results` keeps the library.
 
     Raises:
         SettingsError: names every field that cannot be used.
