@@ -18,6 +18,7 @@ from tfgrpo_dspy.tracking import N_COMPILES, MlflowListener
 
 mlflow = pytest.importorskip("mlflow", reason="MLflow is in the extra `dev`")
 import_hooks = pytest.importorskip("mlflow.utils.import_hooks")
+database_in = pytest.importorskip("mlflow_databases").database_in
 CHILD = Path(__file__).with_name("mlflow_child.py")
 pytestmark = [
     pytest.mark.timeout(120),
@@ -60,7 +61,7 @@ class Shown:
 
 
 def shown(folder: Path, *arguments: str, **environment: str) -> Shown:
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    uri = database_in(folder)
     done = subprocess.run(
         [sys.executable, str(CHILD), uri, *arguments],
         cwd=folder,
@@ -85,7 +86,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Shown:
 def tracked(tmp_path: Path) -> Iterator[Any]:
     """A client of MLflow, which keeps what this process logs in a database of its own."""
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    mlflow.set_tracking_uri(database_in(tmp_path))
     yield mlflow.MlflowClient()
     mlflow.set_tracking_uri(before)
 

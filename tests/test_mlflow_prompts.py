@@ -14,6 +14,7 @@ mlflow = pytest.importorskip("mlflow", reason="MLflow is in the extra `dev`")
 
 from mlflow.entities import Feedback  # noqa: E402
 from mlflow.genai.scorers import scorer  # noqa: E402
+from mlflow_databases import database_in  # noqa: E402
 
 from tfgrpo_dspy import Reflection, SettingsError  # noqa: E402
 from tfgrpo_dspy.mlflow_prompts import TrainingFreePromptOptimizer, with_advice  # noqa: E402
@@ -38,7 +39,7 @@ def short(outputs: str) -> float:
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = mlflow.get_tracking_uri()
     folder = tmp_path_factory.mktemp("mlflow")
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+    mlflow.set_tracking_uri(database_in(folder))
     mlflow.create_experiment("prompts", artifact_location=(folder / "artefacts").as_uri())
     mlflow.set_experiment("prompts")
     yield
