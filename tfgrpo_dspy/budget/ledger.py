@@ -305,8 +305,8 @@ class Ledger:
         """End the run; the first reason stands, but for a failure, which always does."""
         with self._lock:
             if not self._stopping.is_set():
-                keeps_reason = self.stopped_because and not is_failure
-                self.stopped_because = self.stopped_because if keeps_reason else self.clean(reason)
+                if is_failure or not self.stopped_because:
+                    self.stopped_because = self.clean(" ".join(reason.split()))  # in one line
                 self.is_failure = is_failure
                 self._stopping.set()
 
