@@ -179,7 +179,7 @@ def test_a_gate_that_hangs_leaves_the_time_that_is_kept_for_the_end(method: str,
 def test_a_refused_key_ends_the_run_though_a_call_hangs_for_minutes(hanging: Any) -> None:
     before = hanging(lambda _prompt, n: n == 2)
     lm = scripted_lm([("question 3", lm15.AuthError("no")), *polite_rules()], before=before)
-    with pytest.raises(RunFailedError, match="LMAuthError.*[^ ]. What was") as caught:
+    with pytest.raises(RunFailedError, match=r"LMAuthError.*[^ ]\. What was") as caught:
         learned(lm=lm)
     assert "\n" not in vars(caught.value)["program"].detailed_results.nothing_learned
 
