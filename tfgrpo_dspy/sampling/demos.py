@@ -157,11 +157,12 @@ class DemoPool:
         if self._labelled:
             better = (rollout for rollout in usable if rollout.example not in self._whole)
             of_rollouts = {rollout.example: demos_of(rollout, self._program) for rollout in better}
-            shown = [
+            others = (
                 of_rollouts.get(example) or demos
                 for example, demos in self._labelled[number]
                 if self._inputs[example] not in hidden
-            ][: self._most]
+            )
+            shown = list(itertools.islice(others, self._most))
         elif len(best) < min(LEAST_BEST, self._most):
             return ()
         else:
