@@ -2,14 +2,25 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import dspy
+import pydantic
 import pytest
-from runs import ADVICE, is_polite, learned, library_texts, polite_lm, predictor, questions
+from runs import (
+    ADVICE,
+    is_polite,
+    learned,
+    library_texts,
+    optimizer_of,
+    polite_lm,
+    predictor,
+    questions,
+)
 from small import grpo
 
 from tfgrpo_dspy import (
@@ -187,6 +198,44 @@ def test_the_same_compile_is_the_same_run_and_says_nothing(
     assert len(saved_runs(finished)) == n_runs
     assert not moved.engine.prompts
     assert "holds no run" not in caplog.text
+
+
+class Model(pydantic.BaseModel):
+    shelves: frozenset[int]
+
+
+@dataclass
+class Parcel:
+    shelves: set[int]
+
+
+class Shown:
+    """An object that shows its address."""
+
+    def __init__(self, shelves: set[int]) -> None:
+        self.shelves = len(shelves)
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda shelves: Model(shelves=shelves), Parcel, Shown, lambda shelves: lambda: shelves]
+)
+def test_the_order_of_sets_and_the_addresses_of_objects_are_no_part_of_a_run(
+    kind: Callable[[set[int]], Any], tmp_path: Path
+) -> None:
+    assert [*{0, 8}] != [*{8, 0}]
+    found, kept = [], []
+    for shelves in ({0, 8}, {8, 0}):
+        examples = [
+            dspy.Example(**example, parcel=kind(shelves)).with_inputs("question", "parcel")
+            for example in questions(12)
+        ]
+        kept.append(examples)
+        with dspy.context(lm=polite_lm()):
+            optimizer = optimizer_of(log_dir=tmp_path, epochs=2, drafts=1, offline=len(kept) == 2)
+            student = dspy.Predict("question, parcel -> answer")
+            optimized = optimizer.compile(student, trainset=examples[:6], valset=examples[6:])
+        found.append((library_texts(optimized), optimized.detailed_results.to_dict()["updates"]))
+    assert found[0] == found[1]
 
 
 def test_another_lm_in_the_same_folder_is_said_to_be_one(

@@ -1,6 +1,7 @@
 """What goes into a program and comes out of it, as text; copies of examples."""
 
 import copy
+import dataclasses
 import enum
 import itertools
 import json
@@ -14,6 +15,7 @@ import pydantic
 
 from tfgrpo_dspy.dspy_seam import can_be_saved, custom_types_in, has_log_probabilities, parse_value
 from tfgrpo_dspy.errors import written
+from tfgrpo_dspy.identity import without_addresses
 
 MEDIA = (dspy.Image, dspy.Audio, dspy.File)
 JSONABLE = pydantic.TypeAdapter(Any)
@@ -23,7 +25,8 @@ def as_text(value: Any) -> str:
     """A value in the form in which DSPy's adapters write it: an Enum by its value, a date in ISO.
 
     Images and other media are only `<image>`, ... A model whose fields are read by their aliases
-    alone is written with them, as the LM has to write it.
+    alone is written with them, as the LM has to write it. A value has the same text in each
+    process: sets are in a fixed order, and of objects that show their address it is left out.
     """
     return written(value, _text_of)
 
@@ -40,8 +43,13 @@ def _text_of(value: Any) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    by_alias = _has_aliases(value)
-    return JSONABLE.dump_python(_plain(value), mode="json", by_alias=by_alias, fallback=written)
+    return JSONABLE.dump_python(
+        _plain(value),
+        mode="json",
+        by_alias=_has_aliases(value),
+        warnings=False,  # a list stands where a model has a set
+        fallback=lambda item: without_addresses(written(item)),
+    )
 
 
 def _has_aliases(value: Any) -> bool:
@@ -61,8 +69,10 @@ def _plain(value: Any) -> Any:
     """The value without media, wherever it holds them; sets as lists in a fixed order."""
     if isinstance(value, MEDIA):
         return f"<{type(value).__name__.lower()}>"
-    if isinstance(value, pydantic.BaseModel):
-        return _plain(_fields_of(value)) if media_in(value) else value
+    if _has_fields(value) and _holds(value, (*MEDIA, set, frozenset)):
+        fields = _plain(_fields_of(value))
+        is_model = isinstance(value, pydantic.BaseModel) and not _holds(value, MEDIA)
+        return value.model_copy(update=fields) if is_model else fields
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):  # their order differs between processes
@@ -70,9 +80,23 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _fields_of(model: pydantic.BaseModel) -> dict[str, Any]:
-    """Its fields by name; what iterates over it, such as `dict`, may see something else."""
-    return {name: getattr(model, name) for name in type(model).model_fields}
+def _has_fields(value: Any) -> bool:
+    """Whether it is a pydantic model or a dataclass."""
+    is_class = isinstance(value, type)
+    return not is_class and (
+        isinstance(value, pydantic.BaseModel) or dataclasses.is_dataclass(value)
+    )
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    """Its fields by name; what iterates over a model, such as `dict`, may see something else."""
+    if isinstance(value, pydantic.BaseModel):
+        return {name: getattr(value, name) for name in type(value).model_fields}
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _holds(value: Any, kinds: tuple[type, ...]) -> bool:
+    return any(isinstance(each, kinds) for each in _all_in(value))
 
 
 def _all_in(value: Any) -> Iterator[Any]:
@@ -87,7 +111,7 @@ def _all_in(value: Any) -> Iterator[Any]:
 
 
 def _items(value: Any) -> list[Any]:
-    if isinstance(value, pydantic.BaseModel):
+    if _has_fields(value):
         return list(_fields_of(value).values())
     if isinstance(value, Mapping | dspy.Example):
         return [item for _, item in named_items(value)]
