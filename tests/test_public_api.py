@@ -193,7 +193,7 @@ def test_a_trainset_of_dicts_is_refused_with_what_to_write() -> None:
     optimizer = TrainingFreeGRPO(a_metric, progress=False)
     with pytest.raises(SettingsError) as refused, dspy.context(lm=polite_lm()):
         optimizer.estimate(predictor(), trainset=[{"question": "q", "answer": "a"}])
-    assert "trainset: position 0 holds a dict, not a dspy.Example; pass dspy.Example(" in str(
+    assert "trainset: position 0 is of type dict, not a dspy.Example; pass dspy.Example(" in str(
         refused.value
     )
 

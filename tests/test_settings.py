@@ -97,7 +97,7 @@ def damaged() -> Any:
           "['question'], its fields are ['answer'])"]),
         ({"trainset": [Ticket("question 1")]},
          ["(the first at position 0: its class, Ticket, raised TypeError: Ticket.__init__() got"]),
-        ({"trainset": [{"question": "?"}, "?"]}, ["trainset: position 0 holds a dict"]),
+        ({"trainset": [{"question": "?"}, "?"]}, ["trainset: position 0 is of type dict"]),
         ({"valset": [UNMARKED]}, ["valset: 1 of 1 examples have no inputs"]),
         ({"student": Holding()}, ["student=Holding has no predictors"]),
         ({"student": Holding(frozen())}, ["(sub-modules with _compiled=True are frozen;"]),
@@ -117,7 +117,7 @@ def damaged() -> Any:
         ({"student": Passing(dspy.Predict("config: dict, question -> answer"))},
          ["predictor 'inner' has the input 'config'"]),
         ({"trainset": [dspy.Prediction(question="?", answer="yes").with_inputs("question")]},
-         ["trainset: position 0 holds a Prediction, not a dspy.Example"]),
+         ["trainset: position 0 is of type Prediction, not a dspy.Example"]),
         ({"adapter": dspy.JSONAdapter}, ["adapter=<class", "pass an instance, JSONAdapter(...)."]),
         ({"adapter": "json"}, ["adapter='json' is no adapter; pass one, such as"]),
         ({"lm": None}, ["lm=None: no LM is configured; call dspy.configure(lm=dspy.LM(...))"]),
@@ -252,7 +252,7 @@ def test_whatever_is_wrong_at_once_every_fault_is_named_with_its_value(
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        (TrainingFreeGRPO, {"metric": "accuracy"}, "metric='accuracy' is not callable; pass a fun"),
+        (TrainingFreeGRPO, {"metric": "accuracy"}, "metric='accuracy': 'accuracy' is not callable"),
         (TrainingFreeGRPO, {"metric": lambda: 0.0}, "write it as metric(example, pred, trace=Non"),
         (TrainingFreeGRPO, {"metric": None, "gate": BayesianGate()},
          "gate=BayesianGate(): with metric=None nothing scor"),
@@ -260,7 +260,7 @@ def test_whatever_is_wrong_at_once_every_fault_is_named_with_its_value(
          "offline=True: log_dir=None holds nothing to replay; pass that of a recorded run."),
         *((Reflection, {name: "?"}, f"{name}='?': it should be an instance of Module")
           for name in ("extract", "update", "summarize", "draft")),
-        (TrainingFreeGRPO, {"metric": dict}, "metric=<class 'dict'> is a class; pass an instance"),
+        (TrainingFreeGRPO, {"metric": dict}, "<class 'dict'> is a class; pass an instance"),
         (TrainingFreeGRPO, {"metric": is_polite, "strategies": "autos"},
          "strategies='autos': it should be 'auto' or it should be a list or a tuple."),
         (TrainingFreeGRPO, {"metric": is_polite, "offline": "no"}, "offline='no': it should be"),

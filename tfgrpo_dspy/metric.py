@@ -94,7 +94,7 @@ def adapt_metric(metric: Any) -> ScoringFunction:
     if not callable(metric) or inspect.isclass(metric):
         fault = "is a class; pass an instance, or" if callable(metric) else "is not callable; pass"
         form = "a function metric(example, pred, trace=None)"
-        raise SettingsError(f"metric={metric!r} {fault} {form}.")
+        raise SettingsError(f"{metric!r} {fault} {form}.")
     wants_program_trace, extra, asks_predictors = _form(metric)
     name = metric_name(metric)
 

@@ -262,8 +262,8 @@ def _data_faults(name: str, examples: Any) -> Iterator[str]:
     for index, example in enumerate(examples):
         if not isinstance(example, dspy.Example) or isinstance(example, dspy.Prediction):
             yield (
-                f"{name}: position {index} holds a {type(example).__name__}, not a dspy.Example; "
-                f"pass dspy.Example(question=..., answer=...).with_inputs('question')."
+                f"{name}: position {index} is of type {type(example).__name__}, not a "
+                "dspy.Example; pass dspy.Example(question=..., answer=...).with_inputs('question')."
             )
             return
         if odd := [field for field in vars(example)["_store"] if not isinstance(field, str)]:
