@@ -24,7 +24,7 @@ def input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[st
     if entry is None:
         yield (
             f"student={type(student).__name__} has no method `forward` (or `aforward`): define "
-            f"what the program does."
+            "there, and not in `__call__`, what the program does."
         )
         return
     if inspect.isgeneratorfunction(entry) or inspect.isasyncgenfunction(entry):
