@@ -3,7 +3,6 @@
     python benchmarks/compare.py --task sim:easy --budget 200 500 --seeds 10 --first-seed 100 \
         --jobs 2 --out DIR
     python benchmarks/compare.py --task sim:easy+wrong-labels --optimizers tfgrpo,mipro --out DIR
-    python benchmarks/compare.py --task sim:easy --lm openai/gpt-4.1-mini --out DIR
     python benchmarks/compare.py --from DIR
     python benchmarks/compare.py --publish DIR [DIR ...]
 
@@ -19,8 +18,9 @@ Seeds 0 to 99 are for choosing settings; published tables are made with seeds fr
 Results are JSON lines in DIR/results.jsonl, one for each optimizer, task, budget and seed, with the
 score of every test example, the command and the versions; what is there is not run again.
 `--publish` makes `results/compare.json` and `.md` of all that the folders hold; `--from` prints the
-tables of a folder or of a published file. Figures of tasks that begin with `sim:` come from a
-SIMULATED LM (`simlm.py` says what it cannot show, `tasks/simulated.py` how it can be varied).
+tables of a folder or of a published file. The tasks are SIMULATED
+(`simlm.py` says what that cannot show, `tasks/simulated.py` how it can be varied); for real LMs see
+`real/run.py`, for your own task `examples/optimizers_on_your_task.py`.
 """
 
 import argparse
@@ -88,8 +88,6 @@ def parsed() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description="Prompt optimizers side by side.")
     parser.add_argument("--task", nargs="+", metavar="TASK")
-    parser.add_argument("--lm", help="policy LM, such as openai/gpt-4.1-mini; default: the task's")
-    parser.add_argument("--reflection-lm", help="default: the task's, or the policy LM")
     parser.add_argument("--optimizers", default=",".join(OPTIMIZERS), help="separated by commas")
     parser.add_argument("--budget", type=int, nargs="+", default=[500], help="LM calls")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
@@ -110,12 +108,7 @@ def parsed() -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     """Run what is missing; the records of all cells that the arguments name."""
-    options = Options(
-        lm=arguments.lm,
-        reflection_lm=arguments.reflection_lm,
-        n_threads=arguments.threads,
-        made_by=made_by(),
-    )
+    options = Options(n_threads=arguments.threads, made_by=made_by())
     path = arguments.out / "results.jsonl"
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     cells = all_cells(arguments.task, arguments.optimizers.split(","), arguments.budget, seeds)

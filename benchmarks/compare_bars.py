@@ -7,7 +7,6 @@
   four of five settings. For each seed GEPA's score is read between those of its own runs, at the
   dollars that our run has cost; where our run has cost more than its largest, that is said, and
   the score of the largest stands for it: run GEPA at larger budgets, too.
-- Other tasks: at least as good as every other optimizer's mean.
 
 Others are other methods, not the paper's schedule. The best other is chosen by these very figures,
 so it had luck on average: the difference errs against us. All are compared on our seeds.
@@ -44,13 +43,11 @@ HEADS = ["task", "LM calls", "ours", "best other", "difference [95 %]", "clearly
 def bars(records: Sequence[Record]) -> list[Sheet]:
     """The tables with their verdicts, as far as there are records for them."""
     tasks = list(dict.fromkeys(record["task"] for record in records))
-    varied = [task for task in tasks if task.startswith("sim:") and "+" in task]
-    other = [task for task in tasks if not task.startswith("sim:")]
+    varied = [task for task in tasks if "+" in task]
     found = [
         _settings(_cells(records, [task for task in SETTINGS if task in tasks])),
         _variations(_cells(records, varied)),
         *(_equal_dollars(records, tasks, ratio) for ratio in RATIOS),
-        _others(_cells(records, other)),
     ]
     return [sheet for sheet in found if sheet.lines]
 
@@ -130,16 +127,6 @@ def _variations(cells: Cells) -> Sheet:
         f"no other by more than its interval: {_met(bool(judged) and not missed)} "
         f"(in {len(judged) - len(missed)} of {len(judged)}{'; not in: ' if missed else ''}"
         f"{', '.join(missed)})"
-    )
-    return Sheet(title, HEADS, _lines(cells))
-
-
-def _others(cells: Cells) -> Sheet:
-    n_ahead = sum(_behind(cell) <= 0 for cell in cells.values())
-    is_met = n_ahead == len(cells)
-    title = (
-        "Other tasks. Bar: at least as good as every other optimizer's mean: "
-        f"{_met(is_met)} (in {n_ahead} of {len(cells)})"
     )
     return Sheet(title, HEADS, _lines(cells))
 

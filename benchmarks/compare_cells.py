@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-import tasks
 from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counted
 from compare_observe import Observer, prompt_words
 from compare_optimizers import OPTIMIZERS, WITHOUT_BUDGET, Setup
 from running import silence
 from tasks import Task
+from tasks.simulated import load
 
 from tfgrpo_dspy.results import RunResults
 
-SIMULATED = "sim:"
 N_PROBES = 2
 
 
@@ -43,8 +42,6 @@ class Options:
     `log_dir`: where a run of this optimizer is recorded, to go on after a stop.
     """
 
-    lm: str | None = None
-    reflection_lm: str | None = None
     n_threads: int = 4
     made_by: str = ""
     log_dir: Path | None = None
@@ -55,8 +52,8 @@ def run_cell(cell: Cell, options: Options, task: Task | None = None) -> dict[str
     began = time.monotonic()
     with silence():
         dspy.configure_cache(enable_disk_cache=False)  # nobody profits from what another paid
-        task = task or tasks.load(cell.task, cell.seed)
-        policy, reflection = _lms(task, cell.seed, options)
+        task = task or load(cell.task, cell.seed)
+        policy, reflection = task.make_lm(cell.seed), task.make_reflection_lm(cell.seed)
         account = Account(cell.budget)
         student = task.student()
         observer = Observer(student)
@@ -153,27 +150,15 @@ def calls_per_run(task: Task, policy: Any) -> float:
     return max(1.0, account.n_calls / N_PROBES)
 
 
-def _lms(task: Task, seed: int, options: Options) -> tuple[Any, Any]:
-    policy = dspy.LM(options.lm) if options.lm else task.make_lm and task.make_lm(seed)
-    if policy is None:
-        raise ValueError(f"--task {task.name} brings no LM of its own: pass --lm.")
-    if options.reflection_lm:
-        return policy, dspy.LM(options.reflection_lm)
-    if options.lm is None and task.make_reflection_lm:
-        return policy, task.make_reflection_lm(seed)
-    return policy, policy
-
-
 def all_cells(
     tasks: Sequence[str], optimizers: Sequence[str], budgets: Sequence[int], seeds: Sequence[int]
 ) -> list[Cell]:
-    """Every cell; those without budget once for a seed, the oracle for simulated tasks."""
+    """Every cell; those without budget once for a seed."""
     cells = [
         Cell(task, optimizer, 0 if optimizer in WITHOUT_BUDGET else budget, seed)
         for task in tasks
         for seed in seeds
         for budget in budgets
         for optimizer in optimizers
-        if optimizer != "oracle" or task.startswith(SIMULATED)
     ]
     return list(dict.fromkeys(cells))

@@ -83,8 +83,7 @@ def _overview(budget: int, runs: Mapping[str, Mapping[str, Runs]]) -> Sheet:
 def _table_of(task: str, budget: int, here: Mapping[str, Runs]) -> Sheet:
     n = max(len(runs) for runs in here.values())
     over = "seeds" if n >= ENOUGH_SEEDS else "test examples only"
-    simulated = " (simulated)" if task.startswith("sim:") else ""
-    title = f"{task}{simulated}, {budget} LM calls, {n} seeds; intervals over {over}"
+    title = f"{task} (simulated), {budget} LM calls, {n} seeds; intervals over {over}"
     names = sorted(here, key=lambda name: -mean(here[name]))
     return Sheet(title, HEADS, [_line(name, budget, here) for name in names])
 

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-import tasks
-from random_world_engine import lms_of
 from random_world_model import SHAPES, World, traits_of
 from random_worlds import FIRST_SHOWN, task_of
 from rich.console import Console
 from rich.table import Table
+from tasks.simulated import load
 
 from tfgrpo_dspy import TrainingFreeGRPO
 
@@ -33,23 +32,23 @@ BUDGETS = (None, 400)
 NEAR = 1.3
 
 
-def cells(seeds: Sequence[int]) -> Iterator[tuple[str, int, Any, Any, Any]]:
-    """Name, seed, task and LMs; of every third random world the shape is that of a real program."""
+def cells(seeds: Sequence[int]) -> Iterator[tuple[str, int, Any]]:
+    """Name, seed and task; of every third random world the shape is that of a real program."""
     for name in TASKS:
-        task = tasks.load(name, FIRST_SEED)
-        yield name, FIRST_SEED, task, task.make_lm(FIRST_SEED), task.make_reflection_lm(FIRST_SEED)
+        yield name, FIRST_SEED, load(name, FIRST_SEED)
     for seed in seeds:
         k = seed - FIRST_SHOWN
         shape = None if k % 3 else SHAPES[k // 3 % len(SHAPES)]
         world = World(traits_of(seed, shape), seed)
-        yield f"random, {shape or 'predict'}", seed, task_of(world), *lms_of(world)
+        yield f"random, {shape or 'predict'}", seed, task_of(world)
 
 
-def run(name: str, seed: int, task: Any, lm: Any, reflection_lm: Any, budget: int | None) -> Any:
+def run(name: str, seed: int, task: Any, budget: int | None) -> Any:
     """The LM calls that were planned, and those that were made or came from a cache."""
     data = {"trainset": list(task.train), "valset": list(task.val)}
     settings = {"max_lm_calls": budget, "num_threads": 8, "seed": seed, "progress": False}
-    with dspy.context(lm=lm):
+    reflection_lm = task.make_reflection_lm(seed)
+    with dspy.context(lm=task.make_lm(seed)):
         optimizer = TrainingFreeGRPO(task.metric, reflection_lm=reflection_lm, **settings)
         plan = optimizer.estimate(task.student(), **data)
         results = optimizer.compile(task.student(), **data).detailed_results

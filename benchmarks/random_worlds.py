@@ -169,6 +169,8 @@ def task_of(world: World) -> Task:
         test=(),
         metric=metric,
         plain_metric=plain(metric),
+        make_lm=lambda _: lms_of(world)[0],
+        make_reflection_lm=lambda _: lms_of(world)[1],
         demo_threshold=0.8 if world.traits.graded or world.traits.n_slots > 1 else 0.5,
     )
 

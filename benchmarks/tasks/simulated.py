@@ -38,6 +38,7 @@ from simlm_world import CLAIM, INSTRUCTION, UNPLACEABLE, WORDINGS, World, cases_
 from tasks import Task
 
 N_TRAIN, N_VAL, N_TEST = 40, 40, 200
+PREFIX = "sim:"
 FIRST_TEST = 10_000
 """Numbers of cases from here on are held out."""
 
@@ -197,21 +198,18 @@ class Judge:
         return False, f"{given} is wrong: expected {item}={right}."
 
 
-def load(
-    seed: int,
-    name: str = "easy",
-    parameters: Parameters | None = None,
-) -> Task:
-    """A variant of the task with its variations, and its LMs.
+def load(name: str, seed: int, parameters: Parameters | None = None) -> Task:
+    """A variant of the task with its variations, such as `sim:easy+no-labels`, and its LMs.
 
     Raises:
         ValueError: there is no such variant or variation.
     """
     variant, *variations = name.split("+")
-    if variant not in VARIANTS or not set(variations) <= set(Variation.names()):
-        known = f"{', '.join(VARIANTS)}, each with +{', +'.join(Variation.names())}"
-        raise ValueError(f"task 'sim:{name}': there is none; the simulated ones are {known}.")
-    kind, variation = VARIANTS[variant], Variation.of(variations)
+    names = [f"{PREFIX}{known}" for known in VARIANTS]
+    if variant not in names or not set(variations) <= set(Variation.names()):
+        known = f"{', '.join(names)}, each with +{', +'.join(Variation.names())}"
+        raise ValueError(f"task {name!r}: there is none; pass one of {known}.")
+    kind, variation = VARIANTS[variant.removeprefix(PREFIX)], Variation.of(variations)
     chances = {"chance_hard": kind.chance_hard, "chance_easy": kind.chance_easy}
     given = {what: chance for what, chance in chances.items() if chance is not None}
     world = World(seed, kind.n_items)
@@ -219,7 +217,7 @@ def load(
     engine = SimulatedEngine(world, changed)
     judge = Judge(world, kind, variation)
     return Task(
-        name=f"sim:{name}",
+        name=name,
         student=Clerk,
         train=judge.examples(0, N_TRAIN),
         val=judge.examples(N_TRAIN, N_VAL),

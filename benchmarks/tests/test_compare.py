@@ -20,8 +20,8 @@ from dspy.teleprompt.simba_utils import prepare_models_for_resampling  # noqa: E
 from rich.console import Console  # noqa: E402
 from running import stored  # noqa: E402
 from scripted import ScriptedEngine  # noqa: E402
-from tasks import load  # noqa: E402
 from tasks.seeded import seeded  # noqa: E402
+from tasks.simulated import load  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # other packages' own
 

@@ -29,7 +29,6 @@ from tfgrpo_dspy.reflection.signatures import CompareAttempts, CritiqueAttempts,
 for package in ("gepa", "optuna"):
     pytest.importorskip(package)
 
-import tasks  # noqa: E402
 from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counted  # noqa: E402
 from compare_observe import Observer  # noqa: E402
 from compare_optimizers import OPTIMIZERS, Setup  # noqa: E402
@@ -169,7 +168,7 @@ def score(advice: str = "", demos: int = 0, n: int = 150, parameters: Any = None
         dspy.Example(request=WORLD.request(i), reasoning="-", answer=WORLD.answer(i))
         for i in range(demos)
     ]
-    task = load(0, parameters=parameters)
+    task = load("sim:easy", 0, parameters=parameters)
     numbers = range(1000, 1000 + n)
     with dspy.context(lm=policy_lm(SimulatedEngine(WORLD, parameters)).copy(cache=False)):
         return (
@@ -207,7 +206,7 @@ def test_an_answer_is_a_function_of_prompt_and_sample() -> None:
 
 @pytest.mark.parametrize("variation", Variation.names())
 def test_every_variation_changes_what_its_name_says_and_not_the_test(variation: str) -> None:
-    plain, varied = tasks.load("sim:easy", 3), tasks.load(f"sim:easy+{variation}", 3)
+    plain, varied = load("sim:easy", 3), load(f"sim:easy+{variation}", 3)
     engines = [task.make_lm(3)._engine_spec for task in (plain, varied)]  # type: ignore[misc]  # noqa: SLF001
     changes = Variation.of([variation]).parameters(varied.metric.world)  # type: ignore[attr-defined]
     assert engines[1].parameters == replace(engines[0].parameters, **changes)
@@ -227,7 +226,7 @@ def test_every_optimizer_runs_on_it_within_its_budget(
     name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     budget = 120
-    task, account, engine = load(0), Account(budget), RecordingEngine()
+    task, account, engine = load("sim:easy", 0), Account(budget), RecordingEngine()
     observer = Observer(task.student())
     setup = Setup(
         task=task,
