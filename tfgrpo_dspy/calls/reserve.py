@@ -69,7 +69,7 @@ class Reserve:
         of_test = account.later * (data.n_of_test_set if settings.metric else 0)
         kept = account.reserve(self.n_rollouts(account))
         kept += Amount(cost=max(data.dollars_of_dearest_call, dearest))
-        kept += Amount(data.n_condensing_calls, cost=data.dollars_of_condensing)
+        kept += data.of_condensing
         limits = (settings.max_lm_calls, None, settings.max_cost)
         are_there = kept.n_lm_calls + of_test.n_lm_calls < (settings.max_lm_calls or math.inf)
         if are_there and account.per_rollout.n_lm_calls <= data.calls_per_rollout:

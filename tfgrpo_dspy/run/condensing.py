@@ -6,9 +6,9 @@ text was made from.
 """
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.budget.account import Amount
@@ -36,27 +36,14 @@ from tfgrpo_dspy.settings.schedule import RunData
 from tfgrpo_dspy.wording import n_words
 
 CONDENSED = "condensed"  # the name of the form among the parts of a candidate
-CONDENSED_SD = 0.3
-"""How much the form may change the score, in standard deviations of the score."""
+CONDENSED_SD = 0.3  # how much the form may change the score, in standard deviations of the score
 LONGEST_SHARE = 2  # of the instructions and experiences that a text takes the place of
 NEARLY_0 = 1e-9
 
 Left = Callable[[Amount], float]
 """How many rollouts the budget pays for beside an amount, and what is kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The race, the place of its result, and why the result is or is not the condensed form."""
-
-    race: Race
-    place: int
-    why: str = ""
-
-
-def kept(data: RunData) -> Amount:
-    """What the race leaves for the LM calls."""
-    return Amount(data.n_condensing_calls, cost=data.dollars_of_condensing)
+Choice = tuple[Race, int, str]
+"""The race, the place of its result, and why the result is or is not the condensed form."""
 
 
 def n_kept(data: RunData, n_examples: int, scores: Scores) -> int:
@@ -85,18 +72,17 @@ class Condenser:
         winner = race.winner(scores)
         library = measured.candidates[winner].library
         if not (self._data.n_condensed and winner and list(library)):
-            return Choice(race, winner)
+            return race, winner, ""
         n = sum(candidate == winner for candidate, _ in scores)
-        if n_left(kept(self._data)) < n:
-            return Choice(race, winner, "not condensed: the budget does not reach for it")
+        if n_left(self._data.of_condensing) < n:
+            return race, winner, "not condensed: the budget does not reach for it"
         with suppress(RunStopped):
             texts = self._loop.run(self._texts(base, measured.candidates[winner]))
             if not texts:
-                why = "not condensed: no text of the reflection LM can be used"
-                return Choice(race, winner, why)
+                return race, winner, "not condensed: no text of the reflection LM can be used"
             form = replace(measured.candidates[winner], condensed=texts)
             return self._measured(measured, race, form, n_left)
-        return Choice(race, winner, f"not condensed: {self._loop.ledger.stopped_because}")
+        return race, winner, f"not condensed: {self._loop.ledger.stopped_because}"
 
     async def _texts(self, base: Update, winner: Additions) -> tuple[tuple[str, str], ...]:
         """By predictor, the text that takes the place of its instructions and experiences."""
@@ -144,8 +130,8 @@ class Condenser:
                 if is_worse or n_left(Amount()) < len(examples):
                     break
                 measured.make([(place, example) for example in examples])
-        both, student = (form, measured.candidates[winner]), self._inputs.student
-        sizes = [sum(_sizes(student, one)) for one in both]
+        both = (form, measured.candidates[winner])
+        sizes = [_n_tokens(one.bake(self._inputs.student)) for one in both]
         return _chosen(race, winner, place, measured.scores(), sizes)
 
 
@@ -159,20 +145,19 @@ def _chosen(race: Race, winner: int, place: int, scores: Scores, sizes: list[int
     gain, length = statistics.fmean(gains or [0.0]), f"{after:,} tokens in place of {before:,}"
     if gain < -NEARLY_0:
         why = f"not condensed: it scores {gain:+.3f} on the same {len(gains)} examples"
-        return Choice(race, winner, f"{why} ({length})")
+        return race, winner, f"{why} ({length})"
     if len(gains) < n_scored or race.differences(place, 0, scores).sum() <= NEARLY_0:
         why = f"not condensed: it has a score on {len(gains)} of the same {n_scored} examples"
-        return Choice(race, winner, why)
+        return race, winner, why
     is_better = gain > NEARLY_0 and race.chance(place, winner, scores) >= RETURN_ABOVE
     if after >= before and not is_better:
-        return Choice(race, winner, f"not condensed: it is neither shorter nor better ({length})")
+        return race, winner, f"not condensed: it is neither shorter nor better ({length})"
     why = f"condensed: it scores {gain:+z.3f} on the same {len(gains)} examples"
-    return Choice(race, place, f"{why} ({length})")
+    return race, place, f"{why} ({length})"
 
 
-def _sizes(student: Any, additions: Additions) -> Iterator[int]:
-    for _, predictor in named_predictors(additions.bake(student)):
-        yield estimate_tokens(predictor.signature.instructions)
+def _n_tokens(program: Any) -> int:
+    return sum(estimate_tokens(p.signature.instructions) for _, p in named_predictors(program))
 
 
 def records_of(student: Any, additions: Additions) -> tuple[Condensed, ...]:

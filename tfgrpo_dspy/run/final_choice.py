@@ -16,7 +16,6 @@ from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.experience.programs import instructions_of
-from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.gate.model import DEMOS_PRICE
 from tfgrpo_dspy.gate.race import Race, Scores
 from tfgrpo_dspy.listeners.board_rows import worst_first
@@ -32,7 +31,7 @@ from tfgrpo_dspy.results.records import (
     front_of,
 )
 from tfgrpo_dspy.results.rows import RolloutRow
-from tfgrpo_dspy.run.condensing import Condenser, kept, n_kept, records_of
+from tfgrpo_dspy.run.condensing import Condenser, n_kept, records_of
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measurements import Measurements
 from tfgrpo_dspy.sampling.additions import Additions
@@ -87,7 +86,9 @@ class FinalChoice:
             measured.make_all(self._settings.n_validation)
         best = candidates[place]
         if not best.condensed:  # with the tokens that each experience adds to a call
-            priced = [replace(e, price=_price(e)) for e in best.library]
+            priced = [
+                replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in best.library
+            ]
             best = replace(best, library=best.library.holding(priced))
         ended_because = "" if self._ledger.is_failure else self._ended_because
         repeated = self._history.plan.uncut.account.used  # by a start with a larger budget
@@ -200,8 +201,8 @@ class FinalChoice:
             left = self._n_left(account, self._settings.data.n_of_test_set, more)
             return math.inf if left is None else left
 
-        choice = self._condenser.choice(self._history.latest, measured, race, n_left)
-        race, best, scores = choice.race, choice.place, measured.scores()
+        race, best, how = self._condenser.choice(self._history.latest, measured, race, n_left)
+        scores = measured.scores()
         finalists = {
             c: Finalist(
                 ids=tuple(experience.id for experience in candidate.library),
@@ -221,7 +222,7 @@ class FinalChoice:
                 "pass a smaller valset",
                 self._ended_because,
             )
-        return best, finalists, "; ".join(filter(None, (why, choice.why)))
+        return best, finalists, "; ".join(filter(None, (why, how)))
 
     def _next_round(self, race: Race, account: Account, scores: Scores) -> list[tuple[int, int]]:
         """What the race measures next; what the test set needs is kept.
@@ -232,14 +233,14 @@ class FinalChoice:
         that wins by it is measured on fewer test examples, and the student on the same.
         """
         data = self._settings.data
-        more = kept(data)
         n_more = n_kept(data, race.n_examples, scores)
-        n_left = self._n_left(account, data.n_of_test_set + n_more, more)
+        n_left = self._n_left(account, data.n_of_test_set + n_more, data.of_condensing)
         if n_left is not None and not scores and n_left < SMALLEST_ROUND:
             n_left = max(MIN_PROGRAMS_MEASURED, n_left, (self._n_left(account, 0) or 0) // 2)
         pairs = race.next(scores, n_left)
         if scores and not pairs and race.winner(scores) == 0:
-            pairs = race.next(scores, self._n_left(account, data.n_test + n_more, more))
+            n_left = self._n_left(account, data.n_test + n_more, data.of_condensing)
+            pairs = race.next(scores, n_left)
         return pairs
 
     def _n_left(self, account: Account, n_reserved: int, more: Amount = NOTHING) -> int | None:
@@ -269,10 +270,6 @@ def _front(
     for place, finalist in entries.items():
         if any(finalist is one for one in front):
             yield Candidate(candidates[place].bake(student), finalist)
-
-
-def _price(experience: Experience) -> int:
-    return estimate_tokens(f"[{experience.id}*] {experience.text}\n")
 
 
 def _names(lms: Sequence[Any]) -> str:

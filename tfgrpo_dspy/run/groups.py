@@ -159,7 +159,8 @@ class Groups:
             if not self._strategies.overriding("rescue"):
                 break
             attempts = await self._strategies.attempts(self._context(batch, sampled), batch)
-            extra = [Additions(batch.decision.result, (), a.hint, a.teacher) for a in attempts]
+            library = batch.base.decision.result
+            extra = [Additions(library, (), a.hint, a.teacher) for a in attempts]
             samples = self._samples(batch, example, extra, len(additions)) if extra else []
         return sampled
 
@@ -171,11 +172,10 @@ class Groups:
 
     def _context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
         """What strategies know of the group."""
-        past = groups_of(self._history.updates[: batch.n_decided + 1])
         return GroupContext(
             sampled,
-            past,
-            batch.decision.result,
+            groups_of(self._history.updates[: batch.base.number + 1]),
+            batch.base.decision.result,
             self._inputs.training,
             self._inputs.trainset,
             self._history.shows_labels,

@@ -112,7 +112,7 @@ class History:
         Demos of rollouts are given from the second epoch on: before, there are few to choose from.
         """
         gate, n_sets = self._settings.gate, self.demos.n_sets
-        plan = GroupPlan(batch.decision, example, batch.update, n, n_sets)
+        plan = GroupPlan(batch.base.decision, example, batch.update, n, n_sets)
         libraries: Sequence[ExperienceLibrary] = (batch.library,) * n
         if any(experience.is_on_trial for experience in batch.library):
             wanted = f"return {n} libraries, one for each rollout of the group"
@@ -195,7 +195,7 @@ class History:
         is_auto = any(isinstance(one, Auto) for one in self._settings.strategies)
         past, first = groups_of(self.updates), self.first
         on = seen(past, first, self.shows_labels) if is_auto else ()
-        return (*on, *sorted(self._strategies.messages))
+        return (*on, *sorted(self._strategies.switched_off.values()))
 
     def _log_switched(self) -> None:
         for message in self.switched:

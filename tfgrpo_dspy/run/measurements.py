@@ -3,7 +3,7 @@
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +16,7 @@ from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.gate.race import Scores, scored
 from tfgrpo_dspy.group import floored
 from tfgrpo_dspy.listeners.board_rows import example_rows, measured_rows
-from tfgrpo_dspy.listeners.evaluations import Evaluation, Row
+from tfgrpo_dspy.listeners.evaluations import Evaluation
 from tfgrpo_dspy.results.records import UNBOUNDED, ExampleScores, Gain, Scale, ScoreSummary
 from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow, objective_means
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
@@ -72,12 +72,16 @@ class Measurements:
                 (self._made[pairs[k]],) = await self._maker.make([samples[k]], PRIORITY)
             rollout_of[k] = self._made[pairs[k]]
 
+        has_clock = self._settings.max_minutes is not None
+
         async def every() -> None:
             places = [place for _, place in pairs]
             done = 0
             while done < len(pairs):
                 n = self._n_at_once(places[done:], rollout_of.values())
-                order = sorted(range(done, done + n), key=self._turn(pairs))
+                # one candidate after the other: their prompts begin alike, which providers and
+                # llama.cpp read only once; with a clock, which may end it, one example after it
+                order = sorted(range(done, done + n), key=lambda k: k if has_clock else pairs[k][0])
                 for task in [self._calls.loop.spawn(make(k)) for k in order]:
                     await task
                 done += n
@@ -90,15 +94,6 @@ class Measurements:
             rollouts = self._calls.loop.call(lambda: self._reward([rollout_of[k] for k in kept]))
             self._rollouts |= zip([pairs[k] for k in kept], rollouts, strict=True)
         return rollouts
-
-    def _turn(self, pairs: Sequence[tuple[int, int]]) -> Callable[[int], int]:
-        """When a pair is made among those at once: one candidate after the other.
-
-        Their prompts begin alike, which providers and llama.cpp read only once. With a clock, which
-        may end them at any point, it is one example after the other.
-        """
-        has_clock = self._settings.max_minutes is not None
-        return lambda k: k if has_clock else pairs[k][0]
 
     def _n_at_once(self, places: Sequence[int], more: Iterable[Rollout]) -> int:
         """How many of the pairs at these places are made next: those of whole examples.
@@ -169,14 +164,6 @@ class Measurements:
         means = {c: statistics.fmean(each) for c, each in scores_of.items() if each}
         return means if 0 in means else {}
 
-    def _rows(self, candidate: int) -> list[Row]:
-        """The candidate's scored examples with predictions and scores, in the set's order."""
-        return [
-            (self._examples[i], dspy.Prediction(**rollout.outputs), score)
-            for i, (rollout, score) in sorted(self._by_example(candidate).items())
-            if score is not None
-        ]
-
     def _by_example(self, candidate: int) -> dict[int, tuple[Rollout, float | None]]:
         """The candidate's rollouts, with what they count with."""
         scores = self.scores()
@@ -203,7 +190,12 @@ class Measurements:
     def evaluations(self, *places: int) -> Iterator[Evaluation]:
         """What these candidates score, each once, where anything was measured."""
         for place in dict.fromkeys(places):
-            if rows := self._rows(place):
+            rows = [
+                (self._examples[i], dspy.Prediction(**rollout.outputs), score)
+                for i, (rollout, score) in sorted(self._by_example(place).items())
+                if score is not None
+            ]
+            if rows:
                 program = self.candidates[place].bake(self._inputs.student)
                 yield Evaluation(self._role, program, rows)
 

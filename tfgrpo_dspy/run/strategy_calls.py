@@ -71,9 +71,8 @@ class Strategies:
         self._report, self._ledger, self._records = calls.report, calls.ledger, calls.records
         self._asked: dict[str, asyncio.Task[Answer]] = {}
         self._charged: dict[str, int] = {}  # the update that an answer is charged to
-        self._switched_off: set[tuple[int, str]] = set()
         self._hanging: set[tuple[int, str]] = set()  # or asked now
-        self.messages: list[str] = []  # what was switched off, and why
+        self.switched_off: dict[tuple[int, str], str] = {}  # with why, in words
         self._outcomes: defaultdict[tuple[int, str], list[tuple[int, bool]]] = defaultdict(list)
         """By strategy and method: the update of each time that it was asked; whether it worked."""
 
@@ -87,31 +86,31 @@ class Strategies:
         These are the updates that were decided when the batch was made: it does not depend on what
         is done at the same time.
         """
-        return [s for s in self.overriding(method) if not self._is_off(s, method, batch.n_decided)]
+        n = batch.base.number
+        return [each for each in self.overriding(method) if not self._is_off(each, method, n)]
 
     def _is_off(self, strategy: Strategy, method: str, n_decided: int) -> bool:
         outcomes = self._outcomes[id(strategy), method]
         worked = [did for update, did in outcomes if update < n_decided]
         is_off = len(worked) >= MOST_FAILURES and not any(worked)
-        if is_off and (id(strategy), method) not in self._switched_off:
-            self._switched_off.add((id(strategy), method))
+        if is_off:
             all_times = f"failed all of the {len(worked)} times that it was asked"
             name = f"{type(strategy).__name__}.{method}"
-            self._count_switched_off(f"{name} {all_times}, and is asked no more")
+            self._switch_off((id(strategy), method), f"{name} {all_times}, and is asked no more")
         return is_off
 
     def _is_in_vain(self, is_in_vain: bool, method: str, why: str) -> bool:
-        """Whether the run goes on as without this method; says so once."""
-        key = (0, method)
-        if is_in_vain and key not in self._switched_off and self.overriding(method):
-            self._switched_off.add(key)
-            names = " and ".join(type(one).__name__ for one in self.overriding(method))
-            self._count_switched_off(f"{names}.{method} is asked no more: {why}")
+        """Whether the run goes on as without this method."""
+        if is_in_vain and (strategies := self.overriding(method)):
+            names = " and ".join(type(one).__name__ for one in strategies)
+            self._switch_off((0, method), f"{names}.{method} is asked no more: {why}")
         return is_in_vain
 
-    def _count_switched_off(self, message: str) -> None:
-        self.messages.append(message)
-        self._report.count_failure("strategy switched off", message)
+    def _switch_off(self, key: tuple[int, str], message: str) -> None:
+        """Say once that a strategy, or all (0), is not asked for this."""
+        if key not in self.switched_off:
+            self.switched_off[key] = message
+            self._report.count_failure("strategy switched off", message)
 
     def sizes(self, plan: BatchPlan) -> Mapping[int, int]:
         """How many rollouts each example of the batch gets."""
@@ -152,8 +151,9 @@ class Strategies:
         """
         counting = list(rollouts)
         for strategy in self.overriding("reward"):
-            if (id(strategy), "reward") in self._hanging:
-                self._count_switched_off(f"{type(strategy).__name__}.reward hangs, and is left out")
+            key, name = (id(strategy), "reward"), type(strategy).__name__
+            if key in self._hanging:
+                self._switch_off(key, f"{name}.reward hangs, and is left out")
                 continue
             counted = [k for k, rollout in enumerate(counting) if rollout.score is not None]
             rewards: list[float | None] = [None] * len(counted)
@@ -165,7 +165,7 @@ class Strategies:
                 numbers = list(strategy.reward(scored))
                 usable.check_rewards(numbers, len(counted))
                 rewards, kind = [number_of(r) for r in numbers], FailureKind.METRIC
-            without = Failure(kind, f"{type(strategy).__name__}.reward gave no score")
+            without = Failure(kind, f"{name}.reward gave no score")
             for k, reward in zip(counted, rewards, strict=True):
                 failure = without if reward is None else None
                 counting[k] = replace(counting[k], score=reward, failure=failure)

@@ -41,42 +41,25 @@ class Extracted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """The examples (positions in the training set) of one update.
+    """The examples (positions in the training set) of one update; numbers are counted from 0.
 
-    Args:
-        update: the number of the update, from 0.
-        base: the latest update that is decided by then however fast the threads are. Its library,
-            which lacks at most the last `max_staleness` updates, is that of the rollouts.
-        epoch: from 0.
-        sizes: the number of rollouts of each of the `examples`.
-        visits: how many earlier batches had each of them.
-        is_draft: the batch has no examples: its lessons come from labels.
-        asks_predictors: whether the metric is also asked about each predictor.
+    `base` is the latest update that is decided by then however fast the threads are. Its library,
+    which lacks at most the last `max_staleness` updates, is that of the rollouts.
     """
 
     update: int
     base: "Update" = field(repr=False)
     epoch: int = 0
     examples: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()
-    visits: tuple[int, ...] = ()
-    is_draft: bool = False
-    asks_predictors: bool = False
+    sizes: tuple[int, ...] = ()  # the number of rollouts of each example
+    visits: tuple[int, ...] = ()  # how many earlier batches had each of them
+    is_draft: bool = False  # the batch has no examples: its lessons come from labels
+    asks_predictors: bool = False  # whether the metric is also asked about each predictor
 
     def size_and_visit(self, example: int) -> tuple[int, int]:
         """How many rollouts the example gets here, and how many batches it was in before."""
         place = self.examples.index(example)
         return self.sizes[place], self.visits[place]
-
-    @property
-    def n_decided(self) -> int:
-        """How many updates were decided for sure when the batch was made."""
-        return self.base.number
-
-    @property
-    def decision(self) -> Decision:
-        """The decision that its rollouts are made by."""
-        return self.base.decision
 
     @property
     def library(self) -> ExperienceLibrary:
@@ -86,29 +69,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """A decided update, and what the run knows with it; the first one is the start of the run.
+    """A decided update, and what the run knows with it; the first one is the start of the run."""
 
-    Args:
-        number: how many updates are decided with it: 0 at the start.
-        decision: the gate's; at the start, the library of the student.
-        account: what the run has taken.
-        batch: None at the start.
-        extracted: what the batch taught.
-        best: the best rollouts of the run, for making demos.
-        score_range: that of the scores of the run.
-        by_metric: the range of the metric's scores, where strategies change those.
-        n_in_vain: how many groups in a row were asked for lessons and gave nothing new.
-    """
-
-    number: int
-    decision: Decision
-    account: Account
-    batch: Batch | None = None
-    extracted: Extracted = Extracted()
-    best: tuple[Rollout, ...] = ()
-    score_range: ScoreRange = NO_SCORES
-    by_metric: ScoreRange = NO_SCORES
-    n_in_vain: int = 0
+    number: int  # how many updates are decided with it: 0 at the start
+    decision: Decision  # the gate's; at the start, the library of the student
+    account: Account  # what the run has taken
+    batch: Batch | None = None  # None at the start
+    extracted: Extracted = Extracted()  # what the batch taught
+    best: tuple[Rollout, ...] = ()  # the best rollouts of the run, for making demos
+    score_range: ScoreRange = NO_SCORES  # that of the scores of the run
+    by_metric: ScoreRange = NO_SCORES  # of the metric's scores, where strategies change those
+    n_in_vain: int = 0  # how many groups in a row were asked for lessons and gave nothing new
 
     @property
     def is_taught(self) -> bool:

@@ -186,7 +186,7 @@ def _enough(settings: RunSettings) -> dict[str, float]:
     n_training = 0 if data.is_recorded else size * group
     n_final = data.n_programs_measured * min(USUAL_MIN_VALIDATION, data.n_validation)
     calls = CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
-    n_learning = n_training * calls + CALLS_FOR_AN_ANSWER * (size + 1) + data.n_condensing_calls
+    n_learning = n_training * calls + CALLS_FOR_AN_ANSWER * (size + 1 + data.n_condensed)
     n_learning = max(n_learning, math.ceil(n_final * calls * (1 / MOST_SHARE - 1)))
     n_calls = n_learning + (n_final + data.n_of_test_set) * calls
     n_scores = n_training * data.n_metric_calls + n_final + data.n_of_test_set

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
+from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.events import Listener
 from tfgrpo_dspy.gate.protocol import Gate
@@ -79,9 +80,9 @@ class RunData:
         return 2 * self.n_test
 
     @property
-    def n_condensing_calls(self) -> int:
-        """How many LM calls the condensed instructions take at most."""
-        return CALLS_FOR_AN_ANSWER * self.n_condensed
+    def of_condensing(self) -> Amount:
+        """What the condensed instructions take at most."""
+        return Amount(CALLS_FOR_AN_ANSWER * self.n_condensed, cost=self.dollars_of_condensing)
 
     @property
     def n_programs_measured(self) -> int:
@@ -289,7 +290,7 @@ def _unpaid(run_settings: RunSettings, calls_per_rollout: int) -> str:
     )
     n_reflections = run_settings.batch_size + 1 + run_settings.drafts + (run_settings.drafts > 0)
     n_reflections += run_settings.rollouts_of_update * run_settings.reflection.summarize_always
-    n_reflections += run_settings.data.n_condensing_calls
+    n_reflections += CALLS_FOR_AN_ANSWER * run_settings.data.n_condensed
     needed_calls = n_rollouts * calls_per_rollout + n_reflections
     enough_calls = n_rollouts * run_settings.data.calls_per_rollout + n_reflections
     dollars = (
