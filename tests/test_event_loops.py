@@ -718,7 +718,8 @@ def test_a_forked_worker_looks_for_no_loop_of_the_process_that_it_comes_from() -
     with dspy.context(lm=lm()):
         bundle = packed_bundle(student, is_polite, {}, ())
     given = packed(Additions(ExperienceLibrary()), "the library")
-    sample = packed((questions(1)[0], 0, 1, 0.7, None, False), "the sample")
+    fields = {"example": questions(1)[0], "index": 0, "rollout_id": 1, "temperature": 0.7}
+    sample = packed(fields, "the sample")
 
     def work() -> Any:
         HOMES.set(Homes((left_behind,), left_behind))

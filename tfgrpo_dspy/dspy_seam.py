@@ -186,33 +186,21 @@ def demo_keeping_adapter(adapter: Any, kept: dict[Any, Any]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An LM call, by its entry in DSPy's history.
-
-    Args:
-        n_answers: how often the engine was called: once for each completion.
-        is_cached: the answer came from DSPy's cache.
-        is_empty: there is no completion, not even an empty text.
-        prompt: the last message that was sent.
-        text: the raw text of the first answer.
-        is_cut: the answer ends where the LM had no more room.
-        is_filtered: a content filter of the provider held the answer back, or a part of it.
-        refusal: what the LM says in place of an answer; "": it does not refuse one.
-        logprobs: for each token of all answers, its log-probability, where the LM gives it.
-    """
+    """An LM call, by its entry in DSPy's history."""
 
     model: str
-    n_answers: int
-    is_cached: bool
-    is_empty: bool
+    n_answers: int  # how often the engine was called: once for each completion
+    is_cached: bool  # the answer came from DSPy's cache
+    is_empty: bool  # there is no completion, not even an empty text
     prompt_tokens: int
     completion_tokens: int
-    cost: float | None
-    prompt: str
-    text: str
-    is_cut: bool
-    is_filtered: bool
-    refusal: str
-    logprobs: tuple[float, ...]
+    cost: float | None  # in US dollars
+    prompt: str  # the last message that was sent
+    text: str  # the raw text of the first answer
+    is_cut: bool  # the answer ends where the LM had no more room
+    is_filtered: bool  # a content filter of the provider held the answer back, or a part of it
+    refusal: str  # what the LM says in place of an answer; "": it does not refuse one
+    logprobs: tuple[float, ...]  # of each token of all answers, where the LM gives it
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> "Call":

@@ -28,13 +28,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Homes:
-    """The loops in which the user's async code may have to run, and that of `acompile`'s caller.
+    """The loops in which the user's async code may have to run."""
 
-    In the latter, the first of them, runs what needs no other.
-    """
-
-    loops: tuple[asyncio.AbstractEventLoop, ...] = ()
-    caller: asyncio.AbstractEventLoop | None = None
+    loops: tuple[asyncio.AbstractEventLoop, ...] = ()  # that of the caller comes first
+    caller: asyncio.AbstractEventLoop | None = None  # of `acompile`; there runs what needs no other
 
 
 NOWHERE = Homes()

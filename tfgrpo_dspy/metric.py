@@ -45,14 +45,10 @@ PredictorTrace = list[tuple[Any, Any, Any]]
 
 @dataclass(frozen=True, slots=True)
 class ScoringFunction:
-    """A metric as a function of example, prediction and program trace.
+    """A metric as a function of example, prediction and program trace."""
 
-    `asks_predictors`: it also says what one predictor did well or badly (`feedback_on`), as GEPA's
-    metrics do. `ask` gives what the metric itself returns.
-    """
-
-    asks_predictors: bool
-    ask: Callable[..., Any]
+    asks_predictors: bool  # it also says what one predictor did well or badly, as GEPA's metrics do
+    ask: Callable[..., Any]  # gives what the metric itself returns
     name: str
 
     def __call__(self, example: Any, prediction: Any, program_trace: Any) -> Score:

@@ -39,8 +39,7 @@ NAME = re.compile(r"[a-z]+([_. -][a-z]+)*")
 FORMS = (json.dumps, partial(json.dumps, ensure_ascii=False), repr)
 """How other texts show a text."""
 PLAIN_HEADERS = ("accept", "accept-encoding", "connection", "content-type", "host", "user-agent")
-SHORTEST_SECRET = 8
-"""Shorter values are placeholders, such as "none"."""
+SHORTEST_SECRET = 8  # shorter values are placeholders, such as "none"
 MAX_DEPTH = 4  # how deep in an LM secrets are looked for: `lm.engine.client.headers` is three deep
 
 

@@ -69,16 +69,12 @@ def _names(code: CodeType) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class AsyncNeeds:
-    """What ties code to one event loop.
-
-    It holds loops (the nearest first); objects with which tasks signal to each other; others that
-    all its calls share, such as clients and locks.
-    """
+    """What ties code to one event loop."""
 
     code: Any
-    loops: tuple[asyncio.AbstractEventLoop, ...]
-    has_signals: bool
-    has_shared: bool
+    loops: tuple[asyncio.AbstractEventLoop, ...]  # that it holds, the nearest first
+    has_signals: bool  # objects with which tasks signal to each other
+    has_shared: bool  # others that all its calls share, such as clients and locks
 
     @property
     def shares(self) -> bool:

@@ -53,25 +53,22 @@ class Amount:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a run has taken up to a decided update, of it `rollouts` by its rollouts.
+    """What a run has taken up to a decided update.
 
     Rollouts that go on from a step of another one, or did not come to their end, say nothing of
-    what a whole one takes. `squares` are the sums of the squares, `dearest` is the most that one
-    took. `recent`: what each of the latest updates has taken for an example; `assumed`,
-    `assumed_answer`: what a rollout, and an answer of the reflection LM, is expected to take before
-    the first is made.
+    what a whole one takes.
     """
 
     budget: Budget
     used: Amount = Amount()
-    rollouts: Amount = Amount()
-    squares: Amount = Amount()
-    dearest: Amount = Amount()
+    rollouts: Amount = Amount()  # of what was used, by the whole ones
+    squares: Amount = Amount()  # the sums of the squares of these
+    dearest: Amount = Amount()  # the most that one of them took
     n_rollouts: int = 0
-    recent: tuple[Amount, ...] = ()
+    recent: tuple[Amount, ...] = ()  # what each of the latest updates has taken for an example
     reflections: Amount = Amount()
-    assumed: Amount = Amount(1.0, 1.0)
-    assumed_answer: Amount = Amount(1.0)
+    assumed: Amount = Amount(1.0, 1.0)  # of a rollout, before the first is made
+    assumed_answer: Amount = Amount(1.0)  # the same of an answer of the reflection LM
 
     def after_rollouts(self, rollouts: Sequence[Rollout]) -> "Account":
         """The account when these rollouts are made."""

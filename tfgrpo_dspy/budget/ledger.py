@@ -45,15 +45,12 @@ NOTHING = Budget(0, 0, 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reservation:
-    """Calls and dollars taken for an LM call, or (`is_share`) for a request to an executor.
-
-    They are settled when it is known what that took; `abandoned`: nobody waits for that.
-    """
+    """Calls and dollars taken for an LM call; settled when it is known what that took."""
 
     n_calls: int
     cost: float
-    abandoned: threading.Event = field(default_factory=threading.Event)
-    is_share: bool = False
+    abandoned: threading.Event = field(default_factory=threading.Event)  # nobody waits for it
+    is_share: bool = False  # it is for a request to an executor
     n_metric_calls: int = 0  # of a share
 
 

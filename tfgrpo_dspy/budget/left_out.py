@@ -19,8 +19,7 @@ from tfgrpo_dspy.redaction import known_secrets, redacted
 
 logger = logging.getLogger(__name__)
 
-OWN = "own"
-"""The `temperature` of training rollouts that leaves each LM and predictor at its own."""
+OWN = "own"  # the `temperature` of training rollouts that leaves each LM and predictor at its own
 SAMPLING = ("temperature", "seed", "top_p", "top_k", "min_p", "presence_penalty",
             "frequency_penalty", "repetition_penalty")  # fmt: skip
 """In the order in which they are left out; the optimizer sets the first two."""

@@ -33,8 +33,6 @@ def _raised(why: TrainingCut | TimeoutError) -> Any:
 class PaidCall(Generic[Result]):
     """A rollout, a reflection or an approval, which a run pays for once.
 
-    `role` is its role in the report; "": it has none. `do` does it; `without` is the result where a
-    limit or the clock leaves none. `taken` is what a result cost: LM calls, dollars, metric calls.
     A result whose failure (`failure_of`) is not recorded is noted, and made again by a later start;
     one that is void is neither noted nor counted. `count` counts a result, with the seconds that it
     took; None: it was recorded before.
@@ -44,10 +42,10 @@ class PaidCall(Generic[Result]):
     key: str
     kind: TypeAdapter[Result]
     do: Callable[[], Awaitable[Result]]
-    role: str = ""
+    role: str = ""  # in the report; "": it has none
     where: Whereabouts | None = None
-    without: Callable[[TrainingCut | TimeoutError], Result] = _raised
-    taken: Callable[[Result], tuple[int, float, int]] = lambda _: (0, 0.0, 0)
+    without: Callable[[TrainingCut | TimeoutError], Result] = _raised  # by a limit or the clock
+    taken: Callable[[Result], tuple[int, float, int]] = lambda _: (0, 0.0, 0)  # as `Ledger.spend`
     failure_of: Callable[[Result], Failure | None] = lambda _: None
     is_void: Callable[[Result], bool] = lambda _: False
     count: Callable[[Result, float | None], None] = lambda *_: None

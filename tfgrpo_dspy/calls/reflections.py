@@ -42,16 +42,14 @@ NOT_SHOWN = (
 )
 MAX_HALVINGS = 4  # of what is shown, where the LM says that the prompt is too long
 STAGES = {
-    "update": ("update", "operations", 0),
-    "draft": ("draft", "lessons", 1),
-    "lesson": ("extract", "lessons", 2),
-    "summary": ("summarize", "summary", 2),
-    "condense": ("condense", "condensed", 0),
+    "update": ("update", "operations", 0, "update"),
+    "draft": ("draft", "lessons", 1, "draft"),
+    "lesson": ("extract", "lessons", 2, "example"),
+    "summary": ("summarize", "summary", 2, "example"),
+    "condense": ("condense", "condensed", 0, "predictor"),
 }
-"""By stage: the module of `Reflection` that is asked, the output that is wanted, and the rank: of
-the tasks that wait, those with the lowest rank are begun first."""
-
-
+"""By stage: the module of `Reflection` that is asked, the output that is wanted, the rank (of the
+tasks that wait, those with the lowest rank are begun first), and what the question is about."""
 STRATEGY_RANK = 2
 
 
@@ -69,21 +67,16 @@ class Occasion(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a module answered (None: nothing that could be used), and what went wrong.
+    """What a module answered, and what went wrong."""
 
-    `explanation` is what an extraction gives beside its lessons, `unread` how an answer begins that
-    could not be read. `is_too_long`: the prompt was, for
-    the model; `is_lost`: the provider or the clock failed.
-    """
-
-    output: Any
+    output: Any  # None: nothing that could be used
     usage: Usage = field(default_factory=Usage)
     parse_failures: int = 0
     error: str = ""
-    is_too_long: bool = False
-    is_lost: bool = False
-    explanation: str = ""
-    unread: str = ""
+    is_too_long: bool = False  # the prompt was, for the model
+    is_lost: bool = False  # the provider or the clock failed
+    explanation: str = ""  # what an extraction gives beside its lessons
+    unread: str = ""  # how an answer begins that could not be read
 
     @property
     def is_useless(self) -> bool:
@@ -188,13 +181,11 @@ class ReflectionClient:
         `index` tells the rollouts of an example apart. Raises RunStopped: the run has ended;
         MissingRecordError: offline, and the answer is not recorded.
         """
-        name, output, rank = STAGES[stage]
+        name, output, rank, noun = STAGES[stage]
         module = getattr(self._settings.reflection, name)
         purpose = "update/0/0" if stage == "update" else stage  # as in earlier runs
         rollout_id = rollout_id_for(self._settings.seed, batch.epoch, number, index, purpose)
         question = _Question(stage, module, output, rollout_id, {**self.common, **inputs})
-        nouns = {"update": "update", "draft": "draft", "condense": "predictor"}
-        noun = nouns.get(stage, "example")
         return await self._answered(question, batch, rank, f"{noun} {number}")
 
     async def ask_for_strategy(self, batch: Occasion, signature: Any, inputs: Inputs) -> Answer:

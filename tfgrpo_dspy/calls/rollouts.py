@@ -29,18 +29,13 @@ NO_MORE = Failure(
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one rollout is made of; `example` is the example's position in its set.
-
-    `temperature`: None, or "own", for that of each LM and predictor.
-    `start`: where it goes on from, if it is not a whole rollout; then `rollout_id` depends on that.
-    `asks_predictors`: whether the metric is also asked about each predictor.
-    """
+    """What one rollout is made of."""
 
     additions: Additions
-    example: int
-    rollout_id: int
-    temperature: float | str | None = None
-    start: Start | None = field(default=None, compare=False)
+    example: int  # the example's position in its set
+    rollout_id: int  # it depends on `start`, too
+    temperature: float | str | None = None  # None, or "own": that of each LM and predictor
+    start: Start | None = field(default=None, compare=False)  # None: it is a whole rollout
     asks_predictors: bool = field(default=False, compare=False)
 
     def failed(self, failure: Failure) -> Rollout:
@@ -162,11 +157,9 @@ class Rollouts:
 
     async def _done(self, sample: Sample, where: Whereabouts) -> Rollout:
         """The rollout, made in a thread or in another process."""
-        calls, example = self._calls, self._examples[sample.example]
+        calls = self._calls
         if calls.remote is not None:
-            made_of = sample.rollout_id, sample.temperature, sample.start, sample.asks_predictors
-            parts = (example, sample.example, *made_of)
-            of_example = packed(parts, f"example {sample.example}")
+            of_example = packed(self._own(sample), f"example {sample.example}")
             request = Request(self._bundle, self._sent(sample.additions), of_example)
             n_metric_calls = 1 + len(self._inputs.predictors) * sample.asks_predictors
             n_metric_calls *= self._metric is not None
@@ -180,19 +173,25 @@ class Rollouts:
     def _task(self, sample: Sample, where: Whereabouts) -> RolloutTask:
         return RolloutTask(
             program=self._program(sample.additions),
-            example=self._examples[sample.example],
-            index=sample.example,
-            rollout_id=sample.rollout_id,
-            temperature=sample.temperature,
             score=self.score,
             ledger=self._calls.ledger,
             prices=self._prices,
-            start=sample.start,
-            asks_predictors=sample.asks_predictors,
             is_training=self._role == "rollout",
             calls=where.calls,
             kept_demos=self._kept_demos,
+            **self._own(sample),
         )
+
+    def _own(self, sample: Sample) -> dict[str, Any]:
+        """The fields of its `RolloutTask` that are the rollout's own."""
+        return {
+            "example": self._examples[sample.example],
+            "index": sample.example,
+            "rollout_id": sample.rollout_id,
+            "temperature": sample.temperature,
+            "start": sample.start,
+            "asks_predictors": sample.asks_predictors,
+        }
 
     def _baked(self, additions: Additions) -> Any:
         return additions.bake(self._inputs.student)

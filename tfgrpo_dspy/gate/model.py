@@ -57,23 +57,14 @@ ROOT_2_PI = math.sqrt(2 * math.pi)
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The training rollouts, and what the experiences are about.
+    """The training rollouts, and what the experiences are about."""
 
-    Args:
-        examples: the example of each rollout, from 0; shape (n,).
-        scores: shape (n,).
-        present: which of the experiences each rollout was given; shape (n, J).
-        relevance: of each example for each experience; shape (J, number of examples).
-        tells: whether an experience's text says what it is about; shape (J,).
-        demos: which of the K sets of demos each rollout showed; shape (n, K).
-    """
-
-    examples: NDArray[np.int64]
-    scores: Matrix
-    present: Flags
-    relevance: Matrix
-    tells: Flags
-    demos: Flags
+    examples: NDArray[np.int64]  # the example of each rollout, from 0; shape (n,)
+    scores: Matrix  # shape (n,)
+    present: Flags  # which of the experiences each rollout was given; shape (n, J)
+    relevance: Matrix  # of each example for each experience; shape (J, number of examples)
+    tells: Flags  # whether an experience's text says what it is about; shape (J,)
+    demos: Flags  # which of the K sets of demos each rollout showed; shape (n, K)
 
 
 Posterior = tuple[Matrix, Matrix, Matrix]
@@ -199,17 +190,14 @@ def _parts(data: Data, left: Matrix) -> Matrix:
 class _Sums:
     """The rollouts, summed up. A row x: what it was given, that by its relevance, demos, 1.
 
-    Args:
-        gram, projection: X'WX and X'Wy, where W integrates out noise and the ease of each example;
-            shapes (P, P) and (P,), where P = 2 J + K + 1.
-        rows, scores, counts: the sums of x and y, and the number of rollouts, of each example.
+    W integrates out noise and the ease of each example; P = 2 J + K + 1.
     """
 
-    gram: Matrix
-    projection: Matrix
-    rows: Matrix
-    scores: Matrix
-    counts: NDArray[np.int64]
+    gram: Matrix  # X'WX; shape (P, P)
+    projection: Matrix  # X'Wy; shape (P,)
+    rows: Matrix  # the sum of x, of each example
+    scores: Matrix  # the sum of y, of each example
+    counts: NDArray[np.int64]  # the number of rollouts of each example
 
     @classmethod
     def of(cls, data: Data) -> "_Sums":

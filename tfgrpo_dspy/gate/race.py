@@ -49,21 +49,13 @@ def scored(scores: Scores) -> Scores:
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """A race of candidates, the first of which is the student.
+    """A race of candidates, the first of which is the student."""
 
-    Args:
-        candidates: each candidate's parts beyond the student.
-        parts: what each is believed to add to the score: mean and standard deviation.
-        prices: what a part must add to be worth its tokens; a part that is not named costs nothing.
-        score_sd: the standard deviation of the scores, as far as it is known.
-        n_examples: the size of the validation set; examples are measured in the order 0, 1, ...
-    """
-
-    candidates: tuple[frozenset[Hashable], ...]
-    parts: Mapping[Any, tuple[float, float]]
-    prices: Mapping[Any, float]
-    score_sd: float
-    n_examples: int
+    candidates: tuple[frozenset[Hashable], ...]  # each candidate's parts beyond the student
+    parts: Mapping[Any, tuple[float, float]]  # what each may add to the score: mean and sd
+    prices: Mapping[Any, float]  # what a part must add to be worth its tokens; of others 0.0
+    score_sd: float  # the standard deviation of the scores, as far as it is known
+    n_examples: int  # of the validation set; they are measured in the order 0, 1, ...
 
     def next(self, scores: Scores, n_left: int | None) -> list[tuple[int, int]]:
         """The (candidate, example) pairs to measure next, at most `n_left`; none: it is over."""

@@ -15,8 +15,7 @@ import dspy
 from tfgrpo_dspy.dspy_seam import EvaluationResult, with_callbacks
 from tfgrpo_dspy.listeners.listening import Listening
 
-Row = tuple[Any, Any, float]
-"""An example, its prediction, and the score."""
+Row = tuple[Any, Any, float]  # an example, its prediction, and the score
 
 
 @dataclass(frozen=True, slots=True)

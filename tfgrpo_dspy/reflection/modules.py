@@ -33,13 +33,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
 
 
 class _ReflectionModule(dspy.Module):
-    """Asks one predictor, which is given those of the inputs that its signature has.
-
-    Args:
-        signature: another prompt, with the same outputs, each a `str` or a list.
-        adapter: see `dspy.Adapter`; small models are helped by `tfgrpo_dspy.local.PlainAdapter`.
-        shown_tokens: how many tokens (estimated) of attempts, examples or lessons one prompt has.
-    """
+    """Asks one predictor, which is given those of the inputs that its signature has."""
 
     default_signature: Any = None
     unscored_signature: Any = None

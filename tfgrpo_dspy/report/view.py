@@ -18,21 +18,17 @@ CONTEXT = 3  # unchanged lines around a changed one of a prompt
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """One experience in the run, from its first change to the end.
-
-    `experience` is None where it is not in the result, and `why_gone` then says why. `span` is
-    the part of the run's updates in which it lived, in percent.
-    """
+    """One experience in the run, from its first change to the end."""
 
     id: str
     text: str
     scope: str
     changes: Sequence[tuple[UpdateRecord, Change]]
-    experience: Experience | None
+    experience: Experience | None  # None: it is not in the result
     effect: Effect | None
     tried: TriedAdvice | None
-    why_gone: str
-    span: tuple[float, float]
+    why_gone: str  # from the result
+    span: tuple[float, float]  # begin and length of its life, in percent of the run's updates
 
     @property
     def comparisons(self) -> list[Comparison]:

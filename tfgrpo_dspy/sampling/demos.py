@@ -29,8 +29,7 @@ T = TypeVar("T")
 N_SETS = 8
 """So many sets of demos a run compares. With a small LM, which examples are shown, and in which
 order, may matter more than whether any are (`docs/measurements.md`)."""
-LEAST_BEST = 4
-"""Demos are made of rollouts once so many examples have a good one."""
+LEAST_BEST = 4  # demos are made of rollouts once so many examples have a good one
 _UNREAD = "DSPy writes it so, and does not read that text again: let the type read it."
 
 

@@ -14,6 +14,7 @@ from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.budget.meter import Meter, metered
+from tfgrpo_dspy.budget.prices import Prices
 from tfgrpo_dspy.budget.unseen import judging
 from tfgrpo_dspy.dspy_seam import (
     Call,
@@ -38,28 +39,21 @@ from tfgrpo_dspy.wording import shortened
 
 @dataclass(frozen=True, slots=True)
 class RolloutTask:
-    """Everything that one rollout depends on.
+    """Everything that one rollout depends on."""
 
-    `program` has its library baked in and is not changed; `index` is the example's position in
-    its set; `temperature` None leaves every LM and predictor at its own, and so does `OWN`, in a
-    training rollout; `score` None runs without a metric. Calls are taken from `ledger`; `prices`
-    are those of `budget.meter`. With a `start`, the rollout goes on from a step of another one.
-    `calls` are those that it is in, by their ids; `kept_demos` the run's messages of demos.
-    """
-
-    program: Any
+    program: Any  # with its library baked in; it is not changed
     example: dspy.Example
-    index: int
+    index: int  # the example's position in its set
     rollout_id: int
-    temperature: float | str | None
-    score: ScoringFunction | None
+    temperature: float | str | None  # None, or `OWN`: that of each LM and predictor
+    score: ScoringFunction | None  # None: there is no metric
     ledger: Ledger = field(default_factory=Ledger)
-    prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    start: Start | None = None
+    prices: Prices = field(default_factory=dict)
+    start: Start | None = None  # the step of another rollout from which it goes on
     asks_predictors: bool = False
     is_training: bool = False
-    calls: dict[str, str] = field(default_factory=dict)
-    kept_demos: dict[Any, Any] = field(default_factory=dict)
+    calls: dict[str, str] = field(default_factory=dict)  # those that it is in, by their ids
+    kept_demos: dict[Any, Any] = field(default_factory=dict)  # the run's messages of demos
 
 
 def run_rollout(task: RolloutTask) -> Rollout:

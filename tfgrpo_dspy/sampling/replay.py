@@ -36,8 +36,7 @@ from tfgrpo_dspy.sampling.dispatch import REPLAY, DispatchedTools
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, parsed
 
 MARK = "tfgrpo_replay_only"
-LAST_TOOLS = ("finish", "submit")
-"""The tools with which DSPy's agents end."""
+LAST_TOOLS = ("finish", "submit")  # the tools with which DSPy's agents end
 OF_A_TOOL = "tool "
 """So the reasons begin that lie in the tools of one rollout, and not in the program."""
 _BLAMES = r"During handling of the above exception|The above exception was the direct cause"

@@ -27,8 +27,7 @@ MIN_STALENESS, MAX_STALENESS, MANY_BATCHES = 1, 4, 12
 """With so many batches, one more is made at once for more than the usual number of threads."""
 ROLLOUTS_PER_THREAD = 1.5  # of the batches made at once: a thread that ends early finds another
 MAX_DRAFTS, CALLS_PER_DRAFT, EXAMPLES_OF_DRAFT, MAX_DEMOS = 12, 16, 10, 16
-DEMO_TOKENS = 8_000
-"""Demos are made fewer where they would take more of a prompt, as estimated."""
+DEMO_TOKENS = 8_000  # demos are made fewer where they would take more of a prompt, as estimated
 DRAFTS_SHARE = 1 / 2
 """Drafts take at most so much of the dollars, as estimated, where these pay for more than one."""
 GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less

@@ -19,8 +19,7 @@ RUN, DECIDED, RESULTS, ROWS = "run:", "decided:", "results:", "rows:"  # how key
 NOTHING = Amount()
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-Spent = tuple[Count, Annotated[float, Field(ge=0, lt=1e15)]]
-"""LM calls and dollars."""
+Spent = tuple[Count, Annotated[float, Field(ge=0, lt=1e15)]]  # LM calls and dollars
 Library = Annotated[
     ExperienceLibrary,
     PlainValidator(ExperienceLibrary.from_dict),
@@ -32,39 +31,32 @@ Library = Annotated[
 class RunEnd:
     """How a run ended under these limits, or how it stands; a start with the same ones repeats it.
 
-    `ended_because` is "" in an unfinished run. `cut_because` says which limit refused what the run
-    asked for, or what else stopped it; "": nothing, and None: a note of an earlier version. Of what
-    the run had paid, `kept` surely counts in a later start with a larger budget, and `lost` came to
-    nothing; its plans had set `set_aside` aside for that (None: as much as `lost`).
+    `cut_because` says which limit refused what the run asked for, or what else stopped it; "":
+    nothing, and None: a note of an earlier version.
     """
 
-    ended_because: str
-    lost: Spent
-    kept: Spent
+    ended_because: str  # "": it is not finished
+    lost: Spent  # what of that paid came to nothing
+    kept: Spent  # what of it surely counts in a later start with a larger budget
     schedule: dict[str, Count]
     limits: dict[str, float | None]
     n_test: Count
-    set_aside: Spent | None = None
+    set_aside: Spent | None = None  # by its plans, for what is lost; None: as much
     cut_because: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunNote(RunEnd):
-    """The only form in which the note of a run is written and read.
-
-    `library` (without its evidence, which grows), `demos` and `condensed` are the best so far.
-    `paid` is what all starts have paid, `earlier` how the run ended under other limits before, and
-    `n_updates` how many updates a finished run has.
-    """
+    """The only form in which the note of a run is written and read."""
 
     begun: str
-    library: Library
+    library: Library  # the best so far, as `demos` and `condensed`; no evidence, which grows
     demos: tuple[Demo, ...]
-    paid: Spent
+    paid: Spent  # by all starts
     parts: dict[str, str]
     condensed: tuple[tuple[str, str], ...] = ()
-    n_updates: Count | None = None
-    earlier: tuple[RunEnd, ...] = ()
+    n_updates: Count | None = None  # of a finished run
+    earlier: tuple[RunEnd, ...] = ()  # how the run ended under other limits before
 
     @property
     def ends(self) -> tuple[RunEnd, ...]:

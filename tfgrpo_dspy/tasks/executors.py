@@ -37,15 +37,10 @@ def workers_of(executor: Executor) -> int | None:
 
 
 class RemoteRollouts:
-    """Runs rollouts in the user's executor.
+    """Runs rollouts in the user's executor, so many at once.
 
     Workers cannot ask the ledger for each call. So calls and dollars are reserved for a request,
     and what it did not need comes back. A rollout whose reservation was too small is made again.
-
-    Args:
-        ledger: what calls are reserved from.
-        executor: any `concurrent.futures.Executor`; its workers need this package.
-        n_at_once: how many requests are under way at once.
     """
 
     def __init__(self, ledger: Ledger, executor: Executor, n_at_once: int) -> None:

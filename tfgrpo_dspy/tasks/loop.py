@@ -33,8 +33,7 @@ GRACE_S, GRACE_SHARE = 2.0, 1 / 3
 """How long calls in flight are waited for when a budget is reached, so that they are not lost; of
 the time that is kept for the end of the run at most this share."""
 HANGS_AFTER = 1.5  # of that time; what then keeps the training from its end is no call
-PATIENCE_S = 60.0
-"""After so long without a result, the log says once where a task is."""
+PATIENCE_S = 60.0  # after so long without a result, the log says once where a task is
 WATCH_S = 0.1  # how often the loop looks whether the run has ended
 TURNS = 5  # of the loop after a result; then its slot is free, and what follows waits for one
 

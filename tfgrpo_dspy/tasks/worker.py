@@ -63,37 +63,26 @@ def packed(part: Any, name: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A rollout that is wanted, packed: what `packed_bundle` gave; additions; and the sample.
+    """A rollout that is wanted, packed."""
 
-    The sample is an example, its position in its set, a rollout id, a temperature, where the
-    rollout goes on from (None: it is a whole one), and whether the metric is also asked about
-    predictors.
-    """
-
-    bundle: bytes
+    bundle: bytes  # what `packed_bundle` gave
     additions: bytes
-    sample: bytes
+    sample: bytes  # the fields of its `RolloutTask` that are the rollout's own
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to a request.
+    """The answer to a request."""
 
-    `rollout` is the record of the rollout, where one was made; else `stopped_because` says why not.
-    `n_calls` and `cost` are what was used of the reservation. `was_started_before`: a worker died
-    while it ran this request. `left_out`: parameters that were refused there, in words.
-    `n_unseen`: how many of the calls nobody could refuse.
-    """
-
-    rollout: dict[str, Any] | None = None
-    n_calls: int = 0
+    rollout: dict[str, Any] | None = None  # its record, where one was made
+    n_calls: int = 0  # what was used of the reservation, as the next two
     cost: float = 0.0
     n_metric_calls: int = 0
-    stopped_because: str = ""
+    stopped_because: str = ""  # why none was made
     is_failure: bool = False
-    was_started_before: bool = False
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    n_unseen: int = 0
+    was_started_before: bool = False  # a worker died while it ran this request
+    left_out: Mapping[str, str] = field(default_factory=dict)  # refused parameters, in words
+    n_unseen: int = 0  # how many of the calls nobody could refuse
 
 
 def run_request(request: Request, budget: Budget, name: str) -> Reply:
@@ -104,7 +93,6 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
         program_with, metric, score, context, prices, left_out, secrets = _unpacked(request.bundle)
         program = program_with(request.additions)
         sample = cloudpickle.loads(request.sample)
-        example, index, rollout_id, temperature, start, asks_predictors = sample
     except Exception as error:  # noqa: BLE001 - the reply says it
         message = (
             f"a worker of the executor cannot read the program: {described(error)}. "
@@ -113,18 +101,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
         return Reply(stopped_because=message, is_failure=True)
     ledger, record, why = Ledger(budget, left_out), None, ""
     HOMES.set(homes_in_worker(program, metric))
-    task = RolloutTask(
-        program,
-        example,
-        index,
-        rollout_id,
-        temperature,
-        score,
-        ledger,
-        prices,
-        start,
-        asks_predictors,
-    )
+    task = RolloutTask(program=program, score=score, ledger=ledger, prices=prices, **sample)
     try:
         with dspy.context(**context):
             record = cleaned(run_rollout(task).to_dict(), lambda text: redacted(text, secrets))
