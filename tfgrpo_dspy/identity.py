@@ -177,7 +177,8 @@ def _code(value: Any, unseen: Unseen) -> Any:
         is_signature = hasattr(value, "instructions") and hasattr(value, "output_fields")
         return _signature_identity(value) if is_signature else unseen.once(value, _class_identity)
     if isinstance(value, functools.partial):
-        return unseen.once(value, _partial_identity)
+        parts = ["partial", value.func, value.args, value.keywords]
+        return unseen.once(value, lambda _, now: object_identity(parts, now))
     if isinstance(value, types.MethodType):
         return _method_identity(value, unseen)
     if isinstance(value, types.FunctionType):
@@ -188,10 +189,6 @@ def _code(value: Any, unseen: Unseen) -> Any:
         return _name_of(value)
     is_module = hasattr(value, "named_predictors")  # of which each rollout has its own
     return instance_identity(value, unseen) if is_module else unseen.once(value, instance_identity)
-
-
-def _partial_identity(value: functools.partial[Any], unseen: Unseen) -> Any:
-    return object_identity(["partial", value.func, value.args, value.keywords], unseen)
 
 
 def _method_identity(method: types.MethodType, unseen: Unseen) -> Any:

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from typing import NoReturn
 
 from tfgrpo_dspy.budget.clock import Clock
@@ -159,19 +159,15 @@ class Ledger:
         """
         left, reach = self.left(name, leaves_lessons), self.reach(name, leaves_lessons)
         if name == "max_cost" and borrows and wanted:
-            if reach < len(self._open) * self.cost_of_call:
+            n_settled = self.n_lm_calls - sum(taken.n_calls for taken in self._open)
+            of_settled = self.cost - sum(taken.cost for taken in self._open)
+            if reach < len(self._open) * (of_settled / max(1, n_settled)):
                 self.use_up(name)
             lent = LENT_SHARE * (self._reserve.max_cost or 0.0)
             left, reach = left + lent, reach + lent
         if wanted > reach:
             self.use_up(name)
         return wanted <= left
-
-    @property
-    def cost_of_call(self) -> float:
-        """What a call has cost on average, those under way not counted."""
-        n = self.n_lm_calls - sum(taken.n_calls for taken in self._open)
-        return (self.cost - sum(taken.cost for taken in self._open)) / max(1, n)
 
     def reach(self, name: str, leaves_lessons: bool = False) -> float:
         """What is left, and what calls under way may give back: a share calls, any its dollars."""
@@ -284,19 +280,16 @@ class Ledger:
                 self._stopping.clear()
 
     def raise_limits(self, n_lm_calls: float, n_metric_calls: float, cost: float) -> None:
-        """Let the end of a finished run have so much more, though a budget has ended the run."""
+        """Let the end of a finished run have so much more, though a budget has ended the run.
+
+        That is more than its limits, or than what earlier starts with larger ones have paid.
+        """
         with self._lock:
             more = math.ceil(n_lm_calls), math.ceil(n_metric_calls), cost, 0.0
-            limits = zip(astuple(self._budget_or_paid), more, strict=True)
-            self.budget = Budget(*(None if limit is None else limit + n for limit, n in limits))
+            rows = zip(astuple(self.budget), (self.n_paid, 0, self.paid, 0.0), more, strict=True)
+            raised = (limit and max(limit, paid) + n for limit, paid, n in rows)
+            self.budget = Budget(*raised)
             self.open_reserve()
-
-    @property
-    def _budget_or_paid(self) -> Budget:
-        """The limits, or what earlier starts with larger ones have paid."""
-        n, cost = self.budget.max_lm_calls, self.budget.max_cost
-        n, cost = n and max(n, self.n_paid), cost and max(cost, self.paid)
-        return replace(self.budget, max_lm_calls=n, max_cost=cost)
 
     def stop(self, reason: str, *, is_failure: bool = False) -> None:
         """End the run; the first reason stands, but for a failure, which always does."""

@@ -3,7 +3,6 @@
 Nothing that a module does can end the run: what it raises is counted and costs its own answer.
 """
 
-import functools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
@@ -127,15 +126,13 @@ class ReflectionClient:
         """
         by_example = [media_in(dict(example.inputs())) for example in examples]
         images = [str(one) for media in by_example for one in media if isinstance(one, dspy.Image)]
-        if images and not self._shows_images:
+        shows = self._settings.reflection.show_images
+        if images and shows is None:
+            shows = abilities_of(self._lm).get("supports_vision")
+        if images and not shows:
             self._calls.report.count_failure("image not shown", NOT_SHOWN, len(images))
             return []
         return images
-
-    @functools.cached_property
-    def _shows_images(self) -> bool:
-        shows = self._settings.reflection.show_images
-        return bool(abilities_of(self._lm).get("supports_vision")) if shows is None else shows
 
     async def at_once(self, asking: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
         """The results of all, in order."""
@@ -219,7 +216,7 @@ class ReflectionClient:
                 self._note_asked(batch)
             if calls.records.store is not None:
                 inputs = {k: v for k, v in question.inputs.items() if v is not self.common.get(k)}
-                calls.manifest.note_asked(reflection_row(stage, batch.update, inputs, answer))
+                calls.manifest.asked.append(reflection_row(stage, batch.update, inputs, answer))
             self.usage[batch.update] += answer.usage
             calls.report.count_reflection(
                 stage, answer.usage, answer.error, answer.parse_failures, answer.unread

@@ -48,12 +48,14 @@ class Rollouts:
 
     def __init__(self, inputs: RunInputs, calls: Calls, role: str, examples: Sequence[Any]) -> None:
         settings, self._inputs, self._calls = inputs.settings, inputs, calls
-        self._role = role
+        self._role, self._set = role, "training" if role == "rollout" else role
         self._examples = examples
         self._metric = settings.metric
         self.score = None if self._metric is None else adapt_metric(self._metric)
-        self._program = functools.lru_cache(KEPT_PROGRAMS)(self._baked)
-        self._digest = functools.lru_cache(KEPT_DIGESTS)(self._digested)
+        self._program = functools.lru_cache(KEPT_PROGRAMS)(lambda added: added.bake(inputs.student))
+        self._digest = functools.lru_cache(KEPT_DIGESTS)(
+            lambda additions: calls.records.keys.program(self._program(additions))
+        )
         self._sent = functools.lru_cache(KEPT_SENT)(lambda sent: packed(sent, "the library"))
         self._prices = settings.execution.prices or {}
         self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
@@ -133,10 +135,6 @@ class Rollouts:
             sample.temperature,
         )
 
-    @property
-    def _set(self) -> str:
-        return "training" if self._role == "rollout" else self._role
-
     def _without(
         self, why: TrainingCut | TimeoutError, sample: Sample, where: Whereabouts
     ) -> Rollout:
@@ -192,12 +190,6 @@ class Rollouts:
             "start": sample.start,
             "asks_predictors": sample.asks_predictors,
         }
-
-    def _baked(self, additions: Additions) -> Any:
-        return additions.bake(self._inputs.student)
-
-    def _digested(self, additions: Additions) -> str:
-        return self._calls.records.keys.program(self._program(additions))
 
 
 def _taken(rollout: Rollout) -> tuple[int, float, int]:

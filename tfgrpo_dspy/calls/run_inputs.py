@@ -7,8 +7,8 @@ from typing import Any
 
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.reflection.lessons import listed_labels
-from tfgrpo_dspy.sampling.fields import as_fields
-from tfgrpo_dspy.sampling.labels import labels_of, nullable_outputs
+from tfgrpo_dspy.sampling.fields import as_fields, has_none
+from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.settings.schedule import RunSettings
 
 
@@ -41,4 +41,10 @@ class RunInputs:
 
     @cached_property
     def _nullable(self) -> frozenset[str]:
-        return nullable_outputs(self.student)
+        """The output fields of the student's predictors whose type has None."""
+        return frozenset(
+            name
+            for _, predictor in named_predictors(self.student)
+            for name, field in predictor.signature.output_fields.items()
+            if has_none(field.annotation)
+        )

@@ -185,7 +185,8 @@ def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm
     modules = _modules_of(program)
     held_things = _held_by(modules)
     lms = {id(lm): lm_for(lm) for lm in held_things if is_lm(lm)}
-    shared = {id(held): _shared(held) for held in held_things if _is_shared(held)}
+    kept = (held for held in held_things if held is _REFUSING.get(id(held)) or _holds_a_loop(held))
+    shared = {id(held): _shared(held) for held in kept}
     shared |= {id(held): held.copy() for held in held_things if _is_of_texts(held)}
     try:
         copied = copy.deepcopy(program, {**shared, **lms})
@@ -262,10 +263,6 @@ def _holds_a_loop(held: Any) -> bool:
     """Whether a tool, or an object of the user's, holds an event loop."""
     is_dspys = type(held).__module__.startswith("dspy.")
     return (not is_dspys or _is_tool(held)) and bool(async_needs(held).loops)
-
-
-def _is_shared(held: Any) -> bool:
-    return _REFUSING.get(id(held)) is held or _holds_a_loop(held)
 
 
 def _shared(held: Any) -> Any:

@@ -20,7 +20,7 @@ Scored = Mapping[int, tuple[Rollout, float | None]]
 def training_rows(update: int, groups: Iterable[SampledGroup]) -> tuple[RolloutRow, ...]:
     """The rollouts of an update, with the scores of the metric."""
     return tuple(
-        _row(rollout, "training", additions, update, aid)
+        rollout_row(rollout, "training", additions, update, aid)
         for sampled in groups
         for additions, rollout, aid in zip(
             sampled.additions,
@@ -31,18 +31,29 @@ def training_rows(update: int, groups: Iterable[SampledGroup]) -> tuple[RolloutR
     )
 
 
-def measured_rows(set: str, candidate: Additions, rollouts: Scored) -> list[RolloutRow]:
-    """The rollouts of a candidate on the validation or test set."""
-    return [_row(rollout, set, candidate) for rollout, _ in rollouts.values()]
-
-
-def _row(
+def rollout_row(
     rollout: Rollout, set: str, additions: Additions, update: int | None = None, aid: str = ""
 ) -> RolloutRow:
+    """The row of a rollout, with what it was given."""
     ids = " ".join(experience.id for experience in additions.library)
     ids += " condensed" * bool(additions.condensed)
-    return RolloutRow.of(
-        rollout, set, update, experiences=ids, n_demos=len(additions.demos), aid=aid
+    failure = rollout.failure and f"{rollout.failure.kind}: {rollout.failure.message}"
+    return RolloutRow(
+        set=set,
+        update=update,
+        example=rollout.example,
+        rollout_id=rollout.rollout_id,
+        score=rollout.score,
+        outputs=fields_text(rollout.outputs),
+        feedback=rollout.words,
+        failure=failure or "",
+        experiences=ids,
+        n_demos=len(additions.demos),
+        aid=aid,
+        n_lm_calls=rollout.usage.n_lm_calls,
+        n_tokens=rollout.usage.n_tokens,
+        dollars=rollout.usage.cost_usd,
+        objectives=dict(rollout.objectives),
     )
 
 

@@ -164,11 +164,6 @@ def unsafe_reason(text: str, task: Task | None = None) -> str:
     return ""
 
 
-def always(text: str, reason: str) -> bool:  # noqa: ARG001 - as a function of the user's own has
-    """Refuses whatever there is a reason against."""
-    return True
-
-
 class Guard:
     """Refuses copies of examples and of long runs of words in them, bare labels, unsafe advice.
 
@@ -179,7 +174,7 @@ class Guard:
         self,
         examples: Iterable[Fields],
         task: Task | None = None,
-        refuses: Callable[[str, str], bool] = always,
+        refuses: Callable[[str, str], bool] = lambda _text, _reason: True,
     ) -> None:
         self._task, self._refuses = task or Task(), refuses
         self._runs: set[tuple[str, ...]] = set()

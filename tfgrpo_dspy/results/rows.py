@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tfgrpo_dspy.rollout import Rollout, fields_text
-
 
 @dataclass(frozen=True, slots=True)
 class RolloutRow:
@@ -36,28 +34,6 @@ class RolloutRow:
     n_tokens: int = 0
     dollars: float = 0.0
     objectives: Mapping[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, rollout: Rollout, set: str, update: int | None = None, **values: Any
-    ) -> "RolloutRow":
-        """The row of a rollout; `values` are the fields that the rollout does not know."""
-        failure = rollout.failure and f"{rollout.failure.kind}: {rollout.failure.message}"
-        return cls(
-            set=set,
-            update=update,
-            example=rollout.example,
-            rollout_id=rollout.rollout_id,
-            score=rollout.score,
-            outputs=fields_text(rollout.outputs),
-            feedback=rollout.words,
-            failure=failure or "",
-            n_lm_calls=rollout.usage.n_lm_calls,
-            n_tokens=rollout.usage.n_tokens,
-            dollars=rollout.usage.cost_usd,
-            objectives=dict(rollout.objectives),
-            **values,
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.gate.race import Scores, scored
 from tfgrpo_dspy.group import floored
-from tfgrpo_dspy.listeners.board_rows import example_rows, measured_rows
+from tfgrpo_dspy.listeners.board_rows import example_rows, rollout_row
 from tfgrpo_dspy.listeners.evaluations import Evaluation
 from tfgrpo_dspy.results.records import UNBOUNDED, ExampleScores, Gain, Scale, ScoreSummary
 from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow, objective_means
@@ -177,9 +177,9 @@ class Measurements:
     def rollouts(self) -> list[RolloutRow]:
         """The rollouts of all candidates."""
         return [
-            row
+            rollout_row(rollout, self._role, candidate)
             for c, candidate in enumerate(self.candidates)
-            for row in measured_rows(self._role, candidate, self._by_example(c))
+            for rollout, _ in self._by_example(c).values()
         ]
 
     def examples(self, place: int) -> list[ExampleRow]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pydantic
 
-from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, has_none, named_items, parsed
 
 _MISSING = ("NAType", "NaTType")  # of pandas
@@ -37,16 +36,6 @@ def labels_of(example: Any, nullable: Set[str] = frozenset()) -> dict[str, str]:
         for name, value in labels
         if not is_missing(value) or (value is None and name in nullable)
     })  # fmt: skip
-
-
-def nullable_outputs(program: Any) -> frozenset[str]:
-    """The output fields of a program's predictors whose type has None."""
-    return frozenset(
-        name
-        for _, predictor in named_predictors(program)
-        for name, field in predictor.signature.output_fields.items()
-        if has_none(field.annotation)
-    )
 
 
 def label_text(value: Any, annotation: Any) -> str | None:

@@ -33,7 +33,7 @@ class RunManifest:
         self._ledger = ledger
         self._records = records
         self._run, self._parts = "", dict[str, str]()
-        self._asked: list[ReflectionRow] = []
+        self.asked: list[ReflectionRow] = []  # of the reflection LM, until its update is recorded
         self._is_finished = self._is_continued = False
         self._earlier: tuple[notes.RunEnd, ...] = ()
         self._n_updates = 0
@@ -148,10 +148,6 @@ class RunManifest:
         folder = str(self._records.store.folder)
         return {"run": self._run.removeprefix(notes.RUN), "begun": self._begun, "log_dir": folder}
 
-    def note_asked(self, row: ReflectionRow) -> None:
-        """Keep what the reflection LM was asked and answered until its update is recorded."""
-        self._asked.append(row)
-
     def note_update(self, update: UpdateRecord, rollouts: Sequence[RolloutRow]) -> None:
         """Record a decided update, and what was made and asked for it, for reports."""
         self._n_updates += 1
@@ -175,8 +171,8 @@ class RunManifest:
     def _note_rows(self, place: str, rollouts: Sequence[RolloutRow]) -> None:
         if self._records.store is None:
             return
-        asked = [row for row in self._asked if place in ("end", str(row.update))]
-        self._asked = [row for row in self._asked if row not in asked]
+        asked = [row for row in self.asked if place in ("end", str(row.update))]
+        self.asked = [row for row in self.asked if row not in asked]
         rows = {"rollouts": list(map(asdict, rollouts)), "reflections": list(map(asdict, asked))}
         self._write(f"{notes.ROWS}{self._run}:{place}", rows)
 
