@@ -238,6 +238,5 @@ def _metric(_example: Any, prediction: Any, _trace: Any = None) -> dspy.Predicti
     if result.score is None:
         raise MetricError(f"scorers={None}: pass scorers, which say what is better.")
     feedback = "\n".join(f"{name}: {why}" for name, why in result.rationales.items() if why)
-    return dspy.Prediction(
-        score=result.score, feedback=feedback, objectives=dict(result.individual_scores)
-    )
+    objectives = dict(result.individual_scores)
+    return dspy.Prediction(score=result.score, feedback=feedback, objectives=objectives)

@@ -152,13 +152,11 @@ class TrainingFreeGRPO(Teleprompter):
         """
         changes: dict[str, Any] = {"num_threads": num_threads, "seed": seed}
         if max_errors is not None:
-            changes["execution"] = replace(
-                self.settings.arguments["execution"], max_errors=max_errors
-            )
+            execution = self.settings.arguments["execution"]
+            changes["execution"] = replace(execution, max_errors=max_errors)
         settled = replace(self.settings, **{k: v for k, v in changes.items() if v is not None})
-        settings, training, validation = prepare(
-            settled, student, trainset, valset, teacher, testset
-        )
+        prepared = prepare(settled, student, trainset, valset, teacher, testset)
+        settings, training, validation = prepared
         data = [*trainset], training, validation, [*(testset or ())]  # the user may change theirs
         return self._result(settings, student, data)
 

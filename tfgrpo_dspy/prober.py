@@ -193,10 +193,9 @@ class Prober:
             return
         for asked in sorted(self._heard.heard, key=str)[:N_TWICE]:
             self._calls.ledger.take_metric_call()
+            again = functools.partial(self._again, self._heard, *asked)
             with suppress(MetricError):
-                await self._calls.loop.in_thread(
-                    functools.partial(self._again, self._heard, *asked)
-                )
+                await self._calls.loop.in_thread(again)
 
     def _again(self, metric: _Heard, *asked: Any) -> None:
         meter = Meter(self._calls.ledger, self._settings.execution.prices or {})

@@ -138,10 +138,8 @@ def _sets(function: FunctionType, named: Iterable[Any]) -> bool:
         values.append(None if cell == CellType() else cell.cell_contents)
     for name in stored["STORE_ATTR"] if holders else ():
         values += [held[name] for held in holders if name in held] or [None]
-    has_dict = any(isinstance(each, dict) for each in named)
-    return (has_dict and bool(stored["STORE_SUBSCR"])) or not all(
-        isinstance(value, DATA) for value in values
-    )
+    sets_item = bool(stored["STORE_SUBSCR"]) and any(isinstance(each, dict) for each in named)
+    return sets_item or not all(isinstance(value, DATA) for value in values)
 
 
 @functools.lru_cache

@@ -129,11 +129,9 @@ class MlflowListener:
         self._client.log_batch(self._run_id, params=parameters)
 
     def _log_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        now = int(time.time() * 1000)
+        now, named = int(time.time() * 1000), self._mlflow.entities.Metric
         metrics = [
-            self._mlflow.entities.Metric(
-                self._prefix + _NOT_IN_NAMES.sub("_", name), value, now, step
-            )
+            named(self._prefix + _NOT_IN_NAMES.sub("_", name), value, now, step)
             for name, value in values.items()
         ]
         self._client.log_batch(self._run_id, metrics=metrics)

@@ -139,9 +139,8 @@ class Account:
 
     def reserve(self, n_rollouts: int) -> Amount:
         """What so many later rollouts will take; the two dearest can be paid in any case."""
-        calls = max(
-            self.expected(n_rollouts).n_lm_calls, min(2, n_rollouts) * self.dearest.n_lm_calls
-        )
+        two = min(2, n_rollouts) * self.dearest.n_lm_calls
+        calls = max(self.expected(n_rollouts).n_lm_calls, two)
         return replace(self.later * n_rollouts, n_lm_calls=calls)
 
     def n_fitting(self, amount: Amount, kept: Amount) -> tuple[float, str]:

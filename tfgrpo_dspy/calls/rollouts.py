@@ -62,9 +62,8 @@ class Rollouts:
         self._kept_demos: dict[Any, Any] = {}
         self._bundle = b""
         if calls.remote is not None and not settings.offline:
-            self._bundle = packed_bundle(
-                inputs.student, self._metric, self._prices, calls.records.plain
-            )
+            plain = calls.records.plain
+            self._bundle = packed_bundle(inputs.student, self._metric, self._prices, plain)
 
     @asynccontextmanager
     async def paying(self, samples: Sequence[Sample], is_extra: bool) -> AsyncIterator[bool]:

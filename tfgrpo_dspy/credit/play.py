@@ -178,10 +178,8 @@ def with_beside(sampled: SampledGroup, beside: Iterable[Rollout], player: Player
             raise StrategyError(f"beside={rollout!r:.200}: pass only rollouts that `play` gave.")
         if rollout.rollout_id not in {each.rollout_id for each in group.all_rollouts}:
             measured = sampled.measured and _with(sampled.measured, rollout)
-            of_all = (*sampled.additions, additions)
-            sampled = replace(
-                sampled, group=_with(group, rollout), additions=of_all, measured=measured
-            )
+            group, of_all = _with(group, rollout), (*sampled.additions, additions)
+            sampled = replace(sampled, group=group, additions=of_all, measured=measured)
     return sampled
 
 

@@ -145,9 +145,8 @@ class Race:
         if not n:
             return mean - price, math.sqrt(variance)
         expected = DIFFERENCE_COUNT * (DIFFERENCE_SD * self.score_sd) ** 2
-        spread = (float(((differences - differences.mean()) ** 2).sum()) + expected) / (
-            n + DIFFERENCE_COUNT
-        )
+        squares = float(((differences - differences.mean()) ** 2).sum())
+        spread = (squares + expected) / (n + DIFFERENCE_COUNT)
         precision = 1 / variance + n / spread
         mean = (mean / variance + float(differences.sum()) / spread) / precision
         return mean - price, precision**-0.5

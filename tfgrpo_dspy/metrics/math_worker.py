@@ -46,9 +46,8 @@ def serve() -> None:
 def are_equal(answer: str, expected: str) -> bool:
     """Whether both texts mean the same, or one is a rounding of the other."""
     formula, wanted = read(answer), read(expected)
-    is_same = any(
-        verify(*pair, timeout_seconds=None) for pair in ((formula, wanted), (wanted, formula))
-    )
+    pairs = ((formula, wanted), (wanted, formula))
+    is_same = any(verify(*pair, timeout_seconds=None) for pair in pairs)
     return is_same or is_rounding(answer, wanted) or is_rounding(expected, formula)
 
 

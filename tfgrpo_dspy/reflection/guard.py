@@ -203,9 +203,7 @@ class Guard:
             return f"is nothing but a label: '{' '.join(parts)}'"
         copied = [[" ".join(run)] for n in (1, 2) for run in _runs(parts, n) if run in self._runs]
         sentence = f" {' '.join(parts)} "
-        copied += [
-            whole for whole in self._wholes if all(f" {part} " in sentence for part in whole)
-        ]
+        copied += [one for one in self._wholes if all(f" {part} " in sentence for part in one)]
         for whole in copied:
             if len(whole) > 1 or not self._task.shares(whole[0]):
                 return f"copies the training data: '{' ... '.join(whole)}'"

@@ -113,9 +113,8 @@ def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
     """The lessons, near-duplicates as one with the evidence of all; the best supported first."""
     merged: list[Lesson] = []
     for lesson in lessons:
-        same = next(
-            (i for i, earlier in enumerate(merged) if is_same_lesson(earlier, lesson)), None
-        )
+        places = (i for i, earlier in enumerate(merged) if is_same_lesson(earlier, lesson))
+        same = next(places, None)
         if same is None:
             merged.append(lesson)
         else:

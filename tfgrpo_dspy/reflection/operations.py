@@ -139,10 +139,9 @@ def operations_in(
         return [*itertools.chain(*admitted(adds, predictors, guard))]
     texts = {experience.id: experience.text for experience in library}
     operations: list[Operation | Refusal] = []
-    for written in items:
-        item = (
-            _scoped(written, predictors, unknown_scope) if isinstance(written, Mapping) else written
-        )
+    for item in items:
+        if isinstance(item, Mapping):
+            item = _scoped(item, predictors, unknown_scope)
         try:
             operation = values.operation_from(item)
         except LibraryError as error:
@@ -168,10 +167,9 @@ def _scoped(
 ) -> dict[str, Any]:
     """The item with its text as that of a lesson; its scope a predictor, "*" or None (as it is)."""
     text, in_text = read_lesson(answer_forms.without_marks(item["text"]), predictors, "")
-    named = item["scope"] or in_text or None
-    scope = named and (
-        answer_forms.resolve_scope(named, predictors) if len(predictors) > 1 else ALL
-    )
+    named = scope = item["scope"] or in_text or None
+    if named:
+        scope = answer_forms.resolve_scope(named, predictors) if len(predictors) > 1 else ALL
     if named and not scope:
         unknown_scope(f"scope {named!r} of {text!r} names none of {[*predictors]}")
     return {**item, "text": text, "scope": scope}

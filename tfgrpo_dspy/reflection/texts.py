@@ -133,9 +133,7 @@ def attempts_text(
         id_: {experience.id: experience.text for experience in library}
         for id_, library in zip(ids, libraries, strict=True)
     }
-    varied = [
-        e for e in shown if any(texts_by_id.get(e.id) != e.text for texts_by_id in had.values())
-    ]
+    varied = [e for e in shown if any(of_one.get(e.id) != e.text for of_one in had.values())]
     scores, shown_scores, advantages = group.scores, group.score_texts, group.advantages
     order = sorted(range(len(texts)), key=lambda index: -scores[index] if scores else index)
     parts = []

@@ -140,27 +140,23 @@ def objectives(finalists: Sequence[Finalist]) -> Section:
     Only those are compared that were measured on the most examples, as the student is. One of them
     is best in its own way (Pareto) if no other is as good in all objectives.
     """
-    compared_finalists = compared(finalists)
-    if not compared_finalists:
+    rivals = compared(finalists)
+    if not rivals:
         return Section("")
-    names = list(dict.fromkeys(name for each in compared_finalists for name in each.objectives))
+    names = list(dict.fromkeys(name for each in rivals for name in each.objectives))
     best = set(map(id, front_of(finalists)))
     rows = []
-    order = sorted(
-        compared_finalists[1:], key=lambda other: (not other.is_best, id(other) not in best)
-    )
-    for each in [compared_finalists[0], *order][:MOST_CANDIDATES]:
+    order = sorted(rivals[1:], key=lambda other: (not other.is_best, id(other) not in best))
+    for each in [rivals[0], *order][:MOST_CANDIDATES]:
         more = [f"demos {each.demo_set}"] if each.demo_set else []
         more += ["condensed"] * each.is_condensed
         name = "result" if each.is_best else "student" if each is finalists[0] else "candidate"
-        means = [
-            f"{each.objectives[name]:z.3f}" if name in each.objectives else "" for name in names
-        ]
+        means = [f"{each.objectives[n]:z.3f}" if n in each.objectives else "" for n in names]
         parts = one_line(", ".join([*each.ids, *more]))
         rows.append((name, *means, "yes" if id(each) in best else "no", parts))
     header = ("", *names, "best in its own way", "consists of")
-    title = f"Mean objectives on {counted(compared_finalists[0].n_measured, 'validation example')}"
-    if any(each.is_best and id(each) not in best for each in compared_finalists):
+    title = f"Mean objectives on {counted(rivals[0].n_measured, 'validation example')}"
+    if any(each.is_best and id(each) not in best for each in rivals):
         title += "; the result has the best score, which counts the objectives as the metric does"
     return Section(title, rows, header)
 
@@ -291,9 +287,8 @@ def budget(
             share = f"{amount / limit:.0%}"
             rows.append([what, f"{amount:{form}}", f"{limit:,}", share, name])
     if not rows:
-        return Section(
-            "No limit was set" if settings else "Limits are recorded at the end of a run"
-        )
+        unknown = "Limits are recorded at the end of a run"
+        return Section("No limit was set" if settings else unknown)
     return Section("Used of the limits", rows, ["", "used", "limit", "share", "set by"])
 
 

@@ -199,12 +199,8 @@ def compared(finalists: Sequence[Finalist]) -> list[Finalist]:
 
 def front_of(finalists: Sequence[Finalist]) -> list[Finalist]:
     """The finalists of those `compared` that no other dominates: the Pareto front."""
-    compared_finalists = compared(finalists)
-    return [
-        each
-        for each in compared_finalists
-        if not any(other.dominates(each) for other in compared_finalists)
-    ]
+    rivals = compared(finalists)
+    return [each for each in rivals if not any(other.dominates(each) for other in rivals)]
 
 
 @dataclass(frozen=True, slots=True)

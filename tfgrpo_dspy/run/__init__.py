@@ -190,9 +190,8 @@ class Run:
             self._inputs, self._client, batch, library, lessons, dropped, added, guard, earlier
         )
         applied = library.applied(operations, self.settings.limits)
-        compared = self._history.changes.compared(
-            applied.operations, extracted.groups, extracted.lessons
-        )
+        find = self._history.changes.compared
+        compared = find(applied.operations, extracted.groups, extracted.lessons)
         proposal = Proposal(batch.update, library, applied.operations, compared)
         outcome = await approved(self._inputs, self._calls, proposal, applied, guard)
         rejected = outcome.refused if outcome is not applied else ()

@@ -4,6 +4,7 @@ A batch depends only on the updates that are decided for sure when it is made, `
 behind it. So it is the same for any number of threads.
 """
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -60,10 +61,8 @@ class Planner:
 
     def n_awaited(self, number: int) -> int:
         """How many updates are decided before the batch of the update with this number is made."""
-        n_decided = self._n_decided(number)
-        is_after_drafts = (
-            self.n_drafts and number * self._settings.batch_size > MAX_EXAMPLES_BEFORE_DRAFTS
-        )
+        n_decided, n_examples = self._n_decided(number), number * self._settings.batch_size
+        is_after_drafts = self.n_drafts and n_examples > MAX_EXAMPLES_BEFORE_DRAFTS
         return max(n_decided, 1) if is_after_drafts else n_decided
 
     def _n_decided(self, number: int) -> int:
@@ -134,12 +133,11 @@ class Planner:
 
     def _plan(self, number: int, examples: Sequence[int]) -> BatchPlan:
         n_awaited = self.n_awaited(number)
+        under_way = (batch.examples for batch in self.batches[n_awaited:number])
         return BatchPlan(
             sizes=dict.fromkeys(examples, self._group_size),
             past=groups_of(self._updates[: n_awaited + 1]),
-            under_way=tuple(
-                example for batch in self.batches[n_awaited:number] for example in batch.examples
-            ),
+            under_way=tuple(itertools.chain(*under_way)),
             training=self._inputs.training,
             trainset=self._inputs.trainset,
             group_size=self._group_size,

@@ -208,11 +208,9 @@ class Reflector:
             if sizes[index] <= longest:
                 return text
             score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
-            about = self._about(group)
-            inputs = {**about, "attempt": f"{score}{texts.clip(text, max_tokens)}"}
-            answer = await self._client.ask_shorter(
-                "summary", batch, group.example, lambda _: inputs, index
-            )
+            attempt = f"{score}{texts.clip(text, max_tokens)}"
+            inputs, ask = {**self._about(group), "attempt": attempt}, self._client.ask_shorter
+            answer = await ask("summary", batch, group.example, lambda _: inputs, index)
             if answer.output:
                 text = texts.attempt_text(rollout, str(answer.output))
             return texts.clip(text, share)
@@ -227,10 +225,8 @@ class Reflector:
         reason = shortened(answer.explanation, REASON_BYTES)
         blank = Lesson("", scope, evidence, reason)
         most, guard = self._settings.limits.max_experience_words, self._guards.against(examples)
-        tell = self._client.unknown_scope
-        lessons, refused = lessons_in(
-            answer.output, blank, self._predictors, guard, shown, most, tell
-        )
+        names, tell = self._predictors, self._client.unknown_scope
+        lessons, refused = lessons_in(answer.output, blank, names, guard, shown, most, tell)
         return lessons[: self._settings.reflection.lessons_per_group * len(examples)], refused
 
     async def draft(self, batch: Batch, note: str = "", takes_all: bool = False) -> Extracted:

@@ -55,12 +55,11 @@ def _as_json(value: Any) -> Any:
 def _has_aliases(value: Any) -> bool:
     """Whether it is or holds a model that reads a field by its alias, and not by its name."""
     kinds = {type(each) for each in _all_in(value) if isinstance(each, pydantic.BaseModel)}
+    by_name = ("populate_by_name", "validate_by_name")
     return any(
         field.alias is not None and field.alias == field.validation_alias
         for kind in kinds
-        if not (
-            kind.model_config.get("populate_by_name") or kind.model_config.get("validate_by_name")
-        )
+        if not any(map(kind.model_config.get, by_name))
         for field in kind.model_fields.values()
     )
 
@@ -82,10 +81,8 @@ def _plain(value: Any) -> Any:
 
 def _has_fields(value: Any) -> bool:
     """Whether it is a pydantic model or a dataclass."""
-    is_class = isinstance(value, type)
-    return not is_class and (
-        isinstance(value, pydantic.BaseModel) or dataclasses.is_dataclass(value)
-    )
+    is_one = isinstance(value, pydantic.BaseModel) or dataclasses.is_dataclass(value)
+    return is_one and not isinstance(value, type)
 
 
 def _fields_of(value: Any) -> dict[str, Any]:

@@ -195,9 +195,8 @@ class Replay(DispatchedTools):
         try:
             values = {name: parsed(step.outputs[name], info.annotation) for name, info in fields}
         except (KeyError, ValueError) as error:
-            self.refuse(
-                f"step {self._n_fed}: its outputs cannot be read back ({error})", FailureKind.REPLAY
-            )
+            why = f"step {self._n_fed}: its outputs cannot be read back ({error})"
+            self.refuse(why, FailureKind.REPLAY)
         return [values]
 
     def look_at(self, values: list[dict[str, Any]]) -> None:
@@ -213,10 +212,8 @@ class Replay(DispatchedTools):
         """End the rollout before it pays for a call that it was to be spared."""
         if self.start.is_check or self._n_fed < self.start.n_steps:
             why = "that is no call of a predictor through the adapter of the run"
-            self.refuse(
-                f"the program calls an LM in step {self._n_fed + 1} again: {why}",
-                FailureKind.REPLAY,
-            )
+            again = f"the program calls an LM in step {self._n_fed + 1} again"
+            self.refuse(f"{again}: {why}", FailureKind.REPLAY)
 
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Note which tool is called, and see to it that its function comes here."""
@@ -242,13 +239,11 @@ class Replay(DispatchedTools):
         return _value(text) if step.form == "json" else text
 
     def _known(self, name: str, arguments: Mapping[str, str]) -> Step:
-        for step in self.start.source.steps:
-            if (step.kind, step.name, dict(step.inputs)) == ("tool", name, dict(arguments)):
-                break
-        else:
-            self.refuse(
-                f"{OF_A_TOOL}{name!r} is replay_only, and has no result for these arguments"
-            )
+        wanted = ("tool", name, dict(arguments))
+        same = (s for s in self.start.source.steps if (s.kind, s.name, dict(s.inputs)) == wanted)
+        if (step := next(same, None)) is None:
+            why = "is replay_only, and has no result for these arguments"
+            self.refuse(f"{OF_A_TOOL}{name!r} {why}")
         return step
 
     def on_tool_end(

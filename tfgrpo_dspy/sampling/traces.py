@@ -57,9 +57,7 @@ class TraceStep(BaseModel):
     """A step of a rollout that was made elsewhere."""
 
     name: Annotated[str, BeforeValidator(str)]
-    kind: Annotated[str, BeforeValidator(lambda kind: kind if kind == "tool" else "predictor")] = (
-        "predictor"
-    )
+    kind: Annotated[str, BeforeValidator(lambda k: k if k == "tool" else "predictor")] = "predictor"
     inputs: AsFields = {}
     outputs: AsFields = {}
     error: AsText = ""
@@ -114,9 +112,8 @@ def read_traces(
         examples[place] = dspy.Example({**labels, **examples[place]}).with_inputs(*inputs)
         rollouts[place].append(trace.rollout(place, number))
     if not examples:
-        raise SettingsError(
-            f"traces={shown(traces)}: there is none in it; pass mappings with 'inputs'."
-        )
+        fault = f"traces={shown(traces)}: there is none in it"
+        raise SettingsError(f"{fault}; pass mappings with 'inputs'.")
     if any(rollout.score is not None for group in rollouts for rollout in group):
         usable = [[r for r in group if r.score is not None or r.failure] for group in rollouts]
         if n := sum(map(len, rollouts)) - sum(map(len, usable)):

@@ -67,9 +67,8 @@ def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> di
                for each in prices_of_lms if not isinstance(each, str)]  # fmt: skip
     dearest = dearest if len(dearest) == len(lms) else []
     reflection_lm = settings.reflection_lm or dspy.settings.lm
-    missing = [
-        each for each in (*prices_of_lms, price_of(reflection_lm, prices)) if isinstance(each, str)
-    ]
+    every = (*prices_of_lms, price_of(reflection_lm, prices))
+    missing = [each for each in every if isinstance(each, str)]
     return {
         "calls_per_rollout": calls,
         "tokens_per_rollout": tokens,

@@ -158,15 +158,13 @@ def plan_of(settings: RunSettings) -> Plan:
     most = _rows(settings, every, n_most, is_likely=False)
     n_final = min(n_final, EASY_FINALISTS * data.n_validation)
     easy = _rows(settings, min(n, EASY_UPDATES), n_final, is_likely=True)
-    likely_column, most_column, easy_column = (
-        _column(rows, limits) for rows in (likely, most, easy)
-    )
+    columns = [_column(rows, limits) for rows in (likely, most, easy)]
     return Plan(
-        rows=tuple(map(PlanRow, (*likely, "in all"), likely_column, most_column)),
+        rows=tuple(map(PlanRow, (*likely, "in all"), columns[0], columns[1])),
         n_updates=n,
         schedule=settings.schedule,
         has_strategies=bool(settings.strategies),
-        easy=easy_column[-1].n_lm_calls,
+        easy=columns[2][-1].n_lm_calls,
         enough=_enough(settings) if n_kept else {},
         unpriced=data.unpriced,
     )

@@ -165,9 +165,8 @@ def derive(settings: Settings, data: RunData) -> RunSettings:
     if not settings.measures or not data.n_validation:
         chosen["max_demos"] = 0
     derived = frozenset({*DERIVED} - chosen.keys())
-    run_settings = RunSettings(
-        **vars(settings) | _usual(settings, data, chosen), data=data, derived=derived
-    )
+    usual = _usual(settings, data, chosen)
+    run_settings = RunSettings(**vars(settings) | usual, data=data, derived=derived)
     for smaller in _reductions(run_settings):
         changes: dict[str, Any] = {
             name: value
@@ -275,28 +274,24 @@ def _reductions(run_settings: RunSettings) -> Iterator[dict[str, int]]:
     yield {"group_size": MIN_GROUP_SIZE}
     for size in range(run_settings.batch_size, MIN_BATCH_SIZE - 1, -1):
         yield {"batch_size": size}
-    for n in range(
-        run_settings.n_validation, min(MIN_VALIDATION, run_settings.n_validation) - 1, -1
-    ):
+    most = run_settings.n_validation
+    for n in range(most, min(MIN_VALIDATION, most) - 1, -1):
         n_rollouts = run_settings.data.n_programs_measured * n
         yield {"n_validation": n, "reserve": n_rollouts, "max_demos": 0}
 
 
 def _unpaid(run_settings: RunSettings, calls_per_rollout: int) -> str:
     """Which limit does not pay for one whole update and the final choice; "": all pay."""
-    n_rollouts = (
-        run_settings.rollouts_of_update + run_settings.reserve + run_settings.data.n_of_test_set
-    )
+    data, n_training = run_settings.data, run_settings.rollouts_of_update
+    n_rollouts = n_training + run_settings.reserve + data.n_of_test_set
     n_reflections = run_settings.batch_size + 1 + run_settings.drafts + (run_settings.drafts > 0)
-    n_reflections += run_settings.rollouts_of_update * run_settings.reflection.summarize_always
-    n_reflections += CALLS_FOR_AN_ANSWER * run_settings.data.n_condensed
+    n_reflections += n_training * run_settings.reflection.summarize_always
+    n_reflections += CALLS_FOR_AN_ANSWER * data.n_condensed
     needed_calls = n_rollouts * calls_per_rollout + n_reflections
-    enough_calls = n_rollouts * run_settings.data.calls_per_rollout + n_reflections
-    dollars = (
-        enough_calls * run_settings.data.dollars_per_rollout / run_settings.data.calls_per_rollout
-    )
-    dollars += run_settings.data.dollars_of_dearest_call + run_settings.data.dollars_of_condensing
-    n_scores = n_rollouts + run_settings.rollouts_of_update * (run_settings.data.n_metric_calls - 1)
+    enough_calls = n_rollouts * data.calls_per_rollout + n_reflections
+    dollars = enough_calls * data.dollars_per_rollout / data.calls_per_rollout
+    dollars += data.dollars_of_dearest_call + data.dollars_of_condensing
+    n_scores = n_rollouts + n_training * (data.n_metric_calls - 1)
     for name, needed, enough in (
         ("max_metric_calls", n_scores, n_scores),
         ("max_lm_calls", needed_calls, enough_calls),
