@@ -36,8 +36,7 @@ from tfgrpo_dspy.home import HOMES, Homes
 from tfgrpo_dspy.references import async_needs
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.strategies import TeacherRollouts
-from tfgrpo_dspy.tasks.loop import Loop
-from tfgrpo_dspy.tasks.whereabouts import Whereabouts
+from tfgrpo_dspy.tasks.loop import Loop, Whereabouts
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle, run_request
 
 SETTINGS: dict[str, Any] = {"gate": NoGate(), "group_size": 2, "epochs": 1, "num_threads": 2}

@@ -1,6 +1,6 @@
 """The limits of a run: each call and its dollars are taken here before it is made.
 
-What else ends a run stands in `run.endings` and `calls.error_limit`.
+What else ends a run stands in `run.endings` and `calls.paid`.
 """
 
 import math

@@ -28,7 +28,7 @@ from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, to
 from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
 from tfgrpo_dspy.sampling.fields import media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
-from tfgrpo_dspy.tasks.whereabouts import Whereabouts
+from tfgrpo_dspy.tasks.loop import Whereabouts
 
 Inputs = Mapping[str, Any]
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
@@ -218,9 +218,7 @@ class ReflectionClient:
                 inputs = {k: v for k, v in question.inputs.items() if v is not self.common.get(k)}
                 calls.manifest.asked.append(reflection_row(stage, batch.update, inputs, answer))
             self.usage[batch.update] += answer.usage
-            calls.report.count_reflection(
-                stage, answer.usage, answer.error, answer.parse_failures, answer.unread
-            )
+            calls.report.count_reflection(stage, answer)
             if stage != "strategy":  # of several updates, the first to come asks for that
                 self.answers[batch.update].append(answer)
 

@@ -15,8 +15,7 @@ from tfgrpo_dspy.rollout import ROLLOUTS, Failure, FailureKind, Rollout
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 from tfgrpo_dspy.sampling.replay import Start
-from tfgrpo_dspy.tasks.loop import Priority
-from tfgrpo_dspy.tasks.whereabouts import Whereabouts
+from tfgrpo_dspy.tasks.loop import Priority, Whereabouts
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
 KEPT_PROGRAMS, KEPT_SENT, KEPT_DIGESTS = 4, 64, 1024

@@ -66,9 +66,7 @@ class InputIndex:
     def relevance(self, text: str, sources: tuple[int, ...]) -> tuple[Vector, bool]:
         """The relevance of an experience to each input, from 0 to 1; whether its text tells so.
 
-        Args:
-            text: the text of the experience.
-            sources: the positions of the examples that the experience was learned from.
+        `sources` are the positions of the examples that it was learned from.
         """
         if (text, sources) not in self._known:
             self._known[text, sources] = self._relevance(text, list(sources))

@@ -97,14 +97,12 @@ class RunReport:
         differ = any(each.outputs for each in done) or len({each.score for each in done}) > 1
         self.count_failure("no output", NO_OUTPUT, 0 if differ else len(done))
 
-    def count_reflection(
-        self, stage: str, usage: Usage, error: str, n_unparsed: int, unread: str
-    ) -> None:
-        """Count what an answer has cost, and what went wrong with it."""
-        self.usage[stage] += usage
-        self.count_failure("reflection error", error, bool(error))
-        message = f"an answer of the reflection LM could not be read: {unread!r}"
-        self.count_failure("reflection parse", message, n_unparsed)
+    def count_reflection(self, stage: str, answer: Any) -> None:
+        """Count what an `Answer` has cost, and what went wrong with it."""
+        self.usage[stage] += answer.usage
+        self.count_failure("reflection error", answer.error, bool(answer.error))
+        message = f"an answer of the reflection LM could not be read: {answer.unread!r}"
+        self.count_failure("reflection parse", message, answer.parse_failures)
 
     def count_failure(self, kind: str, message: str, times: int = 1) -> None:
         """Count a failure; the first of its kind is logged."""

@@ -25,7 +25,7 @@ from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, groups_of, rollouts_of
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.schedule import RunSettings
-from tfgrpo_dspy.store.continuing import continued
+from tfgrpo_dspy.store.manifest import continued
 from tfgrpo_dspy.store.run_records import RunRecords
 
 logger = logging.getLogger(__name__)
@@ -134,11 +134,7 @@ class Run:
                 await self._groups.try_out(batch)
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """Epochs times shuffled batches, each when its library is there; a draft may be first.
-
-        Ends early when a budget does not reach for the next batch, or where an epoch's worth of
-        batches could teach nothing.
-        """
+        """The batches that are planned, each when its library is there; a draft may be first."""
         plan = self._history.plan
         for number in range(plan.n_updates):
             if n_awaited := plan.n_awaited(number):

@@ -64,10 +64,7 @@ class Condenser:
         self._client, self._guards = client, guards
 
     def choice(self, base: Update, measured: Measurements, race: Race, n_left: Left) -> Choice:
-        """The winner of the race, or its condensed form, which is then the last of the candidates.
-
-        `base` is the latest update.
-        """
+        """The winner of the race, or its condensed form, then the last of the candidates."""
         scores = measured.scores()
         winner = race.winner(scores)
         library = measured.candidates[winner].library

@@ -1,6 +1,6 @@
 """Why a run ends before its budget: it can never work, or there is nothing more to learn.
 
-A limit that is reached ends it in `budget/ledger.py`, too many failures in `calls/error_limit.py`.
+A limit that is reached ends it in `budget/ledger.py`, too many failures in `calls/paid.py`.
 """
 
 import statistics

@@ -45,10 +45,7 @@ def training_sample(
 
 
 class Groups:
-    """Makes the groups of one run.
-
-    `recorded` are rollouts that were made elsewhere, for each example; None: the run makes them.
-    """
+    """Makes the groups of one run; `recorded` as in `Run`."""
 
     def __init__(
         self,

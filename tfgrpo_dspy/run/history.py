@@ -37,11 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class History:
-    """The updates of one run.
-
-    `updates` holds the start of the run, from the library `start`, and then each decided update.
-    `plan` makes the batches.
-    """
+    """The updates of one run: its start, from the library `start`, and then each decided one."""
 
     def __init__(
         self, inputs: RunInputs, calls: Calls, client: ReflectionClient, strategies: Strategies

@@ -128,11 +128,7 @@ class Measurements:
             self._calls.report.progress.show_scores(student=means[0], result=result)
 
     def scores(self) -> Scores:
-        """The score of each rollout.
-
-        The program's own failure has the `failure_score` of these and the training scores. Where
-        the provider, the clock or the metric failed there is no score.
-        """
+        """The score that each rollout counts with, by `floored` and the training scores."""
         scores = floored([*self._rollouts.values()], self._score_range)
         return dict(zip(self._rollouts, scores, strict=True))
 

@@ -81,12 +81,8 @@ class Strategies:
         return [each for each in self._strategies if overrides(each, method)]
 
     def _asked_still(self, method: str, batch: Batch) -> list[Strategy]:
-        """Those that decide on this, without what has always failed in the updates before.
-
-        These are the updates that were decided when the batch was made: it does not depend on what
-        is done at the same time.
-        """
-        n = batch.base.number
+        """Those that decide on this, without what has always failed in the updates before."""
+        n = batch.base.number  # decided when it was made, whatever is done at the same time
         return [each for each in self.overriding(method) if not self._is_off(each, method, n)]
 
     def _is_off(self, strategy: Strategy, method: str, n_decided: int) -> bool:
@@ -252,10 +248,9 @@ class Strategies:
     def _counting(
         self, strategy: Strategy, method: str, batch: Batch | None = None, ends: int = 0
     ) -> Iterator[None]:
-        """Count what a strategy raises, and go on; `batch` is what it is asked about.
+        """Count what a strategy raises when it is asked about a batch, and go on.
 
-        The run ends after so many (`ends`) failures, if the method has not worked before. That is
-        only for methods that are asked in a fixed order.
+        After so many failures alone (`ends`) the run ends, of methods asked in a fixed order.
         """
         key = id(strategy), method
         self._hanging.add(key)

@@ -117,24 +117,16 @@ class DemoPool:
 
     `n_sets` is how many there are. Each set of labelled examples is another draw in another order;
     the sets of the best rollouts differ in their order alone, and the first begins with the best.
-
-    Args:
-        program: the student.
-        trainset: the examples that rollouts refer to by their position.
-        inputs: the inputs of each of them as a text.
-        labelled: positions of the examples whose labels may be shown; empty: none.
-        most: how many examples, or rollouts, become the demos of a set.
-        seed: draws and mixes the examples.
     """
 
     def __init__(
         self,
-        program: Any,
-        trainset: Sequence[Any],
-        inputs: Sequence[str],
-        labelled: Sequence[int],
-        most: int,
-        seed: int,
+        program: Any,  # the student
+        trainset: Sequence[Any],  # the examples that rollouts refer to by their position
+        inputs: Sequence[str],  # those of each of them as a text
+        labelled: Sequence[int],  # positions of the examples whose labels may be shown
+        most: int,  # how many examples, or rollouts, become the demos of a set
+        seed: int,  # draws and mixes the examples
     ) -> None:
         self._program, self._inputs, self._most, self._seed = program, inputs, most, seed
         demos = {i: labelled_demos(trainset[i], program) for i in (labelled if most else ())}

@@ -23,9 +23,13 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
-from tfgrpo_dspy.settings.adapters import adapter_cautions, adapter_faults
 from tfgrpo_dspy.settings.costs import condensing, one_rollout
-from tfgrpo_dspy.settings.inputs import input_faults, output_faults
+from tfgrpo_dspy.settings.inputs import (
+    adapter_cautions,
+    adapter_faults,
+    input_faults,
+    output_faults,
+)
 from tfgrpo_dspy.settings.plan import plan_of
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 

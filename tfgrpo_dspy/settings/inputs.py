@@ -1,4 +1,7 @@
-"""Which inputs a program takes, found out without a call, and the examples that do not fit."""
+"""Which inputs a program takes, the examples that do not fit, and the adapter of its prompts.
+
+All of that is found out without a call.
+"""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +10,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.experience.programs import named_predictors, with_instructions
 from tfgrpo_dspy.rollout import Rollout
 
 OF_PREDICT = frozenset({"config", "demos", "lm", "new_signature", "self", "signature"})
@@ -16,6 +19,7 @@ BY_SIGNATURE = ("ReAct", "ReActV2", "ProgramOfThought", "CodeAct", "RLM")
 """DSPy's modules whose `forward(**kwargs)` takes the input fields of their signature."""
 BY_MODULE = {"ChainOfThought": "predict", "Refine": "module", "BestOfN": "module"}
 """DSPy's modules that pass their inputs on, and the attribute that holds the module."""
+MARK = "(instructions of tfgrpo_dspy)"
 
 
 def input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[str]:
@@ -99,3 +103,35 @@ def _inputs_of(module: Any) -> tuple[set[str], set[str] | None]:
     named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = {each.name for each in named if each.default is each.empty}
     return needed, None if is_open else {each.name for each in named}
+
+
+def adapter_faults() -> Iterator[str]:
+    """A sentence if the configured adapter is none, such as its class in place of an instance."""
+    adapter = dspy.settings.adapter
+    if isinstance(adapter, type):
+        yield f"adapter={adapter!r} is a class; pass an instance, {adapter.__name__}(...)."
+    elif adapter is not None and not callable(adapter):
+        yield f"adapter={adapter!r:.80} is no adapter; pass one, such as dspy.JSONAdapter()."
+
+
+def adapter_cautions(student: Any) -> Iterator[str]:
+    """A sentence if the configured adapter writes prompts that do not hold the instructions.
+
+    Those of DSPy do. One that cannot format inputs that are mere texts is not judged.
+    """
+    adapter = dspy.settings.adapter
+    if adapter is None or type(adapter).__module__.startswith("dspy."):
+        return
+    for name, predictor in named_predictors(student):
+        signature = with_instructions(predictor.signature, MARK)
+        try:
+            messages = str(adapter.format(signature, [], dict.fromkeys(signature.input_fields, "")))
+        except Exception:  # noqa: BLE001 - code of the user's, which may need real inputs
+            continue
+        if MARK not in messages:
+            yield (
+                f"the prompts of {type(adapter).__name__} do not hold the instructions of the "
+                f"predictor {name!r}, so that no experience can reach its LM; write "
+                f"signature.instructions into them."
+            )
+            return

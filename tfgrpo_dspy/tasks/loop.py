@@ -10,10 +10,12 @@ import itertools
 import logging
 import math
 import queue
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent import futures
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,7 +23,6 @@ from tfgrpo_dspy.budget.ledger import ABANDONED, Ledger, check_wanted
 from tfgrpo_dspy.dspy_seam import unstreamed
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, UserCodeError, described
 from tfgrpo_dspy.tasks.caller import check_cancelled, fulfil, in_own_thread
-from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,42 @@ the time that is kept for the end of the run at most this share."""
 HANGS_AFTER = 1.5  # of that time; what then keeps the training from its end is no call
 PATIENCE_S = 60.0  # after so long without a result, the log says once where a task is
 WATCH_S = 0.1  # how often the loop looks whether the run has ended
+NOT_THE_USERS = sys.stdlib_module_names | {"dspy", "tfgrpo_dspy"}
 TURNS = 5  # of the loop after a result; then its slot is free, and what follows waits for one
+
+
+class Whereabouts:
+    """Where one task is; as text such as "tool 'read', line 12 of tools.py (look_up)"."""
+
+    def __init__(self, about: str, usual: str) -> None:
+        self.about = about  # the task, by name
+        self.calls: dict[str, str] = {}  # those that have begun and not ended, by their ids
+        self._usual = usual  # what it is in if it is in none of these
+        self._thread: int | None = None
+
+    def noted(self, work: Callable[[], Result]) -> Result:
+        """What the work gives, which is done in this thread."""
+        self._thread = threading.get_ident()
+        try:
+            return work()
+        finally:
+            self._thread = None
+
+    def __str__(self) -> str:
+        *_, call = [self._usual, *self.calls.copy().values()]
+        line = self._line()
+        return f"{call}, {line}" if line else call
+
+    def _line(self) -> str:
+        """The line of the user's code in which the thread is; "" if it is in none."""
+        frames = sys._current_frames()  # noqa: SLF001 - the only way to look into another thread
+        frame = frames.get(self._thread or -1)
+        while frame is not None:
+            module, path = str(frame.f_globals.get("__name__")), frame.f_code.co_filename
+            if module.partition(".")[0] not in NOT_THE_USERS and "site-packages" not in path:
+                return f"line {frame.f_lineno} of {Path(path).name} ({frame.f_code.co_qualname})"
+            frame = frame.f_back
+        return ""
 
 
 class Loop:
