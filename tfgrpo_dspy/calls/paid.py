@@ -75,8 +75,8 @@ class Calls:
         self.loop, self.remote = _loop_of(settings, self.ledger)
         self.report = RunReport(settings, self.ledger, records.redacted)
         self.loop.on_wait = self.report.progress.tick
-        self._errors = ErrorLimit(self.ledger, settings.execution.max_errors)
-        self._is_offline = settings.offline
+        self._max_errors, self._is_offline = settings.execution.max_errors, settings.offline
+        self._n_done, self._errors = 0, Counter[str]()
 
     def recorded(
         self, call: PaidCall[Result], priority: Priority | None, place: str = "threads"
@@ -137,7 +137,27 @@ class Calls:
         if call.role and seconds is None:
             self.report.replayed[call.role] += 1
         elif call.role:
-            self._errors.check(call.failure_of(result))
+            self._check_errors(call.failure_of(result))
+
+    def _check_errors(self, failure: Failure | None) -> None:
+        """Count what was done just now; end the run where too much of it failed."""
+        self._n_done += 1
+        if failure is None or not failure.kind.is_error:
+            return
+        message = failure.message.partition(" on the example ")[0]  # equal but for the example
+        self._errors[shortened(printable(message), QUOTED_BYTES)] += 1
+        max_errors = self._max_errors
+        allowed = max(ERRORS_ALLOWED, self._n_done // 2) if max_errors is None else max_errors
+        n_errors = self._errors.total()
+        if n_errors > allowed:
+            ((message, times),) = self._errors.most_common(1)
+            rule = "without max_errors the run" if max_errors is None else "max_errors"
+            self.ledger.stop(
+                f"{n_errors} of {self._n_done} rollouts and reflections failed, and {rule} allows "
+                f"{allowed}. The most frequent error ({times} of {n_errors}): {message}\n"
+                f"Fix its cause ({_way_out(failure)}), or pass a higher Execution(max_errors=).",
+                is_failure=True,
+            )
 
 
 def _there(result: Result) -> "asyncio.Future[Result]":
@@ -156,35 +176,6 @@ def _loop_of(settings: RunSettings, ledger: Ledger) -> tuple[Loop, RemoteRollout
         return Loop(ledger, n_at_once, timeout_s, executor), None
     loop = Loop(ledger, settings.threads, timeout_s, n_remote=n_at_once)
     return loop, RemoteRollouts(ledger, executor, n_at_once)
-
-
-class ErrorLimit:
-    """Counts what was done and what of it failed; `max_errors` may, None: the usual share."""
-
-    def __init__(self, ledger: Ledger, max_errors: int | None) -> None:
-        self._ledger, self._max_errors = ledger, max_errors
-        self._n_done = 0
-        self._errors: Counter[str] = Counter()
-
-    def check(self, failure: Failure | None) -> None:
-        """Count what was done just now; end the run where too much of it failed."""
-        self._n_done += 1
-        if failure is None or not failure.kind.is_error:
-            return
-        message = failure.message.partition(" on the example ")[0]  # equal but for the example
-        self._errors[shortened(printable(message), QUOTED_BYTES)] += 1
-        max_errors = self._max_errors
-        allowed = max(ERRORS_ALLOWED, self._n_done // 2) if max_errors is None else max_errors
-        n_errors = self._errors.total()
-        if n_errors > allowed:
-            ((message, times),) = self._errors.most_common(1)
-            rule = "without max_errors the run" if max_errors is None else "max_errors"
-            self._ledger.stop(
-                f"{n_errors} of {self._n_done} rollouts and reflections failed, and {rule} allows "
-                f"{allowed}. The most frequent error ({times} of {n_errors}): {message}\n"
-                f"Fix its cause ({_way_out(failure)}), or pass a higher Execution(max_errors=).",
-                is_failure=True,
-            )
 
 
 def _way_out(failure: Failure) -> str:

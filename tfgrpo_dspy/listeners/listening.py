@@ -1,19 +1,26 @@
 """Tells listeners what happens, each in a thread of its own: nothing that they do changes a run.
 
 A listener that is slow, hangs, raises or ends its thread's work costs a line in the log, and at the
-end the time that `LONGEST_S` and `PATIENCE_S` allow.
+end the time that `LONGEST_S` and `PATIENCE_S` allow. DSPy's callbacks are listeners, too: they are
+told of the measurements of student and result, as by `dspy.Evaluate`, so that MLflow shows them.
 """
 
 import contextlib
 import functools
 import logging
 import queue
+import statistics
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Any
 
+import dspy
+
+from tfgrpo_dspy.dspy_seam import EvaluationResult, with_callbacks
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.home import settled
 
@@ -22,6 +29,7 @@ logger = logging.getLogger(__name__)
 LONGEST_S, PATIENCE_S = 30.0, 5.0
 """How long the end of a run waits for a listener in all, and for each event."""
 FOR_FAILURES_S = 1.0  # how long the results wait for what a listener may raise
+Row = tuple[Any, Any, float]  # an example, its prediction, and the score
 
 
 class Listening:
@@ -86,3 +94,51 @@ class Listening:
                 message = "%s has not taken the last %d events yet; the run does not wait for it"
                 logger.warning(message, self._name, n_left)
         self._events.put(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a program scores on a set; callbacks know the metric by the name of the set."""
+
+    set: str
+    program: Any
+    rows: Sequence[Row]
+
+
+class _Measured(dspy.Evaluate):
+    """An evaluation whose rollouts were made before; its score is a percentage."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        super().__init__(devset=[example for example, _, _ in rows])
+        mean = statistics.fmean(score for _, _, score in rows)
+        self._result = EvaluationResult(score=round(100 * mean, 2), results=list(rows))
+
+    @with_callbacks  # type: ignore[untyped-decorator]
+    def __call__(self, program: Any, callback_metadata: Any = None) -> Any:  # noqa: ARG002
+        """The result. The callbacks are told of it, and of the arguments."""
+        return self._result
+
+
+def callback_listeners(clean: Callable[[str], str]) -> list[Listening]:
+    """A listener to evaluations for each of DSPy's callbacks; to be made in the compile's thread.
+
+    MLflow keeps the active runs of each thread: the listener's thread is given the compile's.
+    """
+    stack = getattr(sys.modules.get("mlflow.tracking.fluent"), "_active_run_stack", None)
+    runs = [*stack.get()] if stack else []
+
+    def tell(callback: Any, evaluation: Evaluation) -> None:
+        if stack:
+            stack.set([*runs])
+        try:
+            with dspy.context(callbacks=[callback]):
+                metadata = {"metric_key": evaluation.set}
+                _Measured(evaluation.rows)(evaluation.program, callback_metadata=metadata)
+        finally:
+            if stack:
+                stack.set([])
+
+    return [
+        Listening(functools.partial(tell, callback), type(callback).__name__, clean=clean)
+        for callback in dspy.settings.callbacks
+    ]

@@ -12,8 +12,12 @@ from typing import Any
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, RunEnded, UpdateDecided
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.listeners.evaluations import Evaluation, callback_listeners
-from tfgrpo_dspy.listeners.listening import FOR_FAILURES_S, Listening
+from tfgrpo_dspy.listeners.listening import (
+    FOR_FAILURES_S,
+    Evaluation,
+    Listening,
+    callback_listeners,
+)
 from tfgrpo_dspy.listeners.progress import Progress
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.redaction import cleaned

@@ -15,7 +15,7 @@ from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import FailureKind, Rollout
-from tfgrpo_dspy.run.updates import Update, groups_of
+from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Update, groups_of
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.strategies.auto import may_rescue
 from tfgrpo_dspy.wording import shortened
@@ -99,16 +99,17 @@ def why_finished(
         return ""
     n_epochs = 1 + may_rescue(inputs.settings.strategies, groups_of(updates))  # what failed in one
     n_idle = n_batches * n_epochs
-    is_taught = any(update.is_taught for update in updates[1:][-n_idle:])
-    if n_trained >= n_idle and not is_taught:
+    uses = {use for update in updates[1:][-n_idle:] for use in update.extracted.uses}
+    if n_trained >= n_idle and uses.isdisjoint((*TEACHING, NOT_ASKED)):
         epochs = "two epochs" if n_idle > n_batches else "a whole epoch"
         return f"no group of {epochs} had anything to teach"
     n = max(UNCHANGED_EPOCHS * n_batches, UNCHANGED_UPDATES)
     if inputs.settings.measures and n_trained >= n:
         before = updates[-1 - n : -1]
         is_unchanged = all(list(u.decision.result) == list(latest.decision.result) for u in before)
-        n_demos = inputs.settings.max_demos
-        if is_unchanged and before[0].best_scores(n_demos) == latest.best_scores(n_demos):
+        shown = [update.best[: inputs.settings.max_demos] for update in (before[0], latest)]
+        first, last = ([rollout.score for rollout in best] for best in shown)
+        if is_unchanged and first == last:
             return f"the last {n} updates did not change what a program would be given"
     return ""
 

@@ -16,7 +16,7 @@ from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.gate.race import Scores, scored
 from tfgrpo_dspy.group import floored
 from tfgrpo_dspy.listeners.board_rows import example_rows, rollout_row
-from tfgrpo_dspy.listeners.evaluations import Evaluation
+from tfgrpo_dspy.listeners.listening import Evaluation
 from tfgrpo_dspy.results.records import UNBOUNDED, ExampleScores, Gain, Scale, ScoreSummary
 from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow, objective_means
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for

@@ -81,15 +81,6 @@ class Update:
     by_metric: ScoreRange = NO_SCORES  # of the metric's scores, where strategies change those
     n_in_vain: int = 0  # how many groups in a row were asked for lessons and gave nothing new
 
-    @property
-    def is_taught(self) -> bool:
-        """Whether a group of it had anything to teach."""
-        return any(use in (*TEACHING, NOT_ASKED) for use in self.extracted.uses)
-
-    def best_scores(self, n: int) -> list[float | None]:
-        """The scores of the best so many rollouts."""
-        return [rollout.score for rollout in self.best[:n]]
-
     def in_vain_with(self, extracted: Extracted, operations: Iterable[Operation]) -> int:
         """How many groups in a row gave nothing new, if these and their operations are the next."""
         n_asked = sum(use in TEACHING for use in extracted.uses)
