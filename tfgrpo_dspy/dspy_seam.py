@@ -89,10 +89,7 @@ def caller() -> Any:
 
 
 def watching(callback: BaseCallback) -> dict[str, Any]:
-    """What `dspy.context` takes so that the callback hears of all calls.
-
-    It also stands among the callers, so that DSPy appends each call's entry to its `history`.
-    """
+    """What `dspy.context` takes so that the callback hears of all calls, and gets their entries."""
     return {
         "callbacks": [*(dspy.settings.callbacks or []), callback],
         "caller_modules": [*(dspy.settings.caller_modules or []), callback],
@@ -100,20 +97,14 @@ def watching(callback: BaseCallback) -> dict[str, Any]:
 
 
 class Unheard(list[Any]):
-    """The callbacks of a module or an adapter, of whose calls those of this package do not hear.
-
-    Those hear of LMs and tools; DSPy takes long to tell callbacks of a call.
-    """
+    """Callbacks of a module or an adapter; those of this package hear of LMs and tools alone."""
 
     def __radd__(self, others: list[Any]) -> list[Any]:
         return [x for x in others if not type(x).__module__.startswith("tfgrpo_dspy.")] + [*self]
 
 
 def unstreamed() -> Any:
-    """A `dspy.context` in which LMs send nothing to the stream of a program that calls us.
-
-    `dspy.streamify` reads it in one event loop, which threads of another cannot send to.
-    """
+    """A `dspy.context` in which LMs send nothing to a stream: it is read in another event loop."""
     return dspy.context(send_stream=None, stream_listeners=[])
 
 

@@ -92,10 +92,7 @@ def homes_in_worker(program: Any, metric: Any) -> Homes:
 
 @functools.cache
 def _common_loop(_process: int) -> asyncio.AbstractEventLoop:
-    """The loop, in a thread of this process, for async code whose calls share objects of no loop.
-
-    Clients and locks come to belong to the loop in which they are used first.
-    """
+    """The loop, in a thread of its own, for async code whose calls share objects of no loop yet."""
     loop, is_running = asyncio.new_event_loop(), threading.Event()
     loop.call_soon(is_running.set)
     threading.Thread(target=loop.run_forever, daemon=True, name="tfgrpo-async").start()

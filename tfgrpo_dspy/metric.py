@@ -29,14 +29,11 @@ OF_PREDICTORS = ["pred_name", "pred_trace"]  # arguments of GEPA's metrics
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a metric says of one prediction: a finite number, more is better, and why in words.
-
-    `objectives` are the figures that the number is made of, by name; more is better in each.
-    """
+    """What a metric says of one prediction: a finite number, more is better, and why in words."""
 
     value: float
     feedback: str = ""
-    objectives: Mapping[str, float] = field(default_factory=dict)
+    objectives: Mapping[str, float] = field(default_factory=dict)  # by name; more is better
 
 
 PredictorTrace = list[tuple[Any, Any, Any]]
@@ -178,10 +175,7 @@ def metric_name(metric: Any) -> str:
 
 
 def _form(metric: Callable[..., Any]) -> tuple[bool, int, bool]:
-    """Whether it takes `program_trace`, and how many None follow example and prediction.
-
-    Also whether it takes GEPA's `pred_name` and `pred_trace` as its fourth and fifth argument.
-    """
+    """Whether it takes `program_trace`; how many more than two arguments; whether as GEPA's."""
     try:
         signature = inspect.signature(metric)
     except (TypeError, ValueError):  # a callable of C code does not tell; the plainest form then

@@ -85,10 +85,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def without_markers(text: str, tags: Iterable[str] = ()) -> str:
-    """The text as it may stand in a prompt: it closes no section, no block of experiences.
-
-    `tags` are the fields of an adapter that writes XML.
-    """
+    """The text as it may stand in a prompt: it ends no section or block, nor `tags` of XML."""
     text = cleaned_text(text).replace("[[ ##", "[ [ ##").replace("<<CUSTOM-TYPE", "< <CUSTOM-TYPE")
     names = "|".join(map(re.escape, ("experiences", *tags)))
     return re.sub(rf"<(?=\s*/?\s*(?:{names})\s*/?>)", "< ", text, flags=re.IGNORECASE)

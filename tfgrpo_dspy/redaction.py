@@ -53,10 +53,7 @@ def without_secret_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def known_secrets(lms: Iterable[Any], visible: str = "") -> list[str]:
-    """The secrets of LMs and environment, also as JSON and Python show them; longest first.
-
-    What stands in `visible`, the text of the user's data and instructions, is none.
-    """
+    """The secrets of LMs and environment in all forms, longest first; none that is `visible`."""
     environment = secret_variables().values()
     secrets: set[str] = set()
     for text in {*_texts([*environment]), *(text for lm in lms for text in _held_secrets(lm))}:

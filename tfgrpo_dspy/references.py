@@ -83,10 +83,7 @@ class AsyncNeeds:
 
 
 def async_needs(code: Any) -> AsyncNeeds:
-    """What ties the code to one event loop.
-
-    LMs, classes, data, and what belongs to the standard library or a notebook tie it to none.
-    """
+    """What ties the code to one event loop: not LMs, classes, data, or the standard library."""
     names = [*_reached(code)]
     loops = tuple(each for each in names if issubclass(type(each), asyncio.AbstractEventLoop))
     has_signals = any(issubclass(type(each), SIGNALS) for each in names)

@@ -32,10 +32,7 @@ LONGEST_PARAMETER = 500  # characters, which every store of MLflow takes
 
 @contextlib.contextmanager
 def tracked(settings: RunSettings) -> Iterator[RunSettings]:
-    """The settings with a listener that logs to the MLflow run of this compile, if there is one.
-
-    Where MLflow made none (`autolog` was called before this package was imported), a run is made.
-    """
+    """The settings with a listener to this compile's run of MLflow, which may be a new one."""
     mlflow = autologging()
     with contextlib.ExitStack() as opened:
         trackers: tuple[MlflowListener, ...] = ()

@@ -41,10 +41,7 @@ def note_answer(call: Call) -> None:
 
 
 def more_room(lm: Any) -> dict[str, int]:
-    """The arguments that let an answer of the LM get longer; none where it has no limit or no more.
-
-    The limit is the one that is set on it; the most is what DSPy's list of models says.
-    """
+    """Arguments for a longer answer, up to the most that DSPy lists; none if it has no limit."""
     most = abilities_of(lm).get("max_output_tokens")
     for name in ("max_completion_tokens", "max_tokens"):
         limit = getattr(lm, "kwargs", {}).get(name)

@@ -126,11 +126,9 @@ class Ledger:
         abandoned: threading.Event | None = None,
         is_share: bool = False,
         n_metric_calls: int = 0,
-        leaves_lessons: bool = False,
+        leaves_lessons: bool = False,  # what is kept for those of the rollouts that are made
     ) -> Reservation | None:
         """Take LM calls, and the dollars that they cost at most. None: not there now.
-
-        Training rollouts leave what is kept for the lessons of those that are made.
 
         Raises RunStopped: so many will not be there, the run has ended, or nobody waits for them.
         """
@@ -229,10 +227,7 @@ class Ledger:
             self.check()
 
     def spend(self, n_calls: int, cost: float, n_metric_calls: int = 0) -> None:
-        """Take what a replayed part of the run has cost. Raises RunStopped: more than is left.
-
-        What an earlier start of this run has paid is taken from what is kept, too.
-        """
+        """Take what a replayed part has cost, of what is kept if it was paid. Raises RunStopped."""
         with self._lock:
             self.check()
             parts = (
@@ -263,10 +258,7 @@ class Ledger:
             self.n_metric_calls_made += 1
 
     def set_reserve(self, reserve: Budget, n_lessons: int = 0) -> None:
-        """Keep so much for the end; nothing else can take it until `open_reserve`.
-
-        The LM calls that are kept for lessons are refused to rollouts only.
-        """
+        """Keep so much until `open_reserve`; calls for lessons are refused to rollouts only."""
         check_wanted()
         with self._lock:
             self._reserve, self._n_lessons, self._is_training = reserve, n_lessons, True
@@ -280,10 +272,7 @@ class Ledger:
                 self._stopping.clear()
 
     def raise_limits(self, n_lm_calls: float, n_metric_calls: float, cost: float) -> None:
-        """Let the end of a finished run have so much more, though a budget has ended the run.
-
-        That is more than its limits, or than what earlier starts with larger ones have paid.
-        """
+        """Give the end of a finished run so much more than its limits, or than was paid before."""
         with self._lock:
             more = math.ceil(n_lm_calls), math.ceil(n_metric_calls), cost, 0.0
             rows = zip(astuple(self.budget), (self.n_paid, 0, self.paid, 0.0), more, strict=True)

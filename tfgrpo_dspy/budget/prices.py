@@ -14,10 +14,7 @@ TOKENS_IN_A_PRICE = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """US dollars for each prompt and completion token, and the most completion tokens of a call.
-
-    `max_tokens` is 0 where nothing limits them.
-    """
+    """US dollars for each prompt and completion token; the most completion tokens (0: no limit)."""
 
     prompt: float
     completion: float

@@ -59,10 +59,7 @@ class PaidCall(Generic[Result]):
 
 
 class Calls:
-    """Makes the calls of one run, under the limits of its ledger, and counts them in its report.
-
-    Raises StoreError.
-    """
+    """Makes and counts the calls of a run, under the limits of its ledger. Raises StoreError."""
 
     def __init__(
         self, settings: RunSettings, records: RunRecords, ledger: Ledger | None = None

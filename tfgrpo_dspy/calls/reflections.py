@@ -120,10 +120,7 @@ class ReflectionClient:
         }
 
     def images_of(self, examples: Iterable[Any]) -> list[str]:
-        """The images in the inputs of the examples, as DSPy writes them into a text.
-
-        None if the reflection LM takes none; the log says so once.
-        """
+        """The images in the examples' inputs, as DSPy writes them; none if the LM takes none."""
         by_example = [media_in(dict(example.inputs())) for example in examples]
         images = [str(one) for media in by_example for one in media if isinstance(one, dspy.Image)]
         shows = self._settings.reflection.show_images

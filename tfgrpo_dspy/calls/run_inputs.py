@@ -14,15 +14,12 @@ from tfgrpo_dspy.settings.schedule import RunSettings
 
 @dataclass(frozen=True, eq=False)
 class RunInputs:
-    """The settings of a run, its student (a copy of the user's), and its training set.
-
-    It trains on the examples at the positions `training`.
-    """
+    """The settings of a run, its student (a copy of the user's), and its training set."""
 
     settings: RunSettings
     student: Any
     trainset: Sequence[Any]
-    training: tuple[int, ...]
+    training: tuple[int, ...]  # the positions of the examples that it trains on
 
     @cached_property
     def predictors(self) -> list[str]:

@@ -58,10 +58,7 @@ def edited(text: str, read: Callable[[str], Read], extension: str) -> Read | Non
 def edited_library(
     source: Source, check: Callable[[Iterable[Experience]], None]
 ) -> tuple[ExperienceLibrary, str] | None:
-    """The library after the user has edited it, and the text of its file; None: not changed.
-
-    `check` raises LibraryError where it refuses a new experience.
-    """
+    """The library as the user edited it, if `check` lets it in, and its file; None: not changed."""
 
     def read(text: str) -> tuple[ExperienceLibrary, str]:
         library = _read(text, source.library)
@@ -72,10 +69,7 @@ def edited_library(
 
 
 def _read(text: str, old: ExperienceLibrary) -> ExperienceLibrary:
-    """The library in an edited text, with what is known of unchanged experiences.
-
-    Raises LibraryError: it cannot be read, or gives a retired id to an experience.
-    """
+    """The edited library with what is known of unchanged experiences. Raises LibraryError."""
     ids = f"\n\n(next id: E{old.next_number})\n"  # behind the user's own, and before it counts
     new = parse(text.rstrip("\n") + ids, "md", source="the edited text")
     for each in new:

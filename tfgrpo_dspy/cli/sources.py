@@ -37,10 +37,7 @@ class _Predictor:
 
 @dataclass(frozen=True, slots=True)
 class SavedProgram:
-    """The JSON of a saved program, in the shape of a program: libraries are baked into it.
-
-    The program's class is not imported.
-    """
+    """The JSON of a saved program in the shape of a program, whose class is not imported."""
 
     state: dict[str, Any]
 
@@ -118,10 +115,7 @@ def read_source(name: str, format: str | None = None) -> Source:
 
 
 def given_bytes(name: str) -> bytes:
-    """What the file holds; `-` is standard input, which can be read once.
-
-    Raises LibraryFormatError (standard input is empty), OSError.
-    """
+    """What the file, or standard input (`-`, once), holds. Raises LibraryFormatError, OSError."""
     if name != "-":
         return read_bytes(name)
     data = sys.stdin.buffer.read()

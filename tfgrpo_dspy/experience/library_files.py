@@ -43,10 +43,7 @@ def record_text(record: dict[str, Any]) -> str:
 
 
 def json_value(text: str, source: str, is_lines: bool = False) -> Any:
-    """The value that the JSON text holds; `is_lines`: of several values, as in JSON lines, a list.
-
-    Raises LibraryFormatError, with line and column.
-    """
+    """The value of a JSON text, of JSON lines (`is_lines`) a list. Raises LibraryFormatError."""
     values = list(itertools.islice(json_values(text, source), None if is_lines else 2))
     if faults := [each for each in values if isinstance(each, LibraryFormatError)]:
         raise faults[0]

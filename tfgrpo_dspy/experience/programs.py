@@ -64,10 +64,7 @@ def write_block(visible: Iterable[Experience], next_number: int) -> str:
 
 
 def split_instructions(instructions: str) -> tuple[str, str, str]:
-    """What stands before the block, the block ("" if there is none), and what follows it.
-
-    Raises LibraryFormatError: there are two blocks, or one that does not end.
-    """
+    """What is before the block, the block or "", what is behind. Raises LibraryFormatError."""
     blocks = list(_BLOCK.finditer(instructions))
     n_begun = len(_BEGUN.findall(instructions))
     if n_begun != len(blocks) or n_begun > 1:
@@ -93,10 +90,7 @@ def replace_block(instructions: str, new: str = "") -> str:
 
 
 def parse_block(text: str, predictor: str) -> tuple[list[Experience], int]:
-    """The experiences of a predictor's block, and the number of the next free id.
-
-    Raises LibraryFormatError: a line is not of the form that `write_block` gives; names it.
-    """
+    """The experiences of a block, and the next free number. Raises LibraryFormatError."""
     *lines, last = text.split("\n")[2:-1] or [""]
     match = _LAST_LINE.fullmatch(last.rstrip())
     if match is None:
@@ -218,10 +212,7 @@ def _modules_of(program: Any) -> list[Any]:
 
 
 def _is_of_optimizer(results: Any) -> bool:
-    """Whether an optimizer of this package or of DSPy left these results, also as read from a file.
-
-    A program may have an attribute of that name for itself.
-    """
+    """Whether an optimizer, of this package or DSPy, left these: programs may use the name, too."""
     is_read = isinstance(results, dict) and "ended_because" in results
     return is_read or type(results).__module__.startswith(("tfgrpo_dspy.", "dspy.teleprompt."))
 

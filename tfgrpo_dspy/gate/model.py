@@ -126,10 +126,7 @@ def _left_to_gain(data: Data, sums: "_Sums", weights: Matrix, first: Posterior) 
 
 
 def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Matrix]:
-    """The posterior of the values, and what the rows of `_Sums` are multiplied by to fit scores.
-
-    `left` is what `_left_to_gain` says of each experience; shape (J,).
-    """
+    """The posterior, and what rows of `_Sums` are multiplied by to fit scores; `left` is (J,)."""
     n, n_sets = len(data.tells), data.demos.shape[1]
     scale = score_sd(data.scores)
     parts = _parts(data, left)

@@ -124,10 +124,7 @@ class Race:
         return float(ndtr(mean / sd))
 
     def differences(self, candidate: int, other: int, scores: Scores) -> np.ndarray:
-        """Score of one candidate minus that of the other, on each example that both were given.
-
-        An example on which one of them has no score, even by `scored`, does not count.
-        """
+        """Scores of one candidate minus the other's, where both have one, if only by `scored`."""
         score_by_rollout = scored(scores)
         pairs = (
             (score_by_rollout.get((candidate, i)), score_by_rollout.get((other, i)))

@@ -64,10 +64,7 @@ class InputIndex:
         return sorted(self._place[gram] for gram in held)
 
     def relevance(self, text: str, sources: tuple[int, ...]) -> tuple[Vector, bool]:
-        """The relevance of an experience to each input, from 0 to 1; whether its text tells so.
-
-        `sources` are the positions of the examples that it was learned from.
-        """
+        """The relevance of an experience to each input, from 0 to 1; whether its text tells."""
         if (text, sources) not in self._known:
             self._known[text, sources] = self._relevance(text, list(sources))
         return self._known[text, sources]

@@ -33,17 +33,14 @@ Row = tuple[Any, Any, float]  # an example, its prediction, and the score
 
 
 class Listening:
-    """One listener behind a queue. It is told nothing more after `most_failures`.
-
-    `clean` takes secrets out of what it raises.
-    """
+    """One listener behind a queue. It is told nothing more after `most_failures`."""
 
     def __init__(
         self,
         listener: Callable[[Any], Any],
         name: str,
         most_failures: float = float("inf"),
-        clean: Callable[[str], str] = str,
+        clean: Callable[[str], str] = str,  # takes secrets out of what it raises
     ) -> None:
         self._clean = clean
         self.n_failures = 0
@@ -120,10 +117,7 @@ class _Measured(dspy.Evaluate):
 
 
 def callback_listeners(clean: Callable[[str], str]) -> list[Listening]:
-    """A listener to evaluations for each of DSPy's callbacks; to be made in the compile's thread.
-
-    MLflow keeps the active runs of each thread: the listener's thread is given the compile's.
-    """
+    """A listener to evaluations for each callback of DSPy, with the MLflow runs of this thread."""
     stack = getattr(sys.modules.get("mlflow.tracking.fluent"), "_active_run_stack", None)
     runs = [*stack.get()] if stack else []
 

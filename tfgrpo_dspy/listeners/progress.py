@@ -25,10 +25,7 @@ LOGGERS = ("", "dspy", "tfgrpo_dspy")  # whose lines on a terminal would tear th
 
 
 class _Bar(tqdm):
-    """A bar that is not drawn while it is hidden; it goes on counting.
-
-    Where no line can be rewritten, as in a file, each state is a line of its own.
-    """
+    """A bar that counts while it is hidden; in a file, each of its states is a line of its own."""
 
     is_hidden = False
 
@@ -173,11 +170,7 @@ class _AboveBars:
 
 
 class _Redirection:
-    """Writes log lines above the bars while there is a bar; several compiles may run at once.
-
-    `logging_redirect_tqdm` does not know DSPy's log handler, and prints the lines of other loggers
-    twice.
-    """
+    """Writes log lines, DSPy's too, above the bars; several compiles may run at once."""
 
     def __init__(self) -> None:
         self._lock, self._n_bars = threading.Lock(), 0

@@ -82,10 +82,7 @@ def is_nothing(text: str) -> bool:
 
 
 def encodable(text: str) -> str:
-    """The text without letters that are not seen, and with "?" for half a character.
-
-    An LM may write such a half, and no provider takes one.
-    """
+    """The text without unseen letters, and "?" for half a character, which no provider takes."""
     return cleaned_text(text).encode("utf-8", "replace").decode()
 
 
@@ -128,10 +125,7 @@ def _items_of(texts: Iterable[str]) -> Iterator[str]:
 
 
 def resolve_scope(name: str, predictors: Sequence[str]) -> str | None:
-    """The predictor that a name stands for, "*" for all; None: no predictor, or several.
-
-    `route` stands for `route.predict` where no other predictor begins or ends with it.
-    """
+    """The predictor that a name, or its only beginning or end, stands for; "*": all; None: none."""
     wanted = name.strip(" \"'`*:").removeprefix("predictor ").casefold()
     wanted = wanted[1:-1] if wanted[:1] + wanted[-1:] == "[]" else wanted
     if wanted in _FOR_ALL or not wanted:
@@ -267,11 +261,7 @@ def without_marks(text: str) -> str:
 
 
 def without_notes(text: str) -> str:
-    """The text of an experience or lesson, without what the prompts have around it.
-
-    That are the id of an experience, and what `texts.library_text`, `lessons_text` and
-    `dropped_text` say of sources, effect and trial.
-    """
+    """The text without its id, and what prompts (`texts`) say of sources, effect and trial."""
     text = _ID.sub("", text)
     return text[: note.start()].rstrip() if (note := _NOTE.search(text)) else text
 

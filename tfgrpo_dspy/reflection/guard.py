@@ -50,10 +50,7 @@ _FORBIDS = re.compile(
 
 
 class Task:
-    """The user's program and data, as far as guards look for something in them.
-
-    `program` is a text of the program; `examples` are read when they are needed first.
-    """
+    """The user's program (a text) and data (read when needed), as far as guards look into them."""
 
     def __init__(self, program: str = "", examples: Callable[[], Iterable[Fields]] = list) -> None:
         self._program, self._read = program, examples
@@ -94,10 +91,7 @@ class Task:
         return any(map(sought.search, map(_plain, texts)))
 
     def speaks_of(self, phrase: str, pattern: str) -> bool:
-        """Whether the user's program or labels have the phrase, or two inputs its kind.
-
-        One input alone may be the attack.
-        """
+        """Whether program or labels have the phrase, or two inputs its kind: one may attack."""
         sought = _folded(phrase)
         program, data = self._words
         if sought in program or any(sought in labels for _, labels in data):
@@ -118,10 +112,7 @@ def _folded(text: str) -> str:
 
 
 def task_text(program: Any, objective: str = "") -> str:
-    """What the user has written into the program: docstrings, instructions, fields, their values.
-
-    The values are those that a `Literal` or an Enum allows, wherever a type holds them.
-    """
+    """What the user has written into the program; of a Literal or an Enum also the values."""
     parts = [objective, inspect.getdoc(type(program)) or ""]
     for name, predictor in named_predictors(program):
         parts += [name, bare_instructions(predictor)]
@@ -165,16 +156,13 @@ def unsafe_reason(text: str, task: Task | None = None) -> str:
 
 
 class Guard:
-    """Refuses copies of examples and of long runs of words in them, bare labels, unsafe advice.
-
-    `refuses` is asked about a text and the reason against it.
-    """
+    """Refuses copies of examples and of long runs of words in them, bare labels, unsafe advice."""
 
     def __init__(
         self,
         examples: Iterable[Fields],
         task: Task | None = None,
-        refuses: Callable[[str, str], bool] = lambda _text, _reason: True,
+        refuses: Callable[[str, str], bool] = lambda _text, _reason: True,  # the reason against it
     ) -> None:
         self._task, self._refuses = task or Task(), refuses
         self._runs: set[tuple[str, ...]] = set()

@@ -36,17 +36,13 @@ _SOURCES = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A candidate for an experience, with the groups that it was drawn from.
-
-    `reason` is the semantic advantage that it rests on, or why it was dropped after a trial;
-    `example` is how its first example begins.
-    """
+    """A candidate for an experience, with the groups that it was drawn from."""
 
     text: str
     scope: str = ALL
     evidence: tuple[Evidence, ...] = ()
-    reason: str = ""
-    example: str = ""
+    reason: str = ""  # the semantic advantage that it rests on, or why it was dropped
+    example: str = ""  # how its first one begins
 
 
 def lessons_in(

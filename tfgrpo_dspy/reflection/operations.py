@@ -105,10 +105,7 @@ def admitted(
 
 
 def retold(operation: Operation, dropped: Iterable[Lesson]) -> Operation:
-    """The operation; one that only rewords dropped advice has the words that were tried.
-
-    So it starts from what the first one showed.
-    """
+    """The operation; one that only rewords dropped advice says it as it was tried."""
     if not isinstance(operation, Add):
         return operation
     scope, text = operation.scope, operation.text

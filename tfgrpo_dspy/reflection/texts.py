@@ -27,10 +27,7 @@ def estimate_tokens(text: str) -> int:
 
 
 def as_input(text: str, tags: Iterable[str] = ()) -> str:
-    """The text as it may stand in a prompt: DSPy's adapters take it for no section, no image.
-
-    `tags` are the fields of an adapter that writes XML.
-    """
+    """The text as it may stand in a prompt of DSPy's adapters; `tags`: fields of one in XML."""
     return without_markers(encodable(text), tags)
 
 

@@ -69,10 +69,7 @@ _HTML = Environment(autoescape=True).from_string("""\
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page: a title, and below it rows of cells, perhaps with a header.
-
-    One without a title has nothing to say and is left out.
-    """
+    """A part of the page: a title and rows of cells, with a header or not; "": it is left out."""
 
     title: str
     rows: Sequence[Sequence[str]] = ()

@@ -11,25 +11,19 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RolloutRow:
-    """A rollout, in the set ("training", "validation" or "test") that its example is of.
-
-    `update` is counted from 0, None outside training; `example` is the position in its set.
-    `experiences` are the ids that the rollout was given (and "condensed", if in one text with the
-    instructions), `n_demos` the demos; `aid` says why its
-    score is not the student's ("": it is). `failure` is the kind and the message.
-    """
+    """A rollout, in the set ("training", "validation" or "test") that its example is of."""
 
     set: str
-    update: int | None
-    example: int
+    update: int | None  # from 0; None outside training
+    example: int  # the position in its set
     rollout_id: int
     score: float | None
     outputs: str
     feedback: str
-    failure: str
-    experiences: str
+    failure: str  # the kind and the message
+    experiences: str  # the ids that it was given; "condensed" if in one text with the instructions
     n_demos: int = 0
-    aid: str = ""
+    aid: str = ""  # why its score is not the student's; "": it is
     n_lm_calls: int = 0
     n_tokens: int = 0
     dollars: float = 0.0
@@ -38,19 +32,14 @@ class RolloutRow:
 
 @dataclass(frozen=True, slots=True)
 class ReflectionRow:
-    """A question to the reflection LM: what it was asked and what it answered.
+    """A question to the reflection LM: what it was asked and what it answered."""
 
-    `stage` is "draft", "summary", "lesson", "update", "strategy" or "condense". `answered` is what
-    was read of the answer, as JSON, or how an answer begins that could not be read; `fault` says
-    what failed, also if the LM was asked once more and then gave `answered`.
-    """
-
-    stage: str
+    stage: str  # "draft", "summary", "lesson", "update", "strategy" or "condense"
     update: int
     asked: str
-    answered: str
+    answered: str  # what was read, as JSON; or the beginning of what could not be read
     explanation: str = ""
-    fault: str = ""
+    fault: str = ""  # what failed, also if the LM was asked once more and then gave `answered`
     n_lm_calls: int = 0
     n_tokens: int = 0
     dollars: float = 0.0
@@ -58,14 +47,11 @@ class ReflectionRow:
 
 @dataclass(frozen=True, slots=True)
 class ExampleRow:
-    """What student and result scored and gave on an example of the validation or test set.
-
-    `example` is its position in the set. Texts are shortened.
-    """
+    """What student and result scored and gave on an example of the validation or test set."""
 
     set: str
-    example: int
-    inputs: str
+    example: int  # the position in its set
+    inputs: str  # this and other texts are shortened
     student: float | None
     result: float | None
     student_outputs: str

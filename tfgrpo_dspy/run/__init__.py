@@ -32,10 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Run:
-    """One run over a student and its data, which trains on the examples at these positions.
-
-    `recorded` are rollouts that were made elsewhere, for each example; None: the run makes them.
-    """
+    """One run over a student and its data, which trains on the examples at these positions."""
 
     def __init__(
         self,
@@ -45,7 +42,7 @@ class Run:
         training: Sequence[int],
         valset: Sequence[Any],
         testset: Sequence[Any] = (),
-        recorded: Sequence[Sequence[Rollout]] | None = None,
+        recorded: Sequence[Sequence[Rollout]] | None = None,  # made elsewhere, for each example
     ) -> None:
         records = RunRecords(settings, student, [*trainset, *valset, *testset])
         recorded = recorded and [[records.cleaned(r, ROLLOUTS) for r in each] for each in recorded]
@@ -121,11 +118,7 @@ class Run:
         return FinalChoice(self._inputs, self._calls, self._history, condenser, why)
 
     async def try_out(self) -> None:
-        """Make the first rollouts, which show whether program and metric work, and nothing else.
-
-        Where they need the drafts, `batches` makes them later. Raises RunStopped: one does not
-        work.
-        """
+        """Make the first rollouts, if they need no drafts, to see what works. Raises RunStopped."""
         self._calls.manifest.begin(self._inputs.student)
         plan = self._history.plan
         if not self.settings.data.is_recorded and not plan.n_awaited(plan.n_drafts):

@@ -47,10 +47,7 @@ def why_unscored(rollouts: Sequence[Rollout]) -> str:
 
 
 def why_unreadable(rollouts: Sequence[Rollout], lms: Iterable[Any]) -> str:
-    """Why a program can never work none of whose rollouts gave an answer; "": one did.
-
-    Answers that are empty are none, if the metric does not tell them apart.
-    """
+    """Why a program can never work that gave no answer, or empty ones of one score; "": it may."""
     scores = {rollout.score for rollout in rollouts if rollout.score is not None}
     if not rollouts or len(scores) > 1 or not all(rollout.is_unreadable for rollout in rollouts):
         return ""
@@ -63,12 +60,11 @@ def why_unreadable(rollouts: Sequence[Rollout], lms: Iterable[Any]) -> str:
 
 
 def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, lm: Any) -> str:
-    """Why a reflection LM can never work, by its answers for each update; "": it may.
-
-    Those for updates after the `last` do not count: which are there depends on the clock.
-    """
+    """Why a reflection LM can never work, by its answers up to the `last` update; "": it may."""
     useless: list[Answer] = []
-    for update in sorted(update for update in answers if update <= last):
+    for update in sorted(
+        update for update in answers if update <= last
+    ):  # the clock decides on later ones
         if any(not answer.is_useless for answer in answers[update]):
             useless = []
         else:
@@ -87,10 +83,7 @@ def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, lm: Any) -> 
 def why_finished(
     updates: Sequence[Update], n_drafts: int, n_batches: int, inputs: RunInputs
 ) -> str:
-    """Why no more is to be expected after these updates, the start included; "" if more is.
-
-    `n_drafts`: how many of them were drafts; `n_batches`: how many batches an epoch has.
-    """
+    """Why no more is to be expected after these updates, start and drafts included; "": more is."""
     latest, n_decided = updates[-1], len(updates) - 1
     if finished := _why_reached(updates, inputs.settings) or _why_saturated(updates, inputs):
         return finished

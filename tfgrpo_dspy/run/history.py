@@ -103,17 +103,14 @@ class History:
         return self._strategies.rewarded(rollouts, self.first)
 
     def assigned(self, batch: Batch, example: int, n: int) -> list[Additions]:
-        """What each rollout of a group is given. Raises GateError: the gate gave no such.
-
-        Demos of rollouts are given from the second epoch on: before, there are few to choose from.
-        """
+        """What each rollout of a group is given. Raises GateError: the gate gave no such."""
         gate, n_sets = self._settings.gate, self.demos.n_sets
         plan = GroupPlan(batch.base.decision, example, batch.update, n, n_sets)
         libraries: Sequence[ExperienceLibrary] = (batch.library,) * n
         if any(experience.is_on_trial for experience in batch.library):
             wanted = f"return {n} libraries, one for each rollout of the group"
             libraries = _checked(gate, "assigned", self._asked("assign", plan), wanted, n)
-        best = batch.base.best if batch.epoch else ()
+        best = batch.base.best if batch.epoch else ()  # before, there are few to choose from
         hidden = {self._input_texts[example]}
         sets = [(), *(self.demos.choose(k, best, hidden) for k in range(1, n_sets + 1))]
         shown: Sequence[int] = (0,) * n

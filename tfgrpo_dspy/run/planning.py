@@ -31,10 +31,7 @@ LATE_SHARE = 0.5  # of the calls assumed; a program that takes less calls few of
 
 
 class Planner:
-    """Plans the batches of one run; `ended_because` says why none follows the last of them.
-
-    `updates` are the start of the run and its decided updates, which somebody else appends.
-    """
+    """Plans the batches of one run; `ended_because` says why none follows the last of them."""
 
     def __init__(
         self,
@@ -42,7 +39,7 @@ class Planner:
         strategies: Strategies,
         ledger: Ledger,
         reserve: Reserve,
-        updates: Sequence[Update],
+        updates: Sequence[Update],  # the start and the decided ones, which somebody else appends
     ) -> None:
         settings = self._settings = inputs.settings
         is_recorded = settings.data.is_recorded
@@ -193,10 +190,7 @@ class Planner:
 
     @property
     def uncut(self) -> Update:
-        """The last update before the first one that a limit has made smaller.
-
-        With a larger budget the run repeats what it did up to there, for sure.
-        """
+        """The last update before a limit cut one: up to there, a larger budget repeats the run."""
         for update in self._updates[1:]:
             batch = update.batch
             if batch is not None and not batch.is_draft:

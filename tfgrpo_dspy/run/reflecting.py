@@ -46,10 +46,7 @@ class Reflector:
         groups: Sequence[Awaitable[SampledGroup]],
         show: Callable[[SampledGroup], Awaitable[tuple[SampledGroup, str]]],
     ) -> Extracted:
-        """What the groups teach; `show` gives what of a group is compared, and a note on that.
-
-        Of eight neighbours in the batch, those that teach share calls.
-        """
+        """What the groups teach; `show` gives what of a group is compared, and a note on that."""
         settings, client = self._settings, self._client
         n_shown = settings.groups_per_call
         size = max(NEIGHBOURS, n_shown)
@@ -230,10 +227,7 @@ class Reflector:
         return lessons[: self._settings.reflection.lessons_per_group * len(examples)], refused
 
     async def draft(self, batch: Batch, note: str = "", takes_all: bool = False) -> Extracted:
-        """The lessons that several drafts give, or all if none is repeated or `takes_all`.
-
-        Each draft is shown other examples, so that a mistake is seldom made twice.
-        """
+        """The lessons that several drafts, of unlike examples, give; or all (also `takes_all`)."""
         settings, client = self._settings, self._client
         max_tokens = getattr(settings.reflection.draft, "shown_tokens", 12_000)
 
@@ -265,19 +259,13 @@ class Reflector:
         return Extracted(lessons, tuple(text for _, refused in results for text in refused))
 
     def why_in_vain(self, batch: Batch) -> str:
-        """Why no more reflections are worth asking for after a batch; "": they are.
-
-        Drafts alone say too little of that.
-        """
+        """Why no more reflections are worth asking for after this batch; "": they are."""
         answers = self._client.answers
         is_new = not batch.is_draft and batch.update in answers
         return why_useless(answers, batch.update, self._settings.reflection_lm) if is_new else ""
 
     def _draft_parts(self) -> Iterator[list[Any]]:
-        """The examples that each draft is shown: all of them once, then once more, ...
-
-        No two drafts are shown the same examples before each set of them has been shown.
-        """
+        """The examples of each draft: all once, then once more, never the same set too early."""
         training = [self._trainset[i] for i in self._training]
         labelled = [example for example in training if self._fields_of(example)[1]]
         n_shown = getattr(self._settings.reflection.draft, "n_examples", EXAMPLES_OF_DRAFT)

@@ -18,20 +18,14 @@ HINT = "\n\nA hint for this input: "
 
 @dataclass(frozen=True, slots=True)
 class Additions:
-    """A library, and demos after the student's own; in an extra attempt also a hint or a teacher.
-
-    `demo_set` says which of the run's sets the demos are, from 1; 0: there are none.
-    `condensed`: by predictor, the text that takes the place of its instructions and experiences.
-    `hint` stands at the end of the instructions. `teacher` is another program, which runs as it is,
-    or an LM, which the student runs on.
-    """
+    """A library, and demos after the student's own; in an extra attempt a hint or a teacher."""
 
     library: ExperienceLibrary
     demos: tuple[Demo, ...] = ()
-    hint: str = ""
-    teacher: Any = None
-    condensed: tuple[tuple[str, str], ...] = ()
-    demo_set: int = 0
+    hint: str = ""  # at the end of the instructions
+    teacher: Any = None  # a program, which runs as it is, or an LM, which the student runs on
+    condensed: tuple[tuple[str, str], ...] = ()  # by predictor, in place of its whole instructions
+    demo_set: int = 0  # which of the run's sets the demos are, from 1; 0: there are none
 
     @property
     def aid(self) -> str:
@@ -66,19 +60,14 @@ class Additions:
 
 @dataclass(frozen=True, slots=True)
 class SampledGroup:
-    """A group of an update, and the additions of each of `group.all_rollouts`.
-
-    Some rollouts lack experiences that are on trial. `measured` is the group with the scores of the
-    metric, where strategies have changed those of `group`. `probes` are rollouts that only helped
-    to value the steps of others; `note` is what the reflection LM reads before the group.
-    """
+    """A group of an update, and the additions of each of `group.all_rollouts`."""
 
     group: Group
-    additions: tuple[Additions, ...]
+    additions: tuple[Additions, ...]  # some lack experiences that are on trial
     update: int = 0
-    measured: Group | None = None
-    probes: tuple[Rollout, ...] = ()
-    note: str = ""
+    measured: Group | None = None  # by the metric, where strategies have changed the scores
+    probes: tuple[Rollout, ...] = ()  # rollouts that only helped to value the steps of others
+    note: str = ""  # what the reflection LM reads before the group
 
     @property
     def aids(self) -> tuple[str, ...]:

@@ -42,10 +42,7 @@ class Demo:
 
 
 def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
-    """A demo for each predictor that was called in the rollout: its last call.
-
-    A step gives no demo if a field is missing, or if its text cannot be parsed to the same value.
-    """
+    """A demo of each predictor's last call, if all of its fields are there and can be read back."""
     fields = {name: predictor.signature.fields for name, predictor in named_predictors(program)}
     demos: dict[str, Demo] = {}
     for step in rollout.steps:
@@ -140,10 +137,7 @@ class DemoPool:
         self._labelled = {k: self._mixed(whole, k) + self._mixed(others, k) for k in numbers}
 
     def choose(self, number: int, best: Sequence[Rollout], hidden: Set[str]) -> tuple[Demo, ...]:
-        """The demos of set `number` (from 1) with other inputs than the `hidden` ones.
-
-        `best` are the best rollouts, the best first.
-        """
+        """The demos of set `number`, from 1, without `hidden` inputs; `best` is sorted so."""
         usable = [rollout for rollout in best if self._inputs[rollout.example] not in hidden]
         if self._labelled:
             better = (rollout for rollout in usable if rollout.example not in self._whole)
@@ -208,10 +202,7 @@ def first_demos(rollouts: Iterable[Rollout], program: Any, most: int) -> list[tu
 
 
 def add_demos(program: Any, demos: Sequence[Demo]) -> None:
-    """Show these demos after the program's own.
-
-    Raises KeyError or ValueError where they are not of this program.
-    """
+    """Show these demos after the program's own. Raises KeyError, ValueError: another's."""
     predictors = dict(named_predictors(program)) if demos else {}
     predictor_of = attrgetter("predictor")
     for name, of_predictor in itertools.groupby(sorted(demos, key=predictor_of), predictor_of):

@@ -129,10 +129,7 @@ def media_in(value: Any) -> list[Any]:
 
 
 def as_fields(value: Any) -> dict[str, str]:
-    """The fields of an example, a prediction or a mapping, each as text; {} for None.
-
-    The log-probabilities that DSPy adds to a prediction are no field of the program's.
-    """
+    """The fields of an example, prediction or mapping as texts, no log-probabilities; None: {}."""
     if value is None:
         return {}
     if isinstance(value, Mapping | dspy.Example):
@@ -211,10 +208,7 @@ def with_values(text: str, *holders: Any) -> str:
 
 
 def containers_copied(value: Any) -> Any:
-    """The value with copies of the dicts, lists, tuples and sets in it; the rest is shared.
-
-    A pydantic model that holds some, such as a `dspy.History` that grows, is copied with them.
-    """
+    """The value with copies of its containers, and of models that hold some; the rest is shared."""
     if isinstance(value, pydantic.BaseModel) and not isinstance(value, dspy.Tool):
         copies = {name: containers_copied(item) for name, item in vars(value).items()}
         changed = {name: item for name, item in copies.items() if item is not vars(value)[name]}

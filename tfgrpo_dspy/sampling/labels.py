@@ -26,10 +26,7 @@ def is_missing(value: Any) -> bool:
 
 
 def labels_of(example: Any, nullable: Set[str] = frozenset()) -> dict[str, str]:
-    """The labels of an example that are there, as texts by name.
-
-    None is a label of the fields that may be None (`nullable`).
-    """
+    """The labels of an example that are there, as texts by name; None is one if `nullable`."""
     labels = named_items(example.labels())
     return as_fields({
         name: value

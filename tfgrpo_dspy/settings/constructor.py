@@ -52,10 +52,7 @@ OTHERS = {
 def taking(
     settings_class: Callable[P, S],
 ) -> Callable[[Callable[[Any, S], None]], Callable[Concatenate[Any, P], None]]:
-    """Make `__init__(self, settings)` take the arguments of `settings_class`.
-
-    Editors, type checkers and `inspect.signature` see these arguments with types and defaults.
-    """
+    """Make `__init__(self, settings)` take the arguments of this class, with their signature."""
 
     signature = inspect.signature(settings_class)
 

@@ -59,10 +59,7 @@ def input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[st
 
 
 def output_faults(student: Any, recorded: Sequence[Sequence[Rollout]]) -> Iterator[str]:
-    """A sentence on the first trace whose outputs are none that the program gives.
-
-    Only of DSPy's own modules it is known which these are.
-    """
+    """A sentence on the first trace without outputs of the program, if that is one of DSPy's."""
     if not type(student).__module__.startswith("dspy."):
         return
     fields = [predictor.signature.output_fields for _, predictor in named_predictors(student)]
@@ -85,10 +82,7 @@ def _entry(module: Any) -> Any:
 
 
 def _inputs_of(module: Any) -> tuple[set[str], set[str] | None]:
-    """The inputs without which the module cannot run, and all that it takes; None: any, or unknown.
-
-    DSPy's predictors run with too few inputs, and only warn.
-    """
+    """The inputs that a module needs (DSPy's only warn), and all that it takes; None: unknown."""
     kind = type(module)
     name = kind.__name__ if kind.__module__.startswith("dspy.") else ""
     if isinstance(module, dspy.Predict) or (name in BY_SIGNATURE and hasattr(module, "signature")):

@@ -85,10 +85,7 @@ class RunData:
 
     @property
     def n_programs_measured(self) -> int:
-        """On how many programs the reserve runs the validation set at least.
-
-        These are the student, the best library and, if it is wanted, that in condensed form.
-        """
+        """On how many programs the reserve measures: student, best library, condensed form."""
         return MIN_PROGRAMS_MEASURED + (self.n_condensed > 0)
 
 
@@ -144,10 +141,7 @@ class RunSettings(Settings):
         return 0 if self.data.is_recorded else self.batch_size * self.group_size
 
     def result_scalars(self) -> dict[str, Any]:
-        """The scalars that a result may depend on, without those of the run store.
-
-        Strategies stand there by their names.
-        """
+        """The scalars that a result may depend on, without those of the run store."""
         names = ", ".join(type(strategy).__name__ for strategy in self.strategies)
         more = {"strategies": names} if names else {}
         return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")} | more

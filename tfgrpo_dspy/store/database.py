@@ -70,10 +70,7 @@ class TextDisk(diskcache.Disk):
 
 
 class TextCache(diskcache.Cache):
-    """A cache of text over one connection, which all threads share.
-
-    Its settings are `SETTINGS`. Those in a database could set any attribute and run any PRAGMA.
-    """
+    """A cache of text over one connection for all threads; its settings are `SETTINGS` alone."""
 
     statistics, eviction_policy = 0, "none"
 
@@ -161,10 +158,7 @@ class Store:
 
     @classmethod
     def existing(cls, folder: str | PathLike[str], is_read_only: bool = True) -> "Store | None":
-        """The store in a folder that has one; nothing is made where there is none.
-
-        An empty file is none: a process was killed as it made it.
-        """
+        """The store in a folder that has one; an empty file (a process was killed) is none."""
         path = _located(folder)
         with _faults("open", path):  # it may be in a folder that cannot be looked into
             is_there = (path / DATABASE).exists() and (path / DATABASE).stat().st_size > 0
@@ -229,10 +223,7 @@ class Store:
             self._cache.set(key, text)
 
     def remove(self, keys: Iterable[str]) -> int:
-        """Remove these records and give their room back; by how many bytes the database shrank.
-
-        Raises StoreError: another process, such as a compile, has the store open.
-        """
+        """Remove these records; by how many bytes it shrank. Raises StoreError: it is in use."""
         file, run = self.folder / DATABASE, self._connection.execute
         with self._lock, self._faults("clean", ValueError):
             run(f"PRAGMA busy_timeout = {REMOVAL_TIMEOUT_S * 1000:.0f}")

@@ -23,10 +23,7 @@ DSPY = ".".join(dspy.__version__.split(".")[:2])  # a minor version may write ot
 
 
 class Keys:
-    """The keys of one run; `unseen` collects what they know by name only.
-
-    Without a store all of them are "" (`is_used`): nothing is looked up.
-    """
+    """The keys of one run ("" without a store); `unseen` collects what they know by name only."""
 
     def __init__(self, settings: RunSettings) -> None:
         self.is_used = settings.log_dir is not None

@@ -88,10 +88,7 @@ class RunManifest:
         self._records.losses_stand = self._is_finished and has_budget and not is_other
 
     def _differences(self) -> str:
-        """The names of the parts in which the nearest recorded run is another; "": none is there.
-
-        Of runs that are as near, the one that was begun last counts.
-        """
+        """The parts in which the nearest recorded run, of several the last, differs; "": no run."""
         assert self._records.store is not None  # noqa: S101 - whoever asks has looked
         recorded, _ = notes.notes_and_faults(self._records.store)
         of_run = self._parts
@@ -114,10 +111,7 @@ class RunManifest:
         return self._ledger.n_paid, self._ledger.paid
 
     def note(self, best: Additions, ended_because: str, kept: Amount = notes.NOTHING) -> None:
-        """Note how far the run has come: what is best so far, and why it ended (if it did).
-
-        `kept` is what surely counts in a later start with a larger budget.
-        """
+        """Note how far the run has come; `kept` surely counts in a start with a larger budget."""
         if self._is_finished and not ended_because:
             return  # the recorded best is that of a race
         library, limits, ledger = best.library, self._settings.learning_limits, self._ledger

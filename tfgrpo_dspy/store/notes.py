@@ -65,10 +65,7 @@ class RunNote(RunEnd):
         return (latest, *self.earlier) if self.ended_because else ()
 
     def under(self, limits: Mapping[str, float | None]) -> "RunNote":
-        """The note as a start under these limits reads it: that of the same ones, or the longest.
-
-        The longest is the one that repeats the most calls.
-        """
+        """The note as a start under these limits reads it: theirs, or what repeats most calls."""
         ends = sorted(self.ends, key=lambda end: (end.limits != limits, -end.kept[0]))
         return replace(self, **vars(ends[0])) if ends else self
 
@@ -113,10 +110,7 @@ def run_keys(store: Store) -> list[str]:
 
 
 def notes_and_faults(store: Store) -> tuple[dict[str, RunNote], list[StoreError]]:
-    """The notes that can be read, by key, in the order of `run_keys`; why others cannot be.
-
-    Raises StoreError: the store itself cannot be read.
-    """
+    """Notes by key, in the order of `run_keys`, and why others are not read. Raises StoreError."""
     notes, faults = dict[str, RunNote](), list[StoreError]()
     try:
         keys = run_keys(store)

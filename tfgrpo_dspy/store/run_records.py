@@ -27,10 +27,7 @@ Kept = TypeVar("Kept")
 
 
 class RunRecords:
-    """Finds and keeps the records of one run, under its `keys`.
-
-    Raises StoreError (the folder cannot be used), MissingRecordError (offline, there is no store).
-    """
+    """Finds and keeps a run's records by its `keys`. Raises StoreError, MissingRecordError."""
 
     def __init__(self, settings: RunSettings, student: Any, examples: Iterable[Any] = ()) -> None:
         self._settings = settings

@@ -168,10 +168,7 @@ def _is_unused(key: str, kept: set[str], all_keys: set[str]) -> bool:
 
 
 def remove_records(log_dir: str | PathLike[str], keys: Iterable[str]) -> int:
-    """Remove these records from the store; by how many bytes it shrank.
-
-    Raises StoreError: another process has the store open, or the folder has none.
-    """
+    """Remove these records; by how many bytes the store shrank. Raises StoreError: in use, none."""
     with _store_in(log_dir, is_read_only=False) as store:
         return store.remove(keys)
 

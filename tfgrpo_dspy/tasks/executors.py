@@ -51,10 +51,7 @@ class RemoteRollouts:
         self._names = (f"{uuid.uuid4().hex}/{i}" for i in itertools.count())
 
     async def rollout(self, request: Request, n_metric_calls: int = 0) -> Rollout | Failure:
-        """The rollout that the request asks for, or its failure where too many workers are lost.
-
-        It makes at most `n_metric_calls` calls of the metric. Raises RunStopped.
-        """
+        """The rollout, or a failure if too many workers are lost to it. Raises RunStopped."""
         n_losses, why = 0, ""
         while n_losses < MAX_LOST_WORKERS:
             while (share := self._reserve(n_metric_calls)) is None:

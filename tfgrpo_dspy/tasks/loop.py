@@ -75,18 +75,14 @@ class Whereabouts:
 
 
 class Loop:
-    """Runs the coroutines of a run, and does their tasks: so many in threads, so many elsewhere.
-
-    `timeout_s` is how long a task may take; `pool` holds the user's threads, which replace ours.
-    `on_wait` is called ten times a second while the loop runs.
-    """
+    """Runs the coroutines of a run, and does their tasks: so many in threads, so many elsewhere."""
 
     def __init__(
         self,
         ledger: Ledger,
         n_threads: int,
-        timeout_s: float | None = None,
-        pool: futures.ThreadPoolExecutor | None = None,
+        timeout_s: float | None = None,  # how long a task may take
+        pool: futures.ThreadPoolExecutor | None = None,  # the user's threads, in place of ours
         n_remote: int = 0,
         patience_s: float = PATIENCE_S,
     ) -> None:
@@ -96,7 +92,7 @@ class Loop:
         self._pool = pool
         self._patience_s = patience_s
         self._has_named = False
-        self.on_wait: Callable[[], None] = lambda: None
+        self.on_wait: Callable[[], None] = lambda: None  # ten times a second while the loop runs
         self._count = itertools.count()
         self._waiting: dict[str, asyncio.PriorityQueue[Any]]
         self._spawned: WeakKeyDictionary[Any, set[asyncio.Future[Any]]] = WeakKeyDictionary()
@@ -301,10 +297,7 @@ class Loop:
 
 
 class DaemonThreads:
-    """Threads that do one call after the other; a call that finds all of them busy gets a new one.
-
-    The interpreter waits for the threads of the standard library's executors, not for these.
-    """
+    """Threads for one call after the other, a new one if all are busy; no exit waits for them."""
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

@@ -31,12 +31,9 @@ def packed_bundle(
     student: Any,
     metric: Any,
     prices: Mapping[str, tuple[float, float]],
-    plain: Sequence[str],
+    plain: Sequence[str],  # what would be secrets, but stands in the user's own data
 ) -> bytes:
-    """Program, metric and the settings of this thread's `dspy.context`. Raises SettingsError.
-
-    `plain` would be secrets, but for the user's own data, in which they stand.
-    """
+    """Program, metric and the settings of this thread's `dspy.context`. Raises SettingsError."""
     context = {k: v for k, v in dspy.settings.copy().items() if k not in OF_ONE_CALL}
     if isinstance(context["lm"], dspy.BaseLM):
         context["lm"] = context["lm"].copy()  # without the history of its calls
