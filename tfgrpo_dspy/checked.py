@@ -48,10 +48,7 @@ def shown(value: Any) -> str:
 
 
 def faults_in(error: ValidationError, arguments: Mapping[str, Any] | None = None) -> list[str]:
-    """A sentence for each value that cannot be used: where it stands, the value, what to write.
-
-    Where these are `arguments`, a sentence names the whole argument, and all ways to mend it.
-    """
+    """A sentence for each value that cannot be used; of `arguments`, for each whole argument."""
     hints: dict[str, dict[str, None]] = {}
     for fault in error.errors(include_url=False):
         where, value, within = fault["loc"], fault["input"], ""

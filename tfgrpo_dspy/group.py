@@ -14,17 +14,12 @@ DECISIVE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The rollouts of one example.
-
-    `rollouts` are those that may be compared: their scores are finite, or all None where there is
-    no metric. `all_rollouts` are all that were made. `score_range` is that of the scores that the
-    run had seen before.
-    """
+    """The rollouts of one example."""
 
     example: int
-    rollouts: tuple[Rollout, ...]
-    all_rollouts: tuple[Rollout, ...]
-    score_range: ScoreRange = NO_SCORES
+    rollouts: tuple[Rollout, ...]  # to compare: all have finite scores, or none has a score
+    all_rollouts: tuple[Rollout, ...]  # that were made
+    score_range: ScoreRange = NO_SCORES  # of the scores that the run had seen before
 
     @classmethod
     def of(
@@ -34,12 +29,7 @@ class Group:
         has_metric: bool,
         score_range: ScoreRange = NO_SCORES,
     ) -> "Group":
-        """The group that the rollouts of an example form.
-
-        The program's own failures have the `failure_score` of all scores that are known, so that
-        a failure is never the better rollout. A provider's and the metric's failures are left out
-        of the comparison.
-        """
+        """The group of these, with `floored` scores; failures of provider and metric stay out."""
         scores = floored(rollouts, score_range) if has_metric else [r.score for r in rollouts]
         counted = [
             rollout if rollout.score is score else replace(rollout, score=score)
@@ -115,11 +105,7 @@ class Group:
         return self.score_range.including(self.scores).texts(self.scores)
 
     def is_at_best(self, labels: Mapping[str, str]) -> bool:
-        """Whether all its rollouts have the best score that is known.
-
-        Where only one score is known, it says nothing. Then they are the best if each of them gives
-        the answer of the labels.
-        """
+        """Whether all have the best score that is known or, if only one is, the labels' answer."""
         scores = self.score_range.including(self.scores)
         if not self.scores:
             return False

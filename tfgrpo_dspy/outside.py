@@ -59,11 +59,7 @@ ADDRESS = (
 
 
 def cleaned_text(text: str) -> str:
-    """The text without letters that are not seen, and without codes for terminals.
-
-    What writing systems and emoji need is kept, each kind where it stands as they need it. Line
-    ends become those of Unix.
-    """
+    """The text without unseen letters that no script needs, and terminal codes; Unix line ends."""
     if not UNSEEN.search(text):
         return text
     text = _BLANKS.sub(lambda match: "\n" if match[0][0] == "\r" else " ", text)

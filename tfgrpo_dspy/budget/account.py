@@ -108,11 +108,7 @@ class Account:
         return self.per_rollout.n_lm_calls / self.assumed.n_lm_calls
 
     def per_example(self, group_size: int, groups_per_call: int) -> Amount:
-        """What an example of an update takes: its rollouts, a lesson, and retries as before.
-
-        A lesson is one call; of its dollars, which may be those of many rollouts, each group of a
-        call takes its part.
-        """
+        """What an example of an update takes: rollouts, its part of a lesson, retries as before."""
         answer = replace(self.per_answer, cost=self.per_answer.cost / groups_per_call)
         usual = self.per_rollout * group_size + answer
         return functools.reduce(operator.or_, self.recent, usual)

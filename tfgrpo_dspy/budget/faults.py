@@ -55,10 +55,7 @@ def is_too_long(error: BaseException, n_characters: int = 0, n_answered: int = 0
 
 
 def may_be_too_long(error: BaseException, n_characters: int) -> bool:
-    """Whether a shorter prompt may be answered, by a model that has answered nothing so far.
-
-    It may as well refuse everything: a wrong key or name of a model has this status somewhere.
-    """
+    """Whether a shorter prompt may be answered; a model that has answered none may refuse all."""
     is_filtered = getattr(error, "provider_code", None) == "content_filter"  # whatever its length
     may_be = n_characters > LEAST_CHARACTERS and not is_filtered
     return may_be and _status(error) in MAYBE_TOO_LARGE

@@ -245,11 +245,7 @@ class Ledger:
             self.n_metric_calls_made += n_metric_calls
 
     def take_metric_call(self) -> None:
-        """Take a call of the metric before it is made. Raises RunStopped: none is left.
-
-        A rollout whose answers are there is scored though the run has ended meanwhile: it would be
-        lost otherwise. Where nobody waits for it any more, it is not.
-        """
+        """Take a call of the metric, also for an answer that came too late. Raises RunStopped."""
         with self._lock:
             check_wanted()
             if self.left("max_metric_calls") < 1:

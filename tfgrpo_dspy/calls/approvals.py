@@ -37,10 +37,9 @@ async def approved(
 ) -> Applied:
     """What is made of the operations that the user lets through, or makes instead.
 
-    Where `approve` answers something else, nothing is made; what it makes instead comes in as the
-    operations of the reflection LM do. An answer of which something is refused is not recorded.
-    Where `approve` raises, the run ends. Raises MissingRecordError: offline, and the answer is not
-    recorded.
+    What it makes instead comes in as the operations of the reflection LM do. An answer of which
+    something is refused is not recorded. Where `approve` answers something else, nothing is made;
+    where it raises, the run ends. Raises MissingRecordError: offline, and there is no record.
     """
     ask, proposed = inputs.settings.approve, proposal.operations
     if ask is None or all(isinstance(operation, Keep) for operation in proposed):

@@ -66,10 +66,7 @@ class Rollouts:
 
     @asynccontextmanager
     async def paying(self, samples: Sequence[Sample], is_extra: bool) -> AsyncIterator[bool]:
-        """Whether these rollouts may begin: those that are neither begun nor recorded are paid.
-
-        A refusal is noted: it depended on what was under way, and stands where losses stand.
-        """
+        """Whether these may begin; those that run or are recorded may. A refusal is noted."""
         others = [sample for sample in samples if sample not in self._early]
         records = [self._calls.records.find(self._key(sample), ROLLOUTS) for sample in others]
         if any(record is not None and record.failure == NO_MORE for record in records):

@@ -45,23 +45,18 @@ class Turn:
 
 
 class Player:
-    """`strategies.base.Play` for one group; it verifies first that a rollout can be replayed.
-
-    `sampler` makes the rollouts (None: those of the group were made elsewhere, so none can be
-    made); `visit` is how many batches had its example before; `reward` gives the rollouts what they
-    count with.
-    """
+    """`strategies.base.Play` for one group; it verifies first that a rollout can be replayed."""
 
     def __init__(
         self,
         settings: RunSettings,
         calls: Calls,
-        sampler: Rollouts | None,
+        sampler: Rollouts | None,  # None: the group was made elsewhere, and nothing can be made
         priority: Priority,
         sampled: SampledGroup,
-        visit: int,
+        visit: int,  # how many batches had its example before
         asks_predictors: bool,
-        reward: Callable[[Sequence[Rollout]], list[Rollout]],
+        reward: Callable[[Sequence[Rollout]], list[Rollout]],  # with what they count with
         turn: Turn,
     ) -> None:
         self._settings, self._calls = settings, calls

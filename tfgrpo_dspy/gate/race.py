@@ -72,11 +72,7 @@ class Race:
         return [(c, i) for i in range(n_done, n_done + size) for c in running]
 
     def running(self, scores: Scores) -> list[int]:
-        """The student, then the candidates that may still be the best.
-
-        They stand in the order of their expected improvement on the student: of two with the same
-        mean, the less certain one is first.
-        """
+        """The student, and the rivals that may still be the best, by expected improvement on it."""
         counts = Counter(candidate for candidate, _ in scores)
         complete = [c for c in range(1, len(self.candidates)) if counts[c] == counts[0]]
         gains = {c: self._posterior(c, 0, scores) for c in complete}
@@ -85,11 +81,7 @@ class Race:
         return [0, *(c for c in rivals if self.chance(c, leader, scores) >= LEAVE_BELOW)]
 
     def winner(self, scores: Scores) -> int:
-        """The candidate to return: the best of those that beat the student, or the student.
-
-        The winner has the higher mean on the examples that both were measured on, and is better
-        with a probability of at least `RETURN_ABOVE`.
-        """
+        """The best of those that beat the student, with `RETURN_ABOVE` and in the mean; else it."""
         ahead = [
             c
             for c in self.running(scores)[1:]

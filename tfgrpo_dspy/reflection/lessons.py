@@ -57,8 +57,7 @@ def lessons_in(
     """The lessons of an answer; the texts of those that are refused, each with the reason.
 
     `blank` has the reason of all of them, the scope of those that name none, and the evidence of
-    those that do not name some of the `examples`. `unknown_scope` is told of each
-    scope that names no predictor.
+    those that name no examples. `unknown_scope` is told of each scope that names no predictor.
     """
     try:
         lines = read_lessons(output)

@@ -88,10 +88,7 @@ def _lives(run: RunResults) -> Iterator[Life]:
 def _steps(
     updates: Sequence[UpdateRecord],
 ) -> Iterator[tuple[UpdateRecord, Sequence[tuple[Change, str]], Sequence[str]]]:
-    """Each update in which something happened: its changes, each with the text before it.
-
-    Last come the lessons and operations that were not taken, each with the reason.
-    """
+    """Each update in which something happened: changes with the text before; what was refused."""
     texts: dict[str, str] = {}
     for record in updates:
         changes = [(change, texts.get(change.id, "")) for change in record.changes]

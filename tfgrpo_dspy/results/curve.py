@@ -44,10 +44,7 @@ def curve(
     best: ScoreSummary | None = None,
     test: HeldOut | None = None,
 ) -> str:
-    """The training score of each update, and at the right those of student and result.
-
-    All with their intervals; "" where nothing was scored. Colours are those of the text around it.
-    """
+    """The training scores, and those of student and result, with intervals; "": there are none."""
     training = points(updates)
     sets = {"validation": (student, best), **({"test": (test.student, test.best)} if test else {})}
     pairs = {name: [*map(_point, pair)] for name, pair in sets.items() if any(map(_point, pair))}

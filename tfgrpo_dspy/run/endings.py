@@ -62,9 +62,8 @@ def why_unreadable(rollouts: Sequence[Rollout], lms: Iterable[Any]) -> str:
 def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, lm: Any) -> str:
     """Why a reflection LM can never work, by its answers up to the `last` update; "": it may."""
     useless: list[Answer] = []
-    for update in sorted(
-        update for update in answers if update <= last
-    ):  # the clock decides on later ones
+    # the clock decides which answers for later updates are there
+    for update in sorted(update for update in answers if update <= last):
         if any(not answer.is_useless for answer in answers[update]):
             useless = []
         else:

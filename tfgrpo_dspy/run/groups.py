@@ -63,12 +63,7 @@ class Groups:
         self._is_tried = self._is_readable = False
 
     async def try_out(self, batch: Batch) -> None:
-        """Make the first rollouts of the first batch, once, before anything else is paid for.
-
-        The first that can be read, and that the metric does not fail on, suffices: the others are
-        not waited for. Raises RunStopped: the metric fails on all of the first three, or none of
-        the first ten can be read.
-        """
+        """Make the first rollouts of the first batch, once, until one works. Raises RunStopped."""
         if self._is_tried:
             return
         self._is_tried = True

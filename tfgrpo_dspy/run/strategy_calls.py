@@ -136,15 +136,10 @@ class Strategies:
         self,
         rollouts: Sequence[Rollout],
         first: Sequence[Rollout],
-        aided: Sequence[bool] | None = None,
-        is_first: bool = False,
+        aided: Sequence[bool] | None = None,  # had a hint or a teacher; None: student and result
+        is_first: bool = False,  # those of the first batch
     ) -> list[Rollout]:
-        """The rollouts with what they count with; those without a score have none.
-
-        Where a strategy fails, none has a score: it would be of another scale than the others'.
-        `aided`: for each, whether it had a hint or a teacher; None where student and result are
-        compared. `is_first`: whether they are those of the first batch.
-        """
+        """The rollouts with what they count with; where a strategy fails, none has a score."""
         counting = list(rollouts)
         for strategy in self.overriding("reward"):
             key, name = (id(strategy), "reward"), type(strategy).__name__
@@ -180,11 +175,7 @@ class Strategies:
         return context.sampled, "\n".join(filter(None, notes))
 
     async def credited(self, context: GroupContext, batch: Batch, player: Player) -> SampledGroup:
-        """The group with the values of its steps, and with the rollouts that were made for them.
-
-        Where the program does not repeat its steps, a strategy gives no values, which is counted:
-        the group is judged by its outcomes alone.
-        """
+        """The group with values of its steps, if these repeat, and rollouts made for it."""
         past, place = context.past, batch.examples.index(context.group.example)
         why = "hardly any group had a step that decided"
         is_in_vain = self._is_in_vain(credited_in_vain(past), "credit", why)

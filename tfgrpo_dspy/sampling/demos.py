@@ -56,11 +56,7 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
 
 
 def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
-    """A demo for each predictor one of whose inputs the example has, and one of whose outputs.
-
-    What is missing, such as the reasoning or what an earlier predictor has found, DSPy's adapters
-    show as missing.
-    """
+    """A demo for each predictor of which the example has an input and an output, if not all."""
     values, inputs = dict(named_items(example)), set(example.inputs().keys())
     labelled = []
     for name, predictor in named_predictors(program):

@@ -14,10 +14,7 @@ from tfgrpo_dspy.scores import mean_of
 
 
 class _Trace(list[Any]):
-    """DSPy's trace, with the inputs of each call as they were then, and the entropy of its answer.
-
-    DSPy keeps the values themselves, and a program may go on to change a list that it passed.
-    """
+    """DSPy's trace; inputs stay as they were at the call, and each answer has its entropy."""
 
     def __init__(self, meter: Meter) -> None:
         super().__init__()

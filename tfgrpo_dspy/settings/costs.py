@@ -33,10 +33,7 @@ def condensing(settings: Settings, student: Any) -> dict[str, Any]:
 
 
 def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> dict[str, Any]:
-    """What a rollout is assumed to take, as the fields of `RunData` from `calls_per_rollout` on.
-
-    Each predictor makes one call; the first one of an agent up to `AGENT_TURNS`.
-    """
+    """What a rollout is assumed to take, as fields of `RunData`; an agent makes `AGENT_TURNS`."""
     iterations = [getattr(each, "max_iters", 0) for _, each in student.named_sub_modules()]
     turns = 1 + sum(min(n, AGENT_TURNS - 1) for n in iterations)
     most = 1 + sum(iterations) - turns  # turns that an agent may take besides

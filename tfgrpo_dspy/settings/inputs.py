@@ -109,10 +109,7 @@ def adapter_faults() -> Iterator[str]:
 
 
 def adapter_cautions(student: Any) -> Iterator[str]:
-    """A sentence if the configured adapter writes prompts that do not hold the instructions.
-
-    Those of DSPy do. One that cannot format inputs that are mere texts is not judged.
-    """
+    """A sentence if the user's adapter writes prompts without instructions, as far as it tells."""
     adapter = dspy.settings.adapter
     if adapter is None or type(adapter).__module__.startswith("dspy."):
         return

@@ -91,11 +91,7 @@ class RunData:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Settings):
-    """The settings of one run, with everything derived.
-
-    `reserve` rollouts are kept for measuring the student and choosing the result; they pay for
-    `n_validation` validation examples. What training leaves of the budget measures more.
-    """
+    """The settings of one run, with everything derived."""
 
     temperature: Literal["own"] | float
     strategies: Sequence[Strategy]
@@ -108,8 +104,8 @@ class RunSettings(Settings):
     max_staleness: int
     drafts: int
     groups_per_call: int
-    reserve: Annotated[int, NOT_WHICH]
-    n_validation: Annotated[int, NOT_WHICH]
+    reserve: Annotated[int, NOT_WHICH]  # rollouts for measuring student and candidates
+    n_validation: Annotated[int, NOT_WHICH]  # examples that these pay for; what is left, for more
     max_demos: int
     data: Annotated[RunData, NOT_WHICH]
     derived: Annotated[frozenset[str], NOT_WHICH] = frozenset()  # those of `DERIVED` not set
@@ -148,10 +144,7 @@ class RunSettings(Settings):
 
 
 def derive(settings: Settings, data: RunData) -> RunSettings:
-    """The settings with the schedule for these data; what the user has set is kept.
-
-    A budget that does not pay for a whole update makes the schedule smaller, or is refused.
-    """
+    """The settings with the schedule that these data and the budget give. Raises SettingsError."""
     arguments = settings.arguments
     chosen = {name: arguments[name] for name in DERIVED if arguments[name] is not None}
     if settings.metric is None or not arguments["use_labels"] or not data.n_labelled:

@@ -152,11 +152,7 @@ class RunManifest:
         self._note_rows(str(update.update), rollouts)
 
     def note_results(self, results: RunResults, rollouts: Sequence[RolloutRow]) -> None:
-        """Record what the run reports, but for its updates, and the rollouts of the choice.
-
-        What stopped the test set is noted, too. A finished run that did not come to its end again
-        keeps what it had.
-        """
+        """Record what the run reports, and the rollouts of the choice, unless it is finished."""
         if self._is_finished:
             return
         note = self._recorded()

@@ -29,11 +29,7 @@ Library = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnd:
-    """How a run ended under these limits, or how it stands; a start with the same ones repeats it.
-
-    `cut_because` says which limit refused what the run asked for, or what else stopped it; "":
-    nothing, and None: a note of an earlier version.
-    """
+    """How a run ended, or stands, under these limits; a start with the same ones repeats it."""
 
     ended_because: str  # "": it is not finished
     lost: Spent  # what of that paid came to nothing
@@ -42,7 +38,7 @@ class RunEnd:
     limits: dict[str, float | None]
     n_test: Count
     set_aside: Spent | None = None  # by its plans, for what is lost; None: as much
-    cut_because: str | None = None
+    cut_because: str | None = None  # what refused or stopped something; None: an old note
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,11 +61,7 @@ class RunRecords:
         return kind.validate_python(self._written(value, kind)) if self._secrets else value
 
     def _written(self, value: Kept, kind: TypeAdapter[Kept]) -> Any:
-        """The value as JSON has it, without the secrets of the run's LMs and of the environment.
-
-        What comes back from programs and LMs goes through this first of all, so that records,
-        logs, reports and lessons are made of the same texts.
-        """
+        """The value as JSON has it, without secrets: records, logs and lessons have its texts."""
         values = kind.dump_python(value, warnings=False)
         return cleaned(values, self.redacted) if self._secrets else values
 
@@ -84,10 +80,7 @@ class RunRecords:
             return None if record is None else kind.validate_python(record)
 
     def keep(self, key: str, result: Kept, kind: TypeAdapter[Kept], is_lost: bool) -> Kept:
-        """Record a result, without secrets; what is lost (a provider failed, say) is only noted.
-
-        Gives the result that stands: where another process was first, that is its result.
-        """
+        """Record a result (a note of what is lost), without secrets; gives the one that stands."""
         if self.store is None and not self._secrets:
             return result
         record = self._written(result, kind)

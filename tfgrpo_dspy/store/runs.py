@@ -58,10 +58,7 @@ def saved_runs(log_dir: str | PathLike[str]) -> list[SavedRun]:
 
 
 def runs_and_faults(log_dir: str | PathLike[str]) -> tuple[list[SavedRun], list[StoreError]]:
-    """The runs of a store that can be read, as `saved_runs` gives them; why others cannot be.
-
-    Raises StoreError: the store itself cannot be read, or the folder has none.
-    """
+    """As `saved_runs`, and why others cannot be read. Raises StoreError: of the store itself."""
     runs: list[SavedRun] = []
     with _store_in(log_dir) as store:
         notes, faults = notes_and_faults(store)
@@ -120,11 +117,7 @@ def _last_run_of(store: Store, student: Any, log_dir: str) -> tuple[str, RunNote
 
 
 def saved_rows(run: SavedRun, name: str) -> list[Any]:
-    """The "rollouts" (`RolloutRow`) or the "reflections" (`ReflectionRow`) of a run.
-
-    First those of the decided updates, then those of the final choice. Raises StoreError: a record
-    is damaged, or the store cannot be read.
-    """
+    """The "rollouts" or the "reflections" of a run, in their order. Raises StoreError."""
     beginning = f"{ROWS}{RUN}{run.id}:"
     with _store_in(run.results.origin["log_dir"]) as store:
         places = [key.removeprefix(beginning) for key in store.keys(beginning)]
