@@ -103,7 +103,10 @@ class BayesianGate(Gate):
         return tuple(decision.library.holding(of_one) for of_one in held)
 
     def demo_sets(self, plan: GroupPlan) -> Sequence[int]:
-        """Demos are tried as the likeliest set is believed in; which, Thompson sampling says."""
+        """A set of demos is tried like an experience: by what is believed of the likeliest one.
+
+        Which set it is, is drawn by what is believed of each (Thompson sampling).
+        """
         beliefs = plan.decision.demos
         chance = float(ndtr((DEMOS[0] - DEMOS_PRICE) / DEMOS[1]))
         if beliefs:

@@ -78,7 +78,7 @@ class Changes:
     def _compared(
         self, operation: Operation, groups: Mapping[int, Group], lessons: Sequence[Lesson]
     ) -> Iterator[Comparison]:
-        """The groups of this update that the evidence names; of them those that the text tells."""
+        """The groups of this update that the evidence names, and the text is about, if it tells."""
         sources = [one for one in operation.evidence if one.example in groups]
         sources = self._about(getattr(operation, "text", ""), sources)
         sources.sort(key=lambda source: len({*source.scores}) < 2)  # contrast first

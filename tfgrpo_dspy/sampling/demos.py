@@ -56,7 +56,7 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
 
 
 def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
-    """A demo for each predictor of which the example has an input and an output, if not all."""
+    """A demo for each predictor of which the example has an input and an output, at least."""
     values, inputs = dict(named_items(example)), set(example.inputs().keys())
     labelled = []
     for name, predictor in named_predictors(program):
@@ -133,7 +133,7 @@ class DemoPool:
         self._labelled = {k: self._mixed(whole, k) + self._mixed(others, k) for k in numbers}
 
     def choose(self, number: int, best: Sequence[Rollout], hidden: Set[str]) -> tuple[Demo, ...]:
-        """The demos of set `number`, from 1, without `hidden` inputs; `best` is sorted so."""
+        """The demos of set `number`, from 1, without `hidden` inputs; the `best` come sorted."""
         usable = [rollout for rollout in best if self._inputs[rollout.example] not in hidden]
         if self._labelled:
             better = (rollout for rollout in usable if rollout.example not in self._whole)
