@@ -1,7 +1,6 @@
 """A probe: attempts on a few examples of the first batch, bare, with demos, with drafted advice.
 
-They have the keys of a run's first rollouts: a compile with the same `log_dir` uses those that it
-would make, too, again.
+They have the keys of a run's first rollouts, so a compile with the same `log_dir` uses them again.
 """
 
 import asyncio

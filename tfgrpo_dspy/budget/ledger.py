@@ -1,7 +1,4 @@
-"""The limits of a run: each call and its dollars are taken here before it is made.
-
-What else ends a run stands in `run.endings` and `calls.paid`.
-"""
+"""The limits of a run: each call and its dollars are taken here before it is made."""
 
 import math
 import threading

@@ -1,7 +1,4 @@
-"""The calls of a run: replayed where they are recorded, else done, and recorded when done.
-
-Where too many of them fail, the run ends.
-"""
+"""The calls of a run: replayed, or done and then recorded. It ends where too many of them fail."""
 
 import asyncio
 import time

@@ -1,7 +1,4 @@
-"""A library's record as text that people can read and write, and what is wrong with theirs.
-
-Nothing here opens a file.
-"""
+"""A library's record as text that people can read and write, and what is wrong with theirs."""
 
 import itertools
 import json

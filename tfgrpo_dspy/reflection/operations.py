@@ -1,7 +1,4 @@
-"""What an answer of UpdateLibrary becomes: operations, in whatever form an LM writes them.
-
-JSON, Python's form, or plain lines. One operation that cannot be understood costs itself only.
-"""
+"""What an answer of UpdateLibrary becomes: operations, each read by itself, in whatever form."""
 
 import itertools
 import re

@@ -161,10 +161,10 @@ class Finalist:
     """A candidate of the final choice; the first is the student.
 
     `ids` are the experiences that it has, `demo_set` says which of the run's sets of demos, from 1;
-    0: none. `score` is its mean on the validation examples that it
-    was measured on; `chance` is the probability that it is better than the student, by training
-    and validation rollouts together; `is_best` says whether it was returned. `objectives` are the
-    means of the metric's objectives, by name. `is_condensed`: in one text with the instructions.
+    0: none. `score` is its mean on the validation examples that it was measured on; `chance` is the
+    probability that it is better than the student, by training and validation rollouts together;
+    `is_best` says whether it was returned. `objectives` are the means of the metric's objectives,
+    by name. `is_condensed`: in one text with the instructions.
     """
 
     ids: tuple[str, ...]

@@ -1,7 +1,4 @@
-"""The rows of the tables of a run: its rollouts, its questions to the reflection LM, its examples.
-
-Each is a frozen value of texts and numbers; `as_columns` makes plain dicts of equal keys of them.
-"""
+"""The rows of the tables of a run: its rollouts, questions to the reflection LM, examples."""
 
 import statistics
 from collections.abc import Iterable, Mapping

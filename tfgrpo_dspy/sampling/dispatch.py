@@ -1,7 +1,4 @@
-"""Stands between a rollout's tools and their functions: async ones run in their home.
-
-The rollout's replay, if there is one, says what they give.
-"""
+"""Stands between a rollout's tools and their functions: for the home of async ones, or a replay."""
 
 import functools
 import inspect

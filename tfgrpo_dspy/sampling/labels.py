@@ -1,7 +1,4 @@
-"""Labels of examples: which there are, and the text with which a field of a program shows a value.
-
-A table that lacks a label gives None or NaN in its place.
-"""
+"""Labels of examples: which there are, and the text with which a field shows a value."""
 
 import decimal
 import math

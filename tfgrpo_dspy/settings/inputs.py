@@ -1,7 +1,4 @@
-"""Which inputs a program takes, the examples that do not fit, and the adapter of its prompts.
-
-All of that is found out without a call.
-"""
+"""What is known without a call: which inputs a program takes, and what its adapter leaves out."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,4 @@
-"""What a run finds and keeps in its store: the records of its stages, without secrets.
-
-Without a `log_dir` nothing is found and nothing is kept.
-"""
+"""What a run with a `log_dir` finds and keeps: the records of its stages, without secrets."""
 
 import logging
 from collections.abc import Iterable, Iterator

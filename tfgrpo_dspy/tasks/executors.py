@@ -1,7 +1,4 @@
-"""Runs rollouts in the user's executor (`concurrent.futures`, dask): in processes, or on machines.
-
-The executor is the user's: it is never shut down. What its workers do is in `worker`.
-"""
+"""Runs rollouts in the user's executor (`concurrent.futures`, dask), which is never shut down."""
 
 import asyncio
 import functools
