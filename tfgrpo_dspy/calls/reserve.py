@@ -106,10 +106,7 @@ class Reserve:
         )
 
     def _dollars(self, account: Account, planned: float) -> float:
-        """Less than is planned with, so that it cuts no batch, but what the smallest end takes.
-
-        In any case two rollouts can be paid, though they are dearer than any, and their last call.
-        """
+        """Less than planned with, to cut no batch, but the smallest end, and two dear rollouts."""
         last = max(self._settings.data.dollars_of_dearest_call, self._ledger.dearest)
         n = min(self.n_rollouts(account), self._smallest)
         n_of_test = self._settings.data.n_of_test_set if n else 0

@@ -37,10 +37,7 @@ def _grams(text: str, n_bytes: int) -> set[bytes]:
 
 
 class InputIndex:
-    """The n-grams of the training inputs, each weighted by its squared inverse document frequency.
-
-    N-grams of a single input, and of more than half of the inputs, have no weight.
-    """
+    """The n-grams of the training inputs by weight: squared inverse document frequency, or 0."""
 
     def __init__(self, inputs: Sequence[str]) -> None:
         self._n_bytes = max(LEAST_BYTES, MOST_BYTES // max(len(inputs), 1))

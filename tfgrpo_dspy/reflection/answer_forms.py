@@ -163,10 +163,7 @@ def _with_markers(signature: Any, answer: str) -> str:
 
 
 def _lines_of(text: str) -> list[str]:
-    """The lessons of plain lines; where some have bullets, only those are lessons.
-
-    Bullets below a heading are lessons; those below a lesson explain it, and are left out.
-    """
+    """The lessons of plain lines; if some have bullets, these, but none that explains a lesson."""
     lines: list[str] = []
     for line in _TAG.sub("\n", text).splitlines():
         if lines and _goes_on(lines[-1], line):

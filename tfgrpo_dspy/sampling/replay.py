@@ -111,10 +111,7 @@ class ReplayEndedError(BaseException):
 
 
 def checks(rollout: Rollout) -> list[Start]:
-    """What verifies that a rollout can be replayed: no call of a tool is made, or just one of them.
-
-    Raises NotReplayedError: two calls with the same arguments gave different results.
-    """
+    """What verifies that a rollout repeats. Raises NotReplayedError: a tool gave unlike results."""
     first: dict[tuple[object, ...], int] = {}
     for k, step in enumerate(rollout.steps):
         if step.kind == "tool":
