@@ -175,7 +175,7 @@ def metric_name(metric: Any) -> str:
 
 
 def _form(metric: Callable[..., Any]) -> tuple[bool, int, bool]:
-    """Whether it takes `program_trace`; how many more than two arguments; whether as GEPA's."""
+    """Whether it takes `program_trace`, how many arguments more than two, whether GEPA's."""
     try:
         signature = inspect.signature(metric)
     except (TypeError, ValueError):  # a callable of C code does not tell; the plainest form then

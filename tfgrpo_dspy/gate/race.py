@@ -81,7 +81,7 @@ class Race:
         return [0, *(c for c in rivals if self.chance(c, leader, scores) >= LEAVE_BELOW)]
 
     def winner(self, scores: Scores) -> int:
-        """The best of those that beat the student, with `RETURN_ABOVE` and in the mean; else it."""
+        """The best of those that beat the student, surely and in the mean; else the student."""
         ahead = [
             c
             for c in self.running(scores)[1:]

@@ -133,7 +133,7 @@ class DemoPool:
         self._labelled = {k: self._mixed(whole, k) + self._mixed(others, k) for k in numbers}
 
     def choose(self, number: int, best: Sequence[Rollout], hidden: Set[str]) -> tuple[Demo, ...]:
-        """The demos of set `number`, from 1, without `hidden` inputs; the `best` come sorted."""
+        """The demos of set `number`, from 1, without `hidden` inputs; `best` is in its order."""
         usable = [rollout for rollout in best if self._inputs[rollout.example] not in hidden]
         if self._labelled:
             better = (rollout for rollout in usable if rollout.example not in self._whole)
@@ -198,7 +198,7 @@ def first_demos(rollouts: Iterable[Rollout], program: Any, most: int) -> list[tu
 
 
 def add_demos(program: Any, demos: Sequence[Demo]) -> None:
-    """Show these demos after the program's own. Raises KeyError, ValueError: another's."""
+    """Show these demos after the program's own. Raises KeyError, ValueError: they do not fit."""
     predictors = dict(named_predictors(program)) if demos else {}
     predictor_of = attrgetter("predictor")
     for name, of_predictor in itertools.groupby(sorted(demos, key=predictor_of), predictor_of):
