@@ -54,7 +54,7 @@ class Unseen:
 
     names: set[str] = field(default_factory=set)
     path: list[int] = field(default_factory=list)
-    """What is being looked at, from the outside in: of what holds itself one round is enough."""
+    """Ids of the objects that are being looked at, outermost first, to stop at cycles."""
     first: dict[int, tuple[Any, "Look", list[int], Any]] = field(default_factory=dict)
     """By id, each thing that rollouts may share, where it was, and its identity at first."""
 

@@ -29,7 +29,7 @@ OF_PASSWORDS = re.compile(r"secret|passw|pwd|credential", re.IGNORECASE)
 OF_NO_SECRET = re.compile(
     r"(?i)(^|_)(expir\w*|max|min|limit|count|total|ttl|region|timeout|created|issued|version)(_|$)"
 )
-"""Such a variable says something about a secret: `TOKEN_EXPIRES`, `MAX_TOKENS_TOTAL`."""
+"""Variables with these names describe a secret and hold none: `TOKEN_EXPIRES`."""
 WORD = re.compile(r"[a-z]+")
 """Values such as `password` are no secrets: texts are full of them."""
 OF_PATHS = re.compile(r"(^|_)(path|file|dir|home|sock)$", re.IGNORECASE)

@@ -152,7 +152,7 @@ def _stored(code: CodeType) -> dict[str, set[str]]:
 
 
 def _reached(code: Any) -> Iterator[Any]:
-    """What the code leads to, the nearest first."""
+    """The objects that the code refers to: directly first, then through others."""
     waiting: deque[Iterable[Any]] = deque([held_by(code)] if _is_followed(code) else [])
     seen = {id(code): code}  # the objects too, so that no other one gets the id of one
     while waiting and len(seen) < MOST_OBJECTS:

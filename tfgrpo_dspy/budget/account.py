@@ -15,7 +15,7 @@ from tfgrpo_dspy.budget.ledger import Budget
 from tfgrpo_dspy.rollout import DECIMALS, Rollout, Usage
 
 LIMITS = ("max_lm_calls", "max_metric_calls", "max_cost")
-N_RECENT = 2  # the next update is expected to cost as much as the dearer of so many before it
+N_RECENT = 2  # an update is expected to cost as much as the dearer of the last two
 COST_MARGIN = 1.5
 """Rollouts with a library cost so many times as much as those before it, in dollars, at most."""
 SPREADS = 2.0  # how many standard deviations above the mean is reckoned with

@@ -165,7 +165,11 @@ class Ledger:
         return wanted <= left
 
     def reach(self, name: str, leaves_lessons: bool = False) -> float:
-        """What is left, and what calls under way may give back: a share calls, any its dollars."""
+        """The most of a limit that can still become available.
+
+        That is what is left, and what open reservations may return: a share its calls and dollars,
+        a single call its dollars.
+        """
         with self._lock:
             awaited = [taken for taken in self._open if not taken.abandoned.is_set()]
             shares = [taken for taken in awaited if taken.is_share]

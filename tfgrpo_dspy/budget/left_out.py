@@ -131,7 +131,7 @@ def _named(error: dspy.LMError, sent: Mapping[str, Any]) -> list[str]:
 
 
 def _mentioned(text: str, names: Any) -> list[str]:
-    """Those of the names that stand in the text, also as `topP` or `top-p`."""
+    """The names that the text mentions, in any spelling (`topP`, `top-p`)."""
     forms = ((name, name.replace("_", "[-_ ]?")) for name in names)
     pattern = r"(?<![A-Za-z]){}(?![A-Za-z])"
     return [name for name, form in forms if re.search(pattern.format(form), text, re.IGNORECASE)]

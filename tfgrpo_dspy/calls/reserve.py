@@ -78,7 +78,7 @@ class Reserve:
         return Amount(*(_at_most(limit, more, test) + test for limit, more, test in rows))
 
     def note(self, rollout: Rollout, seconds: float | None) -> None:
-        """A training rollout is made, in so many seconds; None: in an earlier start."""
+        """Count a training rollout and the seconds that it took; None if it was replayed."""
         self.account = self.account.after_rollouts([rollout])
         is_cut = rollout.failure is not None and rollout.failure.kind.is_cut_short
         if seconds is not None and not is_cut:

@@ -82,7 +82,7 @@ class Rollouts:
     def make_early(
         self, samples: Sequence[Sample], priority: Priority
     ) -> "list[asyncio.Task[list[Rollout]]]":
-        """Begin these rollouts, which `make` gives when it is asked for them."""
+        """Start these rollouts now; `make` returns them later."""
         tasks = [self._calls.loop.spawn(self._make([sample], priority)) for sample in samples]
         self._early |= zip(samples, tasks, strict=True)
         return tasks

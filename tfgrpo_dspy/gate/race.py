@@ -34,10 +34,10 @@ Scores = Mapping[tuple[int, int], float | None]
 
 
 def scored(scores: Scores) -> Scores:
-    """The scores, with one for each rival that has none where the student has one.
+    """The scores; where the student has a score and a rival has none, the rival gets the lowest.
 
-    That is the lowest of all, and that of a failure of the student: what the rival has more may be
-    the cause.
+    That is the lowest score of all, or of a failure of the student if that is lower: what the rival
+    has more than the student may be the cause.
     """
     of_student = NO_SCORES.including(score for (c, _), score in scores.items() if c == 0)
     floor = min(of_student.failure_score, NO_SCORES.including(scores.values()).lowest)

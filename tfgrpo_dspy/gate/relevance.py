@@ -19,11 +19,12 @@ LONGEST_GRAM = 4  # bytes; a character of most scripts outside Latin has two or 
 MOST_BYTES, LEAST_BYTES = 2_000_000, 40
 """Of all inputs together; of each: of many inputs only the beginning is read."""
 HIGHEST_WEIGHT = 6.0
-"""Of an n-gram, in squared inverse document frequency: one that 9 % of the inputs have."""
+"""The most that one n-gram counts (its squared inverse document frequency): as one that 9 % of the
+inputs have."""
 LEAST_SHARED = 12.0
 """The weight that a text must share with an input to be about it; twice as much without sources."""
 SHARED_BY_SOURCE = 0.6
-"""And the part of the most that any input shares with the text that a source must share."""
+"""A source must share at least this part of the largest weight that any input shares."""
 SHARPNESS = 2  # power of the share: inputs that share a little by accident count little
 
 Vector = NDArray[np.float64]

@@ -18,7 +18,8 @@ LESSONS_PER_EXAMPLE = 10  # are read of an answer, for each example that it was 
 TOO_MANY = f"({LESSONS_PER_EXAMPLE} lessons of an answer are read for each example)"
 LONGEST_LESSON = 3  # times as long as an experience: UpdateLibrary may shorten it
 LIKE_SHARE, LEAST_SHARE = 0.5, 0.2
-"""Share of a lesson's letter groups that a text which rests on it has: for sure; at least."""
+"""A text rests on each lesson of which it holds the first share of letter groups; if there is
+none, on the lesson of which it holds the most, from the second share on."""
 MANY_ANSWERS = 3
 """Lessons that give so many answers to the same are a list of examples, and no rules."""
 LONGEST_LISTED = 80  # characters of a label that is looked for in lessons

@@ -20,7 +20,7 @@ class RolloutRow:
     failure: str  # the kind and the message
     experiences: str  # the ids that it was given; "condensed" if in one text with the instructions
     n_demos: int = 0
-    aid: str = ""  # why its score is not the student's; "": it is
+    aid: str = ""  # the help that it had: a hint, a teacher, a start from another rollout
     n_lm_calls: int = 0
     n_tokens: int = 0
     dollars: float = 0.0

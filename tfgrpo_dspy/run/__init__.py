@@ -68,7 +68,7 @@ class Run:
         self._calls.ledger.stop("the run is over")
         try:
             self._calls.manifest.close(self._calls.report.lost_now)
-        except StoreError as error:  # what is recorded is intact, and the result is not lost to it
+        except StoreError as error:  # the records and the result are unharmed: only warn
             logger.warning("what this run has paid could not be noted: %s", error)
         self._calls.records.close()
         self._calls.report.close()

@@ -25,7 +25,7 @@ FIRST_ROLLOUTS = 10
 """A program none of whose first answers can be read is given up after so many rollouts."""
 ANSWERS_IN_A_ROW = 8
 """A reflection LM is given up after so many answers in a row that are of no use."""
-SHOWN_BYTES = 400  # of the first of them
+SHOWN_BYTES = 400  # the most of the first such answer that the reason quotes
 SATURATED_GROUPS = 20
 """After so many groups in a row that had the best score throughout, no more is expected, whatever
 is on trial. With 10, some simulated runs ended too early (`benchmarks/recipe.py`)."""

@@ -44,7 +44,7 @@ DEMOS_SD = 0.3
 """How much demos that no training rollout showed may add, in standard deviations of the score."""
 DEMOS_ERROR = 0.25
 """How far the effect of demos on validation may be from that in training, in the same unit."""
-SMALLEST_ROUND = MIN_PROGRAMS_MEASURED * MIN_VALIDATION  # rollouts
+SMALLEST_ROUND = MIN_PROGRAMS_MEASURED * MIN_VALIDATION  # the fewest rollouts of a round
 NOTHING = Amount()
 
 
@@ -305,6 +305,6 @@ def _candidates(history: History, hidden: Set[str]) -> list[Additions]:
 
 
 def _parts(candidate: Additions) -> frozenset[Hashable]:
-    """What it has more than the bare program: its advice, and the number of its set of demos."""
+    """What a candidate adds to the bare program: a part for each advice, one for its demos."""
     advice: set[Hashable] = {experience.advice for experience in candidate.library}
     return frozenset(advice | {candidate.demo_set} if candidate.demos else advice)

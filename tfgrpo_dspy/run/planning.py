@@ -54,7 +54,7 @@ class Planner:
         self._ledger, self._reserve = ledger, reserve
         self._group_size = 0 if is_recorded else settings.group_size
         self._visits: Counter[int] = Counter()
-        self._late: set[int] = set()  # the updates whose batches wait for all before them
+        self._late: set[int] = set()  # numbers of updates planned when all earlier are decided
 
     def n_awaited(self, number: int) -> int:
         """How many updates are decided before the batch of the update with this number is made."""

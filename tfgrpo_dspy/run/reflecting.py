@@ -227,7 +227,7 @@ class Reflector:
         return lessons[: self._settings.reflection.lessons_per_group * len(examples)], refused
 
     async def draft(self, batch: Batch, note: str = "", takes_all: bool = False) -> Extracted:
-        """The lessons that several drafts, of unlike examples, give; or all (also `takes_all`)."""
+        """The lessons that at least two drafts give; all, if no two agree or with `takes_all`."""
         settings, client = self._settings, self._client
         max_tokens = getattr(settings.reflection.draft, "shown_tokens", 12_000)
 

@@ -71,9 +71,9 @@ class SampledGroup:
 
     @property
     def aids(self) -> tuple[str, ...]:
-        """For each of `group.all_rollouts`, why its score is not the student's; "": it is.
+        """For each of `group.all_rollouts`, the help that it had; "" if it had none.
 
-        It had a hint or a teacher, or it goes on from a step of another rollout.
+        That is a hint, a teacher, or the steps of another rollout from which it goes on.
         """
         return tuple(
             one.aid or ("" if rollout.n_replayed is None else _goes_on(rollout.n_replayed))

@@ -142,7 +142,7 @@ def as_fields(value: Any) -> dict[str, str]:
 
 
 def parsed(text: str, annotation: Any) -> Any:
-    """The value whose text this is. Raises ValueError: it does not come back, as an image."""
+    """The value that was written as this text. Raises ValueError: no text holds it (an image)."""
     if annotation is str:
         return text
     if any(issubclass(k, MEDIA) for k in custom_types_in(annotation)):
@@ -156,7 +156,7 @@ def parsed(text: str, annotation: Any) -> Any:
 
 
 def parsed_for_demo(text: str, annotation: Any, is_output: bool) -> Any:
-    """The value whose text this is, as a saved program can hold it: a set is a list there.
+    """The value that was written as this text, in the form that a saved program has: sets as lists.
 
     DSPy's adapters write both alike. An output with aliases is a dict, as DSPy would write the
     model with names, which it does not read. Raises ValueError as `parsed` does.

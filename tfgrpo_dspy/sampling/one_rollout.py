@@ -302,7 +302,7 @@ def _scored(
     of_predictors = {
         name: with_values(text, task.example, prediction)
         for name, text in feedback.items()
-        if not score or text != score.feedback  # what is said of the whole is not said again
+        if not score or text != score.feedback  # feedback on the whole program is not repeated
     }
     steps = _with_feedback(rollout.steps, of_predictors)
     rollout = replace(rollout, n_metric_calls=n_calls, steps=steps, metric_usage=meter.usage)

@@ -311,7 +311,7 @@ def form_of(result: Any) -> Literal["text", "json", "other"]:
 
 
 def _value(text: str) -> Any:
-    """The value whose text this is: JSON, but for what Python and DSPy write in their own way."""
+    """The value that was written as this text: in JSON, or in the forms of Python and DSPy."""
     singletons = {"None": None, "True": True, "False": False}
     return singletons[text] if text in singletons else json.loads(text)
 

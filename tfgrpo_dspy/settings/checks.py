@@ -136,7 +136,7 @@ def _unseen_predictors(student: Any) -> list[str]:
 
 
 def _with_budget(settings: Settings, data: RunData) -> tuple[Settings, RunData]:
-    """The settings with the limit that `auto` stands for, on top of which comes the test set."""
+    """The settings with `auto` as a number of calls, to which the calls of the test set come."""
     if settings.auto is None or settings.max_lm_calls is not None:
         return settings, data
     per_example, at_least = AUTO[settings.auto]

@@ -18,13 +18,13 @@ CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 = 15
 USUAL_BATCHES_PER_EPOCH, MIN_USUAL_BATCH_SIZE, MAX_USUAL_BATCH_SIZE = 8, 5, 8
 """On simulated tasks small batches learned more from the same calls."""
 USUAL_THREADS, MIN_BATCHES_PER_EPOCH, MIN_BATCHES = 8, 4, 6
-"""With more threads batches grow in proportion (`benchmarks/utilisation.py` compares), but so that
-an epoch, and all LM calls, make at least so many batches."""
+"""With more threads batches grow in proportion (`benchmarks/utilisation.py` compares). An epoch
+still has at least 4 batches, and all LM calls pay for at least 6."""
 MAX_BATCHES_PER_EPOCH, CALLS_PER_GROUP = 64, 4
 """With thousands of examples within reach batches grow: each decision reads all rollouts so far."""
 EPOCHS, MAX_EPOCHS_WITHIN_BUDGET = 5, 50
 MIN_STALENESS, MAX_STALENESS, MANY_BATCHES = 1, 4, 12
-"""With so many batches, one more is made at once for more than the usual number of threads."""
+"""From 12 batches on, and with more than `USUAL_THREADS`, one more batch is made at once."""
 ROLLOUTS_PER_THREAD = 1.5  # of the batches made at once: a thread that ends early finds another
 MAX_DRAFTS, CALLS_PER_DRAFT, EXAMPLES_OF_DRAFT, MAX_DEMOS = 12, 16, 10, 16
 DEMO_TOKENS = 8_000  # demos are made fewer where they would take more of a prompt, as estimated

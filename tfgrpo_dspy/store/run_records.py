@@ -30,7 +30,8 @@ class RunRecords:
         self._settings = settings
         self.keys = Keys(settings)
         self.store: Store | None = None
-        self.losses_stand = False  # in a finished run, whose budget may not pay for what follows
+        self.losses_stand = False
+        """Whether lost results stay lost: the run has ended, and its budget may pay for no more."""
         visible = "\n".join(_own_texts(student, examples))
         lms = [*all_lms(settings, student), dspy.settings.lm]
         self._secrets = known_secrets(lms, visible)

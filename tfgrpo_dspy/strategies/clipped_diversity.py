@@ -90,7 +90,7 @@ class ClippedDiversity(Strategy):
         changes = []
         for rank, entropy in zip(ranks, entropies, strict=True):
             usual = statistics.fmean(e for e, r in zip(entropies, ranks, strict=True) if r == rank)
-            room = min(gaps[max(0, rank - 1) : rank + 1])  # to the scores beside it
+            room = min(gaps[max(0, rank - 1) : rank + 1])  # distance to the next score, up or down
             changes.append(self.clip * room * (entropy - usual))
         return changes
 

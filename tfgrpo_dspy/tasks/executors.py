@@ -17,7 +17,7 @@ POLL_S = 0.02
 """How often a request that waits for budget checks whether reserved calls were given back."""
 LEAST = {"max_lm_calls": 1.0, "max_cost": 1e-9}
 FIRST = {"max_lm_calls": 16.0, "max_cost": 0.0}
-"""At most so much is reserved before it is known what a rollout takes; 0: a part of what is left"""
+"""The most that is reserved for a rollout before any cost is known; 0: a part of what is left."""
 HEADROOM = 2.0  # how much more than any rollout took so far is reserved, where there is enough
 
 

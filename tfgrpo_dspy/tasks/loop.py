@@ -37,7 +37,9 @@ HANGS_AFTER = 1.5  # of that time; what then keeps the training from its end is 
 PATIENCE_S = 60.0  # after so long without a result, the log says once where a task is
 WATCH_S = 0.1  # how often the loop looks whether the run has ended
 NOT_THE_USERS = sys.stdlib_module_names | {"dspy", "tfgrpo_dspy"}
-TURNS = 5  # of the loop after a result; then its slot is free, and what follows waits for one
+TURNS = 5
+"""After a result, a slot yields so often that the tasks which the result leads to are queued
+before the slot takes its next task."""
 
 
 class Whereabouts:
@@ -75,7 +77,7 @@ class Whereabouts:
 
 
 class Loop:
-    """Runs the coroutines of a run, and does their tasks: so many in threads, so many elsewhere."""
+    """Runs coroutines, and at most `n_threads` tasks in threads, `n_remote` in other processes."""
 
     def __init__(
         self,
@@ -113,7 +115,8 @@ class Loop:
         main = loop.create_task(self._supervised(coroutine), context=context)
 
         def work() -> None:
-            while not main.done():  # a KeyboardInterrupt leaves the loop at each that awaits it
+            # each coroutine that awaits an interrupted task stops the loop once: run until all have
+            while not main.done():
                 with contextlib.suppress(BaseException):  # raised in the caller's thread
                     loop.run_until_complete(main)
             loop.close()

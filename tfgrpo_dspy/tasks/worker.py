@@ -60,11 +60,11 @@ def packed(part: Any, name: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A rollout that is wanted, packed."""
+    """A request for one rollout, in three pickled parts."""
 
-    bundle: bytes  # what `packed_bundle` gave
+    bundle: bytes  # by `packed_bundle`: student, metric and prices
     additions: bytes
-    sample: bytes  # the fields of its `RolloutTask` that are the rollout's own
+    sample: bytes  # the fields of its `RolloutTask` that differ from rollout to rollout
 
 
 @dataclass(frozen=True, slots=True)
