@@ -37,11 +37,11 @@ OF_ONE_CALL = frozenset(
     "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
 )
 """DSPy settings that belong to the call they were made for, not to the user's context."""
-KEPT_DEMOS = 64  # so many sets of demos have their messages kept
+KEPT_DEMOS = 64  # the most sets of demos whose messages are kept
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "incomplete"})
 """The finish reasons of answers that were cut, as providers name them."""
 FILTERED = frozenset({"content_filter", "safety", "refusal"})
-"""Those of answers that a content filter held back."""
+"""The finish reasons of answers that a content filter held back."""
 
 
 def prices_of(lm: Any) -> Mapping[str, Any]:
@@ -89,7 +89,7 @@ def caller() -> Any:
 
 
 def watching(callback: BaseCallback) -> dict[str, Any]:
-    """What `dspy.context` takes so that the callback hears of all calls, and gets their entries."""
+    """Arguments of `dspy.context`: the callback hears of all calls, and gets their entries."""
     return {
         "callbacks": [*(dspy.settings.callbacks or []), callback],
         "caller_modules": [*(dspy.settings.caller_modules or []), callback],
@@ -109,7 +109,7 @@ def unstreamed() -> Any:
 
 
 def recording(trace: list[Any]) -> dict[str, Any]:
-    """What `dspy.context` takes so that the trace holds every call, and callers get its entry."""
+    """Arguments of `dspy.context`: the trace holds every call, and callers get its entry."""
     return {
         "trace": trace,
         "max_trace_size": 10_000,
@@ -227,7 +227,7 @@ def sent(entry: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _amount(reported: Any) -> float | None:
-    """What an LM reports of tokens or dollars; None: that is no amount, which DSPy lets pass."""
+    """The tokens or dollars that an LM reports; None if that is no amount, which DSPy lets pass."""
     try:
         amount = float(reported)
     except (TypeError, ValueError, OverflowError):

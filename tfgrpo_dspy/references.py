@@ -13,8 +13,8 @@ from gc import get_referents, is_tracked
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-MOST_OBJECTS = 2_000  # so many are looked at on the way to event loops, the nearest first
-MOST_FUNCTIONS = 50  # so many are read, to see what they set
+MOST_OBJECTS = 2_000  # that are looked at on the way to event loops, the nearest first
+MOST_FUNCTIONS = 50  # that are read, to see which names they set
 MOST_ITEMS = 500  # a longer list or mapping holds data
 FOLLOWED = {"builtins", "asyncio", "_asyncio", "collections", "functools", "contextlib"}
 """Of the standard library, the modules whose objects may lead to a loop that the code needs."""

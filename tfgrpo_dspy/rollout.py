@@ -75,7 +75,7 @@ class Failure:
 
 
 DECIMALS = 12
-"""Sums of dollars are rounded to so many places, so that they do not depend on an order."""
+"""Decimal places of sums of dollars, which are rounded so that the order does not change them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class Rollout:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Rollout":
-        """What `to_dict` gave, from JSON too. Raises ValueError: it is no rollout."""
+        """The rollout whose `to_dict` gave this, from JSON too. Raises ValueError: none did."""
         return ROLLOUTS.validate_python(values)
 
     @property
@@ -218,7 +218,7 @@ class Rollout:
 
     @property
     def words(self) -> str:
-        """What the metric says of the whole, and of its predictors; of several with their names."""
+        """The metric's feedback on the whole and on the predictors, several with their names."""
         names = {step.name for step in self.steps if step.kind == "predictor"}
         of_steps = (
             f"{step.name}: {step.feedback}" if len(names) > 1 else step.feedback
@@ -244,7 +244,7 @@ ROLLOUTS = TypeAdapter(Rollout)
 
 
 def rollout_id_for(seed: int, epoch: int, example: int, index: int, purpose: str) -> int:
-    """What sets one sample apart in caches: below 2**63, the same for the same arguments."""
+    """A number below 2**63 that sets one sample apart in caches; equal arguments give it again."""
     name = f"{seed}/{epoch}/{example}/{index}/{purpose}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) >> 1
 

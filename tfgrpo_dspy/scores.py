@@ -12,7 +12,7 @@ CONTRAST_SHARE = 0.01
 """Nor do scores count as unlike that differ by less than this share of all scores of the run. The
 noise of an embedding or of a judge's logits is smaller; one of 100 points, or of 40, is larger."""
 MOST = 1e150  # the largest size of a score: of larger ones no variance can be computed
-MOST_DIGITS = 17  # of a score; with so many no two floats look alike
+MOST_DIGITS = 17  # of a score: no two floats look alike then
 MOST_WHOLE = 1e9  # scores below are shown without an exponent
 
 

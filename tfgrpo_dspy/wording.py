@@ -9,7 +9,7 @@ from collections.abc import Container, Sequence
 WORD = re.compile(
     r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]{1,40}"
 )
-# What a normalized text keeps: letters, marks (in many scripts the vowels), digits, `<`, `$`, `_`.
+# A normalized text keeps letters, marks (in many scripts the vowels), digits, `<`, `$`, `_`.
 _MEANING = ("L", "M", "N", "Sm", "Sc", "Pc")
 
 
@@ -92,12 +92,12 @@ def _core(text: str) -> tuple[str, ...]:
 
 
 def meaning(text: str) -> str:
-    """What the text says: equal for texts that differ in layout, case and fillers only."""
+    """A form of the text that is equal for texts that differ in layout, case and fillers only."""
     return " ".join(_FILLERS.sub(" ", normalized(text)).split()) or normalized(text)
 
 
 def rest_after(beginning: str, text: str) -> str | None:
-    """What stands in the text below the lines of a known one; None: it begins otherwise.
+    """The part of the text below the lines of a known one; None if it begins otherwise.
 
     Blank lines, and blanks at the end of a line, make no difference. A list in JSON, to which an
     item was added, begins with what it was, too.
@@ -136,7 +136,7 @@ def says_same(text: str, other: str) -> bool:
 
 
 def letter_groups(text: str, sizes: Sequence[int] = (2, 3)) -> frozenset[str]:
-    """The groups of so many letters in the words of the text, which work in any language."""
+    """The groups of letters of these sizes in the words of the text, which work in any language."""
     folded = f" {' '.join(words_of(text))} "
     return frozenset(folded[i : i + n] for n in sizes for i in range(max(1, len(folded) - n + 1)))
 

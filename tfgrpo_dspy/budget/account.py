@@ -17,7 +17,7 @@ from tfgrpo_dspy.rollout import DECIMALS, Rollout, Usage
 LIMITS = ("max_lm_calls", "max_metric_calls", "max_cost")
 N_RECENT = 2  # an update is expected to cost as much as the dearer of the last two
 COST_MARGIN = 1.5
-"""Rollouts with a library cost so many times as much as those before it, in dollars, at most."""
+"""Factor for dollars: a rollout with a library has a longer prompt than those before it."""
 SPREADS = 2.0  # how many standard deviations above the mean is reckoned with
 
 
@@ -31,7 +31,7 @@ class Amount:
 
     @classmethod
     def of(cls, usage: Usage, n_metric_calls: int) -> "Amount":
-        """What rollouts or reflections have taken."""
+        """The amount that rollouts or reflections of this usage have taken."""
         return cls(usage.n_answers, n_metric_calls, usage.cost_usd)
 
     def __iter__(self) -> Iterator[float]:
@@ -55,8 +55,7 @@ class Amount:
 class Account:
     """What a run has taken up to a decided update.
 
-    Rollouts that go on from a step of another one, or did not come to their end, say nothing of
-    what a whole one takes.
+    The means leave out rollouts that go on from a step of another one, or did not end.
     """
 
     budget: Budget
@@ -88,7 +87,7 @@ class Account:
     def after_update(
         self, rollouts: Sequence[Rollout], reflections: Usage, n_examples: float
     ) -> "Account":
-        """The account when an update of so many examples (of usual groups) is decided."""
+        """The account after a decided update of `n_examples` examples with groups of usual size."""
         account, answers = self.after_rollouts(rollouts), Amount.of(reflections, 0)
         used, all_answers = account.used + answers, self.reflections + answers
         account = replace(account, used=used, reflections=all_answers)
@@ -120,7 +119,7 @@ class Account:
         return self.reflections / n if n else self.assumed_answer
 
     def expected(self, n_rollouts: int) -> Amount:
-        """What so many rollouts hardly exceed: the mean, and two standard deviations of the sum."""
+        """An amount that `n_rollouts` hardly exceed: two standard deviations above the mean."""
         mean, n = self.per_rollout, max(1, self.n_rollouts)
         pairs = zip(self.squares, mean, strict=True)
         sds = Amount(*(math.sqrt(max(0.0, square / n - each**2)) for square, each in pairs))
@@ -134,7 +133,7 @@ class Account:
         return replace(usual, n_metric_calls=n_metric_calls, cost=COST_MARGIN * usual.cost)
 
     def reserve(self, n_rollouts: int) -> Amount:
-        """What so many later rollouts will take; the two dearest can be paid in any case."""
+        """The amount to keep for later rollouts: at least that of two as dear as the dearest."""
         two = min(2, n_rollouts) * self.dearest.n_lm_calls
         calls = max(self.expected(n_rollouts).n_lm_calls, two)
         return replace(self.later * n_rollouts, n_lm_calls=calls)

@@ -44,7 +44,7 @@ def is_too_long(error: BaseException, n_characters: int = 0, n_answered: int = 0
 
     DSPy tells by OpenAI's error code, which few providers send, and each words it in its own way;
     so a refused request also tells by its size. Of `n_characters`, it is taken for too long if the
-    model has answered prompts, but none of so many (`n_answered` is the longest).
+    model has answered prompts, but none that was as long (`n_answered` is the longest).
     """
     if isinstance(error, dspy.ContextWindowExceededError):
         return True

@@ -125,9 +125,9 @@ class Ledger:
         n_metric_calls: int = 0,
         leaves_lessons: bool = False,  # what is kept for those of the rollouts that are made
     ) -> Reservation | None:
-        """Take LM calls, and the dollars that they cost at most. None: not there now.
+        """Reserve calls, and the most dollars that they may cost; None if they are not there now.
 
-        Raises RunStopped: so many will not be there, the run has ended, or nobody waits for them.
+        Raises RunStopped: they will never be there, the run has ended, or nobody waits for them.
         """
         event = abandoned or threading.Event()
         taken = Reservation(n_calls, cost, event, is_share, n_metric_calls)
@@ -147,7 +147,7 @@ class Ledger:
             return taken
 
     def _has(self, name: str, wanted: float, leaves_lessons: bool, borrows: bool) -> bool:
-        """Whether so much of a limit is left now. Raises RunStopped: it will never be.
+        """Whether the wanted part of a limit is left now. Raises RunStopped: it will never be.
 
         A call hardly ever costs the most that it may: it borrows a part of that from what is kept,
         as long as the calls under way will not touch that if each costs what calls cost on average.
@@ -255,7 +255,7 @@ class Ledger:
             self.n_metric_calls_made += 1
 
     def set_reserve(self, reserve: Budget, n_lessons: int = 0) -> None:
-        """Keep so much until `open_reserve`; calls for lessons are refused to rollouts only."""
+        """Keep this until `open_reserve`; rollouts alone are refused the calls kept for lessons."""
         check_wanted()
         with self._lock:
             self._reserve, self._n_lessons, self._is_training = reserve, n_lessons, True
@@ -269,7 +269,7 @@ class Ledger:
                 self._stopping.clear()
 
     def raise_limits(self, n_lm_calls: float, n_metric_calls: float, cost: float) -> None:
-        """Give the end of a finished run so much more than its limits, or than was paid before."""
+        """Add this, for the end of a finished run, to each limit or to what was paid beyond it."""
         with self._lock:
             more = math.ceil(n_lm_calls), math.ceil(n_metric_calls), cost, 0.0
             rows = zip(astuple(self.budget), (self.n_paid, 0, self.paid, 0.0), more, strict=True)

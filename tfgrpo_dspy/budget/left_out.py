@@ -39,7 +39,7 @@ class ParameterRefusedError(Exception):
 
 
 class LeftOut:
-    """What the providers of one run refuse; `messages` has a sentence for each model and name."""
+    """The sampling parameters that the providers of a run refuse; `messages` say so, by model."""
 
     def __init__(self) -> None:
         self.messages: dict[str, str] = {}
@@ -47,7 +47,7 @@ class LeftOut:
         self._lock = threading.Lock()
 
     def names(self, like: Any) -> frozenset[str]:
-        """What is left out of calls like this one."""
+        """The parameters that are left out of calls like this one."""
         return self._names.get(like, frozenset())
 
     def learn(self, like: Any, refused: Mapping[str, str], model: str) -> None:
@@ -104,7 +104,7 @@ class SampledCall:
         return True
 
     def answered(self) -> None:
-        """What was left out was to blame."""
+        """The call was answered: leave its refused parameters out of all calls like this one."""
         if self._why:
             model = self._like[0]
             texts = {name: self._said(name, model) for name in self._out}

@@ -69,14 +69,14 @@ class Meter:
         self._used: list[Usage] = []
         self.surprisals: list[float] = []  # of the tokens of all answers
         self.last_call: tuple[Any, Call] | None = None  # the answered one, after its module
-        self.shows_advice: bool | None = None  # whether a prompt held any; None: nobody knows
+        self.shows_advice: bool | None = None  # whether a prompt held advice; None if unknown
         self.may_be_too_long = False  # the last refused prompt, of a model that answered none
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Meter":
         return self
 
     def take(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation | None:
-        """Take the calls and dollars that a call may need. None: not now. Raises RunStopped."""
+        """Reserve what a call may need; None if it is not left now. Raises RunStopped."""
         n = int(kwargs.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
         cost = 0.0
         if self.ledger.budget.max_cost is not None:
@@ -231,7 +231,7 @@ def _metered_class(kind: Any) -> Any:
 
 
 class _Metered:
-    """What a metered LM does besides what its own class does, which comes next in the order."""
+    """The methods that a metered LM has in front of its own class's, which they call."""
 
     tfgrpo_meter: Meter
     kwargs: dict[str, Any]
@@ -252,7 +252,7 @@ class _Metered:
         return await self.tfgrpo_aretried("acall", *args, **kwargs)
 
     def tfgrpo_retried(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """What the method of the user's class gives, each attempt taken from the budget."""
+        """The result of a method of the user's class; each attempt is taken from the budget."""
         meter = self.tfgrpo_meter
         call = SampledCall(meter.ledger.left_out, self, kwargs)
 

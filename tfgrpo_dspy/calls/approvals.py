@@ -23,7 +23,7 @@ REJECTED = "rejected by approve"
 
 @dataclass(frozen=True, slots=True)
 class _Approved:
-    """What `approve` lets through; or why its answer stands for nothing."""
+    """The operations that `approve` lets through; or why its answer cannot be used."""
 
     operations: tuple[AnyOperation, ...]
     error: str = ""
@@ -35,11 +35,11 @@ ANSWERS = TypeAdapter(_Approved)
 async def approved(
     inputs: RunInputs, calls: Calls, proposal: Proposal, applied: Applied, guard: Guard
 ) -> Applied:
-    """What is made of the operations that the user lets through, or makes instead.
+    """The library with the operations that the user lets through, or gives in their place.
 
-    What it makes instead comes in as the operations of the reflection LM do. An answer of which
-    something is refused is not recorded. Where `approve` answers something else, nothing is made;
-    where it raises, the run ends. Raises MissingRecordError: offline, and there is no record.
+    Those in their place are checked as the operations of the reflection LM are. An answer with a
+    refused operation is not recorded. Any other answer of `approve` changes nothing; if it raises,
+    the run ends. Raises MissingRecordError: offline, and there is no record.
     """
     ask, proposed = inputs.settings.approve, proposal.operations
     if ask is None or all(isinstance(operation, Keep) for operation in proposed):
@@ -85,7 +85,7 @@ def _faults(applied: Applied) -> list[Refusal]:
 def _made(
     inputs: RunInputs, proposal: Proposal, answer: Sequence[Operation], guard: Guard
 ) -> Applied:
-    """What the operations of an answer make of the library; also those that are refused."""
+    """The library with the operations of an answer, and those that are refused."""
     passed: list[Operation] = []
     refused = [Refusal(op, REJECTED) for op in proposal.operations if op not in answer]
     for operation in answer:

@@ -25,7 +25,7 @@ from tfgrpo_dspy.tasks.loop import Loop, Priority, Whereabouts
 from tfgrpo_dspy.wording import shortened
 
 Result = TypeVar("Result")
-ERRORS_ALLOWED = 20  # so many errors never end a run by themselves, unless `max_errors` says so
+ERRORS_ALLOWED = 20  # up to this number errors do not end a run, unless `max_errors` says so
 QUOTED_BYTES = 500  # of an error, whose message may quote a whole answer of an LM
 
 
@@ -38,8 +38,8 @@ class PaidCall(Generic[Result]):
     """A rollout, a reflection or an approval, which a run pays for once.
 
     A result whose failure (`failure_of`) is not recorded is noted, and made again by a later start;
-    one that is void is neither noted nor counted. `count` counts a result, with the seconds that it
-    took; None: it was recorded before.
+    one that is void is neither noted nor counted. `count` is given a result and the seconds that it
+    took, None if it was replayed.
     """
 
     name: str

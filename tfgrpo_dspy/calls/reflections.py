@@ -68,7 +68,7 @@ class Occasion(Protocol):
 class Answer:
     """What a module answered, and what went wrong."""
 
-    output: Any  # None: nothing that could be used
+    output: Any  # None if no part of it can be used
     usage: Usage = field(default_factory=Usage)
     parse_failures: int = 0
     error: str = ""
@@ -89,7 +89,7 @@ NOT_ASKED = Answer(None)  # a limit has ended the training; it is neither record
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What a module is asked at a stage; `output` is the output that is wanted."""
+    """A call of a module at a stage; `output` is the name of the output that is wanted."""
 
     stage: str
     module: Any

@@ -131,7 +131,7 @@ class Reserve:
 
     @asynccontextmanager
     async def making(self, n_rollouts: int, is_extra: bool) -> AsyncIterator[bool]:
-        """Whether so many rollouts may begin; extra ones only if all of them are paid for.
+        """Whether these rollouts may begin; extra ones only if all of them are paid for.
 
         They come out of what is left beside what is kept, and what the rollouts under way take.
         They are let in one after the other, in the order in which they ask; if the rollouts under

@@ -28,10 +28,10 @@ leaves below."""
 REPLACE_ABOVE = 0.9
 """A new text takes the place of a settled one when it is better with this probability."""
 MOST_TRIED = 0.75
-"""So many of the rollouts are given an experience on trial at most: without rollouts that lack it,
-its effect would not become known."""
+"""The largest share of rollouts that are given an experience on trial: its effect is known only by
+comparison with rollouts that lack it."""
 OPEN_ABOVE = 0.02  # standard deviations; the run may end when less is expected
-N_ALONE = 3  # so many of the best experiences are compared with the student one by one
+N_ALONE = 3  # how many of the best experiences are also compared with the student one by one
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,14 +44,14 @@ TOLD_BROAD_SPREAD = 0.05
 """Spread of the effect elsewhere of an experience whose text names its examples."""
 LEAST_LEFT = 0.05  # the least share of the usual effect that is expected of an experience
 PRICE, COVERED_PRICE = 0.01, 0.07
-"""What an experience must add to be worth its tokens. Where its text names its examples, that is
-more, up to the second, the less better ones leave to gain there: what it adds is mostly luck."""
+"""What an experience must add to be worth its tokens. For advice that names its examples, the
+threshold rises to the second as other advice solves these: a further gain is mostly luck."""
 DEMOS, DEMOS_PRICE = (0.1, 0.5), 0.05
 """What demos add, its uncertainty, and what a set must add to be shown."""
 DEMOS_SPREADS = (0.03, 0.4)
 """How far one set of demos is from another: for some LMs that hardly matters, for others much."""
 EASE = 0.5  # spread of the ease of examples
-NOISE, NOISE_COUNT = 0.8, 5.0  # prior of the noise within an example, worth so many rollouts
+NOISE, NOISE_COUNT = 0.8, 5.0  # prior of the noise within an example, as sure as 5 rollouts make
 ROOT_2_PI = math.sqrt(2 * math.pi)
 
 

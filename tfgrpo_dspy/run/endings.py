@@ -22,19 +22,19 @@ from tfgrpo_dspy.wording import shortened
 
 N_FIRST = 3  # rollouts that show whether the metric works at all
 FIRST_ROLLOUTS = 10
-"""A program none of whose first answers can be read is given up after so many rollouts."""
+"""A program is given up after 10 rollouts none of whose answers can be read."""
 ANSWERS_IN_A_ROW = 8
-"""A reflection LM is given up after so many answers in a row that are of no use."""
+"""A reflection LM is given up after 8 answers in a row that are of no use."""
 SHOWN_BYTES = 400  # the most of the first such answer that the reason quotes
 SATURATED_GROUPS = 20
-"""After so many groups in a row that had the best score throughout, no more is expected, whatever
+"""After 20 groups in a row that had the best score throughout, no more is expected, whatever
 is on trial. With 10, some simulated runs ended too early (`benchmarks/recipe.py`)."""
 FLAT_GROUPS = 40
-"""The same after so many groups if the run has seen one score only: it may as well be the lowest,
+"""The same after 40 groups if the run has seen one score only: it may as well be the lowest,
 and then the lessons of failures need time to be tried."""
-TARGET_GROUPS = 10  # so many groups in a row must have the target score on average
+TARGET_GROUPS = 10  # in a row, which must have the target score on average
 UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
-"""After so many epochs, and updates, without a change of the result no more is expected."""
+"""After 2 epochs, and 16 updates, without a change of the result no more is expected."""
 
 
 def why_unscored(rollouts: Sequence[Rollout]) -> str:

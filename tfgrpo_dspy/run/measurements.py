@@ -117,7 +117,7 @@ class Measurements:
         return int(n_examples * n_of_one)
 
     def make_all(self, n_examples: int) -> None:
-        """Make the rollouts of all candidates on so many examples, as far as the budget reaches."""
+        """Make the rollouts of all candidates on `n_examples`, as far as the budget reaches."""
         n_candidates = len(self.candidates)
         n_left = self._calls.ledger.left("max_metric_calls") / n_candidates
         n = int(min(n_examples, max(1, n_left)))

@@ -21,11 +21,11 @@ from tfgrpo_dspy.run.updates import Batch, Update, groups_of, rollouts_of
 from tfgrpo_dspy.strategies.base import BatchPlan
 
 MAX_EXAMPLES_BEFORE_DRAFTS = 8
-"""So many examples are sampled while drafts are still written. The lessons of more would mostly
-repeat the drafts."""
+"""The number of examples that are sampled while drafts are still written. The lessons of more would
+mostly repeat the drafts."""
 ASKED_IN_VAIN, ASKING_SHARE = 3, 0.2
-"""A metric that said nothing of the predictors of so many rollouts is asked of the whole only. In a
-program of one predictor, the first batches ask if that takes at most so much of the budget."""
+"""A metric that said nothing of the predictors of 3 rollouts is asked of the whole only. In a
+program of one predictor, the first batches ask if that takes at most a fifth of the budget."""
 
 LATE_SHARE = 0.5  # of the calls assumed; a program that takes less calls few of its predictors
 

@@ -25,7 +25,7 @@ CLEAR_SHARE = 0.01
 """In the first batch, before a range of scores is known, so large a share of the score itself is a
 contrast for sure: its lessons need not wait for the rest of the batch."""
 MOST_IN_VAIN = 8
-"""After so many groups in a row that gave nothing new, one call a batch asks for more."""
+"""After 8 groups in a row that gave nothing new, one call a batch asks for more."""
 NEIGHBOURS = 8  # groups that wait for each other, to share calls
 Found = tuple[list[Lesson], list[str]]
 """The lessons that are taken; the texts of those that are refused, each with the reason."""
@@ -293,7 +293,7 @@ def _is_clear(group: Group, labels: Mapping[str, str]) -> bool:
 
 
 def _shares(attempts: Sequence[str], max_tokens: int, halving: int) -> list[str]:
-    """The attempts, in a prompt that was halved so many times."""
+    """The attempts, each with its share of a prompt that was halved `halving` times."""
     share = (max_tokens >> halving) // len(attempts)
     return [texts.clip(text, share) if halving else text for text in attempts]
 

@@ -241,7 +241,7 @@ class Strategies:
     ) -> Iterator[None]:
         """Count what a strategy raises when it is asked about a batch, and go on.
 
-        After so many failures alone (`ends`) the run ends, of methods asked in a fixed order.
+        With `ends`, for methods that are asked in a fixed order, too many failures end the run.
         """
         key = id(strategy), method
         self._hanging.add(key)

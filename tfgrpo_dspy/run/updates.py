@@ -17,7 +17,7 @@ from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
 TEACHING = ("contrast", "failure analysis", "no ground truth")
 """The uses of a group of which the reflection LM is asked for lessons."""
 NOT_ASKED = "no lesson of late"
-"""The use of a group of which it is not asked, as so many before gave no lesson."""
+"""The use of a group of which it is not asked, because the groups before gave no lesson."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 N_SETS = 8
-"""So many sets of demos a run compares. With a small LM, which examples are shown, and in which
+"""How many sets of demos a run compares. With a small LM, which examples are shown, and in which
 order, may matter more than whether any are (`docs/measurements.md`)."""
-LEAST_BEST = 4  # demos are made of rollouts once so many examples have a good one
+LEAST_BEST = 4  # examples that must have a good rollout before demos are made of rollouts
 _UNREAD = "DSPy writes it so, and does not read that text again: let the type read it."
 
 
@@ -181,7 +181,7 @@ class BestRollouts:
                 self._by_example[rollout.example] = rollout
 
     def above_mean(self) -> tuple[Rollout, ...]:
-        """Those that score above the mean of all, the best first."""
+        """The rollouts that score above the mean of all, the best first."""
         mean = statistics.fmean(self._scores or [0.0])
         good = [one for one in reversed(self._by_example.values()) if _score_of(one) > mean]
         return tuple(sorted(good, key=_score_of, reverse=True))

@@ -46,7 +46,7 @@ from tfgrpo_dspy.strategies.base import METHODS, Strategy, overrides
 
 DEFAULT_THREADS = 8
 AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
-"""Per training example so many LM calls for each LM call of a rollout; at least so many in all."""
+"""By level: LM calls for each training example and LM call of a rollout, and the least in all."""
 NOT_WHICH = "says how far, how fast or where a run goes, and not which run it is"
 """Marks, in the type of their fields, the arguments on which the identity of a run does not depend.
 All others are part of it."""

@@ -22,7 +22,7 @@ DEMOS_SHARE = 0.8  # of the rollouts show demos, in runs in twelve random worlds
 
 
 def condensing(settings: Settings, student: Any) -> dict[str, Any]:
-    """What condensed instructions take at most, as fields of `RunData`."""
+    """The calls and dollars that condensing takes at most, as fields of `RunData`."""
     if not settings.arguments["condense"]:
         return {}
     n = len(named_predictors(student))
@@ -33,7 +33,7 @@ def condensing(settings: Settings, student: Any) -> dict[str, Any]:
 
 
 def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> dict[str, Any]:
-    """What a rollout is assumed to take, as fields of `RunData`; an agent makes `AGENT_TURNS`."""
+    """The assumed cost of a rollout, as fields of `RunData`; an agent makes `AGENT_TURNS` calls."""
     iterations = [getattr(each, "max_iters", 0) for _, each in student.named_sub_modules()]
     turns = 1 + sum(min(n, AGENT_TURNS - 1) for n in iterations)
     most = 1 + sum(iterations) - turns  # turns that an agent may take besides
@@ -79,7 +79,7 @@ def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> di
 
 
 def answer_cost(lm: Any, settings: Settings, prompt: int, *, is_most: bool = False) -> float:
-    """Dollars of a call with so many prompt tokens, and an answer of the usual or most tokens."""
+    """Dollars of a call with `prompt` tokens, and an answer of the usual or most tokens."""
     price = (price_of if is_most else token_price)(lm, settings.arguments["prices"] or {})
     if isinstance(price, str):
         return math.nan

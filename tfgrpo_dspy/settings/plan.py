@@ -36,7 +36,7 @@ Limits = tuple[float, float, float]
 COUNTS, ROUNDING, ROUNDING_UP = ("n_rollouts", "n_lm_calls"), 1e-9, 1e-4
 REFLECTION_TOKENS = 12_000
 FEWEST_UPDATES = 20
-"""An easy task is learned in about so many updates; a hard one takes all epochs, or all that the
+"""An easy task is learned in about 20 updates; a hard one takes all epochs, or all that the
 budget pays for, and most are hard. This and the next were chosen with simulated tasks."""
 CONTRAST_SHARE, CHANGE_SHARE = 0.6, 0.5  # of groups that teach; of updates with new lessons
 EASY_UPDATES, EASY_FINALISTS = 12, 4  # where one lesson solves the task
@@ -239,7 +239,7 @@ def _rollout(data: RunData) -> _Mean:
 def _rows(
     settings: RunSettings, n_updates: int, n_final: float, *, is_likely: bool
 ) -> dict[str, _Mean]:
-    """What so many updates, and so many rollouts of the final choice, take for each purpose."""
+    """By purpose, what `n_updates` and `n_final` rollouts of the final choice take."""
     data, tokens = settings.data, settings.data.tokens_per_rollout
     lm, rollout, times = settings.reflection_lm or dspy.settings.lm, _rollout(data), 1
     if not is_likely:

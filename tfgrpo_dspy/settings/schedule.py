@@ -29,20 +29,20 @@ ROLLOUTS_PER_THREAD = 1.5  # of the batches made at once: a thread that ends ear
 MAX_DRAFTS, CALLS_PER_DRAFT, EXAMPLES_OF_DRAFT, MAX_DEMOS = 12, 16, 10, 16
 DEMO_TOKENS = 8_000  # demos are made fewer where they would take more of a prompt, as estimated
 DRAFTS_SHARE = 1 / 2
-"""Drafts take at most so much of the dollars, as estimated, where these pay for more than one."""
+"""The largest share of the dollars that drafts take, as estimated; one draft is made anyway."""
 GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less
 RESERVE_SHARE = 1 / 5  # the share of the budget for measuring the student and choosing the result
 MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
 """On how many programs the reserve runs the validation set: at least student and best library."""
 CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
 USUAL_MIN_VALIDATION = 10
-"""The reserve pays for so many validation examples even where its share would not."""
+"""The reserve pays for this number of validation examples, even beyond its share."""
 MOST_SHARE = 1 / 2
 """Of a limit that pays for fewer rollouts than was assumed, and of the time, the reserve is at most
 this share."""
 MOST_ON_TRIAL, ROLLOUTS_PER_TRIAL = 16, 50
-"""With so many experiences on trial no more lessons are drawn: they could not be tested. A large
-budget tests more: one for so many of the rollouts that it pays for."""
+"""With 16 experiences on trial no more lessons are drawn: they could not be tested. A large budget
+tests more, one for each 50 rollouts that it pays for."""
 MIN_GROUP_SIZE, MIN_BATCH_SIZE, MIN_VALIDATION = 2, 2, 2  # a small budget reduces them to these
 
 
@@ -53,7 +53,7 @@ DERIVED = ("group_size", "batch_size", "epochs", "max_staleness", "drafts", "gro
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """What a schedule is derived from, beside the arguments."""
+    """Figures from which a schedule is derived, beside the arguments."""
 
     n_training: int
     n_validation: int = 0  # examples that are available for validation; 0: nothing is measured
@@ -80,7 +80,7 @@ class RunData:
 
     @property
     def of_condensing(self) -> Amount:
-        """What the condensed instructions take at most."""
+        """The most that condensing the instructions takes."""
         return Amount(CALLS_FOR_AN_ANSWER * self.n_condensed, cost=self.dollars_of_condensing)
 
     @property
@@ -118,7 +118,7 @@ class RunSettings(Settings):
 
     @property
     def most_on_trial(self) -> int:
-        """With so many experiences on trial no more lessons are drawn."""
+        """The number of experiences on trial from which on no more lessons are drawn."""
         n_paid = _calls(self, self.data) / self.data.calls_per_rollout
         n_rollouts = min(self.epochs * self.data.n_training * self.group_size, n_paid)
         return max(MOST_ON_TRIAL, int(n_rollouts / ROLLOUTS_PER_TRIAL))
@@ -175,7 +175,7 @@ def derive(settings: Settings, data: RunData) -> RunSettings:
 
 
 def n_unlike_drafts(n_labelled: int, n_shown: int) -> int:
-    """How many unlike sets of labelled examples there are, if they are shared out, so many a set.
+    """How many unlike sets labelled examples make, if they are shared out in sets of `n_shown`.
 
     `10, 10 -> 1`; `12, 10 -> 132`: 66 sets of ten, and 66 of the two that are left.
     """
@@ -255,7 +255,7 @@ def _batch_size(n: int, n_within_reach: float, n_groups: float, n_threads: int) 
 
 
 def _reductions(run_settings: RunSettings) -> Iterator[dict[str, int]]:
-    """What is made smaller, step by step, until the budget pays for the schedule."""
+    """Changes that make a schedule smaller, in the order in which they are tried for the budget."""
     yield {}
     yield {"drafts": 0}
     yield {"group_size": MIN_GROUP_SIZE}

@@ -123,7 +123,7 @@ class AttributionPrior(Strategy):
 
 
 def _note(answer: Mapping[str, Any]) -> str:
-    """What matters, for whoever writes lessons."""
+    """A note for the writer of lessons: which parts of the input matter."""
     matters = shortened(answer.get("matters", ""), FIELD_BYTES)
     return f"{NOTE}{matters}" if read_lessons(matters) else ""
 

@@ -25,10 +25,10 @@ from tfgrpo_dspy.strategies.objectives import Objectives
 from tfgrpo_dspy.strategies.tiered_hints import TieredHints
 
 GROUPS, FAILING = 16, 12
-"""Of so many first groups, so many must have failed throughout without a word: chance alone makes
-that of a program that is right in a third of its rollouts in one run of a hundred."""
+"""Hints need 12 of the first 16 groups that failed throughout without feedback. By chance alone, a
+program that is right in a third of its rollouts does so in one run of a hundred."""
 ROLLOUTS, UNLIKE = 8, 3.0
-"""Of so many first rollouts, the objectives' standard deviations must be unlike by this factor."""
+"""The factor by which the objectives' standard deviations in the first 8 rollouts must differ."""
 HINTS = TieredHints()
 
 
@@ -98,7 +98,7 @@ def may_rescue(strategies: Sequence[Strategy], past: Sequence[SampledGroup]) -> 
 def seen(
     past: Sequence[SampledGroup], first: Sequence[Rollout], shows_labels: bool
 ) -> Iterator[str]:
-    """What `Auto` saw in these groups and in the first batch, and what it switched on."""
+    """Sentences on what `Auto` saw in these groups and the first batch, and switched on for it."""
     n_failing, n = len(silent_failures(past)), min(len(past), GROUPS)
     is_on = needs_hints(past) and shows_labels
     what = "TieredHints is on" if is_on else "no hints"

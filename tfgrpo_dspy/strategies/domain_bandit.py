@@ -30,7 +30,7 @@ class DomainBandit(Choosing):
     Args:
         domain: the name of the field, or the function of an example, that gives its domain.
         exploration: factor of the confidence bound, at least 0; 0 takes what taught most.
-        window: so many of the latest groups of a domain count, at least 1.
+        window: how many of the latest groups of a domain count, at least 1.
         temperature: .01 to 100; the lower, the more the best domain gets.
     """
 

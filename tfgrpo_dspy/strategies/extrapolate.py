@@ -51,7 +51,7 @@ class Extrapolate(Strategy):
 
     Args:
         factor: how far to go past the better state, as a share of the change; .1 to 3.
-        every: so many updates lie between two questions, at least 1.
+        every: how many updates lie between two questions, at least 1.
         most: how many candidates are taken from an answer, at least 1.
     """
 
@@ -60,7 +60,7 @@ class Extrapolate(Strategy):
     most: Least1 = 2
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
-        """What lies past the better state, after so many updates each."""
+        """Advice past the better of two states; asked for after each `every` updates."""
         pair = None if context.update % self.every else _pair(context)
         if not context.update or pair is None:
             return Proposed(context.lessons)

@@ -35,7 +35,7 @@ class HardSampleWeights(Choosing):
         domain: the name of the field, or the function of an example, that gives its domain; None:
             every example is its own.
         temperature: .01 to 1,000; the higher, the more equal are the weights.
-        window: so many of the latest groups of a domain count, at least 1.
+        window: how many of the latest groups of a domain count, at least 1.
         noise: at most this share of the examples is set aside; 0 to 0.5.
     """
 

@@ -57,7 +57,7 @@ class Induction(Strategy):
     **When to use.** Where lessons are about single cases, and a rule is behind many of them.
 
     Args:
-        every: so many updates lie between two questions, at least 1.
+        every: how many updates lie between two questions, at least 1.
         most: how many candidates are taken from an answer, at least 1.
     """
 
@@ -65,7 +65,7 @@ class Induction(Strategy):
     most: Least1 = 3
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
-        """Rules behind what came to stay, after so many updates each."""
+        """Rules behind the experiences that stayed; asked for after each `every` updates."""
         operations: tuple[Add | Modify, ...] = ()
         is_asked = context.update and not context.update % self.every
         for update in range(self.every, context.update + 1, self.every) if is_asked else ():

@@ -16,7 +16,7 @@ from tfgrpo_dspy.strategies.arguments import NOT_ASYNC, Numbers, strategy
 from tfgrpo_dspy.strategies.base import Scored, Strategy
 
 PENALTY = 10.0
-"""What a rollout lacks to a bound, in standard deviations, counts so many times."""
+"""Factor of the distance by which a rollout misses a bound, in standard deviations."""
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
 

@@ -21,7 +21,7 @@ def check(is_usable: bool, answer: object, wanted: str) -> None:
 
 
 def check_sizes(sizes: Any, plan: BatchPlan, least: int) -> None:
-    """How many rollouts each example of a batch gets: at least so many, no more than planned."""
+    """The number of rollouts of each example: at least `least`, and in all no more than planned."""
     are_numbers = isinstance(sizes, Mapping) and all(type(n) is int for n in sizes.values())
     check(are_numbers, sizes, "a mapping of examples to whole numbers")
     positions = set(plan.training)
@@ -46,7 +46,7 @@ def _can_be_made(attempt: object) -> bool:
 
 
 def check_rewards(rewards: Sequence[Any], n: int) -> None:
-    """What so many rollouts count with."""
+    """The scores with which `n` rollouts count."""
     are_numbers = all(each is None or number_of(each) is not None for each in rewards)
     wanted = f"{n} numbers below {MOST:g}, or None for no score"
     check(len(rewards) == n and are_numbers, rewards, wanted)

@@ -13,13 +13,13 @@ from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.strategies.state_values import states
 
 LATEST, ENOUGH, MORE, OFTEN = 60, 8, 0.05, 1 / 4
-"""Of so many latest groups, if there are enough in both halves, the chosen half must teach more;
-where the usual half teaches so often, there are enough groups that teach without choosing."""
+"""Choosing stops if, in the latest 60 groups with at least 8 in both halves, the chosen half does
+not teach more often by .05, or the usual half teaches in a quarter: then enough groups teach."""
 RESCUES = 8
-"""After so many rescued groups in which no extra attempt was better, none is rescued any more."""
+"""After this number of rescued groups without a better extra attempt, no group is rescued."""
 CREDITED, AT_ONCE, DECISIVE = 6, 3, 1 / 3
-"""Until so many groups were credited, only so many of a batch are; then in such a share of them a
-step must have decided."""
+"""Until 6 groups were credited, at most 3 of a batch are; then credit goes on if a step decided in
+a third of them."""
 CREDIT_SHARE = 0.5
 """LM calls of rollouts that go on from a step, beside those of whole rollouts."""
 

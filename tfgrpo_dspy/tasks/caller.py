@@ -43,7 +43,7 @@ def awaited(
 
 
 def in_own_thread(work: Callable[[], Result]) -> "futures.Future[Result]":
-    """What the work gives, in a daemon thread that has the context of the caller."""
+    """A future of the work's result; a daemon thread does it, in the context of the caller."""
     done: futures.Future[Result] = futures.Future()
     run = functools.partial(copy_context().run, fulfil, done, work)
     threading.Thread(target=run, daemon=True, name="tfgrpo").start()
@@ -59,7 +59,7 @@ def fulfil(done: "futures.Future[Result]", work: Callable[[], Result]) -> None:
 
 
 async def in_thread(work: Callable[[], Result]) -> Result:
-    """What the work gives in a thread of its own; async code that it calls runs in this loop.
+    """The result of the work, done in a thread of its own; its async code runs in this loop.
 
     Raises CancelledError: this was cancelled, and the work has ended; `program` is its result, or
     that of its exception.

@@ -34,7 +34,7 @@ def workers_of(executor: Executor) -> int | None:
 
 
 class RemoteRollouts:
-    """Runs rollouts in the user's executor, so many at once.
+    """Runs rollouts in the user's executor.
 
     Workers cannot ask the ledger for each call. So calls and dollars are reserved for a request,
     and what it did not need comes back. A rollout whose reservation was too small is made again.
@@ -72,7 +72,7 @@ class RemoteRollouts:
         return Failure(FailureKind.WORKER, message)
 
     def _reserve(self, n_metric_calls: int) -> Reservation | None:
-        """What a rollout may spend; None: not now. Raises RunStopped: the budget is used up."""
+        """Reserve what a rollout may spend; None if it is not left now. Raises RunStopped."""
         n_calls, cost = map(self._wanted, ("max_lm_calls", "max_cost"))
         n = math.ceil(n_calls)
         return self._ledger.take(n, cost, None, True, n_metric_calls, leaves_lessons=True)

@@ -52,7 +52,7 @@ class Whereabouts:
         self._thread: int | None = None
 
     def noted(self, work: Callable[[], Result]) -> Result:
-        """What the work gives, which is done in this thread."""
+        """The result of the work, which is done in this thread."""
         self._thread = threading.get_ident()
         try:
             return work()
@@ -136,7 +136,7 @@ class Loop:
         return main.result()
 
     def call(self, work: Callable[[], Result]) -> Result:
-        """What a function of the user's gives. Raises RunStopped: it hangs, and the run is over."""
+        """The result of a user's function. Raises RunStopped: it hangs, and the run is over."""
         done = in_own_thread(work)
         self._wait(done)
         return done.result()
@@ -176,7 +176,7 @@ class Loop:
         place: str = "threads",
         where: Whereabouts | None = None,
     ) -> "asyncio.Future[Result]":
-        """What `record` makes of what is begun when there is a slot in that place.
+        """Begin a task once a slot of that place is free; a future of what `record` makes of it.
 
         A task holds its slot until its result is recorded: so no more results than there are slots
         are ever in flight or unrecorded. One that took too long is recorded as a `TimeoutError`,
@@ -207,7 +207,7 @@ class Loop:
                 await asyncio.sleep(0)
 
     async def _in_time(self, begin: Callable[[], Awaitable[Any]], where: Whereabouts | None) -> Any:
-        """What is begun; or why it took too long, or why the training has ended."""
+        """The result of the task, or the error of one that took too long or outlived training."""
         loop, timeout = asyncio.get_running_loop(), asyncio.timeout(self._timeout_s)
         naming = loop.call_later(self._patience_s, self._name_waiting, where)
         try:
@@ -248,7 +248,7 @@ class Loop:
             )
 
     async def in_thread(self, work: Callable[[], Any]) -> Any:
-        """What the work gives; if nobody waits for that any more, its calls are refused."""
+        """The result of the work; its calls are refused as soon as nobody waits for it."""
         check_wanted()
         abandoned, context = threading.Event(), copy_context()
         context.run(ABANDONED.set, abandoned)
@@ -307,7 +307,7 @@ class DaemonThreads:
         self._n_threads, self._idle = 0, threading.Semaphore(0)
 
     def submit(self, call: Callable[..., Any], *args: Any) -> "futures.Future[Any]":
-        """What the call gives."""
+        """A future of the call's result."""
         done: futures.Future[Any] = futures.Future()
         done.set_running_or_notify_cancel()
         self._calls.put(lambda: fulfil(done, lambda: call(*args)))

@@ -118,7 +118,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
 
 @functools.lru_cache(KEPT)
 def _unpacked(bundle: bytes) -> tuple[Any, ...]:
-    """What a bundle holds (the program by its additions), and the secrets of this machine."""
+    """The parts of a bundle, the program as a function of additions; and this machine's secrets."""
     student, metric, context, prices, plain = cloudpickle.loads(bundle)
     score = None if metric is None else adapt_metric(metric)
     held = (*held_lms(metric), *held_lms(context.get("adapter")))
