@@ -125,7 +125,7 @@ def home_of(code: Any) -> asyncio.AbstractEventLoop | None:
 
 
 async def at_home(awaitable: Awaitable[Result], home: asyncio.AbstractEventLoop | None) -> Result:
-    """What comes of the awaitable, which is awaited in its home (None: in the loop that runs).
+    """The result of the awaitable, which is awaited in its home (None: in the loop that runs).
 
     Raises RunStopped: nobody waits for it any more; RuntimeError: its home has ended.
     """
@@ -157,10 +157,10 @@ async def _guarded(awaitable: Awaitable[Result]) -> Result:
 
 
 def run(awaitable: Awaitable[Result], code: Any) -> Result:
-    """What comes of the awaitable that this code gave, awaited in its home or in a new loop."""
+    """The result of the awaitable that this code gave, awaited in its home or in a new loop."""
     return asyncio.run(at_home(awaitable, home_of(code)))
 
 
 def settled(returned: Any, code: Any) -> Any:
-    """What this code returned; what comes of it where that is to be awaited."""
+    """The value that this code returned; if it is an awaitable, its result."""
     return run(returned, code) if inspect.isawaitable(returned) else returned

@@ -128,7 +128,7 @@ class PromptProgram(dspy.Module):
         }
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
-        """What the function gives, with what MLflow says of it."""
+        """The outputs of the user's function, with MLflow's evaluation of them."""
         result = self._evaluate(self.prompts(), inputs)
         prediction = _Evaluated(**{RESPONSE: result.outputs})
         prediction.evaluation = result
@@ -144,7 +144,7 @@ class _Evaluated(dspy.Prediction):
 class _InBatches:
     """Calls the evaluation function once at a time: it patches prompts for the whole process.
 
-    What waits for the same prompts is evaluated in one call, in MLflow's threads.
+    Records that wait for the same prompts are evaluated in one call, in MLflow's threads.
     """
 
     def __init__(self, eval_fn: Evaluation, records: Mapping[str, Record]) -> None:
@@ -154,7 +154,7 @@ class _InBatches:
         self._waiting: list[tuple[dict[str, str], Record, Future[Any]]] = []
 
     def __call__(self, prompts: dict[str, str], inputs: Mapping[str, Any]) -> Any:
-        """What MLflow says of the record of these inputs with these prompts."""
+        """MLflow's evaluation of the record with these inputs, under these prompts."""
         done: Future[Any] = Future()
         with self._guard:
             self._waiting.append((prompts, self._records[_key(inputs)], done))

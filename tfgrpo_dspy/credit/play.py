@@ -17,10 +17,10 @@ from tfgrpo_dspy.tasks.loop import Priority
 
 
 class Turn:
-    """What a group says to those after it of the program: whether it can be replayed at all.
+    """A group's verdict on the program, for the groups after it: whether it can be replayed at all.
 
-    "": it can; a reason why it cannot; None: that is not known. The groups ask in the order of
-    their batches, whatever is done first; so the first check of the run decides, and costs once.
+    It is "" if it can, else the reason, and None if the group does not know. Groups ask in the
+    order of their batches, whatever is done first; so the first check of the run decides for all.
     """
 
     def __init__(self, before: "Turn | None") -> None:
@@ -28,16 +28,16 @@ class Turn:
         self.verdict: asyncio.Future[str | None] = asyncio.Future()
 
     async def verdict_before(self) -> str | None:
-        """What the groups before this one say."""
+        """The verdict of the groups before this one."""
         return await asyncio.shield(self._before.verdict) if self._before else None
 
     def say(self, verdict: str | None) -> None:
-        """Say it, once."""
+        """Set the verdict; the first one stands."""
         if not self.verdict.done():
             self.verdict.set_result(verdict)
 
     def pass_on(self) -> None:
-        """Say what the groups before this one say, as soon as they do."""
+        """Take over the verdict of the groups before this one, as soon as it is there."""
         if self._before is None:
             self.say(None)
         else:
@@ -51,7 +51,7 @@ class Player:
         self,
         settings: RunSettings,
         calls: Calls,
-        sampler: Rollouts | None,  # None: the group was made elsewhere, and nothing can be made
+        sampler: Rollouts | None,  # None if the group comes from traces: it gets no more rollouts
         priority: Priority,
         sampled: SampledGroup,
         visit: int,  # how many batches had its example before
@@ -138,7 +138,7 @@ class Player:
         return Sample(additions, example, rollout_id, temperature, start, asks)
 
     def _counted(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Those with a score, or all that ran where there is no metric."""
+        """The rollouts with a score; without a metric, all that ran."""
         if self._settings.metric is None:
             return [rollout for rollout in rollouts if rollout.counts]
         score_range = self._group.score_range.including(self._group.scores)
@@ -146,7 +146,7 @@ class Player:
         return list(Group.of(self._group.example, rewarded, True, score_range).rollouts)
 
     def additions_of(self, rollout: Rollout) -> Additions | None:
-        """What a rollout that was made here was given; None: it was not."""
+        """The additions of a rollout that was made here; None for another one."""
         return self._additions[rollout.rollout_id] if rollout.rollout_id in self._made else None
 
     def others(self, group: Group) -> tuple[Rollout, ...]:

@@ -88,7 +88,7 @@ class Changes:
             yield self._comparison(groups[source.example], advantage)
 
     def _about(self, text: str, sources: list[Evidence]) -> list[Evidence]:
-        """Those whose examples share the most words with the text that not all of them have."""
+        """The sources whose examples share the most words with the text, but for common ones."""
         words = [_words(self._texts[one.example]) for one in sources]
         if len(words) < 2:
             return sources

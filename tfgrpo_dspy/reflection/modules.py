@@ -88,7 +88,7 @@ class _ReflectionModule(dspy.Module):
 def _read(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], RawAnswer]:
     """The outputs of one call, none where they cannot be read; and the answer as it came.
 
-    That counts as cut also if it is a thought without an end.
+    An answer that is a thought without an end counts as cut, too.
     """
     text = ""
     with raw_answers() as seen:
@@ -124,7 +124,7 @@ def _without_echo(answer: dict[str, Any], correction: str) -> dict[str, Any]:
 
 
 def _correction(signature: Any, is_cut: bool) -> str:
-    """What is wanted, in the words of the prompt; the unread answer itself would only be noise."""
+    """A note on the wanted form, in the prompt's words; the unread answer would only be noise."""
     names = list(signature.output_fields)
     form = "; ".join(f"{name}: {WANTED[name]}" for name in names if name in WANTED)
     fault = "was cut off before its end; be brief" if is_cut else "could not be read"

@@ -17,7 +17,7 @@ from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.lessons import Lesson, is_same_lesson, read_lesson, sources_of
 
 _ONLY_FIELD = {"ADD": "text", "MODIFY": "text", "DELETE": "id", "KEEP": "id"}
-"""What a value stands for that is given in place of an operation's fields."""
+"""The field that is meant by a bare value in place of the fields: `{"DELETE": "E3"}`."""
 _OPERATION_LINE = re.compile(
     r"(ADD|MODIFY|UPDATE|DELETE|REMOVE|KEEP)\b[\s:\u2013-]*"
     r"(?:[\[(]?(E[1-9]\d*)\*?[\])]?(?: to\b)?)?[\s:\u2013-]*(.*)"

@@ -196,7 +196,7 @@ def packed_lessons(lessons: Iterable[Lesson], max_tokens: int) -> list[list[Less
 
 
 def dropped_text(dropped: Sequence[Lesson]) -> str:
-    """What was tried and dropped: of many the first, which are the most tried."""
+    """The lessons that were tried and dropped, as text; of many the first, the most tried ones."""
     shown = [(f"{d.text}{scope_note(d.scope)}", d.reason) for d in dropped[:MOST_DROPPED]]
     return "\n".join(f"- {text}{reason and f': {reason}'}" for text, reason in shown) or "(none)"
 

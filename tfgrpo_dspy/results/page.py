@@ -225,7 +225,7 @@ def dropped(
     finalists: Sequence[Finalist],
     is_finished: bool,
 ) -> Section:
-    """What was tried and is not in the result, the latest first, and why."""
+    """The experiences that were tried and are not in the result, the latest first, with reasons."""
     missing = gone(updates, library)
     if not missing:
         return Section("")
@@ -264,7 +264,7 @@ def _dollars(spent: Usage) -> str:
 
 
 def total(usage: Mapping[str, Usage], roles: Iterable[str]) -> Usage:
-    """What the calls of these roles have cost together."""
+    """The usage of all calls of these roles."""
     return sum((usage[role] for role in roles if role in usage), Usage())
 
 

@@ -163,7 +163,7 @@ class Run:
         return await self._reflector.extract(batch, valued, show)
 
     async def propose(self, batch: Batch, extracted: Extracted) -> Applied:
-        """What the operations that lessons call for make of the library of the update before."""
+        """The library of the update before with the operations that the lessons call for."""
         if batch.update:
             await self._updates[batch.update - 1]
         if self._is_cut(batch, extracted):

@@ -225,7 +225,7 @@ class FinalChoice:
         return best, finalists, "; ".join(filter(None, (why, how)))
 
     def _next_round(self, race: Race, account: Account, scores: Scores) -> list[tuple[int, int]]:
-        """What the race measures next; what the test set needs is kept.
+        """The rollouts that the race measures next, beside what the test set needs.
 
         Where that leaves hardly anything, the first round has half of all, and begins with one
         example in any case: the ledger says whether that can be paid. While the student leads, the

@@ -27,7 +27,7 @@ TRAINING_PRIORITY = (3,)  # training rollouts are begun last, those of the earli
 def training_sample(
     settings: RunSettings, batch: Batch, example: int, k: int, additions: Additions
 ) -> Sample:
-    """What rollout `k` of the example's group is made of.
+    """The sample of rollout `k` of the example's group.
 
     The first is made as the result will be called, at the program's own temperature: what helps at
     the temperature of the others, which are to differ, may help less there. A gate that measures no
@@ -157,7 +157,7 @@ class Groups:
         return sampled
 
     async def shown(self, batch: Batch, sampled: SampledGroup) -> tuple[SampledGroup, str]:
-        """What of the group the reflection LM compares, and a note on it."""
+        """The rollouts of the group that the reflection LM compares, and a note on it."""
         if not self._strategies.overriding("show"):
             return sampled, sampled.note
         return await self._strategies.shown(self._context(batch, sampled), batch)

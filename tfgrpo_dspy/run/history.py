@@ -57,7 +57,7 @@ class History:
         self._logged: set[str] = set()
 
     def _lessons_to_come(self) -> Amount:
-        """What the lessons of the batches under way still need, and an answer for each update."""
+        """The amount that the answers on the batches under way still need: lessons and updates."""
         settings = self._settings
         n = 0
         for batch in self.plan.batches[self.latest.number :]:
@@ -103,7 +103,7 @@ class History:
         return self._strategies.rewarded(rollouts, self.first)
 
     def assigned(self, batch: Batch, example: int, n: int) -> list[Additions]:
-        """What each rollout of a group is given. Raises GateError: the gate gave no such."""
+        """The additions of each rollout of a group. Raises GateError: the gate gave none."""
         gate, n_sets = self._settings.gate, self.demos.n_sets
         plan = GroupPlan(batch.base.decision, example, batch.update, n, n_sets)
         libraries: Sequence[ExperienceLibrary] = (batch.library,) * n
@@ -228,7 +228,7 @@ class History:
         return replace(decision, library=kept(decision.library), deployable=deployable)
 
     def _asked(self, method: str, question: Any) -> Any:
-        """What the gate answers. Raises GateError: it raised."""
+        """The gate's answer. Raises GateError: it raised."""
         gate = self._settings.gate
         try:
             answer = getattr(gate, method)(question)
@@ -240,7 +240,7 @@ class History:
         return answer
 
     def result(self) -> ExperienceLibrary:
-        """What a program would be given if the run ended here."""
+        """The library that a program would get if the run ended here."""
         return self._like_start(self.decision.result)
 
     def finalists(self) -> list[ExperienceLibrary]:

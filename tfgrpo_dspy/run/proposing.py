@@ -71,7 +71,7 @@ async def propose(
     guard: Guard,
     earlier: Sequence[Lesson],
 ) -> tuple[list[Operation], list[Refusal]]:
-    """What the lessons call for, and what is refused: malformed, a copy, held back, a mere list.
+    """The operations that the lessons call for, and the refused ones: malformed, copies, lists.
 
     A lesson that the library has already, in nearly the same words, is a KEEP with its evidence.
     UpdateLibrary is asked about the others, and told what was tried and dropped; where they are too

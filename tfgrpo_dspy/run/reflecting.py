@@ -46,7 +46,7 @@ class Reflector:
         groups: Sequence[Awaitable[SampledGroup]],
         show: Callable[[SampledGroup], Awaitable[tuple[SampledGroup, str]]],
     ) -> Extracted:
-        """What the groups teach; `show` gives what of a group is compared, and a note on that."""
+        """The lessons of the groups; `show` gives the rollouts of a group to compare, and a note."""
         settings, client = self._settings, self._client
         n_shown = settings.groups_per_call
         size = max(NEIGHBOURS, n_shown)
@@ -120,7 +120,7 @@ class Reflector:
         shown: list[tuple[SampledGroup, str]],
         attempts: Sequence[list[str]] = (),
     ) -> Found:
-        """What ExtractAdvantage draws from groups in one call; a lesson may come from any of them.
+        """The lessons that ExtractAdvantage draws from these groups, in one call.
 
         Where they are too long for one prompt, each has its own. `attempts` are the texts of their
         rollouts, where these are known.
@@ -154,7 +154,7 @@ class Reflector:
         shown: Sequence[tuple[SampledGroup, str]],
         attempts: Sequence[Sequence[str]],
     ) -> dict[str, Any]:
-        """What ExtractAdvantage is asked about these groups, whose attempts have these texts."""
+        """The inputs of ExtractAdvantage for these groups, whose attempts have these texts."""
         groups = [sampled.group for sampled, _ in shown]
         about = [self._about(group) for group in groups]
         parts = [

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 N_SETS = 8
-"""How many sets of demos a run compares. With a small LM, which examples are shown, and in which
-order, may matter more than whether any are (`docs/measurements.md`)."""
+"""How many sets of demos a run compares. For a small LM, the choice and order of the examples may
+matter more than whether any are shown (`docs/measurements.md`)."""
 LEAST_BEST = 4  # examples that must have a good rollout before demos are made of rollouts
 _UNREAD = "DSPy writes it so, and does not read that text again: let the type read it."
 

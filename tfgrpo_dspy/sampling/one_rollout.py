@@ -209,7 +209,7 @@ def _cause_of(call: Call) -> str:
 
 
 def _called(program: Any, inputs: Mapping[str, Any]) -> Any:
-    """What the program returns; one that has `aforward` only, or awaits, runs in an event loop."""
+    """The program's prediction; one with `aforward` only, or that awaits, runs in an event loop."""
     forward = inspect.getattr_static(program, "forward", None)
     if getattr(forward, "__module__", "") == dspy.syncify.__module__:  # it would run a loop itself
         program, forward = getattr(program, "program", program), None

@@ -46,8 +46,8 @@ _PASSING = re.compile(
     r"|^ {2}File \"[^\n]*\", line \d+, in [^\n]*\n(?:^ {4}[^\n]*\n)*|^(?:\w+\.)+(?=\w+: )",
     re.MULTILINE | re.DOTALL,
 )
-"""What differs between runs: of a traceback what led to the last error, its frames, and the module
-of its class; the ids that providers give to calls of tools."""
+"""Parts of texts that differ from run to run: in a traceback all before its last error, frames and
+the module of the error's class; the ids that providers give to calls of tools."""
 
 
 def replay_only(tool: Any) -> Any:
@@ -111,7 +111,7 @@ class ReplayEndedError(BaseException):
 
 
 def checks(rollout: Rollout) -> list[Start]:
-    """What verifies that a rollout repeats. Raises NotReplayedError: a tool gave unlike results."""
+    """The starts that verify that a rollout repeats. Raises NotReplayedError: its tools do not."""
     first: dict[tuple[object, ...], int] = {}
     for k, step in enumerate(rollout.steps):
         if step.kind == "tool":

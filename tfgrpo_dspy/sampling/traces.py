@@ -41,7 +41,7 @@ def _fields_of(value: Any) -> Any:
 
 
 def _inputs_of(value: Any) -> Any:
-    """What is an input of an Example that says so; of other values all."""
+    """The inputs of an Example that names them; any other value as it is."""
     with suppress(AttributeError, ValueError):  # a Prediction does not know, an Example may not
         value = value.inputs() if isinstance(value, dspy.Example) else value
     return _fields_of(value)

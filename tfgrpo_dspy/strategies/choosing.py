@@ -1,4 +1,4 @@
-"""What the strategies that choose examples share: chances for one half of each batch.
+"""The base of strategies that choose examples: chances for one half of each batch.
 
 The other half is that of the usual schedule, so that no example is forgotten, and so that it shows
 whether choosing pays.

@@ -52,7 +52,7 @@ class ConflictAware(Strategy):
 
 
 def _shared(rollouts: Sequence[Rollout]) -> list[str]:
-    """What stands in good and in bad attempts alike; what most of them have comes first."""
+    """The steps and sentences that good and bad attempts share, those of most attempts first."""
     mean = sum(rollout.score or 0.0 for rollout in rollouts) / len(rollouts)
     good, bad = (
         [_parts(r) for r in rollouts if ((r.score or 0.0) > mean) == is_good]

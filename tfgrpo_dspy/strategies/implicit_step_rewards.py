@@ -121,7 +121,7 @@ def fitted_rewards(rows: Sequence[tuple[Rollout, Rollout, float]]) -> dict[objec
 
 
 def _step_features(rollout: Rollout, index: int) -> list[object]:
-    """What a step is known by: its predictor, its decision, and both at its place."""
+    """The features of a step: its predictor, its decision, and both with its place."""
     step = rollout.steps[index]
     if step.kind == "tool":
         return []  # its predictor's step chose it

@@ -77,7 +77,7 @@ class Induction(Strategy):
         return Proposed(context.lessons, operations)
 
     async def _operations(self, context: UpdateContext, ask: Ask) -> tuple[Add | Modify, ...]:
-        """What the reflection LM answers to the library of an update."""
+        """The operations that the reflection LM answers to the library of an update."""
         start, *later = context.libraries
         of_start = {experience.advice for experience in start}
         came = [experience for experience in context.library if experience.advice not in of_start]

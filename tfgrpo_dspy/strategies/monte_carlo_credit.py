@@ -78,7 +78,7 @@ def _cost(rollout: Rollout, state: int) -> int:
 
 
 def _next_state(values: StateValues, left: float) -> int | None:
-    """Where a further score says most for its calls; None: nowhere enough, or too few are left."""
+    """The state where a further score says most for its calls; None if none is worth a call."""
     rollout = values.rollout
     if max([values.none_decisive, *values.decisive]) >= SURE:
         return None
