@@ -46,7 +46,7 @@ class Reflector:
         groups: Sequence[Awaitable[SampledGroup]],
         show: Callable[[SampledGroup], Awaitable[tuple[SampledGroup, str]]],
     ) -> Extracted:
-        """The lessons of the groups; `show` gives the rollouts of a group to compare, and a note."""
+        """The lessons of the groups; `show` gives what to compare of a group, with a note."""
         settings, client = self._settings, self._client
         n_shown = settings.groups_per_call
         size = max(NEIGHBOURS, n_shown)
