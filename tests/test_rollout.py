@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from tfgrpo_dspy.credit.play import _check_replayed
+from tfgrpo_dspy.gate.race import scored as raced
 from tfgrpo_dspy.group import Group, floored
 from tfgrpo_dspy.rollout import (
     Failure,
@@ -17,6 +19,9 @@ from tfgrpo_dspy.rollout import (
     rollout_id_for,
     trajectory_text,
 )
+from tfgrpo_dspy.run.endings import why_unreadable, why_unscored
+from tfgrpo_dspy.run.updates import is_cut
+from tfgrpo_dspy.sampling.replay import NotReplayedError
 from tfgrpo_dspy.scores import ScoreRange
 from tfgrpo_dspy.wording import rest_after
 
@@ -245,6 +250,62 @@ def test_a_failure_counts_as_the_lowest_score_where_program_or_advice_may_be_to_
     assert floored(rollouts, known) == [0.5, 0.2 if is_own else None, 0.7]
     of_advice = floored(rollouts, known, for_advice=True)
     assert of_advice == [0.5, 0.2 if is_of_advice else None, 0.7]
+
+
+@pytest.mark.parametrize("kind", FailureKind)
+def test_a_rival_that_fails_in_any_way_has_the_lowest_score_where_the_student_has_one(
+    kind: FailureKind,
+) -> None:
+    without = Rollout(0, 1, failure=Failure(kind, "why"))
+    of_rival = floored([Rollout(0, 0, score=0.3), without, without], ScoreRange(0.2, 0.9))
+    own = 0.2 if kind.is_programs_own else None
+    assert of_rival == [0.3, own, own]
+    of_student = [0.5, 0.9, None]
+    pairs = {(0, i): score for i, score in enumerate(of_student)}
+    pairs |= {(1, i): score for i, score in enumerate(of_rival)}
+    low = 0.2 if own else 0.3
+    assert raced(pairs) == pairs | {(1, 0): 0.3, (1, 1): low, (1, 2): own}
+    alone = {(0, 0): 1.0, (0, 1): 1.0, (1, 0): 0.5, (1, 1): None}
+    assert raced(alone)[1, 1] == 0.0, "a failure of the student would count less than its scores"
+
+
+# By kind of failure: whether it refutes the check of a replay, ends a later play of the program,
+# shows that the metric never works, shows that answers cannot be read, is the cut of a limit.
+CONSEQUENCES = {
+    "program": (False, False, False, False, False),
+    "parse": (False, False, False, True, False),
+    "provider": (True, False, False, False, False),
+    "metric": (True, False, True, False, False),
+    "timeout": (True, False, False, False, False),
+    "worker": (True, False, False, False, False),
+    "strategy": (True, False, False, False, False),
+    "replay": (True, True, False, False, False),
+    "stopped": (True, False, False, False, False),
+    "budget": (True, False, False, False, True),
+}
+
+
+@pytest.mark.parametrize("kind", FailureKind)
+def test_what_a_failure_means_for_replays_and_endings_depends_on_its_kind_alone(
+    kind: FailureKind,
+) -> None:
+    rollout = Rollout(0, 1, failure=Failure(kind, "why"))
+
+    def is_refuted(is_check: bool) -> bool:
+        try:
+            _check_replayed(rollout, is_check)
+        except NotReplayedError:
+            return True
+        return False
+
+    found = (
+        is_refuted(True),
+        is_refuted(False),
+        bool(why_unscored([rollout])),
+        bool(why_unreadable([rollout], [])),
+        is_cut(rollout),
+    )
+    assert found == CONSEQUENCES[kind.value]
 
 
 @pytest.mark.parametrize("kind", FailureKind)
