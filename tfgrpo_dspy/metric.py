@@ -105,10 +105,8 @@ def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.P
     """One metric of several: their weighted mean; what each gives is an objective.
 
     `[exact, short]` or `{"right": exact, "short": (short, 0.2)}`. One that returns None does not
-    apply to the example, and does not count there.
-
-    Raises:
-        SettingsError: there is none, one of them is no metric, or a weight is no positive number.
+    apply to the example, and does not count there. Raises SettingsError: there is none, one of them
+    is no metric, or a weight is no positive number.
     """
     if isinstance(metrics, Mapping):
         pairs = [(str(k), v if isinstance(v, tuple) else (v, 1.0)) for k, v in metrics.items()]

@@ -150,10 +150,9 @@ class ReflectionClient:
         then the longest texts are cut, whatever they are.
         """
 
-        def asked(shown: Inputs) -> Awaitable[Answer]:
-            return self.ask(stage, batch, number, shown, index)
-
-        return await self._until_it_fits(asked, inputs)
+        return await self._until_it_fits(
+            lambda shown: self.ask(stage, batch, number, shown, index), inputs
+        )
 
     async def _until_it_fits(
         self, asked: Callable[[Inputs], Awaitable[Answer]], inputs: Callable[[int], Inputs]

@@ -27,10 +27,8 @@ def edited(text: str, read: Callable[[str], Read], extension: str) -> Read | Non
     """What `read` makes of the text after the user has edited it; None if it was not changed.
 
     Where `read` refuses the text, the editor shows it again, with the error in its first line.
-
-    Raises:
-        LibraryError: a refused text was left as it was.
-        ClickException: the editor failed; or none is named, and there is no terminal for one.
+    Raises LibraryError: a refused text was left as it was; ClickException: the editor failed, or
+    none is named, and there is no terminal for one.
     """
     is_named = any(os.environ.get(name) for name in ("VISUAL", "EDITOR"))
     if not is_named and not sys.stdin.isatty():

@@ -72,12 +72,7 @@ def plain(value: Any) -> Any:
 
 
 def run_of(results: Any) -> RunResults:
-    """The results.
-
-    Raises:
-        SettingsError: they are none of `FORMS`.
-        StoreError: the run directory cannot be read, or holds no run.
-    """
+    """The results; arguments and errors are those of `write_html`."""
     if isinstance(results, RunResults):
         return results
     if isinstance(results, str | PathLike):

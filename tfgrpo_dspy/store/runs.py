@@ -134,16 +134,10 @@ def saved_rows(run: SavedRun, name: str) -> list[Any]:
 def unused_records(log_dir: str | PathLike[str], keep_last: int | None = None) -> list[str]:
     """The keys of records that no run in this store reads again.
 
-    These are the notes, updates and results of runs that are not kept, and the notes of losses
-    that were made good since. Rollouts, reflections and approvals are never among them: any run
-    may share them.
-
-    Args:
-        log_dir: the folder of the run store.
-        keep_last: how many runs are kept, those that were written to last; at least 1. None: all.
-
-    Raises:
-        StoreError: the store cannot be read, or the folder has none.
+    These are the notes, updates and results of all but the `keep_last` runs (at least 1; None:
+    all) that were written to last, and the notes of losses that were made good since. Rollouts,
+    reflections and approvals are never among them: any run may share them. Raises StoreError: the
+    store cannot be read, or the folder has none.
     """
     with _store_in(log_dir) as store:
         keys, runs = store.keys(""), run_keys(store)
