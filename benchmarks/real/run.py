@@ -6,6 +6,7 @@
     python benchmarks/real/run.py --tasks coin    # false commits: no advice can help there
     python benchmarks/real/run.py --tasks stock --models 1.5B --rows none tfgrpo   # an agent
     python benchmarks/real/run.py --show
+    python benchmarks/real/run.py --publish    # results/real.md of results/real.jsonl
 
 One thread. Each run is a process of its own (so no run profits from another's cache) and, when it
 is done, a JSON line in `results/real.jsonl`; what has its line is not run again. A run of this
@@ -40,8 +41,8 @@ from compare_cells import Cell, Options, run_cell  # noqa: E402
 from compare_optimizers import OPTIMIZERS  # noqa: E402
 from models import MODELS, default_cache  # noqa: E402
 from real_tasks import TASKS, advised, load  # noqa: E402
-from running import append, commit, stored  # noqa: E402
-from tables import table  # noqa: E402
+from running import append, command, commit, stored  # noqa: E402
+from tables import page, table  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "real.jsonl"
 FREE = ("none", "labelled", "advice")
@@ -135,11 +136,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--label", default="v2", help="of the rows of this optimizer")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--show", action="store_true")
+    parser.add_argument("--publish", action="store_true", help="write the tables beside --out")
     asked = parser.parse_args(arguments)
-    if not asked.show:
+    if not (asked.show or asked.publish):
         done = {key_of(record) for record in stored(asked.out)}
         run_all([key for key in queue(asked) if key not in done], asked.out)
-    print(table(stored(asked.out)))
+    records = stored(asked.out)
+    if asked.publish:
+        text = page(records, command("real/run.py", arguments))
+        asked.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(table(records))
 
 
 if __name__ == "__main__":

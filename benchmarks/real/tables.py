@@ -3,7 +3,7 @@
 Intervals (90 %) are bootstrapped: seeds are drawn, then the test examples of each. `below` is the
 share of runs that score less than the student with the same seed, `changed` the share that
 returned something else than the student. On the task `coin`, where no advice can help, each run
-that changed is a false commit.
+that changed is a false commit. Calls, tokens (of both roles) and minutes are means of the runs.
 """
 
 import statistics
@@ -16,6 +16,23 @@ import numpy as np
 Record = Mapping[str, Any]
 WORSE = 0.005  # a score so much lower than the student's is below it
 RESAMPLES, OF_90_PERCENT = 1000, (5, 95)
+PAGE = """\
+# Runs on real language models
+
+`{}` made this page of all {} lines of `real.jsonl`.
+A row is run by `python benchmarks/real/run.py --models ... --tasks ... --rows ... --seeds ...`.
+Rows of this optimizer (`tfgrpo`) have a `--label`; the commits say which state of it that is.
+What the figures say stands in [measurements](../../docs/measurements.md). The models are
+Qwen2.5-Coder-Instruct, Q4_K_M:
+
+{}
+
+{}
+
+```text
+{}
+```
+"""
 COLUMNS = ("score", "low", "high", "seeds", "below", "changed", "calls", "tokens", "minutes")
 
 
@@ -26,6 +43,7 @@ def table(records: Sequence[Record]) -> str:
         groups[tuple(record[n] for n in ("model", "task", "budget", "row", "label"))].append(record)
     students = {(r["task"], r["model"], r["seed"]): r for r in records if r["row"] == "none"}
     heading = "".join(f"{name:>9}" for name in COLUMNS)
+    heading += f"  {'first run':<12}{'last run':<12}commits"
     lines = [f"{'model':<6}{'task':<12}{'budget':>7}  {'row':<20}{heading}"]
     for (model, task, budget, row, label), runs in sorted(groups.items()):
         paired = [(run, students.get((task, model, run["seed"]))) for run in runs]
@@ -39,8 +57,29 @@ def table(records: Sequence[Record]) -> str:
         tokens = sum(each["prompt_tokens"] + each["completion_tokens"] for each in spent)
         figures += f"{sum(each['calls'] for each in spent) / len(runs):9.0f}"
         figures += f"{tokens / len(runs):9.0f}{statistics.fmean(r['minutes'] for r in runs):9.1f}"
+        dates, commits = ([*dict.fromkeys(r[name] for r in runs)] for name in ("date", "commit"))
+        figures += f"  {min(dates):<12}{max(dates):<12}{', '.join(commits)}"
         lines.append(f"{model:<6}{task:<12}{budget:>7}  {f'{row} {label}'.strip():<20}{figures}")
-    return "\n".join([*lines, "", *_means(records)])
+    return "\n".join([*lines, "", *_below(records, students), "", *_means(records)])
+
+
+def page(records: Sequence[Record], command: str) -> str:
+    """The published page: what was run, the tables, and what their columns are."""
+    hashes = {record["model"]: record["sha256"] for record in records}
+    models = "\n".join(f"- {name}: SHA-256 {sha256}" for name, sha256 in sorted(hashes.items()))
+    columns = (__doc__ or "").partition("\n\n")[2].strip()
+    return PAGE.format(command, len(records), models, columns, table(records))
+
+
+def _below(records: Sequence[Record], students: Mapping[Any, Record]) -> list[str]:
+    """How many runs of each row, of all tasks and labels, are below the student of their seed."""
+    found: dict[str, list[bool]] = defaultdict(list)
+    for record in records:
+        student = students.get((record["task"], record["model"], record["seed"]))
+        if record["row"] != "none" and student is not None:
+            found[record["row"]].append(record["mean"] < student["mean"] - WORSE)
+    lines = [f"  {row:<20}{sum(flags)} of {len(flags)}" for row, flags in sorted(found.items())]
+    return ["runs below the student of their seed, over all tasks and labels:", *lines]
 
 
 def _share(of: Any) -> str:

@@ -122,6 +122,7 @@ def record(task: str, row: str, mean: float, seed: int = 0, label: str = "") -> 
     returned = {"instructions": {"self": row}, "n_demos": {"self": 0}}
     scores = [float(i < 10 * mean) for i in range(10)]
     figures = {"mean": mean, "scores": scores, "minutes": 1.0, "spent": spent}
+    figures |= {"sha256": "0f0f", "date": f"2026-11-0{seed + 1}", "commit": f"c{seed}"}
     return {**named, "seed": seed, "label": label, **figures, **returned}
 
 
@@ -149,6 +150,24 @@ def test_the_table_says_how_many_runs_ended_below_their_own_student() -> None:
     rows = {line.split()[3]: line.split() for line in shown(records)[1:3]}
     assert (rows["gepa"][4], *rows["gepa"][7:10]) == ("0.400", "2", "0.50", "1.00")
     assert (rows["none"][4], *rows["none"][7:10]) == ("0.400", "2", "0.00", "0.00")
+
+
+def test_the_published_page_holds_hashes_dates_commits_columns_and_the_command(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "real.jsonl"
+    for seed in (0, 1):
+        append(path, record("sql", "none", 0.4, seed))
+        append(path, record("sql", "tfgrpo", 0.5 - seed / 5, seed, label="v2"))
+    run.main(["--publish", "--out", str(path)])
+    text = (tmp_path / "real.md").read_text(encoding="utf-8")
+    assert f"`python benchmarks/real/run.py --publish --out {path}` made" in text
+    assert "all 4 lines" in text and "- 0.5B: SHA-256 0f0f" in text
+    (row,) = [line.split() for line in text.splitlines() if line.split()[3:5] == ["tfgrpo", "v2"]]
+    assert row[5] == "0.400" and row[8:10] == ["2", "0.50"]
+    assert row[11:] == ["10", "6", "1.0", "2026-11-01", "2026-11-02", "c0,", "c1"]
+    assert "  tfgrpo              1 of 2" in text.splitlines()
+    assert len(stored(path)) == 4  # nothing was run
 
 
 def test_the_table_counts_what_returned_the_student_and_needs_no_student() -> None:
