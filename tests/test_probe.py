@@ -37,6 +37,7 @@ def test_a_probe_of_a_plain_program_makes_at_most_40_calls_and_says_what_it_foun
     assert probe.with_words == 1.0
     assert probe.noise == 0.0
     assert str(probe).startswith(probe.sentence)
+    assert str(probe).endswith("not seen: whether there is anything to learn")
 
 
 @pytest.mark.parametrize("n", [6, 30])
@@ -150,6 +151,7 @@ def test_a_program_that_takes_too_many_calls_is_not_judged(n_times: int, why: st
     probe = probe_of(lm, student=Patient(n_times))
     assert probe.n_lm_calls == lm.engine.n_calls() <= 40
     assert probe.chance is None and "cannot say" in probe.sentence
+    assert "not seen" not in str(probe)
     assert any(why in each for each in probe.unknown)
 
 

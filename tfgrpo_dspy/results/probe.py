@@ -82,6 +82,8 @@ class Probe:
         for name, value in rows.items():
             yield f"  {name:<24}{'not known' if value is None else value}"
         yield from (f"  {why}" for why in self.unknown)
+        if self.chance is not None:
+            yield "  not seen: whether there is anything to learn"
 
 
 def features(room: float, demos: Gain | None, advice: Gain | None) -> tuple[float, ...]:
