@@ -179,6 +179,15 @@ def test_ci_runs_the_tests_by_the_readmes_own_command_and_those_of_the_benchmark
     assert "pytest -n 2 --dist loadfile benchmarks/tests" in ci
 
 
+def test_ci_lints_between_the_lines_that_install_and_the_last_one_which_tests() -> None:
+    behind = README.read_text(encoding="utf-8").partition("<!-- test command -->\n```bash\n")[2]
+    *install, test = behind.partition("\n```")[0].splitlines()
+    assert not [line for line in install if "pytest" in line] and "-m pytest" in test
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    parts = ('"$(head -n -1 ', "ruff", "mypy", '"$(tail -n 1 ')
+    assert sorted(parts, key=ci.index) == [*parts]
+
+
 def test_ci_builds_the_api_reference() -> None:
     assert "docs/build_api.py" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
