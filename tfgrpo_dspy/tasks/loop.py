@@ -274,6 +274,7 @@ class Loop:
             self._abandoned.discard(abandoned)
 
     async def _supervised(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        # no asyncio.TaskGroup: its first failure would cancel calls in flight that are paid already
         failed = self._failed = asyncio.get_running_loop().create_future()
         self._waiting = {place: asyncio.PriorityQueue() for place in self._n_slots}
         for place, n_slots in self._n_slots.items():
