@@ -51,7 +51,7 @@ def questions(n: int, start: int = 0) -> list[dspy.Example]:
 
 
 def optimizer_of(**settings: Any) -> TrainingFreeGRPO:
-    epochs = 1 if settings.get("gate") else 4  # the default gate tries advice before it keeps it
+    epochs = 1 if settings.get("gate") else 2  # the default gate tries advice before it keeps it
     given = {"group_size": 4, "epochs": epochs, "num_threads": 4, "progress": False, **settings}
     return grpo(given.pop("metric", is_polite), **given)
 

@@ -3,14 +3,13 @@
 import os
 import pty
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from runs import ADVICE
-from test_cli import ENVIRONMENT, LIBRARY, SEEN, editor
+from test_cli import LIBRARY, SEEN, editor
+from warm import ENVIRONMENT, Process, ran
 
 from tfgrpo_dspy.cli import approve_in_terminal
 from tfgrpo_dspy.events import Proposal
@@ -28,27 +27,33 @@ print(library_texts(program), dict(program.detailed_results.failures))
 """
 
 
-def answered(*answers: str, **environment: str) -> tuple[str, str]:
+def answered(folder: Path, *answers: str, **environment: str) -> tuple[str, str]:
     """What a compile prints, and its terminal, whose person gives these answers, then `n`."""
-    terminal, end = pty.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD], env=ENVIRONMENT | environment, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=end, text=True,
-    )  # fmt: skip
-    os.close(end)
+    terminal, child, printed = with_a_terminal(CHILD, folder, **environment)
     screen, given = "", list(answers)
-    with child:
-        while True:
-            try:
-                screen += os.read(terminal, 10_000).decode()
-            except OSError:  # the child has ended
-                break
-            if screen.endswith("[e]dit: "):
-                os.write(terminal, f"{given.pop(0) if given else 'n'}\n".encode())
-                screen += "\n"
-        os.close(terminal)
-        assert child.stdout is not None
-        return child.stdout.read().strip(), screen
+    while True:
+        try:
+            screen += os.read(terminal, 10_000).decode()
+        except OSError:  # the child has ended
+            break
+        if screen.endswith("[e]dit: "):
+            os.write(terminal, f"{given.pop(0) if given else 'n'}\n".encode())
+            screen += "\n"
+    os.close(terminal)
+    child.wait(60)
+    return printed.read_text().strip(), screen
+
+
+def with_a_terminal(code: str, folder: Path, **environment: str) -> tuple[int, Process, Path]:
+    """A terminal, the process whose error stream it is, and the file that it prints to."""
+    terminal, end = pty.openpty()
+    with (folder / "printed").open("w") as out:
+        child = Process(
+            ["-c", code], env=ENVIRONMENT | environment, start_new_session=True,
+            stdout=out, stderr=end,
+        )  # fmt: skip
+    os.close(end)
+    return terminal, child, folder / "printed"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,7 @@ def test_a_person_at_the_terminal_decides_what_an_update_may_do(
     answers: list[str], texts: list[str], tmp_path: Path
 ) -> None:
     beg = editor(tmp_path, "text = text.replace('say please', 'beg')")
-    printed, screen = answered(*answers, **beg)
+    printed, screen = answered(tmp_path, *answers, **beg)
     assert printed == f"{texts} {{}}"
     page = screen[screen.index("Update 1") : screen.index("[y]es")]
     assert f"1. ADD {ADVICE}" in page and f"+ [E1] {ADVICE}" in page
@@ -102,16 +107,13 @@ def test_an_edited_operation_keeps_its_evidence_and_another_one_in_its_line_does
 
 def test_faults_in_edited_operations_are_said_and_asked_about_again(tmp_path: Path) -> None:
     bad = editor(tmp_path, 'text = text.replace(\'ADD", "\', \'DELETE", "id": "E9", "\')')
-    printed, screen = answered("e", "e", **bad)
+    printed, screen = answered(tmp_path, "e", "e", **bad)
     assert printed == "[] {}" and "there is no E9" in screen
 
 
 def test_without_a_terminal_the_error_says_what_to_do() -> None:
     code = "from tfgrpo_dspy.cli import approve_in_terminal\napprove_in_terminal(None)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=ENVIRONMENT, start_new_session=True,
-        stdin=subprocess.DEVNULL, capture_output=True, text=True,
-    )  # fmt: skip
+    done = ran(["-c", code], start_new_session=True)
     assert done.stderr.splitlines()[-1].startswith("tfgrpo_dspy.errors.NoTerminalError: approve=")
 
 
@@ -130,20 +132,16 @@ except KeyboardInterrupt as interrupt:
 """
 
 
-def test_a_run_that_ends_while_it_asks_leaves_the_next_answer_to_the_script() -> None:
-    terminal, end = pty.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-c", LEFT_ALONE], env=ENVIRONMENT, start_new_session=True, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=end,
-    )  # fmt: skip
-    os.close(end)
+def test_a_run_that_ends_while_it_asks_leaves_the_next_answer_to_the_script(
+    tmp_path: Path,
+) -> None:
+    terminal, child, printed = with_a_terminal(LEFT_ALONE, tmp_path)
     screen = ""
-    with child:
-        while not screen.endswith("next? "):
-            screen += os.read(terminal, 10_000).decode()
-            if screen.endswith("[e]dit: "):
-                child.send_signal(signal.SIGINT)
-        os.write(terminal, b"mine\n")
-        assert child.stdout is not None
-        assert child.stdout.read().strip() == "mine True"
+    while not screen.endswith("next? "):
+        screen += os.read(terminal, 10_000).decode()
+        if screen.endswith("[e]dit: "):
+            child.send_signal(signal.SIGINT)
+    os.write(terminal, b"mine\n")
+    assert child.wait(60) == 0
     os.close(terminal)
+    assert printed.read_text().strip() == "mine True"

@@ -29,6 +29,7 @@ from runs import (
     questions,
 )
 from scripted import scripted_lm
+from warm import ENVIRONMENT, Process
 
 from tfgrpo_dspy import SettingsError
 from tfgrpo_dspy.cli import tfgrpo
@@ -187,7 +188,7 @@ def test_watching_a_run_that_goes_on_shows_what_comes_until_it_ends(tmp_path: Pa
         begun.set()
         assert goes_on.wait(60)
 
-    lm, settings = polite_lm(before=AtCall(70, hold)), {"batch_size": 2, "num_threads": 1}
+    lm, settings = polite_lm(before=AtCall(48, hold)), {"batch_size": 2, "num_threads": 1}
     compile_ = threading.Thread(target=lambda: learned(lm=lm, log_dir=tmp_path, **settings))
     compile_.start()
     try:
@@ -213,15 +214,15 @@ def on_a_terminal(log_dir: Path, once_shown: Callable[[], None]) -> str:
     """What `watch` writes to a terminal of six lines."""
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 6, 80, 0, 0))
-    command = [sys.executable, "-m", "tfgrpo_dspy", "watch", str(log_dir), "--every", "0.05"]
-    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = ["-m", "tfgrpo_dspy", "watch", log_dir, "--every", "0.05"]
+    child = Process(command, stdout=end, stderr=end, env=ENVIRONMENT | {"TERM": "xterm"})
     screen = ""
-    with subprocess.Popen(command, stdout=end, stderr=end, env=environment):
-        os.close(end)
-        with contextlib.suppress(OSError):  # the child has ended
-            while True:
-                screen += os.read(terminal, 10_000).decode()
-                if screen.count("update") > 1:  # the table was drawn twice
-                    once_shown()
+    os.close(end)
+    with contextlib.suppress(OSError):  # the child has ended
+        while True:
+            screen += os.read(terminal, 10_000).decode()
+            if screen.count("update") > 1:  # the table was drawn twice
+                once_shown()
     os.close(terminal)
+    child.wait(60)
     return screen

@@ -5,8 +5,8 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
+import tempfile
 import tomllib
 from contextlib import closing
 from dataclasses import replace
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from runs import ADVICE, Pair, knowing, learned, predictor, records
+from warm import ENVIRONMENT, TESTS, Process, ran
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, NoGate
 from tfgrpo_dspy.cli import tfgrpo
@@ -24,9 +25,7 @@ from tfgrpo_dspy.interchange import FORMATS, write_library
 from tfgrpo_dspy.store.database import DATABASE, Store
 from tfgrpo_dspy.store.runs import saved_runs
 
-TESTS = Path(__file__).parent
-MODULE = [sys.executable, "-m", "tfgrpo_dspy"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}", "PYTHONUNBUFFERED": ""}
+MODULE = ["-m", "tfgrpo_dspy"]
 SEEN = (Evidence(0, 1, (1, 2), (0.0, 1.0)),)
 KNOWN = Experience("E1", "Ask first.", evidence=SEEN, effect=Effect(0.2, 0.1, 40), price=7)
 LIBRARY = ExperienceLibrary([KNOWN, Experience("E3", "Say ≥ 3.", "first")], next_number=5)
@@ -52,10 +51,17 @@ def refusal(*args: Any, **more: Any) -> str:
     return line
 
 
-def process(command: list[str], **environment: str) -> "subprocess.CompletedProcess[bytes]":
-    """A real process, in the folder `PWD` if that is given."""
-    folder = environment.get("PWD")
-    return subprocess.run(command, env=ENVIRONMENT | environment, cwd=folder, capture_output=True)
+def piped(n_bytes: int, *args: Any, **given: Any) -> tuple[bytes, int, str]:
+    """What the reader of a pipe takes of a command before it ends; how that ends; its errors."""
+    read, write = os.pipe()
+    with tempfile.TemporaryFile() as errors:
+        process = Process([*MODULE, *args], stdout=write, stderr=errors, **given)
+        os.close(write)
+        with os.fdopen(read, "rb", buffering=0) as pipe:
+            taken = pipe.read(n_bytes)
+        code = process.wait(60)
+        errors.seek(0)
+        return taken, code, errors.read().decode()
 
 
 def editor(folder: Path, code: str) -> dict[str, str]:
@@ -371,9 +377,9 @@ def test_the_script_and_the_module_are_the_same_command() -> None:
     project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text("utf-8"))
     module, _, name = project["project"]["scripts"]["tfgrpo"].partition(":")
     script = f"import sys; from {module} import {name}; sys.exit({name}())"
-    one, other = (process([*how, "--help"]) for how in (MODULE, [sys.executable, "-c", script]))
+    one, other = (ran([*how, "--help"]) for how in (MODULE, ["-c", script]))
     assert one.stdout == other.stdout and one.returncode == other.returncode == 0
-    assert b"Usage: tfgrpo " in one.stdout and b"Exit codes" in one.stdout
+    assert "Usage: tfgrpo " in one.stdout and "Exit codes" in one.stdout
 
 
 def test_the_help_names_every_format_of_a_library_and_stands_at_one_margin() -> None:
@@ -386,36 +392,32 @@ def test_the_help_names_every_format_of_a_library_and_stands_at_one_margin() -> 
         assert "\n    " not in text, command.name
 
 
-@pytest.mark.timeout(120)  # four processes start
 def test_a_closed_pipe_and_a_terminal_without_the_characters_give_no_traceback(saved: Path) -> None:
     library = ExperienceLibrary.from_texts(f"Naïve advice {n}. " * 20 for n in range(2000))
     library.save(saved / "large.json")
-    shell = f"{sys.executable} -m tfgrpo_dspy export large.json | head -c 9; "
-    piped = process(["bash", "-c", shell + 'echo "${PIPESTATUS[0]}"'], PWD=str(saved))
-    assert (piped.stdout, piped.stderr) == (b'{\n  "form141\n', b"")
-    latin = {"PWD": str(saved), "PYTHONIOENCODING": "latin-1"}
-    shown = process([*MODULE, "show", "library.json"], **latin)
-    assert (shown.returncode, shown.stderr) == (0, b"") and rb"Say \u2265 3." in shown.stdout
-    exported = process([*MODULE, "export", "library.json"], **latin)
-    assert exported.stdout == (saved / "library.json").read_bytes()
+    assert piped(9, "export", saved / "large.json") == (b'{\n  "form', 141, "")
+    latin = {"cwd": saved, "env": ENVIRONMENT | {"PYTHONIOENCODING": "latin-1"}}
+    shown = ran([*MODULE, "show", "library.json"], **latin)
+    assert (shown.returncode, shown.stderr) == (0, "") and r"Say \u2265 3." in shown.stdout
+    exported = ran([*MODULE, "export", "library.json"], **latin)
+    assert exported.stdout == (saved / "library.json").read_text("utf-8")
 
 
-@pytest.mark.timeout(120)  # six processes start
 def test_streams_that_are_closed_give_no_traceback(saved: Path) -> None:
-    def said(arguments: str) -> tuple[int, bytes]:
-        command = f"{sys.executable} -m tfgrpo_dspy {arguments}"
-        done = process(["bash", "-c", command], PWD=str(saved), EDITOR="", VISUAL="")
-        return done.returncode, done.stderr.partition(b"Error: ")[2]
+    def said(arguments: str, closed: str) -> tuple[int, str]:
+        env = ENVIRONMENT | {"EDITOR": "", "VISUAL": ""}
+        done = ran([*MODULE, *arguments.split()], cwd=saved, env=env, **{closed: None})
+        return done.returncode, done.stderr.partition("Error: ")[2]
 
-    assert said("export library.json >&-") == (0, b"")
-    assert said("show library.json 2>&-") == (0, b"")
+    assert said("export library.json", "stdout") == (0, "")
+    assert said("show library.json", "stderr") == (0, "")
     for command, why in {
-        "show - <&-": b"-: standard input is empty", "edit bare.json <&-": b"there is no terminal",
-        "export library.json --format yaml --into - <&-": b"-: standard input is empty",
-        "gc . <&-": b"log_dir='.' is no run store",
+        "show -": "-: standard input is empty", "edit bare.json": "there is no terminal",
+        "export library.json --format yaml --into -": "-: standard input is empty",
+        "gc .": "log_dir='.' is no run store",
     }.items():  # fmt: skip
-        code, message = said(command)
-        assert (code, message[: len(why)], message.count(b"\n")) == (2, why, 1), command
+        code, message = said(command, "stdin")
+        assert (code, message[: len(why)], message.count("\n")) == (2, why, 1), command
 
 
 def test_an_empty_standard_input_is_no_library_also_where_it_was_named_twice(saved: Path) -> None:
@@ -427,28 +429,29 @@ def test_an_empty_standard_input_is_no_library_also_where_it_was_named_twice(sav
 
 
 def test_a_watch_whose_reader_has_ended_ends_with_141(stores: Path) -> None:
-    shell = f"{sys.executable} -m tfgrpo_dspy watch {stores / 'a'} --once | true; "
-    done = process(["bash", "-c", shell + 'echo "${PIPESTATUS[0]}"'])
-    assert (done.stdout, done.stderr) == (b"141\n", b"")
+    assert piped(0, "watch", stores / "a", "--once") == (b"", 141, "")
 
 
 def test_an_interrupted_command_ends_with_130() -> None:
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    waiting = subprocess.Popen([*MODULE, "show", "-"], env=ENVIRONMENT, **pipes)
-    assert waiting.stdin is not None
-    waiting.stdin.write(b"- " + b"x" * 200_000)  # more than a pipe holds: the command reads it
-    waiting.stdin.flush()
-    waiting.send_signal(signal.SIGINT)
-    _, said = waiting.communicate()
-    assert (waiting.returncode, b"Traceback" in said) == (130, False)
+    read, write = os.pipe()
+    with tempfile.TemporaryFile() as errors:
+        waiting = Process([*MODULE, "show", "-"], stdin=read, stderr=errors)
+        os.close(read)
+        with os.fdopen(write, "wb") as pipe:
+            pipe.write(b"- " + b"x" * 200_000)  # more than a pipe holds: the command reads it
+            pipe.flush()
+            waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(60) == 130
+        errors.seek(0)
+        assert b"Traceback" not in errors.read()
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_completion_script_is_printed_and_completes_commands_and_formats(shell: str) -> None:
-    assert "_TFGRPO_COMPLETE" in run("completion", shell).stdout
+def test_the_completion_script_is_printed_and_completes_commands_and_formats() -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert "_TFGRPO_COMPLETE" in run("completion", shell).stdout
     asked = {"COMP_CWORD": "3", "COMP_WORDS": "tfgrpo export --format "}
-    done = process(MODULE, _TFGRPO_COMPLETE="bash_complete", **asked)
-    assert b"plain,yaml" in done.stdout.splitlines()
+    done = ran(MODULE, env=ENVIRONMENT | asked | {"_TFGRPO_COMPLETE": "bash_complete"})
+    assert "plain,yaml" in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("which", ["run:", "results:", "decided:", "latest:"])

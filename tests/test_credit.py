@@ -1,11 +1,10 @@
 """Strategies that value steps, seen through a compile: what is found, shown, counted and kept."""
 
 import asyncio
+import functools
 import itertools
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from runs import learned_in, questions, records, section, untimed
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
 from small import grpo
 from test_replay import sql_tool
+from warm import ran
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, SettingsError
 from tfgrpo_dspy.group import Group
@@ -124,6 +124,17 @@ def learned(
         return Learned(optimizer.compile(student or Route(), trainset=questions(n)), lm)
 
 
+@functools.cache
+def credited(calls: int = 4) -> Learned:
+    """The usual compile with so many continuations, which several tests look at."""
+    return learned(MonteCarloCredit(calls=calls))
+
+
+@functools.cache
+def uncredited() -> Learned:
+    return learned()
+
+
 def changes_shown(attempts: str) -> list[tuple[str, float]]:
     """The predictors whose values changed, each with the size of the change."""
     found = re.findall(
@@ -135,7 +146,7 @@ def changes_shown(attempts: str) -> list[tuple[str, float]]:
 
 
 def test_the_reflection_lm_reads_after_which_step_the_expected_score_changed() -> None:
-    run = learned(MonteCarloCredit(calls=4))
+    run = credited()
     largest = [max(changes_shown(text), key=lambda one: one[1]) for text in run.attempts
                if changes_shown(text)]  # fmt: skip
     assert len(largest) >= 4
@@ -188,7 +199,7 @@ def test_an_attempt_that_fails_before_its_first_step_has_no_step_to_find() -> No
 
 
 def test_a_good_and_a_bad_attempt_from_the_same_state_are_compared() -> None:
-    run = learned(MonteCarloCredit(calls=4))
+    run = credited()
     titles = re.findall(r"Attempt \d+ \((.*)\)", "\n".join(run.attempts))
     assert any("goes on after step 2 of another attempt" in title for title in titles)
     shown = next(text for text in run.attempts if "goes on after step 2" in text)
@@ -198,28 +209,29 @@ def test_a_good_and_a_bad_attempt_from_the_same_state_are_compared() -> None:
 
 
 def test_a_lesson_is_for_the_predictor_whose_step_was_decisive() -> None:
-    def scopes(rules: Sequence[Rule], *chosen: Strategy) -> set[str]:
-        run = learned(*chosen, rules=rules)
+    def scopes(run: Learned) -> set[str]:
         return {one.scope for update in run.results.updates for one in update.changes}
 
-    assert scopes(RULES) == {"*"}
-    assert "third" in scopes(RULES, MonteCarloCredit(calls=4))
-    named = [(EXTRACT, lessons("[first] Go left.")), *RULES]
-    assert scopes(named, MonteCarloCredit(calls=4)) == {"first"}
+    assert scopes(uncredited()) == {"*"}
+    assert "third" in scopes(credited())
     everywhere = operations({"op": "ADD", "text": "Go left.", "lessons": [1], "scope": "*"})
-    assert scopes([(UPDATE, everywhere), *RULES], MonteCarloCredit(calls=4)) == {"*"}
+    for said, scope in (
+        ((EXTRACT, lessons("[first] Go left.")), "first"),
+        ((UPDATE, everywhere), "*"),
+    ):
+        run = learned(MonteCarloCredit(calls=4), rules=[said, *RULES], n=3)
+        assert scopes(run) == {scope}
 
 
 def test_continuations_cost_only_what_follows_and_stay_within_the_share_of_calls() -> None:
-    plain, credited = learned(), learned(MonteCarloCredit(calls=1))
-    before, after = (run.results.usage["rollout"].n_lm_calls for run in (plain, credited))
+    runs = uncredited(), credited(calls=1)
+    before, after = (run.results.usage["rollout"].n_lm_calls for run in runs)
     assert before == 6 * 4 * 4
     assert before < after <= 2 * before
 
 
 def test_rollouts_that_go_on_count_for_no_experience_and_stand_apart_in_the_results() -> None:
-    run = learned(MonteCarloCredit(calls=4))
-    groups = [group for update in run.results.updates for group in update.groups]
+    groups = [group for update in credited().results.updates for group in update.groups]
     assert all(len(group.scores) == 4 for group in groups)
     assert any(group.aided_scores for group in groups)
 
@@ -347,10 +359,9 @@ def test_the_number_of_threads_changes_nothing(strategy: Strategy) -> None:
 
 
 def test_processes_go_on_from_steps_like_threads() -> None:
-    threads = learned(MonteCarloCredit(calls=2))
     with ProcessPoolExecutor(2) as executor:
         other = learned(MonteCarloCredit(calls=2), executor=executor)
-    assert other.attempts == threads.attempts
+    assert other.attempts == credited(calls=2).attempts
 
 
 def test_a_finished_run_is_replayed_offline_with_its_continuations(tmp_path: Path) -> None:
@@ -396,7 +407,7 @@ def test_a_run_that_is_killed_among_continuations_repeats_none_of_them(tmp_path:
     code = CHILD.format(
         tests=str(Path(__file__).parent), killed_at=killed_at, folder=str(tmp_path / "run")
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert ran(["-c", code]).returncode == -9
     kept = records(tmp_path / "run", "rollout")
     n_kept = sum(record["usage"]["n_lm_calls"] for record in kept.values())
     assert sum(record["n_replayed"] is not None for record in kept.values()) >= 3
@@ -407,11 +418,10 @@ def test_a_run_that_is_killed_among_continuations_repeats_none_of_them(tmp_path:
 
 
 def test_the_report_draws_the_expected_score_along_a_rollout() -> None:
-    run = learned(MonteCarloCredit(calls=4))
-    page = html(run.program)
+    page = html(credited().program)
     assert "Expected score along the rollout: start " in page
     assert re.search(r"Expected score:</span> start [\d.]+, 1\. first [\d.]+, 2\. second", page)
-    assert "Expected score" not in html(learned().program)
+    assert "Expected score" not in html(uncredited().program)
 
 
 def test_it_is_asked_first_a_step_past_the_middle_for_what_follows_costs_less_there() -> None:

@@ -186,7 +186,7 @@ async def awaited(optimizer: Any, student: Any, **data: Any) -> Any:
 
 
 WAYS = {"compile in a thread": in_a_thread, "acompile": awaited}
-DATA = {"trainset": questions(6), "valset": questions(4, start=100)}
+DATA = {"trainset": questions(4), "valset": questions(2, start=102)}
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
@@ -201,7 +201,7 @@ def test_async_code_that_needs_the_callers_loop_runs_in_it(student: Any, way: An
     program, n_read = asyncio.run(main())
     results = program.detailed_results
     assert results.failures == {}
-    assert n_read >= 12  # each training rollout has read a page
+    assert n_read >= 8  # each training rollout has read a page
     assert library_texts(program) == [ADVICE]
 
 
@@ -685,7 +685,7 @@ def test_a_cancelled_acompile_ends_the_run_keeps_what_is_done_and_leaves_no_work
             with dspy.context(lm=polite_lm()):
                 return await optimizer_of(**SETTINGS, log_dir=tmp_path).acompile(student, **DATA)
 
-    assert asyncio.run(again()).detailed_results.replayed["rollout"] >= 12
+    assert asyncio.run(again()).detailed_results.replayed["rollout"] >= 8
 
 
 def test_a_tool_that_nobody_waits_for_any_more_is_cancelled_in_its_loop() -> None:
@@ -808,7 +808,7 @@ def test_tools_of_an_mcp_session_run_in_its_loop(mode: str) -> None:
     programs = asyncio.run(main())
     assert [library_texts(program) for program in programs] == [[ADVICE], [ADVICE]]
     assert [program.detailed_results.failures for program in programs] == [{}, {}]
-    assert n_read >= 24
+    assert n_read >= 16
 
 
 # ------------------------------------------------------------------------------ what hangs

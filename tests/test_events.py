@@ -38,7 +38,7 @@ def kinds_of(events: list[Any]) -> list[str]:
 
 def test_a_listener_is_told_of_changes_updates_and_the_budget_in_order_and_of_the_end() -> None:
     events: list[Any] = []
-    program = learned(on_event=events.append, max_lm_calls=150)
+    program = learned(on_event=events.append, epochs=4, max_lm_calls=150)
     results = program.detailed_results
     decided = [event for event in events if isinstance(event, UpdateDecided)]
     assert [event.record for event in decided] == list(results.updates)

@@ -5,9 +5,9 @@ import json
 import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import dspy
 import function_calls
@@ -23,6 +23,7 @@ from nbclient import NotebookClient
 from scripted import Prompt as ScriptedPrompt
 from scripted import chat, scripted_lm
 from simulated_rules import Prompt, lessons
+from warm import ran
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -48,14 +49,8 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def run(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-    )
+def run(name: str, folder: Path, *arguments: str) -> CompletedProcess[str]:
+    return ran([EXAMPLES / f"{name}.py", *arguments], cwd=folder, env=environment(folder))
 
 
 def printed(name: str, folder: Path) -> str:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from runs import Pair, knowing
-from test_cli import ENVIRONMENT, TESTS, editor, refusal, run
+from test_cli import editor, refusal, run
+from warm import TESTS, ran
 
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.cli import tfgrpo
@@ -31,10 +30,8 @@ TWO = ExperienceLibrary.from_texts(["Ask first.", "Sag „bitte“."])
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What became of the file of each door; all are tried in one process."""
-    done = subprocess.run(
-        [sys.executable, TESTS / "writing_child.py", tmp_path_factory.mktemp("doors"), *DOORS],
-        env=ENVIRONMENT, capture_output=True, check=True,
-    )  # fmt: skip
+    arguments = [TESTS / "writing_child.py", tmp_path_factory.mktemp("doors"), *DOORS]
+    done = ran(arguments, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -1,9 +1,6 @@
 """A compile under `mlflow.dspy.autolog`, as real MLflow on SQLite shows it."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +9,7 @@ from typing import Any
 
 import pytest
 from runs import ADVICE, learned
+from warm import ENVIRONMENT, USUAL, ran
 
 from tfgrpo_dspy.events import BudgetUsed
 from tfgrpo_dspy.tracking import N_COMPILES, MlflowListener
@@ -61,16 +59,10 @@ class Shown:
 
 
 def shown(folder: Path, *arguments: str, **environment: str) -> Shown:
-    uri = database_in(folder)
-    done = subprocess.run(
-        [sys.executable, str(CHILD), uri, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{CHILD.parent}:{CHILD.parents[1]}", **environment},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
+    uri, given = database_in(folder), {"cwd": folder, "env": ENVIRONMENT | environment}
+    is_first = "autolog-first" in arguments  # before this package is imported
+    modules = ("mlflow", "dspy") if is_first else ("mlflow", *USUAL)
+    done = ran([CHILD, uri, *arguments], **given, modules=modules)
     client = mlflow.MlflowClient(uri)
     ids = [each.experiment_id for each in client.search_experiments()]
     return Shown(client, list(client.search_runs(ids)), done.stdout + done.stderr)
@@ -99,17 +91,17 @@ def test_a_compile_is_a_run_with_its_settings_and_the_derived_schedule(usual: Sh
 
 
 def test_each_update_is_a_step_of_the_metrics(usual: Shown) -> None:
-    steps = list(range(8))
+    steps = list(range(4))
     for name in ("training_score", "experiences", "lm_calls", "cost_usd"):
         assert [step for step, _ in usual.series(name)] == steps, name
     assert usual.series("lm_calls")[0][1] < usual.series("lm_calls")[-1][1]
     before, after = usual.series("validation_score")
     assert before == (0, pytest.approx(4 / 12))
-    assert after == (8, pytest.approx(11 / 12))
+    assert after == (4, pytest.approx(11 / 12))
 
 
 def test_the_library_of_each_update_the_summary_and_the_report_are_artefacts(usual: Shown) -> None:
-    names = [f"library/update_{n:04}.json" for n in range(8)]
+    names = [f"library/update_{n:04}.json" for n in range(4)]
     assert usual.artefacts(usual.parent, "library") == names
     library = json.loads(usual.text(names[-1]))
     assert library["experiences"][0]["text"] == ADVICE
@@ -132,7 +124,7 @@ def test_the_evaluations_of_student_and_result_are_child_runs_with_their_tables(
 def test_autolog_before_the_import_of_this_package_shows_a_run_too(tmp_path: Path) -> None:
     found = shown(tmp_path, "autolog-first")
     assert found.parent.info.status == "FINISHED"
-    assert len(found.series("training_score")) == 8
+    assert len(found.series("training_score")) == 4
     assert "report.html" in found.artefacts(found.parent)
 
 
@@ -154,7 +146,7 @@ def test_two_compiles_in_the_run_that_the_user_has_opened_are_told_apart(tmp_pat
     params = found.parent.data.params
     assert (params["tfgrpo.seed"], params["compile_2.tfgrpo.seed"]) == ("7", "8")
     for name in ("lm_calls", "compile_2.lm_calls"):
-        assert [step for step, _ in found.series(name)] == list(range(8))
+        assert [step for step, _ in found.series(name)] == list(range(4))
     assert "compile_2/report.html" in found.artefacts(found.parent, "compile_2")
 
 

@@ -159,7 +159,7 @@ class Metric:
     max_cost=st.none() | st.integers(500, 40_000),
     gate=st.sampled_from([NoGate, Gate]),
 )
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 def test_no_budget_is_ever_exceeded_whatever_the_program_does(
     kinds: list[str],
     swallows: str,
@@ -220,7 +220,7 @@ def test_every_call_and_every_attempt_of_a_retry_is_counted_in_its_role() -> Non
     assert sum(role.n_failed_calls for role in usage.values()) > 5
 
 
-@pytest.mark.parametrize("max_lm_calls", range(30, 46))
+@pytest.mark.parametrize("max_lm_calls", range(30, 46, 2))
 def test_a_budget_ends_no_update_halfway_when_lessons_begin_late(max_lm_calls: int) -> None:
     scores = itertools.chain([1.0] * 16, itertools.cycle([1.0, 0.0]))  # two batches teach nothing
 
@@ -497,8 +497,8 @@ def test_without_a_gate_enough_is_kept_back_to_measure_what_is_returned(
 
 
 def test_of_max_minutes_enough_is_kept_back_to_measure_what_is_returned() -> None:
-    engine = Tally(before=lambda _prompt: NEVER.wait(0.05))
-    given_ = {"gate": Gate(), "epochs": 50, "num_threads": 1, "max_minutes": 6 / 60}
+    engine = Tally(before=lambda _prompt: NEVER.wait(0.03))
+    given_ = {"gate": Gate(), "epochs": 50, "num_threads": 1, "max_minutes": 4 / 60}
     results = learned(lm=lm_on(engine), **given_).detailed_results
     assert results.updates and results.ended_because.startswith("max_minutes")
     assert results.student.n == results.best.n >= 5
@@ -564,7 +564,7 @@ def run_of(num_threads: int = 4, before: Any = None, **settings_: Any) -> tuple[
 @pytest.mark.parametrize("limit", ["max_metric_calls", "max_lm_calls"])
 def test_bounded_calls_give_the_same_with_any_threads_and_latencies(limit: str) -> None:
     """Some groups have no contrast, so that updates take more or fewer reflections."""
-    for max_staleness, budget in zip((0, 1, 2) * 2, (34, 55, 78, 101, 137, 170), strict=True):
+    for max_staleness, budget in enumerate((34, 78, 137)):
         found = [
             run_of(threads, before, max_staleness=max_staleness, **{limit: budget})[0]
             for threads, before in ((1, None), (4, Latency(1)), (16, Latency(2)))
@@ -594,7 +594,7 @@ def unlimited() -> list[ExperienceLibrary]:
     num_threads=st.sampled_from([1, 4, 16]),
     latency=st.integers(0, 10**6),
 )
-@settings(max_examples=12, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 def test_a_budget_returns_a_library_that_the_unlimited_run_goes_through(
     unlimited: list[ExperienceLibrary], budget: dict[str, int], num_threads: int, latency: int
 ) -> None:
@@ -676,7 +676,7 @@ class Router(dspy.Module):
         return self.of_kind[kind](question=question)
 
 
-@pytest.mark.parametrize("n_kinds", [8, 20, 40])
+@pytest.mark.parametrize("n_kinds", [8, 40])
 def test_a_program_that_calls_few_of_its_predictors_uses_its_budget(n_kinds: int) -> None:
     limit, ran = 150, []
     for n_threads in (1, 4):

@@ -121,7 +121,7 @@ class Faulty(ScriptedEngine):
 
 
 def some_first(prompt: Prompt, attempt: int) -> bool:
-    return attempt == 0 and prompt.random("fault").random() < 0.15
+    return attempt == 0 and prompt.random("fault").random() < 0.3
 
 
 def never(_prompt: Prompt, _attempt: int) -> bool:
@@ -141,21 +141,12 @@ def updates_of(program: Any) -> Any:
     return learned_in(program.detailed_results)
 
 
-@pytest.fixture(scope="module")
-def undisturbed() -> Any:
-    """The updates where nothing goes wrong."""
-    dspy.configure_cache(enable_disk_cache=False)
-    with dspy.context(lm=None, adapter=None, callbacks=[]):
-        return updates_of(learned())
-
-
-@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
-def test_what_passes_is_tried_again_changes_nothing_and_is_counted(
-    fault: Make, undisturbed: Any
-) -> None:
-    engine = Faulty(some_first, fault)
+def test_what_passes_is_tried_again_changes_nothing_and_is_counted() -> None:
+    undisturbed = updates_of(learned())
+    faults = itertools.cycle(PASSING.values())
+    engine = Faulty(some_first, lambda: next(faults)())
     program = learned(lm=faulty_lm(engine))
-    assert len(engine.hit) >= 3
+    assert len(engine.hit) >= len(PASSING)
     assert updates_of(program) == undisturbed
     assert program.detailed_results.failures == {}
     assert n_calls(program) == len(engine.prompts)
@@ -253,8 +244,9 @@ class Desk(dspy.Module):
         return self.answer(question=question)
 
 
-@pytest.mark.parametrize("status", [400, 413, 422])
-@pytest.mark.parametrize("part", ["inputs", "feedback", "program", "labels"])
+@pytest.mark.parametrize(
+    ("part", "status"), [("inputs", 400), ("feedback", 413), ("program", 422), ("labels", 400)]
+)
 def test_whatever_part_of_a_reflection_prompt_is_too_long_is_shortened(
     part: str, status: int
 ) -> None:
@@ -435,14 +427,13 @@ UPDATES = {
     "unknown scope": operations({"op": "ADD", "text": "Be kind.", "scope": "nobody"}),
 }
 
-GATES = {"the default gate": None, "a gate that lets everything stay": Gate()}
 ODD_ANSWERS = [
     *(pytest.param({EXTRACT: text}, id=f"lesson: {name}") for name, text in NONSENSE.items()),
     *(pytest.param({UPDATE: text}, id=f"operation: {name}") for name, text in UPDATES.items()),
 ]
 
 
-def misled(gate: Gate | None, answers: dict[str, str]) -> Any:
+def misled(answers: dict[str, str], gate: Gate | None) -> Any:
     lm = scripted_lm([*answers.items(), *polite_rules()])
     try:
         return learned(lm=lm, epochs=2, gate=gate)
@@ -472,12 +463,11 @@ def assert_sound(program: Any) -> None:
         assert "\n" not in text
 
 
-@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 @pytest.mark.parametrize("answers", ODD_ANSWERS)
 def test_nonsense_of_the_reflection_lm_never_makes_it_worse_and_is_shown(
-    answers: dict[str, str], gate: Gate | None
+    answers: dict[str, str],
 ) -> None:
-    program = misled(gate, answers)
+    program = misled(answers, Gate())  # which lets everything stay
     assert_sound(program)
     results = program.detailed_results
     lines = [
@@ -489,11 +479,11 @@ def test_nonsense_of_the_reflection_lm_never_makes_it_worse_and_is_shown(
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+@pytest.mark.parametrize("gate", [None, Gate()], ids=["default", "lets everything stay"])
 @given(extract=st.text(max_size=200), update=st.text(max_size=200))
-@settings(max_examples=8, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 def test_any_text_at_all_never_makes_it_worse(gate: Gate | None, extract: str, update: str) -> None:
-    assert_sound(misled(gate, {EXTRACT: extract or "x", UPDATE: update or "x"}))
+    assert_sound(misled({EXTRACT: extract or "x", UPDATE: update or "x"}, gate))
 
 
 def test_two_compiles_at_once_on_one_student_and_lm_give_what_each_gives_alone() -> None:

@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 from runs import records
+from warm import Process
 
 CHILD = Path(__file__).with_name("killed_child.py")
 KILLS = 9
@@ -30,11 +29,12 @@ def launched(folder: Path, num_threads: int, seed: int) -> Iterator[Callable[[fl
     and gives its exit code.
     """
     folder.mkdir()
-    command = [sys.executable, str(CHILD), str(folder), str(num_threads), str(seed)]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as process:
-        assert process.stdin is not None and process.stdout is not None
-        to_child, from_child = process.stdin, process.stdout
+    (read_by_child, write), (read, written_by_child) = os.pipe(), os.pipe()
+    streams = {"stdin": read_by_child, "stdout": written_by_child, "stderr": 2}
+    process = Process([CHILD, folder, num_threads, seed], **streams)
+    os.close(read_by_child)
+    os.close(written_by_child)
+    with os.fdopen(write, "w") as to_child, os.fdopen(read) as from_child:
 
         def run(n_calls: float, seconds: float) -> int:
             to_child.write(f"{n_calls} {seconds}\n")
@@ -42,7 +42,7 @@ def launched(folder: Path, num_threads: int, seed: int) -> Iterator[Callable[[fl
             return int(from_child.readline())
 
         yield run
-        to_child.close()
+    process.wait(60)
 
 
 def calls_of(folder: Path) -> list[dict[str, Any]]:

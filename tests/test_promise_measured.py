@@ -371,7 +371,7 @@ def test_where_rollouts_take_the_same_no_planned_batch_is_cut_with_any_number_of
 ) -> None:
     """Dollars differ from answer to answer, and some groups teach nothing."""
     found = []
-    for num_threads, latency in ((1, 1), (4, 2), (16, 3)):
+    for num_threads, latency in ((1, 1), (16, 3)):
         optimizer = TrainingFreeGRPO(
             is_polite,
             num_threads=num_threads,
@@ -388,4 +388,4 @@ def test_where_rollouts_take_the_same_no_planned_batch_is_cut_with_any_number_of
         assert "is spent as planned" in results.ended_because
         found.append((learned_in(results), results.best, results.finalists, program.dump_state()))
     assert len(found[0][0]) > 2
-    assert found == [found[0]] * 3
+    assert found[1] == found[0]

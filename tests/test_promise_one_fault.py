@@ -4,6 +4,9 @@ It is recorded, counted by kind, logged once; and what good evidence is left is 
 """
 
 import asyncio
+import itertools
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import dspy
@@ -41,22 +44,28 @@ class Unshowable:
 
 RAISED = (LookupError, SystemExit, GeneratorExit, asyncio.CancelledError, UnspeakableError)
 NO_SCORES = (None, float("nan"), float("inf"), 1e308, "1.0", [1.0], {"a": 1}, 1j, Unshowable())
-FAULTS = [
-    *[("program", error) for error in RAISED],
-    *[("metric", result) for result in (*RAISED, *NO_SCORES)],
-    ("parse", "mumbling"),
-    *[
-        ("provider", error)
-        for error in (lm15.RateLimitError("slow"), lm15.ServerError("down"), TypeError("a bug"))
-    ],
-]
+FAULTS: dict[str, tuple[Any, ...]] = {
+    "program": RAISED,
+    "metric": (*RAISED, *NO_SCORES),
+    "parse": ("mumbling",),
+    "provider": (lm15.RateLimitError("slow"), lm15.ServerError("down"), TypeError("a bug")),
+}
 
 
-def id_of(value: Any) -> str:
-    try:
-        return value.__name__ if isinstance(value, type) else str(value)
-    except ZeroDivisionError:
-        return type(value).__name__
+class Faults:
+    """Those of one place, in turn; `n` were met."""
+
+    def __init__(self, place: str) -> None:
+        self.place, self.n = place, 0
+        self._faults, self._lock = itertools.cycle(FAULTS[place]), threading.Lock()
+
+    def meets(self, place: str, question: str) -> bool:
+        return self.place == place and is_faulty(question)
+
+    def next(self) -> Any:
+        with self._lock:
+            self.n += 1
+            return next(self._faults)
 
 
 def is_faulty(text: str) -> bool:
@@ -66,37 +75,40 @@ def is_faulty(text: str) -> bool:
 
 
 class Raising(dspy.Module):
-    def __init__(self, error: Any) -> None:
+    def __init__(self, faults: Callable[[], Faults]) -> None:
         super().__init__()
         self.ask = predictor()
-        self.error = error
+        self.faults = faults  # a function, which copies of the program share
 
     def forward(self, question: str) -> Any:
-        if self.error is not None and is_faulty(question):
-            raise self.error
+        if self.faults().meets("program", question):
+            raise self.faults().next()
         return self.ask(question=question)
 
 
-@pytest.mark.parametrize(("place", "fault"), FAULTS, ids=id_of)
+@pytest.mark.parametrize("place", FAULTS)
 def test_a_fault_costs_its_own_rollouts_only_and_is_counted_and_logged_once(
-    place: str, fault: Any, caplog: pytest.LogCaptureFixture
+    place: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    faults = Faults(place)
+
     def metric(example: Any, pred: Any) -> Any:
-        if place != "metric" or not is_faulty(example.question):
+        if not faults.meets("metric", example.question):
             return is_polite(example, pred)
+        fault = faults.next()
         if isinstance(fault, type):
             raise fault
         return fault
 
     def answer(prompt: Prompt) -> Any:
-        has_fault = place in ("parse", "provider") and is_faulty(prompt.user)
-        return fault if has_fault else polite_answer(prompt)
+        has_fault = faults.meets("parse", prompt.user) or faults.meets("provider", prompt.user)
+        return faults.next() if has_fault else polite_answer(prompt)
 
     extract, update, _ = polite_rules()
     lm = scripted_lm([extract, update, ("question", answer)], num_retries=0)
-    program = Raising(fault if place == "program" else None)
-    optimized = learned(program, lm, metric=metric)
+    optimized = learned(Raising(lambda: faults), lm, metric=metric, epochs=3)
     results = optimized.detailed_results
+    assert faults.n >= len(FAULTS[place])
     assert library_texts(optimized) == [ADVICE]
     assert list(results.failures) == [place]
     lines = [r.getMessage() for r in caplog.records if "first failure of kind" in r.getMessage()]

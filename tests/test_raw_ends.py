@@ -64,7 +64,28 @@ ODD: dict[str, Callable[[], Any]] = {
     "half a letter": lambda: "please \ud83d",
     "keys": lambda: {1: 2, (3, 4): None, None: 5},
 }
-odd = pytest.mark.parametrize("value", ODD.values(), ids=ODD)
+
+
+def number_of(example: Any) -> int:
+    return int(re.findall(r"\d+", example.question)[0])
+
+
+def odd_of(example: Any) -> Any:
+    """The odd value of this question: twelve questions in a row have all of them."""
+    return [*ODD.values()][number_of(example) % len(ODD)]()
+
+
+def learned_from_twelve(student: Any = None, metric: Any = is_polite, **settings: Any) -> Any:
+    """The student after one epoch of twelve questions, two rollouts each."""
+    given = {"group_size": 2, "epochs": 1, "progress": False, "execution": MANY_ERRORS}
+    sets = {"trainset": questions(12), "valset": questions(3, 50)}
+    sets = {name: settings.pop(name, examples) for name, examples in sets.items()}
+    with dspy.context(lm=polite_lm()):
+        optimizer = grpo(metric, **given | settings)
+        return optimizer.compile(student or dspy.Predict("question -> answer"), **sets)
+
+
+MANY_ERRORS = Execution(max_errors=1000)
 
 
 def own_score() -> dspy.Prediction:
@@ -87,16 +108,22 @@ VERDICTS: dict[str, Callable[[], Any]] = {
 }
 
 
+def test_a_verdict_that_cannot_be_read_is_a_failure_of_the_metric() -> None:
+    judged: list[str] = []
+
+    def metric(example: Any, pred: Any) -> Any:
+        if pred.answer == "please":
+            return 1.0
+        judged.append([*VERDICTS][number_of(example) % len(VERDICTS)])
+        return VERDICTS[judged[-1]]()
+
+    program = learned_from_twelve(metric=metric, num_threads=1)
+    assert set(judged) == set(VERDICTS)
+    assert program.detailed_results.failures == {"metric": len(judged)}
+
+
 @pytest.mark.parametrize("verdict", VERDICTS.values(), ids=VERDICTS)
-def test_a_verdict_that_cannot_be_read_is_a_failure_of_the_metric(
-    verdict: Callable[[], Any],
-) -> None:
-    def metric(_: Any, pred: Any) -> Any:
-        return 1.0 if pred.answer == "please" else verdict()
-
-    program = learned(metric=metric, execution=Execution(max_errors=1000))
-    assert program.detailed_results.failures["metric"] >= 1
-
+def test_a_metric_whose_verdicts_are_never_read_ends_the_run(verdict: Callable[[], Any]) -> None:
     def never(_: Any, __: Any) -> Any:
         return verdict()
 
@@ -105,36 +132,39 @@ def test_a_verdict_that_cannot_be_read_is_a_failure_of_the_metric(
     assert ended.value.program is not None
 
 
-@odd
-def test_a_feedback_on_one_predictor_is_read_like_any_other(value: Callable[[], Any]) -> None:
-    def metric(gold: Any, pred: Any, trace: Any, pred_name: Any, pred_trace: Any) -> Any:  # noqa: ARG001
-        is_usual = pred_name is None or pred.answer == "please"
-        return is_polite(gold, pred) if is_usual else {"feedback": value()}
+def test_a_feedback_on_one_predictor_is_read_like_any_other() -> None:
+    told: set[int] = set()
 
-    program = learned(metric=metric, execution=Execution(max_errors=1000))
+    def metric(gold: Any, pred: Any, trace: Any, pred_name: Any, pred_trace: Any) -> Any:  # noqa: ARG001
+        if pred_name is None or pred.answer == "please":
+            return is_polite(gold, pred)
+        told.add(number_of(gold))
+        return {"feedback": odd_of(gold)}
+
+    program = learned_from_twelve(metric=metric)
+    assert told == {*range(12)}
     assert set(program.detailed_results.failures) <= {"metric"}
 
 
 class Giving(dspy.Module):
-    """Gives something odd beside its answer."""
+    """Gives something beside its answer, by the question."""
 
-    def __init__(self, value: Callable[[], Any], field: Any = "odd") -> None:
+    def __init__(self, value: Callable[[Any], Any], field: Any = "odd") -> None:
         super().__init__()
         self.ask = dspy.Predict("question -> answer")
         self.value, self.field = value, field
 
     def forward(self, question: str, **_: Any) -> Any:
         answered = self.ask(question=question)
-        answered[self.field] = self.value()
+        answered[self.field] = self.value(dspy.Example(question=question))
         return answered
 
 
-@odd
-def test_an_odd_output_ends_nothing(value: Callable[[], Any], tmp_path: Path) -> None:
-    student = Giving(value)
-    program = learned(student, log_dir=tmp_path)
+def test_an_odd_output_ends_nothing(tmp_path: Path) -> None:
+    student = Giving(odd_of)
+    program = learned_from_twelve(student, log_dir=tmp_path)
     assert program.detailed_results.failures == {}
-    again = learned(student, log_dir=tmp_path, offline=True)
+    again = learned_from_twelve(student, log_dir=tmp_path, offline=True)
     assert again.detailed_results.experiences == program.detailed_results.experiences
 
 
@@ -142,38 +172,18 @@ def test_an_output_whose_name_is_no_text_is_shown_by_the_text_of_its_name() -> N
     prediction = dspy.Prediction(answer="yes")
     prediction[3] = "three"
     assert as_fields(prediction) == {"answer": "yes", "3": "three"}
-    assert learned(Giving(lambda: "three", 3)).detailed_results.failures == {}
-
-
-def with_field(value: Callable[[], Any], inputs: tuple[str, ...]) -> list[dspy.Example]:
-    held = [dspy.Example(question=f"question {k}", odd=value()) for k in range(6)]
-    return [example.with_inputs("question", *inputs) for example in held]
+    assert learned_from_twelve(Giving(lambda _: "three", 3)).detailed_results.failures == {}
 
 
 @pytest.mark.parametrize("inputs", [(), ("odd",)], ids=["label", "input"])
-@odd
-def test_an_odd_field_of_an_example_ends_nothing(
-    value: Callable[[], Any], inputs: tuple[str, ...]
-) -> None:
-    optimizer = grpo(is_polite, group_size=2, epochs=1, progress=False)
-    with dspy.context(lm=polite_lm()):
-        program = optimizer.compile(
-            Giving(lambda: 1), trainset=with_field(value, inputs), valset=questions(3, 50)
-        )
-    assert program.detailed_results.failures == {}
-
-
-def test_an_example_that_holds_itself_is_learned_from() -> None:
-    examples = questions(6)
-    for example in examples:
-        example["me"] = example
-    with dspy.context(lm=polite_lm()):
-        optimizer = grpo(is_polite, group_size=4, epochs=1, progress=False)
-        program = optimizer.compile(
-            Giving(lambda: 1),
-            trainset=[each.with_inputs("question", "me") for each in examples],
-            valset=questions(3, 50),
-        )
+def test_an_odd_field_of_an_example_ends_nothing(inputs: tuple[str, ...]) -> None:
+    examples = questions(13)
+    for example in examples[:12]:
+        example["odd"] = odd_of(example)
+    examples[12]["odd"] = examples[12]  # holds itself
+    trainset = [example.with_inputs("question", *inputs) for example in examples]
+    program = learned_from_twelve(Giving(lambda _: 1), trainset=trainset)
+    assert len(program.detailed_results.updates[0].groups) > 0
     assert program.detailed_results.failures == {}
 
 
@@ -194,7 +204,7 @@ held = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(value=held)
 def test_every_value_has_a_text(value: Any) -> None:
     assert isinstance(as_text(value), str)

@@ -48,7 +48,7 @@ def browser() -> Iterator[Any]:
 def polite() -> RunResults:
     """A run on the polite task with a test set, by the scripted LM."""
     with dspy.context(lm=scripted_lm(polite_rules()), adapter=None, callbacks=[]):
-        optimized = optimizer_of(max_lm_calls=150).compile(
+        optimized = optimizer_of(epochs=4, max_lm_calls=150).compile(
             dspy.Predict("question -> answer"),
             trainset=questions(6),
             valset=questions(12, start=100),
