@@ -144,7 +144,7 @@ OF_PHASE = {
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("settings", ["max_lm_calls=150", "gate=NoGate()"])
+@pytest.mark.parametrize("settings", ["epochs=4, max_lm_calls=150", "gate=NoGate()"])
 def test_no_phase_shows_the_scores_of_another(settings: str) -> None:
     code = WAITING.replace("SETTINGS", settings)
     shown = states(script(code))
