@@ -67,7 +67,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
     run = _Run(task)
     with closing(run), run.context():
         prediction, failure = run.execute()
-        trace = list(dspy.settings.trace)
+        trace = list(run.tools.trace)
     run.meter.check()
     rollout = Rollout(
         example=task.index,
