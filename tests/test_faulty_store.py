@@ -26,20 +26,6 @@ def test_offline_and_best_so_far_write_nothing_so_a_store_may_be_read_only(tmp_p
     assert contents(log_dir) == before
 
 
-def test_the_rows_that_a_killed_run_left_in_the_write_ahead_log_are_read(tmp_path: Path) -> None:
-    store = Store(tmp_path / "log")
-    store.put("lesson:1", {"text": "Be kind."})
-    shutil.copytree(tmp_path / "log", tmp_path / "as killed")
-    store.close()
-    before = contents(tmp_path / "as killed")
-    left = Store.existing(tmp_path / "as killed")
-    assert left is not None
-    assert left.get("lesson:1") == {"text": "Be kind."}
-    left.close()
-    after = contents(tmp_path / "as killed")
-    assert [path for path in before if before[path] != after[path] and "-shm" not in path] == []
-
-
 def test_a_log_dir_that_is_removed_in_the_middle_is_said_and_the_best_program_is_on_the_error(
     tmp_path: Path,
 ) -> None:

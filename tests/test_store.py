@@ -146,14 +146,14 @@ def test_a_row_of_another_form_than_text_is_refused_unread_and_no_file_is_touche
     assert outside.exists() and not executed.exists()
 
 
-@pytest.mark.parametrize("key", ["pickle", "bytes", "number"])
+@pytest.mark.parametrize("key", ["pickle", "text as a pickle", "bytes", "number"])
 def test_a_key_of_another_form_than_text_is_refused_unread(
     key: str, folder: Path, tmp_path: Path
 ) -> None:
     executed = tmp_path / "executed"
     forms = {"pickle": pickle.dumps(Planted(executed)), "bytes": b"rollout:1", "number": 7}
     change(folder, "UPDATE Cache SET key = :key, raw = :raw WHERE key = 'rollout:1'",
-           key=forms[key], raw=key != "pickle")  # fmt: skip
+           key=forms.get(key, "rollout:1"), raw="pickle" not in key)  # fmt: skip
     for is_read_only in (False, True):
         store = Store(folder, is_read_only=is_read_only)
         with pytest.raises(StoreError, match=r"Cannot read .* holds no text there"):
@@ -163,12 +163,45 @@ def test_a_key_of_another_form_than_text_is_refused_unread(
     assert not executed.exists()
 
 
+def test_a_store_that_is_only_read_changes_no_file_and_reads_what_a_killed_run_left_in_the_log(
+    folder: Path, tmp_path: Path
+) -> None:
+    writer = Store(folder)
+    writer.put("rollout:2", {"x": 2})
+    killed = Path(shutil.copytree(folder, tmp_path / "killed"))  # its last rows stand in the log
+    writer.close()
+    for path in folder, killed:
+        files = {file: content for file, content in contents(path).items() if "-shm" not in file}
+        store = Store.existing(path)
+        assert store is not None
+        assert store.get("rollout:2") == {"x": 2}
+        with pytest.raises(StoreError, match="readonly"):
+            store.put("rollout:3", {"x": 3})
+        assert {file.name for file in path.iterdir()} <= {Path(file).name for file in files} | {
+            f"{DATABASE}-shm" if path == killed else DATABASE
+        }
+        store.close()
+        assert files.items() <= contents(path).items()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped")
+def test_the_database_is_not_mapped_into_memory_where_a_cut_of_the_file_would_end_the_process(
+    folder: Path,
+) -> None:
+    store = Store(folder)
+    assert store.get(KEY) == ALL[KEY]
+    mapped = {Path(line).name for line in Path("/proc/self/maps").read_text().splitlines()}
+    store.close()
+    assert DATABASE not in mapped
+
+
 SETTINGS = {
     "sqlite_journal_mode": "delete",
     "sqlite_user_version": 3,
     "sqlite_query_only": 1,
     "sqlite_writable_schema; DROP TABLE Cache": 1,
     "sqlite_synchronous": 0,
+    "sqlite_mmap_size": 2**26,
     "eviction_policy": "least-recently-used",
     "cull_limit": 1000,
     "size_limit": 0,

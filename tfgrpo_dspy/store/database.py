@@ -25,7 +25,7 @@ FORMAT_VERSION = 5
 BUSY_TIMEOUT_S = 60.0  # how long a process waits for another one that writes to the same store
 REMOVAL_TIMEOUT_S = 1.0  # how long a removal waits for other processes to close the store
 SETTINGS = diskcache.DEFAULT_SETTINGS | {
-    "eviction_policy": "none",
+    "eviction_policy": "none",  # either of these two alone keeps every record
     "cull_limit": 0,
     "sqlite_mmap_size": 0,  # a mapped file that something else cuts short ends the process
     "sqlite_user_version": FORMAT_VERSION,  # set before there is a table
