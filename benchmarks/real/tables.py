@@ -3,7 +3,8 @@
 Intervals (90 %) are bootstrapped: seeds are drawn, then the test examples of each. `below` is the
 share of runs that score less than the student with the same seed, `changed` the share that
 returned something else than the student. On the task `coin`, where no advice can help, each run
-that changed is a false commit. Calls, tokens (of both roles) and minutes are means of the runs.
+that changed is a false commit. Calls, tokens (of both roles) and minutes are means of the runs; a
+run that was stopped has those of its last start only, so its calls may be far below the budget.
 """
 
 import statistics
