@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[1] / "tfgrpo_dspy"
 PARTICIPLES = {"told", "own", "given", "found", "known", "said", "made"}
 PRONOUNS = {"each", "one"}  # only what a loop goes over may have these names
@@ -17,13 +19,17 @@ def names_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
             loops |= {id(part) for part in ast.walk(node.target)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            if not (node.id in PRONOUNS and id(node) in loops):
-                yield node.id, node.lineno
-        elif isinstance(node, ast.arg):
-            yield node.arg, node.lineno
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node.name, node.lineno
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()):
+                if not (name in PRONOUNS and id(node) in loops):
+                    yield name, node.lineno
+            case (
+                ast.Attribute(attr=name, ctx=ast.Store())
+                | ast.arg(arg=name)
+                | ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+            ):
+                yield name, node.lineno
 
 
 def test_no_value_has_a_name_that_does_not_say_what_it_is() -> None:
@@ -36,6 +42,10 @@ def test_no_value_has_a_name_that_does_not_say_what_it_is() -> None:
     assert not bad, "use a noun of the glossary"
 
 
+def test_the_test_of_names_notices_attributes() -> None:
+    assert ("given", 1) in [*names_of(ast.parse("self.given = 1"))]
+
+
 def test_no_two_files_and_no_file_and_folder_have_one_name() -> None:
     files = [path.stem for path in PACKAGE.rglob("*.py") if not path.stem.startswith("__")]
     folders = [path.parent.name for path in PACKAGE.rglob("__init__.py")]
@@ -43,30 +53,56 @@ def test_no_two_files_and_no_file_and_folder_have_one_name() -> None:
     assert not twice, "a name says where to look"
 
 
+VARIADIC = {
+    "chain", "format", "gather", "intersection", "max", "min", "partial", "with_inputs", "zip",
+    "zip_longest",
+}  # fmt: skip
+"""Functions of any number of arguments of one kind."""
+
+
 def starred_tuples(tree: ast.AST) -> Iterator[str]:
-    """Arguments that are put into a tuple with a name, and taken out of it again in a call."""
+    """Arguments that come as a tuple, with a name or from a call, and are taken out in a call."""
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        nodes = list(ast.walk(function))
-        names: set[str] = set()
-        for node in nodes:
-            if isinstance(node, ast.Assign):
-                names |= set(tuples_of(node.targets[0], node.value))
-        starred = (arg for node in nodes if isinstance(node, ast.Call) for arg in node.args)
-        for arg in starred:
-            name = ast.unparse(arg.value) if isinstance(arg, ast.Starred) else ""
-            if name in names:
-                yield f"line {arg.lineno}: *{name}"
+        names = set(names_of_tuples(function))
+        for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+            starred = [arg for arg in call.args if isinstance(arg, ast.Starred)]
+            for arg in starred if callee(call) not in VARIADIC else ():
+                is_made = isinstance(arg.value, ast.Call) and callee(arg.value) != "map"
+                if is_made or ast.unparse(arg.value) in names:
+                    yield f"line {arg.lineno}: *{ast.unparse(arg.value)}"
+
+
+def names_of_tuples(function: ast.AST) -> Iterator[str]:
+    """The names that a function gives to tuples, to results of calls, and to items of a loop."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign):
+            yield from tuples_of(node.targets[0], node.value)
+        elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+            yield from (one.id for one in ast.walk(node.target) if isinstance(one, ast.Name))
+
+
+def callee(call: ast.Call) -> str:
+    return ast.unparse(call.func).rpartition(".")[2]
 
 
 def tuples_of(target: ast.expr, value: ast.expr) -> Iterator[str]:
+    """The names that are given a tuple, or what a call gives."""
     if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
         for part, of_part in zip(target.elts, value.elts, strict=False):
             yield from tuples_of(part, of_part)
-    elif isinstance(value, ast.Tuple) and isinstance(target, ast.Name):
-        is_sequence = any(isinstance(part, ast.Starred) for part in value.elts)
-        yield from () if is_sequence else [target.id]
+    elif isinstance(target, ast.Name) and isinstance(value, ast.Tuple | ast.Call):
+        parts = value.elts if isinstance(value, ast.Tuple) else []
+        yield from () if any(isinstance(part, ast.Starred) for part in parts) else [target.id]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["pair = 1, 2; f(*pair)", "pair = g(); f(*pair)", "f(*g())", "[f(*pair) for pair in pairs]"],
+)
+def test_the_test_of_calls_notices(line: str) -> None:
+    assert [*starred_tuples(ast.parse(f"def h(pairs): {line}"))]
 
 
 def test_no_call_takes_its_arguments_out_of_a_tuple() -> None:

@@ -169,6 +169,7 @@ class TrainingFreeGRPO(Teleprompter):
         data: tuple[Sequence[Any], Sequence[int], Sequence[Any], Sequence[Any]],
         recorded: Sequence[Sequence[Rollout]] | None = None,
     ) -> Any:
+        trainset, training, valset, testset = data
         held = [each for strategy in settings.strategies for each in held_by(strategy)]
         programs = [student, *(each for each in held if isinstance(each, dspy.Module))]
         with (
@@ -179,7 +180,7 @@ class TrainingFreeGRPO(Teleprompter):
                 {"approve": settings.approve, "on_event": settings.on_event},
             ),
             tracked(settings) as settings,
-            Run(settings, student, *data, recorded=recorded) as run,
+            Run(settings, student, trainset, training, valset, testset, recorded) as run,
         ):
             return run.run(self._loop(run))
 

@@ -184,7 +184,8 @@ class Prober:
         async def make(key: Key, sample: Sample) -> None:
             (self._rollouts[key],) = await self._sampler.make([sample], PRIORITY)
 
-        await asyncio.gather(*(self._calls.loop.spawn(make(*each)) for each in samples.items()))
+        pairs = samples.items()
+        await asyncio.gather(*(self._calls.loop.spawn(make(key, one)) for key, one in pairs))
 
     async def _score_again(self) -> None:
         """Score a few outputs a second time; an answer from a cache would say nothing."""

@@ -272,8 +272,8 @@ def trajectory_text(rollout: Rollout) -> str:
             if rest is not None:
                 value = f"(as before, and) {rest}" if rest else "(as before)"
             lines.append(f"  in {name}: {value}")
-        values = changes.get(index, (step.value, step.value))
-        lines.extend(_outcome_lines(step, rollout.measure or EXPECTED, *values))
+        before, after = changes.get(index, (step.value, step.value))
+        lines.extend(_outcome_lines(step, rollout.measure or EXPECTED, before, after))
         parts += lines if index >= (rollout.n_replayed or 0) else []
     if rollout.failure is not None:
         parts.append(f"The program failed: {rollout.failure.message}")

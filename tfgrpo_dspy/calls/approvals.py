@@ -119,7 +119,8 @@ def _operations(answer: Approval, proposed: Sequence[Operation]) -> list[Operati
         return list(proposed) if answer else []
     if not isinstance(answer, list):
         raise LibraryError(f"approve gave {answer!r}; give True, False or a list of operations.")
-    return [_supported(*pair) for pair in itertools.zip_longest(answer, proposed[: len(answer)])]
+    pairs = itertools.zip_longest(answer, proposed[: len(answer)])
+    return [_supported(operation, in_place_of) for operation, in_place_of in pairs]
 
 
 def _supported(answer: Any, proposed: Operation | None) -> Operation:

@@ -114,7 +114,8 @@ class Calls:
         record = self.records.find(call.key, call.kind)
         try:
             if record is not None:
-                self.ledger.spend(*call.taken(record))
+                n_calls, cost, n_metric_calls = call.taken(record)
+                self.ledger.spend(n_calls, cost, n_metric_calls)
             elif self._is_offline:
                 if ended := self.manifest.was_cut_short():
                     self.ledger.end(ended)

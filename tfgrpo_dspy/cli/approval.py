@@ -141,7 +141,7 @@ def _attempt(attempt: RolloutSummary) -> str:
 def _edited(proposal: Proposal) -> list[Operation] | None:
     """The operations as the user edited them; None: not changed. Raises as `edited` does."""
     numbered = enumerate(proposal.operations, start=1)
-    lines = [json.dumps(_values(*each), ensure_ascii=False) + "\n" for each in numbered]
+    lines = [json.dumps(_values(n, one), ensure_ascii=False) + "\n" for n, one in numbered]
     return edited("".join([_HINT, *lines]), lambda text: _read(text, proposal), ".jsonl")
 
 

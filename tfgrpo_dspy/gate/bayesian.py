@@ -117,7 +117,7 @@ class BayesianGate(Gate):
         figures = [(b.mean, b.sd) for b in beliefs] or [(0.0, 1.0)] * plan.n_demo_sets
         sets = []
         for share in _shares(plan, "demos"):
-            drawn = [rng.gauss(*each) for each in figures]
+            drawn = [rng.gauss(mean, sd) for mean, sd in figures]
             sets.append(1 + drawn.index(max(drawn)) if share < chance else 0)
         return tuple(sets)
 

@@ -46,12 +46,13 @@ class Changes:
         rivals = {rival.advice for rival in decision.rivals.values()}
         changes = list(self._stayed(before, after))
         for id_, advice in {**added, **{old.id: old.advice for old in before}}.items():
+            text, scope = advice
             if id_ not in after and advice not in rivals:
                 if id_ not in before:  # the gate drops it at once
                     comparisons = self._comparisons.get(advice, ())
-                    changes.append(Change("born", id_, *advice, comparisons=comparisons))
+                    changes.append(Change("born", id_, text, scope, comparisons=comparisons))
                 reason = decision.dropped.get(id_, "the reflection LM deleted it")
-                changes.append(Change("dropped", id_, *advice, reason))
+                changes.append(Change("dropped", id_, text, scope, reason))
         return tuple(changes)
 
     def compared(
@@ -71,9 +72,11 @@ class Changes:
             if old is None or old.advice != new.advice:
                 kind: ChangeKind = "born" if old is None else "changed"
                 comparisons = self._comparisons.get(new.advice, ())
-                yield Change(kind, new.id, *new.advice, effect=new.effect, comparisons=comparisons)
+                yield Change(
+                    kind, new.id, new.text, new.scope, effect=new.effect, comparisons=comparisons
+                )
             if not new.is_on_trial and (old is None or old.is_on_trial) and new.effect:
-                yield Change("settled", new.id, *new.advice, effect=new.effect)
+                yield Change("settled", new.id, new.text, new.scope, effect=new.effect)
 
     def _compared(
         self, operation: Operation, groups: Mapping[int, Group], lessons: Sequence[Lesson]

@@ -72,7 +72,7 @@ class RunReport:
         self._clean = clean
         of_user = [] if settings.on_event is None else [(settings.on_event, "on_event", math.inf)]
         listeners = [*of_user, *((each, "MLflow", 1) for each in settings.trackers)]
-        self._listening = [Listening(*each, clean) for each in listeners]
+        self._listening = [Listening(one, name, most, clean) for one, name, most in listeners]
 
     def count_rollout(self, role: str, rollout: Rollout) -> None:
         """Count what a rollout has cost and how it failed."""

@@ -7,6 +7,7 @@ so two were a hundred times slower than one when another program used a core.
 """
 
 import atexit
+import functools
 import importlib.util
 import logging
 import os
@@ -48,10 +49,10 @@ class Model:
         faults = [f"{k}={n!r}" for k, n in numbers.items() if not isinstance(n, int) or n < 1]
         if faults:
             raise SettingsError(f"{', '.join(faults)}: pass a whole number, at least 1")
-        self._context_settings = (model_path(gguf), n_ctx, n_threads)
+        self._new_context = functools.partial(_context, model_path(gguf), n_ctx, n_threads)
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(n_parallel, thread_name_prefix="llama")
-        self._free = [(_context(*self._context_settings), "")]  # each with its last prompt
+        self._free = [(self._new_context(), "")]  # each with its last prompt
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """llama.cpp's answer to a chat request, from the context that holds most of its prompt."""
@@ -63,7 +64,7 @@ class Model:
             shared = [len(os.path.commonprefix([last, prompt])) for _, last in self._free]  # noqa: RUF071
             context = self._free.pop(shared.index(max(shared)))[0] if shared else None
         if context is None:
-            context = _context(*self._context_settings)
+            context = self._new_context()
         try:
             answer: dict[str, Any] = context.handle_chat_completions(body)
             return answer

@@ -47,7 +47,7 @@ def are_equal(answer: str, expected: str) -> bool:
     """Whether both texts mean the same, or one is a rounding of the other."""
     formula, wanted = read(answer), read(expected)
     pairs = ((formula, wanted), (wanted, formula))
-    is_same = any(verify(*pair, timeout_seconds=None) for pair in pairs)
+    is_same = any(verify(first, other, timeout_seconds=None) for first, other in pairs)
     return is_same or is_rounding(answer, wanted) or is_rounding(expected, formula)
 
 

@@ -56,7 +56,7 @@ def view_of(run: RunResults) -> dict[str, Any]:
             max([0.0, *(h for _, h in intervals)]),
         ),
         "steps": [*_steps(run.updates)],
-        "diffs": {name: list(_diff(*texts)) for name, texts in run.instructions.items()},
+        "diffs": {name: list(_diff(old, new)) for name, (old, new) in run.instructions.items()},
     }
 
 

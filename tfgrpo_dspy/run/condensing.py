@@ -103,7 +103,11 @@ class Condenser:
             return name, "" if reason or not text else write_condensed(text, experiences)
 
         predictors = enumerate(named_predictors(self._inputs.student))
-        asked = (text_of(place, *one) for place, one in predictors if _read_by(winner, one[0]))
+        asked = (
+            text_of(place, name, predictor)
+            for place, (name, predictor) in predictors
+            if _read_by(winner, name)
+        )
         return tuple((name, text) for name, text in await self._client.at_once(asked) if text)
 
     def _measured(

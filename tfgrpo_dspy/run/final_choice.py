@@ -96,7 +96,8 @@ class FinalChoice:
         # a testset that came after the run was finished
         n_more = 2 * (len(testset) - self._settings.data.n_test)
         if n_more > 0:
-            self._ledger.raise_limits(*self._history.latest.account.reserve(n_more))
+            more = self._history.latest.account.reserve(n_more)
+            self._ledger.raise_limits(more.n_lm_calls, more.n_metric_calls, more.cost)
         tested = self._tested(testset, best)
         last = len(tested.candidates) - 1
         examples = [*measured.examples(place), *tested.examples(last)]
@@ -131,8 +132,8 @@ class FinalChoice:
             ended_because=self._ended_because,
             is_student=additions == Additions(self._history.start),
             tried=tuple(
-                TriedAdvice(*advice, belief.effect, belief.chance)
-                for advice, belief in self._history.decision.beliefs.items()
+                TriedAdvice(text, scope, belief.effect, belief.chance)
+                for (text, scope), belief in self._history.decision.beliefs.items()
                 if belief.effect
             ),
             switched=self._history.switched,

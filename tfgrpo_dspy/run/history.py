@@ -284,9 +284,9 @@ class History:
         held = {experience.advice for experience in self.decision.library}
         beliefs = sorted(self.decision.beliefs.items(), key=lambda item: -item[1].n_rollouts)
         return [
-            Lesson(*advice, reason=belief.in_words())
-            for advice, belief in beliefs
-            if belief.n_rollouts and advice not in held
+            Lesson(text, scope, reason=belief.in_words())
+            for (text, scope), belief in beliefs
+            if belief.n_rollouts and (text, scope) not in held
         ]
 
 

@@ -84,8 +84,8 @@ class Reflector:
         results = [one for _, of_part in parts for one in of_part]
         lessons = merge_lessons(lesson for taken, _ in results for lesson in taken)
         refused = tuple(text for _, refused in results for text in refused)
-        of_groups = zip(*used, strict=True) if used else ((), ())
-        return Extracted(tuple(lessons), refused, *of_groups)
+        sampled = tuple(group for group, _ in used)
+        return Extracted(tuple(lessons), refused, sampled, tuple(use for _, use in used))
 
     async def _use_of(
         self, group: Group, all_groups: Awaitable[list[SampledGroup]]
@@ -299,8 +299,9 @@ def _shares(attempts: Sequence[str], max_tokens: int, halving: int) -> list[str]
 
 
 def _evidence(batch: Batch, group: Group) -> Evidence:
-    scored = ((rollout.rollout_id, rollout.score) for rollout in group.rollouts)
-    return Evidence(batch.update, group.example, *zip(*scored, strict=True))
+    ids = tuple(rollout.rollout_id for rollout in group.rollouts)
+    scores = tuple(rollout.score for rollout in group.rollouts)
+    return Evidence(batch.update, group.example, ids, scores)
 
 
 def _decisive_predictor(groups: Sequence[Group], predictors: Sequence[str]) -> str:

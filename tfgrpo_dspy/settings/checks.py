@@ -75,7 +75,7 @@ def prepare(
         **one_rollout(settings, student, examples),
         **condensing(settings, student),
     )
-    run_settings = derive(*_with_budget(settings, run_data))
+    run_settings = _derived(settings, run_data)
     if not settings.offline:
         logger.info("the plan:\n%s", plan_of(run_settings))
     return run_settings, training, validation
@@ -135,14 +135,14 @@ def _unseen_predictors(student: Any) -> list[str]:
     ]
 
 
-def _with_budget(settings: Settings, data: RunData) -> tuple[Settings, RunData]:
-    """The settings with `auto` as a number of calls, to which the calls of the test set come."""
+def _derived(settings: Settings, data: RunData) -> RunSettings:
+    """The schedule; `auto` stands for a number of calls, and the test set's come on top of it."""
     if settings.auto is None or settings.max_lm_calls is not None:
-        return settings, data
+        return derive(settings, data)
     per_example, at_least = AUTO[settings.auto]
     n_calls = max(at_least, per_example * data.n_training * data.calls_per_rollout)
     n_calls += data.n_of_test_set * data.calls_per_rollout
-    return replace(settings, max_lm_calls=n_calls), replace(data, is_test_on_top=True)
+    return derive(replace(settings, max_lm_calls=n_calls), replace(data, is_test_on_top=True))
 
 
 def split(

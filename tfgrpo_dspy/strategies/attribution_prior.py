@@ -96,8 +96,9 @@ class AttributionPrior(Strategy):
         answer = await self._said(context, ask)
         if not context.update:
             lines = read_lessons(answer.get("advice", "None"))[: self.most]
-            added = (Add(*read_lesson(line, context.predictors)) for line in lines)
-            return Proposed(context.lessons, tuple(added), _note(answer))
+            read = (read_lesson(line, context.predictors) for line in lines)
+            added = tuple(Add(text, scope) for text, scope in read)
+            return Proposed(context.lessons, added, _note(answer))
         measured = [one for one in context.library if one.effect is not None]
         single = [lesson for lesson in context.lessons if len(lesson.evidence) < 2]
         others = await _others(answer, (*measured, *single), ask) if single else set()

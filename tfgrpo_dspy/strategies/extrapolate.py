@@ -70,9 +70,9 @@ class Extrapolate(Strategy):
         evidence = tuple(dict.fromkeys(e for one in pair[1] for e in one.evidence))
         lines = read_lessons(answer.get("further", "None"))[:n]
         scope = pair[1][0].scope
-        added = (Add(*read_lesson(line, context.predictors, scope), evidence=evidence)
-                 for line in lines)  # fmt: skip
-        return Proposed(context.lessons, tuple(added))
+        read = (read_lesson(line, context.predictors, scope) for line in lines)
+        added = tuple(Add(text, scope, evidence=evidence) for text, scope in read)
+        return Proposed(context.lessons, added)
 
 
 def _pair(context: UpdateContext) -> tuple[list[Experience], list[Experience]] | None:
