@@ -16,6 +16,7 @@ import dspy
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.redaction import known_secrets, redacted
+from tfgrpo_dspy.wording import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ OTHER_FAULTS = (
     dspy.LMTransportError,
     dspy.LMUnsupportedModelError,
 )
-LOGGED_CHARACTERS = 300  # of a refusal
+LOGGED_BYTES = 300  # of a refusal
 
 
 class ParameterRefusedError(Exception):
@@ -111,12 +112,13 @@ class SampledCall:
             self._left_out.learn(self._like, texts, model)
 
     def _said(self, name: str, model: str) -> str:
-        why = " ".join(self._why.get(name, "").split())[:LOGGED_CHARACTERS]
-        why = redacted(why, known_secrets([self.lm]))
+        # redacted first: the first part of a secret would not be known as one
+        why = redacted(self._why.get(name, ""), known_secrets([self.lm]))
         way = f'pass temperature="{OWN}" to leave it out from the start'
         return (
             f"{model} refused {name}={self._sent[name]!r}, which is left out of such calls from "
-            f"now on ({way if name == 'temperature' else 'take it off the LM'}): {sentence(why)}"
+            f"now on ({way if name == 'temperature' else 'take it off the LM'}): "
+            f"{sentence(shortened(why, LOGGED_BYTES))}"
         )
 
 
