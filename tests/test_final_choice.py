@@ -125,7 +125,7 @@ def proposing(*libraries: Sequence[str]) -> Proposes:
 
 
 def test_the_report_names_the_candidates_with_the_student_first_and_what_was_learned() -> None:
-    program = compiled(world())
+    program = compiled(world(), epochs=2)
     results = program.detailed_results
     student, *others = results.finalists
     assert (student.ids, student.score, student.is_best) == ((), results.student, False)
@@ -193,7 +193,7 @@ def number_given(_case: Any, pred: Any, _trace: Any = None) -> float:
 @pytest.mark.parametrize(
     ("failure", "given"),
     [
-        ("metric", {"gate": None}),
+        ("metric", {"gate": None, "n": 20, "epochs": 2}),
         ("metric", {"gate": proposing([TERSE]), **SMALL}),
         ("timeout", {"gate": proposing([TERSE]), "rollout_timeout_s": 0.15, **SMALL}),
     ],

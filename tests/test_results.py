@@ -29,7 +29,8 @@ from tfgrpo_dspy.rollout import Rollout, Usage
 def results() -> Any:
     """A report with demos, a test set, finalists and tried advice."""
     with dspy.context(lm=None, adapter=None, callbacks=[]):
-        return compiled(world(), max_demos=2, testset=cases(4, 700)).detailed_results
+        given = {"n": 20, "epochs": 2, "max_demos": 2}
+        return compiled(world(), testset=cases(4, 700), **given).detailed_results
 
 
 def test_the_results_of_a_run_are_json_and_a_copy(results: Any) -> None:
