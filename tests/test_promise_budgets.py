@@ -419,7 +419,8 @@ def test_what_was_lost_to_faults_counts_when_the_run_is_started_again(tmp_path: 
 
     def n_after(max_lm_calls: int) -> int:
         lm = lm_on(engine, num_retries=0)
-        learned(lm=lm, log_dir=tmp_path, max_lm_calls=max_lm_calls, max_errors=1000)
+        given_ = {"log_dir": tmp_path, "epochs": 4, "max_errors": 1000}
+        learned(lm=lm, max_lm_calls=max_lm_calls, **given_)
         return engine.n_calls()
 
     n_first = [n_after(60) for _ in range(4)][-1]

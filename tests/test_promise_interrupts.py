@@ -224,7 +224,8 @@ def test_calls_lost_to_ctrl_c_are_counted_and_not_taken_from_the_final_choice(
     before.n_awaited = 5
     interrupted, resumed, replaying = polite_lm(before=before), polite_lm(), polite_lm()
     interrupt_when_hung(before)
-    given = {"log_dir": tmp_path, "max_lm_calls": 110, "num_threads": 16, "batch_size": 6}
+    given = {"max_lm_calls": 110, "num_threads": 16, "batch_size": 6, "epochs": 4}
+    given["log_dir"] = tmp_path
     with pytest.raises(KeyboardInterrupt):
         learned(lm=interrupted, **given)
     program = learned(lm=resumed, **given)

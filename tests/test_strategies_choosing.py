@@ -305,7 +305,7 @@ def test_a_domain_that_is_no_field_is_refused_with_the_fields_that_there_are() -
 
 def test_a_compile_with_all_of_them_learns_what_there_is_to_learn() -> None:
     for strategy in EVERY[:2]:
-        optimized = learned(strategies=(strategy,))
+        optimized = learned(strategies=(strategy,), epochs=4)
         assert optimized.detailed_results.failures.get("strategy", 0) == 0
         assert optimized.detailed_results.best.mean > optimized.detailed_results.student.mean
 
