@@ -498,8 +498,8 @@ def test_without_a_gate_enough_is_kept_back_to_measure_what_is_returned(
 
 
 def test_of_max_minutes_enough_is_kept_back_to_measure_what_is_returned() -> None:
-    engine = Tally(before=lambda _prompt: NEVER.wait(0.03))
-    given_ = {"gate": Gate(), "epochs": 50, "num_threads": 1, "max_minutes": 4 / 60}
+    engine = Tally(before=lambda _prompt: NEVER.wait(0.05))
+    given_ = {"gate": Gate(), "epochs": 50, "num_threads": 1, "max_minutes": 6 / 60}
     results = learned(lm=lm_on(engine), **given_).detailed_results
     assert results.updates and results.ended_because.startswith("max_minutes")
     assert results.student.n == results.best.n >= 5
