@@ -591,22 +591,24 @@ def test_answers_after_each_turn_show_what_the_turn_added() -> None:
         return float(pred.answer == "left")
 
     lm = scripted_lm(rules)
-    optimizer = grpo(metric, strategies=(InformationGain(samples=1), Failing()), group_size=2,
+    kept = ValuesKept()
+    optimizer = grpo(metric, strategies=(InformationGain(samples=1), kept), group_size=2,
                      epochs=1, gate=NoGate(), progress=False)  # fmt: skip
     with dspy.context(lm=lm):
         optimizer.compile(Answering(), trainset=questions(4))
     asked = [prompt for prompt in lm.engine.prompts if "steps_so_far" in prompt.user]
     assert len(asked) in (10, 20, 30)  # five states of both rollouts of each group
-    assert Failing.seen
-    for ways, values in Failing.seen:
+    assert kept.seen
+    for ways, values in kept.seen:
         first = ways.index("left") + 1 if "left" in ways else len(ways) + 1
         assert values[:-1] == [float(n >= first) for n in range(5)]
 
 
-class Failing(Strategy):
+class ValuesKept(Strategy):
     """Keeps the values of the rollouts that have any."""
 
-    seen: list[tuple[list[str], list[float | None]]] = []  # noqa: RUF012 - read by one test
+    def __init__(self) -> None:
+        self.seen: list[tuple[list[str], list[float | None]]] = []
 
     async def show(self, context: GroupContext, ask: Ask) -> Shown:  # noqa: ARG002
         for rollout in context.group.rollouts:
@@ -640,14 +642,14 @@ def test_rewards_of_steps_agree_with_what_the_judge_prefers() -> None:
 
 def test_without_a_metric_the_judge_gives_the_steps_their_values() -> None:
     lm = scripted_lm(RULES)
-    optimizer = grpo(None, strategies=(ImplicitStepRewards(), Failing()), group_size=3, epochs=1,
+    kept = ValuesKept()
+    optimizer = grpo(None, strategies=(ImplicitStepRewards(), kept), group_size=3, epochs=1,
                      progress=False)  # fmt: skip
-    Failing.seen.clear()
     with dspy.context(lm=lm), pytest.warns(UserWarning, match="without ground truth"):
         optimizer.compile(Route(), trainset=questions(3))
     assert lm.engine.n_calls("`better`") >= 6
-    assert len(Failing.seen) == 9
-    assert all(value is not None and 0 <= value <= 1 for _, each in Failing.seen for value in each)
+    assert len(kept.seen) == 9
+    assert all(value is not None and 0 <= value <= 1 for _, each in kept.seen for value in each)
 
 
 @pytest.mark.parametrize(
