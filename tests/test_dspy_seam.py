@@ -149,6 +149,16 @@ def test_a_listed_model_has_a_price_and_an_engine_of_ones_own_has_none() -> None
     assert dspy_seam.abilities_of(dspy.LM("openai/gpt-4o", api_key="k")).get("supports_vision")
 
 
+def test_types_values_and_streams_are_told_apart() -> None:
+    found = dspy_seam.custom_types_in(list[dspy.Image])
+    assert found == [dspy.Image], LOST.format("Type.extract_custom_type_from_annotation")
+    can_be_saved = [dspy_seam.can_be_saved(value) for value in ([1], dspy.Code(code="1"), {1})]
+    assert can_be_saved == [True, True, False], LOST.format("serialize_object")
+    with dspy.context(send_stream=print, stream_listeners=[print]), dspy_seam.unstreamed():
+        streams = dspy.settings.send_stream, dspy.settings.stream_listeners
+    assert streams == (None, []), LOST.format("send_stream")
+
+
 ENTRY = {"usage": {}, "response": None, "outputs": [], "messages": [], "prompt": "p"}
 
 

@@ -4,6 +4,7 @@ A folder counts as one module: `tasks/loop.py` is part of `tasks`.
 """
 
 import ast
+import importlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -193,6 +194,22 @@ def test_only_the_seam_touches_what_dspy_does_not_document(path: Path) -> None:
 )
 def test_the_test_of_the_seam_notices(line: str) -> None:
     assert list(hooks_in(ast.parse(line)))
+
+
+def imported_by_the_seam() -> Iterator[tuple[str, str]]:
+    """Module and name of all that the seam imports of DSPy."""
+    for node in ast.walk(ast.parse((PACKAGE / "dspy_seam.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("dspy."):
+            yield from ((str(node.module), alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize(("module", "name"), [*imported_by_the_seam()])
+def test_dspy_has_all_that_the_seam_imports(module: str, name: str) -> None:
+    try:
+        is_there = hasattr(importlib.import_module(module), name)
+    except ImportError:
+        is_there = False
+    assert is_there, f"DSPy has changed: {module} has no {name} any more, see dspy_seam.py"
 
 
 KNOWN = {dotted(path) for path in FILES}
