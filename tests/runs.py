@@ -18,6 +18,7 @@ from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, s
 from small import grpo
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, TrainingFreeGRPO
+from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.rollout import rollout_id_for
 
 ADVICE = "When a customer asks, say please."
@@ -246,3 +247,21 @@ def section(prompt: str, name: str) -> str:
     """What stands in the last section of that name."""
     found = prompt.rpartition(f"[[ ## {name} ## ]]\n")[2]
     return re.split(r"\n\n(?:\[\[ ## |Respond with)", found)[0]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file in the folder, whatever made it."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Asked:
+    """An `approve` that keeps the proposals and gives these answers, the last one again."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.proposals: list[Proposal] = []
+
+    def __call__(self, proposal: Proposal) -> Any:
+        self.proposals.append(proposal)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return answer(proposal) if callable(answer) else answer

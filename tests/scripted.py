@@ -6,6 +6,7 @@ text, or a function of the `Prompt` (text, seed, temperature), or an exception t
 that no rule matches is an error that shows the prompt.
 """
 
+import asyncio
 import json
 import random
 import re
@@ -152,3 +153,22 @@ def _prompt_of(request: lm15.Request) -> Prompt:
     )
     config = request.config
     return Prompt(system, user, config.seed, config.temperature, config.max_tokens)
+
+
+class Latency:
+    """Lets each call wait for a random time of at most a few milliseconds."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.never = threading.Event()
+
+    def __call__(self, _prompt: Prompt) -> None:
+        self.never.wait(self.draw.random() * 0.004)
+
+
+class AsyncEngine(ScriptedEngine):
+    """For `acall`: awaits before it answers."""
+
+    async def complete(self, request: Any) -> Any:  # type: ignore[override]
+        await asyncio.sleep(0)
+        return super().complete(request)

@@ -6,9 +6,9 @@ from typing import Any
 
 import dspy
 import pytest
+from coded_cases import CODES, FIRST_TEST, RIGHT, case_in, cases, is_right, luck_of, world
 from runs import AtCall, learned_in, library_texts, predictor, records
 from scripted import chat
-from test_final_choice import CODES, FIRST_TEST, RIGHT, case_in, cases, is_right, luck_of, world
 
 from tfgrpo_dspy import AddLessons, Execution, Reflection, TrainingFreeGRPO, best_so_far
 from tfgrpo_dspy.store.runs import saved_runs

@@ -14,10 +14,7 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import add, knowing, predictor
-from scripted import EXTRACT, UPDATE, lessons, operations, scripted_lm
-from small import grpo
-from test_final_choice import (
+from coded_cases import (
     FIRST_VALIDATION,
     RIGHT,
     SMALL,
@@ -29,6 +26,9 @@ from test_final_choice import (
     texts,
     world,
 )
+from runs import add, knowing, predictor
+from scripted import EXTRACT, UPDATE, lessons, operations, scripted_lm
+from small import grpo
 
 from tfgrpo_dspy import (
     AddLessons,

@@ -9,13 +9,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
+import coded_cases
 import dspy
 import pytest
-import test_final_choice
+from coded_cases import CODES, FIRST_TEST, FIRST_VALIDATION, case_in, cases, is_right, luck_of
 from runs import predictor
 from scripted import Prompt, chat, lessons, scripted_lm
 from small import grpo
-from test_final_choice import CODES, FIRST_TEST, FIRST_VALIDATION, case_in, cases, is_right, luck_of
 
 from tfgrpo_dspy import ExperienceLibrary, Gate, StoreError, best_so_far
 from tfgrpo_dspy.group import Group
@@ -44,13 +44,13 @@ class Imitator:
 
 def world(chance: float = 0.4, with_demos: float = 0.95, answers: Any = None) -> dspy.LM:
     answers = answers or Imitator(chance, with_demos)
-    return test_final_choice.world(answers, lessons("Think of it."), num_retries=0)
+    return coded_cases.world(answers, lessons("Think of it."), num_retries=0)
 
 
 def compiled(lm: dspy.LM, student: Any = None, **settings: Any) -> Any:
     given: dict[str, Any] = {"n": 12, "n_validation": 20, "batch_size": 6, "epochs": 1}
     given |= {"max_demos": 4, "gate": Gate(), "student": student}
-    return test_final_choice.compiled(lm, **given | settings)
+    return coded_cases.compiled(lm, **given | settings)
 
 
 UNLABELLED: dict[str, Any] = {"use_labels": False}

@@ -5,8 +5,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy import lm15
-from scripted import chat, scripted_lm
-from test_programs import AsyncEngine
+from scripted import AsyncEngine, chat, scripted_lm
 
 from tfgrpo_dspy import dspy_seam
 from tfgrpo_dspy.budget.meter import Meter, metered

@@ -27,8 +27,8 @@ from runs import (
     predictor,
     questions,
 )
-from scripted import ScriptedEngine
-from test_programs import AsyncEngine, AsyncOnly
+from scripted import AsyncEngine, ScriptedEngine
+from test_programs import AsyncOnly
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, SettingsError, best_so_far
 from tfgrpo_dspy.budget.ledger import Budget, Ledger

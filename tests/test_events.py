@@ -11,6 +11,7 @@ import dspy
 import pytest
 from runs import (
     ADVICE,
+    Asked,
     AtCall,
     is_polite,
     knowing,
@@ -27,7 +28,7 @@ from runs import (
 from scripted import chat, scripted_lm
 
 from tfgrpo_dspy import Gate, MissingRecordError, NoGate
-from tfgrpo_dspy.events import BudgetUsed, ExperienceChanged, Proposal, RunEnded, UpdateDecided
+from tfgrpo_dspy.events import BudgetUsed, ExperienceChanged, RunEnded, UpdateDecided
 
 GATED: dict[str, Any] = {"gate": Gate(), "epochs": 2}
 
@@ -76,19 +77,6 @@ def test_an_experience_that_the_gate_drops_is_told_with_its_text_and_the_reason(
     dropped = [change for change in changes if change.kind == "dropped"]
     assert dropped[0].text == "Shout."
     assert "worth its tokens with probability" in dropped[0].reason
-
-
-class Asked:
-    """An `approve` that keeps the proposals and gives these answers, the last one again."""
-
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
-        self.proposals: list[Proposal] = []
-
-    def __call__(self, proposal: Proposal) -> Any:
-        self.proposals.append(proposal)
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        return answer(proposal) if callable(answer) else answer
 
 
 def test_approve_sees_operations_with_evidence_and_comparisons_before_they_are_made() -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import AtCall
+from runs import AtCall, contents
 from test_promise_resume import compiled, facts, lm_of, offline
-from test_store import contents
 
 from tfgrpo_dspy import SettingsError, StoreError, best_so_far
 from tfgrpo_dspy.store.database import Store

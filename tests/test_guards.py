@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 import dspy
 import pytest
-from runs import Run, learned, library_texts
+from runs import Asked, Run, learned, library_texts
 from scripted import EXTRACT, UPDATE, lessons, operations
-from test_events import Asked
 
 from tfgrpo_dspy import NoGate
 from tfgrpo_dspy.experience.values import Add

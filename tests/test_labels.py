@@ -10,11 +10,11 @@ from typing import Any, Literal
 import dspy
 import pydantic
 import pytest
+from coded_cases import CODES, cases
 from runs import predictor
 from scripted import EXTRACT, UPDATE, Prompt, chat, scripted_lm
 from small import grpo
 from test_demos import world
-from test_final_choice import CODES, cases
 
 from tfgrpo_dspy import Gate, TrainingFreeGRPO
 from tfgrpo_dspy.sampling.demos import DemoPool, labelled_demos

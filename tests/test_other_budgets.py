@@ -6,10 +6,10 @@ from typing import Any
 
 import dspy
 import pytest
+from coded_cases import FIRST_TEST, cases
 from runs import learned_in, n_calls
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from test_continuing import compiled
-from test_final_choice import FIRST_TEST, cases
 
 from tfgrpo_dspy import Execution, TrainingFreeGRPO, best_so_far
 from tfgrpo_dspy.errors import MissingRecordError

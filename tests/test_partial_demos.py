@@ -9,10 +9,10 @@ from typing import Any
 
 import dspy
 import pytest
+from coded_cases import CODES, case_in, cases
+from coded_cases import world as world_of
 from scripted import Prompt, chat, lessons
 from test_demos import compiled
-from test_final_choice import CODES, case_in, cases
-from test_final_choice import world as world_of
 
 from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.demos import Demo, DemoPool

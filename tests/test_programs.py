@@ -20,7 +20,17 @@ from runs import (
     predictor,
     questions,
 )
-from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations, scripted_lm
+from scripted import (
+    EXTRACT,
+    UPDATE,
+    AsyncEngine,
+    Prompt,
+    ScriptedEngine,
+    chat,
+    lessons,
+    operations,
+    scripted_lm,
+)
 from small import grpo
 
 from tfgrpo_dspy import (
@@ -36,14 +46,6 @@ from tfgrpo_dspy import (
 from tfgrpo_dspy.strategies import TeacherRollouts
 
 # ------------------------------------------------------------------------------ async
-
-
-class AsyncEngine(ScriptedEngine):
-    """For `acall`: awaits before it answers."""
-
-    async def complete(self, request: Any) -> Any:  # type: ignore[override]
-        await asyncio.sleep(0)
-        return super().complete(request)
 
 
 class AsyncOnly(dspy.Module):

@@ -36,9 +36,8 @@ from runs import (
     predictor,
     questions,
 )
-from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+from scripted import EXTRACT, UPDATE, Latency, Prompt, chat, lessons, operations, scripted_lm
 from tally import MAX_TOKENS, Tally, lm_on, priced
-from test_promise_deterministic import Latency
 
 from tfgrpo_dspy import (
     Decision,

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from runs import Pair, agent, agent_turn, is_polite, polite_answer, predictor, questions, untimed
-from scripted import EXTRACT, UPDATE, Prompt, lessons, operations, scripted_lm
+from scripted import EXTRACT, UPDATE, Latency, Prompt, lessons, operations, scripted_lm
 from small import grpo
 
 from tfgrpo_dspy import NoGate
@@ -47,17 +47,6 @@ def chaotic_rules() -> list[Any]:
         ("`next_tool_name`", agent_turn),
         ("question", polite_answer),
     ]
-
-
-class Latency:
-    """Lets each call wait for a random time of at most a few milliseconds."""
-
-    def __init__(self, seed: int) -> None:
-        self.draw = random.Random(seed)
-        self.never = threading.Event()
-
-    def __call__(self, _prompt: Prompt) -> None:
-        self.never.wait(self.draw.random() * 0.004)
 
 
 class LastFirst:

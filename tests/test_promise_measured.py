@@ -29,10 +29,9 @@ from runs import (
     predictor,
     questions,
 )
-from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations
+from scripted import EXTRACT, UPDATE, Latency, Prompt, chat, lessons, operations
 from tally import Tally, lm_on, priced
 from test_promise_budgets import unlike_rules
-from test_promise_deterministic import Latency
 
 from tfgrpo_dspy import Execution, NoGate, TrainingFreeGRPO
 from tfgrpo_dspy.errors import SettingsError

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import is_polite, predictor, questions
-from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
+from scripted import EXTRACT, UPDATE, Latency, Prompt, Rule, chat, lessons, operations, scripted_lm
 from small import grpo
-from test_promise_deterministic import Latency, run
+from test_promise_deterministic import run
 from test_promise_resume import facts, interrupted_after, replayed
 
 from tfgrpo_dspy import AddLessons, ExperienceLibrary, Gate, NoGate

@@ -11,9 +11,9 @@ from typing import Any
 import cloudpickle
 import dspy
 import pytest
+from coded_cases import cases, compiled, world
 from runs import is_polite, learned, polite_lm, predictor
 from small import run_settings
-from test_final_choice import cases, compiled, world
 
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.budget.ledger import Budget, Ledger

@@ -20,7 +20,7 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import learned, records
+from runs import contents, learned, records
 
 from tfgrpo_dspy import NoGate, TrainingFreeGRPOError
 from tfgrpo_dspy.errors import StoreError
@@ -45,11 +45,6 @@ def change(folder: Path, sql: str, **values: Any) -> None:
     """Run one statement on the database of a closed store."""
     with contextlib.closing(sqlite3.connect(folder / DATABASE)) as connection, connection:
         connection.execute(sql, {name: values[name] for name in values if f":{name}" in sql})
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file in the folder, whatever made it."""
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_record_stays_as_the_first_writer_put_it_and_the_second_is_told(folder: Path) -> None:
