@@ -12,7 +12,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.prices import price_of
-from tfgrpo_dspy.errors import described, written
+from tfgrpo_dspy.errors import written
 from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.experience.programs import language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
@@ -29,6 +29,7 @@ from tfgrpo_dspy.settings.inputs import (
     adapter_faults,
     input_faults,
     output_faults,
+    why_no_inputs,
 )
 from tfgrpo_dspy.settings.plan import plan_of
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
@@ -276,7 +277,7 @@ def _data_faults(name: str, examples: Any) -> Iterator[str]:
                 f"({type(odd[0]).__name__}); the name of a field is a text."
             )
             return
-    whys = enumerate(map(_why_no_inputs, examples))
+    whys = enumerate(map(why_no_inputs, examples))
     without = [(index, why) for index, why in whys if why is not None]
     if without:
         index, why = without[0]
@@ -284,19 +285,6 @@ def _data_faults(name: str, examples: Any) -> Iterator[str]:
             f"{name}: {len(without)} of {len(examples)} examples have no inputs (the first at "
             f"position {index}{why}); call example.with_inputs('question') on each."
         )
-
-
-def _why_no_inputs(example: Any) -> str | None:
-    """Why an example has no inputs, where more than that is to be said; None: it has some."""
-    keys, fields = vars(example).get("_input_keys"), vars(example)["_store"]
-    try:
-        if len(example.inputs()):
-            return None
-    except (ValueError, AttributeError):
-        return ""
-    except Exception as error:  # noqa: BLE001 - a class of the user's own may raise anything
-        return f": its class, {type(example).__name__}, raised {described(error)} in inputs()"
-    return f": with_inputs names {sorted(map(str, keys))}, its fields are {list(fields)}"
 
 
 def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
