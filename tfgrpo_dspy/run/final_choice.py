@@ -84,20 +84,10 @@ class FinalChoice:
         else:
             place = len(candidates) - 1
             measured.make_all(self._settings.n_validation)
-        best = candidates[place]
-        if not best.condensed:  # with the tokens that each experience adds to a call
-            priced = [
-                replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in best.library
-            ]
-            best = replace(best, library=best.library.holding(priced))
+        best = _priced(candidates[place])
         ended_because = "" if self._ledger.is_failure else self._ended_because
         repeated = self._history.plan.uncut.account.used  # by a start with a larger budget
         self._manifest.note(best, ended_because, repeated)
-        # a testset that came after the run was finished
-        n_more = 2 * (len(testset) - self._settings.data.n_test)
-        if n_more > 0:
-            more = self._history.latest.account.reserve(n_more)
-            self._ledger.raise_limits(more.n_lm_calls, more.n_metric_calls, more.cost)
         tested = self._tested(testset, best)
         last = len(tested.candidates) - 1
         examples = [*measured.examples(place), *tested.examples(last)]
@@ -160,7 +150,14 @@ class FinalChoice:
         return Measurements(self._inputs, self._calls, role, examples, candidates, history)
 
     def _tested(self, testset: Sequence[Any], best: Additions) -> Measurements:
-        """The student, which is first, and the result, which is last, on the test set."""
+        """The student, which is first, and the result, which is last, on the test set.
+
+        One that came after the run was finished is paid for beyond its limits.
+        """
+        n_more = 2 * (len(testset) - self._settings.data.n_test)
+        if n_more > 0:
+            more = self._history.latest.account.reserve(n_more)
+            self._ledger.raise_limits(more.n_lm_calls, more.n_metric_calls, more.cost)
         candidates = _with_student(self._history, best)
         measured = self._measurements("test", testset, candidates)
         measured.make_all(len(testset))
@@ -254,6 +251,14 @@ class FinalChoice:
         )
         n, _ = account.n_fitting(later, later * n_reserved + lost + more)
         return None if math.isinf(n) else int(n)
+
+
+def _priced(result: Additions) -> Additions:
+    """The result, each experience with the tokens that it adds to a call, unless condensed."""
+    if result.condensed:
+        return result
+    priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in result.library]
+    return replace(result, library=result.library.holding(priced))
 
 
 def _reason(why: str, place: int, entries: Mapping[int, Finalist]) -> str:
