@@ -6,7 +6,7 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import dspy
@@ -22,6 +22,7 @@ from tfgrpo_dspy.dspy_seam import abilities_of, watching
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.listeners.board_rows import reflection_row
+from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.answer_forms import encodable
 from tfgrpo_dspy.reflection.modules import AnswerQuestion
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
@@ -62,25 +63,6 @@ class Occasion(Protocol):
     @property
     def epoch(self) -> int:
         """The number of its epoch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a module answered, and what went wrong."""
-
-    output: Any  # None if no part of it can be used
-    usage: Usage = field(default_factory=Usage)
-    parse_failures: int = 0
-    error: str = ""
-    is_too_long: bool = False  # the prompt was, for the model
-    is_lost: bool = False  # the provider or the clock failed
-    explanation: str = ""  # what an extraction gives beside its lessons
-    unread: str = ""  # how an answer begins that could not be read
-
-    @property
-    def is_useless(self) -> bool:
-        """Whether the call failed, or nothing in the answer could be read."""
-        return self.output is None and bool(self.error or self.parse_failures)
 
 
 ANSWERS = TypeAdapter(Answer)

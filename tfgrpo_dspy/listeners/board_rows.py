@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.texts import clip
 from tfgrpo_dspy.results.rows import ExampleRow, ReflectionRow, RolloutRow
 from tfgrpo_dspy.rollout import Rollout, fields_text
@@ -97,9 +98,9 @@ def _outputs(rollout: Rollout | None) -> str:
 
 
 def reflection_row(
-    stage: str, update: int, inputs: Mapping[str, Any], answer: Any
+    stage: str, update: int, inputs: Mapping[str, Any], answer: Answer
 ) -> ReflectionRow:
-    """The row of an `Answer` to these inputs."""
+    """The row of an answer to these inputs."""
     texts = (f"[{name}]\n{clip(str(value), ASKED_TOKENS)}" for name, value in inputs.items())
     usage, is_read = answer.usage, answer.output is not None
     at_first = f"could not be read at first: {answer.unread}"

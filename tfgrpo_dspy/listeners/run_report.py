@@ -21,6 +21,7 @@ from tfgrpo_dspy.listeners.listening import (
 from tfgrpo_dspy.listeners.progress import Progress
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.redaction import cleaned
+from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.lessons import TOO_MANY
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
@@ -101,8 +102,8 @@ class RunReport:
         differ = any(each.outputs for each in done) or len({each.score for each in done}) > 1
         self.count_failure("no output", NO_OUTPUT, 0 if differ else len(done))
 
-    def count_reflection(self, stage: str, answer: Any) -> None:
-        """Count what an `Answer` has cost, and what went wrong with it."""
+    def count_reflection(self, stage: str, answer: Answer) -> None:
+        """Count what an answer has cost, and what went wrong with it."""
         self.usage[stage] += answer.usage
         self.count_failure("reflection error", answer.error, bool(answer.error))
         message = f"an answer of the reflection LM could not be read: {answer.unread!r}"

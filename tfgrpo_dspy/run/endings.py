@@ -10,10 +10,10 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.calls.reflections import Answer
 from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.rollout import FailureKind, Rollout
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Update, groups_of
 from tfgrpo_dspy.settings.schedule import RunSettings

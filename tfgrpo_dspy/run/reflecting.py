@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tfgrpo_dspy.calls.reflections import IMAGES, Answer, Inputs, ReflectionClient
+from tfgrpo_dspy.calls.reflections import IMAGES, Inputs, ReflectionClient
 from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.experience.values import ALL, Evidence
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection import texts
+from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.lessons import Lesson, lessons_in, merge_lessons
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget.ledger import check_wanted
 from tfgrpo_dspy.calls.paid import Calls
-from tfgrpo_dspy.calls.reflections import Answer, ReflectionClient
+from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.credit.play import Player, with_beside
 from tfgrpo_dspy.errors import (
     NotReplayedError,
@@ -30,6 +30,7 @@ from tfgrpo_dspy.errors import (
     described,
 )
 from tfgrpo_dspy.outside import printable
+from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import SampledGroup
