@@ -5,13 +5,19 @@ A folder counts as one module: `tasks/loop.py` is part of `tasks`.
 
 import ast
 import importlib
+import inspect
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tfgrpo_dspy.listeners.progress import Progress
+from tfgrpo_dspy.listeners.run_report import RunReport
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"
@@ -242,6 +248,41 @@ def test_a_file_imports_only_from_lower_layers_and_only_the_libraries_that_it_ma
             assert not is_inside, f"{name} is not documented by DSPy: use it in dspy_seam alone"
         else:
             assert top in sys.stdlib_module_names or top in THIRD_PARTIES, f"what is {name}?"
+
+
+ASKED = {"run/final_choice.py": {"results"}, "prober.py": {"failures"}}
+"""What a report is asked for outside of its room: what a run, and a probe, have as their result."""
+
+
+def asked_of_reports(tree: ast.AST) -> Iterator[str]:
+    """The names of what code takes from a report or its bar, and does not only tell them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.search(
+            r"(^|[._])(report|progress)$", ast.unparse(node.value)
+        ):
+            method = getattr(RunReport, node.attr, getattr(Progress, node.attr, None))
+            gives: Any = inspect.signature(method).return_annotation if method else Any
+            if node.attr != "progress" and gives not in (None, Iterator[None]):
+                yield node.attr
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_report_is_told_things_and_nothing_is_decided_by_it(path: Path) -> None:
+    if module_of(path) != "listeners":
+        asked = set(asked_of_reports(ast.parse(path.read_text(encoding="utf-8"))))
+        assert asked == ASKED.get(path.relative_to(PACKAGE).as_posix(), set())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "if calls.report.failures: pass",
+        "n = self._report.results(True, '').usage",
+        "first = self._calls.report.progress.scores",
+    ],
+)
+def test_the_test_of_the_report_notices(line: str) -> None:
+    assert list(asked_of_reports(ast.parse(line)))
 
 
 def test_no_two_files_import_each_other() -> None:

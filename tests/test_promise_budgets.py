@@ -5,6 +5,7 @@ Calls, dollars and metric calls are counted where they are made: by the engine a
 
 import asyncio
 import contextlib
+import inspect
 import itertools
 import logging
 import threading
@@ -49,8 +50,10 @@ from tfgrpo_dspy import (
     RunEvidence,
     TrainingFreeGRPO,
 )
+from tfgrpo_dspy.calls import paid
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.programs import language_models
+from tfgrpo_dspy.listeners.run_report import RunReport
 
 HELD: dict[str, Any] = {}
 """An LM that programs and metrics know as a global."""
@@ -409,12 +412,13 @@ def test_an_lm_of_a_reflection_modules_own_is_counted_and_bounded(
     assert engine.n_calls() + own.n_calls() <= (limit or 10**9)
 
 
-def test_what_was_lost_to_faults_counts_when_the_run_is_started_again(tmp_path: Path) -> None:
-    def fails(prompt: Prompt) -> Any:
-        is_down = prompt.random("fault").random() < 0.5
-        return lm15.ServerError("down") if is_down else polite_answer(prompt)
+def often_down(prompt: Prompt) -> Any:
+    is_down = prompt.random("fault").random() < 0.5
+    return lm15.ServerError("down") if is_down else polite_answer(prompt)
 
-    engine = Tally([*polite_rules()[:2], ("", fails)])
+
+def test_what_was_lost_to_faults_counts_when_the_run_is_started_again(tmp_path: Path) -> None:
+    engine = Tally([*polite_rules()[:2], ("", often_down)])
 
     def n_after(max_lm_calls: int) -> int:
         lm = lm_on(engine, num_retries=0)
@@ -425,6 +429,29 @@ def test_what_was_lost_to_faults_counts_when_the_run_is_started_again(tmp_path: 
     n_first = [n_after(60) for _ in range(4)][-1]
     assert n_first <= 60
     assert n_first < n_after(90) <= 90
+
+
+class Deaf(RunReport):
+    """A report that nothing reaches but the question for the results."""
+
+
+for name, method in inspect.getmembers(RunReport, inspect.isfunction):
+    if not name.startswith("_") and inspect.signature(method).return_annotation is None:
+        setattr(Deaf, name, lambda *_args, **_arguments: None)
+
+
+def test_nothing_that_a_run_does_depends_on_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls, library and demos are the same without one, also where faults lose some calls."""
+
+    def done_with(report: type[RunReport]) -> Any:
+        monkeypatch.setattr(paid, "RunReport", report)
+        engine = Tally([*polite_rules()[:2], ("", often_down)])
+        given_ = {"max_lm_calls": 250, "strategies": "auto", "max_demos": 4, "max_errors": 1000}
+        done = learned(lm=lm_on(engine, num_retries=0), **given_)
+        assert bool(done.detailed_results.updates) is (report is RunReport)
+        return sorted(prompt.text for prompt in engine.prompts), done.dump_state()
+
+    assert done_with(Deaf) == done_with(RunReport)
 
 
 def test_a_budget_that_ends_before_the_student_is_measured_says_so(

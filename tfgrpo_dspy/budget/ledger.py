@@ -56,8 +56,9 @@ class Ledger:
 
     While something is kept for the end (`set_reserve`), a limit ends the training only: it refuses
     single rollouts and answers (`TrainingCut`), and `cut_because` says why. Later it ends the run.
-    `n_lm_calls` and `cost` are what the run so far has cost, replayed parts included; `n_paid` and
-    `paid` what all its starts have paid; `n_lost` and `lost` what came to nothing in earlier ones.
+    `n_lm_calls` and `cost` are what the run so far has cost, replayed parts included; of that,
+    `n_used` and `used` is what its results took. `n_paid` and `paid` are what all its starts have
+    paid; `n_lost` and `lost` what came to nothing in earlier ones.
     Plans leave out `set_aside`, calls and dollars, for that. With `counts_unused`, what earlier
     starts have paid and this one has not used has come to nothing, too.
     """
@@ -65,8 +66,8 @@ class Ledger:
     def __init__(self, budget: Budget | None = None, left_out: LeftOut | None = None) -> None:
         self.budget = budget or Budget()
         self.left_out = left_out or LeftOut()
-        self.n_lm_calls = self.n_paid = self.n_lost = 0
-        self.cost = self.paid = self.lost = 0.0
+        self.n_lm_calls = self.n_used = self.n_paid = self.n_lost = 0
+        self.cost = self.used = self.paid = self.lost = 0.0
         self.set_aside, self.counts_unused = (0, 0.0), False
         self.n_metric_calls = self.n_metric_calls_made = 0
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
@@ -91,6 +92,12 @@ class Ledger:
         n, dollars = self.n_paid - self.n_lm_calls, self.paid - self.cost
         unused = (n, dollars) if self.counts_unused and n > 0 else (0, 0.0)
         return max(self.n_lost, unused[0]), max(self.lost, unused[1])
+
+    @property
+    def lost_now(self) -> tuple[int, float]:
+        """The calls and dollars that came to nothing in this start: no result took them."""
+        n = max(0, self.n_lm_calls - self.n_used)
+        return n, max(0.0, self.cost - self.used) if n else 0.0
 
     @property
     def refused_because(self) -> str:
@@ -244,6 +251,12 @@ class Ledger:
             self.cost += cost
             self.n_metric_calls += n_metric_calls
             self.n_metric_calls_made += n_metric_calls
+
+    def note_used(self, n_calls: int, cost: float) -> None:
+        """Note what a result took, made now or replayed."""
+        with self._lock:
+            self.n_used += n_calls
+            self.used = round(self.used + cost, DECIMALS)
 
     def take_metric_call(self) -> None:
         """Take a call of the metric, also for an answer that came too late. Raises RunStopped."""

@@ -128,9 +128,11 @@ class Calls:
 
     def _count(self, call: PaidCall[Result], result: Result, seconds: float | None) -> None:
         """Count a result as it is kept, without secrets."""
+        n_calls, cost, _ = call.taken(result)
+        self.ledger.note_used(n_calls, cost)
         call.count(result, seconds)
         if call.role and seconds is None:
-            self.report.replayed[call.role] += 1
+            self.report.count_replayed(call.role)
         elif call.role:
             self._check_errors(call.failure_of(result))
 

@@ -1,4 +1,7 @@
-"""What the run has cost, what failed, what each update did, and why nothing was learned."""
+"""What the run has cost, what failed, what each update did, and why nothing was learned.
+
+A run tells its report what happens, and asks it for nothing but the results.
+"""
 
 import logging
 import math
@@ -62,10 +65,10 @@ class RunReport:
         self, settings: RunSettings, ledger: Ledger, clean: Callable[[str], str] = str
     ) -> None:
         """`clean` takes secrets out of what is logged."""
-        self.updates: list[UpdateRecord] = []
+        self._updates: list[UpdateRecord] = []
         self.failures: Counter[str] = Counter()
-        self.usage = {role: Usage() for role in ROLES}
-        self.replayed: Counter[str] = Counter()
+        self._usage = {role: Usage() for role in ROLES}
+        self._replayed: Counter[str] = Counter()
         self._advice: Counter[bool | str | None] = Counter()  # whether it is shown, or NO_CALL
         self.progress = Progress(settings, ledger)
         self._settings = settings
@@ -77,8 +80,8 @@ class RunReport:
 
     def count_rollout(self, role: str, rollout: Rollout) -> None:
         """Count what a rollout has cost and how it failed."""
-        self.usage[role] += rollout.usage
-        self.usage["metric"] += rollout.metric_usage
+        self._usage[role] += rollout.usage
+        self._usage["metric"] += rollout.metric_usage
         self.progress.show_rollout(role)
         if rollout.failure is not None and rollout.failure.kind.is_counted:
             self.count_failure(rollout.failure.kind.value, rollout.failure.message)
@@ -104,10 +107,14 @@ class RunReport:
 
     def count_reflection(self, stage: str, answer: Answer) -> None:
         """Count what an answer has cost, and what went wrong with it."""
-        self.usage[stage] += answer.usage
+        self._usage[stage] += answer.usage
         self.count_failure("reflection error", answer.error, bool(answer.error))
         message = f"an answer of the reflection LM could not be read: {answer.unread!r}"
         self.count_failure("reflection parse", message, answer.parse_failures)
+
+    def count_replayed(self, role: str) -> None:
+        """Count a result that was recorded."""
+        self._replayed[role] += 1
 
     def count_failure(self, kind: str, message: str, times: int = 1) -> None:
         """Count a failure; the first of its kind is logged."""
@@ -122,7 +129,7 @@ class RunReport:
         self, record: UpdateRecord, library: ExperienceLibrary, rollouts: tuple[RolloutRow, ...]
     ) -> None:
         """Keep, log and show the record of a decided update, which left this library."""
-        self.updates.append(record)
+        self._updates.append(record)
         for text in record.refused_lessons:
             kind = "lesson too many" if text.endswith(TOO_MANY) else "lesson refused"
             self.count_failure(kind, text)
@@ -164,18 +171,10 @@ class RunReport:
         self.progress.close()
 
     @property
-    def unfinished(self) -> Usage:
+    def _unfinished(self) -> Usage:
         """The LM calls that came to nothing, in this start and those before it."""
-        n, cost = self._ledger.lost_before
-        return Usage(n, cost_usd=cost) + self.lost_now
-
-    @property
-    def lost_now(self) -> Usage:
-        """The LM calls that came to nothing in this start."""
-        ledger, counted_usage = self._ledger, sum(self.usage.values(), start=Usage())
-        n = max(0, ledger.n_lm_calls - counted_usage.n_lm_calls)
-        cost = max(0.0, ledger.cost - counted_usage.cost_usd) if n else 0.0
-        return Usage(n, cost_usd=cost)
+        (n_before, before), (n, cost) = self._ledger.lost_before, self._ledger.lost_now
+        return Usage(n_before, cost_usd=before) + Usage(n, cost_usd=cost)
 
     @property
     def _noted_elsewhere(self) -> Counter[str]:
@@ -195,10 +194,10 @@ class RunReport:
             logger.warning("nothing was learned: %s", why)
         ledger = self._ledger
         return RunResults(
-            updates=tuple(self.updates),
-            usage={**self.usage, "unfinished": self.unfinished},
+            updates=tuple(self._updates),
+            usage={**self._usage, "unfinished": self._unfinished},
             metric_calls=ledger.n_metric_calls_made,
-            replayed=dict(sorted((+self.replayed).items())),
+            replayed=dict(sorted((+self._replayed).items())),
             failures=dict(sorted((+self.failures | self._noted_elsewhere).items())),
             ended_because=ledger.stopped_because if ledger.is_failure else ended_because,
             nothing_learned=why,
@@ -209,10 +208,10 @@ class RunReport:
         )
 
     def _why_nothing_was_learned(self, ended_because: str, is_compared: bool) -> str:
-        used = Counter(group.used_as for update in self.updates for group in update.groups)
+        used = Counter(group.used_as for update in self._updates for group in update.groups)
         stood = [
             update.accepted
-            for update in self.updates
+            for update in self._updates
             if any(op.op != "KEEP" and not op.refused for op in update.operations)
         ]
         in_vain = "updates stood, but did not beat the student in the end"
@@ -228,11 +227,11 @@ class RunReport:
             "groups were not asked for lessons: those before gave nothing new": used[
                 "no lesson of late"
             ],
-            "answers were replayed from a cache": self.usage["rollout"].n_cached_calls,
+            "answers were replayed from a cache": self._usage["rollout"].n_cached_calls,
             **{f"failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
             "updates were rejected by the gate": len(stood) - sum(stood),
             in_vain: sum(stood),
-            "updates brought no change that the library takes": 0 if stood else len(self.updates),
+            "updates brought no change that the library takes": 0 if stood else len(self._updates),
         }
         reasons = [_counted(n, what) for what, n in counts.items() if n]
         is_early = bool(self._ledger.stopped_because) or ended_because.startswith("max_")

@@ -67,7 +67,7 @@ class Run:
         """Tasks that still run are dropped, not waited for; their later LM calls are refused."""
         self._calls.ledger.stop("the run is over")
         try:
-            self._calls.manifest.close(self._calls.report.lost_now)
+            self._calls.manifest.close()
         except StoreError as error:  # the records and the result are unharmed: only warn
             logger.warning("what this run has paid could not be noted: %s", error)
         self._calls.records.close()

@@ -18,7 +18,6 @@ from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
 from tfgrpo_dspy.results.rows import ReflectionRow, RolloutRow
-from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store import notes
@@ -169,12 +168,12 @@ class RunManifest:
         rows = {"rollouts": list(map(asdict, rollouts)), "reflections": list(map(asdict, asked))}
         self._write(f"{notes.ROWS}{self._run}:{place}", rows)
 
-    def close(self, lost_now: Usage) -> None:
+    def close(self) -> None:
         """Note what was paid, and what of it was lost."""
         note = self._recorded()
         if note is None:
             return
-        n_lost, lost = lost_now.n_lm_calls, lost_now.cost_usd
+        n_lost, lost = self._ledger.lost_now
         n_paid, paid = self._ledger.n_paid - note.paid[0], self._ledger.paid - note.paid[1]
         if self._is_continued:
 
