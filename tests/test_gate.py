@@ -301,21 +301,21 @@ def test_what_is_believed_of_a_run_changes_only_on_purpose() -> None:
     believed = [*decision.beliefs.items(), *enumerate(decision.demos, start=1)]
     figures = {key: (belief.mean, belief.sd, belief.chance) for key, belief in believed}
     assert figures == {
-        (LESSON(0), "*"): approx(0.08686, 0.03280, 0.99285),
-        (f"{LESSON(0)} Politely.", "*"): approx(0.04975, 0.05918, 0.65431),
-        (LESSON(1), "*"): approx(0.11151, 0.03507, 0.99881),
-        (f"{LESSON(2)} WRONG", "*"): approx(-0.04591, 0.03933, 0.09716),
-        ("Case 17: ask.", "*"): approx(-0.00334, 0.05843, 0.44204),
-        ("Case 33: answer K.", "*"): approx(-0.00348, 0.05462, 0.41553),
-        ("Hurry up.", "*"): approx(0.00708, 0.05655, 0.47695),
-        1: approx(0.11221, 0.08933, 0.83840),
-        2: approx(0.16223, 0.09055, 0.94066),
+        (LESSON(0), "*"): approx(0.08759, 0.03291, 0.99314),
+        (f"{LESSON(0)} Politely.", "*"): approx(0.05100, 0.05909, 0.67353),
+        (LESSON(1), "*"): approx(0.11316, 0.03500, 0.99899),
+        (f"{LESSON(2)} WRONG", "*"): approx(-0.04436, 0.03929, 0.10377),
+        ("Case 17: ask.", "*"): approx(-0.00933, 0.05821, 0.39823),
+        ("Case 33: answer K.", "*"): approx(-0.01085, 0.05474, 0.35502),
+        ("Hurry up.", "*"): approx(-0.00948, 0.05477, 0.36246),
+        1: approx(0.12672, 0.08967, 0.87222),
+        2: approx(0.17899, 0.09123, 0.95954),
     }
     effect = decision.library["E1"].effect
-    assert (effect.estimate, effect.standard_error) == approx(0.08686, 0.04189)
+    assert (effect.estimate, effect.standard_error) == approx(0.08759, 0.04212)
     assert [e.id for e in decision.library if not e.is_on_trial] == ["E2"]
     finalists = [[e.id for e in library] for library in world.gate.finalists(decision)]
-    assert finalists == [["E1", "E2"], ["E2"], ["E1"], ["E6"]]
+    assert finalists == [["E1", "E2"], ["E2"], ["E1"], ["E4"]]
     assert decision.rivals.keys() == {"E1"} and decision.is_open
 
 
@@ -440,6 +440,20 @@ def test_an_experience_on_trial_is_in_three_of_four_rollouts_at_most() -> None:
     for example in range(10):
         given = BayesianGate().assign(GroupPlan(decision, example, update=1, n_rollouts=8))
         assert [len(held) for held in given].count(1) == 6
+
+
+@pytest.mark.parametrize(("n_lacking", "is_on_trial"), [(15, True), (16, False)])
+def test_an_experience_settles_after_16_rollouts_that_lacked_nothing_else(
+    n_lacking: int, is_on_trial: bool
+) -> None:
+    settled = Experience("E1", "Ask.")
+    both = ExperienceLibrary([settled, Experience("E2", "Sum up.", is_on_trial=True)])
+    rollouts = [Measured(both, i, 1.0) for i in range(N_EXAMPLES)]
+    rollouts += [Measured(ExperienceLibrary(), i, 0.0) for i in range(N_EXAMPLES)]
+    rollouts += [Measured(ExperienceLibrary([settled]), i, 0.0) for i in range(n_lacking)]
+    decision = BayesianGate().decide(evidence_on(both, rollouts))
+    assert decision.beliefs["Sum up.", "*"].chance > 0.97
+    assert [e.is_on_trial for e in decision.library] == [False, is_on_trial]
 
 
 def test_advice_that_was_tried_and_left_comes_back_only_with_some_chance() -> None:

@@ -11,7 +11,16 @@ from scipy.special import ndtr
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Advice, Delete, Experience, Modify, is_repeated
-from tfgrpo_dspy.gate.model import DEMOS, DEMOS_PRICE, PRICE, Data, above_zero, posterior, score_sd
+from tfgrpo_dspy.gate.model import (
+    DEMOS,
+    DEMOS_PRICE,
+    PRICE,
+    Data,
+    Flags,
+    above_zero,
+    posterior,
+    score_sd,
+)
 from tfgrpo_dspy.gate.protocol import Belief, Decision, Gate, GroupPlan, RunEvidence
 from tfgrpo_dspy.gate.relevance import index_of
 from tfgrpo_dspy.scores import NO_SCORES
@@ -30,6 +39,9 @@ REPLACE_ABOVE = 0.9
 MOST_TRIED = 0.75
 """The largest share of rollouts that are given an experience on trial: its effect is known only by
 comparison with rollouts that lack it."""
+FEWEST_WITHOUT = 16
+"""An experience settles once so many rollouts lacked it that were given all settled ones: where
+some help only together, it is credited with what the others add until these tell them apart."""
 OPEN_ABOVE = 0.02  # standard deviations; the run may end when less is expected
 N_ALONE = 3  # how many of the best experiences are also compared with the student one by one
 
@@ -55,6 +67,7 @@ class BayesianGate(Gate):
         sd, every = score_sd(data.scores), [*itertools.starmap(Belief, figures)]
         beliefs = dict(zip(advice_sources, every, strict=False))
         doubted = {op.id for op in evidence.operations if isinstance(op, Delete)}
+        settled = _settled(library, beliefs, data.present)
         kept: dict[str, Experience] = {}
         dropped: dict[str, str] = {}
         for held in library:
@@ -66,7 +79,7 @@ class BayesianGate(Gate):
             if belief.chance < least:
                 dropped[experience.id] = belief.in_words()
             else:
-                is_open = belief.chance < SETTLE_ABOVE or experience.id in rivals
+                is_open = experience.advice not in settled or experience.id in rivals
                 kept[experience.id] = replace(experience, effect=belief.effect, is_on_trial=is_open)
         room = max(1, int(FULL * evidence.limits.max_experiences))
         by_chance = sorted(kept.values(), key=lambda e: -beliefs[e.advice].chance)
@@ -137,6 +150,20 @@ class BayesianGate(Gate):
         alone = [{id_} for id_ in best[:N_ALONE]]
         mixed = [ids for pair in itertools.zip_longest(alone, nested) for ids in pair if ids]
         return (result, *(result.holding(e for e in every if e.id in ids) for ids in mixed))
+
+
+def _settled(
+    library: ExperienceLibrary, beliefs: Mapping[Advice, Belief], present: Flags
+) -> set[Advice]:
+    """The advice that every rollout is given from now on, of the experiences of a library."""
+    likely = [e for e in library if beliefs[e.advice].chance >= SETTLE_ABOVE]
+    column = {advice: j for j, advice in enumerate(beliefs)}
+    settled = [column[e.advice] for e in likely if not e.is_on_trial]
+    on_trial = sorted((beliefs[e.advice].chance, column[e.advice]) for e in likely if e.is_on_trial)
+    for _, j in reversed(on_trial):
+        if (present[:, settled].all(axis=1) & ~present[:, j]).sum() >= FEWEST_WITHOUT:
+            settled.append(j)
+    return {advice for advice, j in column.items() if j in settled}
 
 
 def _better_text(
