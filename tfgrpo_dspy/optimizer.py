@@ -10,6 +10,7 @@ import dspy
 
 from tfgrpo_dspy.dspy_seam import Teleprompter
 from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.programs import introduced
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.home import at_homes
 from tfgrpo_dspy.identity import Unseen, object_identity
@@ -95,16 +96,20 @@ class TrainingFreeGRPO(Teleprompter):
         self.settings = settings
 
     @classmethod
-    def paper(cls, metric: Callable[..., Any] | None, **overrides: Any) -> "TrainingFreeGRPO":
+    def paper(
+        cls, metric: Callable[..., Any] | None, *, injection: bool = False, **overrides: Any
+    ) -> "TrainingFreeGRPO":
         """The paper's own schedule, to compare with.
 
         Group size 5, 3 epochs of one batch each, every rollout of a group with contrast summarised,
         one lesson of each of these groups, of at most 32 words, no limit to how many are kept, no
-        drafts, no demos, no gate, the last library returned. The paper's own header of the
-        experiences can stand at the end of the student's instructions.
+        drafts, no demos, no gate, the last library returned. With `injection` the instructions of
+        each predictor end with the sentence by which the paper's agents are told to read the
+        experiences.
         """
         on_policy = Execution(max_staleness=0)
-        groups: dict[str, Any] = {"reflection": PaperReflection(), "execution": on_policy}
+        reflection = PaperReflection(injection=injection)
+        groups: dict[str, Any] = {"reflection": reflection, "execution": on_policy}
         for name, group in groups.items():
             chosen = overrides.pop(name, None) or group
             if isinstance(group, type(chosen)):  # the constructor refuses anything else
@@ -170,6 +175,8 @@ class TrainingFreeGRPO(Teleprompter):
         recorded: Sequence[Sequence[Rollout]] | None = None,
     ) -> Any:
         trainset, training, valset, testset = data
+        if isinstance(settings.reflection, PaperReflection) and settings.reflection.injection:
+            student = introduced(student)
         held = [each for strategy in settings.strategies for each in held_by(strategy)]
         programs = [student, *(each for each in held if isinstance(each, dspy.Module))]
         with (

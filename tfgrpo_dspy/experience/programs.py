@@ -20,6 +20,10 @@ BEGIN = "<experiences>"
 END = "</experiences>"
 RESULTS = "detailed_results"  # what GEPA and this package set on the program that they return
 HEADER = "Advice learned from earlier attempts:"
+PAPER_HEADER = (
+    "When solving problems, you MUST first carefully read and understand the helpful instructions "
+    "and experiences:"
+)
 
 _REFUSING: WeakValueDictionary[int, Any] = WeakValueDictionary()
 """What has refused to be copied, by id. It is not tried for each rollout: that may take long, and
@@ -166,6 +170,17 @@ def with_instructions(signature: Any, instructions: str) -> Any:
     line on; behind an empty first line it changes nothing.
     """
     return signature.with_instructions(f"\n{instructions}")
+
+
+def introduced(program: ProgramT) -> ProgramT:
+    """A copy with the paper's own sentence before the experiences. Raises LibraryError."""
+    copied = copy_to_change(program)
+    for _, predictor in named_predictors(copied):
+        instructions = predictor.signature.instructions
+        before = replace_block(instructions).removesuffix(f"\n\n{PAPER_HEADER}")
+        new = replace_block(f"{before}\n\n{PAPER_HEADER}", split_instructions(instructions)[1])
+        predictor.signature = with_instructions(predictor.signature, new)
+    return copied
 
 
 def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm) -> ProgramT:

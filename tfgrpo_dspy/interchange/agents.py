@@ -18,12 +18,9 @@ import yaml
 
 from tfgrpo_dspy.errors import LibraryFormatError, sentence
 from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.programs import PAPER_HEADER
 from tfgrpo_dspy.interchange.items import Item, library_of
 
-HEADER = (
-    "When solving problems, you MUST first carefully read and understand the helpful instructions "
-    "and experiences:"
-)
 _NEW_FILE = """# @package _global_
 defaults:
   - _self_
@@ -36,7 +33,7 @@ _PLACE = ("agent", "instructions")
 _MISSING = "agent.instructions is missing, or is no string"
 _MARK = r"\[G[0-9]+\][.:]?(?:[ \t]|$)"
 _MARKED = re.compile(rf"^{_MARK}", re.MULTILINE)
-_HEADED = re.compile(rf"^{HEADER}\s*\n(?={_MARK})", re.MULTILINE)
+_HEADED = re.compile(rf"^{PAPER_HEADER}\s*\n(?={_MARK})", re.MULTILINE)
 _ITEM = re.compile(rf"^(?=\[(G[0-9]+)){_MARK}(.*?)(?=\n{_MARK}|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -137,8 +134,10 @@ def _with_experiences(instructions: str, library: ExperienceLibrary) -> str:
     end = old[len(old.rstrip()) :]  # line ends, such as those of a block of YAML
     lines = "\n".join(f"[G{each.number - 1}]. {_escaped(each.text)}" for each in library)
     if not lines:
-        return before.rstrip().removesuffix(HEADER).removesuffix("\n\n") + end if old else before
-    return before + lines + end if old else f"{before}\n\n{HEADER}\n{lines}"
+        return (
+            before.rstrip().removesuffix(PAPER_HEADER).removesuffix("\n\n") + end if old else before
+        )
+    return before + lines + end if old else f"{before}\n\n{PAPER_HEADER}\n{lines}"
 
 
 def _split(instructions: str) -> tuple[str, str]:

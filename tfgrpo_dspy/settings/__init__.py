@@ -218,6 +218,7 @@ class PaperReflection(Reflection):
     groups_per_call: Least1 | None = 1
     summarize_always: bool = True  # every trajectory, not only those that are too long
     failure_analysis: bool = False  # lessons also from groups that fail and have no contrast
+    injection: bool = False  # the paper's own sentence stands before the experiences
 
 
 @checked(SettingsError)
