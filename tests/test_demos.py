@@ -22,6 +22,7 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool, add_demos, demos_of, first_demos
+from tfgrpo_dspy.sampling.examples import Example
 
 
 def numbers_in(prompt: Prompt) -> list[int]:
@@ -134,16 +135,17 @@ def test_of_several_sets_of_demos_the_result_has_one_that_helps(
 
 @pytest.mark.parametrize("labelled", [range(8), ()], ids=["labels", "best rollouts"])
 def test_sets_of_demos_hide_the_example_itself_and_differ(labelled: Sequence[int]) -> None:
-    inputs = [case.question for case in cases(8)]
-    pool = DemoPool(predictor(), cases(8), inputs, labelled, 4, seed=0)
+    examples = [*map(Example, cases(8))]
+    pool = DemoPool(predictor(), examples, labelled, 4, seed=0)
     best = [rollout(i, 1.0, f"answer {i}") for i in range(8)]
-    hidden = {inputs[0], inputs[5]}
+    hidden = {examples[0].identity, examples[5].identity}
     sets = [pool.choose(number, best, hidden) for number in range(1, pool.n_sets + 1)]
     asked = [[dict(demo.fields)["question"] for demo in demos] for demos in sets]
     assert [len(set(questions)) for questions in asked] == [4] * pool.n_sets
     assert len(set(map(tuple, asked))) == pool.n_sets > 1
     assert labelled or asked[0] == [f"Case {i}" for i in (1, 2, 3, 4)], "the best first"
-    assert not {question for questions in asked for question in questions} & hidden
+    left_out = {examples[0].raw.question, examples[5].raw.question}
+    assert not {question for questions in asked for question in questions} & left_out
 
 
 def test_without_a_label_and_a_good_rollout_there_are_none_to_try() -> None:

@@ -18,6 +18,7 @@ from test_demos import world
 
 from tfgrpo_dspy import Gate, TrainingFreeGRPO
 from tfgrpo_dspy.sampling.demos import DemoPool, labelled_demos
+from tfgrpo_dspy.sampling.examples import Example
 
 
 class Part(pydantic.BaseModel):
@@ -123,9 +124,9 @@ def test_labels_that_their_field_cannot_hold_are_named_once(
     program = dspy.Predict("question -> answer: Literal['yes', 'no']")
     labels = ["Yes", "no", "No", "yes"]
     rows = [dspy.Example(question=f"q{i}", answer=a) for i, a in enumerate(labels)]
-    trainset = [row.with_inputs("question") for row in rows]
+    examples = [Example(row.with_inputs("question")) for row in rows]
     with caplog.at_level(logging.WARNING, logger="tfgrpo_dspy"):
-        pool = DemoPool(program, trainset, [row.question for row in rows], range(4), 4, seed=0)
+        pool = DemoPool(program, examples, range(4), 4, seed=0)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("2 labels of the field 'answer' cannot be shown as demos")
     assert "the first label is Yes" in line
@@ -137,9 +138,9 @@ def test_labels_of_a_type_that_dspy_writes_and_does_not_read_are_said_to_be_that
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fields = {"q": (str, dspy.InputField()), "answer": (Money, dspy.OutputField())}
-    row = dspy.Example(q="a", answer=Money(amount=1)).with_inputs("q")
+    row = Example(dspy.Example(q="a", answer=Money(amount=1)).with_inputs("q"))
     with caplog.at_level(logging.WARNING, logger="tfgrpo_dspy"):
-        DemoPool(dspy.Predict(dspy.Signature(fields, "Do.")), [row], ["a"], range(1), 4, seed=0)
+        DemoPool(dspy.Predict(dspy.Signature(fields, "Do.")), [row], range(1), 4, seed=0)
     (line,) = [record.getMessage() for record in caplog.records]
     assert "the first label is 1.0 EUR. DSPy writes it so, and does not read that text" in line
 
@@ -171,6 +172,17 @@ def test_a_model_with_aliases_is_shown_as_the_lm_has_to_write_it(tmp_path: Path)
 
 def test_an_example_that_stands_twice_in_the_training_set_is_shown_once() -> None:
     doubled = [*cases(4), *cases(4)]
-    pool = DemoPool(predictor(), doubled, [c.question for c in doubled], range(8), 8, seed=0)
+    pool = DemoPool(predictor(), [*map(Example, doubled)], range(8), 8, seed=0)
     asked = [dict(demo.fields)["question"] for demo in pool.choose(1, (), set())]
     assert sorted(asked) == sorted(case.question for case in cases(4))
+
+
+def test_an_example_knows_its_texts_and_makes_them_once() -> None:
+    raw = dspy.Example(question="q", note=None, answer=4, hint=float("nan")).with_inputs("question")
+    example = Example(raw, {"note"})
+    assert (example.text, example.labels_text) == ("question: q", "note: None\nanswer: 4")
+    assert Example(raw).labels == {"answer": "4"}, "a None counts only where a field may be None"
+    assert example.identity == Example(raw.copy(answer=5)).identity, "labels are no part of it"
+    assert example.identity != Example(raw.copy(question="p")).identity
+    for name in ("inputs", "labels", "identity"):
+        assert getattr(example, name) is getattr(example, name)

@@ -16,6 +16,7 @@ from test_demos import compiled
 
 from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.demos import Demo, DemoPool
+from tfgrpo_dspy.sampling.examples import Example
 
 
 class Pipeline(dspy.Module):
@@ -73,7 +74,7 @@ def test_the_last_predictor_is_shown_labels_without_what_was_found_before(
 
 def test_an_example_is_shown_by_its_best_rollout_once_that_is_good() -> None:
     program, inputs = Pipeline(), [case.question for case in cases(8)]
-    pool = DemoPool(program, cases(8), inputs, range(8), 6, seed=0)
+    pool = DemoPool(program, [*map(Example, cases(8))], range(8), 6, seed=0)
     best = [Rollout(i, 1, steps=_steps(inputs[i]), score=1.0) for i in range(4)]
     at_first = _questions(pool.choose(1, (), set()), "answer")
     shown = pool.choose(1, best, set())
@@ -86,8 +87,8 @@ def test_an_example_is_shown_by_its_best_rollout_once_that_is_good() -> None:
 def test_examples_with_all_inputs_stand_first_and_others_fill_up() -> None:
     program = dspy.Predict("question, hint -> answer")
     ragged = [case if i % 2 else case.copy(hint="h") for i, case in enumerate(cases(8))]
-    trainset = [example.with_inputs("question", "hint") for example in ragged]
-    pool = DemoPool(program, trainset, [case.question for case in ragged], range(8), 6, seed=0)
+    examples = [Example(case.with_inputs("question", "hint")) for case in ragged]
+    pool = DemoPool(program, examples, range(8), 6, seed=0)
     shown = [dict(demo.fields) for demo in pool.choose(1, (), set())]
     assert [fields.get("hint") for fields in shown] == ["h"] * 4 + [None] * 2
 
@@ -95,8 +96,8 @@ def test_examples_with_all_inputs_stand_first_and_others_fill_up() -> None:
 def test_an_input_that_may_be_none_is_not_missed() -> None:
     program = dspy.Predict("question, hint: str | None -> answer")
     ragged = [case if i % 2 else case.copy(hint="h") for i, case in enumerate(cases(8))]
-    trainset = [example.with_inputs("question", "hint") for example in ragged]
-    pool = DemoPool(program, trainset, [case.question for case in ragged], range(8), 8, seed=0)
+    examples = [Example(case.with_inputs("question", "hint")) for case in ragged]
+    pool = DemoPool(program, examples, range(8), 8, seed=0)
     hints = [dict(demo.fields).get("hint") for demo in pool.choose(1, (), set())]
     assert sorted(map(str, hints)) == ["None"] * 4 + ["h"] * 4
     assert hints != sorted(hints, key=str, reverse=True), "all in one random order"

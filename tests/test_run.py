@@ -18,13 +18,14 @@ from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.calls.reserve import Reserve
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import UnpaidError
 from tfgrpo_dspy.experience.values import Add, Evidence, Experience, Operation, Refusal
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.run.proposing import Guards, propose
 from tfgrpo_dspy.run.updates import Batch, Extracted, Update
+from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.settings.schedule import RunData, derive
 from tfgrpo_dspy.store.run_records import RunRecords
 from tfgrpo_dspy.strategies import Ask, Credit, GroupContext, Play, Strategy
@@ -446,9 +447,9 @@ def consolidated(
     known = ExperienceLibrary.from_texts(["Be exact."])
     with dspy.context(lm=Run(ONE).lm):
         settings = run_settings(is_score, update=module, progress=False)
-        student, examples = predictor(), questions(40)
+        student, examples = predictor(), [*map(Example, questions(40))]
         inputs = RunInputs(settings, student, examples, tuple(range(40)))
-        calls = Calls(settings, RunRecords(settings, student, examples))
+        calls = Calls(settings, RunRecords(settings, student, inputs.trainset))
         batch = Batch(0, Update(0, Decision(known, "start"), calls.reserve.account))
         guard = Guards(inputs, calls.report).of_update(batch, Extracted(tuple(drawn)))
         client = ReflectionClient(inputs, calls)

@@ -228,7 +228,7 @@ def prepared(
     settings = make(is_polite, **arguments).settings
     with dspy.context(lm=scripted_lm([])):
         sets = {"testset": testset}
-        return prepare(settings, program or predictor(), questions(n), **sets)[0]
+        return prepare(settings, program or predictor(), questions(n), **sets).settings
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tfgrpo_dspy import (
     SettingsError,
     TrainingFreeGRPO,
 )
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.checks import split
 from tfgrpo_dspy.strategies import TeacherRollouts
@@ -312,6 +313,10 @@ def test_threads_and_seed_may_be_given_to_compile_as_to_other_optimizers() -> No
     assert (optimizer.settings.num_threads, optimizer.settings.seed) == (None, 5)
 
 
+def read(n: int) -> list[Example]:
+    return [*map(Example, questions(n))]
+
+
 @pytest.mark.parametrize(
     ("n", "gate", "sizes"),
     [(6, None, (4, 2)), (30, None, (20, 10)), (400, None, (300, 100)), (30, NoGate(), (30, 0))],
@@ -320,26 +325,26 @@ def test_without_a_valset_a_third_is_held_out_but_at_most_a_hundred_and_none_wit
     n: int, gate: Any, sizes: tuple[int, int]
 ) -> None:
     with warnings.catch_warnings(action="error"):
-        training, validation = split(Settings(is_polite, gate=gate), questions(n), None)
+        training, validation = split(Settings(is_polite, gate=gate), read(n), ())
     assert (len(training), len(validation)) == sizes
 
 
 @given(st.integers(6, 500), st.integers(0, 5))
 @settings(max_examples=50)
 def test_a_split_depends_on_the_seed_alone_and_loses_no_example(n: int, seed: int) -> None:
-    examples = questions(n)
-    training, validation = split(Settings(is_polite, seed=seed), examples, None)
-    assert (training, validation) == split(Settings(is_polite, seed=seed), examples, None)
+    examples = read(n)
+    training, validation = split(Settings(is_polite, seed=seed), examples, ())
+    assert (training, validation) == split(Settings(is_polite, seed=seed), examples, ())
     assert sorted([*training, *map(examples.index, validation)]) == list(range(n))
     assert training == sorted(training)
-    assert n < 20 or training != split(Settings(is_polite, seed=seed + 1), examples, None)[0]
+    assert n < 20 or training != split(Settings(is_polite, seed=seed + 1), examples, ())[0]
 
 
 def test_examples_with_the_same_inputs_are_held_out_together() -> None:
-    examples = questions(10) * 3
-    training, validation = split(Settings(is_polite), examples, None)
+    examples = [*read(10), *read(10), *read(10)]
+    training, validation = split(Settings(is_polite), examples, ())
     assert 0 < len(validation) == 30 - len(training)
-    assert {examples[i].question for i in training}.isdisjoint(e.question for e in validation)
+    assert {examples[i].text for i in training}.isdisjoint(each.text for each in validation)
 
 
 def relabelled(n: int) -> list[dspy.Example]:

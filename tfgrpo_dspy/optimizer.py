@@ -25,7 +25,7 @@ from tfgrpo_dspy.settings import Execution, PaperReflection, Settings
 from tfgrpo_dspy.settings.checks import prepare
 from tfgrpo_dspy.settings.constructor import taking
 from tfgrpo_dspy.settings.plan import Plan, plan_of
-from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.tasks.caller import awaited
 from tfgrpo_dspy.tracking import tracked
 
@@ -160,25 +160,18 @@ class TrainingFreeGRPO(Teleprompter):
             execution = self.settings.arguments["execution"]
             changes["execution"] = replace(execution, max_errors=max_errors)
         settled = replace(self.settings, **{k: v for k, v in changes.items() if v is not None})
-        prepared = prepare(settled, student, trainset, valset, teacher, testset)
-        settings, training, validation = prepared
-        data = [*trainset], training, validation, [*(testset or ())]  # the user may change theirs
-        return self._result(settings, student, data)
+        return self._result(prepare(settled, student, trainset, valset, teacher, testset))
 
     acompile = awaited(compile)
 
     def _result(
-        self,
-        settings: RunSettings,
-        student: Any,
-        data: tuple[Sequence[Any], Sequence[int], Sequence[Any], Sequence[Any]],
-        recorded: Sequence[Sequence[Rollout]] | None = None,
+        self, inputs: RunInputs, recorded: Sequence[Sequence[Rollout]] | None = None
     ) -> Any:
-        trainset, training, valset, testset = data
+        settings = inputs.settings
         if isinstance(settings.reflection, PaperReflection) and settings.reflection.injection:
-            student = introduced(student)
+            inputs = replace(inputs, student=introduced(inputs.student))
         held = [each for strategy in settings.strategies for each in held_by(strategy)]
-        programs = [student, *(each for each in held if isinstance(each, dspy.Module))]
+        programs = [inputs.student, *(each for each in held if isinstance(each, dspy.Module))]
         with (
             at_homes(
                 programs,
@@ -187,7 +180,7 @@ class TrainingFreeGRPO(Teleprompter):
                 {"approve": settings.approve, "on_event": settings.on_event},
             ),
             tracked(settings) as settings,
-            Run(settings, student, trainset, training, valset, testset, recorded) as run,
+            Run(replace(inputs, settings=settings), recorded) as run,
         ):
             return run.run(self._loop(run))
 
@@ -237,9 +230,7 @@ class TrainingFreeGRPO(Teleprompter):
         """
         examples, recorded = read_traces(traces)
         sets = {"valset": valset, "testset": testset, "recorded": recorded}
-        settings, training, validation = prepare(self.settings, student, examples, **sets)
-        data = (examples, training, validation, testset or ())
-        return self._result(settings, student, data, recorded)
+        return self._result(prepare(self.settings, student, examples, **sets), recorded)
 
     alearn = awaited(learn)
 
@@ -255,7 +246,7 @@ class TrainingFreeGRPO(Teleprompter):
 
         Raises SettingsError: student, data or LMs that cannot be used; names every fault.
         """
-        return plan_of(prepare(self.settings, student, trainset, valset, None, testset)[0])
+        return plan_of(prepare(self.settings, student, trainset, valset, None, testset).settings)
 
     def probe(self, student: Any, *, trainset: list[Any], valset: list[Any] | None = None) -> Probe:
         """Whether a run is likely to gain, how much, at what cost; `str` is a page.
@@ -268,9 +259,9 @@ class TrainingFreeGRPO(Teleprompter):
             StoreError: `log_dir` cannot be used; offline, that a record is missing.
             RunFailedError: as `compile`; it has no program.
         """
-        settings, training, _ = prepare(self.settings, student, trainset, valset)
-        with at_homes([student], settings.metric, settings.offline):
-            return Prober(settings, student, trainset, training).probe()
+        inputs = prepare(self.settings, student, trainset, valset)
+        with at_homes([student], inputs.settings.metric, inputs.settings.offline):
+            return Prober(inputs).probe()
 
     aprobe = awaited(probe)
 

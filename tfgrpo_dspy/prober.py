@@ -18,7 +18,6 @@ from tfgrpo_dspy.budget.unseen import judging
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import MetricError, RunFailedError, RunStopped
 from tfgrpo_dspy.experience.programs import copy_to_change
 from tfgrpo_dspy.experience.values import Add
@@ -36,11 +35,9 @@ from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import Additions
-from tfgrpo_dspy.sampling.labels import labels_of
 from tfgrpo_dspy.scores import NO_SCORES, mean_of
-from tfgrpo_dspy.settings.checks import inputs_text
 from tfgrpo_dspy.settings.plan import plan_of
-from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.store.run_records import RunRecords
 from tfgrpo_dspy.wording import counted
 
@@ -72,23 +69,23 @@ class _Heard(ScoringFunction):
 class Prober:
     """Makes the attempts of one probe."""
 
-    def __init__(
-        self, settings: RunSettings, student: Any, trainset: Sequence[Any], training: Sequence[int]
-    ) -> None:
+    def __init__(self, inputs: RunInputs) -> None:
+        settings, student = inputs.settings, inputs.student
         most = min(MOST_CALLS, settings.max_lm_calls or MOST_CALLS)
         ledger = _Ledger(replace(settings.budget, max_lm_calls=most))
         self._plan = plan_of(settings).total.likely
         drafts = min(N_DRAFTS, settings.drafts)
         settings = replace(settings, strategies=(), progress=False, drafts=drafts)
         self._settings = settings
-        inputs = RunInputs(settings, copy_to_change(student), trainset, (*training,))
-        self._trainset = trainset
-        self._calls = calls = Calls(settings, RunRecords(settings, student, trainset), ledger)
+        records = RunRecords(settings, student, inputs.trainset)
+        self._calls = calls = Calls(settings, records, ledger)
+        inputs = replace(inputs, settings=settings, student=copy_to_change(student))
+        self._examples = inputs.examples
         client = ReflectionClient(inputs, calls)
         self._reflector = Reflector(inputs, client, Guards(inputs, calls.report))
         self._history = History(inputs, calls, client, Strategies((), client, calls))
         self._heard: _Heard | None = None
-        self._sampler = Rollouts(inputs, calls, "rollout", trainset)
+        self._sampler = Rollouts(inputs, calls, "rollout", inputs.examples)
         if metric := self._sampler.score:
             asked = {each.name: getattr(metric, each.name) for each in fields(metric)}
             self._sampler.score = self._heard = _Heard(**asked)
@@ -169,7 +166,7 @@ class Prober:
         wanted = [(BARE, k, start) for k in bare[: 1 + (n_pairs > 0)]]
         k = (with_demos or bare)[0]
         set_ = max(1, assigned[k].demo_set)  # as the run will show it
-        hidden = {inputs_text(self._trainset[example])}
+        hidden = {self._examples[example].identity}
         if demos := self._history.demos.choose(set_, (), hidden):
             wanted.append((DEMOS, k, replace(start, demos=demos, demo_set=set_)))
         if advice:
@@ -270,7 +267,7 @@ class Prober:
             yield "all attempts have the same score: nobody knows whether there is a better one"
         elif min(scores) < 0 or max(scores) > 1:
             yield "scores are not between 0 and 1: nobody knows how much is left to gain"
-        if not any(map(labels_of, self._trainset)):
+        if not any(example.labels for example in self._examples):
             yield "no example has labels that could be shown"
         elif self._advice is None:
             yield f"no advice was drafted from labels ({counted(self._settings.drafts, 'call')})"

@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.calls.paid import Calls, PaidCall
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import LibraryError, described
 from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
@@ -17,6 +16,7 @@ from tfgrpo_dspy.experience.values import AnyOperation, Keep, Operation, Refusal
 from tfgrpo_dspy.home import settled
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.operations import admitted
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 
 REJECTED = "rejected by approve"
 

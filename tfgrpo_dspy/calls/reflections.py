@@ -16,7 +16,6 @@ from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.calls.paid import Calls, PaidCall
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.checked import shown as value_shown
 from tfgrpo_dspy.dspy_seam import abilities_of, watching
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
@@ -27,8 +26,10 @@ from tfgrpo_dspy.reflection.answer_forms import encodable
 from tfgrpo_dspy.reflection.modules import AnswerQuestion
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.sampling.fields import media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.tasks.loop import Whereabouts
 
 Inputs = Mapping[str, Any]
@@ -101,9 +102,9 @@ class ReflectionClient:
             "limits": f"at most {n} experiences of at most {max_words} words each",
         }
 
-    def images_of(self, examples: Iterable[Any]) -> list[str]:
+    def images_of(self, examples: Iterable[Example]) -> list[str]:
         """The images in the examples' inputs, as DSPy writes them; none if the LM takes none."""
-        by_example = [media_in(dict(example.inputs())) for example in examples]
+        by_example = [media_in(dict(example.raw.inputs())) for example in examples]
         images = [str(one) for media in by_example for one in media if isinstance(one, dspy.Image)]
         shows = self._settings.reflection.show_images
         if images and shows is None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfgrpo_dspy.calls.paid import Calls, PaidCall
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import TrainingCut
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import ROLLOUTS, Failure, FailureKind, Rollout
 from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 from tfgrpo_dspy.sampling.replay import Start
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.tasks.loop import Priority, Whereabouts
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
@@ -45,7 +46,9 @@ class Sample:
 class Rollouts:
     """Makes rollouts on a set of examples, for one role of the report ("rollout": training)."""
 
-    def __init__(self, inputs: RunInputs, calls: Calls, role: str, examples: Sequence[Any]) -> None:
+    def __init__(
+        self, inputs: RunInputs, calls: Calls, role: str, examples: Sequence[Example]
+    ) -> None:
         settings, self._inputs, self._calls = inputs.settings, inputs, calls
         self._role, self._set = role, "training" if role == "rollout" else role
         self._examples = examples
@@ -124,7 +127,7 @@ class Rollouts:
         keys = self._calls.records.keys
         return keys.rollout(
             self._digest(sample.additions) if keys.is_used else "",
-            self._examples[sample.example],
+            self._examples[sample.example].raw,
             self._metric,
             sample.rollout_id,
             sample.temperature,
@@ -178,7 +181,7 @@ class Rollouts:
     def _own(self, sample: Sample) -> dict[str, Any]:
         """The fields of its `RolloutTask` that are the rollout's own."""
         return {
-            "example": self._examples[sample.example],
+            "example": self._examples[sample.example].raw,
             "index": sample.example,
             "rollout_id": sample.rollout_id,
             "temperature": sample.temperature,

@@ -9,7 +9,7 @@ from tfgrpo_dspy.reflection.texts import clip
 from tfgrpo_dspy.results.rows import ExampleRow, ReflectionRow, RolloutRow
 from tfgrpo_dspy.rollout import Rollout, fields_text
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
-from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.wording import shortened
 
 ASKED_TOKENS = 2_000  # of an input of the reflection LM
@@ -59,7 +59,7 @@ def rollout_row(
 
 
 def example_rows(
-    set: str, examples: Sequence[Any], student: Scored, result: Scored
+    set: str, examples: Sequence[Example], student: Scored, result: Scored
 ) -> list[ExampleRow]:
     """A row for each example that both, or one of them, were measured on."""
     rows = []
@@ -69,7 +69,7 @@ def example_rows(
             ExampleRow(
                 set=set,
                 example=example,
-                inputs=shortened(fields_text(as_fields(examples[example].inputs())), CELL_BYTES),
+                inputs=shortened(examples[example].text, CELL_BYTES),
                 student=old,
                 result=new,
                 student_outputs=_outputs(before),

@@ -9,7 +9,6 @@ from typing import Any
 from tfgrpo_dspy.calls.approvals import approved
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, described, sentence
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
@@ -24,7 +23,7 @@ from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, groups_of, rollouts_of
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.store.manifest import continued
 from tfgrpo_dspy.store.run_records import RunRecords
 
@@ -32,24 +31,21 @@ logger = logging.getLogger(__name__)
 
 
 class Run:
-    """One run over a student and its data, which trains on the examples at these positions."""
+    """One run over a student and its examples."""
 
     def __init__(
         self,
-        settings: RunSettings,
-        student: Any,
-        trainset: Sequence[Any],
-        training: Sequence[int],
-        valset: Sequence[Any],
-        testset: Sequence[Any] = (),
+        inputs: RunInputs,
         recorded: Sequence[Sequence[Rollout]] | None = None,  # made elsewhere, for each example
     ) -> None:
-        records = RunRecords(settings, student, [*trainset, *valset, *testset])
+        student, validation = inputs.student, [each.raw for each in inputs.valset]
+        of_user = [*inputs.trainset, *validation, *(each.raw for each in inputs.testset)]
+        records = RunRecords(inputs.settings, student, of_user)
         recorded = recorded and [[records.cleaned(r, ROLLOUTS) for r in each] for each in recorded]
-        sets = {"training": [trainset[i] for i in training], "validation": valset}
-        self.settings = settings = continued(records, settings, student, sets, recorded)
-        self._valset, self._testset = valset, testset
-        self._inputs = inputs = RunInputs(settings, copy_to_change(student), trainset, (*training,))
+        sets = {"training": [inputs.trainset[i] for i in inputs.training], "validation": validation}
+        settings = continued(records, inputs.settings, student, sets, recorded)
+        self._inputs = inputs = replace(inputs, settings=settings, student=copy_to_change(student))
+        self.settings = settings
         self._calls = calls = Calls(settings, records)
         self._client = client = ReflectionClient(inputs, calls)
         self._guards = Guards(inputs, calls.report)
@@ -89,12 +85,11 @@ class Run:
             except RunStopped:
                 ended_because = ledger.stopped_because or ledger.cut_because
                 logger.info("the run ends: %s", ended_because)
-            program = self._choice(ended_because).finish(self._valset, self._testset)
+            program = self._choice(ended_because).finish()
         except StoreError as error:
             if self._history.updates[1:] and not self.settings.offline:
                 self._calls.records.store = None  # the rest is not recorded
-                choice = self._choice(ended_because)
-                error.program = choice.finish(self._valset, self._testset)
+                error.program = self._choice(ended_because).finish()
             raise
         except BaseException as error:  # an interrupt, a gate's fault, or what nobody thought of
             is_fault = isinstance(error, Exception)

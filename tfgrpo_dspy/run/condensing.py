@@ -14,7 +14,6 @@ from typing import Any
 from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.programs import (
     bare_instructions,
@@ -32,6 +31,7 @@ from tfgrpo_dspy.run.measurements import Measurements
 from tfgrpo_dspy.run.proposing import Guards
 from tfgrpo_dspy.run.updates import Batch, Update
 from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.settings.schedule import RunData
 from tfgrpo_dspy.wording import n_words
 
@@ -83,7 +83,7 @@ class Condenser:
 
     async def _texts(self, base: Update, winner: Additions) -> tuple[tuple[str, str], ...]:
         """By predictor, the text that takes the place of its instructions and experiences."""
-        guard = self._guards.against(self._inputs.trainset)
+        guard = self._guards.against(self._inputs.examples)
         batch = Batch(base.number, base)
 
         async def text_of(place: int, name: str, predictor: Any) -> tuple[str, str]:

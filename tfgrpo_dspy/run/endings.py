@@ -10,12 +10,12 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.rollout import FailureKind, Rollout
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Update, groups_of
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.strategies.auto import may_rescue
 from tfgrpo_dspy.wording import shortened
@@ -129,7 +129,7 @@ def _why_saturated(updates: Sequence[Update], inputs: RunInputs) -> str:
     groups = [replace(sampled.unaided, score_range=scores) for sampled in every[-FLAT_GROUPS:]]
 
     def is_at_best(group: Group) -> bool:
-        return group.is_at_best(inputs.fields_of(inputs.trainset[group.example])[1])
+        return group.is_at_best(inputs.examples[group.example].labels)
 
     n = SATURATED_GROUPS
     if len(groups) >= n and all(map(is_at_best, groups[-n:])):

@@ -12,7 +12,6 @@ import dspy
 
 from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.calls.paid import Calls
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.experience.programs import instructions_of
@@ -35,7 +34,9 @@ from tfgrpo_dspy.run.condensing import Condenser, n_kept, records_of
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measurements import Measurements
 from tfgrpo_dspy.sampling.additions import Additions
-from tfgrpo_dspy.settings.checks import inputs_text, policy_lms
+from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.settings.checks import policy_lms
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED, MIN_VALIDATION
 
 logger = logging.getLogger(__name__)
@@ -63,18 +64,17 @@ class FinalChoice:
         self._ledger, self._manifest, self._report = calls.ledger, calls.manifest, calls.report
         self._history, self._condenser, self._ended_because = history, condenser, ended_because
 
-    def finish(self, valset: Sequence[Any], testset: Sequence[Any]) -> Any:
+    def finish(self) -> Any:
         """The student with the library that wins on validation, and `detailed_results` on it.
 
         With `NoGate`, or without a metric or a validation set, nothing is compared, and the last
         library is returned, whether it is better or not.
         """
-        if self._settings.metric is None:
-            valset = testset = ()
+        valset = () if self._settings.metric is None else self._inputs.valset
         entries: dict[int, Finalist] = {}
         why = "the last library: nothing is compared"
         if is_race := self._settings.measures and bool(valset):
-            candidates = _candidates(self._history, set(map(inputs_text, valset)))
+            candidates = _candidates(self._history, {example.identity for example in valset})
         else:
             candidates = _with_student(self._history, Additions(self._history.result()))
         self._ledger.open_reserve()  # not before: a gate that hangs could spend it
@@ -88,7 +88,7 @@ class FinalChoice:
         ended_because = "" if self._ledger.is_failure else self._ended_because
         repeated = self._history.plan.uncut.account.used  # by a start with a larger budget
         self._manifest.note(best, ended_because, repeated)
-        tested = self._tested(testset, best)
+        tested = self._tested(best)
         last = len(tested.candidates) - 1
         examples = [*measured.examples(place), *tested.examples(last)]
         program = self._reported(
@@ -144,16 +144,17 @@ class FinalChoice:
         return optimized
 
     def _measurements(
-        self, role: str, examples: Sequence[Any], candidates: list[Additions]
+        self, role: str, examples: Sequence[Example], candidates: list[Additions]
     ) -> Measurements:
         history = self._history
         return Measurements(self._inputs, self._calls, role, examples, candidates, history)
 
-    def _tested(self, testset: Sequence[Any], best: Additions) -> Measurements:
+    def _tested(self, best: Additions) -> Measurements:
         """The student, which is first, and the result, which is last, on the test set.
 
         One that came after the run was finished is paid for beyond its limits.
         """
+        testset = self._inputs.testset
         n_more = 2 * (len(testset) - self._settings.data.n_test)
         if n_more > 0:
             more = self._history.latest.account.reserve(n_more)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.credit.play import Player, Turn
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
@@ -18,6 +17,7 @@ from tfgrpo_dspy.run.updates import Batch, groups_of, is_cut
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.checks import policy_lms
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.strategies.base import GroupContext
 
@@ -57,7 +57,7 @@ class Groups:
     ) -> None:
         self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
         self._history, self._strategies, self._recorded = history, strategies, recorded
-        self._sampler = Rollouts(inputs, calls, "rollout", inputs.trainset)
+        self._sampler = Rollouts(inputs, calls, "rollout", inputs.examples)
         self._last_turn: Turn | None = None
         self._has_first = asyncio.Event()
         self._is_tried = self._is_readable = False

@@ -12,7 +12,6 @@ from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.budget.ledger import check_wanted
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import GateError, RunStopped, described, shareable
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary, library_in
 from tfgrpo_dspy.experience.values import Keep, Operation
@@ -29,7 +28,7 @@ from tfgrpo_dspy.run.updates import Batch, Extracted, Update, groups_of, record_
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool
 from tfgrpo_dspy.scores import ScoreRange
-from tfgrpo_dspy.settings.checks import inputs_text
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.strategies.auto import Auto, seen
 from tfgrpo_dspy.strategies.base import UpdateContext
 
@@ -111,7 +110,7 @@ class History:
             wanted = f"return {n} libraries, one for each rollout of the group"
             libraries = _checked(gate, "assigned", self._asked("assign", plan), wanted, n)
         best = batch.base.best if batch.epoch else ()  # before, there are few to choose from
-        hidden = {self._input_texts[example]}
+        hidden = {self._inputs.examples[example].identity}
         sets = [(), *(self.demos.choose(k, best, hidden) for k in range(1, n_sets + 1))]
         shown: Sequence[int] = (0,) * n
         if any(sets):
@@ -128,8 +127,7 @@ class History:
         """The sets of demos that the run may show."""
         return DemoPool(
             self._inputs.student,
-            self._inputs.trainset,
-            self._input_texts,
+            self._inputs.examples,
             self._inputs.training if self.shows_labels else (),
             self._settings.max_demos,
             self._settings.seed,
@@ -138,13 +136,8 @@ class History:
     @cached_property
     def _texts(self) -> tuple[str, ...]:
         """The inputs of each example, and its labels where the reflection LM may see them."""
-        fields = map(self._inputs.fields_of, self._inputs.trainset)
-        shown = ({**inputs, **labels} if self.shows_labels else inputs for inputs, labels in fields)
-        return tuple(map(fields_text, shown))
-
-    @cached_property
-    def _input_texts(self) -> list[str]:
-        return list(map(inputs_text, self._inputs.trainset))
+        examples, shows = self._inputs.examples, self.shows_labels
+        return tuple(fields_text({**e.inputs, **e.labels}) if shows else e.text for e in examples)
 
     def decide(self, batch: Batch, extracted: Extracted, proposed: Applied) -> ExperienceLibrary:
         """The library after the gate has decided. Raises GateError: it gave no decision."""

@@ -11,7 +11,6 @@ import dspy
 
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.gate.race import Scores, scored
 from tfgrpo_dspy.group import floored
@@ -22,6 +21,8 @@ from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow, objective_means
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 
 PRIORITY = (1,)  # these rollouts are begun before reflections and training rollouts
 
@@ -39,7 +40,7 @@ class Measurements:
         inputs: RunInputs,
         calls: Calls,
         role: str,
-        examples: Sequence[Any],
+        examples: Sequence[Example],
         candidates: list[Additions],
         history: History,
     ) -> None:
@@ -187,7 +188,7 @@ class Measurements:
         """What these candidates score, each once, where anything was measured."""
         for place in dict.fromkeys(places):
             rows = [
-                (self._examples[i], dspy.Prediction(**rollout.outputs), score)
+                (self._examples[i].raw, dspy.Prediction(**rollout.outputs), score)
                 for i, (rollout, score) in sorted(self._by_example(place).items())
                 if score is not None
             ]

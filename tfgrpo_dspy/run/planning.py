@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.calls.reserve import Reserve
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.run.endings import why_finished
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Update, groups_of, rollouts_of
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.strategies.base import BatchPlan
 
 MAX_EXAMPLES_BEFORE_DRAFTS = 8

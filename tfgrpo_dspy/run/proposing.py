@@ -2,10 +2,8 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from tfgrpo_dspy.calls.reflections import ReflectionClient
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal
@@ -21,6 +19,8 @@ from tfgrpo_dspy.reflection.operations import (
     retold,
 )
 from tfgrpo_dspy.run.updates import Batch, Extracted
+from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 
 
 class Guards:
@@ -28,13 +28,13 @@ class Guards:
 
     def __init__(self, inputs: RunInputs, report: RunReport) -> None:
         self._guard, self._report = inputs.settings.reflection.guard, report
-        self._trainset, self._fields_of = inputs.trainset, inputs.fields_of
+        self._examples = inputs.examples
         text = task_text(inputs.student, inputs.settings.objective or "")
-        self._task = Task(text, lambda: map(inputs.fields_of, inputs.trainset))
+        self._task = Task(text, lambda: ((each.inputs, each.labels) for each in inputs.examples))
 
-    def against(self, examples: Iterable[Any]) -> Guard:
+    def against(self, examples: Iterable[Example]) -> Guard:
         """The guard against copies of these examples, and against attacks."""
-        return Guard(map(self._fields_of, examples), self._task, self._refuses)
+        return Guard(((e.inputs, e.labels) for e in examples), self._task, self._refuses)
 
     def of_update(
         self, batch: Batch, extracted: Extracted, added: Sequence[Operation] = ()
@@ -43,8 +43,8 @@ class Guards:
         based = (*extracted.lessons, *added)
         sources = {evidence.example for each in based for evidence in each.evidence}
         if batch.is_draft or any(getattr(each, "text", "") and not each.evidence for each in added):
-            sources.update(range(len(self._trainset)))  # it may copy any
-        return self.against([self._trainset[i] for i in sorted(sources.union(batch.examples))])
+            sources.update(range(len(self._examples)))  # it may copy any
+        return self.against([self._examples[i] for i in sorted(sources.union(batch.examples))])
 
     def _refuses(self, text: str, reason: str) -> bool:
         """Whether advice that a guard has a reason against is refused."""

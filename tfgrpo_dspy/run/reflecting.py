@@ -7,17 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.calls.reflections import IMAGES, Inputs, ReflectionClient
-from tfgrpo_dspy.calls.run_inputs import RunInputs
 from tfgrpo_dspy.experience.values import ALL, Evidence
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.lessons import Lesson, lessons_in, merge_lessons
-from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless
 from tfgrpo_dspy.run.proposing import Guards
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Batch, Extracted
 from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_DRAFT, n_unlike_drafts
 from tfgrpo_dspy.wording import shortened
 
@@ -36,9 +36,8 @@ class Reflector:
     """Draws lessons from the groups and the labelled examples of one run."""
 
     def __init__(self, inputs: RunInputs, client: ReflectionClient, guards: Guards) -> None:
-        self._settings, self._trainset = inputs.settings, inputs.trainset
+        self._settings, self._examples = inputs.settings, inputs.examples
         self._training, self._predictors = inputs.training, inputs.predictors
-        self._fields_of = inputs.fields_of
         self._client, self._guards = client, guards
 
     async def extract(
@@ -102,7 +101,7 @@ class Reflector:
         if self._settings.metric is None:
             is_taught = group.has_feedback or not is_single
             return "no ground truth" if is_taught else "too few rollouts", group
-        _, labels = self._fields_of(self._trainset[group.example])
+        labels = self._examples[group.example].labels
         is_told = group.has_feedback or bool(labels and self._settings.reflection.use_labels)
         says_why = is_told or (is_single and not group.score_range.is_flat)
         is_analysed = self._settings.reflection.failure_analysis and says_why
@@ -128,7 +127,7 @@ class Reflector:
         """
         client, groups = self._client, [sampled.group for sampled, _ in shown]
         max_tokens = getattr(self._settings.reflection.extract, "shown_tokens", 12_000)
-        images = client.images_of(self._trainset[group.example] for group in groups)
+        images = client.images_of(self._examples[group.example] for group in groups)
         attempts = attempts or [await self._attempts(batch, g, max_tokens) for g in groups]
 
         def inputs(halving: int) -> Inputs:
@@ -144,7 +143,7 @@ class Reflector:
                 return list(itertools.chain(*taken)), list(itertools.chain(*refused))
         else:
             answer = await client.ask_shorter("lesson", batch, groups[0].example, inputs)
-        examples = [self._trainset[group.example] for group in groups]
+        examples = [self._examples[group.example] for group in groups]
         scope = _decisive_predictor(groups, self._predictors)
         evidence = (_evidence(batch, group) for group in groups)
         return self._read(answer, examples, *evidence, scope=scope)
@@ -185,12 +184,13 @@ class Reflector:
 
     def _about(self, group: Group) -> dict[str, str]:
         """The example of a group as the reflection LM is shown it."""
-        inputs, labels = map(fields_text, self._fields_of(self._trainset[group.example]))
+        example = self._examples[group.example]
+        labels = example.labels_text
         if self._settings.metric is None:
             labels = texts.UNKNOWN
         elif not self._settings.reflection.use_labels:
             labels = texts.HIDDEN
-        return {"example": inputs, "expected": labels or texts.UNKNOWN}
+        return {"example": example.text, "expected": labels or texts.UNKNOWN}
 
     async def _attempts(self, batch: Batch, group: Group, max_tokens: int) -> list[str]:
         """A text for each rollout: whole where all fit, a summary where they are too long."""
@@ -216,10 +216,10 @@ class Reflector:
         return await self._client.at_once(map(shorter, range(len(attempts))))
 
     def _read(
-        self, answer: Answer, examples: Sequence[Any], *evidence: Evidence, scope: str = ALL
+        self, answer: Answer, examples: Sequence[Example], *evidence: Evidence, scope: str = ALL
     ) -> Found:
         """The lessons of an answer about these examples."""
-        shown = [shortened(fields_text(self._fields_of(one)[0]), EXAMPLE_BYTES) for one in examples]
+        shown = [shortened(example.text, EXAMPLE_BYTES) for example in examples]
         reason = shortened(answer.explanation, REASON_BYTES)
         blank = Lesson("", scope, evidence, reason)
         most, guard = self._settings.limits.max_experience_words, self._guards.against(examples)
@@ -232,9 +232,8 @@ class Reflector:
         settings, client = self._settings, self._client
         max_tokens = getattr(settings.reflection.draft, "shown_tokens", 12_000)
 
-        async def one_draft(number: int, examples: Sequence[Any]) -> Found:
-            fields = map(self._fields_of, examples)
-            labelled = ["\nLabels:\n".join(map(fields_text, of_one)) for of_one in fields]
+        async def one_draft(number: int, examples: Sequence[Example]) -> Found:
+            labelled = [f"{each.text}\nLabels:\n{each.labels_text}" for each in examples]
 
             def inputs(halving: int) -> Inputs:
                 share = (max_tokens >> halving) // len(labelled)
@@ -265,10 +264,9 @@ class Reflector:
         is_new = not batch.is_draft and batch.update in answers
         return why_useless(answers, batch.update, self._settings.reflection_lm) if is_new else ""
 
-    def _draft_parts(self) -> Iterator[list[Any]]:
+    def _draft_parts(self) -> Iterator[list[Example]]:
         """The examples of each draft: all once, then once more, never the same set too early."""
-        training = [self._trainset[i] for i in self._training]
-        labelled = [example for example in training if self._fields_of(example)[1]]
+        labelled = [e for i in self._training if (e := self._examples[i]).labels]
         n_shown = getattr(self._settings.reflection.draft, "n_examples", EXAMPLES_OF_DRAFT)
         n_unlike, seen = n_unlike_drafts(len(labelled), n_shown), set[frozenset[int]]()
         for number in itertools.count() if labelled else ():

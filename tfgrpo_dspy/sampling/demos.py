@@ -19,8 +19,8 @@ from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.sampling.examples import Example, as_type, comes_back, input_text, label_text
 from tfgrpo_dspy.sampling.fields import has_none, named_items, parsed_for_demo
-from tfgrpo_dspy.sampling.labels import as_type, comes_back, input_text, label_text, labels_of
 from tfgrpo_dspy.wording import counted, shortened
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
     return tuple(labelled)
 
 
-def _warn_of_unshown(labelled: Iterable[tuple[Any, Sequence[Demo]]], program: Any) -> None:
+def _warn_of_unshown(labelled: Iterable[tuple[Example, Sequence[Demo]]], program: Any) -> None:
     """Log once for each output field which labels of examples it cannot show, and so no demo."""
     outputs = {
         field: info.annotation
@@ -83,10 +83,10 @@ def _warn_of_unshown(labelled: Iterable[tuple[Any, Sequence[Demo]]], program: An
     unshown: dict[str, list[tuple[str, Any]]] = {}
     for example, demos in labelled:
         shown = {field for demo in demos for field, _ in demo.fields}
-        for field, text in labels_of(example).items():
+        for field, text in example.labels.items():
             is_missed = field in outputs and field not in shown
-            if is_missed and label_text(example[field], outputs[field]) is None:
-                unshown.setdefault(field, []).append((text, example[field]))
+            if is_missed and label_text(example.raw[field], outputs[field]) is None:
+                unshown.setdefault(field, []).append((text, example.raw[field]))
     for field, labels in unshown.items():
         text, label = labels[0]
         name = getattr(outputs[field], "__name__", outputs[field])
@@ -115,16 +115,15 @@ class DemoPool:
     def __init__(
         self,
         program: Any,  # the student
-        trainset: Sequence[Any],  # the examples that rollouts refer to by their position
-        inputs: Sequence[str],  # those of each of them as a text
+        examples: Sequence[Example],  # to which rollouts refer by their position
         labelled: Sequence[int],  # positions of the examples whose labels may be shown
         most: int,  # how many examples, or rollouts, become the demos of a set
         seed: int,  # draws and mixes the examples
     ) -> None:
-        self._program, self._inputs, self._most, self._seed = program, inputs, most, seed
-        demos = {i: labelled_demos(trainset[i], program) for i in (labelled if most else ())}
-        _warn_of_unshown(((trainset[i], shown) for i, shown in demos.items()), program)
-        unlike = {(inputs[i], shown): (i, shown) for i, shown in demos.items() if shown}
+        self._program, self._examples, self._most, self._seed = program, examples, most, seed
+        demos = {i: labelled_demos(examples[i].raw, program) for i in (labelled if most else ())}
+        _warn_of_unshown(((examples[i], shown) for i, shown in demos.items()), program)
+        unlike = {(examples[i].identity, shown): (i, shown) for i, shown in demos.items() if shown}
         whole = [one for one in unlike.values() if self._are_whole(one[1])]
         self._whole = {example for example, _ in whole}
         others = [one for one in unlike.values() if one[0] not in self._whole]
@@ -133,15 +132,15 @@ class DemoPool:
         self._labelled = {k: self._mixed(whole, k) + self._mixed(others, k) for k in numbers}
 
     def choose(self, number: int, best: Sequence[Rollout], hidden: Set[str]) -> tuple[Demo, ...]:
-        """The demos of set `number`, from 1, without `hidden` inputs; `best` is in its order."""
-        usable = [rollout for rollout in best if self._inputs[rollout.example] not in hidden]
+        """The demos of set `number`, from 1; not of `hidden` identities; `best` is in its order."""
+        usable = [one for one in best if self._examples[one.example].identity not in hidden]
         if self._labelled:
             better = (rollout for rollout in usable if rollout.example not in self._whole)
             of_rollouts = {rollout.example: demos_of(rollout, self._program) for rollout in better}
             others = (
                 of_rollouts.get(example) or demos
                 for example, demos in self._labelled[number]
-                if self._inputs[example] not in hidden
+                if self._examples[example].identity not in hidden
             )
             shown = list(itertools.islice(others, self._most))
         elif len(best) < min(LEAST_BEST, self._most):

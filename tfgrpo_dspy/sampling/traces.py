@@ -18,8 +18,8 @@ from tfgrpo_dspy.experience.library_files import json_value, json_values
 from tfgrpo_dspy.files import read_text
 from tfgrpo_dspy.interchange.csv_tables import cells_of, with_point
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout, Step
+from tfgrpo_dspy.sampling.examples import is_missing
 from tfgrpo_dspy.sampling.fields import as_fields, named_items
-from tfgrpo_dspy.sampling.labels import is_missing
 from tfgrpo_dspy.scores import MOST
 
 logger = logging.getLogger(__name__)

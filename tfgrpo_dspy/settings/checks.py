@@ -12,15 +12,14 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.prices import price_of
-from tfgrpo_dspy.errors import written
 from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.experience.programs import language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
-from tfgrpo_dspy.identity import Unseen, digest, object_identity
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.references import held_by
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.labels import labels_of
+from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.sampling.fields import has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
 from tfgrpo_dspy.settings.costs import condensing, one_rollout
@@ -32,6 +31,7 @@ from tfgrpo_dspy.settings.inputs import (
     why_no_inputs,
 )
 from tfgrpo_dspy.settings.plan import plan_of
+from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ def prepare(
     teacher: Any = None,
     testset: Any = None,
     recorded: Sequence[Sequence[Rollout]] | None = None,
-) -> tuple[RunSettings, list[int], list[Any]]:
-    """The run's settings, the positions of the examples to train on, and the validation set.
+) -> RunInputs:
+    """The run's settings, student and examples.
 
     Refuses, with every fault, what no run can use, and logs the plan. `recorded` are rollouts of
     the examples that were made elsewhere; if none has a score, there is no ground truth.
@@ -60,26 +60,31 @@ def prepare(
     settings = _with_reflection_lm(settings, student)
     data = {"trainset": trainset, "valset": valset, "testset": testset}
     _refuse_unusable(settings, student, data, recorded)
-    sets = {"training": trainset, "validation": valset or (), "test": testset or ()}
+    outputs = [predictor.signature.output_fields for _, predictor in named_predictors(student)]
+    nullable = {n for each in outputs for n, info in each.items() if has_none(info.annotation)}
+    examples, held_out, tested = (  # in lists that the user does not change
+        [Example(each, nullable) for each in of_one or ()] for of_one in data.values()
+    )
+    sets = {"training": examples, "validation": held_out, "test": tested}
     cautions = _cautions(settings, student, teacher, recorded is not None)
     for caution in itertools.chain(cautions, adapter_cautions(student), _overlap_cautions(sets)):
         warnings.warn(caution, stacklevel=3)
-    training, validation = split(settings, trainset, valset)
-    examples = [trainset[index] for index in training]
+    training, validation = split(settings, examples, held_out)
+    trained_on = [examples[index] for index in training]
     run_data = RunData(
-        n_training=len(examples),
+        n_training=len(training),
         n_validation=len(validation) if settings.metric is not None else 0,
-        n_test=len(testset or ()),
-        n_labelled=sum(bool(labels_of(example)) for example in examples),
+        n_test=len(tested),
+        n_labelled=sum(bool(example.labels) for example in trained_on),
         is_recorded=recorded is not None,
         n_metric_calls=_n_metric_calls(settings, student),
-        **one_rollout(settings, student, examples),
+        **one_rollout(settings, student, trained_on),
         **condensing(settings, student),
     )
     run_settings = _derived(settings, run_data)
     if not settings.offline:
         logger.info("the plan:\n%s", plan_of(run_settings))
-    return run_settings, training, validation
+    return RunInputs(run_settings, student, examples, (*training,), validation, tested)
 
 
 def _refuse_unusable(
@@ -147,8 +152,8 @@ def _derived(settings: Settings, data: RunData) -> RunSettings:
 
 
 def split(
-    settings: Settings, trainset: Sequence[Any], valset: Sequence[Any] | None
-) -> tuple[list[int], list[Any]]:
+    settings: Settings, trainset: Sequence[Example], valset: Sequence[Example]
+) -> tuple[list[int], list[Example]]:
     """The positions of the examples to train on, and the validation set.
 
     Without a `valset`, a third of the trainset (at most 100, drawn by the seed) is held out, with
@@ -156,12 +161,12 @@ def split(
     that measures nothing.
     """
     order = list(range(len(trainset)))
-    if valset is not None or not settings.measures:
-        return order, list(valset or ())
+    if valset or not settings.measures:
+        return order, list(valset)
     random.Random(f"{settings.seed}/split").shuffle(order)
     same: dict[str, list[int]] = {}
     for i in order:
-        same.setdefault(inputs_text(trainset[i]), []).append(i)
+        same.setdefault(trainset[i].identity, []).append(i)
     if len(same) < MIN_EXAMPLES_TO_SPLIT:
         warnings.warn(
             f"{len(same)} different examples are too few to hold some out: student and result are "
@@ -324,9 +329,9 @@ def _first_fault(lms: Sequence[Any]) -> str:
     return ""
 
 
-def _overlap_cautions(sets: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+def _overlap_cautions(sets: Mapping[str, Sequence[Example]]) -> Iterator[str]:
     """A sentence on each two sets with examples of the same inputs."""
-    inputs = {name: collections.Counter(map(inputs_text, sets[name])) for name in sets}
+    inputs = {name: collections.Counter(each.identity for each in sets[name]) for name in sets}
     for used, held_out in itertools.combinations(sets, 2):
         n_shared = sum(n for one, n in inputs[held_out].items() if one in inputs[used])
         if n_shared:
@@ -334,9 +339,3 @@ def _overlap_cautions(sets: Mapping[str, Sequence[Any]]) -> Iterator[str]:
                 f"{n_shared} of {len(sets[held_out])} {held_out} examples are {used} examples "
                 f"too; scores on them are too optimistic."
             )
-
-
-def inputs_text(example: Any) -> str:
-    """The inputs of an example as a text that tells them from others, also those of media."""
-    inputs = dict(example.inputs().items())
-    return f"{written(sorted(inputs.items()), repr)} {digest(object_identity(inputs, Unseen()))}"

@@ -11,6 +11,7 @@ from tfgrpo_dspy.budget.prices import price_of, token_price
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.reflection.texts import estimate_tokens
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.schedule import CALLS_FOR_AN_ANSWER, EXAMPLES_OF_DRAFT, usual_demos
@@ -32,13 +33,13 @@ def condensing(settings: Settings, student: Any) -> dict[str, Any]:
     return {"n_condensed": n, "dollars_of_condensing": dollars}
 
 
-def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> dict[str, Any]:
+def one_rollout(settings: Settings, student: Any, examples: Sequence[Example]) -> dict[str, Any]:
     """The assumed cost of a rollout, as fields of `RunData`; an agent makes `AGENT_TURNS` calls."""
     iterations = [getattr(each, "max_iters", 0) for _, each in student.named_sub_modules()]
     turns = 1 + sum(min(n, AGENT_TURNS - 1) for n in iterations)
     most = 1 + sum(iterations) - turns  # turns that an agent may take besides
-    inputs = _mean_tokens(as_fields(example.inputs()) for example in examples[:100])
-    whole = _mean_tokens(as_fields(dict(example.items())) for example in examples[:100])
+    inputs = _mean_tokens(example.inputs for example in examples[:100])
+    whole = _mean_tokens(as_fields(dict(example.raw.items())) for example in examples[:100])
     n_demos = settings.arguments["max_demos"]
     demos = whole * (usual_demos(whole) if n_demos is None else n_demos) * settings.measures
     prices = settings.arguments["prices"] or {}

@@ -12,9 +12,7 @@ from tfgrpo_dspy.experience.values import Add, Experience
 from tfgrpo_dspy.reflection.answer_forms import read_lessons
 from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson
 from tfgrpo_dspy.reflection.texts import UNKNOWN, by_example
-from tfgrpo_dspy.rollout import fields_text
-from tfgrpo_dspy.sampling.fields import as_fields
-from tfgrpo_dspy.sampling.labels import labels_of
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.strategies.arguments import Least0, Least1, strategy
 from tfgrpo_dspy.strategies.base import Ask, GroupContext, Proposed, Shown, Strategy, UpdateContext
 from tfgrpo_dspy.wording import shortened
@@ -115,9 +113,9 @@ class AttributionPrior(Strategy):
         n = min(self.n_examples, len(context.training))
         positions = random.Random("attribution").sample(sorted(context.training), n)
         parts = []
-        for example in (context.trainset[position] for position in positions):
-            labels = fields_text(labels_of(example)) if context.shows_labels else ""
-            texts = (fields_text(as_fields(example.inputs())), "Labels:", labels or UNKNOWN)
+        for example in (Example(context.trainset[position]) for position in positions):
+            labels = example.labels_text if context.shows_labels else ""
+            texts = (example.text, "Labels:", labels or UNKNOWN)
             parts.append("\n".join(shortened(text, FIELD_BYTES) for text in texts))
         examples = by_example(parts)
         return await ask(SayWhatMatters, max_candidates=self.most, examples=examples)

@@ -16,7 +16,7 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.sampling.labels import labels_of
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.scores import NO_SCORES
 
 
@@ -160,7 +160,7 @@ class GroupContext:
         """
         score_range = NO_SCORES.including(s for each in self.past for s in each.by_metric.scores)
         group = replace(group, score_range=score_range)
-        labels = labels_of(self.example)
+        labels = Example(self.example).labels
         return bool(group.scores) and not group.has_contrast and not group.is_at_best(labels)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.sampling.labels import labels_of
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.strategies.base import GroupContext
 
 LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
@@ -23,7 +23,7 @@ _STATED = (
 
 def answers_of(context: GroupContext) -> dict[str, str]:
     """The labels of the example that the program puts out; all, where it puts out none of them."""
-    labels = labels_of(context.example)
+    labels = Example(context.example).labels
     outputs = {name for rollout in context.group.all_rollouts for name in rollout.outputs}
     return {name: text for name, text in labels.items() if name in outputs} or labels
 
@@ -50,7 +50,7 @@ def without_giveaways(
     A label that other training examples have, too, names a class and may be told. A reason that
     gives a label away is left out; its lesson stays.
     """
-    by_example = {i: labels_of(trainset[i]) for i in training} if hinted else {}
+    by_example = {i: Example(trainset[i]).labels for i in training} if hinted else {}
     special = {i: _special_labels(i, by_example) for i in hinted & by_example.keys()}
     kept = []
     for lesson in lessons:

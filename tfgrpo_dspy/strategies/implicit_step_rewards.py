@@ -14,7 +14,7 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.texts import clip
 from tfgrpo_dspy.rollout import Rollout, fields_text, trajectory_text
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.sampling.replay import decision
 from tfgrpo_dspy.strategies.arguments import Least0, Least1, strategy
 from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
@@ -162,7 +162,7 @@ async def _preferred(example: dspy.Example, pair: Pair, ask: Ask) -> Rollout | N
         clip(f"{trajectory_text(rollout)}\nOutputs:\n{fields_text(rollout.outputs)}", SHOWN_TOKENS)
         for rollout in pair
     ]
-    shown = fields_text(as_fields(example.inputs()))
+    shown = Example(example).text
     answer = await ask(PreferAttempt, example=shown, attempt_1=texts[0], attempt_2=texts[1])
     digits = [digit for digit in str(answer.get("better", "")) if digit in "012"]
     return pair[int(digits[0]) - 1] if digits and digits[0] != "0" else None
@@ -170,5 +170,4 @@ async def _preferred(example: dspy.Example, pair: Pair, ask: Ask) -> Rollout | N
 
 def _grams(context: GroupContext, sampled: SampledGroup) -> frozenset[str]:
     """Groups of four characters of the inputs."""
-    inputs = context.trainset[sampled.group.example].inputs()
-    return letter_groups(fields_text(as_fields(inputs)), (4,))
+    return letter_groups(Example(context.trainset[sampled.group.example]).text, (4,))

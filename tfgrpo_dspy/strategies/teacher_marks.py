@@ -6,8 +6,7 @@ import dspy
 
 from tfgrpo_dspy.reflection.texts import UNKNOWN, clip
 from tfgrpo_dspy.rollout import Rollout, fields_text, trajectory_text
-from tfgrpo_dspy.sampling.fields import as_fields
-from tfgrpo_dspy.sampling.labels import labels_of
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.strategies.arguments import Least0, strategy
 from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
 from tfgrpo_dspy.strategies.state_values import states
@@ -68,10 +67,11 @@ class TeacherMarks(Strategy):
             f"Attempt {n}\n{clip(trajectory_text(r), share)}\nOutputs:\n{fields_text(r.outputs)}"
             for n, r in enumerate(group.rollouts, 1)
         ]
-        labels = fields_text(labels_of(context.example)) if context.shows_labels else ""
+        example = Example(context.example)
+        labels = example.labels_text if context.shows_labels else ""
         answer = await ask(
             MarkSteps,
-            example=fields_text(as_fields(context.example.inputs())),
+            example=example.text,
             expected=labels or UNKNOWN,
             earlier=self._earlier(context) or "(none)",
             attempts="\n\n".join(shown),

@@ -6,7 +6,7 @@ import dspy
 
 from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
 from tfgrpo_dspy.rollout import fields_text
-from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.strategies.arguments import Least0, strategy
 from tfgrpo_dspy.strategies.base import (
     Ask,
@@ -67,7 +67,7 @@ class TieredHints(Strategy):
         labels = answers_of(context)
         answer = await ask(
             WriteHints,
-            example=fields_text(as_fields(context.example.inputs())),
+            example=Example(context.example).text,
             expected=fields_text(labels) if context.shows_labels and labels else UNKNOWN,
             attempt=f"{fields_text(failed[0].outputs)}\n{failed[0].words}".strip() or "(no answer)",
         )

@@ -1,13 +1,18 @@
-"""Labels of examples: which there are, and the text with which a field shows a value."""
+"""Examples: their inputs and labels as texts, and the text with which a field shows a value."""
 
 import decimal
 import math
 from collections.abc import Set
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pydantic
 
+from tfgrpo_dspy.errors import written
+from tfgrpo_dspy.identity import Unseen, digest, object_identity
+from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, has_none, named_items, parsed
 
 _MISSING = ("NAType", "NaTType")  # of pandas
@@ -22,14 +27,44 @@ def is_missing(value: Any) -> bool:
     return value is None or type(value).__name__ in _MISSING
 
 
-def labels_of(example: Any, nullable: Set[str] = frozenset()) -> dict[str, str]:
-    """The labels of an example that are there, as texts by name; None is one if `nullable`."""
-    labels = named_items(example.labels())
-    return as_fields({
-        name: value
-        for name, value in labels
-        if not is_missing(value) or (value is None and name in nullable)
-    })  # fmt: skip
+@dataclass(frozen=True, eq=False)
+class Example:
+    """An example of the user's. Its texts are made when they are first asked for."""
+
+    raw: Any  # the user's own object
+    nullable: Set[str] = frozenset()  # the labels that may be None
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """The inputs, as texts by name."""
+        return as_fields(self.raw.inputs())
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """The labels that are there, as texts by name; None is one if it is `nullable`."""
+        return as_fields({
+            name: value
+            for name, value in named_items(self.raw.labels())
+            if not is_missing(value) or (value is None and name in self.nullable)
+        })  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        """The inputs in one text."""
+        return fields_text(self.inputs)
+
+    @property
+    def labels_text(self) -> str:
+        """The labels in one text."""
+        return fields_text(self.labels)
+
+    @cached_property
+    def identity(self) -> str:
+        """The inputs as a text that tells them from others, also those of media."""
+        inputs = dict(self.raw.inputs().items())
+        return (
+            f"{written(sorted(inputs.items()), repr)} {digest(object_identity(inputs, Unseen()))}"
+        )
 
 
 def label_text(value: Any, annotation: Any) -> str | None:
