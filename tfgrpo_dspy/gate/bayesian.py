@@ -135,7 +135,7 @@ class BayesianGate(Gate):
         return tuple(sets)
 
     def finalists(self, decision: Decision) -> Sequence[ExperienceLibrary]:
-        """All experiences that a program would be given, the best 2, 4, 8, ..., and three alone.
+        """All that a program would be given, the whole library, the best 2, 4, 8, ..., three alone.
 
         Experiences that help beside random others may spoil each other, which the model does not
         see; so the best ones are compared on the validation set alone and in nested libraries.
@@ -149,7 +149,8 @@ class BayesianGate(Gate):
         nested = [set(likely[:size]) for size in reversed(sizes)]
         alone = [{id_} for id_ in best[:N_ALONE]]
         mixed = [ids for pair in itertools.zip_longest(alone, nested) for ids in pair if ids]
-        return (result, *(result.holding(e for e in every if e.id in ids) for ids in mixed))
+        parts = (result.holding(e for e in every if e.id in ids) for ids in mixed)
+        return (result, every, *parts)
 
 
 def _settled(
