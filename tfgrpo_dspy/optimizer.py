@@ -186,16 +186,12 @@ class TrainingFreeGRPO(Teleprompter):
 
     async def _loop(self, run: Run) -> None:
         await run.try_out()
-        async for batch in run.batches():
+        async for batch in run.batches():  # until all updates are decided
             run.begin(self._update(run, batch))  # which overlaps with the next batches
-        await run.all_updates()
 
     async def _update(self, run: Run, batch: Batch) -> ExperienceLibrary:
-        if batch.is_draft:
-            extracted = await run.draft(batch)
-        else:
-            groups = run.sample(batch)  # reflected on while later ones are made
-            extracted = await run.extract(batch, groups)
+        groups = run.sample(batch)  # none for a draft
+        extracted = await run.extract(batch, groups)  # while later groups are made
         operations = await run.propose(batch, extracted)
         return await run.decide(batch, extracted, operations)
 

@@ -122,7 +122,10 @@ class Run:
                 await self._groups.try_out(batch)
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """The batches that are planned, each when its library is there; a draft may be first."""
+        """The batches that are planned, each when its library is there; a draft may be first.
+
+        They end when every update is decided.
+        """
         plan = self._history.plan
         for number in range(plan.n_updates):
             if n_awaited := plan.n_awaited(number):
@@ -132,10 +135,12 @@ class Run:
                 await self._updates[number - 1]
                 batch = plan.batch(number)
             if batch is None:
-                return
+                break
             if number == plan.n_drafts and not self.settings.data.is_recorded:
                 await self._groups.try_out(batch)
             yield batch
+        for update in self._updates:
+            await update
 
     def begin(self, update: Coroutine[Any, Any, ExperienceLibrary]) -> None:
         """Begin what gives the library after the latest batch."""
@@ -145,14 +150,12 @@ class Run:
         """The groups of the batch: `group_size` rollouts of each example with its library."""
         return self._groups.of(batch)
 
-    async def draft(self, batch: Batch) -> Extracted:
-        """The lessons of the labels alone."""
-        context = self._history.context(batch, Extracted())
-        note = (await self._strategies.proposed(context, batch)).note
-        return await self._reflector.draft(batch, note)
-
     async def extract(self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]) -> Extracted:
-        """The lessons of the groups that can teach, which share calls of the reflection LM."""
+        """The lessons of the groups that can teach, several in a call; of labels for a draft."""
+        if batch.is_draft:
+            context = self._history.context(batch, Extracted())
+            note = (await self._strategies.proposed(context, batch)).note
+            return await self._reflector.draft(batch, note)
         valued = self._groups.credited(batch, groups)
         show = functools.partial(self._groups.shown, batch)
         return await self._reflector.extract(batch, valued, show)
@@ -198,8 +201,3 @@ class Run:
     def _is_cut(self, batch: Batch, extracted: Extracted) -> bool:
         """Whether a limit ended the training before any rollout of the batch was made."""
         return not (batch.is_draft or extracted.groups) and bool(self._calls.ledger.cut_because)
-
-    async def all_updates(self) -> None:
-        """Wait until every update is decided."""
-        for update in self._updates:
-            await update

@@ -101,7 +101,7 @@ class Groups:
         spawn, strategies = self._calls.loop.spawn, self._strategies
         make = self._made if self._recorded is None else self._recorded_group
         groups = [spawn(make(batch, example)) for example in batch.examples]
-        if not strategies.overriding("reward") or self._settings.metric is None:
+        if not (groups and strategies.overriding("reward")) or self._settings.metric is None:
             return groups
         together = spawn(self._rewarded(batch, groups))
 
