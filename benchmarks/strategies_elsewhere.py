@@ -13,18 +13,28 @@ LM that is asked for rules finds that of a kind behind two such lines, and a wro
 names four of five wrong ones, and one of five right ones; its own advice is right in four of five.
 **scales.** The metric gives two objectives: whether the answer is right, and its length, from 0 to
 -60, which is luck. `score` is the share of right answers.
+
+**drawn silence**, **drawn single cases**, **drawn prior.** The same needs elsewhere: the traits of
+each seed are those of a hard world of `random_worlds.py`. So one to three predictors answer, in one
+of five wordings, what is advised may hold for all cases or be reworded, more of it is wrong or
+useless, demos may help or harm, and editors overwrite lines. There are still ten kinds, no labels
+and no feedback, and scores are 0 or 1.
+**long tail.** Drawn as well. The ten kinds are not alike frequent: the first makes a third of the
+cases, the last three a sixth. The first five always succeed (.97), the next two always fail (.03);
+the last three can be learned, from .2, and `score` is theirs, each alike.
 """
 
 import functools
 import re
 from collections import Counter
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 import dspy
 from dspy import lm15
 from ordinary_worlds import IdleEngine, Ordinary, compiled, lms_of, made
-from random_world_model import FIRST_TEST, N_TEST, N_WRONG, Line
+from random_world_model import FIRST_TEST, N_TEST, N_WRONG, Line, harder_traits_of
 from simlm_texts import OutputFields, Prompt, sections
 from simlm_world import draw, pick
 from strategies import Bar, Setting
@@ -33,6 +43,8 @@ from tfgrpo_dspy.strategies import Objectives
 
 HELP = {"concept": 0.1, "plan": 0.3, "step": 0.7, "another way": 0.3}
 HINT = re.compile(r"A hint for this input: .*?(concept|plan|step|another way)", re.DOTALL)
+SETTLED = {"settled": 4, "long tail": 5}
+"""How many kinds always succeed; those up to the seventh always fail."""
 TEACHER, WRONG_RULES, TRUE_PRIOR = 0.7, 0.25, 0.8
 TEST = range(FIRST_TEST, FIRST_TEST + N_TEST)
 TRAITS: Mapping[str, Mapping[str, Any]] = {
@@ -40,26 +52,36 @@ TRAITS: Mapping[str, Mapping[str, Any]] = {
     "prior": {"wrong": 0.5},
     "scales": {"graded": True},
 }
+DRAWN = {"n_kinds": 10, "n_train": 80, "n_slots": 1, "wrong_labels": 0.0, "has_labels": False}
+DRAWN |= {"has_feedback": False, "graded": False, "noise": 0.0, "nothing": False}
 
 
 class Needy(Ordinary):
     """A world with something that a strategy could mend."""
 
     def __init__(self, name: str, seed: int) -> None:
-        self.name = name
-        super().__init__("silent", seed, **TRAITS.get(name, {}))
+        self.name = name.removeprefix("drawn ")
+        is_drawn = self.name != name or name == "long tail"
+        drawn = vars(harder_traits_of(seed)) | DRAWN if is_drawn else {}
+        super().__init__("silent", seed, **drawn | TRAITS.get(self.name, {}))
+
+    def kinds(self, case: int) -> tuple[int, ...]:
+        """The kind of the case; in the long tail, the first ones are frequent."""
+        if self.name == "long tail":
+            return (int(self.traits.n_kinds * draw(self.seed, "kind", case) ** 2),)
+        return super().kinds(case)
 
     def unaided(self, case: int, slot: int) -> float:
         """The chance without advice."""
         if self.name == "silence":
             return 0.02 if self.kinds(case)[slot] else 0.5
-        return 0.2 if self.name == "settled" else super().unaided(case, slot)
+        return 0.2 if self.name in SETTLED else super().unaided(case, slot)
 
     def chance(self, case: int, slot: int, lines: Any, demos: Any = ()) -> float:
         """The exact chance of a right answer."""
         kind = self.kinds(case)[slot]
-        if self.name == "settled" and kind < 7:
-            return 0.97 if kind < 4 else 0.03
+        if kind < 7 and (n_easy := SETTLED.get(self.name)):
+            return 0.97 if kind < n_easy else 0.03
         return super().chance(case, slot, lines, demos)
 
     def metric(self, gold: Any, pred: Any, trace: Any = None) -> dspy.Prediction:
@@ -137,8 +159,12 @@ def _needy(world_name: str, name: str, budget: int, seed: int) -> Mapping[str, f
         used = (Objectives({"right": 1.0, "length": 1.0}),)
     program = compiled(world, lms, used, budget, seed, metric)
     told = world.told(program)
-    open_cases = [c for c in TEST if world_name != "settled" or world.kinds(c)[0] >= 7]
-    return {"score": world.score(told, open_cases), "all": world.score(told)}
+    open_cases = [c for c in TEST if world.name not in SETTLED or world.kinds(c)[0] >= 7]
+    score = world.score(told, open_cases)
+    if world.name == "long tail":
+        kinds = ([case for case in TEST if world.kinds(case)[0] == kind] for kind in (7, 8, 9))
+        score = fmean(world.score(told, cases) for cases in kinds)
+    return {"score": score, "all": world.score(told)}
 
 
 CHOOSING = ("LearningFrontier", "BayesianAllocation", "DomainBandit", "HardSampleWeights")
@@ -148,6 +174,10 @@ WORLDS = {
     "single cases": ("Induction",),
     "prior": ("AttributionPrior",),
     "scales": ("Objectives", "auto"),
+    "drawn silence": ("TieredHints", "TeacherRollouts", "ClippedDiversity"),
+    "long tail": CHOOSING,
+    "drawn single cases": ("Induction",),
+    "drawn prior": ("AttributionPrior",),
 }
 SETTINGS: tuple[Setting, ...] = tuple(
     Setting(
