@@ -185,7 +185,9 @@ SETTINGS: tuple[Setting, ...] = tuple(
         f"{world}, {budget} calls",
         ("with", "without"),
         functools.partial(needy, world, name, budget),
-        (Bar("score", "with", "without"),),
+        tuple(
+            Bar(figure, "with", "without") for figure in ("score", *("all",) * (world in SETTLED))
+        ),
     )
     for world, names in WORLDS.items()
     for name in names

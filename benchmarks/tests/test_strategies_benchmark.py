@@ -1,6 +1,7 @@
 """The benchmark of strategies: each has a task, runs repeat, and bars are judged by the runs."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ pytest.importorskip("rich")
 
 import credit
 import strategies
+import strategies_conflict
+import strategies_elsewhere
+import strategies_elsewhere_agents as elsewhere_agents
+import strategies_elsewhere_lines as elsewhere_lines
 from credit_world import OPTIONS, World
+from random_world_model import Line
 from strategies import Bar
 from strategies_conflict import VERBS, OwnActionsEngine, Parts, PartsEngine
 from strategies_states import STEP, AgentEngine, Degrees, DegreesEngine
@@ -19,10 +25,11 @@ from worlds_model import Cell, Lesson
 
 import tfgrpo_dspy.strategies as shipped
 
+ELSEWHERE = (strategies_elsewhere, elsewhere_agents, elsewhere_lines)
 RESULTS = Path(strategies.__file__).parent / "results"
 KINDS = {name: kind for name, kind in vars(shipped).items() if isinstance(kind, type)}
 SHIPPED = {name for name, kind in KINDS.items() if issubclass(kind, shipped.Strategy)}
-SHIPPED -= {"Strategy", *credit.STRATEGIES}
+SHIPPED -= {"Strategy"}
 
 
 def runs_of(with_: list[float], without: list[float]) -> list[dict[str, object]]:
@@ -91,6 +98,18 @@ def test_marks_rise_where_the_option_is_right_and_mostly_say_so() -> None:
     assert sum(told) / len(told) == pytest.approx(0.85, abs=0.07)
 
 
+def row_of(outcome: dict[str, Any]) -> str:
+    """The outcome as the page has it."""
+
+    def said(number: float, form: str) -> str:
+        return format(number, form).replace("0.", ".")
+
+    means, (low, high) = [said(mean, ".3f") for mean in outcome["means"]], outcome["interval"]
+    world, difference = outcome["about"].partition(",")[0], said(outcome["difference"], "+.3f")
+    interval = f"[{said(low, '+.3f')}, {said(high, '+.3f')}]"
+    return f"| `{outcome['strategy']}` | {world} | {' | '.join(means)} | {difference} {interval}"
+
+
 def lessons_about(engine: Any, example: str, note: str, attempts: str) -> list[str]:
     """The lines that forty samples of reflection write."""
     inputs, lines = "objective, experiences, example, attempts", list[str]()
@@ -151,8 +170,72 @@ def test_reflection_on_an_agent_mostly_passes_over_what_the_note_names() -> None
     assert share_about_turn_1("west1", "north2") == pytest.approx(0.5, abs=0.2)
 
 
-def test_every_strategy_has_a_task_of_its_own() -> None:
+def test_an_agent_in_a_workshop_cannot_mend_what_one_in_a_search_can() -> None:
+    workshop, search = (elsewhere_agents.World(name, 0) for name in elsewhere_agents.WORLDS)
+    first, second, third = workshop.order["amber"]
+    told = {key: tools for kind in workshop.order for key, tools in workshop.right(kind).items()}
+    assert workshop.value("amber", [second], {}) == 0.0
+    assert workshop.value("amber", [first, second], {}) > workshop.value("amber", [first], {})
+    assert workshop.value("amber", [first, second, third], told) == 1.0
+    one, two = search.order["amber"]
+    wrong = next(tool for tool in search.tools if tool not in (one, two))
+    values = [search.value("amber", used, {}) for used in ([wrong], [], [one], [wrong, one, two])]
+    assert search.guess < values[0] < values[1] < values[2] < values[3] == 1.0
+
+
+def test_reflection_on_tools_follows_the_largest_change_of_the_value() -> None:
+    world: Any = elsewhere_agents.World("workshop", 0)
+
+    def attempt(*tools: str, value: str = "") -> str:
+        calls = [
+            f"Step {n}, predictor react\n  out next_tool_name: {tool}"
+            for n, tool in enumerate(tools, 1)
+        ]
+        return "\n".join([*calls, value])
+
+    rose = attempt(
+        "sand", "paint", value="  after this step the expected score rose from 0.1 to 0.9"
+    )
+    attempts = f"Attempt 1 (score 1)\n{rose}\nAttempt 2 (score 0)\n{attempt('clean', 'sand')}"
+    lines = lessons_about(elsewhere_agents.Engine(world), "Case 1 about amber.", "", attempts)
+    right = "In cases of amber, after sand use paint."
+    assert 0.6 < lines.count(right) / len(lines) < 1
+    assert {line[: line.index("use")] for line in lines} == {right[: right.index("use")]}
+
+
+def test_reflection_on_degrees_goes_where_the_best_attempt_was() -> None:
+    world = elsewhere_lines.Dials("audiences", 0)
+    engine = elsewhere_lines.Engine(world)
+    attempts = "Attempt 1 (score 1)\nanswer: 6.0 passed\nAttempt 2 (score 0)\nanswer: 3.0 failed"
+    lines = lessons_about(engine, world.request(3), "", attempts)
+    degrees = [line.place for text in lines for line in world.found(text)]
+    assert 0.6 < degrees.count(5) / len(degrees) < 1
+    assert set(degrees) == {3, 5}
+
+
+def test_the_long_tail_is_seldom_and_can_be_learned() -> None:
+    world = strategies_elsewhere.Needy("long tail", 0)
+    kinds = Counter(world.kinds(case)[0] for case in range(2000))
+    assert kinds[0] > 5 * kinds[9] > 0
+    case = next(case for case in range(2000) if world.kinds(case)[0] == 9)
+    assert world.chance(case, 0, [Line("right", 9)]) > 0.9 > 0.2 == world.unaided(case, 0)
+
+
+def test_every_strategy_has_a_task_of_its_own_and_two_by_somebody_else() -> None:
     assert strategies.settings().keys() - {"auto"} == SHIPPED
+    modules = (*ELSEWHERE, strategies_conflict)
+    by_others = Counter(one.strategy for module in modules for one in module.SETTINGS)
+    assert {name: n for name in SHIPPED if (n := by_others[name]) < 2} == {}
+
+
+def test_the_page_has_the_figures_of_each_world_by_somebody_else() -> None:
+    page = (RESULTS.parents[1] / "docs" / "strategies.md").read_text("utf-8")
+    shown = json.loads((RESULTS / "strategies.json").read_text())["outcomes"]
+    settings = (one for module in ELSEWHERE for one in module.SETTINGS if one.strategy != "auto")
+    others = {(one.strategy, one.about): one.bars[0].figure for one in settings}
+    rows = [row for row in shown if others.get((row["strategy"], row["about"])) == row["figure"]]
+    assert len(rows) == len(others)
+    assert [row_of(row) for row in rows if row_of(row) not in page] == []
 
 
 @pytest.mark.parametrize(
