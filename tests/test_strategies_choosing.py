@@ -26,7 +26,7 @@ from tfgrpo_dspy.strategies import (
     StepOrder,
     Strategy,
 )
-from tfgrpo_dspy.strategies.choosing import PassRate, fullest
+from tfgrpo_dspy.strategies.choosing import PassRate, fullest, pass_rates
 
 EVERY: tuple[Strategy, ...] = (
     LearningFrontier(),
@@ -114,6 +114,14 @@ def test_examples_that_are_neither_too_easy_nor_too_hard_are_drawn_more_often(
     strategy: Strategy,
 ) -> None:
     assert share(drawn(strategy, MIXED_AND_SURE), [8, 9, 10, 11]) > 0.55  # .4 of those to draw
+
+
+def test_the_chance_of_an_example_is_the_square_of_its_learnability() -> None:
+    plan = plan_after(MIXED_AND_SURE)
+    rates = pass_rates(plan.past, plan.training, [1.0] * len(plan.past))
+    squares = {example: rate.variance_of_a_rollout**2 for example, rate in rates.items()}
+    weights = LearningFrontier(memory=1.0).weights(plan)
+    assert weights == pytest.approx({example: squares[example] for example in plan.training})
 
 
 @pytest.mark.parametrize("strategy", [*EVERY[:2], EVERY[3]], ids=lambda each: type(each).__name__)
