@@ -219,6 +219,21 @@ def test_the_step_goes_from_the_worse_text_of_an_experience_past_the_better_one(
     assert order[0] not in question["better"]
 
 
+def test_of_several_experiences_the_step_is_that_of_the_one_whose_texts_differ_most() -> None:
+    asked = Asked(further="None")
+    states = [
+        ExperienceLibrary(
+            Experience(f"E{number}", f"{text} {number}", effect=Effect(effect, 0.05, 20))
+            for number, effect in enumerate(effects, start=1)
+        )
+        for text, effects in (("Before", (0.1, 0.1, 0.2)), ("After", (0.2, 0.5, 0.1)))
+    ]
+    assert proposed(Extrapolate(), update(libraries=states, number=5), asked) == []
+    (question,) = asked.questions
+    assert "Before 2" in question["worse"]
+    assert "After 2" in question["better"]
+
+
 def test_where_no_experience_has_two_texts_the_step_goes_on_from_the_library_before() -> None:
     asked = Asked(further="None")
     assert proposed(Extrapolate(), update(libraries=[GONE, GROWN], number=5), asked) == []
