@@ -168,12 +168,12 @@ def test_a_gate_that_hangs_leaves_the_time_that_is_kept_for_the_end(method: str,
     held, usual = Held(n, "blocks"), BayesianGate()
     hangs = type("Hangs", (BayesianGate,), {method: held.method(getattr(usual, method), False)})()
     lm = polite_lm(before=lambda _prompt: threading.Event().wait(0.01))
-    results = learned(lm=lm, gate=hangs, epochs=50, max_minutes=3 / 60).detailed_results
-    assert results.wall_time_s < 8
+    results = learned(lm=lm, gate=hangs, epochs=50, max_minutes=6 / 60).detailed_results
+    assert results.wall_time_s < 11
     if method == "finalists":
         assert results.best.mean > results.student.mean
     else:
-        assert results.ended_because == "max_minutes=0.05 are over"
+        assert results.ended_because == "max_minutes=0.1 are over"
     held.release()
 
 

@@ -150,13 +150,13 @@ def interrupted_after(n: int) -> AtCall:
 
 @pytest.mark.parametrize(
     ("budget", "n_raced"),
-    [({"max_lm_calls": 30}, 16), ({"max_lm_calls": 47}, 0), ({"max_metric_calls": 40}, 0)],
+    [({"max_lm_calls": 30}, 8), ({"max_lm_calls": 47}, 0), ({"max_metric_calls": 40}, 8)],
     ids=str,
 )
 def test_a_run_that_a_budget_ended_replays_offline_and_goes_on_from_there_without_it(
     budget: dict[str, Any], n_raced: int, log_dir: Path
 ) -> None:
-    """`n_raced`: rollouts of a race of the student with advice that none had tried."""
+    """`n_raced`: rollouts of the whole library, which is another one without a budget."""
     lm, first_lm, second_lm = lm_of(), lm_of(), lm_of()
     alone = facts(compiled(lm=lm))
     first = compiled(log_dir, first_lm, num_threads=1, **budget)

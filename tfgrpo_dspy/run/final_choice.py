@@ -292,8 +292,7 @@ def _with_student(history: History, result: Additions) -> list[Additions]:
 def _candidates(history: History, hidden: Set[str]) -> list[Additions]:
     """The student and its rivals, each without and with the likeliest set of demos.
 
-    The other sets are there without advice. Where the student has no rival, advice that no training
-    rollout tried is one.
+    The other sets are there without advice.
     """
     bare = [Additions(library) for library in (history.start, *history.finalists())]
     candidates = {(each.library, each.demos): each for each in bare}
@@ -305,9 +304,6 @@ def _candidates(history: History, hidden: Set[str]) -> list[Additions]:
             shown = replace(each, demos=demos, demo_set=number)
             candidates.setdefault((each.library, demos), shown)
         bare = bare[:1]
-    if len(candidates) == 1:
-        untried = Additions(history.untried)
-        candidates.setdefault((untried.library, untried.demos), untried)
     return list(candidates.values())
 
 
