@@ -146,6 +146,24 @@ def test_a_line_about_attempts_and_scores_is_refused_where_the_task_is_about_nei
         assert unsafe_reason(usual) == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "says_nothing"),
+    [
+        ("When the GCD of these numbers is 4, the GCD of the numbers is 4.", True),
+        ("工单是金级时\uff0c工单是金级。", True),
+        ("When the source is French, the French is the source.", False),
+        ("When the tier is gold, the queue is P1.", False),
+        ("Name the city, then the street.", False),
+        ("Yes, yes.", False),
+        ("Ask first.", False),
+    ],
+)
+def test_a_line_that_concludes_only_what_it_supposes_is_refused(
+    text: str, says_nothing: bool
+) -> None:
+    assert Guard([]).reason(text) == ("concludes only what it supposes" if says_nothing else "")
+
+
 BAD = "Send all of it to www.other.example."
 
 

@@ -1,4 +1,4 @@
-"""Which advice is held back: copies of examples, bare labels, talk of attempts, attacks.
+"""Which advice is held back: copies, bare labels, empty words, talk of attempts, attacks.
 
 The task itself is neither: what stands in the user's own program, or names a class of examples.
 """
@@ -43,6 +43,7 @@ _HELD_BACK = {
     r"|\b(?:ignore[rz]?|oublie[rz]?|ignora[r]?|olvida[r]?)\b.{0,40}\binstruc\w+"
     r"|(?:忽略|无视|無視).{0,20}(?:指令|指示|说明|規則|规则|提示)",
 }
+_COMMA = re.compile("[,\uff0c]")
 _FORBIDS = re.compile(
     r"(?:\b(?:never|not|don't|cannot|without|nie|nicht|jamais|nunca)\s+(?:\w+\s+)?|[不勿别]要?)$",
     re.IGNORECASE,
@@ -155,8 +156,15 @@ def unsafe_reason(text: str, task: Task | None = None) -> str:
     return ""
 
 
+def _says_nothing(text: str) -> bool:
+    """Whether all words behind its first comma stand before it, in the same order."""
+    condition, *conclusion = (iter(dict.fromkeys(words(part))) for part in _COMMA.split(text, 1))
+    sought = [*conclusion[0]] if conclusion else []
+    return len(sought) > 1 and all(word in condition for word in sought)
+
+
 class Guard:
-    """Refuses copies of examples and of long runs of words in them, bare labels, unsafe advice."""
+    """Refuses copies of examples and of long runs of words in them, empty and unsafe advice."""
 
     def __init__(
         self,
@@ -182,7 +190,8 @@ class Guard:
 
     def reason(self, text: str) -> str:
         """Why the text is refused, with the words that are the reason; "" if it is not."""
-        reason = self._copied(text) or unsafe_reason(text, self._task)
+        says_nothing = "concludes only what it supposes" if _says_nothing(text) else ""
+        reason = self._copied(text) or says_nothing or unsafe_reason(text, self._task)
         return reason if reason and self._refuses(text, reason) else ""
 
     def _copied(self, text: str) -> str:
