@@ -10,7 +10,6 @@ import dspy
 
 from tfgrpo_dspy.dspy_seam import Teleprompter
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.programs import introduced
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.home import at_homes
 from tfgrpo_dspy.identity import Unseen, object_identity
@@ -105,7 +104,7 @@ class TrainingFreeGRPO(Teleprompter):
         one lesson of each of these groups, of at most 32 words, no limit to how many are kept, no
         drafts, no demos, no gate, the last library returned. With `injection` the instructions of
         each predictor end with the sentence by which the paper's agents are told to read the
-        experiences.
+        experiences, also where there are none yet.
         """
         on_policy = Execution(max_staleness=0)
         reflection = PaperReflection(injection=injection)
@@ -168,8 +167,6 @@ class TrainingFreeGRPO(Teleprompter):
         self, inputs: RunInputs, recorded: Sequence[Sequence[Rollout]] | None = None
     ) -> Any:
         settings = inputs.settings
-        if isinstance(settings.reflection, PaperReflection) and settings.reflection.injection:
-            inputs = replace(inputs, student=introduced(inputs.student))
         held = [each for strategy in settings.strategies for each in held_by(strategy)]
         programs = [inputs.student, *(each for each in held if isinstance(each, dspy.Module))]
         with (

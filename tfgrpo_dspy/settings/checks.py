@@ -13,7 +13,7 @@ import dspy
 
 from tfgrpo_dspy.budget.prices import price_of
 from tfgrpo_dspy.experience.library import library_in
-from tfgrpo_dspy.experience.programs import language_models, named_predictors
+from tfgrpo_dspy.experience.programs import introduced, language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.references import held_by
@@ -21,7 +21,7 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.sampling.fields import has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
-from tfgrpo_dspy.settings import AUTO, Settings, refuse
+from tfgrpo_dspy.settings import AUTO, PaperReflection, Settings, refuse
 from tfgrpo_dspy.settings.costs import condensing, one_rollout
 from tfgrpo_dspy.settings.inputs import (
     adapter_cautions,
@@ -60,6 +60,9 @@ def prepare(
     settings = _with_reflection_lm(settings, student)
     data = {"trainset": trainset, "valset": valset, "testset": testset}
     _refuse_unusable(settings, student, data, recorded)
+    reflection = settings.arguments["reflection"]
+    if isinstance(reflection, PaperReflection) and reflection.injection:
+        student = introduced(student)
     outputs = [predictor.signature.output_fields for _, predictor in named_predictors(student)]
     nullable = {n for each in outputs for n, info in each.items() if has_none(info.annotation)}
     examples, held_out, tested = (  # in lists that the user does not change
