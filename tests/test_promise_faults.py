@@ -404,6 +404,19 @@ def test_max_errors_are_let_through_by_default_a_half_and_in_any_case_twenty(
         assert program.detailed_results.failures["provider"] == 4 * len(broken)
 
 
+def test_a_start_that_tries_failures_again_counts_what_is_recorded_as_done(tmp_path: Path) -> None:
+    asked = {f"question {i}" for i in range(0, 12, 2)}
+    given_ = {"gate": NoGate(), "batch_size": 20, "log_dir": tmp_path}
+    data = {"trainset": questions(20), "valset": questions(N_VALIDATION, start=100)}
+    for is_new in (True, False):
+        engine = Faulty(lambda p, _n: not asked.isdisjoint(p.user.splitlines()), PASSING["5xx"])
+        with dspy.context(lm=faulty_lm(engine, num_retries=0)):
+            program = optimizer_of(**given_).compile(dspy.Predict("question -> answer"), **data)
+        results = program.detailed_results
+        assert results.failures["provider"] == 4 * len(asked)  # 24: more than the twenty of any run
+        assert ("rollout" not in results.replayed) is is_new
+
+
 # ------------------------------------------------------------------- an odd reflection LM
 
 NONSENSE = {

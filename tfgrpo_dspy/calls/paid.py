@@ -131,14 +131,16 @@ class Calls:
         n_calls, cost, _ = call.taken(result)
         self.ledger.note_used(n_calls, cost)
         call.count(result, seconds)
-        if call.role and seconds is None:
+        if not call.role:
+            return
+        self._n_done += 1  # also what an earlier start did: its failures are tried again
+        if seconds is None:
             self.report.count_replayed(call.role)
-        elif call.role:
+        else:
             self._check_errors(call.failure_of(result))
 
     def _check_errors(self, failure: Failure | None) -> None:
-        """Count what was done just now; end the run where too much of it failed."""
-        self._n_done += 1
+        """Count a failure of this start; end the run where too much of all that is done failed."""
         if failure is None or not failure.kind.is_error:
             return
         message = failure.message.partition(" on the example ")[0]  # equal but for the example
