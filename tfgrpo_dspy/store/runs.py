@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.errors import StoreError
-from tfgrpo_dspy.experience.programs import check_program
+from tfgrpo_dspy.experience.programs import check_program, introduced
 from tfgrpo_dspy.identity import Unseen, digest
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
@@ -85,7 +85,7 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
     """
     check_program(student)
     with _store_in(log_dir) as store:
-        key, note = _last_run_of(store, student, str(log_dir))
+        key, note, student = _last_run_of(store, student, str(log_dir))
         results = _saved(store, key, note).results
     try:
         program = Additions(note.library, note.demos, condensed=note.condensed).bake(student)
@@ -98,13 +98,15 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
     return program
 
 
-def _last_run_of(store: Store, student: Any, log_dir: str) -> tuple[str, RunNote]:
-    """The key and the note of it. Raises StoreError: there is none, or none that can be read."""
-    wanted = digest(program_digest(student, Unseen()))
+def _last_run_of(store: Store, student: Any, log_dir: str) -> tuple[str, RunNote, Any]:
+    """Its key, its note, and the student as it ran. Raises StoreError: none that can be read."""
+    with_injection = introduced(student)  # as `paper(metric, injection=True)` runs it
+    wanted = {digest(program_digest(ran, Unseen())): ran for ran in (with_injection, student)}
     notes, faults = notes_and_faults(store)
     for key, note in reversed(notes.items()):
-        if note.parts.get("program") == wanted:
-            return key, note
+        ran = wanted.get(note.parts.get("program", ""))
+        if ran is not None:
+            return key, note, ran
     if faults:
         raise faults[0]
     if not notes:
