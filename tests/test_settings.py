@@ -122,6 +122,8 @@ def damaged() -> Any:
         ({"adapter": dspy.JSONAdapter}, ["adapter=<class", "pass an instance, JSONAdapter(...)."]),
         ({"adapter": "json"}, ["adapter='json' is no adapter; pass one, such as"]),
         ({"lm": None}, ["lm=None: no LM is configured; call dspy.configure(lm=dspy.LM(...))"]),
+        ({"lm": None, "trainset": [dspy.Example(q="?").with_inputs("q")], "valset": [UNMARKED]},
+         ["lm=None", "Predict takes the inputs ['question'], and", "valset: 1 of 1 examples"]),
         ({"lm": "openai/gpt-4o"}, ["lm='openai/gpt-4o' is no LM; configure"]),
         ({"lm": None, "student": Holding(with_lm(scripted_lm([])), with_lm(scripted_lm([])))},
          ["pass reflection_lm"]),

@@ -99,13 +99,15 @@ def _refuse_unusable(
     """Raises SettingsError: no run can use these; names every fault."""
     sets = {n: examples for n, examples in data.items() if n == "trainset" or examples is not None}
     faults = [*_student_faults(settings, student), *adapter_faults()]
-    faults += [fault for name, examples in sets.items() for fault in _data_faults(name, examples)]
+    faults_of = {name: [*_data_faults(name, examples)] for name, examples in sets.items()}
+    faults += itertools.chain(*faults_of.values())
     if "testset" in sets and settings.metric is None:
         faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
+    if isinstance(student, dspy.Module) and named_predictors(student):
+        names = {} if recorded is None else {"trainset": "traces"}
+        usable = {names.get(n, n): examples for n, examples in sets.items() if not faults_of[n]}
+        faults += [*input_faults(student, usable), *output_faults(student, recorded or ())]
     refuse(faults)
-    names = {} if recorded is None else {"trainset": "traces"}
-    named = {names.get(name, name): examples for name, examples in sets.items()}
-    refuse([*input_faults(student, named), *output_faults(student, recorded or ())])
 
 
 def _cautions(settings: Settings, student: Any, teacher: Any, is_recorded: bool) -> Iterator[str]:
