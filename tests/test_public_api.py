@@ -52,7 +52,7 @@ GROUPS: dict[type, dict[str, Any]] = {
         ["executor", "max_staleness", "rollout_timeout_s", "max_errors", "target_score", "prices"]
     ),
 }
-NOT_TAKEN = ["callbacks'.", "summarize_always'.", "Reflection(drafts", "Execution(prices"]
+NOT_TAKEN = ["callbacks';", "summarize_always';", "Reflection(drafts", "Execution(prices"]
 """Of other optimizers, of earlier versions, or of `Reflection` and `Execution`."""
 
 
@@ -180,6 +180,18 @@ def test_every_argument_of_another_optimizer_is_taken_or_says_what_to_pass(other
         if name not in known:
             with pytest.raises(TypeError, match=f"has no argument '{name}'; pass "):
                 TrainingFreeGRPO(a_metric, **{name: 3})
+
+
+@pytest.mark.parametrize(
+    ("argument", "advice"),
+    [("max_lm_call", "the nearest one is max_lm_calls="), ("xyz", "docs/arguments.md lists all")],
+)
+def test_a_misspelt_argument_says_which_one_is_meant_or_where_all_stand(
+    argument: str, advice: str
+) -> None:
+    with pytest.raises(TypeError) as refused:
+        TrainingFreeGRPO(a_metric, **{argument: 3})
+    assert str(refused.value) == f"TrainingFreeGRPO has no argument '{argument}'; {advice}."
 
 
 def test_a_missing_metric_is_named_without_names_of_internals() -> None:

@@ -1,5 +1,6 @@
 """The constructor of the optimizer: takes all settings; says what to pass in place of others."""
 
+import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -59,8 +60,9 @@ def taking(
     def decorate(init: Callable[[Any, S], None]) -> Callable[Concatenate[Any, P], None]:
         def constructor(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
             name = type(self).__name__
-            for unknown in kwargs.keys() - signature.parameters.keys():
-                raise TypeError(f"{name} has no argument {unknown!r}{_instead_of(unknown)}.")
+            for unknown in [each for each in kwargs if each not in signature.parameters]:
+                instead = _instead_of(unknown, [*signature.parameters])
+                raise TypeError(f"{name} has no argument {unknown!r}; {instead}.")
             try:
                 signature.bind(*args, **kwargs)
             except TypeError as error:
@@ -78,9 +80,12 @@ def taking(
     return decorate
 
 
-def _instead_of(name: str) -> str:
-    """What to pass instead of an argument that the optimizer does not have; "" if unknown."""
+def _instead_of(name: str, names: list[str]) -> str:
+    """What to pass instead of an argument that the optimizer, which has `names`, does not have."""
     kinds = (kind for kind in (Reflection, Execution) if name in kind.__annotations__)
     if kind := next((kind.__name__ for kind in kinds), ""):
-        return f"; pass {kind.lower()}={kind}({name}=...)"
-    return f"; pass {OTHERS[name]}" if name in OTHERS else ""
+        return f"pass {kind.lower()}={kind}({name}=...)"
+    if name in OTHERS:
+        return f"pass {OTHERS[name]}"
+    nearest = difflib.get_close_matches(name, names, 1)
+    return f"the nearest one is {nearest[0]}=" if nearest else "docs/arguments.md lists all"
