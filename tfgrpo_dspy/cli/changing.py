@@ -153,8 +153,8 @@ def gc(run_dir: str, keep_last: int | None, dry_run: bool, yes: bool) -> None:
 
     Removed are: with --keep-last, the notes, updates and results of all but the runs that were
     written to last; those that belong to no run; and notes of failures that were made good since.
-    Rollouts, reflections and answers of approve= stay: any run may share them. So every compile
-    can still be resumed or replayed. The room is given back to the disk.
+    Rollouts, reflections and answers of approve= stay: any run may share them. So every run that
+    is kept can be resumed and replayed. The room is given back to the disk.
 
     It is refused while another process, such as a compile, has the store open.
     """

@@ -148,9 +148,9 @@ class Reflection:
         draft: draws lessons from labelled examples alone; default: `DraftLessons()`.
         use_labels: False hides `example.labels()` from the reflection LM; scores are still used.
         max_experience_words: how many words one experience may have.
-        drafts: how many calls of `draft`, each with ten training examples, are made beside the
-            first batch; the lessons that several of them give (or all, if none is repeated) are
-            the first update. Default: derived; 0: none.
+        drafts: how many calls of `draft`, each with ten labelled examples, are made beside the
+            first batch (before one of more than eight examples); the lessons that several of them
+            give (or all, if none is repeated) are the first update. Default: derived; 0: none.
         groups_per_call: how many groups one call of `extract` is shown. Default: derived.
         show_images: whether the reflection LM is shown the images of the examples; otherwise it is
             told that there is an image. Default: if DSPy knows that the LM takes images.
