@@ -174,7 +174,7 @@ def test_ctrl_c_before_the_first_update_says_why_nothing_was_learned() -> None:
     with pytest.raises(KeyboardInterrupt) as raised:
         learned(lm=polite_lm(before=AtCall(4, interrupt)))
     program = raised.value.program  # type: ignore[attr-defined]
-    assert program.detailed_results.nothing_learned == "the run ended early: interrupted"
+    assert program.detailed_results.nothing_learned == "the run ended: interrupted"
 
 
 @pytest.mark.parametrize(("staleness", "n_paid"), [(1, 3), (0, 3 + 3)])

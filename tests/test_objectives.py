@@ -138,7 +138,7 @@ def test_the_result_says_why_it_was_taken(several: Any) -> None:
     )
     assert f"\nTaken: {results.taken_because}\n" in str(results)
     ungated = learned(gate=NoGate()).detailed_results
-    assert ungated.taken_because == "the last library: nothing is compared"
+    assert ungated.taken_because == "the last library, be it better or worse: there is no race"
 
 
 def test_a_student_that_stays_is_explained_by_the_most_promising_candidate() -> None:

@@ -462,8 +462,8 @@ def test_a_budget_that_ends_before_the_student_is_measured_says_so(
         learned(lm=lm_on(engine), max_cost=1e-9, **priced())
     results = learned(lm=lm_on(engine), max_cost=4e-4, **priced()).detailed_results
     assert results.student is None and engine.n_calls() == 0
-    assert "nothing was learned: the run ended early: max_cost" in caplog.text
-    assert "the run ended early: max_cost" in results.nothing_learned
+    assert "nothing was learned: the run ended: max_cost" in caplog.text
+    assert "the run ended: max_cost" in results.nothing_learned
 
 
 class ForEachPart(dspy.Module):

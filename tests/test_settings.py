@@ -374,6 +374,17 @@ def test_inputs_that_are_in_two_sets_are_warned_of(
     assert all(warning in text for text in warned)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("call", ["compile", "estimate", "learn"])
+def test_a_warning_points_to_the_line_of_the_user_and_not_into_a_library(call: str) -> None:
+    optimizer = TrainingFreeGRPO(is_polite, max_lm_calls=40, progress=False)
+    trace = {"inputs": {"question": "question 1"}, "outputs": {"answer": "yes"}, "score": 1.0}
+    data = {"traces": [trace] * 2} if call == "learn" else {"trainset": questions(3)}
+    lm = scripted_lm([("", chat(answer="yes", lessons="None"))])
+    with dspy.context(lm=lm), pytest.warns(UserWarning, match="too optimistic") as caught:
+        getattr(optimizer, call)(predictor(), **data, valset=questions(3)[:2])
+    assert {warning.filename for warning in caught} == {__file__}
+
+
 class Calling(Holding):
     """Calls the first predictor that it holds."""
 

@@ -236,7 +236,7 @@ class RunReport:
         reasons = [_counted(n, what) for what, n in counts.items() if n]
         is_early = bool(self._ledger.stopped_because) or ended_because.startswith("max_")
         if is_early or not reasons:  # without a reason it ended before there was one
-            reasons.insert(0, f"the run ended early: {ended_because}")
+            reasons.insert(0, f"the run ended: {ended_because}")
         return "; ".join(reasons)
 
 

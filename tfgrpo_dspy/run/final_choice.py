@@ -67,12 +67,12 @@ class FinalChoice:
     def finish(self) -> Any:
         """The student with the library that wins on validation, and `detailed_results` on it.
 
-        With `NoGate`, or without a metric or a validation set, nothing is compared, and the last
+        With `NoGate`, or without a metric or a validation set, there is no race, and the last
         library is returned, whether it is better or not.
         """
         valset = () if self._settings.metric is None else self._inputs.valset
         entries: dict[int, Finalist] = {}
-        why = "the last library: nothing is compared"
+        why = "the last library, be it better or worse: there is no race"
         if is_race := self._settings.measures and bool(valset):
             candidates = _candidates(self._history, {example.identity for example in valset})
         else:

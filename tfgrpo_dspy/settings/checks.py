@@ -4,7 +4,6 @@ import collections
 import itertools
 import logging
 import random
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.prices import price_of
+from tfgrpo_dspy.checked import caution
 from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.experience.programs import introduced, language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
@@ -70,8 +70,8 @@ def prepare(
     )
     sets = {"training": examples, "validation": held_out, "test": tested}
     cautions = _cautions(settings, student, teacher, recorded is not None)
-    for caution in itertools.chain(cautions, adapter_cautions(student), _overlap_cautions(sets)):
-        warnings.warn(caution, stacklevel=3)
+    for each in itertools.chain(cautions, adapter_cautions(student), _overlap_cautions(sets)):
+        caution(each)
     training, validation = split(settings, examples, held_out)
     trained_on = [examples[index] for index in training]
     run_data = RunData(
@@ -173,10 +173,9 @@ def split(
     for i in order:
         same.setdefault(trainset[i].identity, []).append(i)
     if len(same) < MIN_EXAMPLES_TO_SPLIT:
-        warnings.warn(
+        caution(
             f"{len(same)} different examples are too few to hold some out: student and result are "
-            f"compared on the training examples themselves; pass a valset.",
-            stacklevel=4,
+            f"compared on the training examples themselves; pass a valset."
         )
         return sorted(order), list(trainset)
     n_held_out = min(MAX_HELD_OUT, round(len(trainset) / 3))
