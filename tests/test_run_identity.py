@@ -247,6 +247,14 @@ def test_another_lm_in_the_same_folder_is_said_to_be_one(
     assert len(saved_runs(tmp_path)) == 2
 
 
+def test_a_smaller_budget_says_that_it_gives_another_schedule(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for max_lm_calls in (90, 40):
+        learned(log_dir=tmp_path, max_lm_calls=max_lm_calls, reflection=Reflection())
+    assert "differs in batch_size (derived), drafts (derived)\n" in caplog.text
+
+
 @pytest.mark.parametrize("changes", [OTHERS["program"][0], OTHERS["metric"][0]])
 def test_a_persons_answer_counts_for_one_program_and_metric(
     changes: dict[str, Any], tmp_path: Path

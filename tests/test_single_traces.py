@@ -97,6 +97,15 @@ def test_a_trace_that_cannot_be_read_is_refused_with_field_and_value(
     assert fault in str(refused.value)
 
 
+def test_a_trace_of_bare_fields_is_refused_with_the_form_of_a_trace() -> None:
+    with pytest.raises(SettingsError) as refused:
+        learned_of([{"question": "1", "answer": "4"}])
+    assert str(refused.value) == (
+        "trace 1: inputs: it is missing. "
+        "Write a trace as {'inputs': {...}, 'outputs': {...}, 'score': 0.5}."
+    )
+
+
 def test_traces_may_hold_examples_and_predictions() -> None:
     example = dspy.Example(question="question 1", answer="yes").with_inputs("question")
     rows = [

@@ -138,8 +138,8 @@ def _accepted(traces: Any) -> Iterator[tuple[int, Trace]]:
     if faults:
         is_file = isinstance(traces, str | PathLike)
         form = "write JSON lines, a JSON array, or CSV with columns such as inputs.question."
-        forms = [f"{traces}: {form}"] if is_file else []
-        raise SettingsError(" ".join([*faults, *forms]))
+        plain = "Write a trace as {'inputs': {...}, 'outputs': {...}, 'score': 0.5}."
+        raise SettingsError(" ".join([*faults, f"{traces}: {form}" if is_file else plain]))
 
 
 def _traces(traces: Any) -> Iterator[Any]:

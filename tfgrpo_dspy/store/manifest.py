@@ -95,8 +95,9 @@ class RunManifest:
             [name for name in {**of_run, **note.parts} if of_run.get(name) != note.parts.get(name)]
             for note in reversed(recorded.values())
         ]
-        nearest = sorted(filter(None, differing), key=len)
-        return ", ".join(nearest[0] if nearest else ())
+        nearest = min(filter(None, differing), key=len, default=[])
+        derived = self._settings.derived
+        return ", ".join(f"{name} (derived)" if name in derived else name for name in nearest)
 
     def _write(self, key: str, record: Record) -> None:
         if self._records.store is not None and not self._settings.offline:
