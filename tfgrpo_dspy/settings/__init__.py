@@ -234,7 +234,7 @@ class Execution:
             With 1, rollouts run while the update before them is still being made; with 0 they
             wait for it, as in the paper. Default: derived.
         rollout_timeout_s: seconds that a rollout or a reflection may take; if it takes longer it
-            has failed, and is not repeated.
+            has failed, and is not repeated in this start of the run.
         max_errors: how many rollouts and reflections may fail before the run is ended; answers
             that do not parse are not counted. Default: 20, or half of those done if that is more.
         target_score: no more is learned once the last ten groups have this mean score.
