@@ -18,7 +18,12 @@ What strategies ask the reflection LM is answered by one that has nothing to say
 that help nobody, rules of which half are wrong and the others useless, marks and preferences by
 chance. The teacher is the policy LM itself. So this is what a strategy costs at worst.
 
-All arms of a world have the same seeds, and the same number of LM calls. Scores are exact.
+Rewards have nothing to reward: the order of the agent's first two looks is luck, and so is the
+quantity of `GlobalConstraint`. `Objectives` weighs two objectives of like scales, of which one is
+luck; the arm `mean` has the same two in its metric, whose plain mean is the score, and no strategy.
+
+All arms of a world have the same seeds, and the same number of LM calls. Scores are exact: of the
+right answers alone.
 """
 
 import argparse
@@ -36,13 +41,14 @@ import dspy
 from random_world_engine import RandomEngine, examples_of, metric_of, student_of
 from random_world_model import N_WRONG, USELESS, Line, World, traits_of
 from running import silence, versions, write
-from simlm_texts import Prompt, sections
+from simlm_texts import OutputFields, Prompt, sections
 from simlm_world import draw, pick
 from tasks.seeded import seeded
 
 from tfgrpo_dspy import TrainingFreeGRPO
 from tfgrpo_dspy import strategies as known
 from tfgrpo_dspy.results.records import Gain
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.strategies import Strategy
 
 OUT = Path(__file__).parent / "results" / "ordinary_worlds.json"
@@ -50,6 +56,8 @@ WORLDS = ("silent", "feedback", "noise", "hard", "agent")
 BUDGETS = (150, 500)
 FIRST_SEED = 810
 ALLOWED = -0.03
+BESIDE = {"Objectives": "mean"}
+"""What an arm is compared with, where that is not "without"."""
 
 
 class Ordinary(World):
@@ -92,6 +100,21 @@ class Ordinary(World):
         )
         super().__init__(replace(traits, **traits_of_it), seed)
 
+    def two_objectives(self, gold: Any, pred: Any, trace: Any = None) -> dspy.Prediction:
+        """Whether the answer is right, and luck; the score is their mean."""
+        del trace
+        code, _, luck = str(pred.answer).partition(" /")
+        right = self.right[self.kinds(self.cases_in(gold.request)[0])[0]]
+        is_right = code.strip() == right
+        said = f"Wrong: {right} expected." if not is_right else "Right."
+        return dspy.Prediction(
+            objectives={
+                "right": float(is_right),
+                "luck": int(luck) / 10 if luck.strip().isdigit() else 0.0,
+            },
+            feedback=said if self.traits.has_feedback else None,
+        )
+
     def chance(self, case: int, slot: int, lines: Any, demos: Any = ()) -> float:
         """The exact chance of a right answer."""
         if self.fixed is not None and self.kinds(case)[slot] < 4:
@@ -105,6 +128,20 @@ class Ordinary(World):
 
 class IdleEngine(RandomEngine):
     """Answers what strategies ask, and knows nothing."""
+
+    def _written_out(
+        self,
+        fields: OutputFields,
+        shown: Mapping[str, str],
+        codes: Sequence[str],
+        is_right: bool,
+        key: tuple[Any, ...],
+    ) -> dict[str, str]:
+        answer = super()._written_out(fields, shown, codes, is_right, key)
+        if draw("order of looks", *key) < 0.5:
+            turned = {'{"page": "0"}': '{"page": "1"}', '{"page": "1"}': '{"page": "0"}'}
+            return {name: turned.get(text, text) for name, text in answer.items()}
+        return answer
 
     def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
         key = (name, self.world.seed, prompt.sample, len(prompt.user))
@@ -137,15 +174,27 @@ def lms_of(engine: RandomEngine) -> tuple[Any, Any]:
 
 def made(name: str, world: Ordinary, lms: Sequence[Any]) -> Literal["auto"] | tuple[Strategy, ...]:
     """The strategies of an arm: one with its defaults; "without" has none."""
-    if name in ("without", "auto"):
+    if name in ("without", "mean", "auto"):
         return "auto" if name == "auto" else ()
     arguments: Mapping[str, Callable[[], tuple[Any, ...]]] = {
         "DomainBandit": lambda: (world.domain,),
         "HardSampleWeights": lambda: (world.domain,),
         "TeacherRollouts": lambda: (lms[0],),
-        "Objectives": lambda: ({"score": 1.0},),
+        "Objectives": lambda: ({"right": 1.0, "luck": 1.0},),
+        "StepOrder": lambda: (lambda _: ["0", "1"], pages),
+        "GlobalConstraint": lambda: (is_even,),
     }
     return (getattr(known, name)(*arguments.get(name, tuple)()),)
+
+
+def is_even(rollout: Rollout) -> float:
+    """A quantity that has nothing to do with what is right: whether the code is an even number."""
+    return float(rollout.outputs.get("answer", "")[-1:] in set("02468"))
+
+
+def pages(rollout: Rollout) -> list[str]:
+    """What an agent looked up, in its order."""
+    return [step.inputs.get("page", "") for step in rollout.steps if step.name == "look_up"]
 
 
 def compiled(
@@ -173,10 +222,12 @@ def compiled(
 def run(name: str, arm: str, budget: int, seed: int) -> dict[str, Any]:
     """The exact score of the program that a run returns."""
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
-    world, began = Ordinary(name, seed), time.monotonic()
+    has_two = arm in (*BESIDE, *BESIDE.values())
+    world, began = Ordinary(name, seed, graded=has_two), time.monotonic()
     lms = lms_of(IdleEngine(world))
+    metric = world.two_objectives if has_two else None
     with silence():
-        program = compiled(world, lms, made(arm, world, lms), budget, seed)
+        program = compiled(world, lms, made(arm, world, lms), budget, seed, metric)
     results = program.detailed_results
     return {
         "world": name,
@@ -193,11 +244,11 @@ def harms(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each arm and budget: the mean difference by world, and over all pairs, 95 %."""
     scores = {(r["world"], r["arm"], r["budget"], r["seed"]): r["score"] for r in runs}
     found = []
-    arms = dict.fromkeys(r["arm"] for r in runs if r["arm"] != "without")
+    arms = dict.fromkeys(r["arm"] for r in runs if r["arm"] not in ("without", *BESIDE.values()))
     for arm in arms:
         for budget in sorted({r["budget"] for r in runs if r["arm"] == arm}):
             keys = [k for k in scores if k[1:3] == (arm, budget)]
-            usual = [scores.get((k[0], "without", *k[2:])) for k in keys]
+            usual = [scores.get((k[0], BESIDE.get(arm, "without"), *k[2:])) for k in keys]
             pairs = [
                 (w, scores[k], k[0]) for w, k in zip(usual, keys, strict=True) if w is not None
             ]
@@ -247,10 +298,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for r in runs
         if not (asked.again and r["arm"] in asked.only)
     }
+    arms = dict.fromkeys(["without", *(BESIDE[a] for a in asked.only if a in BESIDE), *asked.only])
     for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
         for world in asked.worlds:
             for budget in asked.budgets:
-                for arm in ("without", *asked.only):
+                for arm in arms:
                     if (world, arm, budget, seed) not in done:
                         done[world, arm, budget, seed] = run(world, arm, budget, seed)
                         runs = [*done.values()]
