@@ -174,7 +174,10 @@ class Asks(Strategy):
 
 
 @pytest.mark.parametrize("signature", ["topic", None, 5, dspy.Predict])
-@pytest.mark.parametrize("attempt", ["text", Attempt(hint=5), Attempt(teacher="gpt")])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "attempt",
+    ["text", Attempt(hint=5), Attempt(teacher="gpt"), Attempt(temperature=2.1)],  # type: ignore[arg-type]
+)
 def test_wrong_questions_attempts_and_changes_are_counted_and_the_run_goes_on(
     signature: Any, attempt: Any
 ) -> None:

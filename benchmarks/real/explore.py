@@ -2,12 +2,18 @@
 
     nice -n 19 python benchmarks/real/explore.py --tasks routing sql gcd
 
-For each training example of a task three attempts of the student, with the 16 labelled demos of
-the row `labelled` or without any: one at temperature 0 and two at .7, as in a group of a run. Where all three
-give the same answer and fail, two further attempts are made in each of these ways: `again` (at .7,
-nothing else), `told` (the sentence of `ClippedDiversity`), `hot` (at temperature 1.2), `told, hot`
-(both), `other library` (at .7, with the hand-written advice of the task: what a library can do at
-most). One JSON line a group and way in `results/real_explore.jsonl`; what is there is not run again.
+For each training example of a task three attempts of the student are made, with the 16 labelled
+demos of the row `labelled`, or without any: one at temperature 0 and two at .7, as in a group of a
+run. Where all three give the same answer and fail, two more are made in each of these ways:
+
+- again: at .7, and nothing else;
+- told: with the sentence of `ClippedDiversity`, at .7;
+- warmer: at 1.0, the highest temperature that all providers take;
+- told, warmer: both; this is what `ClippedDiversity` does;
+- told, hot: at 1.5;
+- other library: at .7 with the hand-written advice of the task, which is what a library can be.
+
+A task has its lines in `results/real_explore.jsonl`, one a group, and is not measured again.
 """
 
 import argparse
@@ -28,14 +34,15 @@ from run import ADAPTERS, RESULTS  # noqa: E402
 from running import append, stored  # noqa: E402
 from tasks import Task  # noqa: E402
 
-from tfgrpo_dspy.strategies.clipped_diversity import DIFFER  # noqa: E402
+from tfgrpo_dspy.strategies.clipped_diversity import DIFFER, WARMER  # noqa: E402
 
 OUT = RESULTS.with_name("real_explore.jsonl")
-USUAL, HOT, N_FURTHER = 0.7, 1.2, 2
+USUAL, HOT, N_FURTHER = 0.7, 1.5, 2
 WAYS: Mapping[str, tuple[bool, float, bool]] = {
     "again": (False, USUAL, False),
     "told": (True, USUAL, False),
-    "hot": (False, HOT, False),
+    "warmer": (False, WARMER, False),
+    "told, warmer": (True, WARMER, False),
     "told, hot": (True, HOT, False),
     "other library": (False, USUAL, True),
 }
@@ -52,7 +59,7 @@ def attempt(
             prediction = program(**example.inputs())
         except dspy.AdapterParseError as error:
             return f"unreadable: {error}"[:80], 0.0
-    answer = "\n".join(f"{name}: {prediction[name]}" for name in prediction.keys())
+    answer = "\n".join(f"{name}: {prediction[name]}" for name in prediction)
     return answer, float(task.plain_metric(example, prediction))
 
 
@@ -111,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done = {(r["task"], r["model"], r["demos"]) for r in stored(OUT)}
     dspy.configure(adapter=ADAPTERS[asked.model]())
     for name in () if asked.show else asked.tasks:
-        for n_demos in (0, N_LABELLED):
+        for n_demos in (N_LABELLED, 0):
             if (name, asked.model, n_demos) not in done:
                 task = load(name, asked.model, 0)
                 named = {"task": name, "model": asked.model, "demos": n_demos}

@@ -19,7 +19,7 @@ from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.checks import policy_lms
 from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.settings.schedule import RunSettings
-from tfgrpo_dspy.strategies.base import GroupContext
+from tfgrpo_dspy.strategies.base import Attempt, GroupContext
 
 TRAINING_PRIORITY = (3,)  # training rollouts are begun last, those of the earlier update first
 
@@ -119,16 +119,26 @@ class Groups:
         additions = (Additions(self._history.start),) * len(rollouts)
         return SampledGroup(group, additions, batch.update)
 
-    def _samples(
-        self, batch: Batch, example: int, extra: Sequence[Additions] = (), start: int = 0
-    ) -> list[Sample]:
-        """One `Sample` for each rollout of the example; or for each extra one, from `start` on."""
+    def _samples(self, batch: Batch, example: int) -> list[Sample]:
+        """One `Sample` for each rollout of the example."""
         size, _ = batch.size_and_visit(example)
-        additions = extra or self._history.assigned(batch, example, size)
         return [
-            training_sample(self._settings, batch, example, k, of_one)
-            for k, of_one in enumerate(additions, start)
+            training_sample(self._settings, batch, example, k, additions)
+            for k, additions in enumerate(self._history.assigned(batch, example, size))
         ]
+
+    def _extra(
+        self, batch: Batch, example: int, attempts: Sequence[Attempt], n: int
+    ) -> list[Sample]:
+        """One `Sample` for each extra attempt at the example, after `n` rollouts."""
+        usual, library = self._settings.temperature, batch.base.decision.result
+        samples = []
+        for k, attempt in enumerate(attempts, n):
+            additions = Additions(library, (), attempt.hint, attempt.teacher)
+            sample = training_sample(self._settings, batch, example, k, additions)
+            warmer = usual if isinstance(usual, str) else max(usual, attempt.temperature)
+            samples.append(replace(sample, temperature=warmer))
+        return samples
 
     async def _made(self, batch: Batch, example: int) -> SampledGroup:
         """The group, with extra attempts; without rollouts where a limit has ended the training."""
@@ -151,9 +161,7 @@ class Groups:
             if not self._strategies.overriding("rescue"):
                 break
             attempts = await self._strategies.attempts(self._context(batch, sampled), batch)
-            library = batch.base.decision.result
-            extra = [Additions(library, (), a.hint, a.teacher) for a in attempts]
-            samples = self._samples(batch, example, extra, len(additions)) if extra else []
+            samples = self._extra(batch, example, attempts, len(additions))
         return sampled
 
     async def shown(self, batch: Batch, sampled: SampledGroup) -> tuple[SampledGroup, str]:

@@ -171,10 +171,13 @@ class Attempt:
     Args:
         hint: stands at the end of the instructions, in this attempt only.
         teacher: a program, which runs in place of the student, or an LM, on which the student runs.
+        temperature: the least at which it is sampled, up to 2; where the run's own is higher, or is
+            "own", that counts. Some providers refuse more than 1.
     """
 
     hint: str = ""
     teacher: Any = None
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

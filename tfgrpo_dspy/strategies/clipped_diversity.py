@@ -16,6 +16,7 @@ from tfgrpo_dspy.strategies.base import Ask, Attempt, GroupContext, Scored, Stra
 from tfgrpo_dspy.wording import alike, letter_groups, shortened
 
 GRAM = 3  # characters
+WARMER = 1.0  # the highest temperature that all providers take
 SHOWN_BYTES = 400  # of the answer on which the attempts agree
 DIFFER = "several attempts agree, and are not right: {answer}. Take another way to another answer."
 
@@ -25,9 +26,10 @@ class ClippedDiversity(Strategy):
     """Explores where attempts agree, and lets the unusual one of equal attempts count for more.
 
     Where all attempts of a group give the same answer and fail, further ones are told that answer,
-    and to take another way: `explore` times as many as there were. They are judged by the metric
-    alone, stand beside the group as a hinted attempt does, and change no experience's effect. Where
-    none of eight such groups is helped, exploring ends.
+    and to take another way, at temperature 1.0 or the run's own if that is higher: `explore` times
+    as many as there were. They are judged by the metric alone, stand beside the group as a hinted
+    attempt does, and change no experience's effect. Where none of eight such groups is helped,
+    exploring ends.
 
     In every group, a rollout counts with its score, plus or minus its entropy compared with that of
     the rollouts of the group with the same score. The change is clipped: it is at most `clip` times
@@ -64,7 +66,7 @@ class ClippedDiversity(Strategy):
             return ()
         shown = shortened(as_input(fields_text(rollouts[0].outputs)), SHOWN_BYTES)
         hint = DIFFER.format(answer=as_input(shown))
-        return [Attempt(hint=hint)] * max(1, int(self.explore * len(rollouts)))
+        return [Attempt(hint=hint, temperature=WARMER)] * max(1, int(self.explore * len(rollouts)))
 
     def reward(self, scored: Scored) -> Sequence[float]:
         """The scores, changed by less than what sets them apart from others of the group."""

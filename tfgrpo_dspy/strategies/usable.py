@@ -13,6 +13,8 @@ from tfgrpo_dspy.reflection.texts import as_input
 from tfgrpo_dspy.scores import MOST, number_of
 from tfgrpo_dspy.strategies.base import Attempt, BatchPlan, Proposed, Shown
 
+MOST_TEMPERATURE = 2
+
 
 def check(is_usable: bool, answer: object, wanted: str) -> None:
     """Raise StrategyError, which says what is wanted, unless the answer is usable."""
@@ -34,15 +36,21 @@ def check_sizes(sizes: Any, plan: BatchPlan, least: int) -> None:
 
 def check_attempts(attempts: Sequence[Any]) -> None:
     """The extra attempts of a group, each with a hint or a teacher."""
-    wanted = "Attempts; a hint is a text without field markers, a teacher a program or an LM"
+    wanted = (
+        "Attempts; a hint is a text without field markers, a teacher a program or an LM, "
+        "a temperature from 0 to 2"
+    )
     check(all(map(_can_be_made, attempts)), attempts, wanted)
 
 
 def _can_be_made(attempt: object) -> bool:
     if not isinstance(attempt, Attempt) or not isinstance(attempt.hint, str):
         return False
-    is_teacher = isinstance(attempt.teacher, dspy.Module | dspy.BaseLM | None)
-    return is_teacher and as_input(attempt.hint) == attempt.hint
+    if not isinstance(attempt.teacher, dspy.Module | dspy.BaseLM | None):
+        return False
+    temperature = number_of(attempt.temperature)
+    is_temperature = temperature is not None and 0 <= temperature <= MOST_TEMPERATURE
+    return is_temperature and as_input(attempt.hint) == attempt.hint
 
 
 def check_rewards(rewards: Sequence[Any], n: int) -> None:
