@@ -228,15 +228,18 @@ def test_attempts_that_agree_and_fail_are_followed_by_one_that_must_differ() -> 
     assert not any(group.aided_scores for u in none.results.updates for group in u.groups)
 
 
-@pytest.mark.parametrize(("usual", "sampled_at"), [(None, 1.0), (1.4, 1.4), ("own", 0.3)])
+@pytest.mark.parametrize(
+    ("usual", "explores_at", "sampled_at"),
+    [(None, {}, 1.0), (None, {"temperature": 1.5}, 1.5), (1.4, {}, 1.4), ("own", {}, 0.3)],
+)
 def test_an_attempt_that_must_differ_is_sampled_warmer_unless_the_run_is_warm_or_at_its_own(
-    usual: Any, sampled_at: float
+    usual: Any, explores_at: dict[str, float], sampled_at: float
 ) -> None:
     agree = r"agree, and are not right: answer: 0\."
     run = Run(
         [["0", "0"]],
         (agree, chat(answer="1")),
-        strategies=(ClippedDiversity(),),
+        strategies=(ClippedDiversity(**explores_at),),
         temperature=usual,
         lm_arguments={"temperature": 0.3},
     )

@@ -34,10 +34,10 @@ from run import ADAPTERS, RESULTS  # noqa: E402
 from running import append, stored  # noqa: E402
 from tasks import Task  # noqa: E402
 
-from tfgrpo_dspy.strategies.clipped_diversity import DIFFER, WARMER  # noqa: E402
+from tfgrpo_dspy.strategies.clipped_diversity import DIFFER  # noqa: E402
 
 OUT = RESULTS.with_name("real_explore.jsonl")
-USUAL, HOT, N_FURTHER = 0.7, 1.5, 2
+USUAL, WARMER, HOT, N_FURTHER = 0.7, 1.0, 1.5, 2
 WAYS: Mapping[str, tuple[bool, float, bool]] = {
     "again": (False, USUAL, False),
     "told": (True, USUAL, False),
