@@ -2,6 +2,7 @@
 
     nice -n 19 python benchmarks/real/effects.py --task sql            # what is missing
     python benchmarks/real/effects.py --task sql --labels v8 v13 --show
+    python benchmarks/real/effects.py --demos     # what labelled demos add, for the gate's prior
 
 Reads the records of this optimizer in `results/real.jsonl`: each says which advice its rollouts
 were given, with effects and standard errors, and which of it was kept. The truth of a text is
@@ -138,10 +139,27 @@ def _agreement(kind: str, found: Sequence[tuple[float, float, float, float]]) ->
     )
 
 
+def demo_gains(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """What 16 labelled demos add to the student, in standard deviations of the scores of both."""
+    by_run: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for record in records:
+        if record["row"] in ("none", "labelled"):
+            place = (record["task"], record["model"], record["seed"])
+            by_run.setdefault(place, {})[record["row"]] = record["scores"]
+    pairs = {place: scores for place, scores in by_run.items() if len(scores) == 2}
+    gains = []
+    for (task, model, seed), scores in sorted(pairs.items()):
+        gained = np.mean(scores["labelled"]) - np.mean(scores["none"])
+        spread = np.std([*scores["labelled"], *scores["none"]])
+        gains.append((f"{task} {model} {seed}", float(gained / spread)))
+    return gains
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, and show the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--task", choices=TASKS, default="sql")
+    parser.add_argument("--demos", action="store_true", help="what labelled demos add, and no more")
     parser.add_argument("--model", choices=ADAPTERS, default="0.5B")
     parser.add_argument("--labels", nargs="+", default=(), help="of the rows of this optimizer")
     parser.add_argument("--most", type=int, default=8, help="experiences of each run")
@@ -149,6 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=MEASURED)
     parser.add_argument("--show", action="store_true")
     asked = parser.parse_args(arguments)
+    if asked.demos:
+        gains = demo_gains(stored(asked.runs))
+        print("\n".join(f"{name:<20}{gain:+.2f}" for name, gain in gains))
+        own = [gain for _, gain in gains]
+        print(f"mean {np.mean(own):+.2f}, standard deviation {np.std(own, ddof=1):.2f}")
+        return
     runs = of_runs(stored(asked.runs), asked.task, asked.model, asked.labels)
     if not runs:
         parser.error(

@@ -333,3 +333,13 @@ def test_effects_need_runs_that_say_what_they_tried(
     with pytest.raises(SystemExit):
         effects.main(["--task", "routing", "--runs", str(runs)])
     assert "run run.py --rows tfgrpo first" in capsys.readouterr().err
+
+
+def test_what_labelled_demos_add_is_told_in_standard_deviations_of_both_rows() -> None:
+    place = {"task": "sql", "model": "0.5B", "seed": 0}
+    records = [
+        place | {"row": "none", "scores": [0.0, 0.0, 0.0, 1.0]},
+        place | {"row": "labelled", "scores": [1.0, 1.0, 1.0, 0.0]},
+        place | {"row": "none", "seed": 1, "scores": [0.0, 1.0]},
+    ]
+    assert effects.demo_gains(records) == [("sql 0.5B 0", 1.0)]
