@@ -208,6 +208,13 @@ def test_diversity_leaves_the_final_choice_alone() -> None:
     assert ClippedDiversity().reward(scored(*made, is_training=False)) == [1.0, 1.0, 1.0, 0.0]
 
 
+def test_diversity_moves_a_score_by_the_clips_share_of_the_distance_to_the_nearest_other() -> None:
+    scores = [0.0, 0.0, 0.1, 0.1, 1.0, 1.0]
+    made = [rollout(score=score, entropy=9.0 * (k % 2)) for k, score in enumerate(scores)]
+    rewards = ClippedDiversity(0.4).reward(scored(*made))
+    assert rewards == pytest.approx([-0.02, 0.02, 0.08, 0.12, 0.82, 1.18])
+
+
 def test_an_attempt_that_must_differ_counts_with_the_score_of_the_metric_alone() -> None:
     texts = ["I add both.", "I add both!", "Count on the fingers.", "I add both?"]
     made = [rollout(score=float(k < 3), outputs={"reasoning": t}) for k, t in enumerate(texts)]

@@ -1,6 +1,7 @@
 """Strategies that make failing groups teach: marks of a teacher, states as tasks, exploration."""
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -235,7 +236,7 @@ def test_attempts_that_agree_and_fail_are_followed_by_one_that_must_differ() -> 
 def test_an_attempt_that_must_differ_is_sampled_warmer_unless_the_run_is_warm_or_at_its_own(
     usual: Any, explores_at: dict[str, float], sampled_at: float
 ) -> None:
-    agree = r"agree, and are not right: answer: 0\."
+    agree = r"answer: 0\. Take another way"
     run = Run(
         [["0", "0"]],
         (agree, chat(answer="1")),
@@ -243,8 +244,35 @@ def test_an_attempt_that_must_differ_is_sampled_warmer_unless_the_run_is_warm_or
         temperature=usual,
         lm_arguments={"temperature": 0.3},
     )
-    assert sampled_at in [prompt.temperature for prompt in run.prompts(agree)]
+    explored = [prompt for prompt in run.prompts(agree) if re.search(agree, prompt.system)]
+    assert [prompt.temperature for prompt in explored] == [sampled_at]
     assert run.results.updates[0].groups[0].aided_scores == (1.0,)
+
+
+def explored(rows: Sequence[Sequence[str]], explore: float = 0.5) -> list[int]:
+    """How many exploring attempts, which fail again, each example gets; "1" is right."""
+    asked = [f"question {k}" for k in range(len(rows))]
+    run = Run(
+        rows,
+        (r"agree, and are not right", chat(answer="3")),
+        metric=lambda _, prediction: float(prediction.answer == "1"),
+        trainset=[dspy.Example(question=q, answer="1").with_inputs("question") for q in asked],
+        strategies=(ClippedDiversity(explore=explore),),
+        max_demos=0,
+    )
+    groups = sorted(run.results.updates[0].groups, key=lambda group: group.example)
+    return [len(group.aided_scores) for group in groups]
+
+
+def test_attempts_that_do_not_agree_or_are_right_are_followed_by_none() -> None:
+    assert explored([["0", "0"], ["0", "2"], ["1", "1"], ["0", "1"]]) == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("explore", "n"), [(0.1, 1), (0.25, 1), (0.5, 2), (1.0, 4)])
+def test_a_share_of_the_attempts_of_a_group_explores_once_and_one_at_least(
+    explore: float, n: int
+) -> None:
+    assert explored([["0"] * 4], explore) == [n]
 
 
 @pytest.mark.parametrize(

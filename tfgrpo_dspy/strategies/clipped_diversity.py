@@ -25,25 +25,26 @@ class ClippedDiversity(Strategy):
     """Explores where attempts agree, and lets the unusual one of equal attempts count for more.
 
     Where all attempts of a group give the same answer and fail, further ones are told that answer,
-    and to take another way: `explore` times as many as there were, at `temperature` or the run's
-    own if that is higher. They are judged by the metric alone, stand beside the group as a hinted
-    attempt does, and change no experience's effect. Where none of eight such groups is helped,
-    exploring ends.
+    and to take another way: `explore` times as many as there were. They are judged by the metric
+    alone, stand beside the group as a hinted attempt does, and change no experience's effect. Where
+    none of eight such groups is helped, exploring ends.
 
     In every group, a rollout counts with its score, plus or minus its entropy compared with that of
-    the rollouts of the group with the same score. The change is clipped: it is at most `clip` times
+    the rollouts of the group with the same score. The change is bounded: it is at most `clip` times
     the distance to the next score of the group, so a worse rollout never reaches a better one, the
     means stay, and a group without contrast gets none. Attempts are shown with the best first, so
     of several right ways the rare one leads, and not the one that everybody takes anyway.
 
-    The entropy is `rollout.entropy` where all rollouts of the group have one (ask for it with
-    `dspy.LM(..., logprobs=True)`). Otherwise it is how unlike the others' reasoning a rollout's
-    own is, in groups of three characters, which works in any language. Student and result are
+    The entropy is `rollout.entropy`, over all that the program's LMs wrote, where all rollouts of
+    the group have one (ask for it with `dspy.LM(..., logprobs=True)`). Otherwise it is how unlike
+    the others' reasoning a rollout's own is, in groups of three characters, which works in any
+    language; without a field for reasoning, all outputs are compared. Student and result are
     compared by the score alone.
 
     **Source.** EGPO, for function calling (arXiv 2508.05118): the entropy of the reasoning is added
-    to the advantage, clipped so that it cannot turn its sign, which drives exploration; the reward
-    is strict.
+    to the advantage, and clipped to a share of it; the reward is strict.
+    **Carried over.** The bounded bonus, which here moves the order in which attempts are read. That
+    attempts which agree are followed by others is ours.
     **When to use.** The usual way is wrong on many inputs, and the metric is strict and silent.
 
     Args:
@@ -51,8 +52,9 @@ class ClippedDiversity(Strategy):
             group; above 0 and below 0.5.
         explore: how many further attempts, as a share of the first ones, above 0 to 1, and at
             least one; 0: none.
-        temperature: of these attempts, at least; 0 to 2. The default is the highest that all
-            providers take; with 1.5, more attempts of a real LM differed.
+        temperature: of these attempts, 0 to 2; where the run's own is higher, or is "own", that
+            counts. The default is the highest that all providers take; with 1.5, more attempts of a
+            real LM differed.
     """
 
     clip: Annotated[float, Field(gt=0, lt=0.5)] = 0.25
