@@ -49,6 +49,17 @@ def test_each_budget_that_a_run_had_gives_its_result_again_without_a_call(
         assert learned_in(best.detailed_results) == learned_in(program.detailed_results)
 
 
+def test_a_budget_that_a_run_had_is_not_taken_for_more_of_another_run(tmp_path: Path) -> None:
+    compiled(tmp_path, max_lm_calls=120)
+    larger, _ = compiled(tmp_path, max_lm_calls=290)
+    between, n_between = compiled(tmp_path, max_lm_calls=200)  # a run of its own, with more drafts
+    assert n_between > 0
+    for budget, program in ((290, larger), (200, between), (120, None), (290, larger)):
+        again, n_made = compiled(tmp_path, max_lm_calls=budget)
+        assert n_made == 0
+        assert program is None or facts(again) == facts(program)
+
+
 @pytest.mark.parametrize("limits", [(120, 250), (150, 180), (100, 120, 140, 200)], ids=str)
 def test_no_more_calls_are_stated_than_all_starts_have_made(
     limits: tuple[int, ...], tmp_path: Path

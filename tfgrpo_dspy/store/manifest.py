@@ -260,14 +260,13 @@ def continued(
 def _note_of_same(
     store: Store, settings: RunSettings, parts: Mapping[str, str]
 ) -> notes.RunNote | None:
-    """The note of the run that is gone on with; of several, that of the exact same, one that
-    had the same limits, or the last."""
+    """The note of the run that is gone on with; of several, one that had the same limits before
+    any other, and the exact same, or the last, before those."""
     recorded, _ = notes.notes_and_faults(store)  # whoever reads a run with a damaged note says so
     limits = settings.learning_limits
     same = recorded.pop(notes.key_of(parts), None)
-    others = [note.under(limits) for note in reversed(recorded.values())]
-    others.sort(key=lambda note: note.limits != limits)
-    for note in filter(None, (same and same.under(limits), *others)):
+    read = [each.under(limits) for each in (same, *reversed(recorded.values())) if each]
+    for note in sorted(read, key=lambda note: note.limits != limits):
         is_same = _fixed(note.parts, settings) == _fixed(parts, settings)
         is_whole = note.schedule.keys() == settings.schedule.keys()  # nobody has changed the note
         if is_same and is_whole and _reach(note.limits, limits):
