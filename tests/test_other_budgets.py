@@ -7,7 +7,7 @@ from typing import Any
 import dspy
 import pytest
 from coded_cases import FIRST_TEST, cases
-from runs import learned_in, n_calls
+from runs import is_polite, learned_in, n_calls, polite_lm, predictor, questions
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from test_continuing import compiled
 
@@ -88,10 +88,49 @@ def test_a_test_set_is_measured_beside_a_budget_that_the_run_had_before_a_larger
 ) -> None:
     first, _ = compiled(tmp_path, max_lm_calls=120)
     compiled(tmp_path, max_lm_calls=250)
-    again, n_made = compiled(tmp_path, cases(20, FIRST_TEST), max_lm_calls=120)
+    testset = cases(20, FIRST_TEST)
+    again, n_made = compiled(tmp_path, testset, max_lm_calls=120)
     assert n_made == 2 * 20
     assert again.detailed_results.test.best.n == 20
     assert again.dump_state() == first.dump_state()
+    for is_offline in (False, True):
+        repeated, _ = compiled(tmp_path, testset, max_lm_calls=120, offline=is_offline)
+        assert repeated.detailed_results.settings == again.detailed_results.settings
+        assert repeated.detailed_results.settings["max_lm_calls"] == 120 + 2 * 20
+
+
+def of_dollars(log_dir: Path, max_cost: float, n_test: int = 0, **given: Any) -> tuple[Any, int]:
+    """The polite task under a limit of dollars, and how many calls were made for it now."""
+    lm = polite_lm(max_tokens=50)
+    more = {"max_cost": max_cost, "execution": PRICED, "log_dir": log_dir, "progress": False}
+    data = {"trainset": questions(12), "valset": questions(8, 100)}
+    with dspy.context(lm=lm):
+        program = TrainingFreeGRPO(is_polite, **{**more, **given}).compile(
+            predictor(), testset=questions(n_test, 200) or None, **data
+        )
+    return program, lm.engine.n_calls()
+
+
+@pytest.mark.parametrize("max_cost", [0.025, 0.045])
+def test_a_replay_knows_what_the_dearest_call_may_cost_as_the_run_did(
+    max_cost: float, tmp_path: Path
+) -> None:
+    first, _ = of_dollars(tmp_path, max_cost)
+    for is_offline in (True, False):
+        again, n_made = of_dollars(tmp_path, max_cost, offline=is_offline)
+        assert n_made == 0
+        assert facts(again) == facts(first)
+        assert again.detailed_results.finalists == first.detailed_results.finalists
+
+
+def test_a_test_set_after_the_end_is_paid_for_whatever_its_last_call_may_cost(
+    tmp_path: Path,
+) -> None:
+    of_dollars(tmp_path, 0.04)
+    of_dollars(tmp_path, 0.1)
+    program, n_made = of_dollars(tmp_path, 0.04, n_test=4)
+    assert n_made == 2 * 4
+    assert program.detailed_results.test.best.n == 4
 
 
 def test_offline_a_budget_that_the_run_never_had_is_no_end_of_it(tmp_path: Path) -> None:

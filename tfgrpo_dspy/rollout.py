@@ -147,6 +147,7 @@ class Rollout:
     it is a whole rollout. `start_value` is the score that is expected before its first step.
     `measure` says in words what its values are instead, from 0 to 1; "": they are expected scores.
     `shows_advice` is whether experiences stood in a prompt of the program. None: nobody knows.
+    `dearest_call` is the most dollars that were set aside for one of its LM calls under `max_cost`.
     """
 
     example: int
@@ -165,6 +166,7 @@ class Rollout:
     start_value: FiniteFloat | None = None
     measure: str = ""
     shows_advice: bool | None = None
+    dearest_call: FiniteFloat = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""

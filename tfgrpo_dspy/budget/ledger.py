@@ -68,11 +68,13 @@ class Ledger:
         self.left_out = left_out or LeftOut()
         self.n_lm_calls = self.n_used = self.n_paid = self.n_lost = 0
         self.cost = self.used = self.paid = self.lost = 0.0
+        self._n_beyond, self._beyond = 0, 0.0  # of these, under a larger limit than this one
         self.set_aside, self.counts_unused = (0, 0.0), False
         self.n_metric_calls = self.n_metric_calls_made = 0
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
         self.n_unseen, self._has_unseen = 0, False  # calls that nobody could refuse
         self.dearest = 0.0  # the most dollars that were taken for one LM call
+        self.dearest_of_results = 0.0  # the same of results, made now or replayed
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
         self.raised = Raised()
@@ -116,9 +118,9 @@ class Ledger:
     def left(self, name: str, leaves_lessons: bool = False) -> float:
         """How much of a limit is left, the reserve not counted; infinite without a limit."""
         used = {
-            "max_lm_calls": max(self.n_lm_calls, self.n_paid),
+            "max_lm_calls": max(self.n_lm_calls, self.n_paid - self._n_beyond),
             "max_metric_calls": self.n_metric_calls,
-            "max_cost": max(self.cost, self.paid),
+            "max_cost": max(self.cost, self.paid - self._beyond),
         }
         kept = self._n_lessons if leaves_lessons and name == "max_lm_calls" else 0
         return self._limit(name) - used[name] - kept
@@ -258,6 +260,11 @@ class Ledger:
             self.n_used += n_calls
             self.used = round(self.used + cost, DECIMALS)
 
+    def note_dearest(self, cost: float) -> None:
+        """Note the most dollars that were taken for one call of a result, made now or replayed."""
+        with self._lock:
+            self.dearest_of_results = max(self.dearest_of_results, cost)
+
     def take_metric_call(self) -> None:
         """Take a call of the metric, also for an answer that came too late. Raises RunStopped."""
         with self._lock:
@@ -282,12 +289,14 @@ class Ledger:
                 self._stopping.clear()
 
     def raise_limits(self, n_lm_calls: float, n_metric_calls: float, cost: float) -> None:
-        """Add this, for the end of a finished run, to each limit or to what was paid beyond it."""
+        """Add this, for the end of a finished run, to each limit, whatever was paid beyond it."""
         with self._lock:
+            n_calls, _, dollars, _ = before = astuple(self.budget)
+            self._n_beyond = max(0, self.n_paid - (n_calls or self.n_paid))
+            self._beyond = max(0.0, self.paid - (dollars or self.paid))
             more = math.ceil(n_lm_calls), math.ceil(n_metric_calls), cost, 0.0
-            rows = zip(astuple(self.budget), (self.n_paid, 0, self.paid, 0.0), more, strict=True)
-            raised = (limit and max(limit, paid) + n for limit, paid, n in rows)
-            self.budget = Budget(*raised)
+            pairs = zip(before, more, strict=True)
+            self.budget = Budget(*(limit and limit + n for limit, n in pairs))
             self.open_reserve()
 
     def stop(self, reason: str, *, is_failure: bool = False) -> None:

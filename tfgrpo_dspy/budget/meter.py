@@ -67,6 +67,7 @@ class Meter:
         self._refusal: RunStopped | None = None
         self._abandoned = ABANDONED.get()
         self._used: list[Usage] = []
+        self.dearest_call = 0.0  # the most dollars that were taken for one
         self.surprisals: list[float] = []  # of the tokens of all answers
         self.last_call: tuple[Any, Call] | None = None  # the answered one, after its module
         self.shows_advice: bool | None = None  # whether a prompt held advice; None if unknown
@@ -84,6 +85,7 @@ class Meter:
             if isinstance(price, str):
                 self.ledger.fail(f"max_cost: {price}")
             cost = price.most(args, kwargs, n)
+            self.dearest_call = max(self.dearest_call, cost)
         return self.ledger.take(n, cost, self._abandoned, leaves_lessons=self._leaves_lessons)
 
     @contextmanager

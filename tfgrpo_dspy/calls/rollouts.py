@@ -145,6 +145,7 @@ class Rollouts:
 
     def _count(self, sample: Sample, rollout: Rollout, seconds: float | None) -> None:
         self._calls.report.count_rollout(self._role, rollout)
+        self._calls.ledger.note_dearest(rollout.dearest_call)
         if self._role == "rollout":
             self._calls.reserve.note(rollout, seconds)
         is_whole = rollout.failure is None and sample.start is None

@@ -158,6 +158,7 @@ class FinalChoice:
         n_more = 2 * (len(testset) - self._settings.data.n_test)
         if n_more > 0:
             more = self._history.latest.account.reserve(n_more)
+            more += Amount(cost=self._dearest)
             self._ledger.raise_limits(more.n_lm_calls, more.n_metric_calls, more.cost)
         candidates = _with_student(self._history, best)
         measured = self._measurements("test", testset, candidates)
@@ -242,13 +243,20 @@ class FinalChoice:
             pairs = race.next(scores, n_left)
         return pairs
 
+    @property
+    def _dearest(self) -> float:
+        """The most dollars that one call may cost, as far as is known; a replay knows as much."""
+        ledger = self._ledger
+        assumed = self._settings.data.dollars_of_dearest_call
+        return max(assumed, ledger.dearest, ledger.dearest_of_results)
+
     def _n_left(self, account: Account, n_reserved: int, more: Amount = NOTHING) -> int | None:
         """How many rollouts the budget pays for beside these and `more`; None: it sets no limit."""
         later, used, ledger = account.later, account.used, self._ledger
         lost = Amount(  # calls that came to nothing, and the worst that the last call may cost
             ledger.set_aside[0] + max(0.0, ledger.n_lm_calls - used.n_lm_calls),
             max(0.0, ledger.n_metric_calls - used.n_metric_calls),
-            ledger.set_aside[1] + max(self._settings.data.dollars_of_dearest_call, ledger.dearest),
+            ledger.set_aside[1] + self._dearest,
         )
         n, _ = account.n_fitting(later, later * n_reserved + lost + more)
         return None if math.isinf(n) else int(n)

@@ -79,6 +79,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
         entropy=mean_of(run.meter.surprisals),
         n_replayed=task.start.n_steps if task.start else None,
         shows_advice=run.meter.shows_advice,
+        dearest_call=run.meter.dearest_call,
     )
     if failure or task.score is None or (task.start and task.start.is_check):
         return rollout
@@ -305,7 +306,10 @@ def _scored(
         if not score or text != score.feedback  # feedback on the whole program is not repeated
     }
     steps = _with_feedback(rollout.steps, of_predictors)
-    rollout = replace(rollout, n_metric_calls=n_calls, steps=steps, metric_usage=meter.usage)
+    dearest = max(rollout.dearest_call, meter.dearest_call)
+    rollout = replace(
+        rollout, n_metric_calls=n_calls, steps=steps, metric_usage=meter.usage, dearest_call=dearest
+    )
     if score is None or failure is not None:
         return replace(rollout, failure=failure)
     words = with_values(score.feedback, task.example, prediction)
