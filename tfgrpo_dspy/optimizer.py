@@ -137,7 +137,7 @@ class TrainingFreeGRPO(Teleprompter):
 
         Args:
             student: a DSPy program; it is not changed.
-            trainset: examples with inputs; their labels are for metric and reflection LM.
+            trainset: examples with inputs; their labels are for metric, reflection LM and demos.
             teacher: not used; a warning says so.
             valset: what student and candidates are compared on at the end; default: a third of the
                 trainset, at most 100. Of a larger set than the budget pays for, some examples are

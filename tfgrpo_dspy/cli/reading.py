@@ -72,8 +72,8 @@ def _run_values(folder: str, run: SavedRun) -> dict[str, Any]:
 def show(library: str, full: bool, as_json: bool) -> None:
     """Show the experiences of LIBRARY.
 
-    The effect is what an experience adds to the score, low and high bound it with 95 %
-    confidence; rollouts were given the experience, groups are those that it was learned from.
+    The effect is what an experience adds to the score; low and high bound it with 95 %
+    confidence. Rollouts: how many were given it. Groups: from how many it was learned.
     """
     source = read_source(library)
     if full:
