@@ -91,6 +91,15 @@ def test_approve_sees_operations_with_evidence_and_comparisons_before_they_are_m
     assert library_texts(program) == [ADVICE]
 
 
+def test_the_diff_of_a_proposal_shows_what_the_limits_of_the_run_allow() -> None:
+    long = f"{ADVICE} {' '.join(f'word{n}' for n in range(50))}"
+    asked = Asked(True)
+    lm = scripted_lm(polite_rules(long))
+    program = learned(lm=lm, approve=asked, max_experience_words=60, **GATED)
+    assert asked.proposals[0].diff == f"+ [E1] {long}"
+    assert library_texts(program) == [long]
+
+
 def test_what_is_rejected_is_not_made_and_the_update_says_so() -> None:
     program = learned(approve=Asked(False), **GATED)
     assert library_texts(program) == []

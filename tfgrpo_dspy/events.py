@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import Operation
+from tfgrpo_dspy.experience.values import NO_LIMITS, Operation
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import Change, Comparison, UpdateRecord
 from tfgrpo_dspy.results.rows import RolloutRow
@@ -76,7 +76,7 @@ class Proposal:
     @property
     def diff(self) -> str:
         """What the operations would change, a line for each experience."""
-        return self.library.diff(self.library.apply(self.operations))
+        return self.library.diff(self.library.apply(self.operations, NO_LIMITS))
 
 
 Approval = bool | Sequence[Operation | Mapping[str, Any]]

@@ -17,14 +17,13 @@ from tfgrpo_dspy.cli.editing import edited
 from tfgrpo_dspy.errors import LibraryError, NoTerminalError
 from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.library_files import json_value
-from tfgrpo_dspy.experience.values import Add, Limits, Operation, operation_from
+from tfgrpo_dspy.experience.values import NO_LIMITS, Add, Operation, operation_from
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results.records import Comparison, RolloutSummary
 from tfgrpo_dspy.wording import counted
 
 TERMINAL = "/dev/tty"  # also where stdin is piped
 POLL_S = 0.05  # how often it is looked whether the run has ended
-NO_LIMITS = Limits(sys.maxsize, sys.maxsize)  # those of the run are checked by the run
 MOST_COMPARISONS = 3  # shown of one operation
 INDENT = "\n           "  # of further lines of an attempt
 QUESTION = "Make this update? [y]es / [n]o / [e]dit: "

@@ -6,6 +6,7 @@ Every constructor checks its arguments, so that invalid values cannot exist.
 import html
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
@@ -241,6 +242,7 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+NO_LIMITS = Limits(sys.maxsize, sys.maxsize)  # where those of the run were checked before
 
 
 def carry_out(
