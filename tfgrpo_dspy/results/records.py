@@ -291,7 +291,8 @@ class Change:
 class UpdateRecord:
     """One update: a batch of groups, its lessons, and what became of them.
 
-    `n_lm_calls` and `cost_usd` are what training has cost up to this update.
+    `n_lm_calls`, answers from a cache included, and `cost_usd` are what training has taken up to
+    this update.
     """
 
     update: int

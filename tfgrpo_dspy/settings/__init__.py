@@ -155,7 +155,7 @@ class Reflection:
         show_images: whether the reflection LM is shown the images of the examples; otherwise it is
             told that there is an image. Default: if DSPy knows that the LM takes images.
         guard: what becomes of advice that seems to copy an example, or to be an attack: "refuse",
-            "warn" (it is taken, and logged), "off", or a function of the text and the reason that
+            "warn" (it is taken, and counted), "off", or a function of the text and the reason that
             says whether to refuse it. The gate judges what is taken like all other advice.
         condense: whether the reflection LM writes, at the end, the student's instructions and the
             library that won as one text for each predictor: True, or a module in place of
