@@ -381,6 +381,22 @@ def test_more_than_max_errors_end_the_run_and_the_most_frequent_one_is_quoted(
     assert library_texts(program) == [ADVICE]
 
 
+def test_too_many_failures_of_the_program_say_that_their_cause_is_in_the_program() -> None:
+    class Broken(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> dspy.Prediction:
+            raise RuntimeError(f"no table for {question[:8]}")
+
+    with pytest.raises(RunFailedError) as caught:
+        learned(Broken(), max_errors=5)
+    assert (
+        "RuntimeError: no table for question. Fix its cause (in the program), or pass a higher"
+    ) in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("broken", "n", "max_errors", "allowed"),
     [

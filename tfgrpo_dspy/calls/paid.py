@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.calls.reserve import Reserve
-from tfgrpo_dspy.errors import TrainingCut
+from tfgrpo_dspy.errors import TrainingCut, sentence
 from tfgrpo_dspy.listeners.run_report import RunReport
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.rollout import Failure
@@ -153,7 +153,7 @@ class Calls:
             rule = "without max_errors the run" if max_errors is None else "max_errors"
             self.ledger.stop(
                 f"{n_errors} of {self._n_done} rollouts and reflections failed, and {rule} allows "
-                f"{allowed}. The most frequent error ({times} of {n_errors}): {message}\n"
+                f"{allowed}. The most frequent error ({times} of {n_errors}): {sentence(message)} "
                 f"Fix its cause ({_way_out(failure)}), or pass a higher Execution(max_errors=).",
                 is_failure=True,
             )
@@ -178,7 +178,7 @@ def _loop_of(settings: RunSettings, ledger: Ledger) -> tuple[Loop, RemoteRollout
 
 
 def _way_out(failure: Failure) -> str:
-    """The argument that most often helps against such failures."""
+    """The argument that most often helps against such failures, or where their cause is."""
     ways = {
         "provider": "arguments of dspy.LM such as the name of the model, api_key or num_retries, a "
         f'lower num_threads where a rate limit is reached, temperature="{OWN}" where a sampling '
@@ -186,4 +186,4 @@ def _way_out(failure: Failure) -> str:
         "timeout": "a higher Execution(rollout_timeout_s=), or a lower num_threads",
         "worker": "the memory and the packages of the executor's workers",
     }
-    return ways.get(failure.kind, f"the {failure.kind}'s own")
+    return ways.get(failure.kind, f"in the {failure.kind}")
