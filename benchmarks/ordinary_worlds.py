@@ -19,8 +19,10 @@ that help nobody, rules of which half are wrong and the others useless, marks an
 chance. The teacher is the policy LM itself. So this is what a strategy costs at worst.
 
 Rewards have nothing to reward: the order of the agent's first two looks is luck, and so is the
-quantity of `GlobalConstraint`. `Objectives` weighs two objectives of like scales, of which one is
-luck; the arm `mean` has the same two in its metric, whose plain mean is the score, and no strategy.
+quantity of `GlobalConstraint`. (In `GlobalConstraint, moved` advice moves it: half of the right
+codes are even, so right advice may lower what is rewarded.) `Objectives` weighs two objectives of
+like scales, of which one is luck; the arm `mean` has the same two in its metric, whose plain mean
+is the score, and no strategy.
 
 All arms of a world have the same seeds, and the same number of LM calls. Scores are exact: of the
 right answers alone.
@@ -182,9 +184,15 @@ def made(name: str, world: Ordinary, lms: Sequence[Any]) -> Literal["auto"] | tu
         "TeacherRollouts": lambda: (lms[0],),
         "Objectives": lambda: ({"right": 1.0, "luck": 1.0},),
         "StepOrder": lambda: (lambda _: ["0", "1"], pages),
-        "GlobalConstraint": lambda: (is_even,),
+        "GlobalConstraint": lambda: (luck,),
+        "GlobalConstraint, moved": lambda: (is_even,),
     }
-    return (getattr(known, name)(*arguments.get(name, tuple)()),)
+    return (getattr(known, name.partition(",")[0])(*arguments.get(name, tuple)()),)
+
+
+def luck(rollout: Rollout) -> float:
+    """A quantity that no advice moves."""
+    return float(rollout.rollout_id % 2)
 
 
 def is_even(rollout: Rollout) -> float:
