@@ -53,7 +53,8 @@ def attempt(
     task: Task, program: dspy.Module, example: Any, rollout_id: int, temperature: float
 ) -> tuple[str, float]:
     """Answer and score."""
-    lm = task.make_lm(0).copy(temperature=temperature, rollout_id=rollout_id)
+    sample = rollout_id if temperature else None  # at temperature 0 there is one sample only
+    lm = task.make_lm(0).copy(temperature=temperature, rollout_id=sample)
     with dspy.context(lm=lm):
         try:
             prediction = program(**example.inputs())
