@@ -149,7 +149,7 @@ class IdleEngine(RandomEngine):
         key = (name, self.world.seed, prompt.sample, len(prompt.user))
         if name in ("concept", "plan", "step"):
             return f"Look twice at the {name}."
-        if name in ("candidates", "further", "advice"):
+        if name in ("candidates", "further"):
             kind, place = pick(self.world.traits.n_kinds, *key), pick(N_WRONG, "place", *key)
             idle = Line("useless", place=pick(len(USELESS), "useless", *key))
             line = Line("wrong", kind, place) if draw("wrong", *key) < 0.5 else idle

@@ -10,7 +10,7 @@ whatever is advised; three kinds can be learned, from .2. `score` is that of the
 **single cases.** Eight of ten right lessons are about the one case that they were learned from; the
 LM that is asked for rules finds that of a kind behind two such lines, and a wrong one in a quarter.
 **prior.** Half of the lessons are wrong. The LM that is asked which lines rest on something else
-names four of five wrong ones, and one of five right ones; its own advice is right in four of five.
+names four of five wrong ones, and one of five right ones.
 **scales.** The metric gives two objectives: whether the answer is right, and its length, from 0 to
 -60, which is luck. `score` is the share of right answers.
 
@@ -126,15 +126,11 @@ class HelpfulEngine(IdleEngine):
                 if n > 1
             ]
             return "\n".join(str(self.world.text(line, 0)) for line in rules) or "None"
-        if self.world.name == "prior" and name in ("advice", "others"):
-            return self._by_prior(name, prompt, key)
+        if self.world.name == "prior" and name == "others":
+            return self._by_prior(prompt, key)
         return super()._value(name, type_, prompt)
 
-    def _by_prior(self, name: str, prompt: Prompt, key: tuple[Any, ...]) -> str:
-        if name == "advice":
-            kind = pick(self.world.traits.n_kinds, *key)
-            is_true = draw("true", *key) < TRUE_PRIOR
-            return str(self.world.text(Line("right" if is_true else "wrong", kind), 0))
+    def _by_prior(self, prompt: Prompt, key: tuple[Any, ...]) -> str:
         named = []
         for n, text in enumerate(sections(prompt.user)["lines"].splitlines(), 1):
             is_wrong = any(line.what != "right" for line in self.world.found(text))

@@ -200,7 +200,7 @@ class FieldsEngine(WorldEngine):
             found = re.findall(r"(\d+)\. (.+)", shown["lines"])
             towns = {n: any(isinstance(o, OfTown) for o in self.world.found(t)) for n, t in found}
             return ", ".join(n for n, is_town in towns.items() if is_town != goes_by_town) or "None"
-        if name not in ("matters", "advice"):
+        if name != "matters":
             return super()._value(name, type_, prompt)
         return FOCUS[draw("focus", *self._key(prompt)) < WRONG_FOCUS]
 
@@ -233,7 +233,7 @@ class MisledEngine(WorldEngine):
     def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
         if name == "others":
             return "1"
-        if name not in ("advice", "candidates", "matters"):
+        if name not in ("candidates", "matters"):
             return super()._value(name, type_, prompt)
         kinds = (pick(N_KINDS, "misled", place, *self._key(prompt)) for place in range(2))
         lines = [self.world.text(Lesson("wrong", kind, 0)) for kind in kinds]

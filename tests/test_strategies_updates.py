@@ -276,18 +276,15 @@ def test_a_prior_that_the_effects_refute_pulls_no_more() -> None:
 
 
 ASKS_WHAT_MATTERS = "decide what the right answer is"
-WHAT_MATTERS = (
-    ASKS_WHAT_MATTERS,
-    chat(matters="The material decides.", advice="Name the material."),
-)
+WHAT_MATTERS = (ASKS_WHAT_MATTERS, chat(matters="The material decides."))
 
 
-def test_before_the_first_rollout_one_question_gives_candidates_and_a_focus() -> None:
+def test_before_the_first_rollout_one_question_gives_a_focus_and_no_advice() -> None:
     run = Run(ONE * 3, WHAT_MATTERS, strategies=(AttributionPrior(),), batch_size=1, epochs=2)
     assert len(run.prompts(ASKS_WHAT_MATTERS)) == 1
     first, *_ = run.results.updates
-    assert (first.groups, [op.text for op in first.operations]) == ((), ["Name the material."])
-    assert "Name the material." in library_texts(run.optimized)
+    assert (first.groups, first.operations) == ((), ())
+    assert library_texts(run.optimized) == ["Be exact."]
     asked = run.prompts(EXTRACT)
     assert asked
     assert all("The material decides." in section(p.user, "objective") for p in asked)
@@ -311,21 +308,10 @@ def test_drafts_from_labels_are_written_with_that_focus() -> None:
 
 
 def test_an_answer_that_says_nothing_is_no_focus() -> None:
-    run = Run(ONE, (ASKS_WHAT_MATTERS, chat(matters="None", advice="None")),
+    run = Run(ONE, (ASKS_WHAT_MATTERS, chat(matters="None")),
               strategies=(AttributionPrior(),))  # fmt: skip
     assert library_texts(run.optimized) == ["Be exact."]
     assert "opinion" not in section(run.prompts(EXTRACT)[0].user, "objective")
-
-
-def test_advice_that_copies_a_training_example_is_refused_as_from_any_other_lesson() -> None:
-    long = "the quick brown fox jumps over the lazy dog near river"
-    trainset = [
-        dspy.Example(question=f"{long} {i}", answer="x").with_inputs("question") for i in "ab"
-    ]
-    copied = (ASKS_WHAT_MATTERS, chat(matters="The animal.", advice=f"When asked {long} a, say x."))
-    run = Run(ONE * 2, copied, strategies=(AttributionPrior(),), trainset=trainset)
-    assert library_texts(run.optimized) == ["Be exact."]
-    assert any("copies" in refused for refused in run.refusals)
 
 
 def test_hidden_labels_stay_hidden_from_the_question() -> None:
@@ -342,7 +328,6 @@ def test_hidden_labels_stay_hidden_from_the_question() -> None:
         (lambda: ConflictAware(max_entropy=0), "max_entropy=0"),
         (lambda: Extrapolate(every=0), "every=0"),
         (lambda: AttributionPrior(n_examples=0), "n_examples=0"),
-        (lambda: AttributionPrior(most=-1), "most=-1"),
         (lambda: Extrapolate(factor="a"), "factor='a'"),  # type: ignore[arg-type]
         (lambda: Induction(every=0), "every=0"),
         (lambda: Extrapolate(most=2.5), "most=2.5"),  # type: ignore[arg-type]

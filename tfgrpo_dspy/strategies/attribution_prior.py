@@ -8,12 +8,12 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.experience.values import Add, Experience
+from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.reflection.answer_forms import read_lessons
-from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson
+from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import UNKNOWN, by_example
 from tfgrpo_dspy.sampling.examples import Example
-from tfgrpo_dspy.strategies.arguments import Least0, Least1, strategy
+from tfgrpo_dspy.strategies.arguments import Least1, strategy
 from tfgrpo_dspy.strategies.base import Ask, GroupContext, Proposed, Shown, Strategy, UpdateContext
 from tfgrpo_dspy.wording import shortened
 
@@ -29,20 +29,13 @@ class SayWhatMatters(dspy.Signature):
     The program has not been run yet. Use what you know of the world and of tasks like this one;
     in few examples much agrees by accident with the labels, so do not rely on them alone.
 
-    First write matters: in at most three sentences, which fields or properties of the inputs the
-    right answer depends on, the most important first, and which do not matter although one might
-    think so. Then write advice for the program that follows from this: at most max_candidates
-    lines, "When <condition>, <advice>.", or only the advice if it always applies. Advice must
-    hold for inputs that are not shown here.
+    In at most three sentences, say which fields or properties of the inputs the right answer
+    depends on, the most important first, and which do not matter although one might think so.
     """
 
     program: str = dspy.InputField(desc="what the program does")
-    objective: str = dspy.InputField(desc="what the advice should improve")
-    max_words: int = dspy.InputField(desc="the most words that one line of advice may have")
-    max_candidates: int = dspy.InputField()
     examples: str = dspy.InputField(desc="inputs and, where they are known, labels")
     matters: str = dspy.OutputField(desc="at most three sentences, or the word None")
-    advice: str = dspy.OutputField(desc="one line each, or the word None")
 
 
 class FindOthers(dspy.Signature):
@@ -64,12 +57,11 @@ class AttributionPrior(Strategy):
     """Learns from the reflection LM what matters in the inputs, before there is a rollout.
 
     One question shows it the program and a few examples. What it says decides the answer is told
-    it again whenever it writes lessons; the advice that it writes is a set of candidates, which the
-    gate judges like any other. In updates with lessons of a single group, one question measures
-    obedience: which of these, and of the experiences, rest on something else? Such a lesson is left
-    out where another lesson explains the group by what matters, and comes last elsewhere: in few
-    examples much agrees by accident. Where the experiences that rest on something else have the
-    higher mean effect, the facts refute the prior, and it pulls no more.
+    it again whenever it writes lessons. In updates with lessons of a single group, one question
+    measures obedience: which of these, and of the experiences, rest on something else? Such a
+    lesson is left out where another lesson explains the group by what matters, and comes last
+    elsewhere: in few examples much agrees by accident. Where the experiences that rest on something
+    else have the higher mean effect, the facts refute the prior, and it pulls no more.
 
     **Source.** Large Language Models as Attribution Regularizers for Efficient Model Training
     (arXiv 2502.20268): loss + strength * distance of the model's attributions from those that an LM
@@ -78,25 +70,20 @@ class AttributionPrior(Strategy):
 
     Args:
         n_examples: how many training examples the question shows, at least 1.
-        most: how many candidates are taken from the answer; 0: none.
     """
 
     proposes_first = True
     n_examples: Least1 = 6
-    most: Least0 = 2
 
     async def show(self, context: GroupContext, ask: Ask) -> Shown:
         """All rollouts, with a note on what matters."""
         return Shown(context.group.rollouts, _note(await self._said(context, ask)))
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
-        """The advice that follows, before the first rollout; then the lessons that obey, too."""
+        """What matters, for the drafts before the first rollout; then the lessons that obey."""
         answer = await self._said(context, ask)
         if not context.update:
-            lines = read_lessons(answer.get("advice", "None"))[: self.most]
-            read = (read_lesson(line, context.predictors) for line in lines)
-            added = tuple(Add(text, scope) for text, scope in read)
-            return Proposed(context.lessons, added, _note(answer))
+            return Proposed(context.lessons, note=_note(answer))
         measured = [one for one in context.library if one.effect is not None]
         single = [lesson for lesson in context.lessons if len(lesson.evidence) < 2]
         others = await _others(answer, (*measured, *single), ask) if single else set()
@@ -118,7 +105,7 @@ class AttributionPrior(Strategy):
             texts = (example.text, "Labels:", labels or UNKNOWN)
             parts.append("\n".join(shortened(text, FIELD_BYTES) for text in texts))
         examples = by_example(parts)
-        return await ask(SayWhatMatters, max_candidates=self.most, examples=examples)
+        return await ask(SayWhatMatters, examples=examples)
 
 
 def _note(answer: Mapping[str, Any]) -> str:
