@@ -340,7 +340,7 @@ OF_USER = {
     "Own.choose": lambda: {"strategies": (type("Own", (Strategy,), {"choose": boom})(),)},
     "Own.reward": lambda: {"strategies": (type("Own", (Strategy,), {"reward": boom})(),)},
     "Own.decide raised": lambda: {"gate": type("Own", (NoGate,), {"decide": boom})()},
-    "the program's own": lambda: {"student": type("Own", (dspy.Predict,), {"forward": boom})(QA)},
+    "in the program": lambda: {"student": type("Own", (dspy.Predict,), {"forward": boom})(QA)},
     "arguments of dspy.LM": lambda: {"lm": scripted_lm([("", OwnError())], num_retries=0)},
 }
 
