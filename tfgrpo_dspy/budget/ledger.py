@@ -73,8 +73,7 @@ class Ledger:
         self.n_metric_calls = self.n_metric_calls_made = 0
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
         self.n_unseen, self._has_unseen = 0, False  # calls that nobody could refuse
-        self.dearest = 0.0  # the most dollars that were taken for one LM call
-        self.dearest_of_results = 0.0  # the same of results, made now or replayed
+        self.dearest = 0.0  # the most dollars that were taken for one LM call, now or as recorded
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
         self.raised = Raised()
@@ -263,7 +262,7 @@ class Ledger:
     def note_dearest(self, cost: float) -> None:
         """Note the most dollars that were taken for one call of a result, made now or replayed."""
         with self._lock:
-            self.dearest_of_results = max(self.dearest_of_results, cost)
+            self.dearest = max(self.dearest, cost)
 
     def take_metric_call(self) -> None:
         """Take a call of the metric, also for an answer that came too late. Raises RunStopped."""

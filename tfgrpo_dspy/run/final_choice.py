@@ -246,9 +246,7 @@ class FinalChoice:
     @property
     def _dearest(self) -> float:
         """The most dollars that one call may cost, as far as is known; a replay knows as much."""
-        ledger = self._ledger
-        assumed = self._settings.data.dollars_of_dearest_call
-        return max(assumed, ledger.dearest, ledger.dearest_of_results)
+        return max(self._settings.data.dollars_of_dearest_call, self._ledger.dearest)
 
     def _n_left(self, account: Account, n_reserved: int, more: Amount = NOTHING) -> int | None:
         """How many rollouts the budget pays for beside these and `more`; None: it sets no limit."""

@@ -272,9 +272,8 @@ def _scored(
 ) -> Rollout:
     """The rollout with its score; an LM judge runs on the user's own LM, at its own settings."""
     meter = Meter(task.ledger, task.prices, task.is_training)
-    score, failure = None, None
+    score, failure, n_calls = None, None, 0
     feedback: dict[str, str] = {}
-    n_calls = 0
 
     def asked(ask: Callable[..., Any], *about: Any) -> Any:
         nonlocal n_calls
