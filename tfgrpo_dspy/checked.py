@@ -1,10 +1,9 @@
-"""Dataclasses that verify their arguments by pydantic; its faults, and warnings, for people."""
+"""Dataclasses that verify their arguments by pydantic, and its faults in words for people."""
 
 import functools
 import inspect
 import reprlib
 import typing
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -28,7 +27,6 @@ OF_VALUES = {
     "sequence_str": "it should be a list or a tuple",
 }
 """The same of faults in which pydantic speaks of Python's types, or names a class of ours."""
-NOT_THE_USERS = {"tfgrpo_dspy", "dspy"}
 
 
 def such_that(is_usable: Callable[[Any], bool], hint: str) -> Any:
@@ -115,11 +113,3 @@ def checked(
         return result  # type: ignore[no-any-return]
 
     return decorate
-
-
-def caution(message: str) -> None:
-    """Warn, at the line of the user's code that has called this package or DSPy."""
-    frame, level = inspect.currentframe(), 1
-    while frame and str(frame.f_globals.get("__name__")).partition(".")[0] in NOT_THE_USERS:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)

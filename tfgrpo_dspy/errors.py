@@ -1,11 +1,15 @@
-"""Every exception of this package, each also of a builtin kind; any error as text, or as a copy."""
+"""Every exception of this package, each also of a builtin kind; errors as text; warnings."""
 
+import inspect
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from tfgrpo_dspy.outside import printable
+
+NOT_THE_USERS = {"tfgrpo_dspy", "dspy"}  # packages, of whose code no warning speaks
 
 
 def described(error: BaseException) -> str:
@@ -24,6 +28,14 @@ def written(value: Any, write: Callable[[Any], str] = str, otherwise: str = "") 
         raise
     except BaseException:  # noqa: BLE001 - the code of a user's type may raise anything
         return otherwise or f"<{type(value).__name__}>"
+
+
+def caution(message: str) -> None:
+    """Warn, at the line of the user's code that has called this package or DSPy."""
+    frame, level = inspect.currentframe(), 1
+    while frame and str(frame.f_globals.get("__name__")).partition(".")[0] in NOT_THE_USERS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def shareable(error: BaseException, clean: Callable[[str], str]) -> BaseException | None:

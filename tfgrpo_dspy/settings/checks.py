@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.prices import price_of
-from tfgrpo_dspy.checked import caution
+from tfgrpo_dspy.errors import caution
 from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.experience.programs import introduced, language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
