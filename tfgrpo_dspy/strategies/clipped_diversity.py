@@ -70,9 +70,8 @@ class ClippedDiversity(Strategy):
             return ()
         shown = shortened(as_input(fields_text(rollouts[0].outputs)), SHOWN_BYTES)
         hint = DIFFER.format(answer=as_input(shown))
-        return [Attempt(hint=hint, temperature=self.temperature)] * max(
-            1, int(self.explore * len(rollouts))
-        )
+        n = max(1, int(self.explore * len(rollouts)))
+        return [Attempt(hint=hint, temperature=self.temperature)] * n
 
     def reward(self, scored: Scored) -> Sequence[float]:
         """The scores, changed by less than what sets them apart from others of the group."""

@@ -35,7 +35,7 @@ def check_sizes(sizes: Any, plan: BatchPlan, least: int) -> None:
 
 
 def check_attempts(attempts: Sequence[Any]) -> None:
-    """The extra attempts of a group, each with a hint or a teacher."""
+    """The extra attempts of a group."""
     wanted = (
         "Attempts; a hint is a text without field markers, a teacher a program or an LM, "
         "a temperature from 0 to 2"
