@@ -1,12 +1,13 @@
 """A probe says before a run whether there is anything to win, for at most 40 LM calls."""
 
 import asyncio
+import random
 from typing import Any
 
 import dspy
 import pytest
 from runs import agent, agent_lm, is_polite, polite_lm, polite_rules, predictor, questions
-from scripted import chat, scripted_lm
+from scripted import Prompt, chat, scripted_lm
 
 from tfgrpo_dspy import TrainingFreeGRPO
 from tfgrpo_dspy.errors import RunFailedError
@@ -81,6 +82,81 @@ def test_a_metric_that_judges_the_same_output_unlike_is_noise() -> None:
     grade = ("`grade`", lambda _prompt: chat(grade=str(next(grades) % 2)))
     lm = scripted_lm([grade, *polite_rules()], cache=False)
     assert probe_of(lm, judged, num_threads=1).noise == 1.0
+
+
+DRAFTED = ("`lessons`", chat(lessons="When a customer asks, say please."))
+
+
+@pytest.mark.parametrize(
+    ("advised", "word"), [("no", "cannot say"), ("please", "likely that a run gains")]
+)
+def test_where_the_noise_of_the_metric_is_all_that_differs_only_a_sure_change_foretells(
+    advised: str, word: str
+) -> None:
+    luck = random.Random(0)
+
+    def graded(_example: Any, pred: Any, _trace: Any = None) -> float:
+        return (pred.answer == "please") * 0.4 + 0.2 * luck.random()
+
+    def answer(prompt: Prompt) -> str:
+        return chat(answer=advised if "say please" in prompt.system else "no")
+
+    lm = scripted_lm([DRAFTED, ("question", answer)])
+    probe = probe_of(lm, graded, num_threads=1)
+    assert probe.noise is not None and probe.noise > 0.5
+    assert word in probe.sentence
+    noise = "most of what scores differ by is noise of the metric"
+    assert any(noise in why for why in probe.unknown) == (advised == "no")
+
+
+def test_a_probe_that_is_replayed_says_that_no_output_was_scored_twice(tmp_path: Any) -> None:
+    first, second = (probe_of(log_dir=tmp_path) for _ in range(2))
+    assert (first.noise, second.noise) == (0.0, None)
+    assert [why for why in second.unknown if "scored twice" in why]
+
+
+def test_a_program_that_only_fails_or_scores_0_shows_no_other_scale() -> None:
+    rules = [rule for rule in polite_rules() if rule[0] != "question"]
+
+    def answer(prompt: Prompt) -> str:
+        return chat(answer="no") if prompt.random().random() < 0.6 else "I had rather not say."
+
+    probe = probe_of(scripted_lm([*rules, ("question", answer)]))
+    assert probe.student is not None and probe.student.mean == 0.0
+    assert probe.chance is None
+    assert not any("between 0 and 1" in why for why in probe.unknown)
+
+
+def test_demos_that_make_answers_readable_are_seen_to_raise_the_score() -> None:
+    def answer(prompt: Prompt) -> str:
+        is_read = "please" in prompt.user or prompt.random().random() < 0.4
+        return chat(answer="please") if is_read else "I had rather not say."
+
+    probe = probe_of(scripted_lm([DRAFTED, ("question", answer)]))
+    assert probe.demos is not None and probe.demos.mean > 0.3
+    assert probe.student is not None and probe.student.mean < 0.7
+
+
+@pytest.mark.filterwarnings("ignore:.*too few to hold some out")
+@pytest.mark.parametrize(("n", "is_known"), [(1, False), (2, False), (3, True)])
+def test_two_examples_foretell_nothing(n: int, is_known: bool) -> None:
+    probe = probe_of(n=n)
+    assert (probe.chance is not None) == is_known
+    few = f"only {2 * n} attempts without additions have a score"
+    assert any(few in why for why in probe.unknown) == (not is_known)
+
+
+@pytest.mark.parametrize("has_field", [False, True], ids=["no such field", "max_demos=0"])
+def test_labels_that_make_no_demos_are_named(has_field: bool) -> None:
+    name = "answer" if has_field else "gold"
+    examples = [
+        dspy.Example(question=f"question {i}", **{name: "please"}).with_inputs("question")
+        for i in range(30)
+    ]
+    probe = probe_of(examples=examples, **({"max_demos": 0} if has_field else {}))
+    most = 0 if has_field else 16
+    assert probe.demos is None
+    assert f"no labels could be shown as demos (max_demos={most})" in probe.unknown
 
 
 def test_fewer_calls_are_made_where_the_budget_is_smaller() -> None:

@@ -21,7 +21,7 @@ from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import MetricError, RunFailedError, RunStopped
 from tfgrpo_dspy.experience.programs import copy_to_change
 from tfgrpo_dspy.experience.values import Add
-from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.group import Group, floored
 from tfgrpo_dspy.metric import Score, ScoringFunction
 from tfgrpo_dspy.results.page import FAILURES_IN_WORDS
 from tfgrpo_dspy.results.probe import FEWEST, Probe, predicted
@@ -44,6 +44,7 @@ from tfgrpo_dspy.wording import counted
 MOST_CALLS, N_DRAFTS, N_PAIRS, N_TWICE, PRIORITY = 40, 3, 5, 4, (3,)
 BARE, DEMOS, ADVICE = "bare", "demos", "advice"
 UNSEEN = ("advice not shown", "no LM call")  # failures of a program that advice cannot help
+Heard = tuple[Any, Any, Any, Score]  # what a metric was given, and what it gave
 Key = tuple[str, int, int]  # what an attempt has, its example, its place among these
 
 
@@ -58,7 +59,7 @@ class _Ledger(Ledger):
 class _Heard(ScoringFunction):
     """The metric, with what it was asked, so that it can be asked again."""
 
-    heard: list[tuple[Any, Any, Any, Score]] = field(default_factory=list)
+    heard: list[Heard] = field(default_factory=list)
 
     def __call__(self, example: Any, prediction: Any, program_trace: Any) -> Score:
         score = ScoringFunction.__call__(self, example, prediction, program_trace)
@@ -123,7 +124,7 @@ class Prober:
         await self._make(dict(first[:1]))  # alone: what it takes says how many may begin at once
         await self._try_metric(dict(first))
         self._advice = advice = await self._drafted()
-        n_pairs = N_PAIRS if advice or history.demos.choose(1, (), frozenset()) else MOST_CALLS
+        n_pairs = N_PAIRS if advice or self._has_demos else MOST_CALLS
         samples = {
             key: sample
             for place, example in enumerate(batch.examples)
@@ -135,7 +136,11 @@ class Prober:
         is_judged = any(rollout.metric_usage.n_lm_calls for rollout in self._rollouts.values())
         fitting = int(self._calls.ledger.left("max_lm_calls") - N_TWICE * is_judged) // dearest
         await self._make(dict(itertools.islice(samples.items(), max(0, fitting))))
-        await self._score_again()
+        await self._score_again(N_TWICE if is_judged else MOST_CALLS)
+
+    @property
+    def _has_demos(self) -> bool:
+        return bool(self._history.demos.choose(1, (), frozenset()))
 
     async def _try_metric(self, first: Mapping[Key, Sample]) -> None:
         """Make the other first attempts if the metric failed so far. Raises RunStopped: on all."""
@@ -184,22 +189,26 @@ class Prober:
         pairs = samples.items()
         await asyncio.gather(*(self._calls.loop.spawn(make(key, one)) for key, one in pairs))
 
-    async def _score_again(self) -> None:
-        """Score a few outputs a second time; an answer from a cache would say nothing."""
-        if self._heard is None:
+    async def _score_again(self, n: int) -> None:
+        """Score `n` outputs a second time; an answer from a cache would say nothing."""
+        if (metric := self._heard) is None:
             return
-        for asked in sorted(self._heard.heard, key=str)[:N_TWICE]:
-            self._calls.ledger.take_metric_call()
-            again = functools.partial(self._again, self._heard, *asked)
-            with suppress(MetricError):
-                await self._calls.loop.in_thread(again)
 
-    def _again(self, metric: _Heard, *asked: Any) -> None:
+        async def again(heard: Heard) -> None:
+            self._calls.ledger.take_metric_call()
+            with suppress(MetricError):
+                await self._calls.loop.in_thread(functools.partial(self._again, metric, heard))
+
+        outputs = sorted(metric.heard, key=str)[:n]
+        await asyncio.gather(*(self._calls.loop.spawn(again(heard)) for heard in outputs))
+
+    def _again(self, metric: _Heard, heard: Heard) -> None:
+        example, prediction, program_trace, before = heard
         meter = Meter(self._calls.ledger, self._settings.execution.prices or {})
         with judging(meter, cache=False):
-            after = metric(*asked[:-1])
+            after = metric(example, prediction, program_trace)
         if not meter.usage.n_cached_calls:
-            self._twice.append((asked[-1].value, after.value))
+            self._twice.append((before.value, after.value))
 
     # ---- what was found
     def _summary(self) -> Probe:
@@ -209,6 +218,8 @@ class Prober:
             if kind == BARE:
                 bare.setdefault(example, []).append(rollout)
         scale = NO_SCORES.including(rollout.score for rollout in self._rollouts.values())
+        if scale.lowest == scale.highest == 0:  # of 1, as most metrics are: a failure is a 0, too
+            scale = scale.including([1.0])
         groups = [Group.of(example, each, has_metric, scale) for example, each in bare.items()]
         pairs = [group for group in groups if len(group.rollouts) > 1]
         scores = [score for group in groups for score in group.scores]
@@ -217,8 +228,11 @@ class Prober:
         failed = [r for r in rollouts if r.score is not None and r.score < max(scores)]
         differ = [g.has_contrast if has_metric else _differ(g.rollouts) for g in pairs]
         bounds = (scale.lowest, scale.highest)
-        demos, advice = self._effect(DEMOS, bounds), self._effect(ADVICE, bounds)
-        chance, gain = predicted(scores, demos, advice)
+        counted_as = floored([*self._rollouts.values()], scale) if has_metric else []
+        score_of = dict(zip(self._rollouts, counted_as, strict=has_metric))
+        demos, advice = (_effect(kind, score_of, bounds) for kind in (DEMOS, ADVICE))
+        noise = self._noise(scores)
+        chance, gain = predicted(scores, noise, demos, advice)
         return Probe(
             n_lm_calls=ledger.n_lm_calls,
             n_examples=len(groups),
@@ -226,7 +240,7 @@ class Prober:
             student=ScoreSummary.of(means, bounds),
             differing=mean_of(differ),
             best_of_two=mean_of([max(group.scores) for group in pairs if group.scores]),
-            noise=self._noise(scores),
+            noise=noise,
             with_words=mean_of([bool(r.words or r.failure) for r in failed]),
             demos=demos,
             advice=advice,
@@ -234,18 +248,8 @@ class Prober:
             gain=gain,
             run_calls=self._plan.n_lm_calls,
             run_cost=self._plan.cost,
-            unknown=tuple(self._unknown(scores)),
+            unknown=(*self._why_unforetold(scores, noise, chance), *self._why_unshown()),
         )
-
-    def _effect(self, kind: str, scale: Scale) -> Gain | None:
-        """The mean change of the score by demos or advice, against one bare attempt each."""
-        both = [
-            (self._rollouts[BARE, example, 0].score, rollout.score)
-            for (has, example, _), rollout in self._rollouts.items()
-            if has == kind and (BARE, example, 0) in self._rollouts
-        ]
-        before, after = ([pair[k] for pair in both] for k in (0, 1))
-        return Gain.between(before, after, scale)
 
     def _noise(self, scores: Sequence[float]) -> float | None:
         if not self._twice or len(set(scores)) < 2:
@@ -253,23 +257,35 @@ class Prober:
         noise = statistics.fmean((a - b) ** 2 / 2 for a, b in self._twice)
         return min(1.0, noise / statistics.pvariance(scores))
 
-    def _unknown(self, scores: Sequence[float]) -> Iterator[str]:
-        """What the probe cannot know, beside the figures that it lacks."""
+    def _why_unforetold(
+        self, scores: Sequence[float], noise: float | None, chance: float | None
+    ) -> Iterator[str]:
+        """What the scores do not say, beside what there is to learn."""
         failures = [r.failure.message for r in self._rollouts.values() if r.failure]
-        why = next(iter(failures), self._calls.ledger.stopped_because)
         if self._settings.metric is None:
             yield "there is no metric, and so no score"
         elif not scores:
+            why = next(iter(failures), self._calls.ledger.stopped_because)
             yield f"no attempt has a score: {why}"
         elif len(scores) < FEWEST:
-            yield f"the calls reached for {counted(len(scores), 'attempt')} without additions"
+            yield f"only {counted(len(scores), 'attempt')} without additions have a score"
         elif len(set(scores)) == 1:
             yield "all attempts have the same score: nobody knows whether there is a better one"
         elif min(scores) < 0 or max(scores) > 1:
             yield "scores are not between 0 and 1: nobody knows how much is left to gain"
-        if not any(example.labels for example in self._examples):
+        elif noise is None:
+            yield "no output was scored twice: a limit, a replay or another process prevented it"
+        elif chance is None:
+            yield "most of what scores differ by is noise of the metric, and says nothing"
+
+    def _why_unshown(self) -> Iterator[str]:
+        """What of demos and advice was not tried, and why."""
+        is_labelled = any(example.labels for example in self._examples)
+        if not is_labelled:
             yield "no example has labels that could be shown"
-        elif self._advice is None:
+        if is_labelled and not self._has_demos:
+            yield f"no labels could be shown as demos (max_demos={self._settings.max_demos})"
+        if is_labelled and self._advice is None:
             yield f"no advice was drafted from labels ({counted(self._settings.drafts, 'call')})"
         unseen = [kind for kind in UNSEEN if self._calls.report.failures[kind]]
         yield from (f"what advice does is not seen: {FAILURES_IN_WORDS[kind]}" for kind in unseen)
@@ -277,3 +293,10 @@ class Prober:
 
 def _differ(rollouts: Sequence[Rollout]) -> bool:
     return len({rollout.answer for rollout in rollouts}) > 1
+
+
+def _effect(kind: str, score_of: Mapping[Key, float | None], scale: Scale) -> Gain | None:
+    """The mean change of the score by demos or advice, against one bare attempt each."""
+    examples = [example for has, example, _ in score_of if has == kind]
+    after = [score for (has, _, _), score in score_of.items() if has == kind]
+    return Gain.between([score_of.get((BARE, example, 0)) for example in examples], after, scale)

@@ -10,7 +10,8 @@ from tfgrpo_dspy.wording import counted
 
 WORTH = 0.05  # a gain that is worth a run
 LIKELY, UNLIKELY = 0.7, 0.4
-FEWEST = 4  # attempts from which anything is foretold
+FEWEST = 6  # attempts from which anything is foretold
+NOISY = 0.5  # from this share of noise on, that scores differ says nothing of the program
 CHANCE = (-0.33, 2.74, 0.3, 4.06, 1.63)
 GAIN = (0.06, 0.46, 0.11, 0.6, 0.19)
 """The logit of a gain above `WORTH`, and the gain: the weights of `features`, which
@@ -97,15 +98,18 @@ def features(room: float, demos: Gain | None, advice: Gain | None) -> tuple[floa
 
 
 def predicted(
-    scores: Sequence[float], demos: Gain | None, advice: Gain | None
+    scores: Sequence[float], noise: float | None, demos: Gain | None, advice: Gain | None
 ) -> tuple[float | None, float | None]:
     """The chance of a gain above `WORTH`, and the expected gain; None: nobody can say.
 
-    So it is with too few scores, on a scale that is not 0 to 1, or where nothing changed a score.
+    So it is with too few scores, on a scale that is not 0 to 1, or where nothing changed a score:
+    if most of the variance is noise of the metric, only demos or advice that surely raise it do.
     """
     is_known = len(scores) >= FEWEST and 0 <= min(scores) <= max(scores) <= 1
-    changes = [each.mean for each in (demos, advice) if each]
-    if not is_known or (max(scores) == min(scores) < 1 and not any(changes)):
+    is_noisy = noise is not None and noise >= NOISY
+    tried = [each for each in (demos, advice) if each]
+    is_changed = any((each.low or 0.0) > 0 if is_noisy else each.mean for each in tried)
+    if not is_known or ((is_noisy or max(scores) == min(scores) < 1) and not is_changed):
         return None, None
     room = 1 - statistics.fmean(scores)
     if room <= 0:  # the rule of succession: the chance that the next attempt is worse
