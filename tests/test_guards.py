@@ -116,6 +116,21 @@ def test_advice_that_only_repeats_the_program_is_refused(text: str, reason: str)
 
 
 @pytest.mark.parametrize(
+    ("text", "is_refused"),
+    [
+        ("When <condition>, <advice>.", True),
+        ("A rule or a fact that helps on similar examples.", True),
+        ("Whoever has not seen these attempts knows what to do.", False),
+        ("When a mail says what a policy says, name the policy.", False),
+        ("Say so.", False),
+    ],
+)
+def test_a_piece_of_the_prompt_for_lessons_is_none(text: str, is_refused: bool) -> None:
+    reason = "repeats the prompt of the reflection LM" if is_refused else ""
+    assert Guard(MAILS, OF_MAILS).reason(text) == reason
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "The better attempts did not raise the score.",

@@ -14,12 +14,19 @@ from typing import Any
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.identity import schema_of
 from tfgrpo_dspy.outside import ADDRESS
+from tfgrpo_dspy.reflection.signatures import (
+    CompareAttempts,
+    CritiqueAttempts,
+    ProposeOperations,
+    ReadExamples,
+)
 from tfgrpo_dspy.wording import n_single_letters, words, words_of
 
 COPIED_WORDS, COPIED_LABEL, COPIED_INPUT, COPIED_EXAMPLE = 8, 4, 5, 5
 """Words that make a copy: in a row; of a whole label; of a whole input; of a whole example. In a
 script without spaces, where each character is counted as a word, twice as many do."""
 REPEATED_WORDS = 4  # advice from this length on may not be a part of the program's own text
+ECHOED_WORDS = 3  # nor, from this one on, a part of the prompts for lessons and operations
 SHARED_LABELS = 2  # examples with unlike inputs: what their labels share is no copy
 SHARED_INPUTS, SHARED_PART = 3, 0.1
 """Words in the inputs of at least 3 examples, and a tenth of all, are a form, not a copy."""
@@ -43,6 +50,8 @@ _HELD_BACK = {
     r"|\b(?:ignore[rz]?|oublie[rz]?|ignora[r]?|olvida[r]?)\b.{0,40}\binstruc\w+"
     r"|(?:忽略|无视|無視).{0,20}(?:指令|指示|说明|規則|规则|提示)",
 }
+_PROMPTS = (CompareAttempts, CritiqueAttempts, ReadExamples, ProposeOperations)
+_PROMPT_WORDS = f" {' '.join(words_of(' '.join(each.instructions for each in _PROMPTS)))} "
 _COMMA = re.compile("[,\uff0c]")
 _FORBIDS = re.compile(
     r"(?:\b(?:never|not|don't|cannot|without|nie|nicht|jamais|nunca)\s+(?:\w+\s+)?|[不勿别]要?)$",
@@ -156,11 +165,18 @@ def unsafe_reason(text: str, task: Task | None = None) -> str:
     return ""
 
 
-def _says_nothing(text: str) -> bool:
-    """Whether all words behind its first comma stand before it, in the same order."""
+def _empty_reason(text: str) -> str:
+    """Why the text says nothing; "" if it does.
+
+    It repeats a prompt, or all words behind its first comma stand before it, in the same order.
+    """
+    if len(words(text)) >= ECHOED_WORDS and f" {' '.join(words(text))} " in _PROMPT_WORDS:
+        return "repeats the prompt of the reflection LM"
     condition, *conclusion = (iter(dict.fromkeys(words(part))) for part in _COMMA.split(text, 1))
     sought = [*conclusion[0]] if conclusion else []
-    return len(sought) > 1 and all(word in condition for word in sought)
+    if len(sought) > 1 and all(word in condition for word in sought):
+        return "concludes only what it supposes"
+    return ""
 
 
 class Guard:
@@ -190,8 +206,7 @@ class Guard:
 
     def reason(self, text: str) -> str:
         """Why the text is refused, with the words that are the reason; "" if it is not."""
-        says_nothing = "concludes only what it supposes" if _says_nothing(text) else ""
-        reason = self._copied(text) or says_nothing or unsafe_reason(text, self._task)
+        reason = self._copied(text) or _empty_reason(text) or unsafe_reason(text, self._task)
         return reason if reason and self._refuses(text, reason) else ""
 
     def _copied(self, text: str) -> str:
