@@ -115,6 +115,19 @@ def test_a_probe_that_is_replayed_says_that_no_output_was_scored_twice(tmp_path:
     assert [why for why in second.unknown if "scored twice" in why]
 
 
+def test_a_judge_that_answers_from_a_cache_of_its_own_leaves_the_noise_unknown() -> None:
+    judge = dspy.Predict("verdict_on -> grade: float")
+    grades = [("`grade`", lambda prompt: chat(grade=str(prompt.random().random())))]
+    judge.set_lm(scripted_lm(grades, cache=True))
+
+    def judged(_example: Any, pred: Any, _trace: Any = None) -> float:
+        return float(judge(verdict_on=pred.answer).grade)
+
+    probe = probe_of(metric=judged)
+    assert probe.noise is None
+    assert [why for why in probe.unknown if "scored twice: a limit, a cache" in why]
+
+
 def test_a_program_that_only_fails_or_scores_0_shows_no_other_scale() -> None:
     rules = [rule for rule in polite_rules() if rule[0] != "question"]
 

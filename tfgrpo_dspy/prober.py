@@ -133,7 +133,7 @@ class Prober:
         }
         usages = (r.usage + r.metric_usage for r in self._rollouts.values())
         dearest = max([1, *(used.n_answers for used in usages)])
-        is_judged = any(rollout.metric_usage.n_lm_calls for rollout in self._rollouts.values())
+        is_judged = any(rollout.metric_usage.n_answers for rollout in self._rollouts.values())
         fitting = int(self._calls.ledger.left("max_lm_calls") - N_TWICE * is_judged) // dearest
         await self._make(dict(itertools.islice(samples.items(), max(0, fitting))))
         await self._score_again(N_TWICE if is_judged else MOST_CALLS)
@@ -274,7 +274,7 @@ class Prober:
         elif min(scores) < 0 or max(scores) > 1:
             yield "scores are not between 0 and 1: nobody knows how much is left to gain"
         elif noise is None:
-            yield "no output was scored twice: a limit, a replay or another process prevented it"
+            yield "no output was scored twice: a limit, a cache, a replay or a process prevented it"
         elif chance is None:
             yield "most of what scores differ by is noise of the metric, and says nothing"
 
