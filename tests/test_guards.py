@@ -107,6 +107,7 @@ def test_a_single_input_that_attacks_makes_no_task_of_it() -> None:
         ("raise the score on new examples", "repeats what the program says already"),
         ("Route the ticket to its queue by the city.", ""),
         ("The ticket.", ""),
+        ("Queue:", "repeats what the program says already"),
     ],
 )
 def test_advice_that_only_repeats_the_program_is_refused(text: str, reason: str) -> None:

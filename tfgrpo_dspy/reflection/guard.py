@@ -25,7 +25,7 @@ from tfgrpo_dspy.wording import n_single_letters, words, words_of
 COPIED_WORDS, COPIED_LABEL, COPIED_INPUT, COPIED_EXAMPLE = 8, 4, 5, 5
 """Words that make a copy: in a row; of a whole label; of a whole input; of a whole example. In a
 script without spaces, where each character is counted as a word, twice as many do."""
-REPEATED_WORDS = 4  # advice from this length on may not be a part of the program's own text
+REPEATED_WORDS = 4  # advice from this length on may not be a part of a line of the program's text
 ECHOED_WORDS = 3  # nor, from this one on, a part of the prompts for lessons and operations
 SHARED_LABELS = 2  # examples with unlike inputs: what their labels share is no copy
 SHARED_INPUTS, SHARED_PART = 3, 0.1
@@ -90,9 +90,11 @@ class Task:
         return self._known[phrase]
 
     def says(self, text: str) -> bool:
-        """Whether a line of the program says the same, word for word."""
-        parts = words_of(text)
-        return len(parts) >= REPEATED_WORDS and f" {' '.join(parts)} " in self._words[0]
+        """Whether a line of the program is the same, word for word, or a long text a part of it."""
+        parts, lines = words_of(text), self._words[0].splitlines()
+        sought = f" {' '.join(parts)} "
+        is_long = len(parts) >= REPEATED_WORDS
+        return (bool(parts) and sought in lines) or (is_long and sought in self._words[0])
 
     def holds(self, address: str) -> bool:
         """Whether the address stands in the program or in any example."""
