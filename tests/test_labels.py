@@ -11,7 +11,7 @@ import dspy
 import pydantic
 import pytest
 from coded_cases import CODES, cases
-from runs import predictor
+from runs import Run, predictor
 from scripted import EXTRACT, UPDATE, Prompt, chat, scripted_lm
 from small import grpo
 from test_demos import world
@@ -186,3 +186,29 @@ def test_an_example_knows_its_texts_and_makes_them_once() -> None:
     assert example.identity != Example(raw.copy(question="p")).identity
     for name in ("inputs", "labels", "identity"):
         assert getattr(example, name) is getattr(example, name)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "label", "answer", "is_right"),
+    [
+        (str, ["Paris", "Paris, France"], "paris", True),
+        (float, 4, "4.0", True),
+        (dict[str, int], {"a": 1, "b": 2}, '{"b": 2, "a": 1}', True),
+        (str, ["Paris", "Paris, France"], "Rome", False),
+        (float, 4, "5.0", False),
+        (list[str], ["a", "b"], '["b", "a"]', False),
+    ],
+)
+def test_where_all_answers_are_those_of_labels_no_lesson_is_asked_for(
+    annotation: Any, label: Any, answer: str, is_right: bool
+) -> None:
+    fields = {"question": (str, dspy.InputField()), "answer": (annotation, dspy.OutputField())}
+    examples = [dspy.Example(question=f"question {i}", answer=label) for i in range(4)]
+    run = Run(
+        [["", ""]] * 4,
+        ("question", chat(answer=answer)),
+        metric=lambda _example, _pred: 1.0,
+        student=dspy.Predict(dspy.Signature(fields, "Do.")),
+        trainset=[example.with_inputs("question") for example in examples],
+    )
+    assert set(run.uses) == {"no contrast" if is_right else "failure analysis"}

@@ -1,7 +1,9 @@
 """Rollouts as values: steps, outputs, scores, usage; whose a failure is; a trajectory as text."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -232,14 +234,24 @@ class Rollout:
     def agrees_with(self, labels: Mapping[str, str]) -> bool:
         """Whether it gives the labels, in those of its outputs that have one."""
         pairs = [(labels[name], value) for name, value in self.outputs.items() if name in labels]
-        same = (label.casefold().split() == value.casefold().split() for label, value in pairs)
-        return bool(pairs) and all(same)
+        return bool(pairs) and all(_is_label(label, value) for label, value in pairs)
 
     @property
     def answer(self) -> str:
         """The outputs as one text, without the reasoning, to find out which rollouts agree."""
         values = [value for name, value in self.outputs.items() if name not in WAYS_TO_AN_ANSWER]
         return " ".join("\n".join(values or self.outputs.values()).casefold().split())
+
+
+def _is_label(label: str, value: str) -> bool:
+    """Whether an output is the label, in its words or as JSON, or one of a list of answers."""
+    accepted, words = [label], value.casefold().split()
+    with suppress(ValueError, RecursionError):
+        read = json.loads(label)
+        accepted += map(str, read) if isinstance(read, list) else []
+        if read == json.loads(value):
+            return True
+    return any(each.casefold().split() == words for each in accepted)
 
 
 ROLLOUTS = TypeAdapter(Rollout)
