@@ -38,7 +38,10 @@ def test_a_probe_of_a_plain_program_makes_at_most_40_calls_and_says_what_it_foun
     assert probe.with_words == 1.0
     assert probe.noise == 0.0
     assert str(probe).startswith(probe.sentence)
-    assert str(probe).endswith("not seen: whether there is anything to learn")
+    assert str(probe).endswith(
+        "  foretold from simulated runs of 400 LM calls\n"
+        "  not seen: whether there is anything to learn"
+    )
 
 
 @pytest.mark.parametrize("n", [6, 30])

@@ -84,6 +84,7 @@ class Probe:
             yield f"  {name:<24}{'not known' if value is None else value}"
         yield from (f"  {why}" for why in self.unknown)
         if self.chance is not None:
+            yield "  foretold from simulated runs of 400 LM calls"
             yield "  not seen: whether there is anything to learn"
 
 
