@@ -132,7 +132,7 @@ def dotted(path: Path) -> str:
 
 HOOKS = {
     "caller_modules", "caller_predict", "max_trace_size", "send_stream", "stream_listeners",
-    "update_history", "usage_tracker", "GLOBAL_HISTORY",
+    "update_history", "usage_tracker", "GLOBAL_HISTORY", "_store", "_input_keys",
 }  # fmt: skip
 """Names of what DSPy reads, or lets itself be given, and does not document."""
 DOCUMENTED_SETTINGS = {
@@ -144,6 +144,7 @@ STANDING = {
     "budget/meter.py": {"update_history", "super().update_history"},
     "budget/unseen.py": {"self.history"},  # of `CallWatcher`: DSPy appends its entries
     "sampling/dispatch.py": {"dspy.settings.lock"},  # a lock of all threads; any other would do
+    "experience/programs.py": {"_store"},  # of demos, by their shape: a library needs no DSPy
     "home.py": {"asyncio._get_running_loop"},  # these are not DSPy's
     "listeners/listening.py": {"_active_run_stack"},
     "references.py": {"functools._lru_cache_wrapper"},
@@ -195,6 +196,7 @@ def test_only_the_seam_touches_what_dspy_does_not_document(path: Path) -> None:
         "with dspy.context(usage_tracker=tracker): pass",
         "settings = {'caller_modules': [watcher]}",
         "lm.__class__ = Metered",
+        "fields = vars(example)['_store']",
         "class LM(dspy.LM):\n    def update_history(self, entry): ...",
     ],
 )

@@ -74,6 +74,16 @@ def custom_types_in(annotation: Any) -> list[Any]:
     return list(Type.extract_custom_type_from_annotation(annotation))
 
 
+def stored_in(example: dspy.Example) -> dict[Any, Any]:
+    """The fields of an Example, a Prediction too; DSPy's own way takes no names but texts."""
+    return dict(vars(example)["_store"])
+
+
+def input_names(example: dspy.Example) -> Any:
+    """What `with_inputs` was given, in whatever form; None: it was not called."""
+    return vars(example).get("_input_keys")
+
+
 def can_be_saved(value: Any) -> bool:
     """Whether the program of a demo with this value can be saved as JSON, by `save`."""
     try:

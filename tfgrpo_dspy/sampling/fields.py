@@ -13,7 +13,13 @@ from typing import Any, get_args
 import dspy
 import pydantic
 
-from tfgrpo_dspy.dspy_seam import can_be_saved, custom_types_in, has_log_probabilities, parse_value
+from tfgrpo_dspy.dspy_seam import (
+    can_be_saved,
+    custom_types_in,
+    has_log_probabilities,
+    parse_value,
+    stored_in,
+)
 from tfgrpo_dspy.errors import written
 from tfgrpo_dspy.identity import without_addresses
 
@@ -118,7 +124,7 @@ def _items(value: Any) -> list[Any]:
 def named_items(value: Mapping[Any, Any] | dspy.Example) -> list[tuple[str, Any]]:
     """The fields by name; DSPy's own way to them takes no names that are no texts."""
     if isinstance(value, dspy.Example):  # a Prediction is one
-        fields = {written(name): item for name, item in vars(value)["_store"].items()}
+        fields = {written(name): item for name, item in stored_in(value).items()}
         return [(name, item) for name, item in fields.items() if not name.startswith("dspy_")]
     return [(written(name), item) for name, item in value.items()]
 

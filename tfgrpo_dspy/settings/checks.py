@@ -11,6 +11,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.prices import price_of
+from tfgrpo_dspy.dspy_seam import stored_in
 from tfgrpo_dspy.errors import caution
 from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.experience.programs import introduced, language_models, named_predictors
@@ -280,7 +281,7 @@ def _data_faults(name: str, examples: Any) -> Iterator[str]:
                 "dspy.Example; pass dspy.Example(question=..., answer=...).with_inputs('question')."
             )
             return
-        if odd := [field for field in vars(example)["_store"] if not isinstance(field, str)]:
+        if odd := [field for field in stored_in(example) if not isinstance(field, str)]:
             yield (
                 f"{name}: the example at position {index} has a field named {odd[0]!r:.80} "
                 f"({type(odd[0]).__name__}); the name of a field is a text."

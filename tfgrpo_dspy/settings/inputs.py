@@ -7,6 +7,7 @@ from typing import Any
 
 import dspy
 
+from tfgrpo_dspy.dspy_seam import input_names, stored_in
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.experience.programs import named_predictors, with_instructions
 from tfgrpo_dspy.rollout import Rollout
@@ -128,7 +129,6 @@ def adapter_cautions(student: Any) -> Iterator[str]:
 
 def why_no_inputs(example: Any) -> str | None:
     """Why an example has no inputs, where more than that is to be said; None: it has some."""
-    keys, fields = vars(example).get("_input_keys"), vars(example)["_store"]
     try:
         if len(example.inputs()):
             return None
@@ -136,4 +136,5 @@ def why_no_inputs(example: Any) -> str | None:
         return ""
     except Exception as error:  # noqa: BLE001 - a class of the user's own may raise anything
         return f": its class, {type(example).__name__}, raised {described(error)} in inputs()"
-    return f": with_inputs names {sorted(map(str, keys))}, its fields are {list(fields)}"
+    names = sorted(map(str, input_names(example)))
+    return f": with_inputs names {names}, its fields are {list(stored_in(example))}"
