@@ -293,10 +293,13 @@ def test_no_two_files_import_each_other() -> None:
     assert len(list(TopologicalSorter(known).static_order())) == len(FILES)
 
 
-def test_no_two_classes_of_the_package_have_the_same_name() -> None:
-    parsed = (ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in FILES)
-    names = [node.name for nodes in parsed for node in nodes if isinstance(node, ast.ClassDef)]
+def test_no_two_classes_of_the_package_have_the_same_name_and_no_other_type_has_it() -> None:
+    parsed = [ast.parse(path.read_text(encoding="utf-8")) for path in FILES]
+    nodes = (node for tree in parsed for node in ast.walk(tree))
+    names = [node.name for node in nodes if isinstance(node, ast.ClassDef)]
     assert [name for name, n in Counter(names).items() if n > 1] == []
+    assigned = (node for tree in parsed for node in tree.body if isinstance(node, ast.Assign))
+    assert {ast.unparse(node.targets[0]) for node in assigned} & {*names} == set()
 
 
 def closure(module: str) -> set[str]:

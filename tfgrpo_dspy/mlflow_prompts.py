@@ -27,8 +27,8 @@ from tfgrpo_dspy.tracking import MlflowListener, autologging
 logger = logging.getLogger(__name__)
 
 EXPECTED, RESPONSE = "expected", "response"
-Record = Mapping[str, Any]
-Evaluation = Callable[[dict[str, str], list[Any]], list[Any]]
+DataRecord = Mapping[str, Any]
+EvaluationFunction = Callable[[dict[str, str], list[Any]], list[Any]]
 """MLflow's evaluation function: candidate prompts and records give a result for each record."""
 
 
@@ -69,7 +69,7 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
 
     def optimize(
         self,
-        eval_fn: Evaluation,
+        eval_fn: EvaluationFunction,
         train_data: list[dict[str, Any]],
         target_prompts: dict[str, str],
         enable_tracking: bool = True,
@@ -147,11 +147,11 @@ class _InBatches:
     Records that wait for the same prompts are evaluated in one call, in MLflow's threads.
     """
 
-    def __init__(self, eval_fn: Evaluation, records: Mapping[str, Record]) -> None:
+    def __init__(self, eval_fn: EvaluationFunction, records: Mapping[str, DataRecord]) -> None:
         self._eval_fn, self._records = eval_fn, records
         self.fields = dict.fromkeys(name for one in records.values() for name in one["inputs"])
         self._at_work, self._guard = threading.Lock(), threading.Lock()
-        self._waiting: list[tuple[dict[str, str], Record, Future[Any]]] = []
+        self._waiting: list[tuple[dict[str, str], DataRecord, Future[Any]]] = []
 
     def __call__(self, prompts: dict[str, str], inputs: Mapping[str, Any]) -> Any:
         """MLflow's evaluation of the record with these inputs, under these prompts."""
@@ -207,9 +207,9 @@ def _messages(template: str) -> list[Any] | None:
     return parsed if is_chat and parsed else None
 
 
-def _examples(train_data: Iterable[Record]) -> tuple[list[dspy.Example], dict[str, Record]]:
+def _examples(train_data: Iterable[DataRecord]) -> tuple[list[dspy.Example], dict[str, DataRecord]]:
     """An example for each record of its own inputs, and the records by their inputs."""
-    examples, records, n_records = [], dict[str, Record](), 0
+    examples, records, n_records = [], dict[str, DataRecord](), 0
     for record in train_data:
         n_records += 1
         inputs = record["inputs"]

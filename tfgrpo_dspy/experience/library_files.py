@@ -19,7 +19,7 @@ _NEXT_VALUE = re.compile(r"\n(?=[\[{])")
 _NO_BLANK = re.compile(r"[^ \t\r\n]")
 
 
-class Record(BaseModel, extra="forbid"):
+class LibraryRecord(BaseModel, extra="forbid"):
     """What `ExperienceLibrary.to_dict` gives, with experiences as values."""
 
     experiences: list[Experience]
@@ -75,10 +75,10 @@ def json_values(text: str, source: str) -> Iterator[Any]:
             place = len(text) if following is None else following.end()
 
 
-def checked_record(record: Any, source: str) -> Record:
+def checked_record(record: Any, source: str) -> LibraryRecord:
     """The record, if it is of the right form. Raises LibraryFormatError: names every field."""
     try:
-        return Record.model_validate(record)
+        return LibraryRecord.model_validate(record)
     except ValidationError as error:
         faults = faults_in(error)
         n_more = len(faults) - _MOST_FAULTS

@@ -14,7 +14,7 @@ from tfgrpo_dspy.wording import shortened
 
 ASKED_TOKENS = 2_000  # of an input of the reflection LM
 CELL_BYTES = 300  # of a text in an `ExampleRow`
-Scored = Mapping[int, tuple[Rollout, float | None]]
+RolloutsByExample = Mapping[int, tuple[Rollout, float | None]]
 """By example: a rollout, and the score that it counts with."""
 
 
@@ -59,7 +59,7 @@ def rollout_row(
 
 
 def example_rows(
-    set: str, examples: Sequence[Example], student: Scored, result: Scored
+    set: str, examples: Sequence[Example], student: RolloutsByExample, result: RolloutsByExample
 ) -> list[ExampleRow]:
     """A row for each example that both, or one of them, were measured on."""
     rows = []

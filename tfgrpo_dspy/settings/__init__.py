@@ -120,7 +120,7 @@ Least0 = Annotated[Whole, Field(ge=0)]
 Least1 = Annotated[Whole, Field(ge=1)]
 Least2 = Annotated[Whole, Field(ge=2)]
 Threads = Annotated[Least1, Field(le=10_000)]
-Price = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Dollars = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[
     float, SkipValidation, AfterValidator(_number), such_that(math.isfinite, "it should be finite")
 ]
@@ -251,7 +251,7 @@ class Execution:
     rollout_timeout_s: Annotated[Positive | None, NOT_WHICH] = None
     max_errors: Annotated[Least0 | None, NOT_WHICH] = None
     target_score: Annotated[Finite | None, NOT_WHICH] = None
-    prices: Annotated[Mapping[str, tuple[Price, Price]] | None, NOT_WHICH] = None
+    prices: Annotated[Mapping[str, tuple[Dollars, Dollars]] | None, NOT_WHICH] = None
 
 
 @checked(SettingsError)

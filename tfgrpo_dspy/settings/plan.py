@@ -32,7 +32,7 @@ from tfgrpo_dspy.settings.schedule import (
 )
 from tfgrpo_dspy.wording import aligned, counted
 
-Limits = tuple[float, float, float]
+Maxima = tuple[float, float, float]
 COUNTS, ROUNDING, ROUNDING_UP = ("n_rollouts", "n_lm_calls"), 1e-9, 1e-4
 REFLECTION_TOKENS = 12_000
 FEWEST_UPDATES = 20
@@ -76,7 +76,7 @@ class _Mean:
     def __mul__(self, times: float) -> "_Mean":
         return _Mean(*(times * value for value in astuple(self))) if times else _Mean()
 
-    def within(self, limits: tuple[float, float, float]) -> Planned:
+    def within(self, limits: Maxima) -> Planned:
         """Whole numbers of these, no limit exceeded."""
         n, calls, cost = map(min, zip(astuple(self), limits, strict=True))
         cost = None if math.isnan(cost) else cost
@@ -206,14 +206,14 @@ def _race(settings: RunSettings) -> tuple[float, float]:
     return likely + is_condensed * n, (most + is_condensed) * n
 
 
-def _affordable(limits: Limits, fixed: _Mean, more: _Mean) -> float:
+def _affordable(limits: Maxima, fixed: _Mean, more: _Mean) -> float:
     """How often the budget pays for `more` beside what is fixed."""
     numbers = zip(limits, astuple(fixed), astuple(more), strict=True)
     fitting = (max(0.0, (most - first) / n) for most, first, n in numbers if n > 0)
     return min(fitting, default=math.inf)
 
 
-def _limits(settings: RunSettings) -> Limits:
+def _limits(settings: RunSettings) -> Maxima:
     """The most rollouts, LM calls and dollars that the budget allows."""
     limits = (settings.max_metric_calls, settings.max_lm_calls, settings.max_cost)
     n, calls, cost = (math.inf if limit is None else limit for limit in limits)
@@ -224,7 +224,7 @@ def _sum(rows: Mapping[str, _Mean]) -> _Mean:
     return sum(rows.values(), _Mean())
 
 
-def _column(rows: Mapping[str, _Mean], limits: Limits) -> list[Planned]:
+def _column(rows: Mapping[str, _Mean], limits: Maxima) -> list[Planned]:
     """The rows, and their sum, within the limits."""
     whole = [row.within((math.inf,) * 3) for row in rows.values()]
     n, calls = (sum(map(operator.attrgetter(name), whole)) for name in COUNTS)

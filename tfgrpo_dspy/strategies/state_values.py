@@ -157,10 +157,12 @@ class StateValues:
         return [by_state.get(n) for n in range(len(self.rollout.values))]
 
 
-Turn = tuple[tuple[str, Mapping[str, str]], ...]
+Decisions = tuple[tuple[str, Mapping[str, str]], ...]
 
 
-def _has(theirs: Sequence[Turn], turn: Turn, place: int, turns: Sequence[Turn]) -> bool:
+def _has(
+    theirs: Sequence[Decisions], turn: Decisions, place: int, turns: Sequence[Decisions]
+) -> bool:
     """Whether a rollout took the decision: anywhere, if it is unusual, else at the same place."""
     return turn in theirs if turns.count(turn) == 1 else theirs[place : place + 1] == [turn]
 
@@ -171,7 +173,7 @@ def _beta(scores: Array, chosen: Mask, prior: Array) -> tuple[Array, Array]:
     return betaln(won, lost) - betaln(*prior), won / (won + lost)
 
 
-def _decisions(rollout: Rollout) -> list[Turn]:
+def _decisions(rollout: Rollout) -> list[Decisions]:
     """What the predictor of each turn decided, without the reasoning."""
     return [
         tuple((s.name, decision(s.outputs)) for s in rollout.steps[start:end] if s.kind != "tool")
