@@ -162,7 +162,6 @@ def _read(text: str, proposal: Proposal) -> list[Operation]:
         if same is not None and type(same) is type(operation):
             operation = dataclasses.replace(operation, evidence=same.evidence)
         operations.append(operation)
-    refused = proposal.library.refusals(operations, NO_LIMITS)
-    if refused:
+    if refused := proposal.library.applied(operations, NO_LIMITS).refused:
         raise LibraryError("; ".join(f"{each.operation}: {each.reason}" for each in refused))
     return operations

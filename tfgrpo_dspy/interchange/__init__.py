@@ -107,7 +107,7 @@ def render(library: ExperienceLibrary, format: str, *, into: str = "") -> str:
         LibraryFormatError: no such format, or `into` does not fit it.
     """
     if format == "yaml":
-        return agents.agent_file(library, into, source="into")
+        return agents.agent_file(library, into)
     if format == "skill":
         return skills.skill_file(library, into)
     if format == "prompt":

@@ -68,17 +68,17 @@ def read_instructions(instructions: Any, source: str) -> ExperienceLibrary:
     )
 
 
-def agent_file(library: ExperienceLibrary, into: str, source: str) -> str:
+def agent_file(library: ExperienceLibrary, into: str) -> str:
     """The agent file `into` (a small one by default) with these experiences in its instructions.
 
     Raises:
         LibraryFormatError: `into` is not the file of an agent.
     """
     into = into.removeprefix("\ufeff") or _NEW_FILE
-    path = _path(yaml_value(into, source, lambda _, node: node))
+    path = _path(yaml_value(into, "into", lambda _, node: node))
     key, value = path[-1] if len(path) == len(_PLACE) else (None, None)
     if not isinstance(value, yaml.ScalarNode):
-        raise LibraryFormatError(f"{source}: {_MISSING}; pass the file of an agent as into=.")
+        raise LibraryFormatError(f"into: {_MISSING}; pass the file of an agent as into=.")
     start, end = value.start_mark.index, value.end_mark.index
     old = into[start:end]
     line = into[:start].rpartition("\n")[2]
@@ -94,7 +94,7 @@ def agent_file(library: ExperienceLibrary, into: str, source: str) -> str:
     if aliases or has_comment or _changes(into, text) != expected:
         number = (aliases or [key])[0].start_mark.line + 1
         raise LibraryFormatError(
-            f"{source}: line {number}: these instructions cannot be written back with all else as "
+            f"into: line {number}: these instructions cannot be written back with all else as "
             f"it is: write them there as plain text, without an anchor (&), an alias (*), a tag "
             f"(!) or a comment (#)."
         )

@@ -15,6 +15,7 @@ from tfgrpo_dspy.outside import without_markers
 from tfgrpo_dspy.reflection.answer_forms import encodable
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Rollout, fields_text, trajectory_text
+from tfgrpo_dspy.wording import counted
 
 BYTES_PER_TOKEN = 3.5  # of UTF-8: an estimate, on the low side for English text
 NO_EXPERIENCES, UNKNOWN, HIDDEN = "(none yet)", "(not known)", "(hidden)"
@@ -158,7 +159,7 @@ def library_text(library: ExperienceLibrary) -> str:
     for line, experience in zip(library.render().split("\n"), library, strict=False):
         about = []
         if experience.evidence:
-            about = [f"learned from {_n_examples(experience.evidence)}"]
+            about = [f"learned from {counted(len(experience.evidence), 'example')}"]
         if (effect := experience.effect) is not None:
             measured = f"{effect.estimate:+z.2f} \N{PLUS-MINUS SIGN} {effect.standard_error:.2f}"
             about.append(f"measured effect on the score {measured}")
@@ -175,7 +176,9 @@ def lessons_text(lessons: Iterable[Lesson]) -> str:
         if lesson.evidence:
             sources = _scores_texts(lesson.evidence)
             sources[0] += f' at "{lesson.example}"' if lesson.example else ""
-            lines.append(f"    from {_n_examples(lesson.evidence)}: {'; '.join(sources)}")
+            lines.append(
+                f"    from {counted(len(lesson.evidence), 'example')}: {'; '.join(sources)}"
+            )
         if lesson.reason:
             lines.append(f"    why: {lesson.reason}")
     return "\n".join(lines)
@@ -205,7 +208,3 @@ def _scores_texts(evidence: Sequence[Evidence]) -> list[str]:
     scores = ([f"{s:.3g}" for s in e.scores if s is not None] for e in evidence[:MOST_SOURCES])
     parts = [f"scores {', '.join(texts)}" if texts else "no scores" for texts in scores]
     return [*parts, *["..."] * (len(evidence) > MOST_SOURCES)]
-
-
-def _n_examples(evidence: Sequence[Evidence]) -> str:
-    return f"{len(evidence)} example{'' if len(evidence) == 1 else 's'}"

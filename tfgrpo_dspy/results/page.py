@@ -17,6 +17,7 @@ from tfgrpo_dspy.results.records import (
     HeldOut,
     ScoreSummary,
     UpdateRecord,
+    bounds_text,
     compared,
     front_of,
 )
@@ -101,7 +102,7 @@ def effect_text(effect: Effect | None) -> str:
     if effect is None:
         return "not measured"
     low, high = effect.bounds
-    return f"{effect.estimate:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
+    return f"{effect.estimate:+z.2f}{bounds_text(low, high, '+z.2f')}"
 
 
 def scope_text(scope: str) -> str:
