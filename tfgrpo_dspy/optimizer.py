@@ -6,22 +6,19 @@ from dataclasses import fields, replace
 from os import PathLike
 from typing import Any
 
-import dspy
-
 from tfgrpo_dspy.dspy_seam import Teleprompter
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.home import at_homes
 from tfgrpo_dspy.identity import Unseen, object_identity
 from tfgrpo_dspy.prober import Prober
-from tfgrpo_dspy.references import held_by
 from tfgrpo_dspy.results.probe import Probe
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings
-from tfgrpo_dspy.settings.checks import prepare
+from tfgrpo_dspy.settings.checks import prepare, programs_of
 from tfgrpo_dspy.settings.constructor import taking
 from tfgrpo_dspy.settings.plan import Plan, plan_of
 from tfgrpo_dspy.settings.run_inputs import RunInputs
@@ -167,11 +164,9 @@ class TrainingFreeGRPO(Teleprompter):
         self, inputs: RunInputs, recorded: Sequence[Sequence[Rollout]] | None = None
     ) -> Any:
         settings = inputs.settings
-        held = [each for strategy in settings.strategies for each in held_by(strategy)]
-        programs = [inputs.student, *(each for each in held if isinstance(each, dspy.Module))]
         with (
             at_homes(
-                programs,
+                programs_of(settings, inputs.student),
                 settings.metric,
                 settings.offline,
                 {"approve": settings.approve, "on_event": settings.on_event},

@@ -16,7 +16,6 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.settings.schedule import (
     CALLS_FOR_AN_ANSWER,
     MOST_SHARE,
-    USUAL_MIN_VALIDATION,
     RunSettings,
 )
 
@@ -50,13 +49,7 @@ class Reserve:
             times.append(per_rollout.n_lm_calls / data.calls_per_rollout)
         if settings.max_cost is not None and data.dollars_per_rollout > 0:
             times.append(per_rollout.cost / data.dollars_per_rollout)
-        return max(min(settings.reserve, self._smallest), int(settings.reserve / max(times)))
-
-    @property
-    def _smallest(self) -> int:
-        """How many rollouts the smallest end has."""
-        data = self._settings.data
-        return data.n_programs_measured * min(USUAL_MIN_VALIDATION, data.n_validation)
+        return max(min(settings.reserve, data.smallest_end), int(settings.reserve / max(times)))
 
     def amount(self, account: Account, dearest: float = 0.0) -> Amount:
         """What these and the test set take, of a limit at most `MOST_SHARE` and the test set.
@@ -107,12 +100,17 @@ class Reserve:
 
     def _dollars(self, account: Account, planned: float) -> float:
         """Less than planned with, to cut no batch, but the smallest end, and two dear rollouts."""
-        last = max(self._settings.data.dollars_of_dearest_call, self._ledger.dearest)
-        n = min(self.n_rollouts(account), self._smallest)
+        last = self.dearest_call
+        n = min(self.n_rollouts(account), self._settings.data.smallest_end)
         n_of_test = self._settings.data.n_of_test_set if n else 0
         smallest = last + account.per_rollout.cost * (n + n_of_test)
         two = last + COST_MARGIN * max(account.dearest.cost, account.per_rollout.cost) * min(2, n)
         return max(MOST_SHARE * planned, min(planned, smallest), two)
+
+    @property
+    def dearest_call(self) -> float:
+        """The most dollars that one call may cost, as far as is known; a replay knows as much."""
+        return max(self._settings.data.dollars_of_dearest_call, self._ledger.dearest)
 
     def _minutes(self, n_rollouts: int) -> float:
         """For these though they are slower, and for what is under way when the training ends."""

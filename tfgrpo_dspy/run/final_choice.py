@@ -46,7 +46,6 @@ DEMOS_SD = 0.3
 DEMOS_ERROR = 0.25
 """How far the effect of demos on validation may be from that in training, in the same unit."""
 SMALLEST_ROUND = MIN_PROGRAMS_MEASURED * MIN_VALIDATION  # the fewest rollouts of a round
-NOTHING = Amount()
 
 
 class FinalChoice:
@@ -158,7 +157,7 @@ class FinalChoice:
         n_more = 2 * (len(testset) - self._settings.data.n_test)
         if n_more > 0:
             more = self._history.latest.account.reserve(n_more)
-            more += Amount(cost=self._dearest)
+            more += Amount(cost=self._calls.reserve.dearest_call)
             self._ledger.raise_limits(more.n_lm_calls, more.n_metric_calls, more.cost)
         candidates = _with_student(self._history, best)
         measured = self._measurements("test", testset, candidates)
@@ -236,25 +235,21 @@ class FinalChoice:
         n_more = n_kept(data, race.n_examples, scores)
         n_left = self._n_left(account, data.n_of_test_set + n_more, data.of_condensing)
         if n_left is not None and not scores and n_left < SMALLEST_ROUND:
-            n_left = max(MIN_PROGRAMS_MEASURED, n_left, (self._n_left(account, 0) or 0) // 2)
+            n_in_all = self._n_left(account, 0, Amount()) or 0
+            n_left = max(MIN_PROGRAMS_MEASURED, n_left, n_in_all // 2)
         pairs = race.next(scores, n_left)
         if scores and not pairs and race.winner(scores) == 0:
             n_left = self._n_left(account, data.n_test + n_more, data.of_condensing)
             pairs = race.next(scores, n_left)
         return pairs
 
-    @property
-    def _dearest(self) -> float:
-        """The most dollars that one call may cost, as far as is known; a replay knows as much."""
-        return max(self._settings.data.dollars_of_dearest_call, self._ledger.dearest)
-
-    def _n_left(self, account: Account, n_reserved: int, more: Amount = NOTHING) -> int | None:
+    def _n_left(self, account: Account, n_reserved: int, more: Amount) -> int | None:
         """How many rollouts the budget pays for beside these and `more`; None: it sets no limit."""
         later, used, ledger = account.later, account.used, self._ledger
         lost = Amount(  # calls that came to nothing, and the worst that the last call may cost
             ledger.set_aside[0] + max(0.0, ledger.n_lm_calls - used.n_lm_calls),
             max(0.0, ledger.n_metric_calls - used.n_metric_calls),
-            ledger.set_aside[1] + self._dearest,
+            ledger.set_aside[1] + self._calls.reserve.dearest_call,
         )
         n, _ = account.n_fitting(later, later * n_reserved + lost + more)
         return None if math.isinf(n) else int(n)

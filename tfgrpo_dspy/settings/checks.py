@@ -211,6 +211,12 @@ def all_lms(settings: Settings, student: Any) -> list[Any]:
     return [*policy_lms(student), reflection_lm, *of_modules, *held]
 
 
+def programs_of(settings: Settings, student: Any) -> list[Any]:
+    """The student, and the programs that strategies hold, such as teachers."""
+    held = (each for strategy in settings.strategies for each in held_by(strategy))
+    return [student, *(each for each in held if isinstance(each, dspy.Module))]
+
+
 def policy_lms(student: Any) -> list[Any]:
     """Every LM that the student may call: those of its modules, and the configured one."""
     lms = language_models(student)
@@ -299,9 +305,7 @@ def _data_faults(name: str, examples: Any) -> Iterator[str]:
 
 def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
     reflection_lm = settings.reflection_lm or dspy.settings.lm
-    held = [each for strategy in settings.strategies for each in held_by(strategy)]
-    programs = [student, *settings.arguments["reflection"].modules, *held]
-    modules = [program for program in programs if isinstance(program, dspy.Module)]
+    modules = [*programs_of(settings, student), *settings.arguments["reflection"].modules]
     predictors = [predictor for each in modules for _, predictor in named_predictors(each)]
     of_predictors = [predictor.lm for predictor in predictors if predictor.lm]
     if fault := _first_fault([*of_predictors, *policy_lms(student), reflection_lm]):

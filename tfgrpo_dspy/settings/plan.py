@@ -26,7 +26,6 @@ from tfgrpo_dspy.settings.schedule import (
     MIN_GROUP_SIZE,
     MIN_PROGRAMS_MEASURED,
     MOST_SHARE,
-    USUAL_MIN_VALIDATION,
     RunData,
     RunSettings,
 )
@@ -182,8 +181,7 @@ def _enough(settings: RunSettings) -> dict[str, float]:
     size = min(size, MIN_BATCH_SIZE) if "batch_size" in derived else size
     group = MIN_GROUP_SIZE if "group_size" in derived else settings.group_size
     n_training = 0 if data.is_recorded else size * group
-    n_final = data.n_programs_measured * min(USUAL_MIN_VALIDATION, data.n_validation)
-    calls = CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
+    n_final, calls = data.smallest_end, CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
     n_learning = n_training * calls + CALLS_FOR_AN_ANSWER * (size + 1 + data.n_condensed)
     n_learning = max(n_learning, math.ceil(n_final * calls * (1 / MOST_SHARE - 1)))
     n_calls = n_learning + (n_final + data.n_of_test_set) * calls

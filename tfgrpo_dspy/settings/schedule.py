@@ -88,6 +88,11 @@ class RunData:
         """On how many programs the reserve measures: student, best library, condensed form."""
         return MIN_PROGRAMS_MEASURED + (self.n_condensed > 0)
 
+    @property
+    def smallest_end(self) -> int:
+        """How many rollouts the smallest end of a run has."""
+        return self.n_programs_measured * min(USUAL_MIN_VALIDATION, self.n_validation)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Settings):
@@ -202,8 +207,7 @@ def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[st
     least = data.n_programs_measured
     n_programs = least - MIN_PROGRAMS_MEASURED
     n_programs += MAX_PROGRAMS_MEASURED if settings.measures else MIN_PROGRAMS_MEASURED
-    smallest = least * min(USUAL_MIN_VALIDATION, data.n_validation)
-    share = max(smallest, RESERVE_SHARE * calls / data.calls_per_rollout)
+    share = max(data.smallest_end, RESERVE_SHARE * calls / data.calls_per_rollout)
     reserve = int(min(n_programs * data.n_validation, share))
     n_validation = min(data.n_validation, reserve // least)
     sizes = {
