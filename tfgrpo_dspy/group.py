@@ -101,7 +101,7 @@ class Group:
 
     @property
     def score_texts(self) -> tuple[str, ...]:
-        """The scores with at least three digits; those that do not count as equal look unlike."""
+        """The scores as people and the reflection LM read them, by `ScoreRange.texts`."""
         return self.score_range.including(self.scores).texts(self.scores)
 
     def is_at_best(self, labels: Mapping[str, str]) -> bool:

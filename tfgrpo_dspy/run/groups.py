@@ -97,7 +97,7 @@ class Groups:
             self._is_readable = True
 
     def of(self, batch: Batch) -> Sequence[Awaitable[SampledGroup]]:
-        """The groups of the batch: `group_size` rollouts of each example with its library."""
+        """A group for each example of the batch, begun now; rewarded, where strategies do that."""
         spawn, strategies = self._calls.loop.spawn, self._strategies
         make = self._made if self._recorded is None else self._recorded_group
         groups = [spawn(make(batch, example)) for example in batch.examples]
