@@ -74,7 +74,7 @@ def write_text(path: str | os.PathLike[str], text: str, like: bytes = b"") -> No
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes, text: str = "") -> None:
-    """As `write_text`, which writes a text; UnsavedError has the text where it is kept nowhere."""
+    """Put these bytes in the file, as `write_text` does; `text` is for the UnsavedError."""
     place = Path(path)
     if place.exists() and not (place.is_file() or place.is_dir()):  # a device, a pipe
         place.write_bytes(data)

@@ -269,7 +269,7 @@ class _Metered:
             return tenacity.Retrying(sleep=meter.ledger.wait, **self._policy())(attempt)
 
     async def tfgrpo_aretried(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """The same in an event loop."""
+        """`tfgrpo_retried` in an event loop."""
         meter = self.tfgrpo_meter
         call = SampledCall(meter.ledger.left_out, self, kwargs)
 
@@ -307,7 +307,7 @@ class _Metered:
 
 
 def _seconds_until_the_next(state: tenacity.RetryCallState) -> float:
-    """As long as the provider asks for, or twice as long as before, at random around that."""
+    """The pause that the provider asks for, or twice the last one, at random around that."""
     asked = retry_after(state.outcome.exception() if state.outcome else None)
     if asked is not None:
         return min(asked, LONGEST_PAUSE_S)

@@ -44,7 +44,7 @@ def token_price(lm: Any, prices: Prices) -> Price | str:
 
 
 def price_of(lm: Any, prices: Prices) -> Price | str:
-    """The same, where the answer has a most; or what is missing to know the most, in words."""
+    """`token_price`, if the length of an answer is limited; else, in words, what is missing."""
     price = token_price(lm, prices)
     if isinstance(price, str) or price.max_tokens:
         return price

@@ -52,7 +52,7 @@ class Reserve:
         return max(min(settings.reserve, data.smallest_end), int(settings.reserve / max(times)))
 
     def amount(self, account: Account, dearest: float = 0.0) -> Amount:
-        """What these and the test set take, of a limit at most `MOST_SHARE` and the test set.
+        """The amount that the end needs: of a limit at most `MOST_SHARE`, and the test set.
 
         The last call is made only if the worst that it may cost is left. Where rollouts take as
         many calls as was assumed, the schedule has looked whether they are there; it refuses no

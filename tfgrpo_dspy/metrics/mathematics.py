@@ -101,7 +101,7 @@ class Worker:
         self._process: Any = None  # a Popen
 
     def difference(self, formulas: list[str], timeout_s: float) -> str:
-        """As the function; formulas that end the process count as different."""
+        """The difference of two formulas; those that end the process count as different."""
         with self._lock:
             reply = b""
             try:

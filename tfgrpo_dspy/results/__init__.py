@@ -159,7 +159,7 @@ class RunResults:
         return page.as_html(self._sections(), picture)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as dicts, lists, strings and numbers, ready for JSON."""
+        """The results as dicts, lists, strings and numbers, ready for JSON."""
         values = asdict(replace(self, front=()))
         del values["origin"], values["front"]
         return dict(json.loads(json.dumps(values)))
@@ -174,7 +174,7 @@ class RunResults:
         return _adapter().validate_python(values)
 
     def copied(self) -> "RunResults":
-        """The same, with values of its own; the programs are shared."""
+        """The results with values of their own; the programs are shared."""
         return replace(self.from_dict(self.to_dict()), origin={**self.origin}, front=self.front)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -78,11 +78,11 @@ class Strategies:
         """By strategy and method: the update of each time that it was asked; whether it worked."""
 
     def overriding(self, method: str) -> list[Strategy]:
-        """The strategies that decide on this."""
+        """The strategies that have this method of their own."""
         return [each for each in self._strategies if overrides(each, method)]
 
     def _asked_still(self, method: str, batch: Batch) -> list[Strategy]:
-        """Those that decide on this, without what has always failed in the updates before."""
+        """The strategies `overriding` this, but those that always failed in the updates before."""
         n = batch.base.number  # decided when it was made, whatever is done at the same time
         return [each for each in self.overriding(method) if not self._is_off(each, method, n)]
 

@@ -32,7 +32,7 @@ class _Dispatcher:
 
 
 class _AsyncDispatcher(_Dispatcher):
-    """The same for a function that DSPy is to know as async."""
+    """A `_Dispatcher` for a function that DSPy is to know as async."""
 
     async def __call__(self, *args: Any, **arguments: Any) -> Any:
         result = super().__call__(*args, **arguments)

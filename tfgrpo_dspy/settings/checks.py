@@ -325,7 +325,7 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
 
 
 def _first_fault(lms: Sequence[Any]) -> str:
-    """Says which of these is no LM, nor a client of DSPy for decisions alone; "": all are."""
+    """Why one of these is no LM, nor a client of DSPy for decisions alone; "": all are."""
     for lm in lms:
         if lm is None:
             return (

@@ -56,14 +56,14 @@ class Planned:
 
     @property
     def texts(self) -> tuple[str, str, str]:
-        """As a table shows them."""
+        """The three figures as a table shows them."""
         dollars = "?" if self.cost is None else f"{self.cost:.2f}"
         return f"{self.n_rollouts:,}", f"{self.n_lm_calls:,}", dollars
 
 
 @dataclass(frozen=True, slots=True)
 class _Mean:
-    """The same as means; dollars are nan where a price is missing."""
+    """Mean rollouts, LM calls and dollars, which are nan where a price is missing."""
 
     n_rollouts: float = 0.0
     n_lm_calls: float = 0.0

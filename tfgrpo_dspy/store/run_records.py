@@ -55,7 +55,7 @@ class RunRecords:
             self.store.close()
 
     def cleaned(self, value: Kept, kind: TypeAdapter[Kept]) -> Kept:
-        """What comes in, such as from traces and strategies, without secrets (see `_written`)."""
+        """A value from outside, as from traces and strategies, without secrets (see `_written`)."""
         return kind.validate_python(self._written(value, kind)) if self._secrets else value
 
     def _written(self, value: Kept, kind: TypeAdapter[Kept]) -> Any:

@@ -46,7 +46,7 @@ class BayesianAllocation(Choosing):
         }
 
     def sizes(self, plan: BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
-        """As usual for the first half; rollouts in proportion to the spread for the drawn ones."""
+        """The usual group size for the first half; sizes by the spread for the drawn examples."""
         n_usual, left = math.ceil(len(plan.sizes) / 2), sum(plan.sizes.values())
         rates, sizes = self._rates(plan), dict[int, int]()
         spreads = [_spread(rates[example]) for example in chosen[n_usual:]]

@@ -152,7 +152,7 @@ class StateValues:
 
     @property
     def values(self) -> list[float | None]:
-        """As `tree_values`: before the first step and after each, None where no turn ends."""
+        """The value before the first step and after each; None where no turn ends."""
         by_state: dict[int, float] = dict(zip(self.states, self.means, strict=True))
         return [by_state.get(n) for n in range(len(self.rollout.values))]
 
