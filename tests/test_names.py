@@ -1,13 +1,18 @@
 """Names say what they name: no participle, no pronoun stands for a value."""
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "tfgrpo_dspy"
+import tfgrpo_dspy
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "tfgrpo_dspy"
+PAGE_OF_WORDS = "docs/how-it-works.md"
 PARTICIPLES = {"told", "own", "given", "found", "known", "said", "made"}
 PRONOUNS = {"each", "one"}  # only what a loop goes over may have these names
 
@@ -51,6 +56,17 @@ def test_no_two_files_and_no_file_and_folder_have_one_name() -> None:
     folders = [path.parent.name for path in PACKAGE.rglob("__init__.py")]
     twice = {name for name, n in Counter(files + folders).items() if n > 1}
     assert not twice, "a name says where to look"
+
+
+def test_every_public_name_ends_with_a_word_of_the_glossary() -> None:
+    readme, page = ((ROOT / name).read_text("utf-8") for name in ("README.md", PAGE_OF_WORDS))
+    words = re.findall(r"\*([a-z]+)\*|^\d\. \*\*([A-Z][a-z]+)s?\.", readme, re.MULTILINE)
+    glossary = {word.lower() for pair in words for word in pair}
+    for row in re.findall(r"^\| ([a-z, ]+) \|", page.partition("## Words")[2], re.MULTILINE):
+        glossary |= {*row.split(", ")}
+    classes = (name for name in tfgrpo_dspy.__all__ if not name.endswith(("Error", "GRPO")))
+    last = {name: re.sub(r".*(?=[A-Z])", "", name).lower().removesuffix("s") for name in classes}
+    assert [name for name, noun in last.items() if noun not in glossary] == ["best_so_far"]
 
 
 VARIADIC = {
