@@ -24,7 +24,6 @@ from tfgrpo_dspy.wording import counted
 
 TERMINAL = "/dev/tty"  # also where stdin is piped
 POLL_S = 0.05  # how often it is looked whether the run has ended
-MOST_COMPARISONS = 3  # shown of one operation
 INDENT = "\n           "  # of further lines of an attempt
 QUESTION = "Make this update? [y]es / [n]o / [e]dit: "
 _HINT = """\
@@ -115,9 +114,8 @@ def _page(proposal: Proposal) -> str:
         lines += [f"   now: {library[id_]}"] if id_ in library else []
         n_rollouts = counted(sum(len(each.scores) for each in operation.evidence), "rollout")
         lines += [f"   evidence: {counted(len(operation.evidence), 'group')}, {n_rollouts}"]
-        lines += [line for each in comparisons[:MOST_COMPARISONS] for line in _compared(each)]
-    changes = library.diff(library.apply(proposal.operations, NO_LIMITS))
-    return "\n".join([*lines, "", "The library would change so:", changes or "not at all"])
+        lines += [line for each in comparisons for line in _compared(each)]
+    return "\n".join([*lines, "", "The library would change so:", proposal.diff or "not at all"])
 
 
 def _compared(comparison: Comparison) -> list[str]:
