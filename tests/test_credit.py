@@ -26,6 +26,7 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.rollout import Rollout, Step, Usage, trajectory_text
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.strategies import (
     Ask,
     BranchingRollouts,
@@ -435,7 +436,7 @@ def test_it_is_asked_first_a_step_past_the_middle_for_what_follows_costs_less_th
         asked.append(n_steps)
         return [replace(rollout, rollout_id=10 + k, n_replayed=n_steps) for k in range(n)]
 
-    context = GroupContext(sampled, (), ExperienceLibrary(), (0,), questions(1))
+    context = GroupContext(sampled, (), ExperienceLibrary(), (0,), [Example(questions(1)[0])])
     asyncio.run(MonteCarloCredit().credit(context, None, play))  # type: ignore[arg-type]
     assert asked[0] == 5
 
@@ -462,7 +463,7 @@ def branches_of(*rollouts: Rollout) -> tuple[list[tuple[int, int]], Credit]:
         branch = len(asked) + 10
         return [replace(rollout, rollout_id=branch, n_replayed=n_steps)]
 
-    context = GroupContext(sampled, (), ExperienceLibrary(), (0,), questions(1))
+    context = GroupContext(sampled, (), ExperienceLibrary(), (0,), [Example(questions(1)[0])])
     return asked, asyncio.run(BranchingRollouts(leaves=4).credit(context, None, play))  # type: ignore[arg-type]
 
 

@@ -32,6 +32,7 @@ from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.page import FAILURES_IN_WORDS
 from tfgrpo_dspy.rollout import FailureKind, Rollout
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.store.runs import saved_runs
 
 ROOT = Path(__file__).parents[1]
@@ -238,7 +239,8 @@ def names_in(page: str, start: str, end: str) -> list[str]:
         (Group, "strategies.md", "`group` (with", ")", 4),
         (SampledGroup, "strategies.md", "`has_contrast`),", "(what", 1),
         (Additions, "strategies.md", "each rollout had:", ")", 4),
-        (SampledGroup, "strategies.md", "`hint`, `teacher`),", "[How", 2),
+        (SampledGroup, "strategies.md", "`hint`, `teacher`),", "`context.trainset`", 2),
+        (Example, "strategies.md", "that are shown of it:", "[How", 3),
     ],
 )
 def test_the_fields_that_a_page_names_are_there(

@@ -92,6 +92,20 @@ def test_who_writes_hints_sees_label_and_attempt_and_no_hidden_label() -> None:
     assert "seven" not in asked.text
 
 
+def test_no_hint_is_written_where_all_rollouts_give_a_label_that_is_none() -> None:
+    example = dspy.Example(question="question 0", answer=None).with_inputs("question")
+    run = Run(
+        [["null", "null"]],
+        *hinting("Add both."),
+        strategies=AT_ONCE,
+        metric=lambda example, pred: float(pred.answer == example.answer),
+        student=dspy.Predict("question -> answer: int | None"),
+        trainset=[example],
+    )
+    assert run.results.updates[0].groups[0].scores == (1.0, 1.0)
+    assert run.prompts("`concept`") == []
+
+
 def test_a_hint_that_gives_the_answer_away_is_not_given() -> None:
     rules = hinting("Begin with three.", concept="It is SEVEN.", plan="Say  seven, then stop.")
     run = Run(FAIL, *rules, strategies=AT_ONCE, trainset=labelled("seven"))

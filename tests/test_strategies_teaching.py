@@ -14,6 +14,7 @@ from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.strategies import (
     ClippedDiversity,
     Credit,
@@ -26,8 +27,9 @@ from tfgrpo_dspy.strategies import (
 )
 from tfgrpo_dspy.strategies.giveaways import gives_away
 
-TRAINSET = [
-    dspy.Example(question=f"question {i}", answer="1").with_inputs("question") for i in "ab"
+EXAMPLES = [
+    Example(dspy.Example(question=f"question {name}", answer="1").with_inputs("question"))
+    for name in "ab"
 ]
 
 
@@ -43,7 +45,7 @@ def context(
     has_metric = rollouts[0].score is not None
     additions = (Additions(ExperienceLibrary()),) * len(rollouts)
     sampled = SampledGroup(Group.of(0, rollouts, has_metric), additions, update)
-    return GroupContext(sampled, tuple(past), ExperienceLibrary(), (0, 1), TRAINSET)
+    return GroupContext(sampled, tuple(past), ExperienceLibrary(), (0, 1), EXAMPLES)
 
 
 def other(score: float) -> SampledGroup:

@@ -17,6 +17,7 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.strategies import (
     AttributionPrior,
     ConflictAware,
@@ -31,12 +32,8 @@ from tfgrpo_dspy.strategies import (
 ONE = [["1", "0"]]
 ADVICE = Experience("E1", "Take the lift.")
 WITH, WITHOUT = ExperienceLibrary([ADVICE]), ExperienceLibrary()
-TRAINSET = [
-    dspy.Example(question=f"Case {i} about {'copper' if i % 2 else 'linen'}").with_inputs(
-        "question"
-    )
-    for i in range(40)
-]
+CASES = (f"Case {i} about {'copper' if i % 2 else 'linen'}" for i in range(40))
+EXAMPLES = [Example(dspy.Example(question=case).with_inputs("question")) for case in CASES]
 
 
 class Asked:
@@ -66,7 +63,7 @@ def update(
         groups=(now,) if now else (),
         past=tuple(earlier),  # type: ignore[arg-type]
         training=tuple(range(40)),
-        trainset=TRAINSET,
+        examples=EXAMPLES,
         predictors=("self",),
     )
 
@@ -78,7 +75,7 @@ def proposed(strategy: Strategy, context: UpdateContext, asked: Asked) -> list[A
 def shown(strategy: Strategy, *rollouts: Rollout) -> Shown:
     """What is shown of a group of these rollouts."""
     sampled = SampledGroup(Group.of(0, rollouts, True), (Additions(WITH),) * len(rollouts))
-    context = GroupContext(sampled, (), WITH, (0,), TRAINSET)
+    context = GroupContext(sampled, (), WITH, (0,), EXAMPLES)
     return asyncio.run(strategy.show(context, Asked()))
 
 

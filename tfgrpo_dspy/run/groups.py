@@ -173,13 +173,13 @@ class Groups:
     def _context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
         """What strategies know of the group."""
         return GroupContext(
-            sampled,
-            groups_of(self._history.updates[: batch.base.number + 1]),
-            batch.base.decision.result,
-            self._inputs.training,
-            self._inputs.trainset,
-            self._history.shows_labels,
-            self._settings.group_size,
+            sampled=sampled,
+            past=groups_of(self._history.updates[: batch.base.number + 1]),
+            library=batch.base.decision.result,
+            training=self._inputs.training,
+            examples=self._inputs.examples,
+            shows_labels=self._history.shows_labels,
+            group_size=self._settings.group_size,
         )
 
     async def _rewarded(

@@ -86,7 +86,7 @@ class History:
             groups=extracted.groups,
             past=groups_of(self.updates),
             training=self._inputs.training,
-            trainset=self._inputs.trainset,
+            examples=self._inputs.examples,
             predictors=tuple(self._inputs.predictors),
             shows_labels=self.shows_labels,
         )
@@ -151,15 +151,15 @@ class History:
         n_examples = self.plan.n_usual(batch, [s.group.example for s in extracted.groups])
         reflections = self._client.usage[batch.update]
         update = Update(
-            before.number + 1,
-            self._decision(proposed.operations),
-            before.account.after_update(rollouts, reflections, n_examples),
-            batch,
-            extracted,
-            self._best_rollouts.above_mean(),
-            scores,
-            _with_scores(before.by_metric, by_metric),
-            before.in_vain_with(extracted, proposed.operations),
+            number=before.number + 1,
+            decision=self._decision(proposed.operations),
+            account=before.account.after_update(rollouts, reflections, n_examples),
+            batch=batch,
+            extracted=extracted,
+            best=self._best_rollouts.above_mean(),
+            score_range=scores,
+            by_metric=_with_scores(before.by_metric, by_metric),
+            n_in_vain=before.in_vain_with(extracted, proposed.operations),
         )
         self.updates.append(update)
         self._log_switched()

@@ -12,7 +12,6 @@ from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.reflection.answer_forms import read_lessons
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import UNKNOWN, by_example
-from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.strategies.arguments import Least1, strategy
 from tfgrpo_dspy.strategies.base import Ask, GroupContext, Proposed, Shown, Strategy, UpdateContext
 from tfgrpo_dspy.wording import shortened
@@ -100,7 +99,7 @@ class AttributionPrior(Strategy):
         n = min(self.n_examples, len(context.training))
         positions = random.Random("attribution").sample(sorted(context.training), n)
         parts = []
-        for example in (Example(context.trainset[position]) for position in positions):
+        for example in (context.examples[position] for position in positions):
             labels = example.labels_text if context.shows_labels else ""
             texts = (example.text, "Labels:", labels or UNKNOWN)
             parts.append("\n".join(shortened(text, FIELD_BYTES) for text in texts))

@@ -114,7 +114,7 @@ class GroupContext:
         past: all groups of the updates that were decided for sure when the batch was made.
         library: the library that a program would be given if the run ended there.
         training: the positions of the examples that are trained on.
-        trainset: all examples, by position.
+        examples: all of the training set with their texts, by position.
         shows_labels: whether the reflection LM may be shown labels.
         group_size: the usual number of rollouts of an example.
     """
@@ -123,14 +123,24 @@ class GroupContext:
     past: tuple[SampledGroup, ...]
     library: ExperienceLibrary
     training: tuple[int, ...]
-    trainset: Sequence[Any]
+    examples: Sequence[Example]
     shows_labels: bool = True
     group_size: int = 0
 
     @property
+    def trainset(self) -> list[Any]:
+        """The user's own examples, by position."""
+        return [example.raw for example in self.examples]
+
+    @property
     def example(self) -> Any:
-        """The example of the group."""
-        return self.trainset[self.group.example]
+        """The user's own example of the group."""
+        return self.shown_example.raw
+
+    @property
+    def shown_example(self) -> Example:
+        """The example of the group as the reflection LM is shown it, with its texts and labels."""
+        return self.examples[self.group.example]
 
     @property
     def group(self) -> Group:
@@ -160,8 +170,8 @@ class GroupContext:
         """
         score_range = NO_SCORES.including(s for each in self.past for s in each.by_metric.scores)
         group = replace(group, score_range=score_range)
-        labels = Example(self.example).labels
-        return bool(group.scores) and not group.has_contrast and not group.is_at_best(labels)
+        is_at_best = group.is_at_best(self.shown_example.labels)
+        return bool(group.scores) and not group.has_contrast and not is_at_best
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +220,7 @@ class UpdateContext:
         groups: the groups of this update; none where the lessons were drafted.
         past: the groups of all updates before.
         training: the positions of the examples that are trained on.
-        trainset: all examples, by position.
+        examples: all of the training set with their texts, by position.
         predictors: the names of the program's predictors.
         shows_labels: whether the reflection LM may be shown labels.
     """
@@ -222,9 +232,14 @@ class UpdateContext:
     groups: tuple[SampledGroup, ...]
     past: tuple[SampledGroup, ...]
     training: tuple[int, ...]
-    trainset: Sequence[Any]
+    examples: Sequence[Example]
     predictors: tuple[str, ...]
     shows_labels: bool = True
+
+    @property
+    def trainset(self) -> list[Any]:
+        """The user's own examples, by position."""
+        return [example.raw for example in self.examples]
 
 
 @dataclass(frozen=True, slots=True)

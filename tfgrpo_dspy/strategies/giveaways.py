@@ -23,7 +23,7 @@ _STATED = (
 
 def answers_of(context: GroupContext) -> dict[str, str]:
     """The labels of the example that the program puts out; all, where it puts out none of them."""
-    labels = Example(context.example).labels
+    labels = context.shown_example.labels
     outputs = {name for rollout in context.group.all_rollouts for name in rollout.outputs}
     return {name: text for name, text in labels.items() if name in outputs} or labels
 
@@ -43,14 +43,17 @@ def gives_away(text: str, labels: Mapping[str, Any]) -> bool:
 
 
 def without_giveaways(
-    lessons: Sequence[Lesson], hinted: set[int], trainset: Sequence[Any], training: Sequence[int]
+    lessons: Sequence[Lesson],
+    hinted: set[int],
+    examples: Sequence[Example],
+    training: Sequence[int],
 ) -> tuple[Lesson, ...]:
     """The lessons that give away no label of the `hinted` examples that they rest on.
 
     A label that other training examples have, too, names a class and may be told. A reason that
     gives a label away is left out; its lesson stays.
     """
-    by_example = {i: Example(trainset[i]).labels for i in training} if hinted else {}
+    by_example = {i: examples[i].labels for i in training} if hinted else {}
     special = {i: _special_labels(i, by_example) for i in hinted & by_example.keys()}
     kept = []
     for lesson in lessons:

@@ -80,7 +80,7 @@ class ImplicitStepRewards(Strategy):
             for pair in _pairs(sampled.unaided, self.pairs) if weight > 0 else ():
                 winner = _better(pair, sampled.group.least_contrast)
                 if pair[0].score is None:  # there is no metric
-                    winner = await _preferred(context.trainset[sampled.group.example], pair, ask)
+                    winner = await _preferred(context.examples[sampled.group.example], pair, ask)
                 if winner is not None:
                     loser = pair[0] if winner is pair[1] else pair[1]
                     rows.append((winner, loser, weight))
@@ -157,17 +157,16 @@ def _better(pair: Pair, least_contrast: float) -> Rollout | None:
     return pair[difference < 0] if abs(difference) > least_contrast else None
 
 
-async def _preferred(example: dspy.Example, pair: Pair, ask: Ask) -> Rollout | None:
+async def _preferred(example: Example, pair: Pair, ask: Ask) -> Rollout | None:
     texts = [
         clip(f"{trajectory_text(rollout)}\nOutputs:\n{fields_text(rollout.outputs)}", SHOWN_TOKENS)
         for rollout in pair
     ]
-    shown = Example(example).text
-    answer = await ask(PreferAttempt, example=shown, attempt_1=texts[0], attempt_2=texts[1])
+    answer = await ask(PreferAttempt, example=example.text, attempt_1=texts[0], attempt_2=texts[1])
     digits = [digit for digit in str(answer.get("better", "")) if digit in "012"]
     return pair[int(digits[0]) - 1] if digits and digits[0] != "0" else None
 
 
 def _grams(context: GroupContext, sampled: SampledGroup) -> frozenset[str]:
     """Groups of four characters of the inputs."""
-    return letter_groups(Example(context.trainset[sampled.group.example]).text, (4,))
+    return letter_groups(context.examples[sampled.group.example].text, (4,))

@@ -6,7 +6,6 @@ import dspy
 
 from tfgrpo_dspy.reflection.texts import UNKNOWN, clip
 from tfgrpo_dspy.rollout import Rollout, fields_text, trajectory_text
-from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.strategies.arguments import Least0, strategy
 from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
 from tfgrpo_dspy.strategies.state_values import states
@@ -67,11 +66,10 @@ class TeacherMarks(Strategy):
             f"Attempt {n}\n{clip(trajectory_text(r), share)}\nOutputs:\n{fields_text(r.outputs)}"
             for n, r in enumerate(group.rollouts, 1)
         ]
-        example = Example(context.example)
-        labels = example.labels_text if context.shows_labels else ""
+        labels = context.shown_example.labels_text if context.shows_labels else ""
         answer = await ask(
             MarkSteps,
-            example=example.text,
+            example=context.shown_example.text,
             expected=labels or UNKNOWN,
             earlier=self._earlier(context) or "(none)",
             attempts="\n\n".join(shown),

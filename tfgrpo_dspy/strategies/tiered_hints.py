@@ -6,7 +6,6 @@ import dspy
 
 from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
 from tfgrpo_dspy.rollout import fields_text
-from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.strategies.arguments import Least0, strategy
 from tfgrpo_dspy.strategies.base import (
     Ask,
@@ -67,7 +66,7 @@ class TieredHints(Strategy):
         labels = answers_of(context)
         answer = await ask(
             WriteHints,
-            example=Example(context.example).text,
+            example=context.shown_example.text,
             expected=fields_text(labels) if context.shows_labels and labels else UNKNOWN,
             attempt=f"{fields_text(failed[0].outputs)}\n{failed[0].words}".strip() or "(no answer)",
         )
@@ -81,5 +80,5 @@ class TieredHints(Strategy):
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """The lessons that do not give away the label of an example that had a hint."""
         hinted = {e.group.example for e in context.groups if any(g.hint for g in e.additions)}
-        lessons = without_giveaways(context.lessons, hinted, context.trainset, context.training)
+        lessons = without_giveaways(context.lessons, hinted, context.examples, context.training)
         return Proposed(lessons)
