@@ -167,6 +167,22 @@ def test_the_fields_of_an_example_are_where_they_were() -> None:
     assert named == {"question"}, LOST.format("_input_keys")
 
 
+@pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")
+def test_modules_hold_what_their_inputs_are_known_by() -> None:
+    inner = dspy.Predict("question -> answer")
+    sampled = {"N": 2, "reward_fn": lambda *_: 1.0, "threshold": 1.0}
+    modules = [dspy.ChainOfThought(inner.signature), dspy.ReAct(inner.signature, tools=[])]
+    modules += [dspy.ReActV2(inner.signature, tools=[]), dspy.RLM(inner.signature)]
+    modules += [dspy.CodeAct(inner.signature, tools=[]), dspy.ProgramOfThought(inner.signature)]
+    modules += [dspy.Refine(inner, **sampled), dspy.BestOfN(inner, **sampled)]
+    assert {type(each).__name__ for each in modules} == {
+        *dspy_seam.BY_SIGNATURE, *dspy_seam.BY_MODULE
+    }  # fmt: skip
+    for module in modules:
+        attribute = dspy_seam.BY_MODULE.get(type(module).__name__, "signature")
+        assert hasattr(module, attribute), LOST.format(f"{type(module).__name__}.{attribute}")
+
+
 ENTRY = {"usage": {}, "response": None, "outputs": [], "messages": [], "prompt": "p"}
 
 

@@ -37,6 +37,10 @@ OF_ONE_CALL = frozenset(
     "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
 )
 """DSPy settings that belong to the call they were made for, not to the user's context."""
+BY_SIGNATURE = ("ReAct", "ReActV2", "ProgramOfThought", "CodeAct", "RLM")
+"""DSPy's modules whose `forward(**kwargs)` takes the input fields of their signature."""
+BY_MODULE = {"ChainOfThought": "predict", "Refine": "module", "BestOfN": "module"}
+"""DSPy's modules that pass their inputs on, and the attribute that holds the module."""
 KEPT_DEMOS = 64  # the most sets of demos whose messages are kept
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "incomplete"})
 """The finish reasons of answers that were cut, as providers name them."""

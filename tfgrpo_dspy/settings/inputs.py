@@ -7,17 +7,13 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.dspy_seam import input_names, stored_in
+from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE, input_names, stored_in
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.experience.programs import named_predictors, with_instructions
 from tfgrpo_dspy.rollout import Rollout
 
 OF_PREDICT = frozenset({"config", "demos", "lm", "new_signature", "self", "signature"})
 """Arguments of `dspy.Predict` itself; an input of such a name never reaches the LM."""
-BY_SIGNATURE = ("ReAct", "ReActV2", "ProgramOfThought", "CodeAct", "RLM")
-"""DSPy's modules whose `forward(**kwargs)` takes the input fields of their signature."""
-BY_MODULE = {"ChainOfThought": "predict", "Refine": "module", "BestOfN": "module"}
-"""DSPy's modules that pass their inputs on, and the attribute that holds the module."""
 MARK = "(instructions of tfgrpo_dspy)"
 
 
