@@ -1,4 +1,4 @@
-"""An optimizer with small explicit settings, for tests that are not about what is derived."""
+"""An optimizer with small explicit settings, for tests of something else; what strategies ask."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -41,3 +41,15 @@ def paper_grpo(metric: Callable[..., Any] | None, **given: Any) -> TrainingFreeG
 def run_settings(metric: Callable[..., Any] | None, **given: Any) -> RunSettings:
     """The same settings as a run has them, for 20 examples."""
     return derive(grpo(metric, **given).settings, RunData(n_training=20))
+
+
+class Answering:
+    """The `ask` of strategies: answers each question alike, and keeps them."""
+
+    def __init__(self, **answer: str) -> None:
+        self.answer, self.questions = answer, list[Mapping[str, Any]]()
+
+    async def __call__(self, signature: Any, **inputs: Any) -> Mapping[str, Any]:
+        assert set(inputs) <= set(signature.input_fields)
+        self.questions.append(inputs)
+        return self.answer

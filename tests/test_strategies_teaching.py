@@ -2,13 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dspy
 import pytest
 from runs import Run, section
 from scripted import EXTRACT, chat
+from small import Answering
 
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.group import Group
@@ -54,18 +55,6 @@ def other(score: float) -> SampledGroup:
     return SampledGroup(Group.of(1, rollouts, True), (Additions(ExperienceLibrary()),))
 
 
-class Asked:
-    """Answers each question alike, and keeps them."""
-
-    def __init__(self, **answer: str) -> None:
-        self.answer, self.questions = answer, list[Mapping[str, Any]]()
-
-    async def __call__(self, signature: Any, **inputs: Any) -> Mapping[str, Any]:
-        assert set(inputs) <= set(signature.input_fields)
-        self.questions.append(inputs)
-        return self.answer
-
-
 class Played:
     """Goes on with these scores, and keeps from where."""
 
@@ -98,7 +87,7 @@ FAILING = [turns(1, 0.0, "a", "b", "c"), turns(2, 0.0, "a", "b", "d")]
 
 
 def test_the_marks_of_a_teacher_are_the_values_of_the_students_own_states() -> None:
-    asked = Asked(marks="1: 7, 7, 2\n2: 7, 1, 1")
+    asked = Answering(marks="1: 7, 7, 2\n2: 7, 1, 1")
     found = credit(TeacherMarks(), context(FAILING, [other(1.0)]), asked)
     assert dict(found.values) == {1: [0.5, 0.7, 0.7, 0.2], 2: [0.5, 0.7, 0.1, 0.1]}
     assert found.measure == "mark of the teacher"
@@ -110,7 +99,7 @@ def test_the_marks_of_a_teacher_are_the_values_of_the_students_own_states() -> N
 @pytest.mark.parametrize("marks", ["", "None", "1: 7", "1: 7, 70, 2", "1: a, b, c"])
 def test_marks_that_cannot_be_read_value_nothing(marks: str) -> None:
     assert (
-        dict(credit(TeacherMarks(), context(FAILING, [other(1.0)]), Asked(marks=marks)).values)
+        dict(credit(TeacherMarks(), context(FAILING, [other(1.0)]), Answering(marks=marks)).values)
         == {}
     )
 
@@ -125,13 +114,13 @@ def test_the_teacher_learns_how_its_marks_compare_with_the_scores(has_rewards: b
     marked = turns(5, reward, "a").valued([0.5, 0.9])
     additions = (Additions(ExperienceLibrary()),)
     past = SampledGroup(group_of(marked), additions, measured=measured)
-    asked = Asked(marks="None")
+    asked = Answering(marks="None")
     credit(TeacherMarks(), context(FAILING, [other(1.0), past]), asked)
     assert asked.questions[0]["earlier"] == "mark 9, score 0"
 
 
 def test_a_group_that_always_succeeds_is_not_marked() -> None:
-    asked = Asked(marks="1: 9, 9\n2: 9, 9")
+    asked = Answering(marks="1: 9, 9\n2: 9, 9")
     good = [turns(1, 1.0, "a", "b"), turns(2, 1.0, "a", "b")]
     assert credit(TeacherMarks(), context(good, [other(0.0)]), asked) == Credit({})
     assert asked.questions == []
@@ -207,7 +196,7 @@ def test_with_a_metric_pairs_are_made_by_outcome_and_no_judge_is_asked() -> None
 
 def test_without_a_metric_a_judge_makes_the_pairs() -> None:
     rollouts = [turns(1, None, "a", "b"), turns(2, None, "a", "c")]
-    asked = Asked(better="1")
+    asked = Answering(better="1")
     assert credit(ImplicitStepRewards(), context(rollouts), asked).values
     assert len(asked.questions) == 1
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import dspy
 import pytest
 from runs import Run, add, library_texts, section
 from scripted import EXTRACT, chat, lessons, operations
+from small import Answering
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, SettingsError
 from tfgrpo_dspy.experience.values import Add, Modify
@@ -36,19 +37,6 @@ CASES = (f"Case {i} about {'copper' if i % 2 else 'linen'}" for i in range(40))
 EXAMPLES = [Example(dspy.Example(question=case).with_inputs("question")) for case in CASES]
 
 
-class Asked:
-    """Answers questions of strategies, and keeps them."""
-
-    def __init__(self, **answer: str) -> None:
-        self.answer = answer
-        self.questions: list[Mapping[str, Any]] = []
-
-    async def __call__(self, signature: Any, **inputs: Any) -> Mapping[str, Any]:
-        assert set(inputs) <= set(signature.input_fields)
-        self.questions.append(inputs)
-        return self.answer
-
-
 def update(
     past: Sequence[SampledGroup] = (),
     libraries: Sequence[ExperienceLibrary] = (WITH,),
@@ -68,7 +56,7 @@ def update(
     )
 
 
-def proposed(strategy: Strategy, context: UpdateContext, asked: Asked) -> list[Any]:
+def proposed(strategy: Strategy, context: UpdateContext, asked: Answering) -> list[Any]:
     return list(asyncio.run(strategy.propose(context, asked)).operations)
 
 
@@ -76,7 +64,7 @@ def shown(strategy: Strategy, *rollouts: Rollout) -> Shown:
     """What is shown of a group of these rollouts."""
     sampled = SampledGroup(Group.of(0, rollouts, True), (Additions(WITH),) * len(rollouts))
     context = GroupContext(sampled, (), WITH, (0,), EXAMPLES)
-    return asyncio.run(strategy.show(context, Asked()))
+    return asyncio.run(strategy.show(context, Answering()))
 
 
 def test_a_rollout_of_high_entropy_is_not_compared_unless_the_contrast_needs_it() -> None:
@@ -129,7 +117,7 @@ GONE = ExperienceLibrary([experience(1, "Copper rods get A1."), experience(3, "G
 
 
 def test_rules_behind_the_lines_that_came_are_proposed() -> None:
-    asked = Asked(candidates="- All copper gets A1.\n- [E2] Copper rings, of any size, get A1.")
+    asked = Answering(candidates="- All copper gets A1.\n- [E2] Copper rings, of any size, get A1.")
     context = update(libraries=[WITHOUT, GONE, GROWN], number=5)
     first, second = proposed(Induction(every=5), context, asked)
     assert isinstance(first, Add)
@@ -147,7 +135,7 @@ def test_rules_behind_the_lines_that_came_are_proposed() -> None:
 def test_nothing_is_induced_between_the_times_or_from_a_single_text(
     number: int, libraries: list[ExperienceLibrary]
 ) -> None:
-    asked = Asked(candidates="More.")
+    asked = Answering(candidates="More.")
     assert proposed(Induction(every=5), update(libraries=libraries, number=number), asked) == []
     assert asked.questions == []
 
@@ -169,26 +157,26 @@ def with_rule(effect: Effect | None) -> ExperienceLibrary:
 def test_rules_are_asked_for_again_as_long_as_the_latest_ones_have_paid(
     at_ten: ExperienceLibrary, n_asked: int
 ) -> None:
-    asked = Asked(candidates="All copper gets A1.")
+    asked = Answering(candidates="All copper gets A1.")
     libraries = [WITHOUT, *[GROWN] * 5, *[with_rule(None)] * 4, at_ten]
     added = proposed(Induction(every=5), update(libraries=libraries, number=10), asked)
     assert len(asked.questions) == n_asked  # the first is the one that was asked before
     assert len(added) == n_asked - 1
     later = [*libraries, *[with_rule(Effect(0.1, 0.05, 20))] * 5]
-    again = Asked(candidates="All copper gets A1.")
+    again = Answering(candidates="All copper gets A1.")
     added = proposed(Induction(every=5), update(libraries=later, number=15), again)
     assert len(added) == n_asked - 1  # what has ended does not begin again
 
 
 def test_an_answer_without_a_rule_ends_nothing() -> None:
-    asked = Asked(candidates="None")
+    asked = Answering(candidates="None")
     context = update(libraries=[WITHOUT, *[GROWN] * 10], number=10)
     assert proposed(Induction(every=5), context, asked) == []
     assert len(asked.questions) == 2
 
 
 def test_no_more_candidates_are_taken_than_allowed() -> None:
-    asked = Asked(candidates="\n".join(f"- Line {i} is here." for i in range(9)))
+    asked = Answering(candidates="\n".join(f"- Line {i} is here." for i in range(9)))
     context = update(libraries=[WITHOUT, GROWN], number=5)
     assert len(proposed(Induction(every=5, most=2), context, asked)) == 2
 
@@ -201,7 +189,7 @@ def worth(text: str, effect: float) -> ExperienceLibrary:
 def test_the_step_goes_from_the_worse_text_of_an_experience_past_the_better_one(
     is_later_better: bool,
 ) -> None:
-    asked = Asked(further="- Answer in one word.")
+    asked = Answering(further="- Answer in one word.")
     states = [worth("Be brief.", 0.1), worth("Answer in one sentence.", 0.3)]
     if not is_later_better:
         states = [worth("Be brief.", 0.3), worth("Answer in one sentence.", 0.1)]
@@ -217,7 +205,7 @@ def test_the_step_goes_from_the_worse_text_of_an_experience_past_the_better_one(
 
 
 def test_of_several_experiences_the_step_is_that_of_the_one_whose_texts_differ_most() -> None:
-    asked = Asked(further="None")
+    asked = Answering(further="None")
     states = [
         ExperienceLibrary(
             Experience(f"E{number}", f"{text} {number}", effect=Effect(effect, 0.05, 20))
@@ -232,12 +220,12 @@ def test_of_several_experiences_the_step_is_that_of_the_one_whose_texts_differ_m
 
 
 def test_where_no_experience_has_two_texts_the_step_goes_on_from_the_library_before() -> None:
-    asked = Asked(further="None")
+    asked = Answering(further="None")
     assert proposed(Extrapolate(), update(libraries=[GONE, GROWN], number=5), asked) == []
     (question,) = asked.questions
     assert "Guess." in question["worse"]
     assert "Copper rings" in question["better"]
-    nothing_changed = Asked(further="More.")
+    nothing_changed = Answering(further="More.")
     assert (
         proposed(Extrapolate(), update(libraries=[GROWN, GROWN], number=5), nothing_changed) == []
     )
@@ -250,7 +238,7 @@ def lesson(text: str, n_groups: int = 1, first: int = 0) -> Lesson:
 
 
 def test_a_lesson_that_rests_on_something_else_gives_way_to_one_that_explains_its_group() -> None:
-    asked = Asked(matters="The material decides.", others="1, 3")
+    asked = Answering(matters="The material decides.", others="1, 3")
     town, twice, date = lesson("Go by town."), lesson("Go by day.", 2), lesson("Go by date.", 1, 7)
     context = replace(update(), lessons=(town, lesson("Go by material."), date, twice))
     kept = asyncio.run(AttributionPrior().propose(context, asked)).lessons
@@ -262,7 +250,7 @@ def test_a_prior_that_the_effects_refute_pulls_no_more() -> None:
     def effect(number: int, text: str, estimate: float) -> Experience:
         return Experience(f"E{number}", text, effect=Effect(estimate, 0.05, 20))
 
-    asked = Asked(matters="The material decides.", others="2, 4")
+    asked = Answering(matters="The material decides.", others="2, 4")
     for town, kept in ((0.3, ["Go by town."]), (0.0, [])):
         library = ExperienceLibrary([effect(1, "By material.", 0.1), effect(2, "By town.", town)])
         context = replace(
