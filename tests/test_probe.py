@@ -108,7 +108,7 @@ def test_where_the_noise_of_the_metric_is_all_that_differs_only_a_sure_change_fo
     probe = probe_of(lm, graded, num_threads=1)
     assert probe.noise is not None and probe.noise > 0.5
     assert word in probe.sentence
-    noise = "most of what scores differ by is noise of the metric"
+    noise = "most of what scores differ by is noise"
     assert any(noise in why for why in probe.unknown) == (advised == "no")
 
 
@@ -224,6 +224,16 @@ def test_where_all_attempts_score_the_same_only_a_perfect_student_is_judged(
     assert probe.differing == 0
     assert says in probe.sentence
     assert any("all attempts have the same" in why for why in probe.unknown)
+
+
+def test_where_demos_alone_reach_a_better_score_it_is_not_said_that_nobody_knows_of_one() -> None:
+    def answer(prompt: Prompt) -> str:
+        return chat(answer="please" if "please" in prompt.user else "no")
+
+    probe = probe_of(scripted_lm([DRAFTED, ("question", answer)]))
+    assert probe.demos is not None and probe.demos.mean == 1.0
+    assert probe.chance is not None
+    assert probe.unknown == ()
 
 
 class Patient(dspy.Module):

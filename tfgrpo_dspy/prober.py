@@ -248,7 +248,7 @@ class Prober:
             gain=gain,
             run_calls=self._plan.n_lm_calls,
             run_cost=self._plan.cost,
-            unknown=(*self._why_unforetold(scores, noise, chance), *self._why_unshown()),
+            unknown=(*self._why_unforetold(scores, chance), *self._why_unshown()),
         )
 
     def _noise(self, scores: Sequence[float]) -> float | None:
@@ -257,10 +257,9 @@ class Prober:
         noise = statistics.fmean((a - b) ** 2 / 2 for a, b in self._twice)
         return min(1.0, noise / statistics.pvariance(scores))
 
-    def _why_unforetold(
-        self, scores: Sequence[float], noise: float | None, chance: float | None
-    ) -> Iterator[str]:
+    def _why_unforetold(self, scores: Sequence[float], chance: float | None) -> Iterator[str]:
         """What the scores do not say, beside what there is to learn."""
+        every = {r.score for r in self._rollouts.values() if r.score is not None}
         failures = [r.failure.message for r in self._rollouts.values() if r.failure]
         if self._settings.metric is None:
             yield "there is no metric, and so no score"
@@ -269,14 +268,14 @@ class Prober:
             yield f"no attempt has a score: {why}"
         elif len(scores) < FEWEST:
             yield f"only {counted(len(scores), 'attempt')} without additions have a score"
-        elif len(set(scores)) == 1:
+        elif len(every) == len(set(scores)) == 1:
             yield "all attempts have the same score: nobody knows whether there is a better one"
         elif min(scores) < 0 or max(scores) > 1:
             yield "scores are not between 0 and 1: nobody knows how much is left to gain"
-        elif noise is None:
+        elif not self._twice:
             yield "no output was scored twice: a limit, a cache, a replay or a process prevented it"
         elif chance is None:
-            yield "most of what scores differ by is noise of the metric, and says nothing"
+            yield "most of what scores differ by is noise, and says nothing"
 
     def _why_unshown(self) -> Iterator[str]:
         """What of demos and advice was not tried, and why."""
