@@ -17,7 +17,8 @@ Run it on a quiet machine. Prints a table with the bars and writes `results/spee
   updates old; in training, until the last update is decided, and in the whole compile, with the
   final choice, which asks one call after the other; the mean of five seeds. Then the same with
   calls of 200 ms, where less of the time is that of the optimizer's computing.
-- *replay*: a run of 10,000 rollouts is recorded, then replayed offline in another process.
+- *replay*: a run of 10,000 rollouts is recorded, then replayed offline in another process, with
+  `NoGate()` and with the default gate.
 - *processes*: rollouts a second with an executor of one process per core.
 - *code*: files, functions and classes of the package that a compile of 30 examples in memory runs.
 """
@@ -50,7 +51,7 @@ from simlm_texts import Prompt, output_fields
 from utilisation import Timed, used
 
 import tfgrpo_dspy
-from tfgrpo_dspy import Execution, NoGate, Reflection, TrainingFreeGRPO
+from tfgrpo_dspy import Execution, Gate, NoGate, Reflection, TrainingFreeGRPO
 
 OUT = Path(__file__).parent / "results" / "speed.json"
 PACKAGE = Path(tfgrpo_dspy.__file__).parent
@@ -310,13 +311,13 @@ def _busy_with(seed: int, max_staleness: int, median_s: float) -> Row:
     }
 
 
-def _recorded(folder: str, offline: bool) -> Row:
+def _recorded(folder: str, offline: bool, gate: Gate | None) -> Row:
     engine, settings = CannedEngine(), {"group_size": 5, "batch_size": 20, "epochs": 2}
     began = time.perf_counter()
     program = compiled(
         engine,
         examples(1_000),
-        gate=NoGate(),
+        gate=gate,
         reflection=Reflection(drafts=0),
         log_dir=folder,
         offline=offline,
@@ -328,12 +329,14 @@ def _recorded(folder: str, offline: bool) -> Row:
 
 def replay() -> list[Row]:
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for mode, bar in (("recorded", ""), ("replayed offline", "at most 20 s")):
-            command = [sys.executable, __file__, "--replay", folder, mode]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            row = json.loads(done.stdout.splitlines()[-1])
-            rows.append({"what": mode, **row, "bar": bar})
+    modes = (("recorded", ""), ("replayed offline", "at most 20 s"))
+    for gate in ("NoGate()", "the default gate"):
+        with tempfile.TemporaryDirectory() as folder:
+            for mode, bar in modes:
+                command = [sys.executable, __file__, "--replay", folder, mode, gate]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                row = json.loads(done.stdout.splitlines()[-1])
+                rows.append({"what": f"{mode}, {gate}", **row, "bar": bar})
     return rows
 
 
@@ -398,12 +401,13 @@ def main() -> None:
     """Measure the rows, print them, write them; rows that are not chosen stay as they were."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=[*ROWS], default=[*ROWS])
-    parser.add_argument("--replay", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--replay", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
     if asked.replay:
-        folder, mode = asked.replay
-        print(json.dumps(_recorded(folder, offline=mode != "recorded")))
+        folder, mode, named = asked.replay
+        gate = NoGate() if named == "NoGate()" else None
+        print(json.dumps(_recorded(folder, mode != "recorded", gate)))
         return
     results = json.loads(OUT.read_text()) if OUT.exists() else {}
     for name in asked.only:
