@@ -42,8 +42,8 @@ def contents(library: ExperienceLibrary) -> list[tuple[str, str, str]]:
 
 
 def refused(library: ExperienceLibrary, *operations: Any, **limits: int) -> list[tuple[Any, str]]:
-    refused = library.applied(operations, Limits(**limits)).refused
-    return [(refusal.operation, refusal.reason) for refusal in refused]
+    refusals = library.refusals(operations, Limits(**limits))
+    return [(refusal.operation, refusal.reason) for refusal in refusals]
 
 
 any_text = st.text(st.characters(codec="utf-8"), max_size=30)
@@ -275,9 +275,9 @@ def test_every_operation_takes_effect_or_is_refused_within_the_limits_and_in_ord
     library: ExperienceLibrary, operations: list[Any], limits: Limits
 ) -> None:
     after = library.apply(operations, limits)
-    left_out = {id(refusal.operation) for refusal in library.applied(operations, limits).refused}
+    left_out = {id(refusal.operation) for refusal in library.refusals(operations, limits)}
     taken = [operation for operation in operations if id(operation) not in left_out]
-    assert library.applied(taken, limits).refused == ()
+    assert library.refusals(taken, limits) == ()
     assert library.apply(taken, limits) == after
 
     before = {experience.id: (experience.text, experience.scope) for experience in library}

@@ -160,6 +160,6 @@ def _read(text: str, proposal: Proposal) -> list[Operation]:
         if same is not None and type(same) is type(operation):
             operation = dataclasses.replace(operation, evidence=same.evidence)
         operations.append(operation)
-    if refused := proposal.library.applied(operations, NO_LIMITS).refused:
+    if refused := proposal.library.refusals(operations, NO_LIMITS):
         raise LibraryError("; ".join(f"{each.operation}: {each.reason}" for each in refused))
     return operations

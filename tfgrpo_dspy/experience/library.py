@@ -115,7 +115,7 @@ class ExperienceLibrary:
     def apply(
         self, operations: Iterable[Written], limits: Limits = DEFAULT_LIMITS
     ) -> "ExperienceLibrary":
-        """The library after the operations, without those that `applied` refuses.
+        """The library after the operations; those that `refusals` names are left out.
 
         Unchanged experiences keep id, text and place; a MODIFY keeps id and place; an ADD goes
         to the end under the next free id. `limits`: by default 30 experiences of 40 words.
@@ -145,6 +145,12 @@ class ExperienceLibrary:
         n_added = sum(isinstance(operation, values.Add) for _, operation in accepted)
         library = ExperienceLibrary(after, next_number=self.next_number + n_added)
         return Applied(library, tuple(accepted), (*malformed, *refused))
+
+    def refusals(
+        self, operations: Iterable[Written], limits: Limits = DEFAULT_LIMITS
+    ) -> tuple[values.Refusal, ...]:
+        """The operations that the library does not accept, and why: first the malformed ones."""
+        return self.applied(operations, limits).refused
 
     def diff(self, other: "ExperienceLibrary") -> str:
         """A line for each experience that the two do not share; "" where there is none."""
