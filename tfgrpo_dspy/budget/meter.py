@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
@@ -58,6 +58,7 @@ class Meter:
         ledger: Ledger | None = None,
         prices: Prices | None = None,
         leaves_lessons: bool = False,
+        advice: Sequence[str] = (),  # the texts that a prompt is to hold
     ) -> None:
         self.ledger = ledger or Ledger()
         self._leaves_lessons = leaves_lessons
@@ -70,6 +71,7 @@ class Meter:
         self.dearest_call = 0.0  # the most dollars that were taken for one
         self.surprisals: list[float] = []  # of the tokens of all answers
         self.last_call: tuple[Any, Call] | None = None  # the answered one, after its module
+        self._shown = (HEADER, *advice)  # an adapter may show the texts without the header
         self.shows_advice: bool | None = None  # whether a prompt held advice; None if unknown
         self.may_be_too_long = False  # the last refused prompt, of a model that answered none
 
@@ -131,7 +133,9 @@ class Meter:
         note_answer(call)
         self.surprisals += [-each for each in call.logprobs if math.isfinite(each)]
         self.last_call = caller(), call
-        self.shows_advice = self.shows_advice or any(HEADER in text for text in sent(entry))
+        self.shows_advice = self.shows_advice or any(
+            part in text for text in sent(entry) for part in self._shown
+        )
         if call.is_empty:  # DSPy makes a prediction without fields of it
             message = f"{call.model or 'the LM'} gave no completion"
             self.provider_failure = Failure(FailureKind.PROVIDER, message)

@@ -188,6 +188,7 @@ class Rollouts:
             "temperature": sample.temperature,
             "start": sample.start,
             "asks_predictors": sample.asks_predictors,
+            "advice": tuple(experience.text for experience in sample.additions.library),
         }
 
 

@@ -52,6 +52,7 @@ class RolloutTask:
     start: Start | None = None  # the step of another rollout from which it goes on
     asks_predictors: bool = False
     is_training: bool = False
+    advice: tuple[str, ...] = ()  # the texts of its library
     calls: dict[str, str] = field(default_factory=dict)  # those that it is in, by their ids
     kept_demos: dict[Any, Any] = field(default_factory=dict)  # the run's messages of demos
 
@@ -91,7 +92,7 @@ class _Run:
 
     def __init__(self, task: RolloutTask) -> None:
         self.task = task
-        self.meter = Meter(task.ledger, task.prices, task.is_training)
+        self.meter = Meter(task.ledger, task.prices, task.is_training, task.advice)
         self.replay = Replay(task.start, self._name_of) if task.start else None
         at_home = DispatchedTools() if HOMES.get().loops else None
         answers_now = task.start is not None and task.start.answers_now  # and calls no tool
