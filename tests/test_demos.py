@@ -70,7 +70,7 @@ def test_good_rollouts_are_shown_by_the_result_where_they_help() -> None:
     assert student.demos == []
     assert results.n_demos == 4
     (best,) = [finalist for finalist in results.finalists if finalist.is_best]
-    assert best.demo_set
+    assert best.has_demos
     assert best.chance > 0.95
     assert results.best.mean == pytest.approx(results.student.mean + results.gain.mean)
     assert results.nothing_learned == ""
@@ -87,7 +87,7 @@ def test_where_they_do_not_help_the_result_is_as_without(lm: dspy.LM) -> None:
     optimized = compiled(lm)
     assert shown(optimized) == []
     assert optimized.detailed_results.n_demos == 0
-    assert any(finalist.demo_set for finalist in optimized.detailed_results.finalists)
+    assert any(finalist.has_demos for finalist in optimized.detailed_results.finalists)
     without = compiled(world(), max_demos=0)
     assert optimized.dump_state() == without.dump_state()
     assert optimized.detailed_results.best == without.detailed_results.best
@@ -130,7 +130,7 @@ def test_of_several_sets_of_demos_the_result_has_one_that_helps(
     assert not all(helped[:24]), "the others are tried"
     assert all(helped[-24:]) is in_training, "else only the race finds it"
     (best,) = (finalist for finalist in optimized.detailed_results.finalists if finalist.is_best)
-    assert best.demo_set
+    assert best.has_demos
 
 
 @pytest.mark.parametrize("labelled", [range(8), ()], ids=["labels", "best rollouts"])
@@ -150,7 +150,7 @@ def test_sets_of_demos_hide_the_example_itself_and_differ(labelled: Sequence[int
 
 def test_without_a_label_and_a_good_rollout_there_are_none_to_try() -> None:
     results = compiled(world(chance=0.0), **UNLABELLED).detailed_results
-    assert not any(finalist.demo_set for finalist in results.finalists)
+    assert not any(finalist.has_demos for finalist in results.finalists)
 
 
 @pytest.mark.parametrize(("with_demos", "n"), [(0.3, 1), (0.95, 5)])
@@ -219,7 +219,7 @@ def test_a_budget_is_kept_and_leaves_enough_to_try_them(max_lm_calls: int) -> No
     results = optimized.detailed_results
     assert len(shown(optimized)) == results.n_demos
     is_small = max_lm_calls == 45  # too small to try more than the likeliest candidate
-    assert is_small or any(finalist.demo_set for finalist in results.finalists)
+    assert is_small or any(finalist.has_demos for finalist in results.finalists)
     assert is_small or results.n_demos
 
 
