@@ -1,4 +1,4 @@
-"""One cell of the comparison: one optimizer, task, budget and seed; what came of it, as JSON.
+"""One cell of a comparison: one optimizer, task, budget and seed; what came of it, as JSON.
 
 What is measured here is not charged to anybody: the held-out scores, and the two runs of the
 student that tell how many LM calls a run takes.
@@ -7,18 +7,16 @@ student that tell how many LM calls a run takes.
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import dspy
 from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counted
-from compare_observe import Observer, prompt_words
-from compare_optimizers import OPTIMIZERS, WITHOUT_BUDGET, Setup
+from compare_optimizers import OPTIMIZERS, Observer, Setup
 from running import silence
 from tasks import Task
-from tasks.simulated import load
 
 from tfgrpo_dspy.results import RunResults
 
@@ -47,12 +45,11 @@ class Options:
     log_dir: Path | None = None
 
 
-def run_cell(cell: Cell, options: Options, task: Task | None = None) -> dict[str, Any]:
-    """The record of a cell; `task`: in place of the one that the cell names."""
+def run_cell(cell: Cell, options: Options, task: Task) -> dict[str, Any]:
+    """The record of a cell."""
     began = time.monotonic()
     with silence():
         dspy.configure_cache(enable_disk_cache=False)  # nobody profits from what another paid
-        task = task or load(cell.task, cell.seed)
         policy, reflection = task.make_lm(cell.seed), task.make_reflection_lm(cell.seed)
         account = Account(cell.budget)
         student = task.student()
@@ -150,15 +147,12 @@ def calls_per_run(task: Task, policy: Any) -> float:
     return max(1.0, account.n_calls / N_PROBES)
 
 
-def all_cells(
-    tasks: Sequence[str], optimizers: Sequence[str], budgets: Sequence[int], seeds: Sequence[int]
-) -> list[Cell]:
-    """Every cell; those without budget once for a seed."""
-    cells = [
-        Cell(task, optimizer, 0 if optimizer in WITHOUT_BUDGET else budget, seed)
-        for task in tasks
-        for seed in seeds
-        for budget in budgets
-        for optimizer in optimizers
-    ]
-    return list(dict.fromkeys(cells))
+def prompt_words(program: dspy.Module) -> int:
+    """Words of instructions and demos, which every later call pays."""
+    words = 0
+    for _, predictor in program.named_predictors():
+        words += len(predictor.signature.instructions.split())
+        words += sum(
+            len(str(value).split()) for demo in predictor.demos for value in dict(demo).values()
+        )
+    return words

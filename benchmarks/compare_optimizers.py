@@ -8,56 +8,87 @@ Each is given all data of the task and the budget. How they are fair:
 - Every other optimizer has the settings that its documentation recommends for so small a budget,
   and those of its arguments that decide how long it goes on are set so high that it uses its
   budget: the account ends it, and its best program so far is what it would have returned.
-- Validation sets: MIPROv2, few-shot bootstrapping, InferRules and COPRO pay for the whole set with
-  each candidate; they get so many of its examples as a tenth (COPRO: a twentieth) of the budget has
-  runs, at least 10. GEPA gets 10, and 20 where the budget has 1,000 runs or
-  more, as its documentation asks for the smallest that will do, and the others for training.
-- GEPA: minibatches of 3 (its default) and of 8. Tried with minibatches of 8 on `easy`, `noisy` and
-  `many`, seeds 0 to 3: with 10 validation examples .79 on average at 500 calls and .86 at 1,500,
-  with 20 .75 and .89.
+- Validation sets: MIPROv2 and few-shot bootstrapping pay for the whole set with each candidate;
+  they get so many of its examples as a tenth of the budget has runs, at least 10. GEPA gets 10, and
+  20 where the budget has 1,000 runs or more, as its documentation asks for the smallest that will
+  do, and the others for training.
+- GEPA: minibatches of 3 (its default) and of 8.
 - MIPROv2: the most candidates for which the budget reaches for the number of trials that its own
   formula recommends; trials until the budget ends. Minibatches only where its `auto` would use
   them.
 - Few-shot bootstrapping: BootstrapFewShotWithRandomSearch with candidates until the budget ends;
-  demos as by default (4 bootstrapped, 16 labelled); `bootstrap-rounds8` tries each example up to 8
-  times. Where scores are graded, a run becomes a demo from the task's `demo_threshold` on, also for
-  MIPROv2 and InferRules.
-- `best-of-n demos`: the whole budget goes into runs of the bare student on the training examples,
-  at temperature .7; the best runs of four examples are its demos. No advice, no validation.
+  demos as by default (4 bootstrapped, 16 labelled). Where scores are graded, a run becomes a demo
+  from the task's `demo_threshold` on, also for MIPROv2.
 - SIMBA: 8 steps, its default, or fewer, of the batch size and number of candidates that are
   expected to take the whole budget (`SIMBA_USES`: the cache answers some of its calls), and more
   steps while there is budget. What its final choice among the winners of its steps takes is kept
   back, and made as it makes it. It has no validation set: it trains on both.
-- COPRO: depth 3 (default), and the breadth that takes the budget. InferRules: candidates until
-  the budget ends; its rules are written by the reflection LM.
 - `tfgrpo-paper`: `TrainingFreeGRPO.paper`, which has no validation: it trains on both sets, on as
   many examples as leave room for its three epochs.
 """
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dspy
 from compare_budget import BudgetSpentError
-from compare_observe import Observer, winners_of_simba
-from dspy.teleprompt import InferRules
+from dspy.utils.callback import BaseCallback
 from tasks import Task
-from tasks.simulated import lessons_of
 
-from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate, TrainingFreeGRPO
+from tfgrpo_dspy import NoGate, TrainingFreeGRPO
 
 N_GEPA_VALIDATION, N_OF_LARGE_BUDGET, LARGE_BUDGET = 10, 20, 1000
-N_DEMOS, N_LABELLED = 4, 16
+N_LABELLED = 16
 ATTEMPTS_AT_DEMOS = 12
 """Runs of the program that bootstrapping a set of at most 4 demos takes, about."""
-COPRO_USES, SIMBA_USES = 0.8, 0.8
-"""Of the most calls that their settings can take, the share that they make, about."""
+SIMBA_USES = 0.8
+"""Of the most calls that its settings can take, the share that it makes, about."""
 SIMBA_STEPS = (8, 7, 6, 5, 4, 3)
+
+
+class Observer(BaseCallback):
+    """The best program that a run has told of so far: its result, where the budget ends it.
+
+    MIPROv2 and few-shot bootstrapping tell by DSPy's callback of evaluations of a whole validation
+    set (best is the highest score, the first of equals, as they choose too), GEPA by
+    `on_valset_evaluated`. One for each run; put it into `dspy.context(callbacks=[...])`.
+    """
+
+    def __init__(self, student: Any) -> None:
+        self.best: Any | None = None
+        self._student = student
+        self._open: dict[str, Any] = {}
+        self._best_score = float("-inf")
+        self._validation: list[Any] | None = None
+
+    def watch(self, validation: Sequence[Any]) -> None:
+        """Evaluations on exactly these examples are those by which the optimizer chooses."""
+        self._validation = list(validation)
+
+    def on_evaluate_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        if (inputs.get("devset") or instance.devset) == self._validation:
+            self._open[call_id] = inputs["program"]
+
+    def on_evaluate_end(
+        self, call_id: str, outputs: Any, exception: BaseException | None = None
+    ) -> None:
+        program = self._open.pop(call_id, None)
+        if program is not None and exception is None and outputs.score > self._best_score:
+            self._best_score = outputs.score
+            self.best = program.deepcopy()
+
+    def on_valset_evaluated(self, event: Mapping[str, Any]) -> None:
+        """GEPA's event."""
+        if event["is_best_program"]:
+            program = self._student.deepcopy()
+            for name, predictor in program.named_predictors():
+                text = event["candidate"][name]
+                predictor.signature = predictor.signature.with_instructions(text)
+            self.best = program
 
 
 @dataclass(frozen=True)
@@ -87,9 +118,9 @@ class Setup:
         """Training and validation set together."""
         return [*self.task.train, *self.task.val]
 
-    def watched_val(self, share: float = 0.1) -> list[dspy.Example]:
+    def watched_val(self) -> list[dspy.Example]:
         """So much of the validation set as belongs to the budget; the observer watches it."""
-        val = list(self.task.val[: max(10, int(share * self.n_runs))])
+        val = list(self.task.val[: max(10, int(0.1 * self.n_runs))])
         self.observer.watch(val)
         return val
 
@@ -178,28 +209,37 @@ def _mipro(setup: Setup) -> Any:
     )
 
 
-def _simba(max_demos: int) -> Callable[[Setup], Any]:
-    def run(setup: Setup) -> Any:
-        steps, batch, candidates, train = _simba_settings(setup)
-        optimizer = dspy.SIMBA(
-            metric=setup.task.metric,
-            bsize=batch,
-            num_candidates=candidates,
-            max_steps=3 * steps,
-            max_demos=max_demos,
-            prompt_model=setup.reflection,
-            num_threads=setup.n_threads,
-        )
-        account = setup.policy.compare_account
-        final = math.ceil(setup.calls * len(train) * (candidates + 1))
-        try:
-            with account.kept_back(final):
-                return optimizer.compile(setup.task.student(), trainset=train, seed=setup.seed)
-        except BudgetSpentError as error:
-            winners = winners_of_simba(error)
-        return _best_winner(setup, winners, candidates, train)
+def _simba(setup: Setup) -> Any:
+    steps, batch, candidates, train = _simba_settings(setup)
+    optimizer = dspy.SIMBA(
+        metric=setup.task.metric,
+        bsize=batch,
+        num_candidates=candidates,
+        max_steps=3 * steps,
+        max_demos=4,
+        prompt_model=setup.reflection,
+        num_threads=setup.n_threads,
+    )
+    final = math.ceil(setup.calls * len(train) * (candidates + 1))
+    try:
+        with setup.policy.compare_account.kept_back(final):
+            return optimizer.compile(setup.task.student(), trainset=train, seed=setup.seed)
+    except BudgetSpentError as error:
+        winners = winners_of_simba(error)
+    return _best_winner(setup, winners, candidates, train)
 
-    return run
+
+def winners_of_simba(error: BaseException) -> list[Any]:
+    """The student and the winners of the steps that SIMBA had done when this error ended it.
+
+    SIMBA keeps them in a variable of its `compile` only, which the error's traceback still holds.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        if "winning_programs" in trace.tb_frame.f_locals:
+            return list(trace.tb_frame.f_locals["winning_programs"])
+        trace = trace.tb_next
+    raise error
 
 
 def _best_winner(
@@ -235,86 +275,16 @@ def _simba_settings(setup: Setup) -> tuple[int, int, int, list[dspy.Example]]:
     return best
 
 
-def _bootstrap(max_rounds: int) -> Callable[[Setup], Any]:
-    def run(setup: Setup) -> Any:
-        optimizer = dspy.BootstrapFewShotWithRandomSearch(
-            setup.task.plain_metric,
-            max_rounds=max_rounds,
-            num_candidate_programs=setup.n_runs,  # the account ends it
-            metric_threshold=setup.task.demo_threshold,
-            num_threads=setup.n_threads,
-        )
-        train, val = list(setup.task.train), setup.watched_val()
-        return optimizer.compile(setup.task.student(), trainset=train, valset=val)
-
-    return run
-
-
-def _infer_rules(setup: Setup) -> Any:
-    optimizer = InferRules(
-        metric=setup.task.plain_metric,
-        num_candidates=setup.n_runs,  # the account ends it
+def _bootstrap(setup: Setup) -> Any:
+    optimizer = dspy.BootstrapFewShotWithRandomSearch(
+        setup.task.plain_metric,
+        max_rounds=1,
+        num_candidate_programs=setup.n_runs,  # the account ends it
         metric_threshold=setup.task.demo_threshold,
         num_threads=setup.n_threads,
-        teacher_settings={"lm": setup.reflection},
     )
     train, val = list(setup.task.train), setup.watched_val()
     return optimizer.compile(setup.task.student(), trainset=train, valset=val)
-
-
-def _copro(setup: Setup) -> Any:
-    val = setup.watched_val(0.05)
-    n_predictors = len(setup.task.student().predictors())
-    of_one = 3 * n_predictors * (setup.calls * len(val) + 1)
-    breadth = math.ceil(setup.budget / COPRO_USES / of_one)
-    optimizer = dspy.COPRO(
-        prompt_model=setup.reflection,
-        metric=setup.task.plain_metric,
-        breadth=max(2, breadth),
-        depth=3,
-    )
-    threads = {"num_threads": setup.n_threads, "display_progress": False}
-    return optimizer.compile(setup.task.student(), trainset=val, eval_kwargs=threads)
-
-
-def _best_of_n(setup: Setup) -> Any:
-    """Demos of the bare student's best runs, the first of equals, one for each example."""
-    student, metric = setup.task.student(), setup.task.plain_metric
-
-    def attempt(number: int) -> tuple[float, list[Any]]:
-        example = setup.task.train[number % len(setup.task.train)]
-        lm = setup.policy.copy(rollout_id=number, temperature=0.7)
-        with dspy.context(lm=lm, trace=[]):
-            try:
-                score = metric(example, student(**example.inputs()))
-            except BudgetSpentError:
-                return -math.inf, []
-            except Exception:  # noqa: BLE001 - a run that fails is no demo
-                return -math.inf, []
-            return float(score), list(dspy.settings.trace)
-
-    numbers = range(2 * setup.n_runs)  # the account ends it, and what is left costs nothing
-    with ThreadPoolExecutor(setup.n_threads) as pool:
-        attempts = list(pool.map(attempt, numbers))
-    scored = [number for number in numbers if attempts[number][0] > 0]
-    best: dict[int, int] = {}  # of each example
-    for number in sorted(scored, key=lambda number: -attempts[number][0]):
-        best.setdefault(number % len(setup.task.train), number)
-    program = setup.task.student()
-    names = {id(predictor): name for name, predictor in student.named_predictors()}
-    predictors = dict(program.named_predictors())
-    for number in list(best.values())[:N_DEMOS]:
-        for predictor, inputs, outputs in attempts[number][1]:
-            demo = dspy.Example(augmented=True, **inputs, **outputs)
-            predictors[names[id(predictor)]].demos.append(demo)
-    return program
-
-
-def _oracle(setup: Setup) -> Any:
-    """All that there is to learn, for nothing: what a simulated task can give at most."""
-    lines = enumerate(lessons_of(setup.task), start=1)
-    library = ExperienceLibrary([Experience(f"E{number}", line) for number, line in lines])
-    return library.bake(setup.task.student())
 
 
 def _labelled(setup: Setup) -> Any:
@@ -332,17 +302,6 @@ OPTIMIZERS: dict[str, Callable[[Setup], Any]] = {
     "gepa": _gepa(3),
     "gepa-mb8": _gepa(8),
     "mipro": _mipro,
-    "simba": _simba(4),
-    "simba-rules": _simba(0),
-    "bootstrap": _bootstrap(1),
-    "bootstrap-rounds8": _bootstrap(8),
-    "best-of-n demos": _best_of_n,
-    "infer_rules": _infer_rules,
-    "copro": _copro,
-    "oracle": _oracle,
+    "simba": _simba,
+    "bootstrap": _bootstrap,
 }
-WITHOUT_BUDGET = ("none", "labelled", "oracle")
-"""These spend nothing, so one run of them stands beside every budget."""
-OWN = "tfgrpo"
-OTHERS = tuple(n for n in OPTIMIZERS if n not in WITHOUT_BUDGET and not n.startswith(OWN))
-"""Other methods: neither this optimizer nor the paper's schedule."""

@@ -23,8 +23,8 @@ from typing import Any
 import dspy
 from dspy import lm15
 from running import silence
-from simlm_texts import Prompt, output_fields, response
-from tasks.seeded import seeded
+from simlm import Prompt, output_fields, response
+from tasks import seeded
 
 from tfgrpo_dspy import TrainingFreeGRPO
 from tfgrpo_dspy.sampling import demos

@@ -43,9 +43,8 @@ import dspy
 from random_world_engine import RandomEngine, examples_of, metric_of, student_of
 from random_world_model import N_WRONG, USELESS, Line, World, traits_of
 from running import silence, versions, write
-from simlm_texts import OutputFields, Prompt, sections
-from simlm_world import draw, pick
-from tasks.seeded import seeded
+from simlm import OutputFields, Prompt, draw, pick, sections
+from tasks import seeded
 
 from tfgrpo_dspy import TrainingFreeGRPO
 from tfgrpo_dspy import strategies as known

@@ -9,10 +9,8 @@ from typing import Any
 
 import dspy
 from random_world_model import FILLER, N_WRONG, USELESS, Line, World
-from simlm_texts import OutputFields, Prompt, sections
-from simlm_world import draw, pick
-from tasks import in_gepas_form
-from tasks.seeded import seeded
+from simlm import OutputFields, Prompt, draw, pick, sections
+from tasks import in_gepas_form, seeded
 from worlds_engine import REDRAWN, WorldEngine
 
 BROAD_WRITES = 0.4

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from simlm_world import draw, pick
+from simlm import draw, pick
 from worlds_model import Cell
 
 Shape = Literal["predict", "cot", "agent", "rag", "judge", "extract"]

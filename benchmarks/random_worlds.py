@@ -49,8 +49,7 @@ import dspy
 import numpy as np
 from compare_budget import POLICY, REFLECTION, Account, counted
 from compare_cells import calls_per_run, optimized
-from compare_observe import Observer
-from compare_optimizers import OPTIMIZERS, Setup, our_arguments
+from compare_optimizers import OPTIMIZERS, Observer, Setup, our_arguments
 from random_world_engine import examples_of, lms_of, metric_of, student_of
 from random_world_model import HARDER, SHAPES, Traits, World, harder_traits_of, traits_of
 from running import append, commit, results, silence, stored, versions, write

@@ -34,8 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from running import command, results, silence, versions, write
 from scipy.stats import spearmanr
-from strategy_runs import compiled
-from worlds import cells
+from worlds import cells, compiled
 from worlds_engine import WorldEngine
 from worlds_model import World
 

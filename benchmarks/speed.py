@@ -47,7 +47,7 @@ import dspy
 from dspy import lm15
 from rich.console import Console
 from rich.table import Table
-from simlm_texts import Prompt, output_fields
+from simlm import Prompt, output_fields
 from utilisation import Timed, used
 
 import tfgrpo_dspy

@@ -1,13 +1,13 @@
 """Does each strategy pay where it is meant to? SIMULATED tasks; NOTHING IS REAL.
 
     python benchmarks/strategies.py --jobs 2                        # everything, seeds 500 to 509
-    python benchmarks/strategies.py --only LearningFrontier --first-seed 0 --seeds 3
+    python benchmarks/strategies.py --only Objectives --about litres --first-seed 0 --seeds 3
     python benchmarks/strategies.py --show benchmarks/results/strategies.json
 
 Each setting is a task that one strategy is made for. Its arms are runs of `TrainingFreeGRPO` with
-and without the strategy, on the same seeds; they differ in nothing else but, where the bar asks for
-it, in the number of LM calls. The settings stand in the modules `strategies_*`, which say what is
-simulated. Scores are exact: the mean chances on held-out cases, without luck.
+and without the strategy, on the same seeds, which differ in nothing else. The settings stand in the
+modules `strategies_*`, which say what is simulated. Scores are exact: the mean chances on held-out
+cases, without luck.
 
 **Seeds.** Settings and rules of the strategies were chosen on seeds below 400; those shown are 500
 and up. The file is written after each run, and what it has is not run again.
@@ -17,40 +17,25 @@ import argparse
 import importlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dspy
-from rich.console import Console
-from rich.table import Table
+import running
 from running import results, silence, versions, write
+from simlm import Prompt, sections
 
 from tfgrpo_dspy.results.records import Gain
 
 OUT = Path(__file__).parent / "results" / "strategies.json"
-
-
-@dataclass(frozen=True)
-class Bar:
-    """That a figure of the arm `one` exceeds that of the arm `other` by `least` or more.
-
-    `share`: the bar is instead that the mean of `one` is at least this share of that of `other`;
-    `wins`: that `one` is above `other` in at least this share of the seeds; `surely`: that the
-    whole interval of the difference lies above `least`.
-    """
-
-    figure: str
-    one: str
-    other: str
-    least: float = 0.0
-    share: float | None = None
-    wins: float | None = None
-    surely: bool = False
+ARMS = ("with", "without")
+ATTEMPT = re.compile(r"^Attempt \d+ \(score (-?[\d.e-]+)[^\n]*\n(.*?)(?=^Attempt |\Z)", re.M | re.S)
 
 
 @dataclass(frozen=True)
@@ -59,9 +44,17 @@ class Setting:
 
     strategy: str
     about: str
-    arms: tuple[str, ...]
     run: Callable[[str, int], Mapping[str, float]]
-    bars: tuple[Bar, ...]
+    figures: tuple[str, ...]
+
+
+def attempts_of(world: Any, prompt: Prompt) -> list[tuple[int, list[tuple[float, str]]]]:
+    """The cases that reflection is shown, each with scores and texts of its attempts."""
+    shown = sections(prompt.user)
+    cases = world.cases_in(shown.get("example", ""))
+    parts = re.split(r"^Example \d+$", shown.get("attempts", ""), flags=re.M)[-len(cases) :]
+    read = [[(float(score), text) for score, text in ATTEMPT.findall(part)] for part in parts]
+    return list(zip(cases, read if cases else (), strict=False))
 
 
 def settings() -> dict[str, list[Setting]]:
@@ -85,68 +78,35 @@ def run(strategy: str, place: int, arm: str, seed: int) -> dict[str, Any]:
     return {**where, "figures": figures, "seconds": seconds}
 
 
-def outcome(bar: Bar, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The means of both arms over the seeds, their paired difference, and the verdict."""
-    of_arm = {
-        arm: [each["figures"][bar.figure] for each in runs if each["arm"] == arm]
-        for arm in (bar.one, bar.other)
-    }
-    one, other = of_arm[bar.one], of_arm[bar.other]
-    gain = Gain.between(other, one)
-    if gain is None:
-        raise ValueError(f"bar={bar!r}: the runs hold no pair of its arms.")
-    mean = sum(one) / len(one)
-    is_met = gain.mean >= bar.least
-    if bar.share is not None:
-        is_met = mean >= bar.share * sum(other) / len(other)
-    wins = sum(a > b for a, b in zip(one, other, strict=True)) / len(one)
-    if bar.wins is not None:
-        is_met = wins >= bar.wins
-    if bar.surely:
-        is_met = gain.low is not None and gain.low > bar.least
-    means = [mean, sum(other) / len(other)]
-    figures = {"won": wins, "means": means, "difference": gain.mean}
-    return {**asdict(bar), **figures, "interval": [gain.low, gain.high], "met": is_met}
-
-
 def outcomes(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The outcome of each bar that these runs can show."""
+    """For each figure: means with and without, over seeds that have both, and their difference."""
     found = []
-    for name, of_strategy in settings().items():
-        for setting in of_strategy:
-            own = [r for r in runs if (r["strategy"], r["about"]) == (name, setting.about)]
-            seeds = [{r["seed"] for r in own if r["arm"] == arm} for arm in setting.arms]
-            own = [r for r in own if r["seed"] in set.intersection(*seeds)]
-            where = {"strategy": name, "about": setting.about}
-            found += [{**where, **outcome(bar, own)} for bar in setting.bars if own]
+    for setting in (one for of_strategy in settings().values() for one in of_strategy):
+        where = {"strategy": setting.strategy, "about": setting.about}
+        own = [r for r in runs if (r["strategy"], r["about"]) == (setting.strategy, setting.about)]
+        by_arm = [{r["seed"]: r["figures"] for r in own if r["arm"] == arm} for arm in ARMS]
+        seeds = [seed for seed in by_arm[0] if seed in by_arm[1]]
+        for figure in setting.figures if seeds else ():
+            one, other = ([figures[seed][figure] for seed in seeds] for figures in by_arm)
+            gain = Gain.between(other, one)
+            won = sum(a > b for a, b in zip(one, other, strict=True)) / len(seeds)
+            means = [sum(each) / len(seeds) for each in (one, other)]
+            row = {**where, "figure": figure, "won": won, "means": means}
+            found.append({**row, "difference": gain.mean, "interval": [gain.low, gain.high]})
     return found
 
 
-def show(shown: Mapping[str, Any]) -> None:
-    """Print a row for each bar."""
-    table = Table(
-        *("strategy", "setting", "figure", "with", "without", "difference", "won", "bar", "met")
-    )
-    for row in shown["outcomes"]:
+def show(shown: Sequence[Mapping[str, Any]]) -> None:
+    """Print a row for each figure."""
+    rows = []
+    for row in shown:
         low, high = row["interval"]
         bounds = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
-        wanted = f"{row['least']:+.3g}" if row["share"] is None else f"{row['share']:.0%}"
-        wanted = wanted if row["wins"] is None else f"{row['wins']:.0%} of seeds"
-        wanted = f"surely {wanted}" if row.get("surely") else wanted
-        means = [f"{mean:.3f} ({arm})" for mean, arm in zip(
-            row["means"], (row["one"], row["other"]), strict=True)]  # fmt: skip
+        means = [f"{mean:.3f}" for mean in row["means"]]
         difference = f"{row['difference']:+.3f}{bounds}"
-        met = "yes" if row["met"] else "NO"
-        won = f"{row['won']:.0%}"
-        cells = row["strategy"], row["about"], row["figure"], *means, difference, won, wanted, met
-        table.add_row(*cells)
-    Console(width=200).print(table)
-
-
-def head_of(runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """What stands in the file above the runs."""
-    about = {"command": "python benchmarks/strategies.py", "versions": versions()}
-    return {**about, "seeds": list(seeds), "outcomes": outcomes(runs)}
+        where = row["strategy"], row["about"], row["figure"]
+        rows.append((*where, *means, difference, f"{row['won']:.0%}"))
+    running.show(("strategy", "setting", "figure", *ARMS, "difference", "won"), rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -162,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--show", type=Path, help="print the table of a result file")
     asked = parser.parse_args(arguments)
     if asked.show:
-        show(json.loads(asked.show.read_text()))
+        show(json.loads(asked.show.read_text())["outcomes"])
         return
     known = settings()
     names = asked.only or list(known)
@@ -178,14 +138,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in seeds
         for name in names
         for place, setting in enumerate(known[name])
-        for arm in setting.arms
+        for arm in ARMS
         if any(about in setting.about for about in asked.about)
         and (name, setting.about, arm, seed) not in done
     ]
+    head = {"command": "python benchmarks/strategies.py", "versions": versions()}
     for one in results(run, tasks, asked.jobs):
         runs.append(one)
-        write(asked.out, head_of(runs, seeds), runs)
-    show({"outcomes": outcomes(runs)})
+        write(asked.out, head | {"seeds": list(seeds), "outcomes": outcomes(runs)}, runs)
+    show(outcomes(runs))
 
 
 if __name__ == "__main__":

@@ -1,55 +1,41 @@
-"""Further worlds in which a strategy should help, by somebody who wrote none of them. SIMULATED.
+"""Further worlds in which a strategy should help, by people who wrote none of them. SIMULATED.
 
 They are those of `ordinary_worlds.py`, which says what they share, with these changes:
 
 **silence.** The student succeeds in half of the cases of one kind of ten, in one of fifty of the
 others. A hint makes that .1 (concept), .3 (plan) or .7 (step), being told to take another way .3;
 a teacher LM is right in .7.
-**settled.** Cases of four kinds always succeed (.97), those of three kinds always fail (.03),
-whatever is advised; three kinds can be learned, from .2. `score` is that of these, `all` of all.
 **single cases.** Eight of ten right lessons are about the one case that they were learned from; the
 LM that is asked for rules finds that of a kind behind two such lines, and a wrong one in a quarter.
-**prior.** Half of the lessons are wrong. The LM that is asked which lines rest on something else
-names four of five wrong ones, and one of five right ones.
 **scales.** The metric gives two objectives: whether the answer is right, and its length, from 0 to
 -60, which is luck. `score` is the share of right answers.
-
-**drawn silence**, **drawn single cases**, **drawn prior.** The same needs elsewhere: the traits of
-each seed are those of a hard world of `random_worlds.py`. So one to three predictors answer, in one
-of five wordings, what is advised may hold for all cases or be reworded, more of it is wrong or
-useless, demos may help or harm, and editors overwrite lines. There are still ten kinds, no labels
-and no feedback, and scores are 0 or 1.
-**long tail.** Drawn as well. The ten kinds are not alike frequent: the first makes a third of the
-cases, the last three a sixth. The first five always succeed (.97), the next two always fail (.03);
-the last three can be learned, from .2, and `score` is theirs, each alike.
+**drawn silence**, **drawn single cases.** The same needs elsewhere: the traits of each seed are
+those of a hard world of `random_worlds.py`. So one to three predictors answer, in one of five
+wordings, what is advised may hold for all cases or be reworded, more of it is wrong or useless,
+demos may help or harm, and editors overwrite lines. There are still ten kinds, no labels and no
+feedback, and scores are 0 or 1.
 """
 
 import functools
 import re
 from collections import Counter
 from collections.abc import Mapping
-from statistics import fmean
 from typing import Any
 
 import dspy
 from dspy import lm15
 from ordinary_worlds import IdleEngine, Ordinary, compiled, lms_of, made
-from random_world_model import FIRST_TEST, N_TEST, N_WRONG, Line, harder_traits_of
-from simlm_texts import OutputFields, Prompt, sections
-from simlm_world import draw, pick
-from strategies import Bar, Setting
+from random_world_model import N_WRONG, Line, harder_traits_of
+from simlm import OutputFields, Prompt, draw, pick, sections
+from strategies import Setting
 
 from tfgrpo_dspy.strategies import Objectives
 
 HELP = {"concept": 0.1, "plan": 0.3, "step": 0.7, "another way": 0.3}
 HINT = re.compile(r"A hint for this input: .*?(concept|plan|step|another way)", re.DOTALL)
-SETTLED = {"settled": 4, "long tail": 5}
-"""How many kinds always succeed; those up to the seventh always fail."""
-TEACHER, WRONG_RULES, TRUE_PRIOR = 0.7, 0.25, 0.8
-TEST = range(FIRST_TEST, FIRST_TEST + N_TEST)
+TEACHER, WRONG_RULES = 0.7, 0.25
 TRAITS: Mapping[str, Mapping[str, Any]] = {
     "single cases": {"leaking": 0.8},
-    "prior": {"wrong": 0.5},
     "scales": {"graded": True},
 }
 DRAWN = {"n_kinds": 10, "n_train": 80, "n_slots": 1, "wrong_labels": 0.0, "has_labels": False}
@@ -61,28 +47,14 @@ class Needy(Ordinary):
 
     def __init__(self, name: str, seed: int) -> None:
         self.name = name.removeprefix("drawn ")
-        is_drawn = self.name != name or name == "long tail"
-        drawn = vars(harder_traits_of(seed)) | DRAWN if is_drawn else {}
+        drawn = vars(harder_traits_of(seed)) | DRAWN if self.name != name else {}
         super().__init__("silent", seed, **drawn | TRAITS.get(self.name, {}))
-
-    def kinds(self, case: int) -> tuple[int, ...]:
-        """The kind of the case; in the long tail, the first ones are frequent."""
-        if self.name == "long tail":
-            return (int(self.traits.n_kinds * draw(self.seed, "kind", case) ** 2),)
-        return super().kinds(case)
 
     def unaided(self, case: int, slot: int) -> float:
         """The chance without advice."""
         if self.name == "silence":
             return 0.02 if self.kinds(case)[slot] else 0.5
-        return 0.2 if self.name in SETTLED else super().unaided(case, slot)
-
-    def chance(self, case: int, slot: int, lines: Any, demos: Any = ()) -> float:
-        """The exact chance of a right answer."""
-        kind = self.kinds(case)[slot]
-        if kind < 7 and (n_easy := SETTLED.get(self.name)):
-            return 0.97 if kind < n_easy else 0.03
-        return super().chance(case, slot, lines, demos)
+        return super().unaided(case, slot)
 
     def metric(self, gold: Any, pred: Any, trace: Any = None) -> dspy.Prediction:
         """Whether the answer is right, and its length."""
@@ -126,21 +98,11 @@ class HelpfulEngine(IdleEngine):
                 if n > 1
             ]
             return "\n".join(str(self.world.text(line, 0)) for line in rules) or "None"
-        if self.world.name == "prior" and name == "others":
-            return self._by_prior(prompt, key)
         return super()._value(name, type_, prompt)
-
-    def _by_prior(self, prompt: Prompt, key: tuple[Any, ...]) -> str:
-        named = []
-        for n, text in enumerate(sections(prompt.user)["lines"].splitlines(), 1):
-            is_wrong = any(line.what != "right" for line in self.world.found(text))
-            if draw(n, *key) < (TRUE_PRIOR if is_wrong else 1 - TRUE_PRIOR):
-                named.append(str(n))
-        return ", ".join(named) or "None"
 
 
 def needy(world_name: str, name: str, budget: int, arm: str, seed: int) -> Mapping[str, float]:
-    """The score on the cases that can be learned, and on all; without a strategy run once."""
+    """The exact score; a run without a strategy is made once."""
     return _needy(world_name, name if arm == "with" else "without", budget, seed)
 
 
@@ -154,38 +116,18 @@ def _needy(world_name: str, name: str, budget: int, seed: int) -> Mapping[str, f
     if name == "Objectives":
         used = (Objectives({"right": 1.0, "length": 1.0}),)
     program = compiled(world, lms, used, budget, seed, metric)
-    told = world.told(program)
-    open_cases = [c for c in TEST if world.name not in SETTLED or world.kinds(c)[0] >= 7]
-    score = world.score(told, open_cases)
-    if world.name == "long tail":
-        kinds = ([case for case in TEST if world.kinds(case)[0] == kind] for kind in (7, 8, 9))
-        score = fmean(world.score(told, cases) for cases in kinds)
-    return {"score": score, "all": world.score(told)}
+    return {"score": world.score(world.told(program))}
 
 
-CHOOSING = ("LearningFrontier", "BayesianAllocation", "DomainBandit", "HardSampleWeights")
 WORLDS = {
     "silence": ("TieredHints", "TeacherRollouts", "ClippedDiversity", "auto"),
-    "settled": CHOOSING,
     "single cases": ("Induction",),
-    "prior": ("AttributionPrior",),
     "scales": ("Objectives", "auto"),
     "drawn silence": ("TieredHints", "TeacherRollouts", "ClippedDiversity"),
-    "long tail": CHOOSING,
     "drawn single cases": ("Induction",),
-    "drawn prior": ("AttributionPrior",),
 }
-SETTINGS: tuple[Setting, ...] = tuple(
-    Setting(
-        name,
-        f"{world}, {budget} calls",
-        ("with", "without"),
-        functools.partial(needy, world, name, budget),
-        tuple(
-            Bar(figure, "with", "without") for figure in ("score", *("all",) * (world in SETTLED))
-        ),
-    )
+SETTINGS = tuple(
+    Setting(name, f"{world}, 400 calls", functools.partial(needy, world, name, 400), ("score",))
     for world, names in WORLDS.items()
     for name in names
-    for budget in (400,)
 )

@@ -1,4 +1,4 @@
-"""Worlds for GlobalConstraint, Objectives and Extrapolate, by who wrote none of them. SIMULATED.
+"""Worlds for GlobalConstraint and Objectives, by somebody who wrote neither. SIMULATED.
 
 They are ordinary worlds of `ordinary_worlds.py` (80 cases of ten kinds, one predictor, no labels,
 no word of the metric), where an answer has one of nine degrees, from "hardly" to "utterly". Lines
@@ -6,13 +6,12 @@ state a degree for a part of the cases, and of several the mean counts; an answe
 degrees off, by luck. Reflection compares the best attempt with the worst, and says one degree more
 than the library if the best had the higher one, one less if it had the lower one, the opposite in a
 quarter of the lessons (two degrees in the last two worlds); UpdateLibrary rewords the line that is
-there. Asked to go on from two states, it moves each line by the factor asked for, by one at least.
+there.
 
-**manners.** Letters, mails and calls have a degree each, 1 without advice; 5 to 8 is best, and the
-score is how near the answer is, from 0 to 1. **audiences.** Each kind has a degree, 4 without
-advice, and any may be best; an answer passes with a chance of .95, less .25 for each degree that it
-is away. **litres.** The same, with a second objective: minus the litres that are drawn, 10 for each
-degree and 0 to 19 by luck. Without `Objectives` the score is the plain mean of the two.
+**litres.** Each kind has a degree, 4 without advice, and any may be best; an answer passes with a
+chance of .95, less .25 for each degree that it is away. A second objective is minus the litres that
+are drawn, 10 for each degree and 0 to 19 by luck. Without `Objectives` the score is the plain mean
+of the two.
 **well.** Each kind has a degree, 4 without advice; the higher, the more is drawn from a well that
 all share. An answer passes by luck (.5), and each degree adds .1 to its score. **queue.** One
 degree for all cases, 3 without advice; an answer passes with a chance of .4, and .05 more for each
@@ -31,18 +30,15 @@ import dspy
 from ordinary_worlds import Ordinary, compiled, lms_of
 from random_world_engine import RandomEngine
 from random_world_model import FIRST_TEST, N_TEST, Line
-from simlm_texts import OutputFields, Prompt, sections
-from simlm_world import draw, pick
-from strategies import Bar, Setting
+from simlm import OutputFields, Prompt, draw, pick, sections
+from strategies import Setting, attempts_of
 
 from tfgrpo_dspy import strategies
 from tfgrpo_dspy.rollout import Rollout
 
-ATTEMPT = re.compile(r"^Attempt \d+ \(score (-?[\d.e-]+)[^\n]*\n(.*?)(?=^Attempt |\Z)", re.M | re.S)
 DEGREES = ("hardly", "slightly", "barely", "fairly", "rather", "quite", "very", "highly", "utterly")
 HIGHEST, LUCK, WRITES, WRONG = len(DEGREES) - 1, (-2, -1, 0, 1, 2), 0.6, 0.25
 TEST = range(FIRST_TEST, FIRST_TEST + N_TEST)
-MANNERS = ("letter", "mail", "call")
 
 
 class Dials(Ordinary):
@@ -50,26 +46,20 @@ class Dials(Ordinary):
 
     def __init__(self, name: str, seed: int) -> None:
         self.name = name
-        self.n_dials, self.usual = {"manners": (3, 1), "queue": (1, 3)}.get(name, (10, 4))
-        lowest = 5 if name == "manners" else 0
-        bests = (pick(9 - lowest, seed, "best", dial) for dial in range(self.n_dials))
-        self.best = [lowest + best for best in bests]
+        self.n_dials, self.usual = (1, 3) if name == "queue" else (10, 4)
+        self.best = [pick(9, seed, "best", dial) for dial in range(self.n_dials)]
         super().__init__("silent", seed)
 
     def dial(self, case: int) -> int:
         """The dial of a case."""
         return self.kinds(case)[0] % self.n_dials
 
-    def request(self, case: int) -> str:
-        manner = f" It came by {MANNERS[self.dial(case)]}." if self.name == "manners" else ""
-        return f"{super().request(case)}{manner}"
-
     def _all_lines(self) -> Iterator[Line]:
         yield from (Line("dial", dial, n) for dial in range(self.n_dials) for n in range(9))
 
     def text(self, line: Line, paraphrase: int = 0) -> str:
         del paraphrase
-        names = {3: MANNERS, 1: ("delivery",)}.get(self.n_dials, self.wording.kinds)
+        names = ("delivery",) if self.n_dials == 1 else self.wording.kinds
         return f"When a case is about {names[line.kind]}, be {DEGREES[line.place]} free."
 
     def degree(self, dial: int, lines: Collection[Line]) -> float:
@@ -78,11 +68,11 @@ class Dials(Ordinary):
         return sum(told) / len(told) if told else self.usual
 
     def gain(self, case: int, degree: float) -> float:
-        """The chance that an answer of this degree passes; of manners, its score."""
+        """The chance that an answer of this degree passes."""
         if self.name in ("well", "queue"):
             return 0.5 if self.name == "well" else 0.4 + 0.05 * degree
         off = abs(degree - self.best[self.dial(case)])
-        return 1 - off / HIGHEST if self.name == "manners" else max(0.02, 0.95 - 0.25 * off)
+        return max(0.02, 0.95 - 0.25 * off)
 
     def metric(self, gold: Any, pred: Any, trace: Any = None) -> dspy.Prediction:
         """The score, or two objectives."""
@@ -94,8 +84,6 @@ class Dials(Ordinary):
         if self.name == "litres":
             litres = 10 * degree + pick(20, "litres", self.seed, case, pred.answer)
             return dspy.Prediction(objectives={"right": passed, "left": -litres})
-        if self.name == "manners":
-            passed = self.gain(case, degree)
         return dspy.Prediction(score=passed + 0.1 * degree * (self.name == "well"))
 
     def figures(self, lines: Collection[Line]) -> Mapping[str, float]:
@@ -127,14 +115,11 @@ class Engine(RandomEngine):
         return dict.fromkeys(fields.names, f"{degree:.1f} {passed}")
 
     def _written(self, prompt: Prompt) -> list[Line]:
-        world, shown, key = self.world, sections(prompt.user), self._key(prompt)
-        cases, made = world.cases_in(shown.get("example", "")), []
-        parts = re.split(r"^Example \d+$", shown.get("attempts", ""), flags=re.M)[-len(cases) :]
-        library = world.found(shown.get("experiences", ""))
-        for case, part in zip(cases, parts if cases else (), strict=False):
-            read = ((score, re.search(r"out answer: ([\d.]+)|answer: ([\d.]+)", text))
-                    for score, text in ATTEMPT.findall(part))  # fmt: skip
-            attempts = sorted((float(score), float(own[1] or own[2])) for score, own in read if own)
+        world, key, made = self.world, self._key(prompt), []
+        library = world.found(sections(prompt.user).get("experiences", ""))
+        for case, shown in attempts_of(world, prompt):
+            read = ((score, re.search(r"answer: ([\d.]+)", text)) for score, text in shown)
+            attempts = sorted((score, float(own[1])) for score, own in read if own)
             if not attempts or draw("writes", case, *key) >= WRITES:
                 continue
             (low, worst), (high, best) = attempts[0], attempts[-1]
@@ -153,18 +138,6 @@ class Engine(RandomEngine):
         if ids:
             return [{"op": "MODIFY", "id": ids[0], "text": self.world.text(own)}]
         return super()._operation(own, scope, known, prompt)
-
-    def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
-        if name != "further":
-            return super()._value(name, type_, prompt)
-        world, shown, texts = self.world, sections(prompt.user), []
-        low, high = (world.found(shown[which]) for which in ("worse", "better"))
-        for dial in sorted({line.kind for line in low} & {line.kind for line in high}):
-            before, now = world.degree(dial, low), world.degree(dial, high)
-            size = max(1, round(float(shown["factor"].split()[0]) * abs(now - before)))
-            degree = round(now) + size * ((now > before) - (now < before))
-            texts += [world.text(Line("dial", dial, degree))] * (0 <= degree <= HIGHEST)
-        return "\n".join(texts) or "None"
 
 
 def left(rollout: Rollout) -> float:
@@ -188,21 +161,11 @@ def _dials(world_name: str, name: str, budget: int, seed: int) -> Mapping[str, f
     return world.figures(lines)
 
 
-ARMS, BUDGET = ("with", "without"), 800
-WORLDS = {
-    "well": ("GlobalConstraint", "cooperation", "score"),
-    "queue": ("GlobalConstraint", "cooperation", "score"),
-    "litres": ("Objectives", "score"),
-    "manners": ("Extrapolate", "score"),
-    "audiences": ("Extrapolate", "score"),
-}
-SETTINGS: tuple[Setting, ...] = tuple(
-    Setting(
-        name,
-        f"{world}, {BUDGET} calls",
-        ARMS,
-        partial(dials, world, name, BUDGET),
-        tuple(Bar(figure, *ARMS) for figure in figures),
+SETTINGS = tuple(
+    Setting(name, f"{world}, 800 calls", partial(dials, world, name, 800), figures)
+    for world, name, figures in (
+        ("well", "GlobalConstraint", ("cooperation", "score")),
+        ("queue", "GlobalConstraint", ("cooperation", "score")),
+        ("litres", "Objectives", ("score",)),
     )
-    for world, (name, *figures) in WORLDS.items()
 )

@@ -1,75 +1,180 @@
-"""Settings of GlobalConstraint and ClippedDiversity. SIMULATED tasks; NOTHING IS REAL.
+"""Worlds for strategies that change what a rollout counts with. SIMULATED; NOTHING IS REAL.
 
-**Commons.** A case is a decision of an agent in a public goods game: it shares (cost 1) or keeps,
-and gets a fifth of 4.5 times what it and its four neighbours share. So sharing costs it .1 of its
-own payoff, which is the score, and would give all of them 3.5 more. The prompt tells how many
-neighbours share. Without advice an agent shares with a chance of .15 to .55, by its kind and case;
-with advice of its kind to share .97, to keep .05. Reflection compares the mean scores of those that
-shared and those that kept in a group, and advises what scored better; a quarter of its lessons say
-the opposite. The figure is the exact mean chance that an agent shares, over 200 other cases.
+**shop** (`Objectives`). A reply is right, or not (by kind, as in all worlds); it greets the
+customer, or not; it has so many characters. Customers of the kinds 5 to 9 are greeted in three of
+ten replies, the others in all; with the line "Greet every customer alike." all are greeted in 19 of
+20. Replies have 300 to 500 characters; each of two lines takes 150 away, and makes a right answer
+less likely by .1. The metric says what was wrong, who was not greeted, and how long the reply is.
+`no gap` is minus the difference of the chances to be greeted; `right` is the exact chance of a
+right answer. Without `Objectives` the score is the plain mean of right, greets and minus
+characters.
 
-**Ways.** A case is answered in one of two ways, which the reasoning tells. The usual one is right
-with a chance of .15 to .55; the rare one of each kind with .9, but without advice it is taken in 15
-of 100 rollouts. With advice to take it, 95; with advice to take the usual one, 5, and that one gets
-better by .15; with both, 50. Reflection reads the attempt that is shown first, and if that scored,
-advises its way, in one lesson of ten a wrong answer. The figure is the exact mean chance of a right
-answer over 200 other cases. Groups have five rollouts: in smaller ones few scores are equal.
+**cells** (`StepOrder`). A puzzle has five cells. In the solver's order its answer is right with a
+chance of .9, otherwise of .1. Without advice the order is random; each of five lessons puts one
+cell into its place, so the score hardly rises before most of them are known. A third of the lessons
+puts a cell into a wrong place. The metric says nothing in words; nothing is drafted from labels.
 
-**Ordinary world**: `kinds/words/named/.25` of `worlds.py`. The quantity there is whether an answer
-begins with one of the letters Q to T, which has nothing to do with what is right.
+**commons** (`GlobalConstraint`). A case is a decision of an agent in a public goods game: it shares
+(cost 1) or keeps, and gets a fifth of 4.5 times what it and its four neighbours share. So sharing
+costs it .1 of its own payoff, which is the score, and would give all of them 3.5 more. The prompt
+tells how many neighbours share. Without advice an agent shares with a chance of .15 to .55, by its
+kind and case; with advice of its kind to share .97, to keep .05. Reflection compares the mean
+scores of those that shared and those that kept in a group, and advises what scored better; a
+quarter of its lessons say the opposite. The figure is the exact mean chance that an agent shares.
 """
 
-import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import random
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import dspy
-from simlm_texts import OutputFields, Prompt, sections
-from simlm_world import draw, pick
-from strategies import Bar, Setting
-from strategy_runs import compiled
-from worlds import cells
+from simlm import OutputFields, Prompt, draw, pick, sections
+from strategies import Setting, attempts_of
+from worlds import compiled
 from worlds_engine import ATTENTION, WRITES, WorldEngine
-from worlds_model import KNOWN, MISLED, N_KINDS, N_WRONG, Cell, Lesson, World
+from worlds_model import FIRST_TEST, N_KINDS, N_TEST, N_WRONG, Cell, Lesson, Silent, World
 
+from tfgrpo_dspy import Reflection
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.strategies.base import Strategy
-from tfgrpo_dspy.strategies.clipped_diversity import ClippedDiversity
-from tfgrpo_dspy.strategies.global_constraint import GlobalConstraint
+from tfgrpo_dspy.strategies import GlobalConstraint, Objectives, StepOrder, Strategy
 
-BUDGET = 400
+BRIEF = ("Answer in one short sentence.", "Leave out greetings of the second line.")
+GREET = "Greet every customer alike."
+SHORTER, COST, CURT, GREETED = 150, 0.1, 0.3, 0.95
+LUCKY, IN_ORDER = 0.1, 0.9
 RETURN, N_NEIGHBOURS = 4.5, 4
-RARE, RARE_TOLD, RARE_UNTOLD = 0.15, 0.95, 0.05
-"""The chance of the rare way without advice, with advice for it, with advice for the usual one."""
-RARE_RIGHT, PRACTICE = 0.9, 0.15
-ATTEMPT = re.compile(r"^Attempt \d+ \(score (-?[\d.e-]+)[^\n]*\n(.*?)(?=^Attempt |\Z)", re.M | re.S)
+TEST = range(FIRST_TEST, FIRST_TEST + N_TEST)
 
 
-class EvidenceEngine(WorldEngine):
-    """Writes lessons by the attempts that it is shown; `advice` reads those of one example."""
+# ---- shop
+class Shop(World):
+    """Replies that are right, greet, and are short."""
+
+    def _all_lessons(self) -> Any:
+        yield from super()._all_lessons()
+        yield Lesson("greet")
+        yield from (Lesson("brief", place=place) for place in range(len(BRIEF)))
+
+    def text(self, lesson: Lesson) -> str:
+        """The line for a lesson."""
+        if lesson.what == "greet":
+            return GREET
+        return BRIEF[lesson.place] if lesson.what == "brief" else super().text(lesson)
+
+    def chance(self, case: int, lessons: Collection[Lesson]) -> float:
+        """The chance of a right answer."""
+        n_brief = sum(lesson.what == "brief" for lesson in lessons)
+        return max(0.02, super().chance(case, lessons) - COST * n_brief)
+
+    def greets(self, case: int, lessons: Collection[Lesson]) -> float:
+        """The chance that the customer is greeted."""
+        if any(lesson.what == "greet" for lesson in lessons):
+            return GREETED
+        return CURT if self.kind(case) >= N_KINDS // 2 else 1.0
+
+    def metric(self, gold: Any, pred: Any, *_: Any) -> dspy.Prediction:
+        """Three objectives, and what is wrong with the reply."""
+        code, greets, length = [*str(pred.answer).split(" /"), "0", "0"][:3]
+        is_right, n = code.strip() == gold.answer, int(length)
+        said = [self.wording.right if is_right else self.wording.wrong.format(code=gold.answer)]
+        said += ["The customer was not greeted."] * (greets != "1") + [f"{n} characters."]
+        values = {"right": float(is_right), "greets": float(greets == "1"), "short": -float(n)}
+        return dspy.Prediction(objectives=values, feedback=" ".join(said))
+
+
+class ShopEngine(WorldEngine):
+    """Writes replies; its lessons are about what the metric says."""
+
+    world: Shop
+
+    def _act(self, prompt: Prompt, fields: OutputFields) -> dict[str, str]:
+        world = self.world
+        case = world.cases_in(sections(prompt.user)["request"])[0]
+        lessons, key = world.found(prompt.system), ("reply", world.seed, case, prompt.sample)
+        is_greeted = draw("greets", *key) < world.greets(case, lessons)
+        n_brief = sum(lesson.what == "brief" for lesson in lessons)
+        length = 300 + pick(200, "length", *key) - SHORTER * n_brief
+        answer = super()._act(prompt, fields)
+        return {name: f"{code} /{int(is_greeted)} /{length}" for name, code in answer.items()}
 
     def _written(self, prompt: Prompt) -> list[Lesson]:
-        shown, key = sections(prompt.user), self._key(prompt)
-        cases = self.world.cases_in(shown.get("example", ""))
-        parts = re.split(r"^Example \d+$", shown.get("attempts", ""), flags=re.M)[-len(cases) :]
-        chance = WRITES * min(1.0, ATTENTION / max(1, len(cases)))
-        written = []
-        for case, part in zip(cases, parts if cases else (), strict=False):
-            attempts = [(float(score), text) for score, text in ATTEMPT.findall(part)]
-            kind = self.world.kind(case)
-            if draw("lesson", kind, *key) < chance and (what := self.advice(attempts)):
-                if draw("which", kind, *key) < self.world.cell.wrong:
-                    what = {"right": "wrong", "wrong": "right"}.get(what, "wrong")
-                written.append(Lesson(what, kind, 0 if what == "wrong" else -1))
-        return list(dict.fromkeys(written))
-
-    def advice(self, attempts: list[tuple[float, str]]) -> str:
-        """What the lesson says: "right", "wrong", ...; "" for none."""
-        raise NotImplementedError
+        key = self._key(prompt)
+        written = super()._written(prompt)
+        if "not greeted" in prompt.user and draw("greet", *key) < 0.4:
+            written.append(Lesson("greet"))
+        if "characters" in prompt.user and draw("brief", *key) < 0.4:
+            written.append(Lesson("brief", place=pick(len(BRIEF), "which", *key)))
+        return written
 
 
+# ---- cells
+class Cells(Silent):
+    """Puzzles whose five cells are best filled in a solver's order, the same for all of them."""
+
+    def __init__(self, seed: int) -> None:
+        self.order = random.Random(f"{seed}/cells").sample("ABCDE", 5)
+        super().__init__(Cell("cells", "words"), seed)
+
+    def _all_lessons(self) -> Any:
+        yield from (Lesson(what, place=place) for what in ("cell", "miscell") for place in range(5))
+
+    def text(self, lesson: Lesson) -> str:
+        """The line for a lesson."""
+        number = lesson.place if lesson.what == "cell" else (lesson.place + 1) % 5
+        return f"Fill cell {self.order[lesson.place]} as number {number + 1}."
+
+    def chance(self, case: int, lessons: Collection[Lesson]) -> float:
+        """The chance of a right answer, over 400 random orders."""
+        del case
+        known = tuple(lessons)
+        orders = (self.filled(known, random.Random(n)) for n in range(400))
+        return LUCKY + (IN_ORDER - LUCKY) * sum(o == self.order for o in orders) / 400
+
+    def filled(self, lessons: Collection[Lesson], luck: random.Random) -> list[str]:
+        """An order that follows the lessons, and is random where they say nothing."""
+        ranks = {cell: luck.uniform(-0.5, 4.5) for cell in sorted(self.order)}
+        for own in lessons:
+            wrong = (own.place + 1) % 5 + (0.5 if own.place < 4 else -0.5)
+            ranks[self.order[own.place]] = own.place if own.what == "cell" else wrong
+        return sorted(ranks, key=lambda cell: ranks[cell])
+
+    def student(self) -> dspy.Module:
+        """The program."""
+        return dspy.Predict("request -> moves, answer")
+
+
+class CellsEngine(WorldEngine):
+    """Fills the cells; in two of three lessons it says rightly where a cell belongs."""
+
+    world: Cells
+
+    def _act(self, prompt: Prompt, fields: OutputFields) -> dict[str, str]:
+        world = self.world
+        case = world.cases_in(sections(prompt.user)["request"])[0]
+        key = ("cells", world.seed, case, prompt.sample)
+        lessons = world.found(prompt.system)
+        moves = world.filled(lessons, random.Random(f"{key} {lessons}"))
+        is_right = draw(*key) < (IN_ORDER if moves == world.order else LUCKY)
+        kind = world.kind(case)
+        code = world.right[kind] if is_right else world.wrong[kind][0]
+        said = {"moves": " ".join(moves), "answer": code}
+        return {name: said[name] for name in fields.names}
+
+    def _written(self, prompt: Prompt) -> list[Lesson]:
+        key = self._key(prompt)
+        if not self.world.cases_in(prompt.user) or draw("writes", *key) > 0.6:
+            return []
+        what = "cell" if draw("right", *key) < 2 / 3 else "miscell"
+        return [Lesson(what, place=pick(5, "place", *key))]
+
+
+def moves_of(rollout: Rollout) -> list[str]:
+    """The order in which a rollout filled the cells."""
+    return rollout.outputs.get("moves", "").split()
+
+
+# ---- commons
 class Commons(World):
     """Agents share or keep; "right" lessons are those to share."""
 
@@ -96,10 +201,24 @@ class Commons(World):
         return dspy.Prediction(score=payoff, feedback=f"The payoff was {payoff:.1f}.")
 
 
-class CommonsEngine(EvidenceEngine):
+class CommonsEngine(WorldEngine):
     """The agents, and reflection that compares those who share with those who keep."""
 
-    def advice(self, attempts: list[tuple[float, str]]) -> str:
+    def _written(self, prompt: Prompt) -> list[Lesson]:
+        shown, key = attempts_of(self.world, prompt), self._key(prompt)
+        chance = WRITES * min(1.0, ATTENTION / max(1, len(shown)))
+        written = []
+        for case, attempts in shown:
+            kind = self.world.kind(case)
+            if draw("lesson", kind, *key) < chance and (what := self._advice(attempts)):
+                if draw("which", kind, *key) < self.world.cell.wrong:
+                    what = {"right": "wrong", "wrong": "right"}[what]
+                written.append(Lesson(what, kind, 0 if what == "wrong" else -1))
+        return list(dict.fromkeys(written))
+
+    @staticmethod
+    def _advice(attempts: Iterable[tuple[float, str]]) -> str:
+        """To share ("right") or to keep ("wrong"), by what scored better; "" for none."""
         scores: dict[bool, list[float]] = {True: [], False: []}
         for score, text in attempts:
             scores["answer: share" in text].append(score)
@@ -114,138 +233,43 @@ def shares(rollout: Rollout) -> float:
     return float(rollout.outputs.get("answer") == "share")
 
 
-class Ways(World):
-    """Two ways to an answer; "right" lessons are those to take the rare one."""
-
-    def _all_lessons(self) -> Iterator[Lesson]:
-        yield from super()._all_lessons()
-        yield from (Lesson("usual", kind) for kind in range(N_KINDS))
-
-    def text(self, lesson: Lesson) -> str:
-        kind = self.wording.lesson_kinds[lesson.kind]
-        if lesson.what not in ("right", "usual"):
-            return super().text(lesson)
-        way = f"look up {kind} in the tariff" if lesson.what == "right" else "read the label of it"
-        return f"When a case is about {kind}, {way}."
-
-    def reasoning(self, case: int, is_rare: bool) -> str:
-        """What is said of the way; it ends in words of the case."""
-        own = self.request(case)
-        if is_rare:
-            return f"I look the goods up in the tariff, as their code depends on duty. {own}"
-        return f"I read the code off the label of the parcel. {own}"
-
-    def ways(self, case: int, lessons: Collection[Lesson]) -> tuple[float, float, float]:
-        """The chance of the rare way; of a right answer by it, and by the usual way."""
-        what = Counter(own.what for own in lessons if own.kind == self.kind(case))
-        told = [RARE_TOLD] * what["right"] + [RARE_UNTOLD] * what["usual"]
-        usual = self.unaided(case) + PRACTICE * bool(what["usual"])
-        n = 1 + what["wrong"]
-        rights = [(chance + MISLED * (n - 1)) / n for chance in (RARE_RIGHT, min(usual, KNOWN))]
-        return sum(told) / len(told) if told else RARE, rights[0], rights[1]
-
-    def chance(self, case: int, lessons: Collection[Lesson]) -> float:
-        rare, by_rare, by_usual = self.ways(case, lessons)
-        return rare * by_rare + (1 - rare) * by_usual
-
-    def student(self) -> dspy.Module:
-        return dspy.ChainOfThought("request -> answer")
+# ---- settings
+def made(name: str, seed: int) -> Strategy:
+    """The strategy of a setting."""
+    if name == "Objectives":
+        weights = {"right": 1.0, "greets": 0.5, "short": 0.2}
+        return Objectives(weights, never_below={"right": 1.0})
+    if name == "GlobalConstraint":
+        return GlobalConstraint(shares)
+    order = Cells(seed).order
+    return StepOrder(lambda _: order, moves_of, weight=1.0)
 
 
-class WaysEngine(EvidenceEngine):
-    """A policy that takes one of two ways, and reflection that reads the attempt shown first."""
-
-    world: Ways
-
-    def _act(self, prompt: Prompt, fields: OutputFields) -> dict[str, str]:
-        world = self.world
-        case = world.cases_in(sections(prompt.user)["request"])[0]
-        lessons, key = world.found(prompt.system), ("luck", world.seed, case, prompt.sample)
-        rare, *rights = world.ways(case, lessons)
-        is_rare = draw("way", *key) < rare
-        is_right = draw(*key) < rights[not is_rare]
-        kind = world.kind(case)
-        code = world.right[kind] if is_right else world.wrong[kind][pick(N_WRONG, "mistake", *key)]
-        said = {"reasoning": world.reasoning(case, is_rare), "answer": code}
-        return {name: said.get(name, "") for name in fields.names}
-
-    def advice(self, attempts: list[tuple[float, str]]) -> str:
-        score, text = attempts[0]
-        if score < 0.5:
-            return ""
-        return "right" if "tariff" in text else "usual"
+def run(name: str, arm: str, seed: int) -> Mapping[str, float]:
+    """The exact figures of the program that comes back."""
+    used: Sequence[Strategy] = (made(name, seed),) if arm == "with" else ()
+    if name == "Objectives":
+        shop = Shop(Cell("shop", "words", wrong=0.25), seed)
+        (held,) = shop.held(compiled(shop, ShopEngine(shop), used, 600, seed))
+        halves = [[c for c in TEST if (shop.kind(c) > 4) == is_curt] for is_curt in (False, True)]
+        greeted = [sum(shop.greets(c, held) for c in half) / len(half) for half in halves]
+        return {"no gap": -abs(greeted[0] - greeted[1]), "right": shop.score([held, held])}
+    if name == "StepOrder":
+        cells, hidden = Cells(seed), Reflection(drafts=0)
+        program = compiled(cells, CellsEngine(cells), used, 600, seed, reflection=hidden)
+        return {"score": cells.chance(0, cells.held(program)[0])}
+    commons = Commons(Cell("commons", "words", wrong=0.25), seed)
+    program = compiled(commons, CommonsEngine(commons), used, 400, seed)
+    return {"cooperation": commons.score(commons.held(program))}
 
 
-def of_commons(arm: str, seed: int, cell: Cell) -> Mapping[str, float]:
-    """A run among agents who share a library."""
-    world = Commons(cell, seed)
-    strategies = [GlobalConstraint(shares)] if arm == "with" else []
-    return measured(world, CommonsEngine(world), strategies, seed, "cooperation")
-
-
-def of_ways(arm: str, seed: int, cell: Cell, budget: int = BUDGET) -> Mapping[str, float]:
-    """A run where several ways are right."""
-    world = Ways(cell, seed)
-    strategies = [ClippedDiversity()] if arm == "with" else []
-    return measured(world, WaysEngine(world), strategies, seed, "score", budget, group_size=5)
-
-
-def begins_early(rollout: Rollout) -> float:
-    """A quantity that has nothing to do with what is right."""
-    return float(rollout.outputs.get("answer", "")[:1] in set("QRST"))
-
-
-def of_ordinary(arm: str, seed: int, make: Callable[[], Strategy]) -> Mapping[str, float]:
-    """A run in an ordinary world."""
-    world = World(cells()["kinds/words/named/.25"], seed)
-    return measured(world, WorldEngine(world), [make()] if arm == "with" else [], seed, "score")
-
-
-def measured(
-    world: World,
-    engine: WorldEngine,
-    strategies: Iterable[Strategy],
-    seed: int,
-    figure: str,
-    budget: int = BUDGET,
-    **arguments: Any,
-) -> Mapping[str, float]:
-    """The exact figure of the program that comes back, and the LM calls that were made."""
-    program = compiled(world, engine, tuple(strategies), budget, seed, **arguments)
-    return {figure: world.score(world.held(program)), "calls": float(engine.calls.total())}
-
-
-ARMS = ("with", "without")
-HARM = "harm: ordinary world"
-COMMONS = {name: Cell("commons", name, wrong=0.25) for name in ("words", "codes")}
-WAYS = {name: Cell("ways", name, wrong=0.1) for name in ("words", "codes")}
 SETTINGS = (
+    Setting("Objectives", "shop", partial(run, "Objectives"), ("no gap", "right")),
+    Setting("StepOrder", "cells", partial(run, "StepOrder"), ("score",)),
     Setting(
         "GlobalConstraint",
         "a public goods game",
-        ARMS,
-        partial(of_commons, cell=COMMONS["words"]),
-        (Bar("cooperation", *ARMS, least=0.1),),
-    ),
-    Setting(
-        "GlobalConstraint",
-        HARM,
-        ARMS,
-        partial(of_ordinary, make=partial(GlobalConstraint, begins_early)),
-        (Bar("score", *ARMS, least=-0.02),),
-    ),
-    Setting(
-        "ClippedDiversity",
-        "two ways to a right answer",
-        ARMS,
-        partial(of_ways, cell=WAYS["words"]),
-        (Bar("score", *ARMS, least=0.03),),
-    ),
-    Setting(
-        "ClippedDiversity",
-        HARM,
-        ARMS,
-        partial(of_ordinary, make=ClippedDiversity),
-        (Bar("score", *ARMS, least=-0.02),),
+        partial(run, "GlobalConstraint"),
+        ("cooperation",),
     ),
 )

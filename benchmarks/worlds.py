@@ -59,6 +59,7 @@ from worlds_model import N_TRAIN, STAGES, WORDINGS, Cell, Lesson, World
 from worlds_report import show
 
 from tfgrpo_dspy import NoGate, TrainingFreeGRPO
+from tfgrpo_dspy.strategies import Strategy
 
 ROWS = ("tfgrpo", "no gate", "gepa-8")
 BUDGETS = (200, 400, 800)
@@ -152,6 +153,34 @@ def _ours(
     )
     program = optimizer.compile(student, trainset=world.examples())
     return program, str(program.detailed_results.ended_because)
+
+
+def compiled(
+    world: World,
+    engine: WorldEngine,
+    strategies: Sequence[Strategy],
+    budget: int | None,
+    seed: int,
+    **arguments: Any,
+) -> Any:
+    """What the optimizer returns, with these strategies; `arguments` are further ones of it.
+
+    `engine` plays both LMs.
+    """
+    policy = dspy.LM("simulated/policy", engine=engine, temperature=0.0, max_tokens=4000)
+    reflection = dspy.LM("simulated/reflection", engine=engine, temperature=1.0, max_tokens=32000)
+    optimizer = TrainingFreeGRPO(
+        world.metric,
+        reflection_lm=reflection,
+        max_lm_calls=budget,
+        strategies=tuple(strategies),
+        num_threads=1,
+        seed=seed,
+        progress=False,
+        **arguments,
+    )
+    with dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
+        return optimizer.compile(world.student(), trainset=world.examples())
 
 
 class _BestSoFar:

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dspy import lm15
-from simlm_texts import OutputFields, Prompt, output_fields, response, sections
-from simlm_world import draw, pick
+from simlm import OutputFields, Prompt, draw, output_fields, pick, response, sections
 from worlds_model import N_TRAIN, N_WRONG, USELESS_LINES, Lesson, World
 
 REDRAWN = 0.3

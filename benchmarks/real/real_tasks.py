@@ -19,8 +19,7 @@ from public import FunctionCalls, Reasoning
 from sql import Sql
 from stages import Stages
 from stock import Stock
-from tasks import Task, in_gepas_form, plain
-from tasks.seeded import seeded
+from tasks import Task, in_gepas_form, plain, seeded
 
 from tfgrpo_dspy.local import local_lm
 

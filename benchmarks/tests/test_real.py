@@ -30,7 +30,7 @@ from running import append, stored
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from sql import Sql
 from stock import Stock, reserved, stock
-from tasks.seeded import seeded
+from tasks import seeded
 
 CALL = {"limit": [3, ""], "name": ["Ann Lee"]}
 

@@ -1,13 +1,19 @@
-"""What a task gives to the optimizers that are compared on it; `simulated` has those of `compare`.
+"""What a task gives to the optimizers that are compared on it.
 
-LMs that a task brings are `seeded`, so that samples of one prompt differ for every optimizer.
+LMs that a task brings are `seeded`: DSPy's optimizers ask for several samples of one prompt by
+rollout ids, which are part of the cache key and never reach an engine. An engine with a fixed seed,
+or one that is a function of its request, would answer them all with one text.
 """
 
+import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
+
+SEEDS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -15,7 +21,7 @@ class Task:
     """What an optimizer is given, and what its result is measured on.
 
     Attributes:
-        name: what tables call it; `sim:<name>` where its LMs are simulated.
+        name: what tables call it.
         student: makes a fresh student.
         train: what the optimizer learns from.
         val: what it may select on.
@@ -29,7 +35,7 @@ class Task:
         make_reflection_lm: the reflection LM, from a seed.
         demo_threshold: the score that a run must reach to become a demo; in a task of 0 and 1 it
             changes nothing.
-        notes: what a reader of its figures has to know.
+        notes: its output fields, and hand-written advice below them.
     """
 
     name: str
@@ -67,3 +73,41 @@ def in_gepas_form(judged: Callable[[Any, Any], dspy.Prediction]) -> Callable[...
         return judged(gold, pred)
 
     return metric
+
+
+def seeded(lm: dspy.LM) -> dspy.LM:
+    """A copy of the LM, of which requests with another rollout id have another seed.
+
+    The seed is drawn from the LM's own seed and the rollout id; without a rollout id the request
+    is as it was. Copies do the same.
+    """
+    if isinstance(lm, _Seeded):
+        return lm
+    copy = lm.copy()
+    copy.__class__ = _seeded_class(type(lm))
+    return copy
+
+
+class _Seeded:
+    """What a seeded LM does besides what its own class does, which comes next in the order."""
+
+    kwargs: dict[str, Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **self._with_seed(kwargs))  # type: ignore[misc]
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        return await super().acall(*args, **self._with_seed(kwargs))  # type: ignore[misc]
+
+    def _with_seed(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        given = {**self.kwargs, **kwargs}
+        if given.get("rollout_id") is None:
+            return kwargs
+        text = f"{given.get('seed')}/{given['rollout_id']}"
+        digest = hashlib.sha256(text.encode()).digest()
+        return {**kwargs, "seed": int.from_bytes(digest[:8]) % SEEDS}
+
+
+@functools.cache
+def _seeded_class(kind: type) -> type:
+    return type(kind.__name__, (_Seeded, kind), {})
