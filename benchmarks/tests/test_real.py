@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import random
-import re
 import sys
 import zipfile
 from itertools import islice
@@ -17,7 +16,6 @@ pytest.importorskip("gepa")
 sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
 
 import effects
-import explore
 import real_tasks
 import run
 import tables
@@ -345,19 +343,3 @@ def test_what_labelled_demos_add_is_told_in_standard_deviations_of_both_rows() -
         place | {"row": "none", "seed": 1, "scores": [0.0, 1.0]},
     ]
     assert effects.demo_gains(records) == [("sql 0.5B 0", 1.0)]
-
-
-def test_only_attempts_that_agree_and_fail_are_followed_by_others_in_each_way() -> None:
-    task = real_tasks.load("routing", "0.5B", 0)
-    right = task.train[0]
-    rules = [
-        (re.escape(right.ticket), chat(code=right.code)),
-        ("Take another way", chat(code="FIN/P1")),
-        ("Route the ticket", chat(code="nothing")),
-    ]
-    small = dataclasses.replace(task, train=task.train[:3], make_lm=lambda _: scripted_lm(rules))
-    with dspy.context(adapter=dspy.ChatAdapter()):
-        records = list(explore.groups(small, 0))
-    assert [sorted(record["ways"]) for record in records] == [[], *[sorted(explore.WAYS)] * 2]
-    assert records[1]["ways"]["again"] == {"scores": [0.0, 0.0], "differ": [False, False]}
-    assert records[1]["ways"]["told"]["differ"] == [True, True]

@@ -127,7 +127,7 @@ def test_a_table_is_printed_from_a_result_file(
     main(["--show", str(tmp_path / "worlds.json")])
     printed = capsys.readouterr().out
     assert "0.960 (0.0)" in printed
-    assert "ahead of GEPA in every kinds cell" in printed
+    assert "0.970 (0.0)" in printed
 
 
 def test_a_run_that_was_made_before_a_stop_is_not_made_again(tmp_path: Path) -> None:
