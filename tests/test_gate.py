@@ -320,10 +320,10 @@ def test_what_is_believed_of_a_run_changes_only_on_purpose() -> None:
     assert decision.rivals.keys() == {"E1"} and decision.is_open
 
 
-def test_without_a_gate_every_operation_stays() -> None:
+def test_without_a_gate_every_operation_stays_and_nothing_is_open() -> None:
     evidence = evidence_on(ExperienceLibrary.from_texts(["Ask.", "Guess."]))
     decision = NoGate().decide(replace(evidence, operations=(Delete("E2"), Add("Answer."))))
-    assert texts_in(decision.library) == ["Ask.", "Answer."]
+    assert texts_in(decision.library) == ["Ask.", "Answer."] and not decision.is_open
     assert NoGate().assign(GroupPlan(decision, 0, 0, 2)) == (decision.library,) * 2
 
 
@@ -475,13 +475,18 @@ def test_advice_that_was_tried_and_left_comes_back_only_with_some_chance() -> No
     assert texts_in(decision.library) == [] and len(decision.dropped) == 1
 
 
-def test_a_word_of_few_inputs_weighs_more_but_no_more_than_one_of_every_eleventh() -> None:
-    """Of 44 inputs 2 have one word of the text, 10 another: log(4.4) ** 2 is 2.195."""
-    inputs = ["zebra quick", "zebra", *["quick"] * 9, *["-"] * 33]
+@pytest.mark.parametrize(
+    ("n_quick", "weight"), [(10, 2.195), (22, 0.4805), (23, 0.0)], ids=["few", "half", "most"]
+)
+def test_a_word_of_few_inputs_weighs_more_than_one_of_many_and_one_of_most_nothing(
+    n_quick: int, weight: float
+) -> None:
+    """Of 44 inputs 2 have one word of the text, `n_quick` another: log(44 / 10) ** 2 is 2.195."""
+    inputs = ["zebra quick", "zebra", *["quick"] * (n_quick - 1), *["-"] * (43 - n_quick)]
     relevance, is_told = InputIndex(inputs).relevance("zebra quick", (0,))
-    shares = [1.0, 6 / 8.195, 2.195 / 8.195, 0.0]
+    shares = [1.0, 6 / (6 + weight), weight / (6 + weight), 0.0]  # no word weighs more than 6
     assert is_told
-    assert relevance[[0, 1, 2, 11]] == approx(*(share**2 for share in shares))
+    assert relevance[[0, 1, 2, -1]] == approx(*(share**2 for share in shares))
 
 
 @pytest.mark.parametrize(("chance", "n_shown"), [(0.05, 0), (0.6, 60), (0.9, 75), (0.98, 100)])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfgrpo_dspy.gate.race import Race
+from tfgrpo_dspy.gate.race import Race, scored
 
 
 def race_of(*parts: str, n_examples: int = 40, mean: float = 0.05, sd: float = 0.05) -> Race:
@@ -98,6 +98,12 @@ def test_the_student_is_returned_where_nothing_beats_it(
     race: Race, score: Callable[[int, int], float | None], budget: int | None
 ) -> None:
     assert run(race, score, budget)[0] == 0
+
+
+def test_a_failing_rival_gets_what_a_failure_of_the_student_counts() -> None:
+    of_rival = {0: 1.0, 1: 0.5, 2: None}
+    scores = {(0, i): 1.0 for i in of_rival} | {(1, i): score for i, score in of_rival.items()}
+    assert scored(scores) == scores | {(1, 2): 0.0}
 
 
 def test_a_budget_for_no_pair_measures_nothing_and_returns_the_student() -> None:
