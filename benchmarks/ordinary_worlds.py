@@ -40,11 +40,10 @@ from typing import Any, Literal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dspy
-from random_world_engine import RandomEngine, examples_of, metric_of, student_of
+from random_world_engine import RandomEngine, examples_of, lms_of, metric_of, student_of
 from random_world_model import N_WRONG, USELESS, Line, World, traits_of
 from running import silence, versions, write
 from simlm import OutputFields, Prompt, draw, pick, sections
-from tasks import seeded
 
 from tfgrpo_dspy import TrainingFreeGRPO
 from tfgrpo_dspy import strategies as known
@@ -164,13 +163,6 @@ class IdleEngine(RandomEngine):
             marks = [[f"{pick(11, row, k, *key)}" for k in range(12)] for row in range(n)]
             return "\n".join(f"{row}: {', '.join(own)}" for row, own in enumerate(marks, 1))
         return super()._value(name, type_, prompt)
-
-
-def lms_of(engine: RandomEngine) -> tuple[Any, Any]:
-    """The policy and the reflection LM."""
-    policy = dspy.LM("random/policy", engine=engine, temperature=0.0, max_tokens=300)
-    reflection = dspy.LM("random/reflection", engine=engine, temperature=1.0, max_tokens=2000)
-    return seeded(policy), seeded(reflection)
 
 
 def made(name: str, world: Ordinary, lms: Sequence[Any]) -> Literal["auto"] | tuple[Strategy, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import dspy
 import numpy as np
-from random_world_engine import lms_of
+from random_world_engine import RandomEngine, lms_of
 from random_world_model import World, traits_of
 from random_worlds import FIRST_SHOWN, RESULTS, task_of
 from running import silence, stored, versions
@@ -32,7 +32,7 @@ def probed(record: dict[str, Any]) -> dict[str, Any]:
     """The probe of a world, and what the run gained there."""
     seed = record["seed"]
     world = World(traits_of(seed), seed)
-    task, (policy, reflection) = task_of(world), lms_of(world)
+    task, (policy, reflection) = task_of(world), lms_of(RandomEngine(world))
     with silence(), dspy.context(lm=policy.copy(cache=False)):
         dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
         optimizer = TrainingFreeGRPO(

@@ -131,11 +131,11 @@ class RandomEngine(WorldEngine):
             if draw("lost", found, *key) >= traits.deletes / 2
         ]
         for line in self._written(prompt):
-            rival = self._rival(line, [self.world.lines[text] for text in kept])
+            rival = self._rival(line, [self.world.lessons[text] for text in kept])
             if rival is not None and self._notices(line, prompt):
                 if not self._keeps_new(line, rival, prompt):
                     continue
-                kept = [text for text in kept if self.world.lines[text] != rival]
+                kept = [text for text in kept if self.world.lessons[text] != rival]
             if kept and draw("overwrites", line, *key) < traits.overwrites:
                 kept.pop(pick(len(kept), "which is lost", line, *key))
             kept.append(self._text(line, prompt))
@@ -216,9 +216,8 @@ def examples_of(world: World, cases: range) -> Iterator[dspy.Example]:
         yield dspy.Example(request=world.request(case), **shown).with_inputs("request")
 
 
-def lms_of(world: World) -> tuple[Any, Any]:
+def lms_of(engine: RandomEngine) -> tuple[Any, Any]:
     """The policy and the reflection LM; samples of one prompt differ for every optimizer."""
-    engine = RandomEngine(world)
     policy = dspy.LM("random/policy", engine=engine, temperature=0.0, max_tokens=POLICY_TOKENS)
     reflection = dspy.LM(
         "random/reflection", engine=engine, temperature=1.0, max_tokens=REFLECTION_TOKENS

@@ -7,14 +7,13 @@ the demos in a prompt. Prompts are read by texts that the world has planted, and
 import functools
 import math
 import random
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from simlm import draw, pick
-from worlds_model import Cell
+from worlds_model import BROAD_LINES, USELESS_LINES, Cell, Planted
 
 Shape = Literal["predict", "cot", "agent", "rag", "judge", "extract"]
 SHAPES: tuple[Shape, ...] = ("cot", "agent", "rag", "judge", "extract")
@@ -26,8 +25,7 @@ KNOWN, MISLED = 0.97, 0.05
 """The chance of a right answer with the right line of the kind, and with a wrong one."""
 N_WRONG = 3
 """How many wrong codes a kind has."""
-LETTERS = "QRSTVWXZ"
-ENTRY = re.compile(r"(?:Case|Fall|案) (\d+)[:：]")
+ENTRY = r"(?:Case|Fall|案) (\d+)[:：]"
 WORDS = (
     *("copper", "linen", "cedar", "marble", "amber", "wool", "paper", "salt", "glass", "rubber"),
     *("slate", "ivory", "walnut", "cobalt", "velvet", "pewter", "hazel", "garnet", "willow"),
@@ -36,17 +34,8 @@ WORDS = (
 GERMAN = tuple(f"Ware-{word[:5].upper()}" for word in WORDS)
 CHINESE = tuple("铜麻杉石珀毛纸盐璃胶板牙核钴绒锡榛榴柳青藏靛晶枫玉")
 ALIASES = tuple(f"sort {'abcdefghijklmnopqrstuvwxy'[n]}{n}" for n in range(25))
-BROAD = (
-    *("Read the whole text twice.", "Give one result and nothing else.", "Check the units first."),
-    *("Begin with what is asked.", "Compare with the register.", "Leave out all comments."),
-    *("Use the newest list.", "Trust the label over the sender.", "Work from left to right."),
-    *("Note down each step before the last one.", "Prefer the shorter of two answers."),
-    "Answer with the code alone.",
-)
-USELESS = (
-    *("Be careful and precise.", "Stay consistent.", "Do not rush.", "Keep the goal in mind."),
-    *("Take nothing for granted.", "Think before you answer.", "Mind the details."),
-)
+BROAD = (*BROAD_LINES, "Prefer the shorter of two answers.", "Answer with the code alone.")
+USELESS = (*USELESS_LINES, "Think before you answer.", "Mind the details.")
 FILLER = "The warehouse keeps records of all deliveries since its opening. "
 FIELDS = ("size", "colour", "grade", "route", "owner", "state", "shelf", "label")
 STAGES = {
@@ -240,7 +229,7 @@ class Line:
         return self.kind < 0
 
 
-class World:
+class World(Planted):
     """The hidden truth of one world."""
 
     def __init__(self, traits: Traits, seed: int) -> None:
@@ -256,19 +245,13 @@ class World:
             wrong=traits.wrong,
             two=len(self.stages) > 1,
         )
-        pool = [f"{letter}{n}" for letter in LETTERS for n in range(10, 100)]
-        pool.sort(key=lambda code: draw(seed, "code", code))
-        n = traits.n_kinds
+        pool, n = self._codes(), traits.n_kinds
         self.right, self.wrong = pool[:n], [pool[n + k : n * (N_WRONG + 1) : n] for k in range(n)]
         order = sorted(range(len(BROAD)), key=lambda place: draw(seed, "broad", place))
         effects = ["right"] * traits.n_broad_right + ["harmful"] * traits.n_broad_harmful
         self.broad = {place: f"broad {what}" for place, what in zip(order, effects, strict=False)}
-        self.lines = {text: line for line in self._all_lines() for text in self._paraphrases(line)}
-        self.lessons = self.lines  # as the engine of the other worlds calls them
-        texts = sorted(map(re.escape, self.lines), key=len, reverse=True)
-        self.planted = re.compile("|".join(texts))
-        self.found = functools.lru_cache(maxsize=4096)(self._found)
-        self._code = re.compile(rf"(?<![A-Za-z0-9])[{LETTERS}]\d\d(?!\d)")
+        lines = {text: line for line in self._all_lines() for text in self._paraphrases(line)}
+        self._plant(lines, ENTRY)
 
     # ---- lines
     def _all_lines(self) -> Iterator[Line]:
@@ -293,10 +276,6 @@ class World:
 
     def _paraphrases(self, line: Line) -> set[str]:
         return {self.text(line, n) for n in range(self.traits.n_paraphrases)}
-
-    def _found(self, text: str) -> tuple[Line, ...]:
-        """The lines that stand in a text, in their order; paraphrases of one line are one."""
-        return tuple(dict.fromkeys(self.lines[found] for found in self.planted.findall(text)))
 
     # ---- cases
     def kinds(self, case: int) -> tuple[int, ...]:
@@ -324,22 +303,6 @@ class World:
             kind = self.kinds(case)[0]
             return (self.wrong[kind][pick(N_WRONG, self.seed, "mislabel", case)], *right[1:])
         return right
-
-    def cases_in(self, text: str) -> list[int]:
-        """The numbers of the cases in a text, once each, in their order."""
-        return list(dict.fromkeys(map(int, ENTRY.findall(text))))
-
-    def evidence(self, text: str) -> tuple[dict[int, list[int]], list[str]]:
-        """The cases of each kind whose right code stands in the text too, and all codes there."""
-        rest = self.planted.sub(" ", text)
-        codes = self._code.findall(rest)
-        known = set(codes)
-        cases: dict[int, list[int]] = {}
-        for case in self.cases_in(rest):
-            for kind in self.kinds(case):
-                if self.right[kind] in known:
-                    cases.setdefault(kind, []).append(case)
-        return cases, codes
 
     # ---- the truth
     def stage(self, kind: int) -> int:

@@ -50,7 +50,7 @@ import numpy as np
 from compare_budget import POLICY, REFLECTION, Account, counted
 from compare_cells import calls_per_run, optimized
 from compare_optimizers import OPTIMIZERS, Observer, Setup, our_arguments
-from random_world_engine import examples_of, lms_of, metric_of, student_of
+from random_world_engine import RandomEngine, examples_of, lms_of, metric_of, student_of
 from random_world_model import HARDER, SHAPES, Traits, World, harder_traits_of, traits_of
 from running import append, commit, results, silence, stored, versions, write
 from tasks import Task, plain
@@ -106,7 +106,7 @@ def run(seed: int, shape: str, row: str, budget: int, in_dollars: bool) -> dict[
         dspy.configure_cache(enable_disk_cache=False)  # no run profits from what another paid
         world = World(_traits(seed, shape), seed)
         task = task_of(world)
-        policy, reflection = lms_of(world)
+        policy, reflection = lms_of(RandomEngine(world))
         account: Account = Account(budget)
         if in_dollars:
             account = DollarAccount(budget * CALLS_OF_A_DOLLAR_BUDGET * _tokens(task, policy))
@@ -168,8 +168,8 @@ def task_of(world: World) -> Task:
         test=(),
         metric=metric,
         plain_metric=plain(metric),
-        make_lm=lambda _: lms_of(world)[0],
-        make_reflection_lm=lambda _: lms_of(world)[1],
+        make_lm=lambda _: lms_of(RandomEngine(world))[0],
+        make_reflection_lm=lambda _: lms_of(RandomEngine(world))[1],
         demo_threshold=0.8 if world.traits.graded or world.traits.n_slots > 1 else 0.5,
     )
 

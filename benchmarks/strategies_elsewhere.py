@@ -24,7 +24,8 @@ from typing import Any
 
 import dspy
 from dspy import lm15
-from ordinary_worlds import IdleEngine, Ordinary, compiled, lms_of, made
+from ordinary_worlds import IdleEngine, Ordinary, compiled, made
+from random_world_engine import lms_of
 from random_world_model import N_WRONG, Line, harder_traits_of
 from simlm import OutputFields, Prompt, draw, pick, sections
 from strategies import Setting

@@ -27,8 +27,8 @@ from functools import cache, partial
 from typing import Any
 
 import dspy
-from ordinary_worlds import Ordinary, compiled, lms_of
-from random_world_engine import RandomEngine
+from ordinary_worlds import Ordinary, compiled
+from random_world_engine import RandomEngine, lms_of
 from random_world_model import FIRST_TEST, N_TEST, Line
 from simlm import OutputFields, Prompt, draw, pick, sections
 from strategies import Setting, attempts_of

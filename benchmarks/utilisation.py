@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 from running import command, results, versions, write
 from worlds import cells
-from worlds_engine import WorldEngine
+from worlds_engine import WorldEngine, lms_of
 from worlds_model import World
 
 from tfgrpo_dspy import Execution, TrainingFreeGRPO
@@ -98,8 +98,7 @@ def run(*case: Any) -> dict[str, Any]:
     dspy.configure_cache(enable_disk_cache=False)  # a new one: no run profits from another
     world = World(cells()[cell], seed)
     engine = SleepingEngine(world, median_s)
-    policy = dspy.LM("worlds/policy", engine=engine, temperature=0.0, max_tokens=4000)
-    reflection = dspy.LM("worlds/reflection", engine=engine, temperature=1.0, max_tokens=32000)
+    policy, reflection = lms_of(engine)
     optimizer = Timed(
         world.metric,
         reflection_lm=reflection,

@@ -53,8 +53,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dspy
+from compare_optimizers import Observer
 from running import append, command, results, silence, stored, versions, write
-from worlds_engine import BudgetSpentError, WorldEngine
+from worlds_engine import BudgetSpentError, WorldEngine, lms_of
 from worlds_model import N_TRAIN, STAGES, WORDINGS, Cell, Lesson, World
 from worlds_report import show
 
@@ -108,13 +109,15 @@ def run(cell: Cell, row: str, budget: int, seed: int) -> dict[str, Any]:
     dspy.configure_cache(enable_disk_cache=False)  # no run profits from what another paid
     world = World(cell, seed)
     engine = WorldEngine(world, budget if row == "gepa-8" else None)
-    policy = dspy.LM("worlds/policy", engine=engine, temperature=0.0, max_tokens=4000)
-    reflection = dspy.LM("worlds/reflection", engine=engine, temperature=1.0, max_tokens=32000)
     student = world.student()
     began = time.process_time()
-    with silence(), dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
-        make = _gepa if row == "gepa-8" else _ours
-        program, ended = make(world, student, reflection, row, budget, seed)
+    with silence():
+        if row == "gepa-8":
+            program, ended = _gepa(world, engine, budget, seed)
+        else:
+            gate = NoGate() if row == "no gate" else None
+            program = compiled(world, engine, (), budget, seed, gate=gate)
+            ended = str(program.detailed_results.ended_because)
     seconds = time.process_time() - began
     held = world.held(program)
     left = Counter(own.verdict for own in set().union(*held))
@@ -139,22 +142,6 @@ def _texts(program: Any) -> list[str]:
     return [f"{own.signature.instructions} {own.demos}" for own in program.predictors()]
 
 
-def _ours(
-    world: World, student: Any, reflection: Any, row: str, budget: int, seed: int
-) -> tuple[Any, str]:
-    optimizer = TrainingFreeGRPO(
-        world.metric,
-        reflection_lm=reflection,
-        max_lm_calls=budget,
-        num_threads=1,
-        seed=seed,
-        progress=False,
-        gate=NoGate() if row == "no gate" else None,
-    )
-    program = optimizer.compile(student, trainset=world.examples())
-    return program, str(program.detailed_results.ended_because)
-
-
 def compiled(
     world: World,
     engine: WorldEngine,
@@ -167,8 +154,7 @@ def compiled(
 
     `engine` plays both LMs.
     """
-    policy = dspy.LM("simulated/policy", engine=engine, temperature=0.0, max_tokens=4000)
-    reflection = dspy.LM("simulated/reflection", engine=engine, temperature=1.0, max_tokens=32000)
+    policy, reflection = lms_of(engine)
     optimizer = TrainingFreeGRPO(
         world.metric,
         reflection_lm=reflection,
@@ -183,26 +169,11 @@ def compiled(
         return optimizer.compile(world.student(), trainset=world.examples())
 
 
-class _BestSoFar:
-    """GEPA's best candidate: what it would return if it were stopped."""
-
-    def __init__(self, student: Any) -> None:
-        self.program = student
-
-    def on_valset_evaluated(self, event: Mapping[str, Any]) -> None:
-        if event["is_best_program"]:
-            self.program = self.program.deepcopy()
-            for name, own in self.program.named_predictors():
-                own.signature = own.signature.with_instructions(event["candidate"][name])
-
-
-def _gepa(
-    world: World, student: Any, reflection: Any, row: str, budget: int, seed: int
-) -> tuple[Any, str]:
-    best = _BestSoFar(student)
-    examples = world.examples()
+def _gepa(world: World, engine: WorldEngine, budget: int, seed: int) -> tuple[Any, str]:
+    policy, reflection = lms_of(engine)
+    student, examples = world.student(), world.examples()
+    observer = Observer(student)
     random.Random(seed).shuffle(examples)
-
     optimizer = dspy.GEPA(
         world.metric,
         max_metric_calls=4 * budget,  # the engine ends it
@@ -211,13 +182,14 @@ def _gepa(
         perfect_score=40.0 if world.cell.graded else 1.0,
         num_threads=1,
         seed=seed,
-        gepa_kwargs={"callbacks": [best]},
+        gepa_kwargs={"callbacks": [observer]},
     )
+    train, val = examples[N_VAL:], examples[:N_VAL]
     try:
-        program = optimizer.compile(student, trainset=examples[N_VAL:], valset=examples[:N_VAL])
+        with dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
+            return optimizer.compile(student, trainset=train, valset=val), "gepa-8"
     except BudgetSpentError:
-        return best.program, "budget"
-    return program, row
+        return observer.best or student, "budget"
 
 
 # ---------------------------------------------------------------- effects, stated and true

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import dspy
 from dspy import lm15
 from simlm import OutputFields, Prompt, draw, output_fields, pick, response, sections
 from worlds_model import N_TRAIN, N_WRONG, USELESS_LINES, Lesson, World
@@ -233,3 +234,10 @@ class WorldEngine:
                 )
             )
         return lines
+
+
+def lms_of(engine: WorldEngine) -> tuple[Any, Any]:
+    """The policy and the reflection LM."""
+    policy = dspy.LM("worlds/policy", engine=engine, temperature=0.0, max_tokens=4000)
+    reflection = dspy.LM("worlds/reflection", engine=engine, temperature=1.0, max_tokens=32000)
+    return policy, reflection

@@ -10,7 +10,7 @@ planted there: cases, answers and lessons, and nothing else.
 import functools
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ BROAD_RIGHT, BROAD_HARM, LEAK_HARM = 0.07, -0.10, -0.02
 """What a line for every example adds; and a leaking lesson, elsewhere than on its own case."""
 CROWDED_RIGHT = 0.25
 """What a line adds alone, where lines crowd each other: their effects are averaged."""
+LETTERS = "QRSTVWXZ"
+"""The first of a code."""
 N_WRONG = 4
 """How many wrong codes a kind has."""
 STAGES = ("sort", "reply")
@@ -125,7 +127,51 @@ class Lesson:
         return known.get(self.what, self.what.removeprefix("broad "))
 
 
-class World:
+class Planted:
+    """What all worlds share: lines of advice and cases are found again in any text."""
+
+    seed: int
+    right: list[str]
+
+    def _plant(self, lines: Mapping[str, Any], case: str) -> None:
+        self.lessons = lines
+        texts = sorted(map(re.escape, lines), key=len, reverse=True)
+        self.planted = re.compile("|".join(texts))
+        self.found = functools.lru_cache(maxsize=4096)(self._found)
+        self._cases = re.compile(case)
+        self._code = re.compile(rf"(?<![A-Za-z0-9])[{LETTERS}]\d\d(?!\d)")
+
+    def _codes(self) -> list[str]:
+        """All codes, in the order of this world."""
+        pool = (f"{letter}{n}" for letter in LETTERS for n in range(10, 100))
+        return sorted(pool, key=lambda code: draw(self.seed, "code", code))
+
+    def _found(self, text: str) -> tuple[Any, ...]:
+        """The lines that stand in a text, once each, in their order."""
+        return tuple(dict.fromkeys(self.lessons[line] for line in self.planted.findall(text)))
+
+    def kinds(self, case: int) -> tuple[int, ...]:
+        """The kinds of a case."""
+        raise NotImplementedError
+
+    def cases_in(self, text: str) -> list[int]:
+        """The numbers of the cases that stand in a text, once each, in their order."""
+        return list(dict.fromkeys(map(int, self._cases.findall(text))))
+
+    def evidence(self, text: str) -> tuple[dict[int, list[int]], list[str]]:
+        """The cases of each kind whose right code stands in the text too, and all codes there."""
+        rest = self.planted.sub(" ", text)
+        codes = self._code.findall(rest)
+        known = set(codes)
+        cases: dict[int, list[int]] = {}
+        for case in self.cases_in(rest):
+            for kind in self.kinds(case):
+                if self.right[kind] in known:
+                    cases.setdefault(kind, []).append(case)
+        return cases, codes
+
+
+class World(Planted):
     """The hidden truth.
 
     Args:
@@ -138,21 +184,15 @@ class World:
 
     def __init__(self, cell: Cell, seed: int) -> None:
         self.cell, self.seed, self.wording = cell, seed, WORDINGS[cell.wording]
-        letters, n = "QRSTVWXZ", N_KINDS * (N_WRONG + 1)
-        pool = sorted(f"{a}{b}" for a in letters for b in range(10, 100))
-        pool = sorted(pool, key=lambda code: draw(seed, "code", code))[:n]
+        pool = self._codes()[: N_KINDS * (N_WRONG + 1)]
         self.right = pool[:N_KINDS]
         self.wrong = [pool[N_KINDS + kind :: N_KINDS] for kind in range(N_KINDS)]
         order = sorted(range(10), key=lambda line: draw(seed, "broad", line))
         n_right, n_harmful = cell.n_right or 0, cell.n_harmful
         effects = ["right"] * n_right + ["harmful"] * n_harmful + ["useless"] * 10
         self.broad = dict(zip(order, effects, strict=False))
-        self.lessons = {self.text(lesson): lesson for lesson in self._all_lessons()}
-        lines = sorted(map(re.escape, self.lessons), key=len, reverse=True)
-        self.planted = re.compile("|".join(lines))
-        self.found = functools.lru_cache(maxsize=4096)(self._found)
-        self._cases = re.compile(self.wording.case)
-        self._code = re.compile(rf"(?<![A-Za-z0-9])[{letters}]\d\d(?!\d)")
+        lines = {self.text(lesson): lesson for lesson in self._all_lessons()}
+        self._plant(lines, self.wording.case)
 
     def _all_lessons(self) -> Iterable[Lesson]:
         if self.cell.n_right is None:
@@ -180,14 +220,14 @@ class World:
         kind = self.wording.lesson_kinds[lesson.kind]
         return self.wording.lesson.format(kind=kind, code=code)
 
-    def _found(self, text: str) -> tuple[Lesson, ...]:
-        """The lessons that stand in a text, once each, in their order."""
-        return tuple(dict.fromkeys(self.lessons[line] for line in self.planted.findall(text)))
-
     @staticmethod
     def kind(case: int) -> int:
         """The kind of a case."""
         return case % N_KINDS
+
+    def kinds(self, case: int) -> tuple[int, ...]:
+        """The kind of a case, alone."""
+        return (self.kind(case),)
 
     def request(self, case: int) -> str:
         """The text of a case."""
@@ -203,20 +243,6 @@ class World:
             for case in cases
             for answer in [self.right[self.kind(case)]]
         ]
-
-    def cases_in(self, text: str) -> list[int]:
-        """The numbers of the cases that stand in a text, once each, in their order."""
-        return list(dict.fromkeys(map(int, self._cases.findall(text))))
-
-    def evidence(self, text: str) -> tuple[dict[int, list[int]], list[str]]:
-        """The cases of each kind whose right code stands in the text too, and all codes there."""
-        rest = self.planted.sub(" ", text)
-        codes = self._code.findall(rest)
-        cases: dict[int, list[int]] = {}
-        for case in self.cases_in(rest):
-            if self.right[self.kind(case)] in codes:
-                cases.setdefault(self.kind(case), []).append(case)
-        return cases, codes
 
     def unaided(self, case: int) -> float:
         """The chance without any lesson: .15 to .55 over the cases of a kind."""
