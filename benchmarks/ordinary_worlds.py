@@ -28,13 +28,10 @@ All arms of a world have the same seeds, and the same number of LM calls. Scores
 right answers alone.
 """
 
-import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,7 +39,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import dspy
 from random_world_engine import RandomEngine, examples_of, lms_of, metric_of, student_of
 from random_world_model import N_WRONG, USELESS, Line, World, traits_of
-from running import silence, versions, write
+from running import RESULTS, parser_of, results, silence, stored, versions, write
 from simlm import OutputFields, Prompt, draw, pick, sections
 
 from tfgrpo_dspy import TrainingFreeGRPO
@@ -51,10 +48,8 @@ from tfgrpo_dspy.results.records import Gain
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.strategies import Strategy
 
-OUT = Path(__file__).parent / "results" / "ordinary_worlds.json"
 WORLDS = ("silent", "feedback", "noise", "hard", "agent")
 BUDGETS = (150, 500)
-FIRST_SEED = 810
 ALLOWED = -0.03
 BESIDE = {"Objectives": "mean"}
 """What an arm is compared with, where that is not "without"."""
@@ -278,35 +273,31 @@ def show(runs: Sequence[Mapping[str, Any]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the result file lacks, write it, show it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__, RESULTS / "ordinary_worlds.json", seeds=10, first=810)
     parser.add_argument("--only", nargs="*", default=["LearningFrontier"], help="strategies")
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=WORLDS)
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
-    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--again", action="store_true", help="measure what the file has anew")
-    parser.add_argument("--show", type=Path, help="print the table of a result file")
     asked = parser.parse_args(arguments)
-    runs = json.loads(asked.out.read_text())["runs"] if asked.out.exists() else []
     if asked.show:
-        show(json.loads(asked.show.read_text())["runs"])
+        show(stored(asked.show))
         return
-    done = {
-        (r["world"], r["arm"], r["budget"], r["seed"]): r
-        for r in runs
-        if not (asked.again and r["arm"] in asked.only)
-    }
+    runs = [r for r in stored(asked.out) if not (asked.again and r["arm"] in asked.only)]
+    done = {(r["world"], r["arm"], r["budget"], r["seed"]) for r in runs}
     arms = dict.fromkeys(["without", *(BESIDE[a] for a in asked.only if a in BESIDE), *asked.only])
-    for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
-        for world in asked.worlds:
-            for budget in asked.budgets:
-                for arm in arms:
-                    if (world, arm, budget, seed) not in done:
-                        done[world, arm, budget, seed] = run(world, arm, budget, seed)
-                        runs = [*done.values()]
-                        write(asked.out, {"versions": versions(), "harms": harms(runs)}, runs)
-    show([*done.values()])
+    seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+    tasks = [
+        (world, arm, budget, seed)
+        for seed in seeds
+        for world in asked.worlds
+        for budget in asked.budgets
+        for arm in arms
+        if (world, arm, budget, seed) not in done
+    ]
+    for one in results(run, tasks, asked.jobs):
+        runs.append(one)
+        write(asked.out, {"versions": versions(), "harms": harms(runs)}, runs)
+    show(runs)
 
 
 if __name__ == "__main__":

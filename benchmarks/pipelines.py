@@ -9,7 +9,6 @@ that changes nothing in one answer of five. Counted are the results that hold bo
 largest effect that is stated of the line that changes nothing. Results: `results/pipelines.json`.
 """
 
-import argparse
 import random
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-from running import commit, results, show, silence, versions, write
+from running import RESULTS, commit, parser_of, results, show, silence, stored, versions, write
 
 from tfgrpo_dspy import TrainingFreeGRPO
 
@@ -25,7 +24,6 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from simulated import SimulatedEngine, SimulatedLM
 from simulated_rules import ProgramSide, Prompt
 
-RESULTS = Path(__file__).parent / "results" / "pipelines.json"
 CAPITALS, DIGIT, USELESS = (
     *("Write the group in capitals.", "End the answer with a check digit."),
     "Think before you answer.",
@@ -121,16 +119,19 @@ def run(row: str, seed: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all rows, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description="Two lessons that help only together. SIMULATED.")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args(arguments)
+    given = parser_of(__doc__, RESULTS / "pipelines.json", seeds=10, first=0).parse_args(arguments)
+    if given.show:
+        table(stored(given.show))
+        return
     dspy.configure_cache(enable_disk_cache=False)
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     runs = list(results(run, [(row, seed) for row in ROWS for seed in seeds], given.jobs))
     write(given.out, {"versions": versions(), "commit": commit()}, runs)
+    table(runs)
+
+
+def table(runs: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each row."""
     rows = []
     for row in ROWS:
         of_row = [each for each in runs if each["row"] == row]

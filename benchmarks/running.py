@@ -1,5 +1,6 @@
 """How benchmarks make their runs: quietly, in several processes, a JSON line for each."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -15,6 +16,19 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser_of(doc: str | None, out: Path, seeds: int, first: int | None) -> argparse.ArgumentParser:
+    """The arguments that most benchmarks have; the first line of `doc` says what it is for."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=seeds, help="how many")
+    parser.add_argument("--first-seed", type=int, default=first)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print tables of a result file")
+    return parser
 
 
 @contextlib.contextmanager

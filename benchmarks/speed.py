@@ -1,6 +1,6 @@
 """What the optimizer costs beside its LM calls, and how it scales. SIMULATED: an LM of canned text.
 
-    python benchmarks/speed.py [--only overhead others staleness replay processes code]
+    python benchmarks/speed.py [--only overhead others replay processes code]
 
 Run it on a quiet machine. Prints a table with the bars and writes `results/speed.json`.
 
@@ -11,12 +11,6 @@ Run it on a quiet machine. Prints a table with the bars and writes `results/spee
   signature, as for rollouts that are given different experiences, and bare calls with 16 demos.
 - *others*: the same for GEPA, SIMBA and MIPROv2 on 5,000 examples, one round, beside one epoch of
   this optimizer.
-- *staleness*: each LM call takes a lognormal time (median 50 ms, sigma 1). 100 examples, groups of
-  5, of which 60 % have contrast, batches of 25, 3 epochs, no gate, one validation example, 16
-  threads: the share of the threads' time that is used, with batches whose library is 0, 1 or 2
-  updates old; in training, until the last update is decided, and in the whole compile, with the
-  final choice, which asks one call after the other; the mean of five seeds. Then the same with
-  calls of 200 ms, where less of the time is that of the optimizer's computing.
 - *replay*: a run of 10,000 rollouts is recorded, then replayed offline in another process, with
   `NoGate()` and with the default gate.
 - *processes*: rollouts a second with an executor of one process per core.
@@ -28,7 +22,6 @@ import contextvars
 import hashlib
 import itertools
 import json
-import math
 import os
 import random
 import subprocess
@@ -38,49 +31,41 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import dspy
+import running
 from dspy import lm15
-from rich.console import Console
-from rich.table import Table
 from simlm import Prompt, output_fields
-from utilisation import Timed, used
 
 import tfgrpo_dspy
 from tfgrpo_dspy import Execution, Gate, NoGate, Reflection, TrainingFreeGRPO
 
-OUT = Path(__file__).parent / "results" / "speed.json"
+OUT = running.RESULTS / "speed.json"
 PACKAGE = Path(tfgrpo_dspy.__file__).parent
 THREADS = 16
-MEDIAN_S, SIGMA = 0.05, 1.0
 ROUNDS = {50: 5, 500: 3}
 N_OTHERS = 5_000
 Row = dict[str, Any]
 
 
 class CannedEngine:
-    """Right in a share of the rollouts, by the sample; canned text in every other output field."""
+    """Right in half of the rollouts, by the sample; canned text in every other output field."""
 
     supported_params = frozenset({"temperature", "max_tokens", "seed"})
     fingerprint = "canned-1"
 
-    def __init__(self, median_s: float = 0.0, share_right: float = 0.5) -> None:
-        self.median_s = median_s
-        self.share_right = share_right
+    def __init__(self) -> None:
         self.n_calls = 0
-        self.slept: list[tuple[float, float]] = []
         self._lock = threading.Lock()
-        self._never = threading.Event()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CannedEngine":
         return self
 
     def __reduce__(self) -> Any:
-        return CannedEngine, (self.median_s, self.share_right)
+        return CannedEngine, ()
 
     def complete(self, request: lm15.Request) -> lm15.Response:
         prompt = Prompt.of(request, "")
@@ -91,15 +76,10 @@ class CannedEngine:
         values: dict[str, Any] = dict.fromkeys(fields.names, note)
         if "answer" in values:
             number = prompt.user.partition("What is ")[2].partition(" ")[0] or "0"
-            is_right = draw.random() < self.share_right
+            is_right = draw.random() < 0.5
             values["answer"] = str(int(number) % 7) if is_right else "unsure"
         if "operations" in values:
             values["operations"] = [{"op": "ADD", "text": note, "lessons": [1]}]
-        seconds = self.median_s * math.exp(draw.gauss(0.0, SIGMA))
-        if seconds:
-            began = time.perf_counter()
-            self._never.wait(seconds)
-            self.slept.append((began, began + seconds))  # a late awakening is not the LM's time
         with self._lock:
             self.n_calls += 1
         message = lm15.Message.assistant([lm15.TextPart(fields.formatted(values))])
@@ -133,26 +113,13 @@ def policy(engine: CannedEngine) -> dspy.LM:
     return dspy.LM("canned/policy", engine=engine, temperature=0.7, cache=False)
 
 
-def optimizer_for(
-    engine: CannedEngine, kind: type[TrainingFreeGRPO] = TrainingFreeGRPO, **settings: Any
-) -> Any:
-    """What is not in `settings` is at its default."""
+def compiled(engine: CannedEngine, cases: Sequence[dspy.Example], **settings: Any) -> Any:
+    """Our whole compile; what is not in `settings` is at its default."""
     reflection = dspy.LM("canned/reflection", engine=engine, temperature=1.0, cache=False)
     usual = {"num_threads": THREADS, "progress": False}
-    return kind(metric, reflection_lm=reflection, **(usual | settings))
-
-
-def compiled(
-    engine: CannedEngine,
-    cases: Sequence[dspy.Example],
-    valset: Any = None,
-    optimizer: Any = None,
-    **settings: Any,
-) -> Any:
-    """Our whole compile, by an optimizer with these settings where none is given."""
-    optimizer = optimizer or optimizer_for(engine, **settings)
+    optimizer = TrainingFreeGRPO(metric, reflection_lm=reflection, **usual, **settings)
     with dspy.context(lm=policy(engine), adapter=dspy.ChatAdapter()):
-        return optimizer.compile(student(), trainset=list(cases), valset=valset)
+        return optimizer.compile(student(), trainset=list(cases))
 
 
 def bare(
@@ -274,43 +241,6 @@ def others() -> list[Row]:
     return rows
 
 
-def staleness() -> list[Row]:
-    rows = []
-    for k, bar in ((0, 0.55), (1, 0.85), (2, 0.92)):
-        rows.append({"what": f"staleness {k}", **_busy(k), "bar": f"{bar} in training"})
-    return [*rows, {"what": "staleness 2, calls four times as long", **_busy(2, 4 * MEDIAN_S)}]
-
-
-def _busy(max_staleness: int, median_s: float = MEDIAN_S) -> Row:
-    """The shares of the threads' time that LM calls took, and of the groups with contrast."""
-    found = [_busy_with(seed, max_staleness, median_s) for seed in range(100, 105)]
-    return {name: fmean(row[name] for row in found) for name in found[0]}
-
-
-def _busy_with(seed: int, max_staleness: int, median_s: float) -> Row:
-    engine = CannedEngine(median_s, share_right=0.83)
-    optimizer = optimizer_for(
-        engine,
-        Timed,
-        group_size=5,
-        batch_size=25,
-        epochs=3,
-        seed=seed,
-        gate=NoGate(),
-        reflection=Reflection(drafts=0),
-        execution=Execution(max_staleness=max_staleness),
-    )
-    began = time.perf_counter()
-    program = compiled(engine, examples(100), examples(1, first=10**6), optimizer)
-    ended = time.perf_counter()
-    groups = [group for update in program.detailed_results.updates for group in update.groups]
-    return {
-        "training": used(engine.slept, began, optimizer.trained_s, THREADS),
-        "whole": used(engine.slept, began, ended, THREADS),
-        "with contrast": fmean(group.used_as == "contrast" for group in groups),
-    }
-
-
 def _recorded(folder: str, offline: bool, gate: Gate | None) -> Row:
     engine, settings = CannedEngine(), {"group_size": 5, "batch_size": 20, "epochs": 2}
     began = time.perf_counter()
@@ -379,7 +309,6 @@ def code() -> list[Row]:
 ROWS: dict[str, Callable[[], list[Row]]] = {
     "overhead": overhead,
     "others": others,
-    "staleness": staleness,
     "replay": replay,
     "processes": processes,
     "code": code,
@@ -387,14 +316,12 @@ ROWS: dict[str, Callable[[], list[Row]]] = {
 
 
 def show(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    heads = dict.fromkeys(head for row in rows for head in row)
-    table = Table(title=f"{name} (simulated)")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "what" else "right")
-    for row in rows:
-        cells = (row.get(head, "") for head in heads)
-        table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells))
-    Console(width=120).print(table)
+    heads = list(dict.fromkeys(head for row in rows for head in row))
+    lines = [
+        [f"{row[h]:.3g}" if isinstance(row.get(h), float) else row.get(h, "") for h in heads]
+        for row in rows
+    ]
+    running.show(heads, lines, f"{name} (simulated)")
 
 
 def main() -> None:
@@ -415,7 +342,7 @@ def main() -> None:
         rows = ROWS[name]()
         show(name, rows)
         results[name] = {"rows": rows, "load before": load, "date": time.strftime("%Y-%m-%d")}
-        results["versions"] = {p: version(p) for p in ("dspy", "gepa", "optuna", "tfgrpo-dspy")}
+        results["versions"] = running.versions("gepa", "optuna")
         results["python"], results["cores"] = sys.version.split()[0], os.cpu_count()
         OUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -13,7 +13,6 @@ cases, without luck.
 and up. The file is written after each run, and what it has is not run again.
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -33,7 +32,7 @@ from simlm import Prompt, sections
 
 from tfgrpo_dspy.results.records import Gain
 
-OUT = Path(__file__).parent / "results" / "strategies.json"
+OUT = running.RESULTS / "strategies.json"
 ARMS = ("with", "without")
 ATTEMPT = re.compile(r"^Attempt \d+ \(score (-?[\d.e-]+)[^\n]*\n(.*?)(?=^Attempt |\Z)", re.M | re.S)
 
@@ -111,15 +110,10 @@ def show(shown: Sequence[Mapping[str, Any]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what was asked for, writes it, shows it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = running.parser_of(__doc__, OUT, seeds=10, first=500)
     parser.add_argument("--only", nargs="+", help="names of strategies")
     parser.add_argument("--about", nargs="+", default=[""], help="words of the settings to run")
     parser.add_argument("--again", action="store_true", help="measure what the file has anew")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--first-seed", type=int, default=500)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--show", type=Path, help="print the table of a result file")
     asked = parser.parse_args(arguments)
     if asked.show:
         show(json.loads(asked.show.read_text())["outcomes"])

@@ -23,7 +23,6 @@ schedule).
 **Seeds**: 0 to 99 are for choosing, 100 and up for showing.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -33,14 +32,11 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import dspy
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import running
 from running import command, results, versions, write
 from worlds import cells
 from worlds_engine import WorldEngine, lms_of
@@ -48,7 +44,7 @@ from worlds_model import World
 
 from tfgrpo_dspy import Execution, TrainingFreeGRPO
 
-OUT = Path(__file__).parent / "results" / "utilisation.json"
+OUT = running.RESULTS / "utilisation.json"
 CELLS = ("kinds/words/named/.25", "kinds/codes/unnamed/.25", "kinds/words/unnamed/.5", "broad/5/1")
 BUDGETS, THREADS, TIMED = (400, 800, None), (4, 8, 16), CELLS[:2]
 USUAL_THREADS = 8
@@ -169,27 +165,23 @@ def _key(run: Mapping[str, Any], threads: int, asked: int | None) -> tuple[Any, 
 
 def show(shown: Mapping[str, Any]) -> None:
     """Prints a result file, and whether the bar is reached."""
-    console = Console(width=140)
-    table = Table(box=box.SIMPLE_HEAD)
     heads = ("budget", "threads", "batch", "staleness", "training", "least", "whole")
-    for name in (*heads, "wall s", "work s", "same", "score", "- no overlap", "- one thread"):
-        table.add_column(name, justify="right")
-    lines = rows(shown["runs"])
+    heads += ("wall s", "work s", "same", "score", "- no overlap", "- one thread")
+    table, lines = [], rows(shown["runs"])
     for row in lines:
         timed = [f"{row[n]:.2f}" if n in row else "" for n in ("training", "least", "whole")]
         timed += [f"{row[n]:.0f}" if n in row else "" for n in ("wall_s", "work_s")]
         beside = [f"{row[n][0]:+.3f} ± {row[n][1]:.3f}" for n in ("no overlap", "one thread")]
         first = [_named(row["budget"]), *(str(row[n]) for n in ("threads", "batch", "staleness"))]
         last = [row.get("same", ""), f"{row['score']:.3f}", *beside]
-        table.add_row(*first, *timed, *last)
+        table.append([*first, *timed, *last])
     seeds = f"seeds {shown['timed_seeds']} timed, {shown['seeds']} for scores"
-    console.print(f"{seeds}; simulated; ± one standard error")
-    console.print(table)
+    running.show(heads, table, f"{seeds}; simulated; ± one standard error")
     for row in lines:
         if row["threads"] == BAR_THREADS and "training" in row:
             lost = min(row["no overlap"][0], row["one thread"][0])
             told = "reached" if row["training"] >= BAR and lost >= -LOSS else "NOT reached"
-            console.print(
+            print(
                 f"{_named(row['budget'])}, {BAR_THREADS} threads: utilisation at least {BAR}, "
                 f"at a loss of score of at most {LOSS}: {told}"
             )
@@ -202,14 +194,10 @@ def _named(budget: int | None) -> str:
 # ---------------------------------------------------------------- the command
 def main() -> None:
     """Runs everything, writes it, shows it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--first-seed", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=12, help="how many, without sleep")
+    parser = running.parser_of(__doc__, OUT, seeds=12, first=100)
+    parser.set_defaults(jobs=JOBS)
     parser.add_argument("--timed", type=int, default=5, help="how many of them also with sleep")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--jobs", type=int, default=JOBS, help="timed runs at once")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--show", type=Path, help="print the tables of a result file")
     asked = parser.parse_args()
     if asked.show:
         show(json.loads(asked.show.read_text()))

@@ -38,7 +38,6 @@ among results is whatever has a text and an effect.
 made, runs stand in `worlds.jsonl`, and the same command goes on from there.
 """
 
-import argparse
 import fnmatch
 import json
 import os
@@ -47,14 +46,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dspy
 from compare_optimizers import Observer
-from running import append, command, results, silence, stored, versions, write
+from running import RESULTS, append, command, parser_of, results, silence, stored, versions, write
 from worlds_engine import BudgetSpentError, WorldEngine, lms_of
 from worlds_model import N_TRAIN, STAGES, WORDINGS, Cell, Lesson, World
 from worlds_report import show
@@ -65,7 +63,6 @@ from tfgrpo_dspy.strategies import Strategy
 ROWS = ("tfgrpo", "no gate", "gepa-8")
 BUDGETS = (200, 400, 800)
 N_VAL, MINIBATCH = 20, 8
-OUT = Path(__file__).parent / "results"
 WRONG = {"0": (0.0, False), ".25": (0.25, False), ".5": (0.5, False), ".25 agree": (0.25, True)}
 QUICK = (
     *("kinds/codes/named/0", "kinds/codes/unnamed/.25", "kinds/words/unnamed/.5"),
@@ -246,16 +243,11 @@ def _key(record: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what was asked for, writes it, shows it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, RESULTS, seeds=0, first=None)
     parser.add_argument("--cells", nargs="+", default=["*"], help="names, or patterns with *")
     parser.add_argument("--rows", nargs="+", default=list(ROWS))
     parser.add_argument("--budgets", nargs="+", type=int)
-    parser.add_argument("--seeds", type=int, help="how many")
-    parser.add_argument("--first-seed", type=int, help="100; with --quick 0")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--quick", action="store_true", help="ten cells, 4 seeds, 400 calls")
-    parser.add_argument("--show", type=Path, help="print the tables of a result file")
     asked = parser.parse_args(arguments)
     if asked.show:
         show(json.loads(asked.show.read_text()))
