@@ -50,25 +50,13 @@ def run_cell(cell: Cell, options: Options, task: Task) -> dict[str, Any]:
     began = time.monotonic()
     with silence():
         dspy.configure_cache(enable_disk_cache=False)  # nobody profits from what another paid
-        policy, reflection = task.make_lm(cell.seed), task.make_reflection_lm(cell.seed)
+        lms = task.make_lm(cell.seed), task.make_reflection_lm(cell.seed)
         account = Account(cell.budget)
-        student = task.student()
-        observer = Observer(student)
-        setup = Setup(
-            task=task,
-            budget=cell.budget,
-            seed=cell.seed,
-            policy=counted(policy, POLICY, account),
-            reflection=counted(reflection, REFLECTION, account),
-            observer=observer,
-            n_threads=options.n_threads,
-            calls=calls_per_run(task, policy),
-            log_dir=options.log_dir,
-        )
+        setup = setup_of(task, lms, account, cell.budget, cell.seed, options)
         started = time.monotonic()
         program, ended = optimized(OPTIMIZERS[cell.optimizer], setup)
         wall_s = time.monotonic() - started
-        scores, prompt_tokens, n_failed = held_out(program, task, policy, options.n_threads)
+        scores, prompt_tokens, n_failed = held_out(program, task, lms[0], options.n_threads)
     return {
         **asdict(cell),
         "mean": statistics.fmean(scores),
@@ -85,6 +73,24 @@ def run_cell(cell: Cell, options: Options, task: Task) -> dict[str, Any]:
         **learned(program),
         "made_by": options.made_by,
     }
+
+
+def setup_of(
+    task: Task, lms: tuple[Any, Any], account: Account, budget: int, seed: int, options: Options
+) -> Setup:
+    """What an optimizer is given; the account counts its calls of both LMs."""
+    policy, reflection = lms
+    return Setup(
+        task=task,
+        budget=budget,
+        seed=seed,
+        policy=counted(policy, POLICY, account),
+        reflection=counted(reflection, REFLECTION, account),
+        observer=Observer(task.student()),
+        n_threads=options.n_threads,
+        calls=calls_per_run(task, policy),
+        log_dir=options.log_dir,
+    )
 
 
 def learned(program: Any) -> dict[str, Any]:

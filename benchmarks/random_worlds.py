@@ -48,8 +48,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import dspy
 import numpy as np
 from compare_budget import POLICY, REFLECTION, Account, counted
-from compare_cells import calls_per_run, optimized
-from compare_optimizers import OPTIMIZERS, Observer, Setup, our_arguments
+from compare_cells import Options, optimized, setup_of
+from compare_optimizers import OPTIMIZERS, Setup, our_arguments
 from random_world_engine import RandomEngine, examples_of, lms_of, metric_of, student_of
 from random_world_model import HARDER, SHAPES, Traits, World, harder_traits_of, traits_of
 from running import append, commit, results, silence, stored, versions, write
@@ -106,21 +106,12 @@ def run(seed: int, shape: str, row: str, budget: int, in_dollars: bool) -> dict[
         dspy.configure_cache(enable_disk_cache=False)  # no run profits from what another paid
         world = World(_traits(seed, shape), seed)
         task = task_of(world)
-        policy, reflection = lms_of(RandomEngine(world))
+        lms = lms_of(RandomEngine(world))
         account: Account = Account(budget)
         if in_dollars:
-            account = DollarAccount(budget * CALLS_OF_A_DOLLAR_BUDGET * _tokens(task, policy))
+            account = DollarAccount(budget * CALLS_OF_A_DOLLAR_BUDGET * _tokens(task, lms[0]))
         student = task.student()
-        setup = Setup(
-            task=task,
-            budget=budget,
-            seed=seed,
-            policy=counted(policy, POLICY, account),
-            reflection=counted(reflection, REFLECTION, account),
-            observer=Observer(student),
-            n_threads=1,
-            calls=calls_per_run(task, policy),
-        )
+        setup = setup_of(task, lms, account, budget, seed, Options(n_threads=1))
         make = OPTIMIZERS[row]
         if in_dollars and row == "tfgrpo":
             limit = account.dollars  # type: ignore[attr-defined]

@@ -10,7 +10,8 @@ for package in ("gepa", "optuna", "numpy"):
     pytest.importorskip(package)
 
 from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counted  # noqa: E402
-from compare_optimizers import OPTIMIZERS, Observer, Setup, our_arguments  # noqa: E402
+from compare_cells import Options, setup_of  # noqa: E402
+from compare_optimizers import OPTIMIZERS, our_arguments  # noqa: E402
 from dspy.teleprompt.simba_utils import prepare_models_for_resampling  # noqa: E402
 from random_world_model import World, traits_of  # noqa: E402
 from random_worlds import FREE, ROWS, run, task_of  # noqa: E402
@@ -99,17 +100,8 @@ def test_an_optimizer_that_the_budget_ends_gives_the_best_program_it_told_of() -
 
 
 def test_our_row_sets_the_budget_and_nothing_of_the_method() -> None:
-    account = Account(120)
-    setup = Setup(
-        task=task(),
-        budget=120,
-        seed=0,
-        policy=policy(account),
-        reflection=counted(task().make_reflection_lm(0), REFLECTION, account),
-        observer=Observer(task().student()),
-        n_threads=2,
-        calls=1.0,
-    )
+    lms = task().make_lm(0), task().make_reflection_lm(0)
+    setup = setup_of(task(), lms, Account(120), 120, 0, Options(n_threads=2))
     execution = {"num_threads": 2, "seed": 0, "progress": False}
     expected = {"reflection_lm": setup.reflection, "max_lm_calls": 120} | execution
     assert our_arguments(setup) == expected
