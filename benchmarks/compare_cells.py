@@ -35,13 +35,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Options:
-    """What holds for all cells; `made_by` says how they were made, and stands in each record.
+    """What holds for all cells.
 
     `log_dir`: where a run of this optimizer is recorded, to go on after a stop.
     """
 
     n_threads: int = 4
-    made_by: str = ""
     log_dir: Path | None = None
 
 
@@ -71,7 +70,6 @@ def run_cell(cell: Cell, options: Options, task: Task) -> dict[str, Any]:
         "instructions": {n: p.signature.instructions for n, p in program.named_predictors()},
         "n_demos": {name: len(p.demos) for name, p in program.named_predictors()},
         **learned(program),
-        "made_by": options.made_by,
     }
 
 

@@ -125,9 +125,11 @@ class Setup:
         return val
 
 
-def _ours(**settings: Any) -> Callable[[Setup], Any]:
+def ours(**settings: Any) -> Callable[[Setup], Any]:
+    """This optimizer with these settings beside the usual ones, or in their place."""
+
     def run(setup: Setup) -> Any:
-        optimizer = TrainingFreeGRPO(setup.task.metric, **our_arguments(setup), **settings)
+        optimizer = TrainingFreeGRPO(setup.task.metric, **(our_arguments(setup) | settings))
         train, val = list(setup.task.train), list(setup.task.val)
         return optimizer.compile(setup.task.student(), trainset=train, valset=val)
 
@@ -295,9 +297,9 @@ def _labelled(setup: Setup) -> Any:
 OPTIMIZERS: dict[str, Callable[[Setup], Any]] = {
     "none": lambda setup: setup.task.student(),
     "labelled": _labelled,
-    "tfgrpo": _ours(),
-    "tfgrpo-no-demos": _ours(max_demos=0),
-    "tfgrpo-no-gate": _ours(gate=NoGate()),
+    "tfgrpo": ours(),
+    "tfgrpo-no-demos": ours(max_demos=0),
+    "tfgrpo-no-gate": ours(gate=NoGate()),
     "tfgrpo-paper": _paper,
     "gepa": _gepa(3),
     "gepa-mb8": _gepa(8),

@@ -19,8 +19,7 @@ from typing import Any
 import dspy
 from random_world_model import SHAPES, World, traits_of
 from random_worlds import FIRST_SHOWN, task_of
-from rich.console import Console
-from rich.table import Table
+from running import RESULTS, show
 
 from tfgrpo_dspy import TrainingFreeGRPO
 
@@ -66,7 +65,7 @@ def main() -> None:
     """Run all cells, print a table, write JSON."""
     parser = argparse.ArgumentParser(description="Compare estimates with runs. SIMULATED.")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/estimate.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "estimate.json")
     given = parser.parse_args()
     logging.getLogger("tfgrpo_dspy").setLevel(logging.ERROR)
     dspy.configure_cache(enable_disk_cache=False)
@@ -75,10 +74,7 @@ def main() -> None:
         rows += [run(*cell, budget) for budget in BUDGETS]
         results = {"dspy": dspy.__version__, "rows": rows}
         given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    table = Table(*rows[0], title="LM calls (SIMULATED)")
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console(width=160).print(table)
+    show(list(rows[0]), [list(row.values()) for row in rows], "LM calls (SIMULATED)")
     for budget in BUDGETS:
         ratios = [row["took / likely"] for row in rows if row["budget"] == budget]
         n_near = sum(1 / NEAR <= ratio <= NEAR for ratio in ratios)

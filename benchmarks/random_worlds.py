@@ -49,37 +49,20 @@ import dspy
 import numpy as np
 from compare_budget import POLICY, REFLECTION, Account, counted
 from compare_cells import Options, optimized, setup_of
-from compare_optimizers import OPTIMIZERS, Setup, our_arguments
+from compare_optimizers import OPTIMIZERS, ours
 from random_world_engine import RandomEngine, examples_of, lms_of, metric_of, student_of
 from random_world_model import HARDER, SHAPES, Traits, World, harder_traits_of, traits_of
-from running import append, commit, results, silence, stored, versions, write
+from running import RESULTS, append, commit, results, silence, stored, versions, write
 from tasks import Task, plain
 
-from tfgrpo_dspy import Execution, TrainingFreeGRPO
+from tfgrpo_dspy import Execution
 
-RESULTS = Path(__file__).parent / "results"
 BUDGETS = (200, 400, 800)
 FIRST_SHOWN = 1000
 DEARER, CALLS_OF_A_DOLLAR_BUDGET = 5, 1.5
-BELOW, LEVEL = (
-    0.005,
-    0.02,
-)  # a score so much below the student's is worse; so near the best is level
-
-
-def _ours_in_dollars(setup: Setup, limit: float) -> Any:
-    prices = {"random/policy": (1e6, 1e6), "random/reflection": (DEARER * 1e6, DEARER * 1e6)}
-    arguments = our_arguments(setup) | {
-        "max_lm_calls": None,
-        "max_cost": limit,
-        "execution": Execution(prices=prices),
-    }
-    optimizer = TrainingFreeGRPO(setup.task.metric, **arguments)
-    return optimizer.compile(
-        setup.task.student(), trainset=list(setup.task.train), valset=list(setup.task.val)
-    )
-
-
+PRICES = {"random/policy": (1e6, 1e6), "random/reflection": (DEARER * 1e6, DEARER * 1e6)}
+BELOW, LEVEL = 0.005, 0.02
+"""A score so much below the student's is worse; so near the best is level."""
 ROWS = (
     *("none", "labelled", "tfgrpo", "tfgrpo-no-gate", "tfgrpo-paper"),
     *("gepa", "gepa-mb8", "mipro", "simba", "bootstrap"),
@@ -113,12 +96,9 @@ def run(seed: int, shape: str, row: str, budget: int, in_dollars: bool) -> dict[
         student = task.student()
         setup = setup_of(task, lms, account, budget, seed, Options(n_threads=1))
         make = OPTIMIZERS[row]
-        if in_dollars and row == "tfgrpo":
-            limit = account.dollars  # type: ignore[attr-defined]
-
-            def make(setup: Setup) -> Any:
-                return _ours_in_dollars(setup, limit)
-
+        if isinstance(account, DollarAccount) and row == "tfgrpo":
+            prices = Execution(prices=PRICES)
+            make = ours(max_lm_calls=None, max_cost=account.dollars, execution=prices)
         program, ended = optimized(make, setup)
     told = world.told(program)
     return {
