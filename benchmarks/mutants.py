@@ -147,23 +147,32 @@ def tried(mutant: dict[str, Any], tests: Tests) -> dict[str, Any]:
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is published: figures of each room, and the survivors with the verdicts given so far."""
-    known = json.loads(OUT.read_text())["survivors"] if OUT.exists() else []
-    verdicts = {(each["path"], *each["change"]): each["verdict"] for each in known}
+    """What is published: of each room the latest figures and survivors, with verdicts so far."""
+    known = json.loads(OUT.read_text()) if OUT.exists() else {"rooms": {}, "survivors": []}
+    verdicts = {(each["path"], *each["change"]): each["verdict"] for each in known["survivors"]}
+    noticed: dict[str, list[bool]] = defaultdict(list)
+    for result in results:
+        noticed[result["room"]].append(result["status"] != 0)
     survivors = [
         {name: result[name] for name in ("path", "line", "change")}
         | {"verdict": verdicts.get((result["path"], *result["change"]), "")}
-        for result in sorted(results, key=lambda result: (result["path"], result["line"]))
+        for result in results
         if result["status"] == 0
     ]
-    noticed = {
-        room: [result["status"] != 0 for result in results if result["room"] == room]
-        for room in ROOMS
+    survivors += [each for each in known["survivors"] if Path(each["path"]).parts[1] not in noticed]
+    survivors.sort(key=lambda each: (each["path"], each["line"]))
+    today = str(date.today())
+    rooms = {
+        room: {"date": today, "mutants": len(n), "noticed": sum(n)} for room, n in noticed.items()
     }
-    rooms = {room: {"mutants": len(n), "noticed": sum(n)} for room, n in noticed.items() if n}
     versions = {name: version(name) for name in ("cosmic-ray", "coverage", "pytest", "dspy")}
-    head = {"date": str(date.today()), "seed": SEED, "versions": versions}
-    return head | {"rooms": rooms, "survivors": survivors}
+    rooms = known["rooms"] | rooms
+    return {
+        "seed": SEED,
+        "versions": versions,
+        "rooms": {room: rooms[room] for room in ROOMS if room in rooms},
+        "survivors": survivors,
+    }
 
 
 def main() -> None:
