@@ -14,7 +14,7 @@ from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import GateError, RunStopped, described, shareable
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary, library_in
-from tfgrpo_dspy.experience.values import Keep, Operation
+from tfgrpo_dspy.experience.values import Keep, Operation, supported
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.group import Group, floored
@@ -212,10 +212,10 @@ class History:
         is_one = isinstance(decision, Decision)
         libraries = (decision.library, decision.result) if is_one else decision
         _checked(gate, "decided", libraries, "return a Decision on a library")
-        keeps = [op for op in operations if isinstance(op, Keep)]
+        keeps = {op.id: op for op in operations if isinstance(op, Keep)}
 
         def kept(library: ExperienceLibrary) -> ExperienceLibrary:
-            return library.apply([op for op in keeps if op.id in library], evidence.limits)
+            return library.holding(supported(e, keeps.get(e.id, e)) for e in library)
 
         deployable = decision.deployable and kept(decision.deployable)
         return replace(decision, library=kept(decision.library), deployable=deployable)
