@@ -21,7 +21,7 @@ from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.proposing import Guards, propose
 from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.run.strategy_calls import Strategies
-from tfgrpo_dspy.run.updates import Batch, Extracted, groups_of, rollouts_of
+from tfgrpo_dspy.run.updates import Batch, Extracted, rollouts_of
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.store.manifest import continued
@@ -191,7 +191,7 @@ class Run:
         if self._is_cut(batch, extracted):
             return self._history.decision.library
         library = self._history.decide(batch, extracted, proposed)
-        self._groups.check_readable(rollouts_of(groups_of(self._history.updates)))
+        self._groups.check_readable(rollouts_of(self._history.latest.groups))
         if why := self._reflector.why_in_vain(batch):
             logger.warning("no more is learned: %s", why)
             self._calls.ledger.stop(why)  # the final choice follows

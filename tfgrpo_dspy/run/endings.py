@@ -14,7 +14,7 @@ from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.rollout import FailureKind, Rollout
-from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Update, groups_of
+from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Update
 from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.strategies.auto import may_rescue
@@ -84,12 +84,12 @@ def why_finished(
 ) -> str:
     """Why no more is to be expected after these updates, start and drafts included; "": more is."""
     latest, n_decided = updates[-1], len(updates) - 1
-    if finished := _why_reached(updates, inputs.settings) or _why_saturated(updates, inputs):
+    if finished := _why_reached(latest, inputs.settings) or _why_saturated(latest, inputs):
         return finished
     n_trained = n_decided - n_drafts
     if latest.decision.is_open or n_trained < n_batches:
         return ""
-    n_epochs = 1 + may_rescue(inputs.settings.strategies, groups_of(updates))  # what failed in one
+    n_epochs = 1 + may_rescue(inputs.settings.strategies, latest.groups)  # what failed in one
     n_idle = n_batches * n_epochs
     uses = {use for update in updates[1:][-n_idle:] for use in update.extracted.uses}
     if n_trained >= n_idle and uses.isdisjoint((*TEACHING, NOT_ASKED)):
@@ -106,10 +106,10 @@ def why_finished(
     return ""
 
 
-def _why_reached(updates: Sequence[Update], settings: RunSettings) -> str:
+def _why_reached(latest: Update, settings: RunSettings) -> str:
     """Why the target score is reached; "": it is not, or there is none."""
     target = settings.execution.target_score
-    groups = [sampled.by_metric for sampled in groups_of(updates)[-TARGET_GROUPS:]]
+    groups = [sampled.by_metric for sampled in latest.groups[-TARGET_GROUPS:]]
     scores = [score for group in groups for score in group.scores]
     if target is None or len(groups) < TARGET_GROUPS or not scores:
         return ""
@@ -118,15 +118,14 @@ def _why_reached(updates: Sequence[Update], settings: RunSettings) -> str:
     return f"target_score={target} is reached: {last}" if mean >= target else ""
 
 
-def _why_saturated(updates: Sequence[Update], inputs: RunInputs) -> str:
+def _why_saturated(latest: Update, inputs: RunInputs) -> str:
     """Why the latest groups leave nothing to gain; "" if they leave something.
 
     All of their rollouts have the best score of the run so far; or the run has seen one score only,
     which nobody knows to be the best, for long enough that advice was tried.
     """
-    scores = updates[-1].score_range
-    every = groups_of(updates)
-    groups = [replace(sampled.unaided, score_range=scores) for sampled in every[-FLAT_GROUPS:]]
+    scores, late = latest.score_range, latest.groups[-FLAT_GROUPS:]
+    groups = [replace(sampled.unaided, score_range=scores) for sampled in late]
 
     def is_at_best(group: Group) -> bool:
         return group.is_at_best(inputs.examples[group.example].labels)

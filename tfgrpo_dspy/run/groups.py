@@ -13,7 +13,7 @@ from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
 from tfgrpo_dspy.run.endings import FIRST_ROLLOUTS, N_FIRST, why_unreadable, why_unscored
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.strategy_calls import Strategies
-from tfgrpo_dspy.run.updates import Batch, groups_of, is_cut
+from tfgrpo_dspy.run.updates import Batch, is_cut
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.checks import policy_lms
@@ -174,7 +174,7 @@ class Groups:
         """What strategies know of the group."""
         return GroupContext(
             sampled=sampled,
-            past=groups_of(self._history.updates[: batch.base.number + 1]),
+            past=batch.base.groups,
             library=batch.base.decision.result,
             training=self._inputs.training,
             examples=self._inputs.examples,

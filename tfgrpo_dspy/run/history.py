@@ -24,7 +24,7 @@ from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Rollout, fields_text
 from tfgrpo_dspy.run.planning import Planner
 from tfgrpo_dspy.run.strategy_calls import Strategies
-from tfgrpo_dspy.run.updates import Batch, Extracted, Update, groups_of, record_of
+from tfgrpo_dspy.run.updates import Batch, Extracted, Update, record_of
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool
 from tfgrpo_dspy.scores import ScoreRange
@@ -84,7 +84,7 @@ class History:
             libraries=tuple(update.decision.library for update in self.updates),
             lessons=extracted.lessons,
             groups=extracted.groups,
-            past=groups_of(self.updates),
+            past=self.latest.groups,
             training=self._inputs.training,
             examples=self._inputs.examples,
             predictors=tuple(self._inputs.predictors),
@@ -160,6 +160,7 @@ class History:
             score_range=scores,
             by_metric=_with_scores(before.by_metric, by_metric),
             n_in_vain=before.in_vain_with(extracted, proposed.operations),
+            groups=(*before.groups, *extracted.groups),
         )
         self.updates.append(update)
         self._log_switched()
@@ -179,8 +180,7 @@ class History:
     def switched(self) -> tuple[str, ...]:
         """What strategies have switched on and off by themselves, by the decided updates."""
         is_auto = any(isinstance(one, Auto) for one in self._settings.strategies)
-        past, first = groups_of(self.updates), self.first
-        on = seen(past, first, self.shows_labels) if is_auto else ()
+        on = seen(self.latest.groups, self.first, self.shows_labels) if is_auto else ()
         return (*on, *sorted(self._strategies.switched_off.values()))
 
     def _log_switched(self) -> None:
@@ -192,7 +192,7 @@ class History:
     def _measure(self, new: Sequence[SampledGroup], before: ScoreRange, scores: ScoreRange) -> None:
         """Take the scores of new groups; failures of all count as the lowest score so far."""
         if scores.failure_score != before.failure_score:
-            self._measured, new = [], [*groups_of(self.updates), *new]
+            self._measured, new = [], [*self.latest.groups, *new]
         for sampled in new:
             self._measured += _measured(sampled, scores)
 

@@ -16,7 +16,7 @@ from tfgrpo_dspy.calls.reserve import Reserve
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.run.endings import why_finished
 from tfgrpo_dspy.run.strategy_calls import Strategies
-from tfgrpo_dspy.run.updates import Batch, Update, groups_of, rollouts_of
+from tfgrpo_dspy.run.updates import Batch, Update, rollouts_of
 from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.strategies.base import BatchPlan
 
@@ -90,7 +90,7 @@ class Planner:
         base = self._updates[self.n_awaited(number)]
         if number < self.n_drafts:
             return Batch(number, base, is_draft=True)
-        decided = self._updates[: self._n_decided(number) + 1]
+        decided = self._updates[: base.number + 1]
         if finished := why_finished(decided, self.n_drafts, self.n_batches, self._inputs):
             self.ended_because = finished
             return None
@@ -102,7 +102,7 @@ class Planner:
         if n < 1:
             return None
         chosen = examples[: int(min(n, self._settings.batch_size))]
-        sizes = self._strategies.sizes(self._plan(number, chosen)) if self._group_size else {}
+        sizes = self._strategies.sizes(self._plan(number, base, chosen)) if self._group_size else {}
         examples = tuple(sizes or chosen)
         visits = tuple(self._visits[example] for example in examples)
         self._visits.update(examples)
@@ -128,12 +128,11 @@ class Planner:
         epoch, index = divmod(number - self.n_drafts, self.n_batches)
         return epoch, tuple(self.order(epoch)[index * size : (index + 1) * size])
 
-    def _plan(self, number: int, examples: Sequence[int]) -> BatchPlan:
-        n_awaited = self.n_awaited(number)
-        under_way = (batch.examples for batch in self.batches[n_awaited:number])
+    def _plan(self, number: int, base: Update, examples: Sequence[int]) -> BatchPlan:
+        under_way = (batch.examples for batch in self.batches[base.number : number])
         return BatchPlan(
             sizes=dict.fromkeys(examples, self._group_size),
-            past=groups_of(self._updates[: n_awaited + 1]),
+            past=base.groups,
             under_way=tuple(itertools.chain(*under_way)),
             training=self._inputs.training,
             trainset=self._inputs.trainset,
@@ -151,8 +150,7 @@ class Planner:
         settings = self._settings
         if settings.metric is None or not adapt_metric(settings.metric).asks_predictors:
             return False
-        past = rollouts_of(groups_of(self._updates[: base.number + 1]))
-        asked = [rollout for rollout in past if rollout.n_metric_calls > 1]
+        asked = [rollout for rollout in rollouts_of(base.groups) if rollout.n_metric_calls > 1]
         if any(step.feedback for rollout in asked for step in rollout.steps):
             return True
         n_first = settings.rollouts_of_update * (1 + settings.max_staleness)

@@ -83,12 +83,11 @@ class Strategies:
 
     def _asked_still(self, method: str, batch: Batch) -> list[Strategy]:
         """The strategies `overriding` this, but those that always failed in the updates before."""
-        n = batch.base.number  # decided when it was made, whatever is done at the same time
-        return [each for each in self.overriding(method) if not self._is_off(each, method, n)]
+        return [each for each in self.overriding(method) if not self._is_off(each, method, batch)]
 
-    def _is_off(self, strategy: Strategy, method: str, n_decided: int) -> bool:
+    def _is_off(self, strategy: Strategy, method: str, batch: Batch) -> bool:
         outcomes = self._outcomes[id(strategy), method]
-        worked = [did for update, did in outcomes if update < n_decided]
+        worked = [did for update, did in outcomes if batch.knows(update)]
         is_off = len(worked) >= MOST_FAILURES and not any(worked)
         if is_off:
             all_times = f"failed all of the {len(worked)} times that it was asked"

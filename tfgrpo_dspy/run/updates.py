@@ -61,6 +61,10 @@ class Batch:
         place = self.examples.index(example)
         return self.sizes[place], self.visits[place]
 
+    def knows(self, update: int) -> bool:
+        """Whether what is decided on this batch may rest on that update."""
+        return update < self.base.number
+
     @property
     def library(self) -> ExperienceLibrary:
         """The library that its rollouts are made with."""
@@ -80,6 +84,7 @@ class Update:
     score_range: ScoreRange = NO_SCORES  # that of the scores of the run
     by_metric: ScoreRange = NO_SCORES  # of the metric's scores, where strategies change those
     n_in_vain: int = 0  # how many groups in a row were asked for lessons and gave nothing new
+    groups: tuple[SampledGroup, ...] = ()  # all of the run
 
     def in_vain_with(self, extracted: Extracted, operations: Iterable[Operation]) -> int:
         """How many groups in a row gave nothing new, if these and their operations are the next."""
@@ -92,11 +97,6 @@ class Update:
         """How many of its groups have all of their rollouts: no limit has cut one."""
         groups = (sampled.group for sampled in self.extracted.groups)
         return sum(not any(map(is_cut, group.all_rollouts)) for group in groups)
-
-
-def groups_of(updates: Iterable[Update]) -> tuple[SampledGroup, ...]:
-    """The groups of these updates, in their order."""
-    return tuple(sampled for update in updates for sampled in update.extracted.groups)
 
 
 def rollouts_of(groups: Sequence[SampledGroup]) -> list[Rollout]:
