@@ -134,9 +134,8 @@ class Calls:
         if not call.role:
             return
         self._n_done += 1  # also what an earlier start did: its failures are tried again
-        if seconds is None:
-            self.report.count_replayed(call.role)
-        else:
+        self.report.count(call.role, result, is_replayed=seconds is None)
+        if seconds is not None:
             self._check_errors(call.failure_of(result))
 
     def _check_errors(self, failure: Failure | None) -> None:

@@ -197,7 +197,6 @@ class ReflectionClient:
                 inputs = {k: v for k, v in question.inputs.items() if v is not self.common.get(k)}
                 calls.manifest.asked.append(reflection_row(stage, batch.update, inputs, answer))
             self.usage[batch.update] += answer.usage
-            calls.report.count_reflection(stage, answer)
             if stage != "strategy":  # of several updates, the first to come asks for that
                 self.answers[batch.update].append(answer)
 

@@ -144,7 +144,6 @@ class Rollouts:
         return sample.failed(Failure(FailureKind.TIMEOUT, message))
 
     def _count(self, sample: Sample, rollout: Rollout, seconds: float | None) -> None:
-        self._calls.report.count_rollout(self._role, rollout)
         self._calls.ledger.note_dearest(rollout.dearest_call)
         if self._role == "rollout":
             self._calls.reserve.note(rollout, seconds)

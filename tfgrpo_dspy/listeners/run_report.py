@@ -78,13 +78,19 @@ class RunReport:
         listeners = [*of_user, *((each, "MLflow", 1) for each in settings.trackers)]
         self._listening = [Listening(one, name, most, clean) for one, name, most in listeners]
 
-    def count_rollout(self, role: str, rollout: Rollout) -> None:
-        """Count what a rollout has cost and how it failed."""
-        self._usage[role] += rollout.usage
-        self._usage["metric"] += rollout.metric_usage
+    def count(self, role: str, result: Any, is_replayed: bool) -> None:
+        """Count what a rollout or an answer has cost, and what went wrong with it."""
+        self._usage[role] += result.usage
+        self._replayed[role] += is_replayed
+        if isinstance(result, Answer):
+            self.count_failure("reflection error", result.error, bool(result.error))
+            message = f"an answer of the reflection LM could not be read: {result.unread!r}"
+            self.count_failure("reflection parse", message, result.parse_failures)
+            return
+        self._usage["metric"] += result.metric_usage
         self.progress.show_rollout(role)
-        if rollout.failure is not None and rollout.failure.kind.is_counted:
-            self.count_failure(rollout.failure.kind.value, rollout.failure.message)
+        if result.failure is not None and result.failure.kind.is_counted:
+            self.count_failure(result.failure.kind.value, result.failure.message)
 
     def count_advice(self, rollout: Rollout) -> None:
         """Count whether a rollout with experiences called an LM, and showed them to it."""
@@ -104,17 +110,6 @@ class RunReport:
         done = [rollout for rollout in first if rollout.failure is None]
         differ = any(each.outputs for each in done) or len({each.score for each in done}) > 1
         self.count_failure("no output", NO_OUTPUT, 0 if differ else len(done))
-
-    def count_reflection(self, stage: str, answer: Answer) -> None:
-        """Count what an answer has cost, and what went wrong with it."""
-        self._usage[stage] += answer.usage
-        self.count_failure("reflection error", answer.error, bool(answer.error))
-        message = f"an answer of the reflection LM could not be read: {answer.unread!r}"
-        self.count_failure("reflection parse", message, answer.parse_failures)
-
-    def count_replayed(self, role: str) -> None:
-        """Count a result that was recorded."""
-        self._replayed[role] += 1
 
     def count_failure(self, kind: str, message: str, times: int = 1) -> None:
         """Count a failure; the first of its kind is logged."""
