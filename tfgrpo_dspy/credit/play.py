@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
-from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import NO_MORE, Rollouts, Sample
 from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
 from tfgrpo_dspy.group import Group
@@ -13,7 +12,7 @@ from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.replay import OF_A_TOOL, Start, checks
 from tfgrpo_dspy.settings.schedule import RunSettings
-from tfgrpo_dspy.tasks.loop import Priority
+from tfgrpo_dspy.tasks.loop import Loop, Priority
 
 
 class Turn:
@@ -50,7 +49,7 @@ class Player:
     def __init__(
         self,
         settings: RunSettings,
-        calls: Calls,
+        loop: Loop,
         sampler: Rollouts | None,  # None if the group comes from traces: it gets no more rollouts
         priority: Priority,
         sampled: SampledGroup,
@@ -59,7 +58,7 @@ class Player:
         reward: Callable[[Sequence[Rollout]], list[Rollout]],  # with what they count with
         turn: Turn,
     ) -> None:
-        self._settings, self._calls = settings, calls
+        self._settings, self._loop = settings, loop
         self._sampler, self._priority = sampler, priority
         self._group, self._reward, self._turn = sampled.group, reward, turn
         self._visit, self._asks_predictors = visit, asks_predictors
@@ -117,7 +116,7 @@ class Player:
         source = start.source.rollout_id
         key = (source, start.n_steps, start.answers_now, start.ends_if_same, index)
         if key not in self._tasks:
-            self._tasks[key] = self._calls.loop.spawn(self._rollout(start, index))
+            self._tasks[key] = self._loop.spawn(self._rollout(start, index))
         return self._tasks[key]
 
     async def _rollout(self, start: Start, index: int) -> Rollout:

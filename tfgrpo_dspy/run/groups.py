@@ -228,10 +228,8 @@ class Groups:
         sampler = self._sampler if self._recorded is None else None
         priority = (*TRAINING_PRIORITY, batch.update)
         _, visit = batch.size_and_visit(sampled.group.example)
-        asks, reward = batch.asks_predictors, self._history.reward
-        player = Player(
-            self._settings, self._calls, sampler, priority, sampled, visit, asks, reward, turn
-        )
+        asks, reward, loop = batch.asks_predictors, self._history.reward, self._calls.loop
+        player = Player(self._settings, loop, sampler, priority, sampled, visit, asks, reward, turn)
         try:
             if not sampled.additions:  # a limit has ended the training
                 return sampled
