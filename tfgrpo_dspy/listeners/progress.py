@@ -1,12 +1,13 @@
 """The progress bar of a run: a line that is rewritten every second, elsewhere a line a minute."""
 
 import contextlib
+import functools
 import logging
 import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -155,59 +156,47 @@ def _can_rewrite() -> bool:
     return sys.stderr.isatty() or getattr(shell, "kernel", None) is not None
 
 
-class _AboveBars:
-    """A stream that writes the lines of a log handler above the bars of tqdm."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> None:
-        with tqdm.external_write_mode(file=sys.stderr):  # DSPy's stream writes there
-            self.stream.write(text)
-
-    def flush(self) -> None:
-        self.stream.flush()
+def _write_above_bars(emit: Callable[[logging.LogRecord], None], record: logging.LogRecord) -> None:
+    """Write a log line above the bars of tqdm; nobody reads a stream that a bar cannot clear."""
+    with contextlib.suppress(OSError, ValueError), tqdm.external_write_mode(file=sys.stderr):
+        emit(record)
 
 
 class _Redirection:
-    """Writes log lines, DSPy's too, above the bars; several compiles may run at once."""
+    """Writes log lines, DSPy's too, above the bars; several compiles may run at once.
+
+    `tqdm.contrib.logging` would print DSPy's lines twice, forget the levels of handlers, and leave
+    its own behind where the compile that began first ends first.
+    """
 
     def __init__(self) -> None:
         self._lock, self._n_bars = threading.Lock(), 0
-        self._handlers: list[tuple[Any, Any]] = []
-        self._last_resort: Any = None
+        self._emits: list[tuple[Any, Any]] = []
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         with self._lock:
             self._n_bars += 1
             if self._n_bars == 1:
-                self._handlers = list(_on_terminals())
-                for handler, stream in self._handlers:
-                    handler.setStream(_AboveBars(stream))
-                self._last_resort = logging.lastResort
-                if self._last_resort is not None:  # it writes where nobody has set up logging
-                    above: Any = logging.StreamHandler(_AboveBars(sys.stderr))
-                    above.setLevel(self._last_resort.level)
-                    logging.lastResort = above
+                self._emits = [(handler, handler.emit) for handler in _on_terminals()]
+                for handler, emit in self._emits:
+                    handler.emit = functools.partial(_write_above_bars, emit)
         try:
             yield
         finally:
             with self._lock:
                 self._n_bars -= 1
-                if not self._n_bars:
-                    logging.lastResort = self._last_resort
-                    for handler, stream in self._handlers:
-                        handler.setStream(stream)
+                for handler, emit in () if self._n_bars else self._emits:
+                    handler.emit = emit
 
 
-def _on_terminals() -> Iterator[tuple[Any, Any]]:
-    """The handlers that write to a stream, and not to a file; each with its stream."""
+def _on_terminals() -> Iterator[logging.Handler]:
+    """The handlers that write to a stream, and not to a file."""
     handlers = [handler for name in LOGGERS for handler in logging.getLogger(name).handlers]
-    for handler in dict.fromkeys(handlers):
+    for handler in dict.fromkeys([*handlers, logging.lastResort]):  # this where nobody set one up
         is_file = isinstance(handler, logging.FileHandler)
         if isinstance(handler, logging.StreamHandler) and not is_file:
-            yield handler, handler.stream
+            yield handler
 
 
 _lines_above_bars = _Redirection()
