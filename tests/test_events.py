@@ -1,5 +1,6 @@
 """What a run tells a listener, what `approve` decides, and what survives an interrupt."""
 
+import itertools
 import logging
 import signal
 import threading
@@ -13,11 +14,13 @@ from runs import (
     ADVICE,
     Asked,
     AtCall,
+    add,
     is_polite,
     knowing,
     learned,
     library_texts,
     optimizer_of,
+    polite_answer,
     polite_lm,
     polite_rules,
     predictor,
@@ -25,7 +28,7 @@ from runs import (
     records,
     untimed,
 )
-from scripted import chat, scripted_lm
+from scripted import EXTRACT, UPDATE, chat, lessons, operations, scripted_lm
 
 from tfgrpo_dspy import Gate, MissingRecordError, NoGate
 from tfgrpo_dspy.events import BudgetUsed, ExperienceChanged, RunEnded, UpdateDecided
@@ -77,6 +80,21 @@ def test_an_experience_that_the_gate_drops_is_told_with_its_text_and_the_reason(
     dropped = [change for change in changes if change.kind == "dropped"]
     assert dropped[0].text == "Shout."
     assert "worth its tokens with probability" in dropped[0].reason
+
+
+def test_an_experience_is_born_once_also_where_the_gate_left_out_an_addition_before_it() -> None:
+    modified, lesson = f"{ADVICE} Smile.", map("Call number {}.".format, itertools.count())
+    modify = {"op": "MODIFY", "id": "E1", "text": modified, "lessons": [1]}
+    both = [add(modified, 1), add("Thank them.", 1)]  # the first says what E1 may say soon
+    answers = iter([[add(ADVICE, 1)], [modify], both, both])
+    rules: list[Any] = [
+        (EXTRACT, lambda _: lessons(next(lesson))),
+        (UPDATE, lambda _: operations(*next(answers))),
+        ("question", polite_answer),
+    ]
+    program = learned(lm=scripted_lm(rules), epochs=2, num_threads=1, max_staleness=0)
+    (change,) = program.detailed_results.updates[2].changes
+    assert (change.kind, change.id, change.text) == ("born", "E2", "Thank them.")
 
 
 def test_approve_sees_operations_with_evidence_and_comparisons_before_they_are_made() -> None:

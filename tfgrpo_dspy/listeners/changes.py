@@ -35,14 +35,15 @@ class Changes:
         decision: Decision,
     ) -> tuple[Change, ...]:
         """What the decision on the lessons of these groups changed, by id."""
-        compared = self.compared(proposed.operations, groups, lessons)
+        compared, after = self.compared(proposed.operations, groups, lessons), decision.library
+        taken = {each.advice for each in after}  # under an id of the gate's, which may be another
         added: dict[str, Advice] = {}
         for (id_, operation), comparisons in zip(proposed.accepted, compared, strict=True):
             if isinstance(operation, Add | Modify):
                 advice = proposed.library[id_].advice
                 self._comparisons[advice] = comparisons
-                added |= {id_: advice} if isinstance(operation, Add) else {}
-        after = decision.library
+                if isinstance(operation, Add) and advice not in taken:
+                    added[id_] = advice
         rivals = {rival.advice for rival in decision.rivals.values()}
         changes = list(self._stayed(before, after))
         for id_, advice in {**added, **{old.id: old.advice for old in before}}.items():
