@@ -37,13 +37,14 @@ async def approved(
 ) -> Applied:
     """The library with the operations that the user lets through, or gives in their place.
 
-    Those in their place are checked as the operations of the reflection LM are. An answer with a
-    refused operation is not recorded. Any other answer of `approve` changes nothing; if it raises,
-    the run ends. Raises MissingRecordError: offline, and there is no record.
+    `refused` are those that the user rejects, and those in their place that cannot be made: they
+    are checked as the operations of the reflection LM are. An answer with one of them is not
+    recorded. Any other answer of `approve` changes nothing; if it raises, the run ends. Raises
+    MissingRecordError: offline, and there is no record.
     """
     ask, proposed = inputs.settings.approve, proposal.operations
     if ask is None or all(isinstance(operation, Keep) for operation in proposed):
-        return applied
+        return replace(applied, refused=())
 
     async def do() -> _Approved:
         try:

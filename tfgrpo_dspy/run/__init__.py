@@ -181,8 +181,7 @@ class Run:
         compared = find(applied.operations, extracted.groups, extracted.lessons)
         proposal = Proposal(batch.update, library, applied.operations, compared)
         outcome = await approved(self._inputs, self._calls, proposal, applied, guard)
-        rejected = outcome.refused if outcome is not applied else ()
-        return replace(outcome, refused=(*refused, *applied.refused, *rejected))
+        return replace(outcome, refused=(*refused, *applied.refused, *outcome.refused))
 
     async def decide(
         self, batch: Batch, extracted: Extracted, proposed: Applied

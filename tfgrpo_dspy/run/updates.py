@@ -44,7 +44,9 @@ class Batch:
     """The examples (positions in the training set) of one update; numbers are counted from 0.
 
     `base` is the latest update that is decided by then however fast the threads are. Its library,
-    which lacks at most the last `max_staleness` updates, is that of the rollouts.
+    which lacks at most the last `max_staleness` updates, is that of the rollouts. They, their
+    groups and the lessons rest on `base` and the updates before it alone; the operations and the
+    decision rest on every update before their own.
     """
 
     update: int
@@ -62,7 +64,7 @@ class Batch:
         return self.sizes[place], self.visits[place]
 
     def knows(self, update: int) -> bool:
-        """Whether what is decided on this batch may rest on that update."""
+        """Whether rollouts, groups and lessons of the batch may rest on that update."""
         return update < self.base.number
 
     @property
@@ -84,7 +86,7 @@ class Update:
     score_range: ScoreRange = NO_SCORES  # that of the scores of the run
     by_metric: ScoreRange = NO_SCORES  # of the metric's scores, where strategies change those
     n_in_vain: int = 0  # how many groups in a row were asked for lessons and gave nothing new
-    groups: tuple[SampledGroup, ...] = ()  # all of the run
+    groups: tuple[SampledGroup, ...] = ()  # of the run: its own, and those of all updates before
 
     def in_vain_with(self, extracted: Extracted, operations: Iterable[Operation]) -> int:
         """How many groups in a row gave nothing new, if these and their operations are the next."""
