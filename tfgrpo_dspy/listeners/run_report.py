@@ -14,7 +14,6 @@ from typing import Any
 
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, RunEnded, UpdateDecided
-from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.listeners.listening import (
     FOR_FAILURES_S,
     Evaluation,
@@ -28,7 +27,6 @@ from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.lessons import TOO_MANY
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
-from tfgrpo_dspy.results.rows import RolloutRow
 from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.wording import counted, shortened
@@ -120,10 +118,9 @@ class RunReport:
 
     unknown_scope = partialmethod(count_failure, "unknown scope")
 
-    def add_update(
-        self, record: UpdateRecord, library: ExperienceLibrary, rollouts: tuple[RolloutRow, ...]
-    ) -> None:
-        """Keep, log and show the record of a decided update, which left this library."""
+    def add_update(self, decided: UpdateDecided) -> None:
+        """Keep, log and show the record of the update; have all listeners told of it."""
+        record = decided.record
         self._updates.append(record)
         for text in record.refused_lessons:
             kind = "lesson too many" if text.endswith(TOO_MANY) else "lesson refused"
@@ -132,7 +129,7 @@ class RunReport:
         self.progress.show_update(record)
         for change in record.changes:
             self.tell(ExperienceChanged(record.update, change))
-        self.tell(UpdateDecided(record, library, rollouts))
+        self.tell(decided)
         ledger, limits = self._ledger, asdict(self._settings.budget)
         self.tell(
             BudgetUsed(

@@ -13,6 +13,7 @@ from tfgrpo_dspy.budget.ledger import check_wanted
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import GateError, RunStopped, described, shareable
+from tfgrpo_dspy.events import UpdateDecided
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary, library_in
 from tfgrpo_dspy.experience.values import Keep, Operation, supported
 from tfgrpo_dspy.gate.model import score_sd
@@ -171,7 +172,7 @@ class History:
         )
         rows = training_rows(batch.update, extracted.groups)
         record = record_of(update, proposed, changes)
-        calls.report.add_update(record, update.decision.library, rows)
+        calls.report.add_update(UpdateDecided(record, update.decision.library, rows))
         calls.manifest.note_update(record, rows)
         calls.manifest.note(Additions(self.result()), "")
         return update.decision.library
