@@ -6,8 +6,6 @@ What changes is the source of a user's module that the tests write.
 import functools
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -319,31 +317,3 @@ def test_keys_headers_paths_and_addresses_do_not_count_and_are_in_no_identity(
     text = json.dumps(object_identity(holding("sk-secret-1"), Unseen()))
     for unwanted in ("secret-", str(Path(__file__).parent), " at 0x"):
         assert unwanted not in text
-
-
-DIGESTS = """
-import sys
-sys.path[:0] = sys.argv[1:]
-import user_code
-from test_identity import api_lm, digest_of
-print(*map(digest_of, [api_lm(), *user_code.THINGS.values()]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(60)
-def test_two_processes_give_the_same_digests_from_other_folders_and_with_other_hash_seeds(
-    tmp_path: Path,
-) -> None:
-    found = []
-    for seed in ("1", "2"):
-        place = tmp_path / seed
-        place.mkdir()
-        (place / "user_code.py").write_text(CODE)
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "DSPY_CACHEDIR": str(tmp_path)}
-        environment["OPENAI_API_KEY"] = f"sk-of-seed-{seed}"
-        command = [sys.executable, "-c", DIGESTS, str(place), str(Path(__file__).parent)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        found.append(done.stdout.split())
-    assert found[0] == found[1]
-    assert len(set(found[0])) == len(found[0]) == 14, "things that differ have other digests"

@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from hypothesis import strategies as st
 from runs import Pair, agent, agent_turn, is_polite, polite_answer, predictor, questions, untimed
 from scripted import EXTRACT, UPDATE, Latency, Prompt, lessons, operations, scripted_lm
 from small import grpo
+from test_identity import CODE, api_lm, digest_of, loaded
 
 from tfgrpo_dspy import NoGate
+
+__all__ = ["loaded"]  # a fixture
 
 WORDS = ("greet", "thank", "explain", "apologise", "offer help", "confirm", "repeat", "wait")
 
@@ -126,21 +130,32 @@ def test_the_generator_that_all_python_code_shares_plays_no_part() -> None:
     assert found[0] == found[1]
 
 
-HASHES = """
-import dspy
+ELSEWHERE = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import user_code
+from test_identity import api_lm, digest_of
 from test_promise_deterministic import facts, run
+print(hash("a text"))
+print(*map(digest_of, [api_lm(), *user_code.THINGS.values()]))
 print(facts(run(4, gate=None)))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_the_interpreters_hash_seed_makes_no_difference(tmp_path: Path) -> None:
-    path = {"PYTHONPATH": str(Path(__file__).parent), "DSPY_CACHEDIR": str(tmp_path)}
-    found = []
-    for seed in ("1", "2"):
-        environment = {**os.environ, **path, "PYTHONHASHSEED": seed}
-        command = [sys.executable, "-c", HASHES]
-        printed = subprocess.check_output(command, text=True, env=environment)
-        found.append(printed.splitlines()[-1])
-    assert found == [facts(run(4, gate=None))] * 2
+def test_another_process_with_another_hash_seed_and_folder_gives_the_same_run_and_digests(
+    tmp_path: Path, loaded: Callable[[str], dict[str, Any]]
+) -> None:
+    (tmp_path / "user_code.py").write_text(CODE)
+    seed = "1" if os.environ.get("PYTHONHASHSEED") == "2" else "2"
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "DSPY_CACHEDIR": str(tmp_path)}
+    environment["OPENAI_API_KEY"] = "sk-of-the-other-process"
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path), str(Path(__file__).parent)]
+    printed = subprocess.check_output(command, text=True, env=environment)
+    hashed, digests, told = printed.splitlines()[-3:]
+    assert int(hashed) != hash("a text"), "else this shows nothing"
+    here = [digest_of(each) for each in (api_lm(), *loaded(CODE).values())]
+    assert digests.split() == here
+    assert len(set(here)) == len(here) == 14, "things that differ have other digests"
+    assert told == facts(run(4, gate=None))
