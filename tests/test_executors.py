@@ -14,6 +14,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from pathlib import Path
 from typing import Any
 
+import dask
 import dspy
 import pytest
 from chat_server import ChatServer, server
@@ -60,9 +61,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(folder: Path) -> Iterator[Client]:
+def client(folder: Path, pool: Executor) -> Iterator[Client]:
+    """Its workers are forked, like those of the pool, from a process that has DSPy imported."""
     workers = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
+    assert is_usable(pool)
     with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
         LocalCluster(dashboard_address=":0", local_directory=str(folder), **workers) as cluster,
         Client(cluster) as client,
     ):
@@ -331,7 +335,7 @@ def test_a_rollout_that_takes_too_long_is_left_and_those_behind_it_are_not_on_it
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    limits = {"num_threads": 16, "rollout_timeout_s": 4.0, "max_lm_calls": 60}
+    limits = {"num_threads": 16, "rollout_timeout_s": 2.0, "max_lm_calls": 60}
     with processes(2) as executor:
         assert compiled(executor).detailed_results.updates  # its workers have what they need
         run = compiled(executor, Hanging(pipe, "question 100"), **limits).detailed_results
