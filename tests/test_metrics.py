@@ -134,7 +134,7 @@ def test_hostile_text_is_compared_in_time_and_never_executed(text: str, tmp_path
     text = text.replace("FILE", str(tmp_path / "file"))
     assert is_equivalent("1/3", "2/6")  # the worker runs
     started_at = time.monotonic()
-    assert is_equivalent(text, text + " ") and not is_equivalent(text, "7x", timeout_s=1.0)
+    assert is_equivalent(text, text + " ") and not is_equivalent(text, "7x", timeout_s=0.3)
     assert time.monotonic() - started_at < 8  # 1 second, on a loaded machine
     assert list(tmp_path.iterdir()) == []
 
@@ -180,8 +180,8 @@ import multiprocessing, os
 from tfgrpo_dspy.metrics import is_equivalent
 pairs = [("1/3", "2/6"), ("1/3", "2/7")]
 assert is_equivalent(*pairs[0])
-for method in ("fork", "spawn"):
-    with multiprocessing.get_context(method).Pool(2) as pool:
+for method, n in (("fork", 2), ("spawn", 1)):
+    with multiprocessing.get_context(method).Pool(n) as pool:
         assert pool.starmap(is_equivalent, pairs * 4) == [True, False] * 4
 os.kill(os.getpid(), 9)
 """
