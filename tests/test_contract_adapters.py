@@ -42,8 +42,8 @@ def answered(prompt: Prompt, **fields: Any) -> str:
 
 
 def outputs(prompt: Prompt) -> Mapping[str, Any]:
-    """What the program's LM gives: polite in nine of ten samples with the advice, else in three."""
-    is_polite = prompt.random().random() < (0.9 if ADVICE in prompt.system else 0.3)
+    """What the program's LM gives: polite in all samples with the advice, else in three of ten."""
+    is_polite = prompt.random().random() < (1.0 if ADVICE in prompt.system else 0.3)
     answer = "please" if is_polite else "no"
     if "tool_calls" in prompt.text:
         call = {"name": "submit", "args": {"answer": answer}}
@@ -98,10 +98,10 @@ def is_polite(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
 
 def compiled(student: Any, adapter: Any, **settings: Any) -> Any:
     program, asked = lms()
-    given = {"group_size": 4, "epochs": 3, "num_threads": 2, "progress": False, **settings}
+    given = {"group_size": 4, "epochs": 2, "num_threads": 2, "progress": False, **settings}
     with dspy.context(lm=program, adapter=adapter):
         optimizer = grpo(is_polite, reflection_lm=asked, **given)
-        return optimizer.compile(student, trainset=questions(6), valset=questions(12, start=100))
+        return optimizer.compile(student, trainset=questions(6), valset=questions(10, start=100))
 
 
 @pytest.mark.timeout(60)
@@ -139,8 +139,15 @@ def test_labels_and_the_best_rollouts_become_demos(
     program = dspy.LM("program", engine=scripted_lm([("question", watched)]).engine, cache=False)
     with dspy.context(lm=program, adapter=adapter()):
         results = (
-            grpo(is_polite, reflection_lm=asked, max_demos=2, use_labels=use_labels, progress=False)
-            .compile(PROGRAMS[name](), trainset=questions(6), valset=questions(12, start=100))
+            grpo(
+                is_polite,
+                reflection_lm=asked,
+                max_demos=2,
+                use_labels=use_labels,
+                epochs=2,
+                progress=False,
+            )
+            .compile(PROGRAMS[name](), trainset=questions(6), valset=questions(6, start=100))
             .detailed_results
         )
     assert max(shown) == 3, "two demos before the question"
@@ -252,7 +259,7 @@ def test_a_program_that_decides_learns_and_its_decisions_become_demos(
     }
 
     def decides(prompt: Prompt) -> str:
-        is_right = prompt.random().random() < (0.9 if ADVICE in prompt.system else 0.3)
+        is_right = prompt.random().random() < (1.0 if ADVICE in prompt.system else 0.3)
         return answered(prompt, answer=evidence(float(is_right)))
 
     def metric(_example: Any, pred: Any, _trace: Any = None) -> float:
@@ -262,12 +269,12 @@ def test_a_program_that_decides_learns_and_its_decisions_become_demos(
     program = dspy.LM("program", engine=scripted_lm([("question", decides)]).engine, cache=False)
     with dspy.context(lm=program, adapter=adapter()):
         optimized = grpo(
-            metric, reflection_lm=asked, group_size=4, epochs=3, num_threads=2, max_demos=2,
+            metric, reflection_lm=asked, group_size=4, epochs=2, num_threads=2, max_demos=2,
             progress=False,
         ).compile(
             dspy.Predict(dspy.make_signature(fields)),
-            trainset=questions(6),
-            valset=questions(12, start=100),
+            trainset=questions(4),
+            valset=questions(8, start=100),
         )  # fmt: skip
     results = optimized.detailed_results
     assert ADVICE in library_texts(optimized)

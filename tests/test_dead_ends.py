@@ -197,22 +197,23 @@ def overwritten(answer: dspy.Predict) -> dspy.Predict:
     return answer
 
 
-@pytest.mark.parametrize("is_remote", [False, True])
 @pytest.mark.parametrize(
-    ("called", "is_shown"),
+    ("called", "is_shown", "is_remote"),
     [
-        (lambda _: dspy.Predict("question -> answer"), False),
-        (lambda answer: partial(answer, signature="question -> answer"), False),
-        (overwritten, False),
-        (lambda answer: answer, True),
-        (lambda answer: partial(answer, lm=dspy.settings.lm.copy()), True),
+        (lambda _: dspy.Predict("question -> answer"), False, False),
+        (lambda answer: partial(answer, signature="question -> answer"), False, False),
+        (overwritten, False, False),
+        (overwritten, False, True),
+        (lambda answer: answer, True, True),
+        (lambda answer: partial(answer, lm=dspy.settings.lm.copy()), True, False),
     ],
-    ids=["another predictor", "another signature", "other instructions", "it", "another LM"],
-)
+    ids=["another predictor", "another signature", "other instructions", "the same elsewhere",
+         "it, elsewhere", "another LM"],
+)  # fmt: skip
 def test_a_program_that_shows_no_lm_its_experiences_is_said_to(
     called: Callable[..., Any], is_shown: bool, is_remote: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given: dict[str, Any] = {"max_lm_calls": 150, "max_demos": 0, "progress": False}
+    given: dict[str, Any] = {"max_lm_calls": 100, "max_demos": 0, "progress": False}
     if is_remote:
         given["execution"] = Execution(executor=ThreadPoolExecutor(2))
     with dspy.context(lm=scripted_lm(polite_rules())):

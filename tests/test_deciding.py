@@ -217,9 +217,14 @@ def test_a_gate_that_answers_nonsense_is_told_what_was_wrong(
 
 
 @pytest.mark.parametrize(
-    ("method", "n_before"), [("decide", 1), ("assign", 10), ("demo_sets", 10), ("finalists", 0)]
+    ("method", "n_before", "raised"),
+    [
+        ("decide", 1, SystemExit(3)),
+        ("assign", 10, ValueError("tok-0123456789xyz")),
+        ("demo_sets", 10, ValueError("tok-0123456789xyz")),
+        ("finalists", 0, SystemExit(3)),
+    ],
 )
-@pytest.mark.parametrize("raised", [ValueError("tok-0123456789xyz"), SystemExit(3)])
 def test_a_gate_that_raises_is_named_and_what_was_finished_is_kept(
     method: str, n_before: int, raised: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
