@@ -161,7 +161,7 @@ class Metric:
     max_cost=st.none() | st.integers(500, 40_000),
     gate=st.sampled_from([NoGate, Gate]),
 )
-@settings(max_examples=25, derandomize=True)
+@settings(max_examples=16, derandomize=True)
 def test_no_budget_is_ever_exceeded_whatever_the_program_does(
     kinds: list[str],
     swallows: str,
@@ -222,7 +222,7 @@ def test_every_call_and_every_attempt_of_a_retry_is_counted_in_its_role() -> Non
     assert sum(role.n_failed_calls for role in usage.values()) > 5
 
 
-@pytest.mark.parametrize("max_lm_calls", range(30, 46, 2))
+@pytest.mark.parametrize("max_lm_calls", range(30, 46, 5))
 def test_a_budget_ends_no_update_halfway_when_lessons_begin_late(max_lm_calls: int) -> None:
     scores = itertools.chain([1.0] * 16, itertools.cycle([1.0, 0.0]))  # two batches teach nothing
 
@@ -241,7 +241,7 @@ def test_a_budget_ends_no_update_halfway_when_lessons_begin_late(max_lm_calls: i
     assert engine.n_calls() <= max_lm_calls
 
 
-@pytest.mark.parametrize("limit", range(38, 42))
+@pytest.mark.parametrize("limit", [38, 39])
 def test_the_last_metric_call_of_a_budget_is_made_and_none_after_it(limit: int) -> None:
     """A round of one example takes two; so every second limit is used up to the last call."""
     metric = Metric("none")
@@ -525,7 +525,7 @@ def test_without_a_gate_enough_is_kept_back_to_measure_what_is_returned(
 
 def test_of_max_minutes_enough_is_kept_back_to_measure_what_is_returned() -> None:
     engine = Tally(before=lambda _prompt: NEVER.wait(0.05))
-    given_ = {"gate": Gate(), "epochs": 50, "num_threads": 1, "max_minutes": 6 / 60}
+    given_ = {"gate": Gate(), "epochs": 50, "num_threads": 1, "max_minutes": 4 / 60}
     results = learned(lm=lm_on(engine), **given_).detailed_results
     assert results.updates and results.ended_because.startswith("max_minutes")
     assert results.student.n == results.best.n >= 5
@@ -703,8 +703,7 @@ class Router(dspy.Module):
         return self.of_kind[kind](question=question)
 
 
-@pytest.mark.parametrize("n_kinds", [8, 40])
-def test_a_program_that_calls_few_of_its_predictors_uses_its_budget(n_kinds: int) -> None:
+def test_a_program_that_calls_few_of_its_predictors_uses_its_budget() -> None:
     limit, ran = 150, []
     for n_threads in (1, 4):
         optimizer = TrainingFreeGRPO(
@@ -714,7 +713,7 @@ def test_a_program_that_calls_few_of_its_predictors_uses_its_budget(n_kinds: int
         with dspy.context(lm=polite_lm()):
             ran.append(
                 optimizer.compile(
-                    Router(n_kinds), trainset=questions(24), valset=questions(12, start=100)
+                    Router(40), trainset=questions(24), valset=questions(12, start=100)
                 )
             )
     assert library_texts(ran[0]) == [ADVICE]

@@ -16,7 +16,7 @@ from warm import Process
 
 CHILD = Path(__file__).with_name("killed_child.py")
 KILLS = 9
-"""For each test here; three of them, so 27 in all."""
+"""For each number of threads; 18 in all."""
 LATEST_KILL = 0.25
 """As a share of the LM calls of a whole run, which is so killed several times."""
 LONGEST_CALL_S = 0.03

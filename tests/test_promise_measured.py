@@ -1,6 +1,6 @@
 """Promise 6 for whatever is drawn: no limit is exceeded, and student and result are measured.
 
-Budgets, strategies, shapes of programs, metrics and threads are drawn: 20 times by default. 300
+Budgets, strategies, shapes of programs, metrics and threads are drawn: 12 times by default. 300
 draws take about ten minutes:
 
     TFGRPO_DRAWS=300 .venv-test/bin/python -m pytest tests/test_promise_measured.py
@@ -49,7 +49,7 @@ from tfgrpo_dspy.strategies import (
     TieredHints,
 )
 
-N_DRAWS = int(os.environ.get("TFGRPO_DRAWS", "20"))
+N_DRAWS = int(os.environ.get("TFGRPO_DRAWS", "12"))
 DOLLARS = 1e-6  # of a token
 MOST_TURNS = 6  # of the agent
 

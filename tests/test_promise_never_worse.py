@@ -76,11 +76,16 @@ def measured_on(lm: dspy.LM) -> list[int]:
     return sorted(number - 100 for number in numbers)
 
 
-GATES = {"the default gate": None, "a gate that lets everything stay": Gate()}
-CASES: dict[str, tuple[dict[str, float], Any]] = {
-    "a bare student": ({}, predictor),
-    "failures now and then": ({"provider_fails": 0.15, "program_fails": 0.15}, predictor),
-    "a student with a library": ({}, lambda: knowing(*ADVICE[:2], student=Pair())),
+FAULTS = {"provider_fails": 0.15, "program_fails": 0.15}
+CASES: dict[str, tuple[Gate | None, dict[str, float], Any]] = {
+    "the default gate": (None, {}, predictor),
+    "the default gate, failures now and then": (None, FAULTS, predictor),
+    "all stays, failures now and then": (Gate(), FAULTS, predictor),
+    "all stays, a student with a library": (
+        Gate(),
+        {},
+        lambda: knowing(*ADVICE[:2], student=Pair()),
+    ),
 }
 
 
@@ -93,12 +98,10 @@ def compiled(lm: dspy.LM, student: Any, metric: Any = is_polite, **given_setting
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
-@pytest.mark.parametrize(("faults", "student_of"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("gate", "faults", "student_of"), CASES.values(), ids=CASES)
 @given(effects=EFFECTS, seed=st.integers(0, 1000))
 @example(effects=[-0.4, 0.0, 0.0, -0.4, 0.0], seed=0)  # worse, were ties and losses let stay
 @example(effects=[0.4, 0.4, 0.2, 0.0, 0.2], seed=0)
-@example(effects=[0.2, 0.2, -0.4, -0.4, -0.4], seed=0)
 @settings(max_examples=2, derandomize=True)
 def test_the_program_scores_more_than_the_student_on_what_both_were_measured_or_it_is_the_student(
     gate: Gate | None, faults: dict[str, float], student_of: Any, effects: list[float], seed: int
