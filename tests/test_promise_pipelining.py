@@ -19,13 +19,13 @@ from small import grpo
 from test_promise_deterministic import run
 from test_promise_resume import facts, interrupted_after, replayed
 
-from tfgrpo_dspy import AddLessons, ExperienceLibrary, Gate, NoGate
+from tfgrpo_dspy import AddLessons, BayesianGate, ExperienceLibrary, Gate, NoGate
 from tfgrpo_dspy.rollout import rollout_id_for
 
 WAIT_S = 10.0
 """How long a test waits for what should come; it does not come where something waits in vain."""
 
-GATES = {"no gate": NoGate(), "gate": Gate()}
+GATES = {"no gate": NoGate(), "gate": BayesianGate()}
 
 
 @pytest.mark.parametrize(("staleness", "gate"), [(0, "gate"), (1, "gate"), (2, "no gate")])
