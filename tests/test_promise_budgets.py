@@ -161,7 +161,7 @@ class Metric:
     max_cost=st.none() | st.integers(500, 40_000),
     gate=st.sampled_from([NoGate, Gate]),
 )
-@settings(max_examples=16, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 def test_no_budget_is_ever_exceeded_whatever_the_program_does(
     kinds: list[str],
     swallows: str,
@@ -222,7 +222,7 @@ def test_every_call_and_every_attempt_of_a_retry_is_counted_in_its_role() -> Non
     assert sum(role.n_failed_calls for role in usage.values()) > 5
 
 
-@pytest.mark.parametrize("max_lm_calls", range(30, 46, 5))
+@pytest.mark.parametrize("max_lm_calls", range(30, 46, 2))
 def test_a_budget_ends_no_update_halfway_when_lessons_begin_late(max_lm_calls: int) -> None:
     scores = itertools.chain([1.0] * 16, itertools.cycle([1.0, 0.0]))  # two batches teach nothing
 
