@@ -4,6 +4,7 @@ The task: say "please". An answer does so where the system message has one of th
 scripted LM obeys. The reflection LM condenses as a rule says.
 """
 
+import functools
 import random
 import warnings
 from pathlib import Path
@@ -63,7 +64,7 @@ def world(condensed: Any, chances: dict[str, float] | None = None, **arguments: 
 
 def condensing(lm: dspy.LM, program: Any = None, **settings: Any) -> Any:
     testset = settings.pop("testset", None)
-    chosen = {"group_size": 4, "epochs": 4, "num_threads": 4, "progress": False, "condense": True}
+    chosen = {"group_size": 4, "epochs": 3, "num_threads": 4, "progress": False, "condense": True}
     given = {**chosen, **settings}
     optimizer = grpo(given.pop("metric", is_polite), **given)
     with dspy.context(lm=lm):
@@ -75,13 +76,19 @@ def condensing(lm: dspy.LM, program: Any = None, **settings: Any) -> Any:
         )
 
 
+@functools.cache
+def usual() -> tuple[Any, dspy.LM]:
+    """The program of the usual compile, and its LM; the tests only read them."""
+    lm = world(SHORT)
+    return condensing(lm), lm
+
+
 def instructions_of(program: Any) -> list[str]:
     return [predictor.signature.instructions for _, predictor in program.named_predictors()]
 
 
 def test_a_shorter_text_that_is_as_good_takes_the_place_of_instructions_and_library() -> None:
-    lm = world(SHORT)
-    optimized = condensing(lm)
+    optimized, lm = usual()
     results = optimized.detailed_results
     assert instructions_of(optimized) == [f"{SHORT}\n\n(condensed from E1)"]
     (condensed,) = results.condensed
@@ -96,7 +103,7 @@ def test_a_shorter_text_that_is_as_good_takes_the_place_of_instructions_and_libr
 
 
 def test_what_it_was_made_from_stays_with_its_evidence_in_results_file_and_report() -> None:
-    results = condensing(world(SHORT)).detailed_results
+    results = usual()[0].detailed_results
     saved = RunResults.from_dict(results.to_dict())
     for of in (results, saved):
         (experience,) = of.experiences
@@ -199,7 +206,7 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again_and_one_that_fails_cos
 def test_from_program_says_what_a_condensed_program_has_lost_and_where_it_is(
     tmp_path: Path,
 ) -> None:
-    optimized = condensing(world(SHORT))
+    optimized, _ = usual()
     optimized.save(tmp_path / "program.json")
     loaded = student()
     loaded.load(tmp_path / "program.json")
@@ -264,7 +271,7 @@ def test_nothing_is_condensed_by_default_or_where_the_student_wins() -> None:
     assert lm.engine.n_calls(CONDENSE) == useless.engine.n_calls(CONDENSE) == 0
 
 
-@pytest.mark.parametrize("budget", [40, 60, 80, 100, 130, 170, 220])
+@pytest.mark.parametrize("budget", [40, 80, 130, 220])
 def test_a_budget_is_never_exceeded_and_its_reserve_pays_for_the_condensed_form(
     budget: int,
 ) -> None:
@@ -332,7 +339,7 @@ def test_the_rollouts_of_a_run_without_it_are_used_again(tmp_path: Path) -> None
     assert len(lm.engine.prompts) == 1 + 12  # the text, and its rollouts
 
 
-@pytest.mark.parametrize("n_left", [1, 6, 12])
+@pytest.mark.parametrize("n_left", [1, 12])
 def test_a_run_that_is_interrupted_at_its_end_goes_on_there(tmp_path: Path, n_left: int) -> None:
     whole = world(SHORT)
     expected = condensing(whole, num_threads=1)

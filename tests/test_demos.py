@@ -49,7 +49,7 @@ def world(chance: float = 0.4, with_demos: float = 0.95, answers: Any = None) ->
 
 
 def compiled(lm: dspy.LM, student: Any = None, **settings: Any) -> Any:
-    given: dict[str, Any] = {"n": 12, "n_validation": 20, "batch_size": 6, "epochs": 1}
+    given: dict[str, Any] = {"n": 12, "n_validation": 14, "batch_size": 6, "epochs": 1}
     given |= {"max_demos": 4, "gate": Gate(), "student": student}
     return coded_cases.compiled(lm, **given | settings)
 
@@ -94,7 +94,7 @@ def test_where_they_do_not_help_the_result_is_as_without(lm: dspy.LM) -> None:
 
 
 def test_an_example_of_the_validation_set_is_not_shown_with_its_answer() -> None:
-    with pytest.warns(UserWarning, match="6 of 20 validation examples are training examples"):
+    with pytest.warns(UserWarning, match="6 of 14 validation examples are training examples"):
         optimized = compiled(world(), first_validation=6, max_demos=12)
     asked = {question for question, _ in shown(optimized)}
     assert asked and asked <= {case.question for case in cases(6)}

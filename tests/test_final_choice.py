@@ -188,8 +188,8 @@ def test_inputs_may_be_arrays_and_scores_next_to_nothing(size: float) -> None:
 
 @pytest.mark.parametrize(
     "budget",
-    [{"max_lm_calls": n, "max_metric_calls": m} for n, m in ((45, 400), (90, 400), (250, 80))]
-    + [{"max_metric_calls": n} for n in (45, 250)],
+    [{"max_lm_calls": n, "max_metric_calls": m} for n, m in ((45, 400), (250, 80))]
+    + [{"max_metric_calls": 45}],
     ids=str,
 )
 @pytest.mark.timeout(60)
@@ -216,7 +216,7 @@ def test_two_equal_runs_in_one_process_return_the_same_with_dspys_cache_in_betwe
         lm = world(cache=True)
         for _ in range(2):
             chosen = {"num_threads": num_threads, "batch_size": 5, "epochs": 50}
-            program = compiled(lm, max_lm_calls=150, **chosen)
+            program = compiled(lm, max_lm_calls=100, **chosen)
             results = program.detailed_results
             found.append((program.dump_state(), results.updates, results.finalists))
             n_calls.append(lm.engine.n_calls())
@@ -312,11 +312,10 @@ def test_no_stated_effect_is_larger_than_the_scale_of_the_scores(low: float, hig
     assert [e.effect.bounds for e in again] == [e.effect.bounds for e in results.experiences]
 
 
-@pytest.mark.parametrize("seed", [1, 3])
-def test_with_auto_the_test_set_comes_on_top_of_what_is_learned_with(seed: int) -> None:
+def test_with_auto_the_test_set_comes_on_top_of_what_is_learned_with() -> None:
     def learned_by(testset: Any) -> tuple[Any, int]:
         lm = world()
-        usual: dict[str, Any] = {"auto": "light", "seed": seed, "group_size": 2, "epochs": 50}
+        usual: dict[str, Any] = {"auto": "light", "seed": 3, "group_size": 2, "epochs": 50}
         return compiled(lm, testset=testset, batch_size=5, **usual), lm.engine.n_calls()
 
     (alone, n_alone), (measured, n_measured) = learned_by(None), learned_by(cases(40, FIRST_TEST))

@@ -1,16 +1,15 @@
 """Sampling parameters that a provider refuses are left out, said once, and cost no rollout."""
 
-import json
 import logging
 import re
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
+from chat_server import Arrival, ChatServer, Fault
 from dspy import lm15
 from dspy.utils.exceptions import LMInvalidRequestError
 from runs import learned, library_texts, n_calls, polite_answer, polite_rules
@@ -55,10 +54,14 @@ def no_sampling(prompt: Prompt) -> str:
 
 
 @pytest.mark.parametrize(
-    ("refusal", "n_left_out"),
-    [(no_temperature, 1), (no_seed, 1), (not_together, 1), (neither, 2)],
+    ("refusal", "n_left_out", "error"),
+    [
+        (no_temperature, 1, lm15.ServerError),
+        (no_seed, 1, ValueError),
+        (not_together, 1, lm15.InvalidRequestError),
+        (neither, 2, lm15.InvalidRequestError),
+    ],
 )
-@pytest.mark.parametrize("error", [lm15.InvalidRequestError, lm15.ServerError, ValueError])
 def test_what_the_provider_refuses_is_left_out_and_no_rollout_fails(
     refusal: Refusal, n_left_out: int, error: Any
 ) -> None:
@@ -134,68 +137,22 @@ def only_one_of_them(body: dict[str, Any]) -> str:
     return "`topP` and `temperature`: only one of them." if both else ""
 
 
-class AnyServer(ThreadingHTTPServer):
-    """Answers the polite task, but for bodies that `refusal` says something of."""
+class Refusing(ChatServer):
+    """Answers the polite task, but for bodies with both parameters."""
 
-    daemon_threads = True
-
-    def __init__(self, refusal: Callable[[dict[str, Any]], str]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.refusal = refusal
+    def __init__(self) -> None:
+        super().__init__(polite_rules())
         self.bodies: list[dict[str, Any]] = []
 
-    def __enter__(self) -> "AnyServer":
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-
-    @property
-    def base(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def answer(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def arrived(self, body: dict[str, Any]) -> Arrival:
         self.bodies.append(body)
-        if why := self.refusal(body):
-            return 400, {"error": {"message": why, "type": "invalid_request_error"}}
-        system, user = (str(message["content"]) for message in body["messages"][:2])
-        prompt = Prompt(system, user, len(self.bodies), None)
-        matching = (a for pattern, a in polite_rules() if re.search(pattern, prompt.text))
-        answer = next(matching)
-        text = answer(prompt) if callable(answer) else str(answer)
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}}
-        return 200, {
-            "id": "1",
-            "object": "chat.completion",
-            "created": 1,
-            "model": "any",
-            "choices": [choice | {"finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18},
-        }
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: AnyServer
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        status, reply = self.server.answer(body)
-        content = json.dumps(reply).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None: ...
+        why = only_one_of_them(body)
+        return replace(super().arrived(body), fault=Fault(400, why) if why else None)
 
 
 def test_the_users_top_p_stays_where_temperature_is_refused_beside_it() -> None:
-    with AnyServer(only_one_of_them) as server:
-        lm = dspy.LM("openai/any", api_base=server.base, api_key="none", cache=False, top_p=0.9)
-        program = learned(lm=lm)
+    with Refusing() as server:
+        program = learned(lm=server.lm(api_key="none", top_p=0.9))
     answered = [body for body in server.bodies if not only_one_of_them(body)]
     assert {(body.get("temperature"), body.get("top_p")) for body in answered} == {(None, 0.9)}
     assert program.detailed_results.failures == {"parameter left out": 1}

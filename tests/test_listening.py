@@ -1,6 +1,7 @@
 """Whatever a listener does, the run, its result and its time are those of a run without it."""
 
 import asyncio
+import functools
 import logging
 import threading
 import time
@@ -19,6 +20,12 @@ from tfgrpo_dspy.strategies.base import Strategy
 NEVER = threading.Event()
 
 
+@functools.cache
+def usual() -> Any:
+    """The program of a run that nobody listens to."""
+    return learned()
+
+
 @pytest.mark.parametrize(
     "error", [SystemExit, asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, StopIteration]
 )
@@ -31,7 +38,7 @@ def test_a_listener_may_raise_anything_and_the_run_counts_it(
     with caplog.at_level(logging.WARNING, "tfgrpo_dspy"):
         disturbed = learned(on_event=listener)
     assert disturbed.detailed_results.failures["listener"] >= 3
-    assert library_texts(disturbed) == library_texts(learned())
+    assert library_texts(disturbed) == library_texts(usual())
     assert len([m for m in caplog.messages if "on_event raised" in m]) == 1
 
 
@@ -42,7 +49,7 @@ def test_a_listener_that_hangs_holds_up_only_the_end_for_a_bounded_time(
     with caplog.at_level(logging.WARNING, "tfgrpo_dspy"):
         held = learned(on_event=lambda _event: NEVER.wait(60))
     assert held.detailed_results.wall_time_s < 30
-    assert library_texts(held) == library_texts(learned())
+    assert library_texts(held) == library_texts(usual())
     (line,) = [m for m in caplog.messages if "on_event has not taken the last" in m]
     assert "the run does not wait for it" in line
 
@@ -60,9 +67,9 @@ def test_what_a_listener_does_to_results_and_examples_changes_nothing_of_the_run
         disturbed = optimizer_of(on_event=listener).compile(
             dspy.Predict("question -> answer"), trainset=trainset, valset=questions(12, start=100)
         )
-    usual = learned().detailed_results
-    assert disturbed.detailed_results.usage == usual.usage
-    assert disturbed.detailed_results.library == usual.library
+    expected = usual().detailed_results
+    assert disturbed.detailed_results.usage == expected.usage
+    assert disturbed.detailed_results.library == expected.library
 
 
 def test_the_run_goes_on_while_a_listener_is_slow_and_waits_for_it_at_the_end() -> None:
@@ -114,7 +121,7 @@ def test_a_callback_of_dspy_changes_neither_the_run_nor_what_other_callbacks_are
     with dspy.context(callbacks=[bad, good]), caplog.at_level(logging.WARNING, "tfgrpo_dspy"):
         disturbed = learned()
     assert time.monotonic() - begun < 30
-    assert library_texts(disturbed) == library_texts(learned())
+    assert library_texts(disturbed) == library_texts(usual())
     results = disturbed.detailed_results
     assert told == [round(100 * score.mean, 2) for score in (results.student, results.best)]
     line = {"hangs": "Bad has not taken the last 2 events yet", "raises": "Bad raised SystemExit"}
