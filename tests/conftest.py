@@ -21,6 +21,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist takes files in their order: last would come those of few tests, the longest."""
+    config.option.loadscopereorder = False
+
+
 @pytest.fixture(autouse=True)
 def fresh_dspy() -> Iterator[None]:
     """No disk cache, an empty memory cache, no configured LM."""

@@ -15,7 +15,7 @@ import dspy
 import pytest
 from dspy import lm15
 from dspy.adapters.types.decision import Choice, Noul, Score
-from runs import ADVICE, library_texts, look_up, questions
+from runs import ADVICE, is_polite, library_texts, look_up, questions
 from scripted import Prompt, chat, scripted_lm
 from small import grpo
 
@@ -90,10 +90,6 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
     "ReAct": lambda: dspy.ReAct("question -> answer", tools=[look_up], max_iters=3),
     "ReActV2": lambda: dspy.ReActV2("question -> answer", tools=[look_up], max_iters=3),
 }
-
-
-def is_polite(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
-    return dspy.Prediction(score=float(pred.answer == "please"), feedback="Say please.")
 
 
 def compiled(student: Any, adapter: Any, **settings: Any) -> Any:

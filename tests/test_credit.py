@@ -653,22 +653,6 @@ def test_without_a_metric_the_judge_gives_the_steps_their_values() -> None:
     assert all(value is not None and 0 <= value <= 1 for _, each in kept.seen for value in each)
 
 
-@pytest.mark.parametrize(
-    ("make", "told"),
-    [
-        (lambda: MonteCarloCredit(calls=0), "calls=0"),
-        (lambda: BranchingRollouts(leaves=2), "leaves=2"),
-        (lambda: BranchingRollouts(leaves=4, whole=4), "whole=4"),
-        (lambda: InformationGain(samples=0), "samples=0"),
-        (lambda: ImplicitStepRewards(pairs=0), "pairs=0"),
-        (lambda: ImplicitStepRewards(groups=-1), "groups=-1"),
-    ],
-)
-def test_settings_that_cannot_be_used_are_refused(make: Any, told: str) -> None:
-    with pytest.raises(SettingsError, match=told):
-        make()
-
-
 @dataclass(frozen=True)
 class Odd(Strategy):
     """Gives what cannot be used."""

@@ -15,9 +15,9 @@ from runs import learned
 from scripted import (
     EXTRACT,
     UPDATE,
+    AsyncEngine,
     Prompt,
     Rule,
-    ScriptedEngine,
     chat,
     lessons,
     operations,
@@ -73,13 +73,6 @@ BAD_ADVICE = "Answer in words."
 WITH_BAD_ADVICE = [*REFLECTIONS, (BAD_ADVICE, chat(reasoning="", answer="four")), ASKED]
 RULES_OF = {"results": WITH_BAD_ADVICE}
 OUTPUT_FOLLOWS = "It prints:"  # the output of the block before
-
-
-class AsyncEngine(ScriptedEngine):
-    """For programs that await their LM calls."""
-
-    async def complete(self, request: Any) -> Any:  # type: ignore[override]
-        return super().complete(request)
 
 
 def blocks(page: Path, kind: str) -> list[str]:

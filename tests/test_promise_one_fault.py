@@ -14,7 +14,7 @@ import pytest
 from dspy import lm15
 from runs import (
     ADVICE,
-    agent_turn,
+    agent_lm,
     is_polite,
     learned,
     library_texts,
@@ -135,8 +135,7 @@ def test_a_tool_that_fails_costs_its_own_result_only() -> None:
         """Reads a page of the manual."""
         raise ConnectionError(page)
 
-    extract, update, answer = polite_rules()
-    lm = scripted_lm([extract, update, ("`next_tool_name`", agent_turn), answer])
+    lm = agent_lm()
     agent = dspy.ReAct("question -> answer", tools=[look_up])
     # DSPy writes the traceback; in CPython 3.11 two threads at once may raise SystemError there
     optimized = learned(agent, lm, num_threads=1)

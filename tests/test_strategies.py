@@ -25,7 +25,13 @@ from runs import (
 )
 from scripted import EXTRACT, UPDATE, chat, scripted_lm
 
-from tfgrpo_dspy import ExperienceLibrary, MissingRecordError, RunFailedError, SettingsError
+from tfgrpo_dspy import (
+    ExperienceLibrary,
+    MissingRecordError,
+    RunFailedError,
+    SettingsError,
+    strategies,
+)
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.strategies.base import (
@@ -499,3 +505,41 @@ def test_the_plan_says_that_it_does_not_know_what_strategies_take() -> None:
             for each in (optimizer, optimizer_of())
         ]
     assert ["strategies" in plan for plan in plans] == [True, False]
+
+
+def of(_: Any) -> Any:
+    """What a strategy might be given as a function."""
+
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("LearningFrontier", {"memory": 2}), ("LearningFrontier", {"memory": True}),
+    ("BayesianAllocation", {"most": 1}), ("DomainBandit", {"domain": "a", "exploration": -1}),
+    *(("DomainBandit", {"domain": "a", "window": bad}) for bad in (0, 1.5)),
+    ("DomainBandit", {"domain": None}), ("HardSampleWeights", {"temperature": 0}),
+    ("HardSampleWeights", {"domain": 5}), ("TieredHints", {"after": -1}),
+    ("TeacherRollouts", {"teacher": predictor(), "share": 2}),
+    ("MonteCarloCredit", {"calls": 0}), ("BranchingRollouts", {"leaves": 2}),
+    ("BranchingRollouts", {"leaves": 4, "whole": 4}), ("InformationGain", {"samples": 0}),
+    ("ImplicitStepRewards", {"pairs": 0}), ("ImplicitStepRewards", {"groups": -1}),
+    ("ConflictAware", {"max_entropy": 0}), ("AttributionPrior", {"n_examples": 0}),
+    *(("Extrapolate", {name: bad}) for name, bad in (("every", 0), ("factor", "a"), ("most", 2.5))),
+    ("Induction", {"every": 0}), ("GlobalConstraint", {"quantity": "help"}),
+    *(("GlobalConstraint", {"quantity": of, "weight": bad}) for bad in (0, "a")),
+    *(("ClippedDiversity", {"clip": bad}) for bad in (0.5, None)),
+    *(("Objectives", {"weights": bad})
+      for bad in ({}, {"a": 0.0}, {"a": -1.0}, {"a": float("nan")}, {"a": "b"}, "score")),
+    ("Objectives", {"weights": {"a": 1}, "never_below": 0.5}),
+    ("Objectives", {"weights": {"a": 1}, "computed": {"x": 3}}),
+    ("StepOrder", {"reference": of, "weight": -1}), ("StepOrder", {"reference": ["a", "b"]}),
+    ("StepOrder", {"reference": of, "steps": ["a"]}),
+]  # fmt: skip
+"""The last argument is the one that cannot be used."""
+
+
+@pytest.mark.parametrize(("name", "arguments"), REFUSED)
+def test_a_setting_that_cannot_be_used_is_refused_with_its_value(
+    name: str, arguments: dict[str, Any]
+) -> None:
+    *_, (argument, value) = arguments.items()
+    with pytest.raises(SettingsError, match=re.escape(f"{argument}={value!r}: ")):
+        getattr(strategies, name)(**arguments)

@@ -346,32 +346,3 @@ def test_by_default_the_steps_are_the_names_of_predictors_and_tools() -> None:
     assert strategy.order(rollout(steps=steps[::-1])) == -1.0
     rewards = strategy.reward(scored(rollout(steps=steps), rollout(steps=steps[::-1])))
     assert rewards[0] > rewards[1], "though both have the same score"
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: GlobalConstraint("help"), "quantity='help'"),  # type: ignore[arg-type]
-        (lambda: GlobalConstraint(helps, weight=0), "weight=0"),
-        (lambda: ClippedDiversity(0.5), "clip=0.5"),
-        (lambda: GlobalConstraint(helps, weight="a"), "weight='a'"),  # type: ignore[arg-type]
-        (lambda: ClippedDiversity(None), "clip=None"),  # type: ignore[arg-type]
-        (lambda: Objectives({}), "weights={}"),
-        (lambda: Objectives({"a": 0.0}), "weights={'a': 0.0}"),
-        (lambda: Objectives({"a": -1.0}), "weights={'a': -1.0}"),
-        (lambda: Objectives({"a": float("nan")}), "weights={'a': nan}"),
-        (lambda: Objectives({"a": "b"}), "weights={'a': 'b'}"),  # type: ignore[dict-item]
-        (lambda: Objectives("score"), "weights='score'"),  # type: ignore[arg-type]
-        (lambda: Objectives({"a": 1}, never_below=0.5), "never_below=0.5"),  # type: ignore[arg-type]
-        (
-            lambda: Objectives({"a": 1}, computed={"x": 3}),
-            "computed={'x': 3}: it ",
-        ),  # type: ignore[dict-item]
-        (lambda: StepOrder(lambda _: "", weight=-1), "weight=-1"),
-        (lambda: StepOrder(["a", "b"]), "reference=['a', 'b']"),  # type: ignore[arg-type]
-        (lambda: StepOrder(lambda _: "", steps=["a"]), "steps=['a']"),  # type: ignore[arg-type]
-    ],
-)
-def test_a_setting_that_cannot_be_used_is_refused_with_its_value(make: Any, message: str) -> None:
-    with pytest.raises(SettingsError, match=re.escape(message)):
-        make()
