@@ -279,9 +279,8 @@ class Client:
         return f"page {page} is blue"
 
 
-@pytest.mark.parametrize("n_compiles", [1, 2])
 @pytest.mark.parametrize("at", ["a script", "a thread", "a running loop"])
-def test_calls_that_share_a_client_or_a_lock_share_a_loop(at: str, n_compiles: int) -> None:
+def test_calls_that_share_a_client_or_a_lock_share_a_loop(at: str) -> None:
     client, at_most_two = Client(), asyncio.Semaphore(2)
 
     async def read(page: str) -> str:
@@ -296,7 +295,7 @@ def test_calls_that_share_a_client_or_a_lock_share_a_loop(at: str, n_compiles: i
     async def main() -> Any:
         return await asyncio.to_thread(compiled) if at == "a thread" else compiled()
 
-    for _ in range(n_compiles):
+    for _ in range(2):
         program = compiled() if at == "a script" else asyncio.run(main())
         assert program.detailed_results.failures == {}
         assert client.most_at_once == 2
@@ -379,10 +378,12 @@ LAZY: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("at", ["a script", "a thread"])
-@pytest.mark.parametrize("tool", LAZY.values(), ids=LAZY)
+@pytest.mark.parametrize(
+    ("tool", "at"),
+    [*((tool, "a script") for tool in LAZY), ("a closure", "a thread"), ("a cache", "a thread")],
+)
 def test_calls_share_a_loop_with_the_client_that_the_first_of_them_makes(
-    tool: Any, at: str
+    tool: str, at: str
 ) -> None:
     class Twice(Reading):
         def forward(self, question: str) -> Any:
@@ -391,7 +392,7 @@ def test_calls_share_a_loop_with_the_client_that_the_first_of_them_makes(
 
     def compiled() -> Any:
         with dspy.context(lm=polite_lm()):
-            return optimizer_of(**SETTINGS).compile(Twice(tool()), **DATA)
+            return optimizer_of(**SETTINGS).compile(Twice(LAZY[tool]()), **DATA)
 
     async def main() -> Any:
         return await asyncio.to_thread(compiled)

@@ -24,7 +24,6 @@ UNITS: dict[str, Callable[[float], float]] = {
     "5 to 5.01": lambda score: 5 + score / 100,
     "0 to 0.001": lambda score: score / 1000,
 }
-OTHERS = [name for name in UNITS if name != "0 to 1"]
 
 
 def compiled(answer: Callable[[Prompt], Any], unit: str, feedback: str, n: int = 300) -> Any:
@@ -64,12 +63,18 @@ def usual_of(answer: Callable[[Prompt], Any]) -> Any:
 
 
 ANSWERS = [polite_answer, often_unreadable, only_with_advice, only_once_in_four]
+LEARNED = [
+    *(("-20000 to -3000", answer) for answer in ANSWERS),
+    ("-1 to 0", often_unreadable),
+    ("0 to 100", only_once_in_four),
+    ("5 to 5.01", only_with_advice),
+    ("0 to 0.001", often_unreadable),
+]
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
-@pytest.mark.parametrize("unit", OTHERS)
+@pytest.mark.parametrize(("unit", "answer"), LEARNED)
 def test_the_same_metric_in_another_unit_learns_the_same_from_as_many_calls(
-    answer: Callable[[Prompt], Any], unit: str
+    unit: str, answer: Callable[[Prompt], Any]
 ) -> None:
     usual, other = usual_of(answer), compiled(answer, unit, "Say please.")
     assert library_texts(other) == library_texts(usual)
@@ -77,7 +82,7 @@ def test_the_same_metric_in_another_unit_learns_the_same_from_as_many_calls(
     assert uses_of(other) == uses_of(usual)
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", ["0 to 1", "-20000 to -3000", "0 to 0.001"])
 def test_a_perfect_program_ends_early_in_every_unit(unit: str) -> None:
     done = compiled(lambda _: chat(answer="please"), unit, "Fine.", n=600)
     assert {*uses_of(done)} == {"no contrast"}
