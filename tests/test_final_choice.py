@@ -186,26 +186,6 @@ def test_inputs_may_be_arrays_and_scores_next_to_nothing(size: float) -> None:
     assert optimized.detailed_results.updates
 
 
-@pytest.mark.parametrize(
-    "budget",
-    [{"max_lm_calls": n, "max_metric_calls": m} for n, m in ((45, 400), (250, 80))]
-    + [{"max_metric_calls": 45}],
-    ids=str,
-)
-@pytest.mark.timeout(60)
-def test_whatever_the_budget_student_and_result_are_measured_within_it(budget: Any) -> None:
-    lm = world()
-    program = compiled(lm, num_threads=8, batch_size=5, epochs=50, **budget)
-    results = program.detailed_results
-    assert lm.engine.n_calls() <= budget.get("max_lm_calls", 10**9)
-    assert results.metric_calls <= budget.get("max_metric_calls", 10**9)
-    assert "could not be measured" not in results.nothing_learned
-    assert "is used up" not in results.ended_because  # it was planned in whole updates
-    if any(update.library_size for update in results.updates):
-        assert len(results.finalists) >= 2
-        assert results.student.n == results.best.n >= 2
-
-
 @pytest.mark.timeout(120)
 def test_two_equal_runs_in_one_process_return_the_same_with_dspys_cache_in_between() -> None:
     """The second is answered from the memory cache, which costs nothing: it goes no further."""

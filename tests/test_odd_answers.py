@@ -9,17 +9,12 @@ from typing import Any
 import dspy
 import numpy as np
 import pytest
-from runs import Run, in_training, learned, polite_answer, polite_rules
+from runs import Run, in_training, knowing, learned, polite_answer, polite_rules
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
 
-from tfgrpo_dspy import ExperienceLibrary, NoGate
+from tfgrpo_dspy import NoGate
 
 NO_TEXT = "the text is empty"
-
-
-def known(*texts: str) -> dspy.Module:
-    """A student with a library baked in, of ids E1, E2, ..."""
-    return ExperienceLibrary.from_texts(texts).bake(dspy.Predict("question -> answer"))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +73,7 @@ def known(*texts: str) -> dspy.Module:
 def test_an_operation_is_understood_or_refused_with_a_reason(
     answer: str, library: str, refusals: list[str]
 ) -> None:
-    run = Run([["1", "0"]], (UPDATE, answer), student=known("Count.", "Read."), max_experiences=4)
+    run = Run([["1", "0"]], (UPDATE, answer), student=knowing("Count.", "Read."), max_experiences=4)
     assert run.library.render() == library
     assert sorted(run.refusals) == sorted(refusals)
 

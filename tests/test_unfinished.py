@@ -124,14 +124,6 @@ def test_of_a_cut_update_the_finished_operations_are_made() -> None:
     assert [experience.text for experience in run.library] == ["Be kind."]
 
 
-def test_the_log_shows_how_an_unreadable_answer_begins(caplog: pytest.LogCaptureFixture) -> None:
-    Run([["1", "0"]], (EXTRACT, "<think>Let me look at the desks"))
-    (line,) = [
-        line for line in caplog.messages if "first failure of kind 'reflection parse'" in line
-    ]
-    assert "Let me look at the desks" in line
-
-
 @pytest.mark.parametrize("blank", ["", " ", "\n", "\r\n", " \t\n\n"])
 def test_blanks_behind_a_tool_result_do_not_repeat_an_agents_history(blank: str) -> None:
     def step(history: str) -> Step:
