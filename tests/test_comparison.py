@@ -115,8 +115,7 @@ SHOWN_BY = {
         "promise_resume::the_same_compile_again_makes_no_call_and_gives_the_same"
     ),
     "same seed and answers, same result, for any threads": (
-        "promise_deterministic::"
-        "one_and_sixteen_threads_with_random_latencies_give_the_same_bit_for_bit"
+        "promise_pipelining::any_threads_and_latencies_give_the_same_bit_for_bit"
     ),
     "one failed rollout or answer costs only itself": (
         "promise_one_fault::a_fault_costs_its_own_rollouts_only_and_is_counted_and_logged_once"
