@@ -59,6 +59,19 @@ def test_a_program_none_of_whose_answers_can_be_read_is_given_up(
     assert ". Answers that are cut" in str(ended)
 
 
+def test_a_program_whose_empty_answers_score_unlike_is_not_given_up() -> None:
+    def metric(example: dspy.Example, _pred: Any) -> float:
+        return len(example.question) / 20
+
+    student, lm = dspy.Predict("question -> answer"), scripted_lm([("question", chat(answer=""))])
+    trainset = [dspy.Example(question="q" * n).with_inputs("question") for n in range(1, 21)]
+    with dspy.context(lm=lm):
+        done = grpo(metric, max_lm_calls=60, reflection=Reflection(drafts=0)).compile(
+            student, trainset=trainset
+        )
+    assert n_calls(done) > 30
+
+
 @pytest.mark.parametrize("answer", ["", "I am sorry"])
 def test_answers_that_a_content_filter_held_back_are_called_so(answer: str) -> None:
     ended = failing([("question", Filtered(answer))])

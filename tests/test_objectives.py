@@ -155,6 +155,7 @@ def test_a_target_score_ends_the_training_once_ten_groups_have_it(
     settings = {"max_lm_calls": 400, "target_score": target, "epochs": 9, "batch_size": 2}
     results = learned(**settings, gate=NoGate()).detailed_results
     assert results.ended_because.startswith(f"target_score={target} is reached: ") is is_reached
+    assert not is_reached or "the last 10 groups" in results.ended_because
     groups = [group.scores for update in results.updates for group in update.groups]
     if is_reached:
         means = [sum(map(sum, groups[n - 10 : n])) / 40 for n in range(10, len(groups) + 1, 2)]

@@ -343,10 +343,16 @@ def test_a_metric_with_nothing_to_say_of_the_only_predictor_is_not_asked_for_eve
     assert metric.names["self"] == sum(n_first), "as long as no update was decided"
 
 
-def test_where_metric_calls_are_few_the_only_predictor_is_not_asked_about() -> None:
-    metric = Asked(words_alone)
-    one_for_all(metric, max_lm_calls=None, max_metric_calls=60)
-    assert metric.names["self"] == 0 < metric.names.total() <= 60
+@pytest.mark.parametrize(("most", "is_asked"), [(60, False), (119, False), (120, True)])
+def test_the_only_predictor_is_asked_about_if_that_takes_a_fifth_of_the_metric_calls_at_most(
+    most: int, is_asked: bool
+) -> None:
+    """Asking takes one more call for each rollout of the first batch, and of the one after it."""
+    metric, sizes = Asked(words_alone), {"batch_size": 4, "group_size": 3}
+    execution = Execution(max_staleness=1)
+    one_for_all(metric, max_lm_calls=None, max_metric_calls=most, execution=execution, **sizes)
+    assert (metric.names["self"] > 0) is is_asked
+    assert metric.names.total() <= most
 
 
 def test_the_number_of_threads_changes_nothing_about_what_a_metric_is_asked() -> None:
