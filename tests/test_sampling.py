@@ -1,6 +1,7 @@
 """One rollout: distinct samples, the full trajectory, failures told apart, nothing touched."""
 
 import datetime
+import math
 import re
 import threading
 from collections import Counter
@@ -23,6 +24,7 @@ from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
+from tfgrpo_dspy.sampling.examples import label_text
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout, sampling_copy
 
 EXAMPLE = dspy.Example(question="why?", answer="yes").with_inputs("question")
@@ -374,6 +376,16 @@ class Unprintable:
 def test_outputs_of_every_type_become_text(value: Any, text: str) -> None:
     program = Program(lambda _self, _question: dspy.Prediction(answer=value), ask=ask())
     assert rollout(program, scripted_lm([]), metric=None).outputs == {"answer": text}
+
+
+@pytest.mark.parametrize(
+    ("label", "annotation", "text"),
+    [(None, int | None, "None"), (None, int, None), (math.nan, float | None, None)],
+)
+def test_a_label_of_none_is_shown_where_the_field_takes_none(
+    label: Any, annotation: Any, text: str | None
+) -> None:
+    assert label_text(label, annotation) == text
 
 
 def test_a_program_may_return_something_that_is_no_prediction() -> None:
