@@ -120,8 +120,10 @@ def test_a_program_learns_and_is_never_worse(student_of: Any, adapter: Any) -> N
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
-@pytest.mark.parametrize("name", ["predict", "a Reasoning field"])
-@pytest.mark.parametrize("use_labels", [True, False], ids=["labels", "best rollouts"])
+@pytest.mark.parametrize(
+    ("name", "use_labels"),
+    [("predict", True), ("a Reasoning field", True), ("a Reasoning field", False)],
+)
 def test_labels_and_the_best_rollouts_become_demos(
     name: str, adapter: Any, use_labels: bool, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -59,7 +59,7 @@ def test_a_seeded_request_gives_the_same_text_alone_and_among_others(lm: dspy.LM
 
 def test_prompts_that_take_turns_are_not_read_anew_and_give_the_same_texts() -> None:
     lm = local_lm(n_parallel=1, max_tokens=8, cache=False)
-    stories = [f"Once upon a time there was {animal}. " * 15 for animal in ("a fox", "an owl")]
+    stories = [f"Once upon a time there was {animal}. " * 8 for animal in ("a fox", "an owl")]
     asked = [request(lm, lm15.Message.user(story + "What came then?"), seed=3) for story in stories]
     off = lm15.CacheConfig(mode="off")
     fresh = [lm(request(lm, *one.messages, seed=3, cache=off)) for one in asked]
@@ -68,7 +68,7 @@ def test_prompts_that_take_turns_are_not_read_anew_and_give_the_same_texts() -> 
         lm(request(lm, lm15.Message.user(story + "Who was it?"), seed=1))
     again = [lm(one) for one in asked]
 
-    assert [answer.usage.cache_read_tokens > 100 for answer in again] == [True, True]
+    assert [answer.usage.cache_read_tokens > 50 for answer in again] == [True, True]
     assert [answer.usage.cache_read_tokens for answer in fresh] == [0, 0]
     assert [answer.text for answer in again] == [answer.text for answer in fresh]
 

@@ -93,7 +93,7 @@ ANOTHER_RUN: dict[str, Any] = {
     "reflection_lm": polite_lm(top_p=0.5),
     "objective": "Manners.",
     "group_size": 3,
-    "batch_size": 2,
+    "batch_size": 1,
     "temperature": 0.9,
     "max_experiences": 7,
     "max_demos": 1,
@@ -136,10 +136,17 @@ THE_SAME: dict[str, Any] = {
 }
 
 
+def compiled(folder: Path, **changes: Any) -> None:
+    """A compile on two examples, validated on two."""
+    given = {"epochs": 1, "group_size": 2, **FREE, **changes, "log_dir": folder}
+    with dspy.context(lm=polite_lm(max_tokens=50)):
+        optimizer_of(**given).compile(predictor(), trainset=questions(2), valset=questions(2, 100))
+
+
 @pytest.fixture(scope="module")
 def priced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("priced") / "log"
-    learned(log_dir=folder, epochs=1, lm=polite_lm(max_tokens=50), **FREE)
+    compiled(folder)
     return folder
 
 
@@ -148,8 +155,7 @@ def test_every_argument_is_part_of_a_runs_identity_or_says_how_far_it_goes(
     name: str, priced: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(priced, tmp_path / "log")
-    changes = {name: {**ANOTHER_RUN, **THE_SAME}[name], "log_dir": tmp_path / "log"}
-    learned(**{"epochs": 1, "lm": polite_lm(max_tokens=50), **FREE, **changes})
+    compiled(tmp_path / "log", **{name: {**ANOTHER_RUN, **THE_SAME}[name]})
     assert len(saved_runs(tmp_path / "log")) == 1 + (name in ANOTHER_RUN)
 
 
