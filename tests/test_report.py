@@ -67,20 +67,20 @@ def real_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainset, valset, _ = load()
     optimizer = grpo(
         house_style,
-        reflection_lm=local_lm(temperature=0.7, max_tokens=40, cache=False),
+        reflection_lm=local_lm(temperature=0.7, max_tokens=24, cache=False),
         extract=ExtractAdvantage(LessonsFromFeedback, PlainAdapter()),
         update=AddLessons(),
         gate=Gate(),
         group_size=2,
-        batch_size=3,
+        batch_size=2,
         epochs=1,
         max_experience_words=12,
         log_dir=log_dir,
         progress=False,
     )
-    lm = local_lm(temperature=0.0, max_tokens=40, cache=False)
+    lm = local_lm(temperature=0.0, max_tokens=24, cache=False)
     with dspy.context(lm=lm, adapter=PlainAdapter(), callbacks=[]):
-        optimizer.compile(program(), trainset=trainset[:3], valset=valset[:2])
+        optimizer.compile(program(), trainset=trainset[:2], valset=valset[:2])
     return log_dir
 
 
