@@ -1,6 +1,8 @@
 """A finished run is gone on with: with a larger budget from its end, with a test set beside it."""
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,21 @@ def test_a_test_set_is_measured_beside_a_finished_run(
     assert len(saved_runs(tmp_path)) == 1
     for again in (testset, None):
         assert compiled(tmp_path, again, **budget)[1] == 0
+
+
+def test_results_that_the_last_start_could_not_write_any_more_are_written_by_the_next(
+    ended: tuple[Path, Any, int],
+) -> None:
+    folder, program, _ = ended
+    (key,) = records(folder, "results")
+    with closing(sqlite3.connect(folder / "tfgrpo_store.db")) as database:
+        database.execute("DELETE FROM Cache WHERE key = ?", (key,))
+        database.commit()
+    again, n_calls = compiled(folder, max_lm_calls=150)
+    assert n_calls == 0 and library_texts(again) == library_texts(program)
+    (run,) = saved_runs(folder)
+    assert run.results.best == again.detailed_results.best
+    assert [*records(folder, "results")] == [key]
 
 
 def test_a_limit_that_the_test_set_raised_is_shown(ended: tuple[Path, Any, int]) -> None:
