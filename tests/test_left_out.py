@@ -14,6 +14,7 @@ from dspy import lm15
 from dspy.utils.exceptions import LMInvalidRequestError
 from runs import learned, library_texts, n_calls, polite_answer, polite_rules
 from scripted import EXTRACT, UPDATE, Prompt, scripted_lm
+from test_odd_answers import OwnLM
 
 from tfgrpo_dspy import SettingsError, TrainingFreeGRPO
 
@@ -158,39 +159,24 @@ def test_the_users_top_p_stays_where_temperature_is_refused_beside_it() -> None:
     assert program.detailed_results.failures == {"parameter left out": 1}
 
 
-class OwnLM(dspy.BaseLM):
+class Warmless(OwnLM):
     """An LM of the user's own class, without an engine, that takes no temperature."""
 
     def __init__(self) -> None:
-        super().__init__("own", cache=False, num_retries=0)
+        super().__init__({"prompt_tokens": 1})
         self.sent: list[dict[str, Any]] = []
 
-    def forward(self, _prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
-        sent = {**self.kwargs, **kwargs}
-        self.sent.append(sent)
-        if "temperature" in sent and sent["temperature"] is not None:
-            why = f"temperature={sent['temperature']}: extra inputs are not permitted"
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        self.sent.append({**self.kwargs, **kwargs})
+        if (temperature := self.sent[-1].get("temperature")) is not None:
+            why = f"temperature={temperature}: extra inputs are not permitted"
             raise LMInvalidRequestError(why, status=422)
-        text = "".join(message["content"] for message in messages)
-        rules = polite_rules()[:2]
-        found = next((answer for pattern, answer in rules if re.search(pattern, text)), "")
-        content = found or polite_answer(Prompt(text, text, len(self.sent), None))
-        choice = {"message": {"content": content}, "finish_reason": "stop"}
-        return ModelAnswer(choices=[choice], usage={"prompt_tokens": 1}, model="own")
-
-
-class ModelAnswer(dict[str, Any]):
-    """An OpenAI-shaped answer."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self:
-            raise AttributeError(name)
-        return self[name]
+        return super().forward(prompt, messages, **kwargs)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_lm_of_the_users_own_class_is_called_without_what_it_refuses() -> None:
-    lm = OwnLM()
+    lm = Warmless()
     assert learned(lm=lm).detailed_results.failures == {"parameter left out": 1}
     assert sum("temperature" in sent and bool(sent["temperature"]) for sent in lm.sent) <= 4
 
