@@ -222,6 +222,24 @@ def test_completions_of_an_lm_that_is_not_metered_are_taken_before_they_are_made
     assert (ledger.n_lm_calls, len(lm.history)) == (3, 1)
 
 
+@pytest.mark.parametrize(
+    ("fault", "is_paid"),
+    [(lm15.RateLimitError("slow down", status=429), False), (lm15.TransportError("reset"), True)],
+    ids=["refused", "unanswered"],
+)
+def test_what_a_failed_call_of_such_an_lm_cost_is_not_known_unless_it_was_refused(
+    fault: Exception, is_paid: bool
+) -> None:
+    ledger = Ledger(Budget(max_cost=9.0))
+    lm = dspy.LM("fixed", engine=RefusingOnce(fault), cache=False, num_retries=0, max_tokens=9)
+    with (
+        dspy.context(**watching(CallWatcher(Meter(ledger, {"fixed": (1.0, 1.0)})))),
+        pytest.raises(dspy.LMError),
+    ):
+        lm("why?")
+    assert (ledger.n_lm_calls, ledger.cost > 0.0) == (1, is_paid)
+
+
 class StatusError(Exception):
     """As clients of providers raise it: with the status of HTTP."""
 
@@ -231,9 +249,9 @@ class StatusError(Exception):
 
 
 class RefusingOnce(FixedEngine):
-    def __init__(self, status: int) -> None:
+    def __init__(self, refusal: Exception) -> None:
         super().__init__(YES)
-        self.refusals = [StatusError(status)]
+        self.refusals = [refusal]
 
     def complete(self, request: lm15.Request) -> lm15.Response:
         if self.refusals:
@@ -249,7 +267,7 @@ STATUSES |= dict.fromkeys((400, 405, 407, 409, 410, 422, 426, 428, 501, 505), "f
 @pytest.mark.parametrize(("status", "follows"), STATUSES.items())
 def test_what_follows_from_the_status_of_a_refusal(status: int, follows: str) -> None:
     ledger, found = Ledger(), "made again"
-    lm = dspy.LM("fixed", engine=RefusingOnce(status), cache=False, num_retries=3)
+    lm = dspy.LM("fixed", engine=RefusingOnce(StatusError(status)), cache=False, num_retries=3)
     try:
         metered(lm, Meter(ledger))("why?")
     except RunStopped:

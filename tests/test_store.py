@@ -281,12 +281,12 @@ def test_a_record_with_odd_types_never_raises_anything_but_our_own_errors(
             learned(log_dir=folder, gate=NoGate(), epochs=1, batch_size=6)
 
 
-def older(folder: Path) -> sqlite3.Connection:
-    """A store as earlier versions made it."""
+def older(folder: Path, version: int = 4) -> sqlite3.Connection:
+    """A store as earlier versions made it; of version 0, somebody's database."""
     folder.mkdir()
     database = sqlite3.connect(folder / DATABASE, isolation_level=None)
     database.execute("CREATE TABLE records (key TEXT PRIMARY KEY, text TEXT NOT NULL)")
-    database.execute("PRAGMA user_version = 4")
+    database.execute(f"PRAGMA user_version = {version}")
     return database
 
 
@@ -296,6 +296,7 @@ def test_a_folder_that_is_no_store_of_this_format_is_refused_and_left_alone(
     change(folder, "PRAGMA user_version = 77")
     with contextlib.closing(older(tmp_path / "older")) as database:
         database.executemany("INSERT INTO records VALUES (?, ?)", [(KEY, "{}")])
+    older(tmp_path / "foreign", version=0).close()
     (tmp_path / "a file").write_text("x")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / DATABASE).write_bytes(b"somebody's" * 1000)
@@ -306,6 +307,7 @@ def test_a_folder_that_is_no_store_of_this_format_is_refused_and_left_alone(
             tmp_path / "older",
             "of format 4; .* reads format 5: take another folder, or the version that wrote it",
         ),
+        (tmp_path / "foreign", "is a run store of format 0; this version"),
         (tmp_path / "other", r"Cannot open the run store .* is damaged"),
         (tmp_path / "a file", "Cannot open the run store log_dir="),
         (tmp_path / "a file" / "log", "Cannot open the run store log_dir="),
