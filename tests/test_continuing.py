@@ -12,7 +12,15 @@ from coded_cases import CODES, FIRST_TEST, RIGHT, case_in, cases, is_right, luck
 from runs import AtCall, learned_in, library_texts, predictor, records
 from scripted import chat
 
-from tfgrpo_dspy import AddLessons, Execution, Reflection, TrainingFreeGRPO, best_so_far
+from tfgrpo_dspy import (
+    AddLessons,
+    Execution,
+    ExperienceLibrary,
+    Reflection,
+    TrainingFreeGRPO,
+    best_so_far,
+)
+from tfgrpo_dspy.store.notes import RunNote
 from tfgrpo_dspy.store.runs import saved_runs
 
 N_TEST = 20
@@ -182,6 +190,17 @@ def test_results_that_the_last_start_could_not_write_any_more_are_written_by_the
     (run,) = saved_runs(folder)
     assert run.results.best == again.detailed_results.best
     assert [*records(folder, "results")] == [key]
+
+
+@pytest.mark.parametrize(("limit", "n_calls"), [(110, 10), (300, 40), (None, 40)])
+def test_a_larger_budget_sets_aside_what_was_paid_in_vain_as_far_as_it_is_larger(
+    limit: int | None, n_calls: int
+) -> None:
+    of_end: dict[str, Any] = {"ended_because": "done", "lost": (0, 0.0), "schedule": {}}
+    of_end |= {"kept": (60, 0.0), "limits": {"max_lm_calls": 100}, "n_test": 0}
+    of_run: dict[str, Any] = {"begun": "", "library": ExperienceLibrary(), "demos": (), "parts": {}}
+    note = RunNote(paid=(100, 0.0), **of_run, **of_end)
+    assert note.unused({"max_lm_calls": limit}) == (n_calls, 0.0)
 
 
 def test_a_limit_that_the_test_set_raised_is_shown(ended: tuple[Path, Any, int]) -> None:
