@@ -1,6 +1,7 @@
 """What people see while a compile runs: the bar, and log lines that do not tear it."""
 
 import io
+import logging
 import os
 import re
 import sys
@@ -282,3 +283,18 @@ def test_a_service_without_an_error_stream_needs_no_bar(
     monkeypatch.setattr(sys, "stderr", {"none": None, "closed": closed}.get(stream, broken))
     for _ in range(2):  # the first one left no lock behind
         assert library_texts(learned(progress=True, gate=NoGate())) == [ADVICE]
+
+
+@pytest.mark.timeout(60)
+def test_a_log_that_goes_elsewhere_is_whole_though_the_terminal_of_the_bar_hung_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logger, logs = logging.getLogger("tfgrpo_dspy"), [io.StringIO(), io.StringIO()]
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    for log, has_bar in zip(logs, (False, True), strict=True):
+        handler = logging.StreamHandler(log)
+        monkeypatch.setattr(logger, "handlers", [handler])
+        monkeypatch.setattr(sys, "stderr", BrokenLater(is_terminal=True))
+        learned(progress=has_bar, gate=NoGate())
+    without_bar, beside_bar = (log.getvalue().count("update") for log in logs)
+    assert beside_bar == without_bar > 1

@@ -157,9 +157,12 @@ def _can_rewrite() -> bool:
 
 
 def _write_above_bars(emit: Callable[[logging.LogRecord], None], record: logging.LogRecord) -> None:
-    """Write a log line above the bars of tqdm; nobody reads a stream that a bar cannot clear."""
-    with contextlib.suppress(OSError, ValueError), tqdm.external_write_mode(file=sys.stderr):
-        emit(record)
+    """Write a log line above the bars of tqdm, also where their terminal has hung up."""
+    with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as cleared:
+        try:
+            cleared.enter_context(tqdm.external_write_mode(file=sys.stderr))
+        finally:
+            emit(record)
 
 
 class _Redirection:
