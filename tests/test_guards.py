@@ -141,6 +141,9 @@ def test_a_piece_of_the_prompt_for_lessons_is_none(text: str, is_refused: bool) 
         "The result was higher for the first attempt (score 0.25).",
         "To route tickets, write lessons on routing tickets.",
         "The advice is to place orders in Turin.",
+        "When with E2, the sun will rise and the sky will be blue.",
+        "Attempts without E12 name the queue.",
+        "Do as experience E3 says.",
     ],
 )
 def test_a_line_about_attempts_and_scores_is_refused_where_the_task_is_about_neither(
@@ -149,6 +152,7 @@ def test_a_line_about_attempts_and_scores_is_refused_where_the_task_is_about_nei
     about = [({"log": f"the score: {n}; not seen here"}, {"lessons": "x"}) for n in range(2)]
     games: list[Any] = [*about, *[({"log": f"first attempt {n}"}, {"x": "x"}) for n in range(2)]]
     program = "Write lessons and advice on the better attempts (the first attempt has score 0.25)."
+    program += " When with E2, as experience E3, no attempts without E12."
     assert "speaks of" in unsafe_reason(text)
     assert unsafe_reason(text, Task(program, lambda: games)) == ""
     for usual in (
@@ -158,6 +162,8 @@ def test_a_line_about_attempts_and_scores_is_refused_where_the_task_is_about_nei
         "When the credit score is above 700, approve.",
         "Say what the advice is for.",
         "When the advice is to sell, name the risk.",
+        "When a traveller comes with E2, ask for the treaty.",
+        "When with E471, name the additive.",
     ):
         assert unsafe_reason(usual) == ""
 

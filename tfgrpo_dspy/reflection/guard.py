@@ -40,6 +40,7 @@ _HELD_BACK = {
     r"|second|third) attempts?\b|\battempts? \d|\bnot seen here\b"
     r"|\b(?:add|write|modify|delete)(?: (?:an?|the|this|new|another|more))* lessons?\b"
     r"|(?<=^the )advice(?= is to\b)"
+    r"|\b(?:when|attempts?) (?:with|without) E[1-9]\d?\b|\bexperience \[?E[1-9]\d?\b"
     r"|(?:(?<=\bthe )|(?<=\())score\b(?=:? (?:(?:is|was) )?(?:\d|above|below|higher|lower))",
     "asks to give a secret away": r"\b(?:reveal|disclose|leak|exfiltrate|print|repeat|output|show"
     r"|send|forward|share|include)\b.{0,40}\b(?:system prompt|api[ _-]?keys?|credentials"
