@@ -138,6 +138,7 @@ def test_a_piece_of_the_prompt_for_lessons_is_none(text: str, is_refused: bool) 
         "Add a new lesson on the number of schools in Porto.",
         "When the ticket is not seen here, its queue is LOG/P3.",
         "When the score is 0, the GCD is 2.",
+        "When the amount is higher than the mean, the score is better.",
         "The result was higher for the first attempt (score 0.25).",
         "To route tickets, write lessons on routing tickets.",
         "The advice is to place orders in Turin.",
@@ -152,7 +153,7 @@ def test_a_line_about_attempts_and_scores_is_refused_where_the_task_is_about_nei
     about = [({"log": f"the score: {n}; not seen here"}, {"lessons": "x"}) for n in range(2)]
     games: list[Any] = [*about, *[({"log": f"first attempt {n}"}, {"x": "x"}) for n in range(2)]]
     program = "Write lessons and advice on the better attempts (the first attempt has score 0.25)."
-    program += " When with E2, as experience E3, no attempts without E12."
+    program += " When with E2, as experience E3, no attempts without E12. The score is better."
     assert "speaks of" in unsafe_reason(text)
     assert unsafe_reason(text, Task(program, lambda: games)) == ""
     for usual in (

@@ -103,6 +103,22 @@ def test_the_examples_that_a_lesson_names_as_its_sources_are_left_out(line: str,
     assert read_lesson(line, ["self"]) == (text, "*")
 
 
+ECHO = "This is supported by the examples and not yet among the experiences."
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (f"For turnover, divide by 100. {ECHO}", "For turnover, divide by 100."),
+        (f"{ECHO} For turnover, e.g. of May, divide.", "For turnover, e.g. of May, divide."),
+        ("Divide by 100. This is supported by the examples.",) * 2,
+        (ECHO, ECHO),
+    ],
+)
+def test_a_sentence_that_repeats_the_prompt_is_left_out_of_a_lesson(line: str, text: str) -> None:
+    assert read_lesson(line, ["self"]) == (text, "*")
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

@@ -41,7 +41,8 @@ _HELD_BACK = {
     r"|\b(?:add|write|modify|delete)(?: (?:an?|the|this|new|another|more))* lessons?\b"
     r"|(?<=^the )advice(?= is to\b)"
     r"|\b(?:when|attempts?) (?:with|without) E[1-9]\d?\b|\bexperience \[?E[1-9]\d?\b"
-    r"|(?:(?<=\bthe )|(?<=\())score\b(?=:? (?:(?:is|was) )?(?:\d|above|below|higher|lower))",
+    r"|(?:(?<=\bthe )|(?<=\())score\b"
+    r"(?=:? (?:(?:is|was) )?(?:\d|above|below|higher|lower|better|worse))",
     "asks to give a secret away": r"\b(?:reveal|disclose|leak|exfiltrate|print|repeat|output|show"
     r"|send|forward|share|include)\b.{0,40}\b(?:system prompt|api[ _-]?keys?|credentials"
     r"|access tokens?|(?<!reset )(?<!reset the )(?<!reset a )passwords?(?! reset\b))\b",
@@ -53,6 +54,7 @@ _HELD_BACK = {
 }
 _PROMPTS = (CompareAttempts, CritiqueAttempts, ReadExamples, ProposeOperations)
 _PROMPT_WORDS = f" {' '.join(words_of(' '.join(each.instructions for each in _PROMPTS)))} "
+_BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _COMMA = re.compile("[,\uff0c]")
 _FORBIDS = re.compile(
     r"(?:\b(?:never|not|don't|cannot|without|nie|nicht|jamais|nunca)\s+(?:\w+\s+)?|[不勿别]要?)$",
@@ -173,13 +175,27 @@ def _empty_reason(text: str) -> str:
 
     It repeats a prompt, or all words behind its first comma stand before it, in the same order.
     """
-    if len(words(text)) >= ECHOED_WORDS and f" {' '.join(words(text))} " in _PROMPT_WORDS:
+    if len(words(text)) >= ECHOED_WORDS and _is_of_prompt(words(text)):
         return "repeats the prompt of the reflection LM"
     condition, *conclusion = (iter(dict.fromkeys(words(part))) for part in _COMMA.split(text, 1))
     sought = [*conclusion[0]] if conclusion else []
     if len(sought) > 1 and all(word in condition for word in sought):
         return "concludes only what it supposes"
     return ""
+
+
+def without_echoes(text: str) -> str:
+    """The text without sentences that repeat the prompt, as "supported by the examples"; or it all.
+
+    Small LMs say of a rule that it keeps to the prompt, which tells the program nothing.
+    """
+    sentences = _BETWEEN_SENTENCES.split(text)
+    kept = [each for each in sentences if not any(map(_is_of_prompt, _runs(words(each), 1)))]
+    return " ".join(kept or sentences)
+
+
+def _is_of_prompt(parts: Sequence[str]) -> bool:
+    return f" {' '.join(parts)} " in _PROMPT_WORDS
 
 
 class Guard:
