@@ -117,6 +117,7 @@ ECHO = "This is supported by the examples and not yet among the experiences."
 )
 def test_a_sentence_that_repeats_the_prompt_is_left_out_of_a_lesson(line: str, text: str) -> None:
     assert read_lesson(line, ["self"]) == (text, "*")
+    assert read_lesson(f"[writer] {line}", ["reader", "writer"]) == (text, "writer")
 
 
 @pytest.mark.parametrize(

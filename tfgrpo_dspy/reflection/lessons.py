@@ -91,12 +91,12 @@ def read_lesson(line: str, predictors: Sequence[str], usual: str = ALL) -> tuple
     `usual` scope. A note on its sources, such as "(examples 1, 3)", is left out, and so is a
     sentence that repeats the prompt.
     """
-    text = without_echoes(_SOURCES.sub("", " ".join(line.split())))
+    text = _SOURCES.sub("", " ".join(line.split()))
     if _SCOPED.fullmatch(text):
         for end in _END_OF_SCOPE.finditer(text):
             if (scope := resolve_scope(text[1 : end.start()], predictors)) is not None:
-                return text[end.end() :], scope if len(predictors) > 1 else ALL
-    return text, usual
+                return without_echoes(text[end.end() :]), scope if len(predictors) > 1 else ALL
+    return without_echoes(text), usual
 
 
 def _named(line: str, evidence: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
