@@ -42,8 +42,14 @@ def _source(name: str) -> Any:
     return TASKS[name]()
 
 
-def load(name: str, model: str, seed: int) -> Task:
-    """The task with the LM of that name, as policy and as reflection LM."""
+def load(
+    name: str, model: str, seed: int, policy: str | None = None, writer: str | None = None
+) -> Task:
+    """The task with the LM of that name, as policy and as reflection LM.
+
+    `policy`: the address of a server of that LM, in place of the LM inside the process. `writer`:
+    the address of a reflection LM that can write.
+    """
     source = _source(name)
     inputs, outputs = ([f.strip() for f in part.split(",")] for part in source.fields.split("->"))
     examples = source.examples(random.Random(f"{name}/{seed}"))
@@ -67,14 +73,27 @@ def load(name: str, model: str, seed: int) -> Task:
         metric=metric,
         plain_metric=plain(metric),
         demo_threshold=0.99,
-        make_lm=lambda seed: lm_of(model, POLICY_TOKENS, seed),
-        make_reflection_lm=lambda seed: lm_of(model, REFLECTION_TOKENS, seed),
+        make_lm=lambda seed: lm_of(model, POLICY_TOKENS, seed, policy),
+        make_reflection_lm=lambda seed: (
+            served("writer", writer, timeout=3000)
+            if writer
+            else lm_of(model, REFLECTION_TOKENS, seed, policy)
+        ),
         notes=f"{', '.join(outputs)}\n{source.advice}",
     )
 
 
-def lm_of(model: str, max_tokens: int, seed: int) -> Any:
-    """The LM inside the process, on one thread; samples of one prompt differ by rollout id."""
+def served(model: str, address: str, **settings: Any) -> Any:
+    """The LM behind an OpenAI-compatible address of this machine."""
+    at = {"api_base": address, "api_key": "none", "cache": False, "num_retries": 0}
+    return dspy.LM(f"openai/{model}", **at, **settings)
+
+
+def lm_of(model: str, max_tokens: int, seed: int, address: str | None = None) -> Any:
+    """The LM on one thread, or behind an address; samples of one prompt differ by rollout id."""
+    if address:
+        settings = {"temperature": 0.0, "max_tokens": max_tokens, "seed": seed, "timeout": 600}
+        return seeded(served(model, address, **settings))
     path = fetched(MODELS[model], default_cache())
     settings = {"n_parallel": 1, "n_ctx": N_CTX, "max_tokens": max_tokens, "seed": seed}
     return seeded(local_lm(path, temperature=0.0, **settings))

@@ -5,6 +5,8 @@
     python benchmarks/real/run.py --label v3 --rows tfgrpo    # after a change of ours
     python benchmarks/real/run.py --tasks coin    # false commits: no advice can help there
     python benchmarks/real/run.py --tasks stock --models 1.5B --rows none tfgrpo   # an agent
+    python benchmarks/real/run.py --writer http://127.0.0.1:9100/v1 \\
+        --policy http://127.0.0.1:8080/v1 --models 1.5B    # a reflection LM that can write
     python benchmarks/real/run.py --show
     python benchmarks/real/run.py --publish    # results/real.md of results/real.jsonl
 
@@ -19,7 +21,10 @@ Rows: `none` is the student; `labelled` 16 labelled demos; `advice` the hand-wri
 task in the student's instructions (the last two say whether there is anything to gain);
 `tfgrpo-no-demos` is ours with `max_demos=0`; the others are those of `compare_optimizers.py`. All
 have the same number of LM calls, counted and ended by one account, and the same LM as policy and
-as reflection LM. Scores are those of 60 held-out examples, at temperature 0.
+as reflection LM; with `--writer`, the reflection LM is the one at that address (a large LM, whose
+answers are recorded there), and the results are those of `results/real_writer.jsonl`. `--policy`
+is the address of llama.cpp's server with the model, which is faster than the LM in the process.
+Scores are those of 60 held-out examples, at temperature 0.
 """
 
 import argparse
@@ -45,6 +50,8 @@ from running import append, command, commit, stored  # noqa: E402
 from tables import page, table  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "real.jsonl"
+WRITER_RESULTS = RESULTS.with_name("real_writer.jsonl")
+WRITER = "a large LM, answers recorded"
 FREE = ("none", "labelled", "advice")
 ROWS = (*FREE, "gepa", "bootstrap", "mipro", "gepa-mb8", "tfgrpo", "tfgrpo-no-demos")
 TAKEN = ("sql", "routing", "extraction", "functions", "gcd")
@@ -59,7 +66,7 @@ Key = tuple[str, str, str, int, int, str]
 def queue(asked: argparse.Namespace) -> Iterator[Key]:
     """What is to be run, in this order."""
     for model in asked.models:
-        names = [n for n in asked.tasks if model == asked.models[0] or n in LARGE]
+        names = [n for n in asked.tasks if asked.writer or model == asked.models[0] or n in LARGE]
         for seed in asked.seeds:
             for row in asked.rows:
                 for task in names:
@@ -72,15 +79,15 @@ def label_of(row: str, label: str) -> str:
     return label if row.startswith("tfgrpo") else ""
 
 
-def run(key: Key) -> dict[str, Any]:
-    """One run, in this process."""
+def run(key: Key, policy: str | None = None, writer: str | None = None) -> dict[str, Any]:
+    """One run, in this process; `policy` and `writer` are the addresses of servers."""
     task, model, row, budget, seed, label = key
     OPTIMIZERS["advice"] = lambda setup: advised(setup.task)
     dspy.configure(adapter=getattr(TASKS[task], "adapter", ADAPTERS[model])())
     began = time.monotonic()
     cell = Cell(f"{task}@{model}", row, budget, seed)
-    options = Options(n_threads=1, log_dir=log_of(key) if label else None)
-    record = run_cell(cell, options, load(task, model, seed))
+    options = Options(n_threads=1, log_dir=log_of(key, writer) if label else None)
+    record = run_cell(cell, options, load(task, model, seed, policy, writer))
     return {
         "task": task,
         "model": model,
@@ -89,6 +96,7 @@ def run(key: Key) -> dict[str, Any]:
         "budget": budget,
         "seed": seed,
         "label": label,
+        "reflection_lm": WRITER if writer else model,
         "minutes": round((time.monotonic() - began) / 60, 2),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(),
@@ -97,22 +105,25 @@ def run(key: Key) -> dict[str, Any]:
     }
 
 
-def log_of(key: Key) -> Path:
-    """Where a run of this optimizer is recorded until it is done."""
-    return default_cache() / "runs" / "-".join(map(str, key))
+def log_of(key: Key, writer: str | None = None) -> Path:
+    """Where a run of this optimizer is recorded; with a writer it is kept, to be replayed."""
+    return default_cache() / ("written" if writer else "runs") / "-".join(map(str, key))
 
 
-def _in_child(key: Key, path: Path) -> None:
-    append(path, run(key))
-    shutil.rmtree(log_of(key), ignore_errors=True)
+def _in_child(key: Key, path: Path, policy: str | None, writer: str | None) -> None:
+    append(path, run(key, policy, writer))
+    if not writer:
+        shutil.rmtree(log_of(key), ignore_errors=True)
 
 
-def run_all(keys: Sequence[Key], path: Path) -> None:
+def run_all(
+    keys: Sequence[Key], path: Path, policy: str | None = None, writer: str | None = None
+) -> None:
     """Run one after the other, each in a process of its own; one that fails is left out."""
     spawn = multiprocessing.get_context("spawn")
     for n, key in enumerate(keys, 1):
         print(f"{datetime.datetime.now():%H:%M} run {n} of {len(keys)}: {key}", flush=True)
-        child = spawn.Process(target=_in_child, args=(key, path))
+        child = spawn.Process(target=_in_child, args=(key, path, policy, writer))
         child.start()
         child.join()
         if child.exitcode:
@@ -130,17 +141,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TAKEN))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=(*ROWS, "tfgrpo-paper"), default=list(ROWS))
     parser.add_argument("--budgets", nargs="+", type=int, default=[200])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--label", default="v2", help="of the rows of this optimizer")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--policy", metavar="URL", help="llama.cpp's server with the model")
+    parser.add_argument("--writer", metavar="URL", help="a reflection LM that can write")
+    parser.add_argument("--out", type=Path, help="default: results/real.jsonl, real_writer.jsonl")
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--publish", action="store_true", help="write the tables beside --out")
     asked = parser.parse_args(arguments)
+    asked.out = asked.out or (WRITER_RESULTS if asked.writer else RESULTS)
     if not (asked.show or asked.publish):
         done = {key_of(record) for record in stored(asked.out)}
-        run_all([key for key in queue(asked) if key not in done], asked.out)
+        keys = [key for key in queue(asked) if key not in done]
+        run_all(keys, asked.out, asked.policy, asked.writer)
     records = stored(asked.out)
     if asked.publish:
         text = page(records, command("real/run.py", arguments))
