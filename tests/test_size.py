@@ -1,4 +1,4 @@
-"""The package only becomes smaller: its size stands in `pyproject.toml`, and nothing is above it."""
+"""The package only becomes smaller: nothing is above the size that `pyproject.toml` states."""
 
 import tomllib
 from pathlib import Path
