@@ -48,9 +48,6 @@ SHOWN_BY = {
     "goes on from what was learned before": (
         "promise_stable_ids::a_second_run_takes_up_the_ids_where_the_first_left_them"
     ),
-    "says before a run whether there is anything to gain": (
-        "probe::a_probe_of_a_plain_program_makes_at_most_40_calls_and_says_what_it_found"
-    ),
     "result compared with the student on validation examples": (
         "promise_never_worse::"
         "the_program_scores_more_than_the_student_on_what_both_were_measured_or_it_is_the_student"

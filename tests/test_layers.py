@@ -40,7 +40,7 @@ LAYERS = [
     {"calls"},
     {"credit"},
     {"run"},
-    {"report", "prober"},
+    {"report"},
     {"tracking"},
     {"optimizer"},
     {"cli", "local", "metrics", "mlflow_prompts"},
@@ -50,7 +50,7 @@ RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 RANK["__init__"] = RANK["cli"]  # the package itself: neither `local` nor `metrics`
 NO_DSPY = "errors redaction scores files outside wording experience rollout group results events"
 WITH_LOCKS = "mlflow_prompts tasks listeners budget home store local metrics cli"
-AWAITING = "tasks calls credit run prober budget home local references"
+AWAITING = "tasks calls credit run budget home local references"
 ONLY_IN = {
     "dspy": RANK.keys() - {*NO_DSPY.split(), "gate", "interchange"},
     "concurrent": {"mlflow_prompts", "tasks", "calls", "local", "settings", "optimizer"},
@@ -241,8 +241,8 @@ def test_the_test_of_imports_notices(here: str, name: str) -> None:
     assert not may_import(here, name)
 
 
-ASKED = {"run/final_choice.py": {"results"}, "prober.py": {"failures"}}
-"""What a report is asked for outside of its room: what a run, and a probe, have as their result."""
+ASKED = {"run/final_choice.py": {"results"}}
+"""What a report is asked for outside of its room: what a run has as its result."""
 
 
 def asked_of_reports(tree: ast.AST) -> Iterator[str]:

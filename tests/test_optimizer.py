@@ -133,14 +133,6 @@ def test_the_papers_own_sentence_stands_before_the_experiences_if_it_is_asked_fo
     assert student.signature.instructions.startswith(f"{before}\n\n<experiences>\n")
 
 
-def test_a_probe_of_the_papers_schedule_shows_the_papers_own_sentence_as_a_run_does() -> None:
-    lm = scripted_lm([(r"question", chat(answer="1"))])
-    with dspy.context(lm=lm):
-        probed = paper_grpo(is_score, injection=True)
-        probed.probe(dspy.Predict("question -> answer"), trainset=questions(12))
-    assert lm.engine.n_calls() == lm.engine.n_calls(re.escape(PAPER_HEADER)) > 0
-
-
 def test_without_a_metric_it_warns_learns_and_measures_nothing() -> None:
     with pytest.warns(UserWarning, match="metric=None: lessons are drawn from agreement"):
         done = run(*teaching("worth -2"), metric=None, gate=None, batch_size=6)

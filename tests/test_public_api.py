@@ -104,7 +104,7 @@ def test_compile_has_the_parameters_of_dspys_optimizers(method: str) -> None:
     assert {parameters[name].kind for name in names} == {inspect.Parameter.KEYWORD_ONLY}
 
 
-@pytest.mark.parametrize("name", ["compile", "learn", "probe"])
+@pytest.mark.parametrize("name", ["compile", "learn"])
 def test_the_async_twin_of_a_method_has_its_parameters_and_a_docstring_of_its_own(
     name: str,
 ) -> None:

@@ -11,8 +11,6 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.home import at_homes
 from tfgrpo_dspy.identity import Unseen, object_identity
-from tfgrpo_dspy.prober import Prober
-from tfgrpo_dspy.results.probe import Probe
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.updates import Batch
@@ -235,23 +233,6 @@ class TrainingFreeGRPO(Teleprompter):
         Raises SettingsError: student, data or LMs that cannot be used; names every fault.
         """
         return plan_of(prepare(self.settings, student, trainset, valset, None, testset).settings)
-
-    def probe(self, student: Any, *, trainset: list[Any], valset: list[Any] | None = None) -> Probe:
-        """Whether a run is likely to gain, how much, at what cost; `str` is a page.
-
-        It makes at most 40 LM calls, those of judges included, and less where a limit is lower.
-        `compile` with the same `log_dir`, trainset and valset uses its rollouts again.
-
-        Raises:
-            SettingsError: student, data or LMs that cannot be used; names every fault.
-            StoreError: `log_dir` cannot be used; offline, that a record is missing.
-            RunFailedError: as `compile`; it has no program.
-        """
-        inputs = prepare(self.settings, student, trainset, valset)
-        with at_homes([student], inputs.settings.metric, inputs.settings.offline):
-            return Prober(inputs).probe()
-
-    aprobe = awaited(probe)
 
     def get_params(self) -> dict[str, Any]:
         """The settings that are numbers, strings, flags or None, as a new dict."""

@@ -102,9 +102,9 @@ class CallWatcher(BaseCallback):
 
 
 @contextmanager
-def judging(meter: Meter, **changes: Any) -> Iterator[None]:
-    """Within it, a judge in a metric is metered: the user's own LM, with these changes."""
+def judging(meter: Meter) -> Iterator[None]:
+    """Within it, a judge in a metric is metered: the user's own LM."""
     judge = dspy.settings.lm
-    judge = metered(judge.copy(**changes), meter) if isinstance(judge, dspy.BaseLM) else judge
+    judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
     with dspy.context(lm=judge, disable_history=False, **watching(CallWatcher(meter))):
         yield

@@ -58,10 +58,8 @@ class PaidCall(Generic[Result]):
 class Calls:
     """Makes and counts the calls of a run, under the limits of its ledger. Raises StoreError."""
 
-    def __init__(
-        self, settings: RunSettings, records: RunRecords, ledger: Ledger | None = None
-    ) -> None:
-        self.ledger = ledger or Ledger(settings.budget)
+    def __init__(self, settings: RunSettings, records: RunRecords) -> None:
+        self.ledger = Ledger(settings.budget)
         self.ledger.clean = records.redacted
         self.reserve = Reserve(settings, self.ledger)
         self.records = records

@@ -18,30 +18,9 @@ from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.checks import policy_lms
 from tfgrpo_dspy.settings.run_inputs import RunInputs
-from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.strategies.base import Attempt, GroupContext
 
 TRAINING_PRIORITY = (3,)  # training rollouts are begun last, those of the earlier update first
-
-
-def training_sample(
-    settings: RunSettings, batch: Batch, example: int, k: int, additions: Additions
-) -> Sample:
-    """The sample of rollout `k` of the example's group.
-
-    The first is made as the result will be called, at the program's own temperature: what helps at
-    the temperature of the others, which are to differ, may help less there. A gate that measures no
-    result has no use for that.
-    """
-    _, visit = batch.size_and_visit(example)
-    is_as_result = k == 0 and settings.measures
-    return Sample(
-        additions,
-        example,
-        rollout_id_for(settings.seed, visit, example, k, "training"),
-        temperature=None if is_as_result else settings.temperature,
-        asks_predictors=batch.asks_predictors,
-    )
 
 
 class Groups:
@@ -119,11 +98,28 @@ class Groups:
         additions = (Additions(self._history.start),) * len(rollouts)
         return SampledGroup(group, additions, batch.update)
 
+    def _sample(self, batch: Batch, example: int, k: int, additions: Additions) -> Sample:
+        """The sample of rollout `k` of the example's group.
+
+        The first is made as the result will be called, at the program's own temperature: what helps
+        at the temperature of the others, which are to differ, may help less there. A gate that
+        measures no result has no use for that.
+        """
+        settings, (_, visit) = self._settings, batch.size_and_visit(example)
+        is_as_result = k == 0 and settings.measures
+        return Sample(
+            additions,
+            example,
+            rollout_id_for(settings.seed, visit, example, k, "training"),
+            temperature=None if is_as_result else settings.temperature,
+            asks_predictors=batch.asks_predictors,
+        )
+
     def _samples(self, batch: Batch, example: int) -> list[Sample]:
         """One `Sample` for each rollout of the example."""
         size, _ = batch.size_and_visit(example)
         return [
-            training_sample(self._settings, batch, example, k, additions)
+            self._sample(batch, example, k, additions)
             for k, additions in enumerate(self._history.assigned(batch, example, size))
         ]
 
@@ -135,7 +131,7 @@ class Groups:
         samples = []
         for k, attempt in enumerate(attempts, n):
             additions = Additions(library, (), attempt.hint, attempt.teacher)
-            sample = training_sample(self._settings, batch, example, k, additions)
+            sample = self._sample(batch, example, k, additions)
             warmer = usual if isinstance(usual, str) else max(usual, attempt.temperature)
             samples.append(replace(sample, temperature=warmer))
         return samples

@@ -227,8 +227,8 @@ class Reflector:
         lessons, refused = lessons_in(answer.output, blank, names, guard, shown, most, tell)
         return lessons[: self._settings.reflection.lessons_per_group * len(examples)], refused
 
-    async def draft(self, batch: Batch, note: str = "", takes_all: bool = False) -> Extracted:
-        """The lessons that at least two drafts give; all, if no two agree or with `takes_all`."""
+    async def draft(self, batch: Batch, note: str = "") -> Extracted:
+        """The lessons that at least two drafts give; all, if no two agree."""
         settings, client = self._settings, self._client
         max_tokens = getattr(settings.reflection.draft, "shown_tokens", 12_000)
 
@@ -254,8 +254,7 @@ class Reflector:
             results += await client.at_once(itertools.starmap(one_draft, rest))
         merged = merge_lessons(lesson for taken, _ in results for lesson in taken)
         repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
-        taken = merged if takes_all or not repeated else repeated
-        lessons = tuple(replace(lesson, evidence=()) for lesson in taken)
+        lessons = tuple(replace(lesson, evidence=()) for lesson in repeated or merged)
         return Extracted(lessons, tuple(text for _, refused in results for text in refused))
 
     def why_in_vain(self, batch: Batch) -> str:
