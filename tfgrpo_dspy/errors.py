@@ -80,17 +80,6 @@ class LibraryFormatError(LibraryError):
     """Text that was to be read as a library and is not one."""
 
 
-class UnsavedError(TrainingFreeGRPOError, OSError):
-    """A file could not be replaced, and is as it was; says where the new text is kept.
-
-    `text` is the new text where it could be kept nowhere; else it is "".
-    """
-
-    def __init__(self, message: str, text: str = "") -> None:
-        super().__init__(message)
-        self.text = text
-
-
 class GateError(TrainingFreeGRPOError, RuntimeError):
     """A method of a gate raised, or gave something else than docs/gate-and-effects.md asks for.
 

@@ -33,8 +33,8 @@ def _write_library(
     library: ExperienceLibrary, out: str, format: str | None = None, into: str | None = None
 ) -> None:
     named = format or ("json" if out == STDOUT else format_of(out))
-    old = b"" if into is None else given_bytes(into)
-    write(out, render(library, named, into=decoded(old, str(into))), old)
+    old = "" if into is None else decoded(given_bytes(into), into)
+    write(out, render(library, named, into=old))
 
 
 def _check(experiences: Iterable[Experience]) -> None:
@@ -118,7 +118,7 @@ def bake(program: str, library: str, out: str, in_place: bool, let_in: bool) -> 
     if STDOUT not in (out, program) and os.path.realpath(out) == os.path.realpath(program):
         raise click.UsageError(f"{out} is the program itself; pass --in-place to replace it.")
     text = source.rewritten(_admitted(read_source(library), let_in, source.library))
-    write(program if in_place else out, text, source.data)
+    write(program if in_place else out, text)
 
 
 @click.command()
@@ -139,7 +139,7 @@ def edit(target: str, let_in: bool) -> None:
         click.echo(f"{target}: nothing changed", err=True)
         return
     library, text = changed
-    write(target, text, source.data)
+    write(target, text)
     click.echo(printable(source.library.diff(library)))
 
 

@@ -33,9 +33,9 @@ def echo_json(value: Any) -> None:
     click.echo(json.dumps(finite, indent=2))
 
 
-def write(path: str, text: str, like: bytes = b"") -> None:
-    """Write the text to a file, encoded as `like` is; or for `-` as UTF-8 to stdout."""
+def write(path: str, text: str) -> None:
+    """Write the text as UTF-8 to a file, or for `-` to stdout."""
     if path == "-":
         click.echo(printable(text) if sys.stdout.isatty() else text.encode(), nl=False)
     else:
-        write_text(path, text, like)
+        write_text(path, text)

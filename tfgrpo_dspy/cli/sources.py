@@ -9,7 +9,7 @@ from typing import Any
 from tfgrpo_dspy.errors import LibraryFormatError, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.library_files import json_value
-from tfgrpo_dspy.files import decoded, read_bytes
+from tfgrpo_dspy.files import decoded
 from tfgrpo_dspy.interchange import format_of, parse, rewritten
 from tfgrpo_dspy.store.runs import SavedRun, saved_runs
 
@@ -80,7 +80,7 @@ class Source:
         """
         if self.program is not None:
             return str(library.bake(self.program))
-        text = decoded(self.data, self.name, self.format == "csv")
+        text = decoded(self.data, self.name)
         return rewritten(text, library, self.format, self.name)
 
 
@@ -106,7 +106,7 @@ def read_source(name: str, format: str | None = None) -> Source:
     if name == "-" and not format:
         format = "json" if decoded(data, name).lstrip()[:1] in ("{", "[") else "md"
     named = format or format_of(name)
-    text = decoded(data, name, named == "csv")
+    text = decoded(data, name)
     value = json_value(text, name) if named == "json" and "signature" in text else None
     if isinstance(value, dict) and SavedProgram(value).named_predictors():
         program = SavedProgram(value)
@@ -117,7 +117,7 @@ def read_source(name: str, format: str | None = None) -> Source:
 def given_bytes(name: str) -> bytes:
     """What the file, or standard input (`-`, once), holds. Raises LibraryFormatError, OSError."""
     if name != "-":
-        return read_bytes(name)
+        return Path(name).read_bytes()
     data = sys.stdin.buffer.read()
     if not data:  # the command before it failed, or another argument has read it
         raise LibraryFormatError(

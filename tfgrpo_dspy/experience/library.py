@@ -255,8 +255,7 @@ class ExperienceLibrary:
         """Write the library, with its evidence, as JSON text.
 
         Raises:
-            UnsavedError: the file cannot be replaced, or has changed since it was read; it is as
-                it was.
+            OSError: the file cannot be written; it is as it was.
         """
         write_text(path, library_files.record_text(self.to_dict()))
 

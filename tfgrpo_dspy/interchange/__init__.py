@@ -56,7 +56,7 @@ def read_library(path: str | Path, format: str | None = None) -> ExperienceLibra
         OSError: the file cannot be read.
     """
     named = format or format_of(path)
-    return parse(read_text(path, is_table=named == "csv"), named, source=str(path))
+    return parse(read_text(path), named, source=str(path))
 
 
 def write_library(
@@ -66,7 +66,7 @@ def write_library(
 
     Raises:
         LibraryFormatError: no such format, or `into` does not fit it.
-        OSError: the file cannot be written; an UnsavedError says where the text is kept.
+        OSError: the file cannot be written; it is as it was.
     """
     write_text(path, render(library, format or format_of(path), into=into))
 

@@ -41,7 +41,7 @@ def write_html(results: Any, path: str | PathLike[str]) -> Path:
     Raises:
         SettingsError: `results` is none of these.
         StoreError: the run directory cannot be read, or holds no run.
-        UnsavedError: the file cannot be replaced; it is as it was.
+        OSError: the file cannot be written; it is as it was.
     """
     write_text(path, html(results))
     return Path(path)

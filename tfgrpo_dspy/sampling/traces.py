@@ -155,7 +155,7 @@ def _traces(traces: Any) -> Iterator[Any]:
         return
     is_table = Path(traces).suffix.lower() in (".csv", ".tsv")
     try:
-        text = read_text(traces, is_table)
+        text = read_text(traces)
         if is_table:
             yield from _table(text)
             return
