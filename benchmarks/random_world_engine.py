@@ -4,6 +4,7 @@ The reflection side is that of `worlds_engine.py`, which answers every optimizer
 world adds errors of editors, paraphrases, and lines that hold for every case.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ class RandomEngine(WorldEngine):
         if self.world.final_fields.isdisjoint(fields.names):
             return dict.fromkeys(fields.names, clear)
         neatness = f" /{pick(11, 'neat', *key)}" if self.world.traits.graded else ""
-        values = dict(zip(self.world.answer_fields, codes, strict=True))
+        values = self.world.written(codes)
         values[self.world.answer_fields[0]] += neatness
         return {name: values.get(name, "It follows from the text.") for name in fields.names}
 
@@ -211,7 +212,7 @@ def student_of(world: World) -> dspy.Module:
 def examples_of(world: World, cases: range) -> Iterator[dspy.Example]:
     """The cases as examples."""
     for case in cases:
-        labels = dict(zip(world.answer_fields, world.labels(case), strict=True))
+        labels = world.written(world.labels(case))
         shown = labels if world.traits.has_labels else {}
         yield dspy.Example(request=world.request(case), **shown).with_inputs("request")
 
@@ -226,14 +227,22 @@ def lms_of(engine: RandomEngine) -> tuple[Any, Any]:
 
 
 def metric_of(world: World) -> Any:
-    """The metric: the share of slots that are right; graded worlds add a third that is luck."""
+    """The metric: the share of slots that are right; graded worlds add a third that is luck.
+
+    Where rules work together an answer is right or wrong as a whole, unless `partial`.
+    """
 
     def judged(gold: Any, pred: Any) -> dspy.Prediction:
         case = world.cases_in(gold.request)[0]
         given = [str(getattr(pred, name, "") or "") for name in world.answer_fields]
-        pairs = list(zip(given, world.labels(case), strict=True))
-        wrong = [code for text, code in pairs if text.partition(" /")[0].strip() != code]
+        codes = [text.partition(" /")[0].strip() for text in given]
+        if world.traits.together:
+            codes = codes[0].split()
+        pairs = list(itertools.zip_longest(codes, world.labels(case), fillvalue=""))
+        wrong = [code for text, code in pairs if text != code]
         score = 1 - len(wrong) / len(pairs)
+        if world.traits.together and not world.traits.partial:
+            score = float(not wrong)
         if world.traits.graded:
             neatness = given[0].partition(" /")[2].strip()
             score = (2 * score + (int(neatness) / 10 if neatness.isdigit() else 0)) / 3

@@ -7,6 +7,7 @@ the demos in a prompt. Prompts are read by texts that the world has planted, and
 import functools
 import math
 import random
+import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,9 @@ from worlds_model import BROAD_LINES, USELESS_LINES, Cell, Planted
 
 Shape = Literal["predict", "cot", "agent", "rag", "judge", "extract"]
 SHAPES: tuple[Shape, ...] = ("cot", "agent", "rag", "judge", "extract")
-HARDER = "harder"
-"""Where a shape is asked for: random worlds of one to three predictors with more bad advice."""
+HARDER, TOGETHER = "harder", "together"
+"""Where a shape is asked for: random worlds of one to three predictors with more bad advice; and
+worlds of several rules, where an answer is right if every rule that applies to it is followed."""
 """Shapes of real programs; a random world of no shape is a `predict` of one to three predictors."""
 N_TEST, FIRST_TEST = 200, 5000
 KNOWN, MISLED = 0.97, 0.05
@@ -131,6 +133,9 @@ class Traits:
     attention: int  # about how many kinds at once
     n_turns: int  # LM calls of an agent before its answer
     nothing: bool  # no advice and no demo changes anything
+    together: bool = False  # several kinds, here rules, apply to a case; one answer has all codes
+    partial: bool = False  # ... and scores the share of codes that are right, not all or nothing
+    told: float = KNOWN  # the chance of a right code with the right line of its kind
 
 
 def traits_of(seed: int, shape: Shape | None = None) -> Traits:
@@ -211,6 +216,35 @@ def harder_traits_of(seed: int) -> Traits:
     )
 
 
+def together_traits_of(seed: int) -> Traits:
+    """The traits of the world of this seed in which an answer needs several rules at once."""
+    rng = random.Random(f"together/{seed}")
+    return replace(
+        traits_of(seed),
+        n_predictors=1,
+        n_kinds=rng.randint(3, 10),
+        n_slots=1,
+        graded=False,
+        noise=0.0,
+        student=0.5 if rng.random() < 0.2 else rng.uniform(0.02, 0.15),
+        has_labels=True,
+        demos=rng.choice(("same", "same", "any", "nothing")),
+        demo_worth=rng.uniform(0.2, 0.9),
+        writes=rng.uniform(0.3, 0.95),
+        together=True,
+        partial=rng.random() < 0.25,
+        told=rng.uniform(0.7, 0.97),
+    )
+
+
+def drawn_traits(seed: int, shape: str = "") -> Traits:
+    """The traits of the world of this seed: of a real program's shape, `HARDER` or `TOGETHER`."""
+    special = {HARDER: harder_traits_of, TOGETHER: together_traits_of}
+    if shape in special:
+        return special[shape](seed)
+    return traits_of(seed, shape or None)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Line:
     """A planted line of advice.
@@ -279,9 +313,16 @@ class World(Planted):
 
     # ---- cases
     def kinds(self, case: int) -> tuple[int, ...]:
-        """The kind of each slot of a case; slots share the kinds out among them."""
+        """The kind of each slot of a case; slots share the kinds out among them.
+
+        Where rules work together: each that applies, a rule to .2 to 1.0 of the cases.
+        """
         n, slots = self.traits.n_kinds, self.traits.n_slots
         first = pick(n, self.seed, "kind", case)
+        if self.traits.together:
+            shares = [0.2 + 0.8 * draw(self.seed, "share", kind) for kind in range(n)]
+            luck = [draw(self.seed, "applies", kind, case) for kind in range(n)]
+            return tuple(k for k in range(n) if luck[k] < shares[k]) or (first,)
         if slots == 1:
             return (first,)
         return tuple(pick(n, self.seed, "kind", case, slot) for slot in range(slots))
@@ -304,6 +345,12 @@ class World(Planted):
             return (self.wrong[kind][pick(N_WRONG, self.seed, "mislabel", case)], *right[1:])
         return right
 
+    def written(self, codes: Sequence[str]) -> dict[str, str]:
+        """The answer with these codes, one for each slot, by output field."""
+        if self.traits.together:
+            codes = [" ".join(codes)]
+        return dict(zip(self.answer_fields, codes, strict=True))
+
     # ---- the truth
     def stage(self, kind: int) -> int:
         """The predictor that decides about a kind."""
@@ -323,7 +370,7 @@ class World(Planted):
         if traits.nothing:
             return unaided
         kind = self.kinds(case)[slot]
-        best = max(KNOWN, unaided)
+        best = max(traits.told, unaided)
         about = Counter(line.what for line in lines if line.kind == kind and line.what != "leak")
         right, wrong = about["right"] + about["over"] > 0, about["wrong"]
         chance = unaided
@@ -371,9 +418,15 @@ class World(Planted):
         """The exact mean of the part of the score that is not luck."""
         total = n = 0.0
         for case in cases:
-            for slot, kind in enumerate(self.kinds(case)):
-                total += self.chance(case, slot, *told[self.stage(kind)])
-                n += 1
+            chances = [
+                self.chance(case, slot, *told[self.stage(kind)])
+                for slot, kind in enumerate(self.kinds(case))
+            ]
+            if self.traits.together:  # one answer, whose codes are right all or in part
+                combined = statistics.fmean if self.traits.partial else math.prod
+                chances = [combined(chances)]
+            total += math.fsum(chances)
+            n += len(chances)
         return total / n
 
     def told(self, program: Any) -> list[tuple[tuple[Line, ...], list[int]]]:

@@ -17,7 +17,8 @@ many examples there are; and in one of ten there is nothing to learn. With `--sh
 are programs of five real shapes instead: ChainOfThought, a ReAct agent, RAG with two predictors, a
 judge without labels, extraction into several fields. With `--shapes harder` they are random worlds
 with more bad advice and dearer mistakes (`harder_traits_of`): there, taking every lesson gains next
-to nothing.
+to nothing. With `--shapes together` several rules apply to a case, and an answer is right if it
+follows all of them, as in most real tasks (`together_traits_of`).
 
 **Rows** are the optimizers of `compare_optimizers.py`, each the real one, at the same number of LM
 calls, or (`--dollars`) at the same cost, where a token of the reflection LM costs five times as
@@ -51,7 +52,7 @@ from compare_budget import POLICY, REFLECTION, Account, counted
 from compare_cells import Options, optimized, setup_of
 from compare_optimizers import OPTIMIZERS, ours
 from random_world_engine import RandomEngine, examples_of, lms_of, metric_of, student_of
-from random_world_model import HARDER, SHAPES, Traits, World, harder_traits_of, traits_of
+from random_world_model import HARDER, SHAPES, TOGETHER, World, drawn_traits
 from running import RESULTS, append, commit, results, silence, stored, versions, write
 from tasks import Task, plain
 
@@ -67,7 +68,7 @@ ROWS = (
     *("none", "labelled", "tfgrpo", "tfgrpo-no-gate", "tfgrpo-paper"),
     *("gepa", "gepa-mb8", "mipro", "simba", "bootstrap"),
 )
-EVERY = ("random worlds", "harder worlds", ALL_SHAPES := "all shapes")
+EVERY = ("random worlds", "harder worlds", "together worlds", ALL_SHAPES := "all shapes")
 FREE = ("none", "labelled")  # rows that make no call: one run stands beside every budget
 
 
@@ -87,7 +88,7 @@ def run(seed: int, shape: str, row: str, budget: int, in_dollars: bool) -> dict[
     """One optimizer in one world; what it returned, measured exactly."""
     with silence():
         dspy.configure_cache(enable_disk_cache=False)  # no run profits from what another paid
-        world = World(_traits(seed, shape), seed)
+        world = World(drawn_traits(seed, shape), seed)
         task = task_of(world)
         lms = lms_of(RandomEngine(world))
         account: Account = Account(budget)
@@ -121,10 +122,6 @@ def run(seed: int, shape: str, row: str, budget: int, in_dollars: bool) -> dict[
         "ended": ended,
         "traits": asdict(world.traits),
     }
-
-
-def _traits(seed: int, shape: str) -> Traits:
-    return harder_traits_of(seed) if shape == HARDER else traits_of(seed, shape or None)  # type: ignore[arg-type]
 
 
 def task_of(world: World) -> Task:
@@ -183,7 +180,7 @@ def tables(records: Sequence[dict[str, Any]]) -> str:
 
 def _family(record: dict[str, Any]) -> int:
     """The place in EVERY of the worlds that a record belongs to."""
-    return {"": 0, HARDER: 1}.get(record["shape"], 2)
+    return {"": 0, HARDER: 1, TOGETHER: 2}.get(record["shape"], 3)
 
 
 def _rows(records: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -241,7 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, help="first seed; default: 0, or 1000")
     parser.add_argument("--show-half", action="store_true", help="seeds from 1000 on")
     parser.add_argument(
-        "--shapes", nargs="*", choices=(*SHAPES, HARDER), help="default: none; empty: all five"
+        "--shapes",
+        nargs="*",
+        choices=(*SHAPES, HARDER, TOGETHER),
+        help="default: none; empty: all five",
     )
     parser.add_argument("--nothing", action="store_true", help="only where nothing can be learned")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
@@ -276,7 +276,7 @@ def _tasks(asked: argparse.Namespace) -> Iterator[tuple[int, str, str, int, bool
     for shape in shapes:
         every = itertools.count(first)
         if asked.nothing:
-            every = (seed for seed in every if _traits(seed, shape).nothing)
+            every = (seed for seed in every if drawn_traits(seed, shape).nothing)
         for seed in itertools.islice(every, asked.worlds):
             for row in asked.rows:
                 for budget in [0] if row in FREE else asked.budgets:

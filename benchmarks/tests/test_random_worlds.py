@@ -13,12 +13,21 @@ pytest.importorskip("gepa")
 
 import random_worlds
 from random_world_engine import RandomEngine, examples_of, lms_of, metric_of, student_of
-from random_world_model import FIRST_TEST, SHAPES, Line, World, harder_traits_of, traits_of
+from random_world_model import (
+    FIRST_TEST,
+    SHAPES,
+    TOGETHER,
+    Line,
+    World,
+    drawn_traits,
+    harder_traits_of,
+    traits_of,
+)
 from running import stored
 
 
 def world_of(seed: int, shape: Any = None, **changed: Any) -> World:
-    return World(replace(traits_of(seed, shape), **changed), seed)
+    return World(replace(drawn_traits(seed, shape or ""), **changed), seed)
 
 
 def test_worlds_differ_in_every_trait() -> None:
@@ -38,7 +47,7 @@ def test_harder_worlds_are_those_of_the_seed_with_more_bad_advice() -> None:
         assert fmean(getattr(hard, name) - getattr(easy, name) for easy, hard in pairs) > 0
 
 
-@pytest.mark.parametrize("shape", [None, *SHAPES])
+@pytest.mark.parametrize("shape", [None, TOGETHER, *SHAPES])
 def test_the_share_of_right_answers_is_the_exact_chance(shape: Any) -> None:
     world = world_of(3, shape, graded=False, noise=0.0, nothing=False)
     policy, _ = lms_of(RandomEngine(world))
@@ -49,6 +58,17 @@ def test_the_share_of_right_answers_is_the_exact_chance(shape: Any) -> None:
             scores.append(metric(example, student(**example.inputs())).score)
     exact = world.score(world.told(student), range(FIRST_TEST, FIRST_TEST + 120))
     assert sum(scores) / len(scores) == pytest.approx(exact, abs=0.1)
+
+
+def test_where_rules_work_together_one_of_them_alone_raises_hardly_any_score() -> None:
+    alone, every = [], []
+    for seed in range(12):
+        world = world_of(seed, TOGETHER, nothing=False, combine="add", partial=False, student=0.1)
+        right = [Line("right", kind) for kind in range(world.traits.n_kinds)]
+        student = world.score([((), ())])
+        alone += [world.score([([line], ())]) - student for line in right]
+        every.append(world.score([(right, ())]) - student)
+    assert fmean(alone) < 0.25 * fmean(every) and fmean(every) > 0.4
 
 
 @pytest.mark.parametrize("shape", [None, *SHAPES])
@@ -114,16 +134,17 @@ def test_tables_keep_random_worlds_and_shapes_apart() -> None:
         which = {"seed": 1, "shape": shape, "row": "tfgrpo", "budget": 200, "dollars": False}
         return {**which, **scores, "traits": traits, "tokens": {"policy": 5000, "reflection": 1000}}
 
-    text = random_worlds.tables([record(shape) for shape in ("", "cot", "harder", "rag")])
+    text = random_worlds.tables([record(shape) for shape in ("", "cot", "harder", TOGETHER, "rag")])
     titles = [line for line in text.splitlines() if line.startswith("200 LM calls")]
     assert [title.partition(", ")[2] for title in titles] == [
         "random worlds",
         "harder worlds",
+        "together worlds",
         "all shapes",
         "cot",
         "rag",
     ]
-    assert text.count("(1 worlds)") == 4 and "    10  (2 worlds)" in text
+    assert text.count("(1 worlds)") == 5 and "    10  (2 worlds)" in text
 
 
 def test_advice_by_module_holds_lessons_as_any_other_form_does() -> None:
