@@ -4,7 +4,6 @@ import asyncio
 import contextvars
 import functools
 import gc
-import itertools
 import re
 import threading
 import types
@@ -21,7 +20,6 @@ from runs import (
     is_polite,
     library_texts,
     optimizer_of,
-    polite_answer,
     polite_lm,
     polite_rules,
     predictor,
@@ -32,12 +30,11 @@ from test_programs import AsyncOnly
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, SettingsError, best_so_far
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
-from tfgrpo_dspy.home import HOMES, Homes
-from tfgrpo_dspy.references import async_needs
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.strategies import TeacherRollouts
 from tfgrpo_dspy.tasks.loop import Loop, Whereabouts
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle, run_request
+from tfgrpo_dspy.user_code import LOOP, loops_held_by
 
 SETTINGS: dict[str, Any] = {"gate": NoGate(), "group_size": 2, "epochs": 1, "num_threads": 2}
 PAGE = "page 7 is blue"
@@ -142,27 +139,10 @@ def closure(archive: Archive) -> Callable[..., Awaitable[str]]:
     return read
 
 
-def by_default(archive: Archive) -> Callable[..., Awaitable[str]]:
-    async def read(page: str, session: Any = archive) -> str:
-        return str(await session.read(page))
-
-    return read
-
-
-def without_async(archive: Archive) -> Callable[..., Awaitable[str]]:
-    def read(page: str) -> Awaitable[str]:
-        return archive.read(page)
-
-    return read
-
-
 STUDENTS: dict[str, Callable[[Archive], dspy.Module]] = {
     "a closure": lambda archive: Reading(closure(archive)),
-    "a method": lambda archive: Reading(archive.read),
     "an object": lambda archive: Reading(archive),
-    "a default": lambda archive: Reading(by_default(archive)),
-    "a function that gives a coroutine": lambda archive: Reading(without_async(archive)),
-    "in a part of the program": lambda archive: Outer(Reading(closure(archive))),
+    "in a part of the program": lambda archive: Outer(Reading(archive.read)),
     "made in forward": MadeInForward,
     "awaited by the program": lambda archive: AsyncCalling(closure(archive)),
     "a program with aforward": AsyncReading,
@@ -205,7 +185,7 @@ def test_async_code_that_needs_the_callers_loop_runs_in_it(student: Any, way: An
     assert library_texts(program) == [ADVICE]
 
 
-@pytest.mark.parametrize("student", STUDENTS.values(), ids=STUDENTS)
+@pytest.mark.parametrize("student", [STUDENTS["a closure"], AsyncReading, Syncified])
 def test_compile_in_the_loop_that_async_code_needs_is_refused_with_a_way_out(student: Any) -> None:
     async def main() -> str:
         async with Archive() as archive:
@@ -214,29 +194,8 @@ def test_compile_in_the_loop_that_async_code_needs_is_refused_with_a_way_out(stu
             return str(raised.value)
 
     message = asyncio.run(main())
-    assert re.search(r"^(tool 'read'|program (MadeInForward|AsyncReading|Syncified))", message)
+    assert re.search(r"^(tool 'read'|program (AsyncReading|Syncified))", message)
     assert "await optimizer.acompile(...)" in message
-
-
-@pytest.mark.parametrize("way", ["a bridge", "a queue that nobody has waited for yet"])
-def test_a_tool_that_the_blocked_loop_would_have_to_serve_is_refused(way: str) -> None:
-    async def main() -> None:
-        queue: asyncio.Queue[Any] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def by_bridge(page: str) -> Any:
-            return asyncio.run_coroutine_threadsafe(queue.get(), loop).result(len(page))
-
-        async def by_queue(page: str) -> Any:
-            await queue.put(page)
-            return await queue.get()
-
-        tool = by_bridge if way == "a bridge" else by_queue
-        optimizer = optimizer_of(**SETTINGS)
-        with dspy.context(lm=polite_lm()), pytest.raises(SettingsError, match="tool 'read'"):
-            optimizer.compile(Reading(tool), **DATA)
-
-    asyncio.run(main())
 
 
 def test_the_tools_of_a_teacher_run_in_the_loop_that_they_need_too() -> None:
@@ -280,10 +239,13 @@ class Client:
 
 
 @pytest.mark.parametrize("at", ["a script", "a thread", "a running loop"])
-def test_calls_that_share_a_client_or_a_lock_share_a_loop(at: str) -> None:
-    client, at_most_two = Client(), asyncio.Semaphore(2)
+def test_calls_share_one_loop_and_so_do_their_client_and_their_lock_in_every_run(at: str) -> None:
+    client: Any = None
+    at_most_two = asyncio.Semaphore(2)
 
     async def read(page: str) -> str:
+        nonlocal client
+        client = client or Client()
         async with at_most_two:
             return await client.get(page)
 
@@ -301,152 +263,19 @@ def test_calls_that_share_a_client_or_a_lock_share_a_loop(at: str) -> None:
         assert client.most_at_once == 2
 
 
-class Plain(Client):
-    """A client that tells nobody that it is one."""
-
-    __aenter__ = __aexit__ = None  # type: ignore[assignment]
-
-
-class Lazy:
-    """Makes its client at the first call, as it is told to."""
-
-    def __init__(self) -> None:
-        self.client: Any = None
-        self.by_name: dict[str, Any] = {}
-        self.state = types.SimpleNamespace(n_calls=0)
-
-    async def by_attribute(self, page: str) -> str:
-        if self.client is None:
-            self.client = Client()
-        return str(await self.client.get(page))
-
-    def _opened(self) -> Any:
-        self.state.client = getattr(self.state, "client", None) or Plain()
-        return self.state.client
-
-    async def by_helper(self, page: str) -> str:
-        return str(await self._opened().get(page))
-
-    async def in_a_dict(self, page: str) -> str:
-        return str(await self.by_name.setdefault("books", Plain()).get(page))
-
-
-def lazily_closed_over() -> Any:
-    client = None
-
-    async def read(page: str) -> str:
-        nonlocal client
-        client = client or Plain()
-        return await client.get(page)
-
-    return read
-
-
 opened: Any = None
 
 
 async def read_globally(page: str) -> str:
     global opened
-    opened = opened or Plain()
+    opened = opened or Client()
     return str(await opened.get(page))
 
 
-def lazily_global() -> Any:
-    global opened
-    opened = None
-    return read_globally
-
-
-def lazily_cached() -> Any:
-    @functools.cache
-    def client() -> Plain:
-        return Plain()
-
-    async def read(page: str) -> str:
-        return await client().get(page)
-
-    return read
-
-
-LAZY: dict[str, Callable[[], Any]] = {
-    "an attribute": lambda: Lazy().by_attribute,
-    "an attribute that a helper sets": lambda: Lazy().by_helper,
-    "an item": lambda: Lazy().in_a_dict,
-    "a closure": lazily_closed_over,
-    "a global": lazily_global,
-    "a cache": lazily_cached,
-}
-
-
-@pytest.mark.parametrize(
-    ("tool", "at"),
-    [*((tool, "a script") for tool in LAZY), ("a closure", "a thread"), ("a cache", "a thread")],
-)
-def test_calls_share_a_loop_with_the_client_that_the_first_of_them_makes(
-    tool: str, at: str
-) -> None:
-    class Twice(Reading):
-        def forward(self, question: str) -> Any:
-            self.tools["read"](page="6")
-            return super().forward(question)
-
-    def compiled() -> Any:
-        with dspy.context(lm=polite_lm()):
-            return optimizer_of(**SETTINGS).compile(Twice(LAZY[tool]()), **DATA)
-
-    async def main() -> Any:
-        return await asyncio.to_thread(compiled)
-
-    program = compiled() if at == "a script" else asyncio.run(main())
-    assert program.detailed_results.failures == {}
-
-
-@pytest.mark.parametrize("tool", [lazily_closed_over, lazily_global])
-def test_calls_in_a_worker_of_an_executor_share_a_loop_with_their_client_too(tool: Any) -> None:
+def test_calls_in_a_worker_of_an_executor_share_a_loop_with_their_client_too() -> None:
     with ProcessPoolExecutor(1) as executor, dspy.context(lm=polite_lm()):
         optimizer = optimizer_of(**SETTINGS, executor=executor)
-        assert optimizer.compile(Reading(tool()), **DATA).detailed_results.failures == {}
-
-
-def test_code_that_counts_or_opens_what_it_needs_in_each_call_may_run_anywhere() -> None:
-    class Counting:
-        n_calls, last = 0, ""
-
-        async def read(self, page: str) -> str:
-            self.n_calls += 1
-            self.last = page
-            async with Client() as client:
-                found = {"page": await client.get(page)}
-                found["n"] = str(self.n_calls)
-            return str(found)
-
-    counting = Counting()
-    counting.last, counting.n_calls = "7", 1
-    assert not async_needs(counting.read).shares
-    assert not async_needs(polite_answer).shares
-
-
-def test_a_blocking_async_tool_that_shares_nothing_holds_up_no_other_call() -> None:
-    calls, has_second = itertools.count(1), threading.Event()
-    archive = Archive()
-
-    async def read(page: str) -> str:
-        if next(calls) == 2:
-            has_second.set()
-        assert has_second.wait(10)  # the first call is there until that of another rollout is
-        return page
-
-    class Both(Reading):
-        def __init__(self) -> None:
-            super().__init__(read)
-            self.tools["other"] = dspy.Tool(archive.read, name="other")
-
-    async def main() -> Any:
-        async with archive:
-            return await in_a_thread(optimizer_of(**SETTINGS), Both(), **DATA)
-
-    with dspy.context(lm=polite_lm()):
-        assert asyncio.run(main()).detailed_results.failures == {}
+        assert optimizer.compile(Reading(read_globally), **DATA).detailed_results.failures == {}
 
 
 def test_compile_in_a_running_loop_goes_on_where_no_code_needs_it() -> None:
@@ -722,7 +551,7 @@ def test_a_forked_worker_looks_for_no_loop_of_the_process_that_it_comes_from() -
     sample = packed(fields, "the sample")
 
     def work() -> Any:
-        HOMES.set(Homes((left_behind,), left_behind))
+        LOOP.set(left_behind)
         return run_request(Request(bundle, given, sample), Budget(), "a name")
 
     reply = contextvars.copy_context().run(work)
@@ -734,18 +563,11 @@ def test_a_forked_worker_looks_for_no_loop_of_the_process_that_it_comes_from() -
 # ------------------------------------------------------------------------------ which loop
 
 
-async def of_no_loop(page: str) -> str:
-    await asyncio.sleep(0)
-    return page + str(asyncio.get_event_loop())
-
-
 def test_a_loop_is_found_through_whatever_holds_it_and_is_not_invented() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         async with Archive() as archive:
-            lock, event, task = asyncio.Lock(), asyncio.Event(), asyncio.current_task()
-            await lock.acquire()
-            waiting = asyncio.create_task(lock.acquire())
+            event = asyncio.Event()
             signalled = asyncio.create_task(event.wait())
             await asyncio.sleep(0)
             module = types.ModuleType("sessions")
@@ -753,28 +575,22 @@ def test_a_loop_is_found_through_whatever_holds_it_and_is_not_invented() -> None
             scope = {"sessions": module}
             exec("async def read(page): return await sessions.session.read(page)", scope)
 
-            class Slotted:
-                __slots__ = ("held",)
-
-            slotted = Slotted()
-            slotted.held = ({"a": [archive]},)
-
             def holding(held: Any) -> Any:
                 async def read() -> Any:
                     return held
 
                 return read
 
-            functions = [holding(held) for held in (lock, event, task, archive, slotted, loop)]
-            functions += [scope["read"], functools.partial(archive.read, page="7")]
-            assert {async_needs(function).loops for function in functions} == {(loop,)}
-            assert async_needs(of_no_loop).loops == ()
-            for name in ("ipykernel.kernelbase", "tornado", "logging.handlers", "threading"):
+            held = (event, asyncio.current_task(), {"a": [archive]}, loop)
+            functions = [scope["read"], functools.partial(archive.read, page="7")]
+            for function in (*map(holding, held), *functions):
+                assert next(loops_held_by(function)) is loop
+            assert [*loops_held_by(holding("a loop")), *loops_held_by(is_polite)] == []
+            for name in ("ipykernel.kernelbase", "logging.handlers"):
                 holder = type("Holder", (), {"__module__": name})()
                 holder.held = archive
-                assert async_needs(holding(holder)).loops == ()
-            for each in (waiting, signalled):
-                each.cancel()
+                assert [*loops_held_by(holding(holder))] == []
+            signalled.cancel()
 
     asyncio.run(main())
 

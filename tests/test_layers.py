@@ -25,11 +25,10 @@ LAYERS = [
     {"outside", "dspy_seam"},
     {"errors", "redaction", "scores", "wording"},
     {"checked", "files"},
-    {"references"},
+    {"user_code"},
     {"experience", "rollout"},
     {"group"},
     {"identity", "budget", "results", "interchange"},
-    {"home"},
     {"metric"},
     {"events"},
     {"sampling", "reflection", "gate"},
@@ -49,12 +48,12 @@ LAYERS = [
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 RANK["__init__"] = RANK["cli"]  # the package itself: neither `local` nor `metrics`
 NO_DSPY = "errors redaction scores files outside wording experience rollout group results events"
-WITH_LOCKS = "mlflow_prompts tasks listeners budget home store local metrics cli"
-AWAITING = "tasks calls credit run budget home local references"
+WITH_LOCKS = "mlflow_prompts tasks listeners budget user_code store local metrics cli"
+AWAITING = "tasks calls credit run budget local user_code"
 ONLY_IN = {
     "dspy": RANK.keys() - {*NO_DSPY.split(), "gate", "interchange"},
     "concurrent": {"mlflow_prompts", "tasks", "calls", "local", "settings", "optimizer"},
-    "contextvars": {"tasks", "listeners", "budget", "home", "local"},
+    "contextvars": {"tasks", "listeners", "budget", "user_code", "local"},
     "threading": {*WITH_LOCKS.split()},
     "asyncio": {*AWAITING.split()},
     "signal": {"metrics"},
@@ -114,11 +113,10 @@ STANDING = {
     "budget/unseen.py": {"self.history"},  # of `CallWatcher`: DSPy appends its entries
     "sampling/dispatch.py": {"dspy.settings.lock"},  # a lock of all threads; any other would do
     "experience/programs.py": {"_store"},  # of demos, by their shape: a library needs no DSPy
-    "home.py": {"asyncio._get_running_loop"},  # these are not DSPy's
     "listeners/listening.py": {"_active_run_stack"},
-    "references.py": {"functools._lru_cache_wrapper"},
     "tasks/executors.py": {"_max_workers", "_client"},
     "tasks/loop.py": {"sys._current_frames"},
+    "user_code.py": {"asyncio._get_running_loop"},  # these are not DSPy's
 }
 """The hooks that stand outside of the seam, by file."""
 

@@ -18,9 +18,8 @@ import dspy
 
 from tfgrpo_dspy.errors import MetricError, RunStopped, SettingsError, described, written
 from tfgrpo_dspy.experience.programs import language_models
-from tfgrpo_dspy.home import settled
-from tfgrpo_dspy.references import held_by, without_partials
 from tfgrpo_dspy.scores import MOST, number_of
+from tfgrpo_dspy.user_code import held_by, settled, without_partials
 from tfgrpo_dspy.wording import shortened
 
 SHOWN_BYTES = 120  # how much of an example or a value an error message quotes
@@ -96,7 +95,7 @@ def adapt_metric(metric: Any) -> ScoringFunction:
         behind = (program_trace, *predictor) if predictor else (None,) * extra
         with _refusing(name, "raised", example):
             result = metric(example, prediction, *behind, **kwargs)
-            return settled(result, metric)
+            return settled(result)
 
     return ScoringFunction(asks_predictors, ask, name)
 

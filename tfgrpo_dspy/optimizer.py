@@ -9,19 +9,19 @@ from typing import Any
 from tfgrpo_dspy.dspy_seam import Teleprompter
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import NoGate
-from tfgrpo_dspy.home import at_homes
 from tfgrpo_dspy.identity import Unseen, object_identity
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings
-from tfgrpo_dspy.settings.checks import prepare, programs_of
+from tfgrpo_dspy.settings.checks import code_of, prepare
 from tfgrpo_dspy.settings.constructor import taking
 from tfgrpo_dspy.settings.plan import Plan, plan_of
 from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.tasks.caller import awaited
 from tfgrpo_dspy.tracking import tracked
+from tfgrpo_dspy.user_code import one_loop
 
 
 class TrainingFreeGRPO(Teleprompter):
@@ -163,12 +163,7 @@ class TrainingFreeGRPO(Teleprompter):
     ) -> Any:
         settings = inputs.settings
         with (
-            at_homes(
-                programs_of(settings, inputs.student),
-                settings.metric,
-                settings.offline,
-                {"approve": settings.approve, "on_event": settings.on_event},
-            ),
+            one_loop(code_of(settings, inputs.student), settings.offline),
             tracked(settings) as settings,
             Run(replace(inputs, settings=settings), recorded) as run,
         ):

@@ -4,7 +4,6 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import astuple, dataclass, field
 from typing import NoReturn
 
@@ -12,19 +11,10 @@ from tfgrpo_dspy.budget.clock import Clock
 from tfgrpo_dspy.budget.left_out import LeftOut
 from tfgrpo_dspy.errors import Raised, RunStopped, TrainingCut
 from tfgrpo_dspy.rollout import DECIMALS
+from tfgrpo_dspy.user_code import NOT_WANTED, check_wanted
 
-NOT_WANTED = "nobody waits for this any more"
 REFUSALS = {"max_cost": "could be exceeded by the next call"}  # of others: "is used up"
 LENT_SHARE = 0.5  # of the dollars that are kept for the end
-ABANDONED: ContextVar[threading.Event | None] = ContextVar("tfgrpo_abandoned", default=None)
-"""Set when nobody waits for the task of this thread any more; then its calls are refused."""
-
-
-def check_wanted() -> None:
-    """Raises RunStopped: nobody waits for what this thread does any more."""
-    abandoned = ABANDONED.get()
-    if abandoned is not None and abandoned.is_set():
-        raise RunStopped(NOT_WANTED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from tfgrpo_dspy.budget.faults import (
     may_be_too_long,
     retry_after,
 )
-from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
+from tfgrpo_dspy.budget.ledger import Ledger, Reservation
 from tfgrpo_dspy.budget.left_out import ParameterRefusedError, SampledCall
 from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Prices, price_of
 from tfgrpo_dspy.dspy_seam import Call, as_instance_of, caller, sent
@@ -36,6 +36,7 @@ from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import HEADER
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, FailureKind, Usage, rollout_id_for
+from tfgrpo_dspy.user_code import ABANDONED, NOT_WANTED
 
 logger = logging.getLogger(__name__)
 

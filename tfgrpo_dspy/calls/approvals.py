@@ -13,10 +13,10 @@ from tfgrpo_dspy.errors import LibraryError, described
 from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import AnyOperation, Keep, Operation, Refusal, operation_from
-from tfgrpo_dspy.home import settled
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.operations import admitted
 from tfgrpo_dspy.settings.run_inputs import RunInputs
+from tfgrpo_dspy.user_code import settled
 
 REJECTED = "rejected by approve"
 
@@ -49,7 +49,7 @@ async def approved(
     async def do() -> _Approved:
         try:
             with calls.report.progress.hidden(), calls.ledger.clock.standing():
-                approval = await calls.loop.in_thread(lambda: _whole(settled(ask(proposal), ask)))
+                approval = await calls.loop.in_thread(lambda: _whole(settled(ask(proposal))))
         except Exception as error:  # noqa: BLE001 - it ends the run
             calls.ledger.raised.note(error)
             calls.ledger.fail(f"approve raised {described(error)}", error)

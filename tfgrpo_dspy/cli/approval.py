@@ -12,7 +12,6 @@ from typing import Any, TextIO
 
 import click
 
-from tfgrpo_dspy.budget.ledger import check_wanted
 from tfgrpo_dspy.cli.editing import edited
 from tfgrpo_dspy.errors import LibraryError, NoTerminalError
 from tfgrpo_dspy.events import Approval, Proposal
@@ -20,6 +19,7 @@ from tfgrpo_dspy.experience.library_files import json_value
 from tfgrpo_dspy.experience.values import NO_LIMITS, Add, Operation, operation_from
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results.records import Comparison, RolloutSummary
+from tfgrpo_dspy.user_code import check_wanted
 from tfgrpo_dspy.wording import counted
 
 TERMINAL = "/dev/tty"  # also where stdin is piped

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience.values import ALL, NUMBER, Experience
-from tfgrpo_dspy.references import async_needs
+from tfgrpo_dspy.user_code import loops_held_by
 
 ProgramT = TypeVar("ProgramT")
 BEGIN = "<experiences>"
@@ -268,7 +268,7 @@ def _is_tool(held: Any) -> bool:
 def _holds_a_loop(held: Any) -> bool:
     """Whether a tool, or an object of the user's, holds an event loop."""
     is_dspys = type(held).__module__.startswith("dspy.")
-    return (not is_dspys or _is_tool(held)) and bool(async_needs(held).loops)
+    return (not is_dspys or _is_tool(held)) and any(True for _ in loops_held_by(held))
 
 
 def _shared(held: Any) -> Any:

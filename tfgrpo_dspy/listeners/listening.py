@@ -22,7 +22,7 @@ import dspy
 
 from tfgrpo_dspy.dspy_seam import EvaluationResult, with_callbacks
 from tfgrpo_dspy.errors import described
-from tfgrpo_dspy.home import settled
+from tfgrpo_dspy.user_code import settled
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Listening:
         while (event := self._events.get()) is not None:
             try:
                 if self.n_failures < self._most_failures:
-                    settled(self._listener(event), self._listener)
+                    settled(self._listener(event))
             except BaseException as error:  # noqa: BLE001 - whatever it raises ends nothing
                 self._note(error)
             with self._changed:

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 from tfgrpo_dspy.budget.account import Amount
-from tfgrpo_dspy.budget.ledger import check_wanted
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import GateError, RunStopped, described, shareable
@@ -32,6 +31,7 @@ from tfgrpo_dspy.scores import ScoreRange
 from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.strategies.auto import Auto, seen
 from tfgrpo_dspy.strategies.base import UpdateContext
+from tfgrpo_dspy.user_code import check_wanted
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from typing import Any
 import dspy
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.budget.ledger import check_wanted
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.credit.play import Player, with_beside
@@ -56,6 +55,7 @@ from tfgrpo_dspy.strategies.worth import (
     may_be_credited,
     rescued_in_vain,
 )
+from tfgrpo_dspy.user_code import check_wanted
 
 MOST_ATTEMPTS = 16  # extra rollouts of one group
 PROPOSED = TypeAdapter(Proposed)

@@ -1,4 +1,4 @@
-"""Stands between a rollout's tools and their functions: for the home of async ones, or a replay."""
+"""Stands between a rollout's tools and their functions: for the loop of async ones, or a replay."""
 
 import functools
 import inspect
@@ -7,7 +7,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.dspy_seam import BaseCallback
-from tfgrpo_dspy.home import at_home, home_of
+from tfgrpo_dspy.user_code import in_loop
 
 REPLAY = "tfgrpo_replay"
 """Under this name DSPy's settings hold the `Replay` of the rollout that is being made."""
@@ -27,8 +27,7 @@ class _Dispatcher:
             result = self.function(*args, **arguments)
         else:
             result = replay.called(self.function, arguments)
-        home = home_of(self.function) if inspect.iscoroutine(result) else None
-        return result if home is None else at_home(result, home)
+        return in_loop(result) if inspect.iscoroutine(result) else result
 
 
 class _AsyncDispatcher(_Dispatcher):

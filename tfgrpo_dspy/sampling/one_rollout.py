@@ -26,7 +26,6 @@ from tfgrpo_dspy.dspy_seam import (
 )
 from tfgrpo_dspy.errors import MetricError, RunStopped, described, sentence
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
-from tfgrpo_dspy.home import HOMES, run, settled
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, FailureKind, Rollout, Step
 from tfgrpo_dspy.sampling.dispatch import REPLAY, DispatchedTools
@@ -34,6 +33,7 @@ from tfgrpo_dspy.sampling.fields import as_fields, copied_example, with_values
 from tfgrpo_dspy.sampling.recorder import CallRecorder
 from tfgrpo_dspy.sampling.replay import Replay, ReplayEndedError, Start, answer_now
 from tfgrpo_dspy.scores import mean_of
+from tfgrpo_dspy.user_code import settled
 from tfgrpo_dspy.wording import shortened
 
 
@@ -94,9 +94,8 @@ class _Run:
         self.task = task
         self.meter = Meter(task.ledger, task.prices, task.is_training, task.advice)
         self.replay = Replay(task.start, self._name_of) if task.start else None
-        at_home = DispatchedTools() if HOMES.get().loops else None
         answers_now = task.start is not None and task.start.answers_now  # and calls no tool
-        self.dispatched = None if answers_now else self.replay or at_home
+        self.dispatched = None if answers_now else self.replay or DispatchedTools()
         self.tools = CallRecorder(self.meter, task.calls, self.dispatched)
         self.program = copy_program(task.program, self._lm_for_sample)
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
@@ -215,10 +214,7 @@ def _called(program: Any, inputs: Mapping[str, Any]) -> Any:
     forward = inspect.getattr_static(program, "forward", None)
     if getattr(forward, "__module__", "") == dspy.syncify.__module__:  # it would run a loop itself
         program, forward = getattr(program, "program", program), None
-    if forward is None:
-        return run(program.acall(**inputs), program.aforward)
-    # bound, and without DSPy's warning on `program.forward`
-    return settled(program(**inputs), object.__getattribute__(program, "forward"))
+    return settled(program.acall(**inputs) if forward is None else program(**inputs))
 
 
 def allows_temperature(lm: Any, temperature: Any) -> bool:

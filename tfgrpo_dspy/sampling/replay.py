@@ -22,7 +22,6 @@ import dspy
 from tfgrpo_dspy.dspy_seam import ACTIVE_CALL_ID, caller
 from tfgrpo_dspy.errors import NotReplayedError
 from tfgrpo_dspy.experience.programs import named_predictors
-from tfgrpo_dspy.references import without_partials
 from tfgrpo_dspy.rollout import (
     REASONING,
     WAYS_TO_AN_ANSWER,
@@ -34,6 +33,7 @@ from tfgrpo_dspy.rollout import (
 )
 from tfgrpo_dspy.sampling.dispatch import REPLAY, DispatchedTools
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, parsed
+from tfgrpo_dspy.user_code import without_partials
 
 MARK = "tfgrpo_replay_only"
 LAST_TOOLS = ("finish", "submit")  # the tools with which DSPy's agents end

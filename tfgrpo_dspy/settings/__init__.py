@@ -31,7 +31,6 @@ from tfgrpo_dspy.experience.values import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric, combined
-from tfgrpo_dspy.references import is_coroutine_function
 from tfgrpo_dspy.reflection.lessons import LESSONS_PER_EXAMPLE
 from tfgrpo_dspy.reflection.modules import (
     CondenseLibrary,
@@ -43,6 +42,7 @@ from tfgrpo_dspy.reflection.modules import (
 from tfgrpo_dspy.strategies.arguments import NOT_ASYNC
 from tfgrpo_dspy.strategies.auto import Auto
 from tfgrpo_dspy.strategies.base import METHODS, Strategy, overrides
+from tfgrpo_dspy.user_code import is_coroutine_function
 
 DEFAULT_THREADS = 8
 AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}

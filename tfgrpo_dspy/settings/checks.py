@@ -1,11 +1,13 @@
 """The checks on student, data and LMs, and the split of the data."""
 
 import collections
+import inspect
 import itertools
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import FunctionType, MethodType
 from typing import Any
 
 import dspy
@@ -17,7 +19,6 @@ from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.experience.programs import introduced, language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.metric import adapt_metric, held_lms
-from tfgrpo_dspy.references import held_by
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.sampling.fields import has_none
@@ -34,6 +35,7 @@ from tfgrpo_dspy.settings.inputs import (
 from tfgrpo_dspy.settings.plan import plan_of
 from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
+from tfgrpo_dspy.user_code import held_by
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +217,21 @@ def programs_of(settings: Settings, student: Any) -> list[Any]:
     """The student, and the programs that strategies hold, such as teachers."""
     held = (each for strategy in settings.strategies for each in held_by(strategy))
     return [student, *(each for each in held if isinstance(each, dspy.Module))]
+
+
+def code_of(settings: Settings, student: Any) -> Iterator[tuple[str, Any]]:
+    """The user's code that a run calls, with names for errors."""
+    for program in programs_of(settings, student):
+        for _, tool in program.named_sub_modules(dspy.Tool):
+            yield f"tool {tool.name!r}", tool.func
+        for _, module in program.named_sub_modules():
+            if not type(module).__module__.startswith("dspy."):
+                for name in ("aforward", "forward"):  # `getattr` would warn
+                    function = inspect.getattr_static(module, name, None)
+                    bound = isinstance(function, FunctionType) and MethodType(function, module)
+                    yield f"program {type(module).__name__}", bound or function
+    for name in ("metric", "approve", "on_event"):
+        yield name, getattr(settings, name)
 
 
 def policy_lms(student: Any) -> list[Any]:

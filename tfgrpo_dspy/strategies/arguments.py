@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tfgrpo_dspy.checked import checked, such_that
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.references import is_coroutine_function
+from tfgrpo_dspy.user_code import is_coroutine_function
 
 T = TypeVar("T")
 Share = Annotated[float, Field(ge=0, le=1)]

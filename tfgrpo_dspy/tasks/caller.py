@@ -8,7 +8,7 @@ from concurrent import futures
 from contextvars import ContextVar, copy_context
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from tfgrpo_dspy.home import HOMES, Homes
+from tfgrpo_dspy.user_code import LOOP
 
 Result = TypeVar("Result")
 Owner = TypeVar("Owner")
@@ -66,8 +66,7 @@ async def in_thread(work: Callable[[], Result]) -> Result:
     """
     is_cancelled, context = threading.Event(), copy_context()
     context.run(CANCELLED.set, is_cancelled)
-    loop = asyncio.get_running_loop()
-    context.run(HOMES.set, Homes((loop,), loop))
+    context.run(LOOP.set, asyncio.get_running_loop())
     ended: asyncio.Future[Result] = asyncio.wrap_future(context.run(in_own_thread, work))
     cancelled: asyncio.CancelledError | None = None
     while not ended.done():

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from tfgrpo_dspy.budget.ledger import ABANDONED, Ledger, check_wanted
+from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.dspy_seam import unstreamed
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, UserCodeError, described
 from tfgrpo_dspy.tasks.caller import check_cancelled, fulfil, in_own_thread
+from tfgrpo_dspy.user_code import ABANDONED, check_wanted
 
 logger = logging.getLogger(__name__)
 

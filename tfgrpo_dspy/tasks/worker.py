@@ -19,10 +19,10 @@ from tfgrpo_dspy.budget.left_out import LeftOut
 from tfgrpo_dspy.dspy_seam import OF_ONE_CALL
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
-from tfgrpo_dspy.home import HOMES, homes_in_worker
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
+from tfgrpo_dspy.user_code import LOOP
 
 KEPT = 8  # bundles, and programs of each; both may be large
 
@@ -87,7 +87,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
     if _was_started_before(name):
         return Reply(was_started_before=True)
     try:
-        program_with, metric, score, context, prices, left_out, secrets = _unpacked(request.bundle)
+        program_with, score, context, prices, left_out, secrets = _unpacked(request.bundle)
         program = program_with(request.additions)
         sample = cloudpickle.loads(request.sample)
     except Exception as error:  # noqa: BLE001 - the reply says it
@@ -97,7 +97,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
         )
         return Reply(stopped_because=message, is_failure=True)
     ledger, record, why = Ledger(budget, left_out), None, ""
-    HOMES.set(homes_in_worker(program, metric))
+    LOOP.set(None)  # a fork has that of the process that it comes from
     task = RolloutTask(program=program, score=score, ledger=ledger, prices=prices, **sample)
     try:
         with dspy.context(**context):
@@ -128,7 +128,7 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     def program_with(additions: bytes) -> Any:
         return cloudpickle.loads(additions).bake(student)
 
-    return program_with, metric, score, context, prices, LeftOut(), secrets
+    return program_with, score, context, prices, LeftOut(), secrets
 
 
 def _was_started_before(name: str) -> bool:

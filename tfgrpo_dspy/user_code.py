@@ -1,0 +1,193 @@
+"""The user's functions: what they refer to, and the event loop in which the async ones run.
+
+All async programs, tools, metrics and callbacks of a run are awaited in one event loop: that of who
+awaits `acompile`; else a running one that they hold, such as that of an MCP session; else one that
+this process has for all its runs. Rollouts are made in threads, which wait for it.
+"""
+
+import asyncio
+import functools
+import inspect
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Awaitable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from gc import get_referents, is_tracked
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, TypeVar
+
+from tfgrpo_dspy.errors import RunStopped, SettingsError, UserCodeError, described
+
+Result = TypeVar("Result")
+LOOP: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("tfgrpo_loop", default=None)
+"""In which the async code of the run is awaited; None: in the common one."""
+ABANDONED: ContextVar[threading.Event | None] = ContextVar("tfgrpo_abandoned", default=None)
+"""Set when nobody waits for the task of this thread any more; then its calls are refused."""
+NOT_WANTED = "nobody waits for this any more"
+HAS_ENDED = (
+    "The event loop that this async code needs has ended; keep it running until the run is over."
+)
+POLL_S = 0.1  # how often a thread that waits looks whether that is still wanted, and can still come
+MOST_OBJECTS = 2_000  # that are looked at on the way to an event loop, the nearest first
+MOST_ITEMS = 500  # a longer list or mapping holds data
+FOLLOWED = {"builtins", "asyncio", "_asyncio", "collections", "functools", "contextlib"}
+NOT_FOLLOWED = {"IPython", "ipykernel", "ipywidgets", "traitlets", "tornado", "zmq"} | (
+    sys.stdlib_module_names - FOLLOWED
+)
+"""Modules whose objects lead to loops that the user's code does not need."""
+
+
+def check_wanted() -> None:
+    """Raises RunStopped: nobody waits for what this thread does any more."""
+    abandoned = ABANDONED.get()
+    if abandoned is not None and abandoned.is_set():
+        raise RunStopped(NOT_WANTED)
+
+
+# ------------------------------------------------------------------------------ what it refers to
+
+
+def without_partials(code: Any) -> Any:
+    """The function in a partial, which may stand in others; all else as it is."""
+    while isinstance(code, functools.partial):
+        code = code.func
+    return code
+
+
+def is_coroutine_function(code: Any) -> bool:
+    """Whether what it returns, a function or an object that is called, has to be awaited."""
+    return any(map(inspect.iscoroutinefunction, (code, getattr(code, "__call__", None))))  # noqa: B004
+
+
+def named_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function closes over, and what it names of its globals and of modules, by name."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # it is not assigned yet
+            yield name, cell.cell_contents
+    names = [*dict.fromkeys(_names(function.__code__))]
+    scopes = [function.__globals__]
+    scopes += [vars(each) for each in map(scopes[0].get, names) if isinstance(each, ModuleType)]
+    yield from ((name, scope[name]) for scope in scopes for name in names if name in scope)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
+
+
+def held_by(value: Any) -> Iterator[Any]:
+    """What a function closes over, names or has as defaults; what an object holds."""
+    if isinstance(value, functools.partial):
+        yield from (*value.args, *value.keywords.values(), *held_by(value.func))
+        return
+    owner = getattr(value, "__self__", value)
+    yield from (owner, *getattr(owner, "__dict__", {}).values())
+    function = getattr(value, "__func__", value)
+    if not isinstance(function, FunctionType):
+        function = inspect.getattr_static(type(value), "__call__", None)
+    if isinstance(function, FunctionType):
+        yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        yield from (each for _, each in named_by(function))
+
+
+def loops_held_by(code: Any) -> Iterator[asyncio.AbstractEventLoop]:
+    """The event loops that code holds, the nearest first; not through LMs, classes, modules."""
+    waiting, seen = deque(held_by(code)), dict[int, Any]()
+    while waiting and len(seen) < MOST_OBJECTS:
+        held = waiting.popleft()
+        if id(held) not in seen and _is_followed(held):
+            seen[id(held)] = held  # kept, so that no other object gets its id
+            if issubclass(type(held), asyncio.AbstractEventLoop):
+                yield held
+            is_function = issubclass(type(held), FunctionType)
+            waiting += held_by(held) if is_function else get_referents(held)
+
+
+def _is_followed(held: Any) -> bool:
+    kind = type(held)
+    if issubclass(kind, asyncio.AbstractEventLoop):
+        return True
+    if issubclass(kind, (list, dict, tuple, set, frozenset)):
+        return len(held) <= MOST_ITEMS
+    is_lm = any(each.__name__ == "BaseLM" for each in kind.__mro__)  # of DSPy
+    if not is_tracked(held) or is_lm or issubclass(kind, (type, ModuleType)):
+        return False
+    module = held.__module__ if issubclass(kind, FunctionType) else kind.__module__
+    return str(module).partition(".")[0] not in NOT_FOLLOWED
+
+
+# ------------------------------------------------------------------------------ its event loop
+
+
+@contextmanager
+def one_loop(code: Iterable[tuple[str, Any]], is_offline: bool) -> Iterator[None]:
+    """Choose the event loop of all async code that is run within; `code` has names for errors.
+
+    Raises SettingsError: code holds the loop of this thread, which is blocked until the run is
+    over; names all of it.
+    """
+    blocked = asyncio._get_running_loop()  # noqa: SLF001 - the public function raises if there is none
+    faults, loop = [], LOOP.get()
+    for name, each in () if loop else code:
+        held = next((held for held in loops_held_by(each) if held.is_running()), None)
+        if held is not None and held is blocked and is_coroutine_function(each):
+            faults.append(name)
+        loop = loop or (None if held is blocked else held)
+    if faults and not is_offline:
+        raise SettingsError(
+            f"{', '.join(faults)}: needs the event loop that is running here, and compile blocks "
+            f"it until the run is over; call `await optimizer.acompile(...)` (of `learn`: "
+            f"`alearn`), or run compile in a thread: `await asyncio.to_thread(optimizer.compile, "
+            f"...)`."
+        )
+    token = LOOP.set(loop)
+    try:
+        yield
+    finally:
+        LOOP.reset(token)
+
+
+@functools.cache
+def _common_loop(_process: int) -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True, name="tfgrpo-async").start()
+    return loop
+
+
+async def in_loop(awaitable: Awaitable[Result]) -> Result:
+    """The result of the awaitable, which is awaited in the event loop of the run.
+
+    Raises RunStopped: nobody waits for it any more; RuntimeError: that loop has ended.
+    """
+    loop = LOOP.get() or _common_loop(os.getpid())
+    if loop is asyncio.get_running_loop():
+        return await awaitable
+    done = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_guarded(awaitable), loop))
+    try:
+        while not done.done():
+            await asyncio.wait({done}, timeout=POLL_S)
+            check_wanted()
+            if not (done.done() or loop.is_running()):
+                break
+        if not done.done() or done.cancelled():
+            raise RuntimeError(HAS_ENDED)
+        return done.result()
+    finally:
+        done.cancel()
+
+
+async def _guarded(awaitable: Awaitable[Result]) -> Result:
+    try:
+        return await awaitable
+    except SystemExit as error:  # it would end the loop
+        raise UserCodeError(described(error)) from error
+
+
+def settled(returned: Any) -> Any:
+    """What code returned; of an awaitable its result."""
+    return asyncio.run(in_loop(returned)) if inspect.isawaitable(returned) else returned
