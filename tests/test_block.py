@@ -19,11 +19,7 @@ from tfgrpo_dspy import (
     LibraryFormatError,
     best_so_far,
 )
-from tfgrpo_dspy.experience.programs import (
-    bare_instructions,
-    plain_instructions,
-    write_condensed,
-)
+from tfgrpo_dspy.experience.programs import bare_instructions, plain_instructions
 
 
 class TwoStage(dspy.Module):
@@ -260,17 +256,6 @@ def test_a_block_whose_lines_an_editor_has_ended_otherwise_is_read_and_replaced(
     assert ExperienceLibrary.from_program(changed) == LIBRARY
     again = LIBRARY.bake(changed).solve.signature.instructions
     assert again.count("<experiences>") == 1 and again.count("[E3] ") == 1
-
-
-@pytest.mark.parametrize("end", ["\r\n", " \n"])
-def test_what_a_text_was_condensed_from_is_read_though_an_editor_has_ended_its_lines_otherwise(
-    end: str,
-) -> None:
-    program = predictor()
-    text = write_condensed("Be brief.", LIBRARY_FOR_ALL).replace("\n", end) + end.rstrip("\n")
-    program.signature = program.signature.with_instructions(f"\n{text}")
-    with pytest.warns(UserWarning, match="were condensed from E1"):
-        assert len(ExperienceLibrary.from_program(program)) == 0
 
 
 def test_an_agent_made_of_a_baked_signature_keeps_its_text_around_the_block() -> None:

@@ -35,9 +35,6 @@ SHOWN_BY = {
     "joint search over instructions and demos": (
         "demos::of_several_sets_of_demos_the_result_has_one_that_helps"
     ),
-    "rewrites the student's own instructions": (
-        "condensing::a_shorter_text_that_is_as_good_takes_the_place_of_instructions_and_library"
-    ),
     "several objectives": "objectives::each_program_of_the_front_is_ready_to_use",
     "own prompts and modules for the reflection": (
         "reflection::a_module_may_have_an_adapter_and_a_prompt_of_its_own"

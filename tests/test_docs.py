@@ -226,7 +226,7 @@ def names_in(page: str, start: str, end: str) -> list[str]:
 @pytest.mark.parametrize(
     ("kind", "page", "start", "end", "n"),
     [
-        (RunResults, "results.md", "## The fields", "A mean score", 30),
+        (RunResults, "results.md", "## The fields", "A mean score", 29),
         (Rollout, "strategies.md", "What a `Rollout` has:", "A `SampledGroup`", 17),
         (SampledGroup, "strategies.md", "`SampledGroup` of `plan.past` has", "(with", 1),
         (Group, "strategies.md", "`group` (with", ")", 4),

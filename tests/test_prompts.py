@@ -11,13 +11,11 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import learned, polite_rules
 from scripted import (
     EXTRACT,
     SUMMARIZE,
     UPDATE,
     Prompt,
-    Rule,
     chat,
     lessons,
     operations,
@@ -130,17 +128,8 @@ def test_the_reflection_lm_is_asked_word_for_word_what_the_golden_file_says(name
     check(name, prompts(pattern, **arguments)[-1])
 
 
-def test_the_reflection_lm_is_asked_to_condense_as_the_golden_file_says() -> None:
-    rules: list[Rule] = [("`condensed`", chat(condensed="Say please.")), *polite_rules()]
-    student = dspy.Predict(dspy.Signature("question -> answer", "Answer the customer's question."))
-    lm = scripted_lm(rules)
-    learned(student, lm, condense=True)
-    (asked,) = [prompt for prompt in lm.engine.prompts if "`condensed`" in prompt.text]
-    check("condense_library", asked)
-
-
 def test_every_golden_file_belongs_to_a_prompt() -> None:
-    assert sorted(path.stem for path in GOLDEN.glob("*")) == sorted([*CASES, "condense_library"])
+    assert sorted(path.stem for path in GOLDEN.glob("*")) == sorted(CASES)
 
 
 class Bay(enum.Enum):

@@ -22,7 +22,7 @@ from tfgrpo_dspy import (
 )
 
 PUBLIC = [
-    "AddLessons", "BayesianGate", "Belief", "CondenseLibrary", "Decision", "DraftLessons", "Effect",
+    "AddLessons", "BayesianGate", "Belief", "Decision", "DraftLessons", "Effect",
     "Evidence", "Execution", "Experience", "ExperienceLibrary", "ExtractAdvantage", "Gate",
     "GateError", "GroupPlan", "LibraryError", "LibraryFormatError", "LocalLMUnavailableError",
     "Measured", "MetricError", "MissingRecordError", "NoGate", "Reflection", "RunEvidence",
@@ -46,7 +46,6 @@ GROUPS: dict[type, dict[str, Any]] = {
         "groups_per_call": None,
         "show_images": None,
         "guard": "refuse",
-        "condense": None,
     },
     Execution: dict.fromkeys(
         ["executor", "max_staleness", "rollout_timeout_s", "max_errors", "target_score", "prices"]

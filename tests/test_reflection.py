@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scripted import lessons, scripted_lm
 
 from tfgrpo_dspy import (
-    CondenseLibrary,
     DraftLessons,
     Effect,
     Evidence,
@@ -452,7 +451,6 @@ def test_a_module_can_be_compiled_saved_and_loaded_as_any_dspy_program(tmp_path:
         (DraftLessons, "lessons"),
         (UpdateLibrary, "operations"),
         (SummarizeTrajectory, "summary"),
-        (CondenseLibrary, "condensed"),
     ],
 )
 def test_a_prompt_without_the_output_that_the_run_reads_is_refused(

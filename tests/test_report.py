@@ -148,10 +148,6 @@ def test_hostile_text_in_every_place_of_the_results_stays_text(
 ) -> None:
     values = poisoned(json.loads(json.dumps(polite.to_dict())))
     values["lms"] = [HOSTILE, HOSTILE]
-    sizes = {"n_tokens": 1, "n_tokens_before": 2}
-    values["condensed"] = [
-        {"predictor": HOSTILE, "text": f"{HOSTILE}\n\n", "ids": [HOSTILE], **sizes}
-    ]
     values["library"]["experiences"][0]["scope"] = HOSTILE
     clean = Opened(browser, written(polite, tmp_path)).tags()
     opened = Opened(browser, written(values, tmp_path), width=375)

@@ -111,7 +111,6 @@ ANOTHER_RUN: dict[str, Any] = {
     "groups_per_call": 3,
     "show_images": True,
     "guard": "warn",
-    "condense": True,
     "max_staleness": 0,
 }
 """By argument, a value that makes another run; and below, one that makes none."""

@@ -27,7 +27,6 @@ from tfgrpo_dspy.gate.protocol import (
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
 from tfgrpo_dspy.reflection.modules import (
     AddLessons,
-    CondenseLibrary,
     DraftLessons,
     ExtractAdvantage,
     SummarizeTrajectory,
@@ -37,7 +36,7 @@ from tfgrpo_dspy.settings import Execution, Reflection
 from tfgrpo_dspy.store.runs import best_so_far
 
 __all__ = [
-    "AddLessons", "BayesianGate", "Belief", "CondenseLibrary", "Decision", "DraftLessons", "Effect",
+    "AddLessons", "BayesianGate", "Belief", "Decision", "DraftLessons", "Effect",
     "Evidence", "Execution", "Experience", "ExperienceLibrary", "ExtractAdvantage", "Gate",
     "GateError", "GroupPlan", "LibraryError", "LibraryFormatError", "LocalLMUnavailableError",
     "Measured", "MetricError", "MissingRecordError", "NoGate", "Reflection", "RunEvidence",

@@ -60,9 +60,6 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
         if settings.get("max_demos"):
             fault = f"max_demos={settings['max_demos']}: a prompt of MLflow holds no demos"
             raise SettingsError(f"{fault}; leave it out.")
-        if getattr(settings.get("reflection"), "condense", None):
-            fault = "condense: advice stands below a prompt of MLflow, and replaces none of it"
-            raise SettingsError(f"{fault}; leave it out.")
         self.settings = {**defaults, **settings, "reflection_lm": self.reflection_lm}
         TrainingFreeGRPO(_metric, **self.settings)  # refuses what cannot be used
         self.results: RunResults | None = None

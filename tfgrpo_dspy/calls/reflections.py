@@ -47,7 +47,6 @@ STAGES = {
     "draft": ("draft", "lessons", 1, "draft"),
     "lesson": ("extract", "lessons", 2, "example"),
     "summary": ("summarize", "summary", 2, "example"),
-    "condense": ("condense", "condensed", 0, "predictor"),
 }
 """By stage: the module of `Reflection` that is asked, the output that is wanted, the rank (of the
 tasks that wait, those with the lowest rank are begun first), and what the question is about."""
@@ -183,15 +182,12 @@ class ReflectionClient:
         calls, stage = self._calls, question.stage
         where = Whereabouts(f"the {stage} of {about}", "a call of the reflection LM")
 
-        is_training = stage != "condense"  # the only one that the end of a run asks
-
         async def do() -> Any:
-            if is_training:
-                self._note_asked(batch)
+            self._note_asked(batch)
             return await calls.loop.in_thread(lambda: where.noted(lambda: self._answer(question)))
 
         def count(answer: Answer, seconds: float | None) -> None:
-            if seconds is None and is_training:
+            if seconds is None:
                 self._note_asked(batch)
             if calls.records.store is not None:
                 inputs = {k: v for k, v in question.inputs.items() if v is not self.common.get(k)}

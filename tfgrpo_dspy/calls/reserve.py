@@ -15,6 +15,7 @@ from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.settings.schedule import (
     CALLS_FOR_AN_ANSWER,
+    MIN_PROGRAMS_MEASURED,
     MOST_SHARE,
     RunSettings,
 )
@@ -62,7 +63,6 @@ class Reserve:
         of_test = account.later * (data.n_of_test_set if settings.metric else 0)
         kept = account.reserve(self.n_rollouts(account))
         kept += Amount(cost=max(data.dollars_of_dearest_call, dearest))
-        kept += data.of_condensing
         limits = (settings.max_lm_calls, None, settings.max_cost)
         are_there = kept.n_lm_calls + of_test.n_lm_calls < (settings.max_lm_calls or math.inf)
         if are_there and account.per_rollout.n_lm_calls <= data.calls_per_rollout:
@@ -83,7 +83,7 @@ class Reserve:
         account, data = self.account, self._settings.data
         amount = self.amount(account, self._ledger.dearest)
         if not account.n_rollouts and self.n_rollouts(account):  # nobody knows what one takes
-            dearest = data.n_programs_measured * CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
+            dearest = MIN_PROGRAMS_MEASURED * CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
             half = MOST_SHARE * (self._settings.max_lm_calls or math.inf)
             dollars = dearest * account.per_answer.cost / data.calls_per_rollout
             most = MOST_SHARE * (self._settings.max_cost or math.inf)

@@ -2,7 +2,6 @@
 
 import html
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
@@ -17,12 +16,6 @@ from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.wording import meaning
 
 ProgramT = TypeVar("ProgramT")
-_LOST = (
-    "the instructions of predictor {name!r} were condensed from {ids}: their texts, effects and "
-    "evidence are not in the program. They are in detailed_results.experiences of the result of "
-    "that compile, and in its run store (`tfgrpo show LOG_DIR`); bake them into the student, not "
-    "into this program."
-)
 Written = Operation | Mapping[str, Any]  # an operation, or a mapping as an LM writes it
 
 
@@ -228,17 +221,13 @@ class ExperienceLibrary:
         """The library that is baked into a program; empty where there is none.
 
         Only ids, texts and scopes are baked. `save` keeps evidence and effects, and so does
-        `detailed_results.experiences` of a program that was optimized. Condensed instructions hold
-        no experiences: a warning says which are lost, and where they are.
+        `detailed_results.experiences` of a program that was optimized.
 
         Raises:
             LibraryFormatError: a block was damaged, or two predictors disagree on an id.
             LibraryError: not a DSPy program.
         """
         programs.check_program(program)
-        for name, predictor in programs.named_predictors(program):
-            if ids := programs.condensed_ids(predictor.signature.instructions):
-                warnings.warn(_LOST.format(name=name, ids=", ".join(ids)), stacklevel=2)
         return library_in(program)
 
     def to_dict(self) -> dict[str, Any]:
@@ -288,7 +277,7 @@ class ExperienceLibrary:
 
 
 def library_in(program: Any) -> ExperienceLibrary:
-    """The library that is baked into a program, as `from_program` gives it, without a warning."""
+    """The library that is baked into a program, as `from_program` gives it."""
     by_id: dict[str, Experience] = {}
     next_number = 1
     for name, predictor in programs.named_predictors(program):

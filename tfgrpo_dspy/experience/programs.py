@@ -34,9 +34,6 @@ _BEGUN = re.compile(rf"{BEGIN}{_TRAILING}\n{HEADER}{_TRAILING}\n")
 _BLOCK = re.compile(rf"^{_BEGUN.pattern}.*?\n{END}{_TRAILING}$", re.MULTILINE | re.DOTALL)
 _LINE = re.compile(rf"\[(E{NUMBER})(\*?)\] (.+)")
 _LAST_LINE = re.compile(rf"\(next id: E({NUMBER})\)")
-_CONDENSED = re.compile(
-    rf"[\r\n]*^\(condensed from (E{NUMBER}(?:, E{NUMBER})*)\){_TRAILING}$", re.MULTILINE
-)
 _ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 _TO_ESCAPE = re.compile(
     r"\\(?=u[0-9a-f]{4})"  # a backslash that would read as one of our escapes
@@ -127,22 +124,6 @@ def plain_instructions(instructions: str) -> str:
     advice = [experience.text for experience in parse_block(block, "self")[0]]
     before = before.removesuffix("\n\n")
     return "\n".join([before, *advice] if before else advice) + after
-
-
-def write_condensed(text: str, experiences: Iterable[Experience]) -> str:
-    """The condensed instructions, with a line below that names these experiences."""
-    ids = ", ".join(experience.id for experience in experiences)
-    return f"{without_condensed(text)}\n\n(condensed from {ids})"
-
-
-def condensed_ids(instructions: str) -> tuple[str, ...]:
-    """The ids of the experiences that the instructions were condensed from; none: they were not."""
-    return tuple(id_ for ids in _CONDENSED.findall(instructions) for id_ in ids.split(", "))
-
-
-def without_condensed(instructions: str) -> str:
-    """The instructions without the line that names what they were condensed from."""
-    return _CONDENSED.sub("", instructions)
 
 
 def named_predictors(program: Any) -> list[tuple[str, Any]]:

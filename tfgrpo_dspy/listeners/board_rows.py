@@ -37,7 +37,6 @@ def rollout_row(
 ) -> RolloutRow:
     """The row of a rollout, with what it was given."""
     ids = " ".join(experience.id for experience in additions.library)
-    ids += " condensed" * bool(additions.condensed)
     failure = rollout.failure and f"{rollout.failure.kind}: {rollout.failure.message}"
     return RolloutRow(
         set=set,

@@ -166,26 +166,3 @@ class ProposeOperations(dspy.Signature):
     lessons: str = dspy.InputField(desc="the new lessons, numbered")
     plan: str = dspy.OutputField(default="", desc="what the lessons call for, in a few sentences")
     operations: str = dspy.OutputField(desc="a JSON list; [] if the library stays as it is")
-
-
-class CondenseInstructions(dspy.Signature):
-    """Rewrite the instructions of one predictor, so that they also say what its experiences say.
-
-    The predictor's prompt has the instructions below, and behind them a list of experiences: advice
-    that was learned from earlier attempts and raised the score. Write one text that takes the place
-    of both.
-
-    - Whoever reads only your text does what one does who reads both: keep each demand of the
-      instructions, and each condition, fact, name, number and format of the experiences.
-    - Say once what is said several times; leave out what follows from the rest. Be brief.
-    - Add nothing: no examples, no further rules, no remark on the text or on this task.
-    - Write in the language of the instructions, and keep the names of fields as they are.
-    """
-
-    program: str = dspy.InputField(desc=_PROGRAM)
-    objective: str = dspy.InputField(desc="what the experiences improve")
-    predictor: str = dspy.InputField(desc="the name of the predictor")
-    original: str = dspy.InputField(desc="its instructions")
-    experiences: str = dspy.InputField(desc="the advice behind them, one a line")
-    most_words: int = dspy.InputField(desc="the words of both together; write fewer")
-    condensed: str = dspy.OutputField(desc="the text of the new instructions, and nothing else")

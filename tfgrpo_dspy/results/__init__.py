@@ -16,7 +16,6 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.results import page
 from tfgrpo_dspy.results.curve import curve
 from tfgrpo_dspy.results.records import (
-    Condensed,
     DemoRecord,
     Finalist,
     Gain,
@@ -29,7 +28,7 @@ from tfgrpo_dspy.results.rows import ExampleRow
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.wording import counted
 
-REFLECTIONS = ("draft", "summary", "lesson", "update", "strategy", "condense")
+REFLECTIONS = ("draft", "summary", "lesson", "update", "strategy")
 """What the reflection LM is asked for."""
 NOT_FINISHED = "not finished"  # the `ended_because` of a run that was killed, or still goes on
 
@@ -54,8 +53,7 @@ class RunResults:
     "metric" (LM judges), and "unfinished" for calls without a result; `usage` and `metric_calls`
     hold what was replayed too, at its original cost. `replayed` counts, by role, what was read
     from the run store. `nothing_learned` says why the result is the student ("": it is not).
-    `condensed` has the texts that take the place of instructions and `library`, which is then what
-    they were made from. `n_demos` is how many more demos the result has than the student, `demos`
+    `n_demos` is how many more demos the result has than the student, `demos`
     shows them.
     `instructions` are those of each predictor, by name: of the student, then of the result; `lms`
     are the names of the policy and the reflection LM. `examples` are those of validation and test
@@ -94,7 +92,6 @@ class RunResults:
     origin: Mapping[str, str] = field(default_factory=dict, compare=False)
     taken_because: str = ""
     switched: tuple[str, ...] = ()
-    condensed: tuple[Condensed, ...] = ()
     front: tuple[Candidate, ...] = field(default=(), compare=False, repr=False)
 
     @property
@@ -121,7 +118,7 @@ class RunResults:
         return [
             page.scores(self.student, self.best, self.gain, self.test),
             page.objectives(self.finalists),
-            page.experiences(self.experiences, self.n_demos, self.nothing_learned, self.condensed),
+            page.experiences(self.experiences, self.n_demos, self.nothing_learned),
             page.dropped(self.updates, self.experiences, self.finalists, self.is_finished),
             page.costs(self.usage, REFLECTIONS, self.metric_calls),
             page.failures(self.failures, self.is_finished),

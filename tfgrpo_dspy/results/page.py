@@ -11,7 +11,6 @@ from tfgrpo_dspy.experience.values import ALL, Effect
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results.records import (
     Change,
-    Condensed,
     Finalist,
     Gain,
     HeldOut,
@@ -28,7 +27,6 @@ MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 10, 4, 4  # so that a page has 4
 MOST_CANDIDATES = 4
 LONGEST_CELL = 300  # bytes of a cell
 OF_PROGRAM = ("rollout", "validation", "test")  # the roles of LM calls that the program made
-_SIZES = ("n_tokens", "n_tokens_before")
 FAILURES_IN_WORDS = {
     "program": "the program raised an error",
     "parse": "an answer of the policy LM did not have the form that the program asks for",
@@ -40,7 +38,6 @@ FAILURES_IN_WORDS = {
     "reflection parse": "an answer of the reflection LM could not be read",
     "unknown scope": "a lesson was for a predictor that the program does not have",
     "lesson refused": "a lesson was a copy of an example, too long, or asked for something unsafe",
-    "condensed text refused": "condensed instructions were a copy, too long, or unsafe",
     "lesson too many": "an answer had more lessons than are read",
     "advice let in": "Reflection(guard=) let in what seems to be a copy or an attack",
     "guard": "the function of Reflection(guard=) raised an error, so the advice was refused",
@@ -147,7 +144,6 @@ def objectives(finalists: Sequence[Finalist]) -> Section:
     order = sorted(rivals[1:], key=lambda other: (not other.is_best, id(other) not in best))
     for each in [rivals[0], *order][:MOST_CANDIDATES]:
         more = [f"demos {each.demo_set}"] if each.demo_set else []
-        more += ["condensed"] * each.is_condensed
         name = "result" if each.is_best else "student" if each is finalists[0] else "candidate"
         means = [f"{each.objectives[n]:z.3f}" if n in each.objectives else "" for n in names]
         parts = one_line(", ".join([*each.ids, *more]))
@@ -163,7 +159,6 @@ def experiences(
     library: ExperienceLibrary,
     n_demos: int,
     nothing_learned: str,
-    condensed: Sequence[Condensed] = (),
 ) -> Section:
     """Each experience of the result, with effect, price and scope."""
     rows = [
@@ -178,7 +173,7 @@ def experiences(
     ]
     n_more = len(library) - len(rows)
     rows += [["...", f"{n_more} more", "", "", "see .experiences"]] if n_more else []
-    title = learned_text(library, n_demos, condensed)
+    title = learned_text(library, n_demos)
     if nothing_learned:
         title = f"Nothing was learned: {one_line(nothing_learned)}"
         title += f". What the student has: {counted(len(library), 'experience')}" if rows else ""
@@ -186,17 +181,10 @@ def experiences(
     return Section(title, rows, header)
 
 
-def learned_text(
-    library: ExperienceLibrary, n_demos: int, condensed: Sequence[Condensed] = ()
-) -> str:
+def learned_text(library: ExperienceLibrary, n_demos: int) -> str:
     """`The result has 2 experiences and 1 demo`."""
     demos = f" and {counted(n_demos, 'demo')}" if n_demos else ""
-    text = f"The result has {counted(len(library), 'experience')}{demos}"
-    if not condensed:
-        return text
-    after, before = (sum(getattr(one, name) for one in condensed) for name in _SIZES)
-    n_tokens = f"{counted(after, 'token')} in place of {before:,}"
-    return f"{text}; the experiences are condensed into the instructions ({n_tokens})"
+    return f"The result has {counted(len(library), 'experience')}{demos}"
 
 
 def gone(updates: Sequence[UpdateRecord], library: ExperienceLibrary) -> list[Change]:

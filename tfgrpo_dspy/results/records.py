@@ -128,21 +128,6 @@ class DemoRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Condensed:
-    """The text that takes the place of a predictor's instructions and of these experiences.
-
-    `n_tokens` (estimated) is what it has, `n_tokens_before` what both have. Its last line, which
-    names the experiences, is counted.
-    """
-
-    predictor: str
-    text: str
-    ids: tuple[str, ...]
-    n_tokens: int
-    n_tokens_before: int
-
-
-@dataclass(frozen=True, slots=True)
 class TriedAdvice:
     """The text and scope of an experience that rollouts were given, whether it was kept or not.
 
@@ -164,7 +149,7 @@ class Finalist:
     0: none. `score` is its mean on the validation examples that it was measured on; `chance` is the
     probability that it is better than the student, by training and validation rollouts together;
     `is_best` says whether it was returned. `objectives` are the means of the metric's objectives,
-    by name. `is_condensed`: in one text with the instructions.
+    by name.
     """
 
     ids: tuple[str, ...]
@@ -173,7 +158,6 @@ class Finalist:
     chance: float
     is_best: bool
     objectives: Mapping[str, float] = field(default_factory=dict)
-    is_condensed: bool = False
 
     @property
     def has_demos(self) -> bool:

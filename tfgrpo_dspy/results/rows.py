@@ -18,7 +18,7 @@ class RolloutRow:
     outputs: str
     feedback: str
     failure: str  # the kind and the message
-    experiences: str  # the ids that it was given; "condensed" if in one text with the instructions
+    experiences: str  # the ids that it was given
     n_demos: int = 0
     aid: str = ""  # the help that it had: a hint, a teacher, a start from another rollout
     n_lm_calls: int = 0
@@ -31,7 +31,7 @@ class RolloutRow:
 class ReflectionRow:
     """A question to the reflection LM: what it was asked and what it answered."""
 
-    stage: str  # "draft", "summary", "lesson", "update", "strategy" or "condense"
+    stage: str  # "draft", "summary", "lesson", "update" or "strategy"
     update: int
     asked: str
     answered: str  # what was read, as JSON; or the beginning of what could not be read

@@ -14,7 +14,6 @@ from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_to_change
 from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
-from tfgrpo_dspy.run.condensing import Condenser
 from tfgrpo_dspy.run.final_choice import FinalChoice
 from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.history import History
@@ -108,9 +107,8 @@ class Run:
 
     def _choice(self, ended_because: str) -> FinalChoice:
         """The final choice of a run that ended so; "": as its plan says."""
-        condenser = Condenser(self._inputs, self._calls, self._client, self._guards)
         why = ended_because or self._history.plan.ended_because
-        return FinalChoice(self._inputs, self._calls, self._history, condenser, why)
+        return FinalChoice(self._inputs, self._calls, self._history, why)
 
     async def try_out(self) -> None:
         """Make the first rollouts, if they need no drafts, to see what works. Raises RunStopped."""

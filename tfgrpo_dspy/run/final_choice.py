@@ -30,7 +30,6 @@ from tfgrpo_dspy.results.records import (
     front_of,
 )
 from tfgrpo_dspy.results.rows import RolloutRow
-from tfgrpo_dspy.run.condensing import Condenser, n_kept, records_of
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measurements import Measurements
 from tfgrpo_dspy.sampling.additions import Additions
@@ -52,16 +51,11 @@ class FinalChoice:
     """Chooses the program that a run returns, which ended for this reason."""
 
     def __init__(
-        self,
-        inputs: RunInputs,
-        calls: Calls,
-        history: History,
-        condenser: Condenser,
-        ended_because: str,
+        self, inputs: RunInputs, calls: Calls, history: History, ended_because: str
     ) -> None:
         self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
         self._ledger, self._manifest, self._report = calls.ledger, calls.manifest, calls.report
-        self._history, self._condenser, self._ended_because = history, condenser, ended_because
+        self._history, self._ended_because = history, ended_because
 
     def finish(self) -> Any:
         """The student with the library that wins on validation, and `detailed_results` on it.
@@ -128,7 +122,6 @@ class FinalChoice:
             switched=self._history.switched,
             n_demos=len(additions.demos),
             demos=tuple(DemoRecord(demo.predictor, dict(demo.fields)) for demo in additions.demos),
-            condensed=records_of(self._inputs.student, additions),
             program=type(self._inputs.student).__name__,
             origin=self._manifest.origin,
             library=additions.library.to_dict(),
@@ -194,14 +187,8 @@ class FinalChoice:
                     measured.make(pairs[:1])  # the student alone: maybe it does not reach for both
                 account = account.after_rollouts(measured.make(pairs))
                 measured.show()
-        why = race.why(measured.scores())
-
-        def n_left(more: Amount) -> float:
-            left = self._n_left(account, self._settings.data.n_of_test_set, more)
-            return math.inf if left is None else left
-
-        race, best, how = self._condenser.choice(self._history.latest, measured, race, n_left)
         scores = measured.scores()
+        best = race.winner(scores)
         finalists = {
             c: Finalist(
                 ids=tuple(experience.id for experience in candidate.library),
@@ -210,7 +197,6 @@ class FinalChoice:
                 chance=race.chance(c, 0, scores),
                 is_best=c == best,
                 objectives=measured.objectives_of(c),
-                is_condensed=bool(candidate.condensed),
             )
             for c, candidate in enumerate(measured.candidates)
             if (c, 0) in scores
@@ -221,7 +207,7 @@ class FinalChoice:
                 "pass a smaller valset",
                 self._ended_because,
             )
-        return best, finalists, "; ".join(filter(None, (why, how)))
+        return best, finalists, race.why(scores)
 
     def _next_round(self, race: Race, account: Account, scores: Scores) -> list[tuple[int, int]]:
         """The rollouts that the race measures next, beside what the test set needs.
@@ -232,33 +218,30 @@ class FinalChoice:
         that wins by it is measured on fewer test examples, and the student on the same.
         """
         data = self._settings.data
-        n_more = n_kept(data, race.n_examples, scores)
-        n_left = self._n_left(account, data.n_of_test_set + n_more, data.of_condensing)
+        n_left = self._n_left(account, data.n_of_test_set)
         if n_left is not None and not scores and n_left < SMALLEST_ROUND:
-            n_in_all = self._n_left(account, 0, Amount()) or 0
+            n_in_all = self._n_left(account, 0) or 0
             n_left = max(MIN_PROGRAMS_MEASURED, n_left, n_in_all // 2)
         pairs = race.next(scores, n_left)
         if scores and not pairs and race.winner(scores) == 0:
-            n_left = self._n_left(account, data.n_test + n_more, data.of_condensing)
+            n_left = self._n_left(account, data.n_test)
             pairs = race.next(scores, n_left)
         return pairs
 
-    def _n_left(self, account: Account, n_reserved: int, more: Amount) -> int | None:
-        """How many rollouts the budget pays for beside these and `more`; None: it sets no limit."""
+    def _n_left(self, account: Account, n_reserved: int) -> int | None:
+        """How many rollouts the budget pays for beside these; None: it sets no limit."""
         later, used, ledger = account.later, account.used, self._ledger
         lost = Amount(  # calls that came to nothing, and the worst that the last call may cost
             ledger.set_aside[0] + max(0.0, ledger.n_lm_calls - used.n_lm_calls),
             max(0.0, ledger.n_metric_calls - used.n_metric_calls),
             ledger.set_aside[1] + self._calls.reserve.dearest_call,
         )
-        n, _ = account.n_fitting(later, later * n_reserved + lost + more)
+        n, _ = account.n_fitting(later, later * n_reserved + lost)
         return None if math.isinf(n) else int(n)
 
 
 def _priced(result: Additions) -> Additions:
-    """The result, each experience with the tokens that it adds to a call, unless condensed."""
-    if result.condensed:
-        return result
+    """The result, each experience with the tokens that it adds to a call."""
     priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in result.library]
     return replace(result, library=result.library.holding(priced))
 

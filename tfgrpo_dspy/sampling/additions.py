@@ -24,7 +24,6 @@ class Additions:
     demos: tuple[Demo, ...] = ()
     hint: str = ""  # at the end of the instructions
     teacher: Any = None  # a program, which runs as it is, or an LM, which the student runs on
-    condensed: tuple[tuple[str, str], ...] = ()  # by predictor, in place of its whole instructions
     demo_set: int = 0  # which of the run's sets the demos are, from 1; 0: there are none
 
     @property
@@ -35,7 +34,7 @@ class Additions:
 
     def is_for_all(self, predictors: Iterable[str]) -> bool:
         """Whether the instructions of each of these predictors hold experiences."""
-        if self.condensed or isinstance(self.teacher, dspy.Module):
+        if isinstance(self.teacher, dspy.Module):
             return False
         scopes = {experience.scope for experience in self.library}
         return ALL in scopes or scopes.issuperset(predictors)
@@ -46,9 +45,6 @@ class Additions:
             return copy_program(self.teacher)
         program = self.library.bake(student)
         add_demos(program, self.demos)
-        predictors = dict(named_predictors(program))
-        for name, text in self.condensed:
-            predictors[name].signature = with_instructions(predictors[name].signature, text)
         if self.hint:
             for _, predictor in named_predictors(program):
                 instructions = f"{predictor.signature.instructions}{HINT}{self.hint}"

@@ -33,7 +33,6 @@ from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric, combined
 from tfgrpo_dspy.reflection.lessons import LESSONS_PER_EXAMPLE
 from tfgrpo_dspy.reflection.modules import (
-    CondenseLibrary,
     DraftLessons,
     ExtractAdvantage,
     SummarizeTrajectory,
@@ -99,10 +98,6 @@ def _checked_strategies(strategies: Sequence[Strategy] | str) -> tuple[Strategy,
     return tuple(strategies)
 
 
-def _condensing(condense: dspy.Module | bool | None) -> dspy.Module | None:
-    return CondenseLibrary() if condense is True else condense or None
-
-
 def _checked_offline(offline: bool, others: ValidationInfo) -> bool:
     if offline and (log_dir := others.data.get("log_dir", "")) is None:
         raise ValueError(f"log_dir={log_dir} holds nothing to replay; pass that of a recorded run")
@@ -157,10 +152,6 @@ class Reflection:
         guard: what becomes of advice that seems to copy an example, or to be an attack: "refuse",
             "warn" (it is taken, and counted), "off", or a function of the text and the reason that
             says whether to refuse it. The gate judges what is taken like all other advice.
-        condense: whether the reflection LM writes, at the end, the student's instructions and the
-            library that won as one text for each predictor: True, or a module in place of
-            `CondenseLibrary()`. The result has that text if it scores no less on the validation
-            set and is shorter, or if it is surely better; `detailed_results` keeps the library.
 
     Raises:
         SettingsError: names every field that cannot be used.
@@ -180,7 +171,6 @@ class Reflection:
         Literal["refuse", "warn", "off"] | Callable[[str, str], bool],
         NOT_ASYNC,
     ] = "refuse"
-    condense: Annotated[dspy.Module | StrictBool | None, AfterValidator(_condensing)] = None
 
     # `PaperReflection` makes these three arguments.
     summarize_always = False
@@ -189,9 +179,8 @@ class Reflection:
 
     @property
     def modules(self) -> list[Any]:
-        """The modules that call the reflection LM: four, and `condense` if there is one."""
-        usual = [self.extract, self.update, self.summarize, self.draft]
-        return [*usual, self.condense] if self.condense is not None else usual
+        """The modules that call the reflection LM."""
+        return [self.extract, self.update, self.summarize, self.draft]
 
 
 def _one_lesson() -> ExtractAdvantage:

@@ -24,7 +24,7 @@ from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.sampling.fields import has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, PaperReflection, Settings, refuse
-from tfgrpo_dspy.settings.costs import condensing, one_rollout
+from tfgrpo_dspy.settings.costs import one_rollout
 from tfgrpo_dspy.settings.inputs import (
     adapter_cautions,
     adapter_faults,
@@ -85,7 +85,6 @@ def prepare(
         is_recorded=recorded is not None,
         n_metric_calls=_n_metric_calls(settings, student),
         **one_rollout(settings, student, trained_on),
-        **condensing(settings, student),
     )
     run_settings = _derived(settings, run_data)
     if not settings.offline:
@@ -278,11 +277,6 @@ def _student_faults(settings: Settings, student: Any) -> Iterator[str]:
         yield (
             f"max_experiences={settings.max_experiences}: the student starts with {n} "
             f"experiences; allow as many, or bake a smaller library into it first."
-        )
-    if settings.arguments["condense"] and not settings.measures:
-        yield (
-            "condense: nothing compares the condensed instructions with the library; pass a "
-            "metric and a gate that measures (of traces: also a valset), or leave it out."
         )
     yield from _lm_faults(settings, student)
 

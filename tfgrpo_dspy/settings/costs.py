@@ -14,23 +14,12 @@ from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings import Settings
-from tfgrpo_dspy.settings.schedule import CALLS_FOR_AN_ANSWER, EXAMPLES_OF_DRAFT, usual_demos
+from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_DRAFT, usual_demos
 
 COMPLETION_TOKENS, FORMAT_TOKENS = 150, 200  # DSPy's adapters add the second to a prompt
 UPDATE_TOKENS = 2_000
 AGENT_TURNS = 4  # how many calls an agent is likely to make, unless `max_iters` allows fewer
 DEMOS_SHARE = 0.8  # of the rollouts show demos, in runs in twelve random worlds
-
-
-def condensing(settings: Settings, student: Any) -> dict[str, Any]:
-    """The calls and dollars that condensing takes at most, as fields of `RunData`."""
-    if not settings.arguments["condense"]:
-        return {}
-    n = len(named_predictors(student))
-    lm = settings.reflection_lm or dspy.settings.lm
-    cost = answer_cost(lm, settings, UPDATE_TOKENS + FORMAT_TOKENS, is_most=True)
-    dollars = 0.0 if math.isnan(cost) else CALLS_FOR_AN_ANSWER * n * cost
-    return {"n_condensed": n, "dollars_of_condensing": dollars}
 
 
 def one_rollout(settings: Settings, student: Any, examples: Sequence[Example]) -> dict[str, Any]:

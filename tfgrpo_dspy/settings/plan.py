@@ -42,7 +42,6 @@ EASY_UPDATES, EASY_FINALISTS = 12, 4  # where one lesson solves the task
 LIKELY_CANDIDATES, LIKELY_FINALISTS = 8, 5  # of the first round of the race, and of the others
 EASY = "where one lesson solves the task"
 ENOUGH = "surely measure student and result"
-CONDENSED = "condensed instructions"
 TEST_ON_TOP = "test set, on top of auto"
 
 
@@ -182,7 +181,7 @@ def _enough(settings: RunSettings) -> dict[str, float]:
     group = MIN_GROUP_SIZE if "group_size" in derived else settings.group_size
     n_training = 0 if data.is_recorded else size * group
     n_final, calls = data.smallest_end, CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
-    n_learning = n_training * calls + CALLS_FOR_AN_ANSWER * (size + 1 + data.n_condensed)
+    n_learning = n_training * calls + CALLS_FOR_AN_ANSWER * (size + 1)
     n_learning = max(n_learning, math.ceil(n_final * calls * (1 / MOST_SHARE - 1)))
     n_calls = n_learning + (n_final + data.n_of_test_set) * calls
     n_scores = n_training * data.n_metric_calls + n_final + data.n_of_test_set
@@ -197,11 +196,10 @@ def _race(settings: RunSettings) -> tuple[float, float]:
     if not settings.measures:  # student and result are measured, and nothing is chosen
         return settings.reserve, settings.reserve
     n_first = min(FIRST_ROUND, n)
-    is_condensed = settings.data.n_condensed > 0
     most = MIN_PROGRAMS_MEASURED + N_ALONE + settings.max_experiences.bit_length()
     most = 2 * most + N_SETS - 1 if settings.max_demos else most
     likely = LIKELY_CANDIDATES * n_first + LIKELY_FINALISTS * (n - n_first)
-    return likely + is_condensed * n, (most + is_condensed) * n
+    return likely, most * n
 
 
 def _affordable(limits: Maxima, fixed: _Mean, more: _Mean) -> float:
@@ -265,5 +263,4 @@ def _rows(
         "summaries": reflections(n_summaries, tokens),
         "lessons": reflections(n_lessons, settings.group_size * tokens, settings.groups_per_call),
         "updates of the library": reflections(n_changes, UPDATE_TOKENS),
-        **({CONDENSED: reflections(data.n_condensed, UPDATE_TOKENS)} if data.n_condensed else {}),
     }

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
-from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.events import Listener
 from tfgrpo_dspy.gate.protocol import Gate
@@ -70,8 +69,6 @@ class RunData:
     most_calls_per_rollout: int = 1  # of a program whose agents take all of their turns
     unpriced: tuple[str, ...] = ()  # what is missing to know the dollars, in words
     dollars_of_dearest_call: float = 0.0  # of the program, if its answer is as long as it may get
-    n_condensed: int = 0  # predictors whose instructions are condensed at the end; 0: nothing is
-    dollars_of_condensing: float = 0.0  # at most
 
     @property
     def n_of_test_set(self) -> int:
@@ -79,19 +76,9 @@ class RunData:
         return 2 * self.n_test
 
     @property
-    def of_condensing(self) -> Amount:
-        """The most that condensing the instructions takes."""
-        return Amount(CALLS_FOR_AN_ANSWER * self.n_condensed, cost=self.dollars_of_condensing)
-
-    @property
-    def n_programs_measured(self) -> int:
-        """On how many programs the reserve measures: student, best library, condensed form."""
-        return MIN_PROGRAMS_MEASURED + (self.n_condensed > 0)
-
-    @property
     def smallest_end(self) -> int:
         """How many rollouts the smallest end of a run has."""
-        return self.n_programs_measured * min(USUAL_MIN_VALIDATION, self.n_validation)
+        return MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, self.n_validation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,12 +191,10 @@ def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[st
         drafts = min(drafts, max(1, DRAFTS_SHARE * settings.max_cost / data.dollars_per_draft))
     n_within_reach = 0 if has_budget and calls == math.inf else min(n, calls / CALLS_PER_GROUP)
     epochs = MAX_EPOCHS_WITHIN_BUDGET if has_budget else EPOCHS
-    least = data.n_programs_measured
-    n_programs = least - MIN_PROGRAMS_MEASURED
-    n_programs += MAX_PROGRAMS_MEASURED if settings.measures else MIN_PROGRAMS_MEASURED
+    n_programs = MAX_PROGRAMS_MEASURED if settings.measures else MIN_PROGRAMS_MEASURED
     share = max(data.smallest_end, RESERVE_SHARE * calls / data.calls_per_rollout)
     reserve = int(min(n_programs * data.n_validation, share))
-    n_validation = min(data.n_validation, reserve // least)
+    n_validation = min(data.n_validation, reserve // MIN_PROGRAMS_MEASURED)
     sizes = {
         "group_size": 3 if calls >= CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 * n else 2,
         "batch_size": _batch_size(n, n_within_reach, calls / CALLS_PER_GROUP, settings.threads),
@@ -267,7 +252,7 @@ def _reductions(run_settings: RunSettings) -> Iterator[dict[str, int]]:
         yield {"batch_size": size}
     most = run_settings.n_validation
     for n in range(most, min(MIN_VALIDATION, most) - 1, -1):
-        n_rollouts = run_settings.data.n_programs_measured * n
+        n_rollouts = MIN_PROGRAMS_MEASURED * n
         yield {"n_validation": n, "reserve": n_rollouts, "max_demos": 0}
 
 
@@ -277,11 +262,10 @@ def _unpaid(run_settings: RunSettings, calls_per_rollout: int) -> str:
     n_rollouts = n_training + run_settings.reserve + data.n_of_test_set
     n_reflections = run_settings.batch_size + 1 + run_settings.drafts + (run_settings.drafts > 0)
     n_reflections += n_training * run_settings.reflection.summarize_always
-    n_reflections += CALLS_FOR_AN_ANSWER * data.n_condensed
     needed_calls = n_rollouts * calls_per_rollout + n_reflections
     enough_calls = n_rollouts * data.calls_per_rollout + n_reflections
     dollars = enough_calls * data.dollars_per_rollout / data.calls_per_rollout
-    dollars += data.dollars_of_dearest_call + data.dollars_of_condensing
+    dollars += data.dollars_of_dearest_call
     n_scores = n_rollouts + n_training * (data.n_metric_calls - 1)
     for name, needed, enough in (
         ("max_metric_calls", n_scores, n_scores),

@@ -127,7 +127,6 @@ class RunManifest:
             schedule=self._settings.schedule,
             limits=limits,
             n_test=self._settings.data.n_test,
-            condensed=best.condensed,
             set_aside=ledger.set_aside,
             cut_because=ledger.refused_because,
             n_updates=self._n_updates,

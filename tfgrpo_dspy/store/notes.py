@@ -46,11 +46,10 @@ class RunNote(RunEnd):
     """The only form in which the note of a run is written and read."""
 
     begun: str
-    library: Library  # the best so far, as `demos` and `condensed`; no evidence, which grows
+    library: Library  # the best so far, as `demos`; no evidence, which grows
     demos: tuple[Demo, ...]
     paid: Spent  # by all starts
     parts: dict[str, str]
-    condensed: tuple[tuple[str, str], ...] = ()
     n_updates: Count | None = None  # of a finished run
     earlier: tuple[RunEnd, ...] = ()  # how the run ended under other limits before
 

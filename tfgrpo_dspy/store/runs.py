@@ -88,7 +88,7 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
         key, note, student = _last_run_of(store, student, str(log_dir))
         results = _saved(store, key, note).results
     try:
-        program = Additions(note.library, note.demos, condensed=note.condensed).bake(student)
+        program = Additions(note.library, note.demos).bake(student)
     except (KeyError, ValueError) as error:
         raise StoreError(
             f"what is recorded in log_dir={str(log_dir)!r} is not of this program ({error}); "
