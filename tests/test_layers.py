@@ -107,7 +107,6 @@ DOCUMENTED_SETTINGS = {
     "lm", "adapter", "callbacks", "num_threads", "disable_history", "get", "copy",
 }  # fmt: skip
 STANDING = {
-    "budget/left_out.py": {"self.lm.history", "lm.history"},  # which a changed copy shares
     # of `_Metered`, which test_dspy_seam watches
     "budget/meter.py": {"update_history", "super().update_history"},
     "budget/unseen.py": {"self.history"},  # of `CallWatcher`: DSPy appends its entries

@@ -11,10 +11,8 @@ import dspy
 import pytest
 from chat_server import Arrival, ChatServer, Fault
 from dspy import lm15
-from dspy.utils.exceptions import LMInvalidRequestError
 from runs import learned, library_texts, n_calls, polite_answer, polite_rules
 from scripted import EXTRACT, UPDATE, Prompt, scripted_lm
-from test_odd_answers import OwnLM
 
 from tfgrpo_dspy import SettingsError, TrainingFreeGRPO
 
@@ -50,10 +48,6 @@ def neither(prompt: Prompt) -> str:
     return "".join(f"{n} is not taken. " for n, value in names.items() if value is not None)
 
 
-def no_sampling(prompt: Prompt) -> str:
-    return "Sampling parameters are fixed here." if prompt.temperature or prompt.seed else ""
-
-
 @pytest.mark.parametrize(
     ("refusal", "n_left_out", "error"),
     [
@@ -70,11 +64,6 @@ def test_what_the_provider_refuses_is_left_out_and_no_rollout_fails(
     results = learned(lm=lm).detailed_results
     assert results.failures == {"parameter left out": n_left_out}
     assert results.updates
-
-
-def test_a_refusal_that_names_no_parameter_but_sampling_leaves_all_out() -> None:
-    results = learned(lm=refusing_lm(no_sampling)).detailed_results
-    assert set(results.failures) == {"parameter left out"}
 
 
 def test_the_log_says_once_what_is_left_out_and_the_argument_that_does_so(
@@ -116,15 +105,6 @@ def test_a_value_that_is_refused_leaves_other_values_alone() -> None:
     assert {prompt.temperature for prompt in lm.engine.prompts} == {0.7, 0.3, None}
 
 
-def test_an_error_that_stays_without_the_parameter_is_the_error_of_the_rollout() -> None:
-    def always(prompt: Prompt) -> str:
-        return f"blocked: {{'temperature': {prompt.temperature}}}"
-
-    lm = refusing_lm(always)
-    with pytest.raises(RuntimeError, match="blocked"):
-        learned(lm=lm)
-
-
 def test_a_run_started_again_replays_what_was_made_without_the_parameter(tmp_path: Path) -> None:
     first = learned(lm=refusing_lm(no_temperature), log_dir=tmp_path)
     lm = refusing_lm(no_temperature)
@@ -157,28 +137,6 @@ def test_the_users_top_p_stays_where_temperature_is_refused_beside_it() -> None:
     answered = [body for body in server.bodies if not only_one_of_them(body)]
     assert {(body.get("temperature"), body.get("top_p")) for body in answered} == {(None, 0.9)}
     assert program.detailed_results.failures == {"parameter left out": 1}
-
-
-class Warmless(OwnLM):
-    """An LM of the user's own class, without an engine, that takes no temperature."""
-
-    def __init__(self) -> None:
-        super().__init__({"prompt_tokens": 1})
-        self.sent: list[dict[str, Any]] = []
-
-    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
-        self.sent.append({**self.kwargs, **kwargs})
-        if (temperature := self.sent[-1].get("temperature")) is not None:
-            why = f"temperature={temperature}: extra inputs are not permitted"
-            raise LMInvalidRequestError(why, status=422)
-        return super().forward(prompt, messages, **kwargs)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_an_lm_of_the_users_own_class_is_called_without_what_it_refuses() -> None:
-    lm = Warmless()
-    assert learned(lm=lm).detailed_results.failures == {"parameter left out": 1}
-    assert sum("temperature" in sent and bool(sent["temperature"]) for sent in lm.sent) <= 4
 
 
 @pytest.mark.parametrize("value", ["warm", 0, 3.0, True])

@@ -14,6 +14,7 @@ from tfgrpo_dspy.wording import rest_after
 
 EXPECTED = "expected score"
 SEED_RANGE = 2**31  # seeds are below this, which every sampler takes
+OWN = "own"  # the `temperature` of training rollouts that leaves each LM and predictor at its own
 Count = Annotated[int, Field(ge=0, le=10**15)]
 WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory", "history", "termination_reason"})
 """Outputs that DSPy's ChainOfThought and ReAct add to those of the signature."""

@@ -5,6 +5,8 @@ LMUnexpectedError with the error as its cause; those of litellm and the openai c
 status, by which they are classified here.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import dspy
@@ -20,6 +22,8 @@ FATAL = (
 )
 TOO_LARGE, MAYBE_TOO_LARGE = 413, (400, 422)
 """HTTP statuses of a request that is too large: that alone, and those of any request refused."""
+UNLIKE_A_REFUSAL = (*FATAL[:3], dspy.LMRateLimitError, dspy.LMTimeoutError, dspy.LMTransportError)
+"""Errors that refuse no sampling parameter, whatever they name."""
 LEAST_CHARACTERS = 2000  # a shorter prompt is refused for another reason
 
 
@@ -64,6 +68,18 @@ def may_be_too_long(error: BaseException, n_characters: int) -> bool:
 def is_unanswered(error: BaseException) -> bool:
     """Whether nobody knows what the provider did: it may bill such a call."""
     return _status(error) is None
+
+
+def named_in(error: BaseException | None, names: Iterable[str]) -> list[str]:
+    """The sampling parameters of these names that the error, or a cause of it, mentions."""
+    if isinstance(error, UNLIKE_A_REFUSAL) or error is None or is_too_long(error):
+        return []
+    texts = []
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__
+    pattern = r"(?<![A-Za-z]){}(?![A-Za-z])"
+    return [name for name in names if re.search(pattern.format(name), str(texts), re.IGNORECASE)]
 
 
 def retry_after(error: BaseException | None) -> float | None:

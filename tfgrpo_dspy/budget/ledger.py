@@ -5,10 +5,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from tfgrpo_dspy.budget.clock import Clock
-from tfgrpo_dspy.budget.left_out import LeftOut
 from tfgrpo_dspy.errors import Raised, RunStopped, TrainingCut
 from tfgrpo_dspy.rollout import DECIMALS
 from tfgrpo_dspy.user_code import NOT_WANTED, check_wanted
@@ -28,6 +27,14 @@ class Budget:
 
 
 NOTHING = Budget(0, 0, 0.0, 0.0)
+
+
+class Sampled(NamedTuple):
+    """A sampling parameter as it is sent to a model."""
+
+    model: str
+    name: str
+    value: str  # as text
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,9 +60,9 @@ class Ledger:
     starts have paid and this one has not used has come to nothing, too.
     """
 
-    def __init__(self, budget: Budget | None = None, left_out: LeftOut | None = None) -> None:
+    def __init__(self, budget: Budget | None = None) -> None:
         self.budget = budget or Budget()
-        self.left_out = left_out or LeftOut()
+        self.left_out: dict[Sampled, str] = {}  # what providers refuse, and is sent no more
         self.n_lm_calls = self.n_used = self.n_paid = self.n_lost = 0
         self.cost = self.used = self.paid = self.lost = 0.0
         self._n_beyond, self._beyond = 0, 0.0  # of these, under a larger limit than this one

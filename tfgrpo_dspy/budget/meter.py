@@ -26,17 +26,18 @@ from tfgrpo_dspy.budget.faults import (
     is_too_long,
     is_unanswered,
     may_be_too_long,
+    named_in,
     retry_after,
 )
-from tfgrpo_dspy.budget.ledger import Ledger, Reservation
-from tfgrpo_dspy.budget.left_out import ParameterRefusedError, SampledCall
+from tfgrpo_dspy.budget.ledger import Ledger, Reservation, Sampled
 from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Prices, price_of
 from tfgrpo_dspy.dspy_seam import Call, as_instance_of, caller, sent
-from tfgrpo_dspy.errors import RunStopped, described
+from tfgrpo_dspy.errors import RunStopped, described, sentence
 from tfgrpo_dspy.experience.programs import HEADER
 from tfgrpo_dspy.redaction import known_secrets, redacted
-from tfgrpo_dspy.rollout import SEED_RANGE, Failure, FailureKind, Usage, rollout_id_for
+from tfgrpo_dspy.rollout import OWN, SEED_RANGE, Failure, FailureKind, Usage, rollout_id_for
 from tfgrpo_dspy.user_code import ABANDONED, NOT_WANTED
+from tfgrpo_dspy.wording import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,13 @@ MIN_RETRIES = 8  # an LM that may retry at all (`num_retries` above 0) retries a
 FIRST_WAIT_S = 0.02
 LONGEST_WAIT_S = 60.0
 SAID_FROM_S = 1.0  # shorter waits are not logged
+SAMPLING = ("temperature", "seed")  # what the optimizer sets; left out in this order if refused
+LOGGED_BYTES = 300  # of a refusal
 LONGEST_PAUSE_S = 300.0  # a provider that asks for a longer pause is asked again after this one
+
+
+class ParameterRefusedError(Exception):
+    """The provider refused a parameter; the call is to be made again, without it."""
 
 
 class Meter:
@@ -92,7 +99,7 @@ class Meter:
         return self.ledger.take(n, cost, self._abandoned, leaves_lessons=self._leaves_lessons)
 
     @contextmanager
-    def attempting(self, call: SampledCall, taken: Reservation) -> Iterator[None]:
+    def attempting(self, lm: Any, kwargs: Mapping[str, Any], taken: Reservation) -> Iterator[None]:
         """One attempt of a call; it is settled in the end. Raises RunStopped: none will succeed.
 
         Raises ParameterRefusedError: the call is to be made again. A refusal takes a call from the
@@ -108,20 +115,41 @@ class Meter:
                 cost = used[-1].cost_usd or (cost if n_calls else 0.0)
             else:  # an LM of the user's own that keeps no history
                 self.count(Usage(n_calls))
-            call.answered()
         except dspy.LMError as error:
-            if call.leaves_out(error):
+            if self._leaves_out(lm, kwargs, error):
                 cost = 0.0
                 raise ParameterRefusedError from error
             self.count(Usage(n_calls, n_failed_calls=n_calls))
             cost = cost if is_unanswered(error) else 0.0
             if is_fatal(error):
                 self.ledger.raised.note(error)
-                self.ledger.fail(self._message(error, call.lm), error)
+                self.ledger.fail(self._message(error, lm), error)
             raise
         finally:
             ATTEMPT.reset(token)
             self.ledger.settle(taken, n_calls, cost)
+
+    def sent_with(self, lm: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call; None stands for what its provider has refused."""
+        refused = [s.name for s in _sampled(lm, kwargs) if s in self.ledger.left_out]
+        return {**kwargs, **dict.fromkeys(refused)}
+
+    def _leaves_out(self, lm: Any, kwargs: Mapping[str, Any], error: dspy.LMError) -> bool:
+        """Whether the error refuses what the optimizer sets; it is left out from now on."""
+        for each in _sampled(lm, kwargs):
+            if not named_in(error, [each.name]):
+                continue
+            # redacted first: the first part of a secret would not be known as one
+            why = sentence(shortened(redacted(str(error), known_secrets([lm])), LOGGED_BYTES))
+            way = f'pass temperature="{OWN}" to leave it out from the start'
+            message = (
+                f"{each.model} refused {each.name}={each.value}, which is left out of such calls "
+                f"from now on{f' ({way})' * (each.name == 'temperature')}: {why}"
+            )
+            if self.ledger.left_out.setdefault(each, message) is message:
+                logger.warning("%s", message)
+            return True
+        return False
 
     def answered(self, entry: Mapping[str, Any]) -> None:
         """Count a call by its entry in DSPy's history."""
@@ -261,14 +289,14 @@ class _Metered:
     def tfgrpo_retried(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The result of a method of the user's class; each attempt is taken from the budget."""
         meter = self.tfgrpo_meter
-        call = SampledCall(meter.ledger.left_out, self, kwargs)
 
         def attempt() -> Any:
             while True:  # until no parameter is refused
                 while (taken := meter.take(self, args, kwargs)) is None:
                     meter.ledger.wait(POLL_S)
-                with suppress(ParameterRefusedError), meter.attempting(call, taken):
-                    return getattr(super(_Metered, call.lm), method)(*args, **call.kwargs)
+                allowed = meter.sent_with(self, kwargs)
+                with suppress(ParameterRefusedError), meter.attempting(self, allowed, taken):
+                    return getattr(super(_Metered, self), method)(*args, **allowed)
 
         with meter.noting(self, args, kwargs):
             return tenacity.Retrying(sleep=meter.ledger.wait, **self._policy())(attempt)
@@ -276,14 +304,14 @@ class _Metered:
     async def tfgrpo_aretried(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """`tfgrpo_retried` in an event loop."""
         meter = self.tfgrpo_meter
-        call = SampledCall(meter.ledger.left_out, self, kwargs)
 
         async def attempt() -> Any:
             while True:
                 while (taken := meter.take(self, args, kwargs)) is None:
                     await meter.async_wait(POLL_S)
-                with suppress(ParameterRefusedError), meter.attempting(call, taken):
-                    return await getattr(super(_Metered, call.lm), method)(*args, **call.kwargs)
+                allowed = meter.sent_with(self, kwargs)
+                with suppress(ParameterRefusedError), meter.attempting(self, allowed, taken):
+                    return await getattr(super(_Metered, self), method)(*args, **allowed)
 
         with meter.noting(self, args, kwargs):
             return await tenacity.AsyncRetrying(sleep=meter.async_wait, **self._policy())(attempt)
@@ -318,3 +346,10 @@ def _seconds_until_the_next(state: tenacity.RetryCallState) -> float:
         return min(asked, LONGEST_PAUSE_S)
     longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (state.attempt_number - 1))
     return float(longest * random.uniform(0.5, 1.0))
+
+
+def _sampled(lm: Any, kwargs: Mapping[str, Any]) -> list[Sampled]:
+    """What a call sends of what the optimizer sets; seeds differ, and are refused together."""
+    sent = {**getattr(lm, "kwargs", {}), **kwargs}
+    values = [(name, sent.get(name)) for name in SAMPLING if sent.get(name) is not None]
+    return [Sampled(str(lm.model), n, "any" if n == "seed" else repr(v)) for n, v in values]

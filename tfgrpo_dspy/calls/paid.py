@@ -11,12 +11,11 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.calls.reserve import Reserve
 from tfgrpo_dspy.errors import TrainingCut, sentence
 from tfgrpo_dspy.listeners.run_report import RunReport
 from tfgrpo_dspy.outside import printable
-from tfgrpo_dspy.rollout import Failure
+from tfgrpo_dspy.rollout import OWN, Failure
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store.manifest import RunManifest
 from tfgrpo_dspy.store.run_records import RunRecords

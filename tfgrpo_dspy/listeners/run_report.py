@@ -174,7 +174,7 @@ class RunReport:
         for listening in self._listening:
             listening.drain(FOR_FAILURES_S, FOR_FAILURES_S)
         n_raised = sum(listening.n_failures for listening in self._listening)
-        n_left_out = len(self._ledger.left_out.messages)
+        n_left_out = len(self._ledger.left_out)
         noted = {"parameter left out": n_left_out, "listener": n_raised}
         return +Counter({**noted, "unseen call": self._ledger.n_unseen})
 

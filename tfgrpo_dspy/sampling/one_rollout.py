@@ -12,7 +12,6 @@ import dspy
 
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.prices import Prices
 from tfgrpo_dspy.budget.unseen import judging
@@ -27,7 +26,7 @@ from tfgrpo_dspy.dspy_seam import (
 from tfgrpo_dspy.errors import MetricError, RunStopped, described, sentence
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
-from tfgrpo_dspy.rollout import SEED_RANGE, Failure, FailureKind, Rollout, Step
+from tfgrpo_dspy.rollout import OWN, SEED_RANGE, Failure, FailureKind, Rollout, Step
 from tfgrpo_dspy.sampling.dispatch import REPLAY, DispatchedTools
 from tfgrpo_dspy.sampling.fields import as_fields, copied_example, with_values
 from tfgrpo_dspy.sampling.recorder import CallRecorder

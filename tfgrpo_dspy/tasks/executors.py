@@ -88,7 +88,7 @@ class RemoteRollouts:
 
     def _settle(self, share: Reservation, reply: Reply) -> None:
         self._ledger.settle(share, reply.n_calls, reply.cost, reply.n_metric_calls)
-        self._ledger.left_out.add(reply.left_out)
+        self._ledger.left_out |= reply.left_out
         self._ledger.n_unseen += reply.n_unseen
         for limit, used in (("max_lm_calls", reply.n_calls), ("max_cost", reply.cost)):
             self._largest[limit] = max(self._largest[limit], used)

@@ -14,8 +14,7 @@ from typing import Any
 import cloudpickle
 import dspy
 
-from tfgrpo_dspy.budget.ledger import Budget, Ledger
-from tfgrpo_dspy.budget.left_out import LeftOut
+from tfgrpo_dspy.budget.ledger import Budget, Ledger, Sampled
 from tfgrpo_dspy.dspy_seam import OF_ONE_CALL
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
@@ -78,7 +77,7 @@ class Reply:
     stopped_because: str = ""  # why none was made
     is_failure: bool = False
     was_started_before: bool = False  # a worker died while it ran this request
-    left_out: Mapping[str, str] = field(default_factory=dict)  # refused parameters, in words
+    left_out: Mapping[Sampled, str] = field(default_factory=dict)  # refused parameters, in words
     n_unseen: int = 0  # how many of the calls nobody could refuse
 
 
@@ -96,7 +95,8 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
             f"It needs this package, dspy, and every module that program and metric come from."
         )
         return Reply(stopped_because=message, is_failure=True)
-    ledger, record, why = Ledger(budget, left_out), None, ""
+    ledger, record, why = Ledger(budget), None, ""
+    ledger.left_out = left_out
     LOOP.set(None)  # a fork has that of the process that it comes from
     task = RolloutTask(program=program, score=score, ledger=ledger, prices=prices, **sample)
     try:
@@ -111,7 +111,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
         ledger.n_metric_calls_made,
         why,
         ledger.is_failure,
-        left_out={about: redacted(text, secrets) for about, text in left_out.messages.items()},
+        left_out={about: redacted(text, secrets) for about, text in left_out.items()},
         n_unseen=ledger.n_unseen,
     )
 
@@ -128,7 +128,7 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     def program_with(additions: bytes) -> Any:
         return cloudpickle.loads(additions).bake(student)
 
-    return program_with, score, context, prices, LeftOut(), secrets
+    return program_with, score, context, prices, dict[Sampled, str](), secrets
 
 
 def _was_started_before(name: str) -> bool:
