@@ -1,7 +1,6 @@
 """Reads and writes records; turns every fault of disk and database into a clear error.
 
-The database is diskcache's. It holds text only: no pickle is read or written, no other file is
-named, and no setting in it counts.
+The database is diskcache's. It holds text only: no pickle is read or written, no file is named.
 """
 
 import json
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import diskcache
-from diskcache.core import ENOVAL, MODE_RAW
+from diskcache.core import MODE_RAW
 
 from tfgrpo_dspy.checked import text_of
 from tfgrpo_dspy.errors import StoreError, described, sentence
@@ -34,62 +33,47 @@ SETTINGS = diskcache.DEFAULT_SETTINGS | {
 INTACT = "What was recorded before is intact: mend that, and the same compile goes on from there."
 TO_MEND = "restore its folder from a copy, or take another log_dir."
 DAMAGED = f"The database is damaged: {TO_MEND}"
-NO_TEXT = "something else has changed the database: it holds no text there"
-NAMES_FILE = "something else has changed the database: it names the file {!r}"
 
 Record = dict[str, Any]
 
 
 class TextDisk(diskcache.Disk):
-    """Text keys and text values, in the row itself; every other form of a row is refused."""
-
-    def __init__(self, *_: Any, **_settings: Any) -> None:
-        super().__init__("")
-
-    def put(self, key: str) -> tuple[str, bool]:
-        """The key as it is."""
-        return key, True
-
-    def get(self, key: Any, raw: Any) -> str:
-        """The key of a row. Raises ValueError: it is no text."""
-        return self.fetch(MODE_RAW if raw == 1 else None, None, key, False)
+    """Text keys and text values, in the row itself; every other form of a row is refused unread."""
 
     def store(self, value: str, *_: Any, **_more: Any) -> tuple[int, int, None, str]:
         """The text as it is, whatever its length."""
         return 0, MODE_RAW, None, value
 
+    def get(self, key: Any, raw: Any) -> str:
+        """The key of a row. Raises ValueError: it is no text."""
+        return self.fetch(MODE_RAW if raw == 1 else None, None, key, False)
+
     def fetch(self, mode: Any, filename: Any, value: Any, _read: Any) -> str:
         """The text of a row. Raises ValueError: it is no text, or would be in a file."""
         if mode != MODE_RAW or filename is not None or not isinstance(value, str):
-            raise ValueError(NO_TEXT)
+            raise ValueError(f"something else has changed it: a row of {mode=} holds no text")
         return value
 
     def remove(self, file_path: Any) -> None:
         """Raises ValueError: no row of ours names a file, so this one is not ours to remove."""
-        raise ValueError(NAMES_FILE.format(file_path))
+        raise ValueError(f"something else has changed it: a row names {str(file_path)!r}")
 
 
 class TextCache(diskcache.Cache):
-    """A cache of text over one connection for all threads; its settings are `SETTINGS` alone."""
+    """A cache of text over one connection for all threads."""
 
     statistics, eviction_policy = 0, "none"
 
     def __init__(self, connection: sqlite3.Connection, is_read_only: bool) -> None:
         self._connection = connection
         self._txn_id = None
-        self._disk = TextDisk()
+        self._disk = TextDisk("")
         if not is_read_only:  # diskcache writes whenever it opens a database; "/" always exists
             super().__init__("/", BUSY_TIMEOUT_S, TextDisk, **SETTINGS)
 
     @property
     def _con(self) -> sqlite3.Connection:
         return self._connection
-
-    def reset(self, key: str, value: Any = ENOVAL, update: bool = True) -> Any:
-        """The figure of that name in the database; for a setting, the one in `SETTINGS`."""
-        if value is ENOVAL:
-            return super().reset(key)
-        return super().reset(key, SETTINGS[key], update) if key in SETTINGS else None
 
 
 @contextmanager
