@@ -24,6 +24,7 @@ from scripted import (
 from small import grpo
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate
+from tfgrpo_dspy.reflection.modules import WriteBrief
 from tfgrpo_dspy.reflection.texts import describe_program
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -128,8 +129,16 @@ def test_the_reflection_lm_is_asked_word_for_word_what_the_golden_file_says(name
     check(name, prompts(pattern, **arguments)[-1])
 
 
+def test_the_reflection_lm_is_asked_for_a_brief_as_the_golden_file_says() -> None:
+    lm = scripted_lm([("`brief`", chat(brief="Offer a refund."))])
+    asked = ("program", "objective", "predictor", "present", "examples", "experiences", "attempts")
+    with dspy.context(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
+        assert WriteBrief()(**{name: f"({name})" for name in asked}).brief == "Offer a refund."
+    check("write_brief", lm.engine.prompts[0])
+
+
 def test_every_golden_file_belongs_to_a_prompt() -> None:
-    assert sorted(path.stem for path in GOLDEN.glob("*")) == sorted(CASES)
+    assert sorted(path.stem for path in GOLDEN.glob("*")) == sorted([*CASES, "write_brief"])
 
 
 class Bay(enum.Enum):

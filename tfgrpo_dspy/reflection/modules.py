@@ -14,18 +14,20 @@ import dspy
 from tfgrpo_dspy.budget.answers import RawAnswer, more_room, raw_answers
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.reflection import signatures
-from tfgrpo_dspy.reflection.answer_forms import read_lessons, repaired
+from tfgrpo_dspy.reflection.answer_forms import read_instructions, read_lessons, repaired
 from tfgrpo_dspy.reflection.operations import read_operations
 from tfgrpo_dspy.reflection.unfinished import finished, without_thoughts
 
 WANTED = {
     "lessons": "one lesson a line, or the word None",
     "operations": 'a JSON list such as [{"op": "ADD", "text": "...", "lessons": [1]}], or []',
+    "brief": "the text of the new instructions",
 }
 SHOWN_UNREAD = 300  # characters of an answer that could not be read
 READERS: dict[str, Callable[[Any], Any]] = {
     "lessons": read_lessons,
     "operations": read_operations,
+    "brief": read_instructions,
 }
 """By the name of an output: what reads its value, and raises ValueError where it cannot."""
 
@@ -175,6 +177,12 @@ class UpdateLibrary(_ReflectionModule):
 
     default_signature = signatures.ProposeOperations
     default_tokens = 4_000
+
+
+class WriteBrief(_ReflectionModule):
+    """(examples with labels, or attempts) -> brief: a predictor's instructions, written anew."""
+
+    default_signature = signatures.RewriteInstructions
 
 
 class AnswerQuestion(_ReflectionModule):

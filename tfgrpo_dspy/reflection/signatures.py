@@ -166,3 +166,37 @@ class ProposeOperations(dspy.Signature):
     lessons: str = dspy.InputField(desc="the new lessons, numbered")
     plan: str = dspy.OutputField(default="", desc="what the lessons call for, in a few sentences")
     operations: str = dspy.OutputField(desc="a JSON list; [] if the library stays as it is")
+
+
+class RewriteInstructions(dspy.Signature):
+    """Write the instructions of one predictor of a program anew: all that it should be told.
+
+    Your text takes the place of the present instructions. Whoever follows it is given one input at
+    a time, and sees nothing of what you see here.
+
+    - Keep each demand of the present instructions, unless attempts show that it is wrong.
+    - Say what leads from inputs to the right outputs that the present instructions do not say:
+      every rule, exception, fact, name, code and unit, and the exact form of the outputs. Compare
+      the examples with one another: a rule must hold for each example that it applies to. Where
+      they do not tell, do not guess.
+    - Put together what belongs together. A table of all cases is welcome, so is a procedure in
+      steps, a complete pattern to follow, and a few worked examples of unlike kinds.
+    - Concrete values are copied into answers: in a pattern, say which parts stand for those of the
+      input.
+    - Advice that was tried stands with its effect on the score: take over what helps, in your own
+      words, and leave out what did harm.
+    - Attempts were made with the present instructions. Find out what each failure missed and say it
+      so that nobody misses it again; keep what made other attempts succeed.
+    - Other predictors have instructions of their own: write for this one alone.
+    - Write in the language of the present instructions, at most 800 words, and keep the names of
+      fields as they are.
+    """
+
+    program: str = dspy.InputField(desc=_PROGRAM)
+    objective: str = dspy.InputField(desc="what the new instructions should improve")
+    predictor: str = dspy.InputField(desc="the name of the predictor to write for")
+    present: str = dspy.InputField(desc="its instructions as they stand")
+    examples: str = dspy.InputField(desc="inputs and labels, example by example")
+    experiences: str = dspy.InputField(desc="advice that was tried, with its effect on the score")
+    attempts: str = dspy.InputField(desc="attempts with the present instructions, failures first")
+    brief: str = dspy.OutputField(desc="the text of the new instructions, and nothing else")
