@@ -1,15 +1,16 @@
 """Optimize a program on multiple-choice questions in Chinese, split 80/10/10.
 
-    python examples/multiple_choice_zh.py --data questions.xlsx --lm openai/gpt-5-mini
+    python examples/multiple_choice_zh.py --data questions.csv --lm openai/gpt-5-mini
     python examples/multiple_choice_zh.py
 
-Each row of the file (Excel, CSV, JSON or JSON lines) has `question`, the options `A` to `D` (`E`
+Each row of the file (CSV, JSON or JSON lines) has `question`, the options `A` to `D` (`E`
 may be there, too) and `answer`, as in the single-choice questions of TCM-Ladder (arXiv 2505.24063).
 Without --data, it writes questions of its own about syndromes of Chinese medicine, and runs on a
 simulated LM in 4 seconds. Instructions, inputs, feedback, lessons and library are in Chinese. The
-simulated LM can do no other questions. Needs pandas; for Excel, openpyxl, too.
+simulated LM can do no other questions.
 """
 
+import csv
 import io
 import json
 import random
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-import pandas as pd
 from simulated import SimulatedEngine, arguments
 from simulated_rules import ProgramSide, Prompt
 
@@ -39,12 +39,10 @@ SYNDROMES = {  # signs in the stem, and the syndrome that they show
     "胸闷痰多": "痰湿证",
     "口苦尿黄": "湿热证",
 }
-AS_TEXT = {"dtype": str, "keep_default_na": False}
-READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".xlsx": lambda path: pd.read_excel(path, **AS_TEXT),
-    ".csv": lambda path: pd.read_csv(io.StringIO(decoded(path)), index_col=False, **AS_TEXT),
-    ".json": lambda path: pd.DataFrame(json.loads(decoded(path))),
-    ".jsonl": lambda path: pd.DataFrame(list(map(json.loads, decoded(path).splitlines()))),
+READERS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
+    ".csv": lambda text: list(csv.DictReader(io.StringIO(text, newline=""))),
+    ".json": json.loads,
+    ".jsonl": lambda text: [json.loads(line) for line in text.splitlines()],
 }
 
 
@@ -79,17 +77,17 @@ def read(path: Path) -> list[dspy.Example]:
     if reader is None:
         raise SystemExit(f"--data {path}: the name must end with one of {', '.join(READERS)}.")
     try:
-        rows = reader(path)
+        rows = [{clean(k): v for k, v in row.items()} for row in reader(decoded(path))]
     except Exception as error:
         raise SystemExit(f"--data {path}: {type(error).__name__}: {error}") from error
-    rows.columns = [clean(name) for name in rows.columns]
-    if missing := [name for name in NEEDED if name not in rows]:
-        there = ", ".join(rows) or "none"
+    names = dict.fromkeys(name for row in rows for name in row)
+    if missing := [name for name in NEEDED if name not in names]:
+        there = ", ".join(names) or "none"
         raise SystemExit(f"--data {path}: no column {', '.join(missing)}; there are: {there}.")
     if len(rows) < FEWEST:
         raise SystemExit(f"--data {path}: {len(rows)} questions; at least {FEWEST} are needed.")
     try:
-        return [example_of(row, number) for number, row in enumerate(rows.to_dict("records"), 1)]
+        return [example_of(row, number) for number, row in enumerate(rows, 1)]
     except ValueError as error:
         raise SystemExit(f"--data {path}, {error}") from error
 
@@ -127,7 +125,10 @@ def written(path: Path, n: int = 240) -> Path:
         stem = f"患者{sex}，{age}岁，就诊前{weeks}周出现{sign}。最可能的证型是什么？"
         options = dict(zip(OPTIONS, offered, strict=False))
         rows.append({"question": stem, **options, "answer": OPTIONS[offered.index(syndrome)]})
-    pd.DataFrame(rows).to_csv(path, index=False)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
     return path
 
 

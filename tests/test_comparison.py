@@ -126,7 +126,7 @@ SHOWN_BY = {
         "mlflow_prompts::a_text_prompt_gets_the_advice_that_made_the_function_better"
     ),
     "all rollouts and reflections as tables": (
-        "tables::every_rollout_of_the_updates_and_of_the_choice_is_a_row"
+        "cli::every_rollout_of_the_updates_and_of_the_choice_is_a_row"
     ),
     "report in HTML": "report::the_report_says_what_the_results_say",
     "why each line was learned: rollouts and scores": (
@@ -139,9 +139,7 @@ SHOWN_BY = {
         "promise_plain_program::"
         "saved_programs_run_in_an_interpreter_where_this_package_is_not_installed"
     ),
-    "library as YAML, CSV, Markdown, SKILL.md, prompt": (
-        "interchange::a_round_trip_keeps_what_the_format_can_hold"
-    ),
+    "library as Markdown, SKILL.md": ("interchange::a_round_trip_keeps_what_the_format_can_hold"),
     "command line": "cli::show_has_the_effects_of_a_run_and_of_a_library_file",
     "step of BetterTogether": "together::it_is_a_step_of_better_together_in_any_order",
 }

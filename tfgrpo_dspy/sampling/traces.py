@@ -1,5 +1,7 @@
 """Rollouts that were made elsewhere, from JSON or CSV: groups form by equal inputs."""
 
+import csv
+import io
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +18,6 @@ from tfgrpo_dspy.checked import shown, such_that, text_of
 from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, sentence
 from tfgrpo_dspy.experience.library_files import json_value, json_values
 from tfgrpo_dspy.files import read_text
-from tfgrpo_dspy.interchange.csv_tables import cells_of, with_point
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout, Step
 from tfgrpo_dspy.sampling.examples import is_missing
 from tfgrpo_dspy.sampling.fields import as_fields, named_items
@@ -153,7 +154,7 @@ def _traces(traces: Any) -> Iterator[Any]:
             )
         yield from traces
         return
-    is_table = Path(traces).suffix.lower() in (".csv", ".tsv")
+    is_table = Path(traces).suffix.lower() == ".csv"
     try:
         text = read_text(traces)
         if is_table:
@@ -167,16 +168,20 @@ def _traces(traces: Any) -> Iterator[Any]:
 
 def _table(text: str) -> Iterator[dict[str, Any]]:
     """The rows of CSV as traces: `inputs.question` is a field, `inputs` a JSON object of fields."""
-    columns, rows = cells_of(text)
-    for where, row in rows:
-        trace: dict[str, Any] = {}
-        for column, cell in zip(columns, row, strict=False):
-            name, _, of = column.partition(".")
-            if of and isinstance(trace.get(name, {}), dict):
-                trace.setdefault(name, {}).update({of: cell} if cell or name != "labels" else {})
-            elif cell.strip() and column in ("inputs", "outputs", "labels", "steps"):
-                trace[column] = json_value(cell, f"{where}: {column}")
-            elif cell.strip():
-                is_score = column == "score"
-                trace[column] = with_point(cell, f"{where}: score") if is_score else cell
-        yield trace
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in rows:
+            where, trace = f"line {rows.line_num}", dict[str, Any]()
+            if None in row:
+                raise LibraryFormatError(f"{where}: put texts that hold a comma in double quotes.")
+            for column, cell in row.items():
+                name, _, of = column.strip().partition(".")
+                if of and (cell or name != "labels"):
+                    trace.setdefault(name, {})[of] = cell
+                elif cell and name in ("inputs", "outputs", "labels", "steps"):
+                    trace[name] = json_value(cell, f"{where}: {name}")
+                elif cell:
+                    trace[name] = cell
+            yield trace
+    except csv.Error as error:
+        raise LibraryFormatError(f"line {rows.line_num}: {sentence(error)}") from error

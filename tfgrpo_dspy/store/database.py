@@ -6,7 +6,7 @@ The database is diskcache's. It holds text only: no pickle is read or written, n
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from pathlib import Path
@@ -22,7 +22,6 @@ from tfgrpo_dspy.redaction import cleaned
 DATABASE = "tfgrpo_store.db"
 FORMAT_VERSION = 5
 BUSY_TIMEOUT_S = 60.0  # how long a process waits for another one that writes to the same store
-REMOVAL_TIMEOUT_S = 1.0  # how long a removal waits for other processes to close the store
 SETTINGS = diskcache.DEFAULT_SETTINGS | {
     "eviction_policy": "none",  # either of these two alone keeps every record
     "cull_limit": 0,
@@ -205,24 +204,6 @@ class Store:
         with self._lock, self._faults("write", ValueError), self._cache.transact():
             self._cache.delete(key)  # so that it comes last in the order of keys
             self._cache.set(key, text)
-
-    def remove(self, keys: Iterable[str]) -> int:
-        """Remove these records; by how many bytes it shrank. Raises StoreError: it is in use."""
-        file, run = self.folder / DATABASE, self._connection.execute
-        with self._lock, self._faults("clean", ValueError):
-            run(f"PRAGMA busy_timeout = {REMOVAL_TIMEOUT_S * 1000:.0f}")
-            try:
-                run("PRAGMA journal_mode = DELETE")  # fails if anybody else has the database open
-            except sqlite3.OperationalError as error:
-                raise StoreError(
-                    f"log_dir={str(self.folder)!r} is in use by another process ({error}): try "
-                    f"again when its compile has ended. Nothing was removed."
-                ) from error
-            n_bytes = file.stat().st_size
-            with self._cache.transact():
-                for key in keys:
-                    self._cache.delete(key)
-            return n_bytes - file.stat().st_size
 
     def _text(self, record: Mapping[str, Any]) -> str:
         return json.dumps(record if self._clean is str else cleaned(record, self._clean))

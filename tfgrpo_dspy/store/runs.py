@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
@@ -19,8 +19,7 @@ from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.store.database import Store, reading
 from tfgrpo_dspy.store.keys import program_digest
-from tfgrpo_dspy.store.notes import DECIDED, RESULTS, ROWS, RUN, RunNote, notes_and_faults, run_keys
-from tfgrpo_dspy.store.run_records import LOST
+from tfgrpo_dspy.store.notes import DECIDED, RESULTS, ROWS, RUN, RunNote, notes_and_faults
 
 logger = logging.getLogger(__name__)
 
@@ -133,38 +132,9 @@ def saved_rows(run: SavedRun, name: str) -> list[Any]:
     return rows
 
 
-def unused_records(log_dir: str | PathLike[str], keep_last: int | None = None) -> list[str]:
-    """The keys of records that no run in this store reads again.
-
-    These are the notes, updates and results of all but the `keep_last` runs (at least 1; None:
-    all) that were written to last, and the notes of losses that were made good since. Rollouts,
-    reflections and approvals are never among them: any run may share them. Raises StoreError: the
-    store cannot be read, or the folder has none.
-    """
-    with _store_in(log_dir) as store:
-        keys, runs = store.keys(""), run_keys(store)
-    kept, all_keys = set(runs[-(keep_last or 0) :]), set(keys)
-    return [key for key in keys if _is_unused(key, kept, all_keys)]
-
-
-def _is_unused(key: str, kept: set[str], all_keys: set[str]) -> bool:
-    for beginning in (DECIDED, ROWS):
-        if key.startswith(beginning):
-            return key.removeprefix(beginning).rpartition(":")[0] not in kept
-    if key.startswith(LOST):
-        return key.removeprefix(LOST) in all_keys
-    return key.startswith((RUN, RESULTS)) and key.removeprefix(RESULTS) not in kept
-
-
-def remove_records(log_dir: str | PathLike[str], keys: Iterable[str]) -> int:
-    """Remove these records; by how many bytes the store shrank. Raises StoreError: in use, none."""
-    with _store_in(log_dir, is_read_only=False) as store:
-        return store.remove(keys)
-
-
 @contextlib.contextmanager
-def _store_in(log_dir: str | PathLike[str], is_read_only: bool = True) -> Iterator[Store]:
-    store = Store.existing(log_dir, is_read_only)
+def _store_in(log_dir: str | PathLike[str]) -> Iterator[Store]:
+    store = Store.existing(log_dir)
     if store is None:
         raise StoreError(f"log_dir={str(log_dir)!r} is no run store; pass the one of a compile.")
     try:

@@ -1,0 +1,337 @@
+"""The command line `tfgrpo`: looks at runs, and at the libraries that they learned."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from io import TextIOWrapper
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+
+from tfgrpo_dspy.errors import LibraryFormatError, StoreError, TrainingFreeGRPOError
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.library_files import json_value
+from tfgrpo_dspy.experience.values import Experience
+from tfgrpo_dspy.files import read_text, write_text
+from tfgrpo_dspy.interchange import FORMATS, format_of, parse, render
+from tfgrpo_dspy.outside import printable
+from tfgrpo_dspy.report import html
+from tfgrpo_dspy.results.rows import as_columns
+from tfgrpo_dspy.store.database import DATABASE
+from tfgrpo_dspy.store.runs import SavedRun, runs_and_faults, saved_rows, saved_runs
+from tfgrpo_dspy.wording import aligned, shortened
+
+SHOWN_BYTES = 60  # of a cell in the terminal
+NOT_SHOWN = ("rollout_id", "n_demos", "n_tokens", "dollars", "explanation")  # for want of room
+
+
+class _Refused(click.ClickException):
+    exit_code = 2
+
+
+class _Commands(click.Group):
+    """The commands; what they raise becomes one line on stderr and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, TextIOWrapper):  # a terminal may not have every character
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            return super().invoke(ctx)
+        except TrainingFreeGRPOError as error:
+            raise _Refused(printable(str(error))) from error
+        except BrokenPipeError:
+            raise  # click ends quietly: the reader, such as `head`, has what it wanted
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise _Refused(f"{where}{error.strerror or error}; check the path.") from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tfgrpo-dspy", message="%(prog)s %(version)s")
+def tfgrpo() -> None:
+    """Look at runs of TrainingFreeGRPO, and at what they learned.
+
+    A RUN_DIR is the log_dir of a compile, of which the last run counts; RUN_DIR#ID is the run whose
+    id begins so (`tfgrpo runs` shows the ids). A LIBRARY is a run, a library file (.json, .md,
+    SKILL.md), or a program saved by `program.save("program.json")`.
+
+    Exit codes: 0 done; 1 `diff` found a difference, or `runs` no run; 2 wrong usage, or a file
+    that cannot be used.
+    """
+
+
+def main() -> None:
+    """Run the command line with the arguments of the process, and exit."""
+    tfgrpo.main(prog_name="tfgrpo")
+
+
+# ------------------------------------------------------------------------ reading and writing
+
+
+def _is_run(name: str) -> bool:
+    return Path(name).is_dir() or ("#" in name and not Path(name).exists())
+
+
+def _run(name: str) -> SavedRun:
+    """The run that RUN_DIR or RUN_DIR#ID names. Raises StoreError: there is none, or several."""
+    folder, _, run_id = (name, "", "") if Path(name).is_dir() else name.rpartition("#")
+    runs = saved_runs(folder or name)
+    matching = [run for run in runs if run.id.startswith(run_id)]
+    if not matching or (run_id and len(matching) > 1):
+        ids = ", ".join(run.id[:8] for run in runs) or "no run yet"
+        fault = "several runs" if matching else "no run"
+        raise StoreError(f"{name}: {fault} of that id; the store holds {ids}.")
+    return matching[-1]
+
+
+def _library(name: str) -> ExperienceLibrary:
+    """The library that LIBRARY names. Raises LibraryFormatError, StoreError, OSError."""
+    if _is_run(name):
+        return _run(name).results.experiences
+    if name.endswith(".pkl"):
+        raise LibraryFormatError(
+            f"{name}: a pickle is not read; save the program with program.save('x.json')."
+        )
+    text, format = read_text(name), format_of(name)
+    if format == "json" and '"signature"' in text:
+        return ExperienceLibrary.from_program(_program(json_value(text, name)))
+    return parse(text, format, source=name)
+
+
+def _program(state: Any) -> Any:
+    """A saved program in the shape in which a library is found in it; its class is not needed."""
+    predictors = {"self": state, **state} if isinstance(state, dict) else {}
+    signatures = {
+        name: SimpleNamespace(signature=SimpleNamespace(**each["signature"]))
+        for name, each in predictors.items()
+        if isinstance(each, dict) and isinstance(each.get("signature"), dict)
+    }
+    return SimpleNamespace(named_predictors=lambda: signatures.items())
+
+
+def _write(path: str, text: str) -> None:
+    if path == "-":
+        click.echo(printable(text) if sys.stdout.isatty() else text.encode(), nl=False)
+    else:
+        write_text(path, text)
+
+
+def _write_library(library: ExperienceLibrary, path: str, format: str | None = None) -> None:
+    _write(path, render(library, format or ("json" if path == "-" else format_of(path))))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows, each on a line below the names of their values, in aligned columns."""
+    head = [_cell(name.removeprefix("n_").replace("_", " ")) for name in rows[0]]
+    return "\n".join(aligned([head, *([_cell(value) for value in row.values()] for row in rows)]))
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:z.3f}"
+    return printable(" ".join(value.split()))
+
+
+def _echo_json(value: Any) -> None:
+    """Print the value as JSON; null stands for numbers that JSON does not have."""
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    click.echo(json.dumps(finite, indent=2))
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as CSV. A text that a spreadsheet would run as a formula has `'` in front."""
+    written = io.StringIO(newline="")
+    writer = csv.writer(written, quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(rows[0] if rows else ())
+    for row in rows:
+        cells = ["" if value is None else value for value in row.values()]
+        is_formula = [str(cell).startswith(tuple("=+-@")) for cell in cells]
+        pairs = zip(cells, is_formula, strict=True)
+        writer.writerow(f"'{c}" if isinstance(c, str) and risky else c for c, risky in pairs)
+    return written.getvalue()
+
+
+# ---------------------------------------------------------------------------------- commands
+
+LIBRARY = click.Path()
+RUN_DIR = click.Path()
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+output = click.option(
+    "-o", "--output", "out", default="-", type=click.Path(), help="A file; by default stdout."
+)
+
+
+@tfgrpo.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False), default=".")
+@as_json
+@click.pass_context
+def runs(ctx: click.Context, folder: str, as_json: bool) -> None:
+    """List the runs of the run stores in FOLDER and below, by the time when they were begun.
+
+    Before and after are the mean validation scores of student and result.
+    """
+    rows: list[dict[str, Any]] = []
+    faults: list[StoreError] = []
+    for store in sorted(path.parent for path in Path(folder).rglob(DATABASE)):
+        try:
+            runs, damaged = runs_and_faults(store)
+            rows += [_run_values(str(store), run) for run in runs]
+            faults += damaged
+        except StoreError as error:  # the other stores can be listed
+            faults.append(error)
+    rows.sort(key=lambda run: run["begun"])
+    if as_json:
+        _echo_json(rows)
+    elif rows:
+        click.echo(_table([{**run, "run": run["run"][:8]} for run in rows]))
+    elif not faults:
+        click.echo(f"no runs in {folder}: pass the log_dir of a compile, or above", err=True)
+    for fault in faults:
+        click.echo(f"Error: {fault}", err=True)
+    ctx.exit(2 if faults else 0 if rows else 1)
+
+
+def _run_values(folder: str, run: SavedRun) -> dict[str, Any]:
+    results, usage = run.results, run.results.usage.values()
+    return {
+        "run": run.id,
+        "begun": run.begun,
+        "finished": run.is_finished,
+        "before": results.student and results.student.mean,
+        "after": results.best and results.best.mean,
+        "n_experiences": len(results.experiences),
+        "n_LM_calls": sum(each.n_lm_calls for each in usage),
+        "dollars": float(sum(each.cost_usd for each in usage)),
+        "run_dir": folder,
+    }
+
+
+@tfgrpo.command()
+@click.argument("library", type=LIBRARY)
+@click.option("--full", is_flag=True, help="Of a run: its results, as print(detailed_results).")
+@as_json
+def show(library: str, full: bool, as_json: bool) -> None:
+    """Show the experiences of LIBRARY.
+
+    The effect is what an experience adds to the score; low and high bound it with 95 %
+    confidence. Rollouts: how many were given it. Groups: from how many it was learned.
+    """
+    if full:
+        results = _run(library).results
+        return _echo_json(results.to_dict()) if as_json else click.echo(printable(str(results)))
+    rows = [_values(each) for each in _library(library)]
+    return _echo_json(rows) if as_json else click.echo(_table(rows) if rows else "no experiences")
+
+
+def _values(experience: Experience) -> dict[str, Any]:
+    effect = experience.effect
+    low, high = effect.bounds if effect else (None, None)
+    return {
+        "id": experience.id,
+        "effect": effect and effect.estimate,
+        "low": low,
+        "high": high,
+        "n_rollouts": effect and effect.n_rollouts,
+        "n_tokens": experience.price,
+        "n_groups": len(experience.evidence),
+        "scope": experience.scope,
+        "text": experience.text,
+    }
+
+
+@tfgrpo.command()
+@click.argument("run_dir", type=RUN_DIR)
+@click.option("-o", "--output", default="report.html", show_default=True, type=click.Path())
+def report(run_dir: str, output: str) -> None:
+    """Write the report of a run as an HTML page; with `-o -` to stdout."""
+    _write(output, html(_run(run_dir).results))
+    if output != "-":
+        click.echo(output)
+
+
+@tfgrpo.command()
+@click.argument("a", type=LIBRARY)
+@click.argument("b", type=LIBRARY)
+@as_json
+@click.pass_context
+def diff(ctx: click.Context, a: str, b: str, as_json: bool) -> None:
+    """Compare two libraries: + only in B, - only in A, ~ changed. Exit code 1: they differ.
+
+    Texts and scopes are compared; ids, effects and evidence are not. Where no text is the same, two
+    experiences of one id count as changed.
+    """
+    old, new = _library(a), _library(b)
+    text = old.diff(new)
+    if as_json:
+        added, removed, changed = old.differences(new)
+        _echo_json(
+            {
+                "added": [_values(each) for each in added],
+                "removed": [_values(each) for each in removed],
+                "changed": [[_values(one), _values(other)] for one, other in changed],
+            }
+        )
+    elif text:
+        click.echo(printable(text))
+    ctx.exit(1 if text else 0)
+
+
+@tfgrpo.command()
+@click.argument("library", type=LIBRARY)
+@output
+@click.option("--format", type=click.Choice(FORMATS), help="By default json, or that of OUTPUT.")
+def export(library: str, out: str, format: str | None) -> None:
+    """Write LIBRARY as JSON, Markdown or SKILL.md."""
+    _write_library(_library(library), out, format)
+
+
+@tfgrpo.command()
+@click.argument("library", type=LIBRARY)
+@click.argument("others", type=LIBRARY, nargs=-1, required=True)
+@output
+def merge(library: str, others: tuple[str, ...], out: str) -> None:
+    """Merge libraries: LIBRARY keeps its ids, and gets what OTHERS have besides.
+
+    The same text in the same scope is kept once, with the evidence of both.
+    """
+    merged = _library(library)
+    for other in others:
+        merged = merged.merge(_library(other))
+    _write_library(merged, out)
+
+
+def _rows_command(name: str, help: str) -> Callable[..., None]:
+    """A command that shows the rows of this name in a run."""
+
+    def show(run_dir: str, as_json: bool, as_csv: bool) -> None:
+        rows = as_columns(saved_rows(_run(run_dir), name))
+        if as_json:
+            _echo_json(rows)
+        elif as_csv:
+            _write("-", _csv(rows))
+        else:
+            short = [
+                {k: shortened(v, SHOWN_BYTES) if isinstance(v, str) else v for k, v in row.items()}
+                for row in rows
+            ]
+            shown = [{k: v for k, v in row.items() if k not in NOT_SHOWN} for row in short]
+            click.echo(_table(shown) if shown else f"no {name}")
+
+    show = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")(as_json(show))
+    show = click.argument("run_dir", type=RUN_DIR)(show)
+    more = "Long texts are cut; --csv and --json have them whole, and more columns."
+    return tfgrpo.command(name, help=f"{help}\n\n{more}")(show)
+
+
+rollouts = _rows_command(
+    "rollouts", "Show the rollouts of a run: score, outputs, feedback, and what each was given."
+)
+reflections = _rows_command(
+    "reflections", "Show what the reflection LM was asked and answered, also what was not read."
+)

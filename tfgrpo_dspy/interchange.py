@@ -1,0 +1,136 @@
+"""Libraries as files: JSON, which keeps everything; Markdown and SKILL.md, for people and agents.
+
+Markdown holds ids, texts, scopes and the next free id: a line `- **E2** (for "solve") text` for
+each experience, with its further lines indented. SKILL.md, which coding agents read, has front
+matter above the same list. People may leave out the ids, and write any heading.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from tfgrpo_dspy.checked import shown
+from tfgrpo_dspy.errors import LibraryFormatError
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.library_files import json_value, record_text
+from tfgrpo_dspy.experience.values import ALL, Experience
+from tfgrpo_dspy.files import read_text, write_text
+
+FORMATS = ("json", "md", "skill")
+TITLE = "# Experiences"
+FRONT_MATTER = """\
+---
+name: learned-experiences
+description: Advice learned from scored attempts. Read it before you do this task.
+---
+
+"""
+_FRONT = re.compile(r"---\n.*?^---[ \t]*\n", re.DOTALL | re.MULTILINE)
+_HEADING = re.compile(r"#{1,6}(\s|$)|[-*_]{3,}\s*$")
+_NEXT_ID = re.compile(r"\(next id: E([1-9][0-9]{0,17})\)\s*$")
+_BULLET = r"[-*+](?:\s+|$)"
+_ID = r"(?:\*\*|\[)(E[0-9]{1,18})(?:\*\*|\*?\])(?:\s+|$)"
+_SCOPE = r"\(for (\"(?:[^\"\\]|\\.)*\")\)(?:\s+|$)"
+_ITEM = re.compile(rf"({_BULLET})?(?:{_ID})?(?:{_SCOPE})?(.*)", re.DOTALL)
+
+
+def format_of(path: str | Path) -> str:
+    """The format that the name of a file stands for. Raises LibraryFormatError: there is none."""
+    if Path(path).name == "SKILL.md":
+        return "skill"
+    ending = Path(path).suffix.lower()
+    if ending not in (".json", ".md"):
+        raise LibraryFormatError(
+            f"{path}: no format has this ending; name the file .json, .md or SKILL.md."
+        )
+    return ending.removeprefix(".")
+
+
+def read_library(path: str | Path) -> ExperienceLibrary:
+    """The library in a file of any format.
+
+    Raises:
+        LibraryFormatError: the file is not of the format that it is named for; names the line.
+        OSError: the file cannot be read.
+    """
+    format = format_of(path)
+    return parse(read_text(path), format, source=str(path))
+
+
+def write_library(library: ExperienceLibrary, path: str | Path) -> None:
+    """Write the library to a file, in the format of its name; an existing file is replaced.
+
+    Raises:
+        LibraryFormatError: no format has this name.
+        OSError: the file cannot be written.
+    """
+    write_text(path, render(library, format_of(path)))
+
+
+def parse(text: str, format: str, source: str = "the text") -> ExperienceLibrary:
+    """The library that a text of this format holds; `source` is its name in errors.
+
+    Experiences without an id get the next free ones.
+
+    Raises:
+        LibraryFormatError: something in the text was not understood; says what to write instead.
+    """
+    text = text.removeprefix("\ufeff")
+    if format == "json":
+        return ExperienceLibrary.from_dict(json_value(text, source), source)
+    if format not in FORMATS:
+        raise LibraryFormatError(f"format={format!r}: the formats are {', '.join(FORMATS)}.")
+    try:
+        return _read_list(text.replace("\r\n", "\n"))
+    except ValueError as error:
+        raise LibraryFormatError(f"{source}: {error}") from error
+
+
+def render(library: ExperienceLibrary, format: str) -> str:
+    """The library as text of this format. Raises LibraryFormatError: there is no such format."""
+    if format == "json":
+        return record_text(library.to_dict())
+    if format not in FORMATS:
+        raise LibraryFormatError(f"format={format!r}: the formats are {', '.join(FORMATS)}.")
+    lines = [TITLE, ""]
+    for each in library:
+        has_scope = each.scope != ALL or re.match(_SCOPE, each.text)
+        scope = f"(for {json.dumps(each.scope, ensure_ascii=False)}) " if has_scope else ""
+        text = re.sub(r"\n(?!\n)", "\n  ", each.text.replace("\r\n", "\n"))
+        lines.append(f"- **{each.id}** {scope}{text}")
+    if library.next_number > ExperienceLibrary(library).next_number:
+        lines += ["", f"(next id: E{library.next_number})"]
+    return FRONT_MATTER * (format == "skill") + "\n".join(lines) + "\n"
+
+
+def _read_list(text: str) -> ExperienceLibrary:
+    front = _FRONT.match(text)
+    skipped = front[0].count("\n") if front else 0
+    items: list[tuple[str, str, str, list[str]]] = []  # where, id, scope, lines of the text
+    next_number, is_item = 1, False
+    for number, line in enumerate(text.split("\n")[skipped:], start=skipped + 1):
+        if is_item and (line.startswith(("  ", "\t")) or not line.strip()):
+            items[-1][3].append(line[1 if line.startswith("\t") else 2 :])
+        elif match := _NEXT_ID.match(line):
+            next_number, is_item = int(match[1]), False
+        elif not line.strip() or _HEADING.match(line):
+            is_item = False
+        elif (match := _ITEM.match(line)) and (match[1] or match[2]):
+            _, id_, scope, rest = match.groups(default="")
+            scope = json.loads(scope) if scope else ALL
+            items.append((f"line {number}", id_, scope, [rest]))
+            is_item = True
+        else:
+            raise LibraryFormatError(
+                f"line {number}: {shown(line)} is no item of a list: write '- ' in front, or two "
+                f"spaces if it goes on with the item above."
+            )
+    free = max([next_number, *(int(id_[1:]) + 1 for _, id_, _, _ in items if id_)])
+    experiences = []
+    for where, id_, scope, lines in items:
+        try:
+            experiences.append(Experience(id_ or f"E{free}", "\n".join(lines), scope))
+        except ValueError as error:
+            raise LibraryFormatError(f"{where}: {error}") from error
+        free += not id_
+    return ExperienceLibrary(experiences, next_number=free)
