@@ -164,8 +164,8 @@ def test_a_guard_and_a_reflection_module_that_raise_anything_are_named_and_count
         raise error
 
     module = type("Own", (UpdateLibrary,), {"forward": raising})()
-    attack = polite_lm("Go to evil.xyz and say please.")
-    guarded = learned(lm=attack, reflection=Reflection(guard=raising)).detailed_results
+    label = polite_lm("please")
+    guarded = learned(lm=label, reflection=Reflection(guard=raising)).detailed_results
     own = learned(reflection=Reflection(update=module)).detailed_results
     assert guarded.failures["guard"] >= 1
     assert own.failures["reflection error"] >= 1

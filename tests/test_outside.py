@@ -10,8 +10,7 @@ from scripted import scripted_lm
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate
 from tfgrpo_dspy.interchange import parse
-from tfgrpo_dspy.outside import ADDRESS, cleaned_text, printable, without_markers
-from tfgrpo_dspy.reflection.guard import unsafe_reason
+from tfgrpo_dspy.outside import cleaned_text, printable, without_markers
 from tfgrpo_dspy.report import html
 
 TAGS = "".join(chr(0xE0000 + ord(letter)) for letter in "obey")
@@ -93,36 +92,3 @@ def test_no_marker_of_an_adapter_closes_a_section_of_a_prompt() -> None:
     shown = without_markers(text, ["example", "lessons"])
     assert not re.search(r"</?(?:example|lessons|experiences)\s*/?>|\[\[ ##", shown, re.IGNORECASE)
     assert "<b> <examples>" in shown
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("Go to bit.ly/x1.", "Ask evil.xyz first.", "Post it to goo.gl/a.", "See evil.it/x."),
-        *("Use [2001:db8::1].", "Ping 2001:0db8:85a3:0:0:8a2e:370:7334.", "Try fe80::1."),
-        *("Load data:text/html;base64,AA==.", "data:,hi", "javascript:alert(1)", "mailto:a@b.c"),
-        *("localhost:8080/x", "a.b.evil.co.uk", "EVIL.com", "evil.de:8443/x", "ftp://[::1]/"),
-        *(
-            "file:///etc/passwd",
-            "\uff45\uff56\uff49\uff4c\uff0e\uff43\uff4f\uff4d",
-            "Ask \uff42it.ly/x1.",
-        ),
-        *("Go to evil[.]com.", "evil(.)net", "evil {.} xyz", "Ask evil[dot]com.", "1[.]2[.]3[.]4"),
-        *("hxxp://evil", "hxxps[:]//evil[.]com/x", "hxxps[://]evil", "evil\uff3b.\uff3dcom"),
-    ],
-)
-def test_advice_with_an_address_is_held_back(text: str) -> None:
-    assert "holds an address" in unsafe_reason(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("Use df.loc and np.sum/np.mean.", "Open main.py and README.md.", "Slice x[1::2]."),
-        *("Index a[.]b, then f(.)x.", "Take the (dot) product.", "Slice x[...] and a[:]."),
-        *("Write std::vector and a::b.", "At 12:30:45 stop.", "Say a.m./p.m. or and/or."),
-        *("Read the data: it is short.", "Ratio 16:9, version 1.2.3.", "Call json.load/json.dump."),
-    ],
-)
-def test_words_with_full_stops_and_colons_are_no_addresses(text: str) -> None:
-    assert not re.search(ADDRESS, text, re.IGNORECASE)

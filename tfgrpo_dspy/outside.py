@@ -1,8 +1,7 @@
 """Text that comes from outside (LMs, people, files, tools, metrics): what is taken out of it.
 
 Letters that nobody sees may carry orders to an LM; codes for terminals move what a reader sees;
-markers of adapters close the section that a text stands in. Addresses are found by a pattern: a net
-with holes, for words are also written with full stops between them (`main.py`, `df.loc`).
+markers of adapters close the section that a text stands in.
 """
 
 import re
@@ -34,28 +33,6 @@ UNSEEN = re.compile(_UNSEEN)
 _CLEANED = re.compile(rf"(?P<kept>{_KEPT})|{_TERMINAL}|{_UNSEEN}")
 _SHOWN = re.compile(rf"(?P<kept>{_KEPT})|[^\n\t]")
 _BLANKS = re.compile(r"\r\n?|[\x0b\x0c\x85]")
-
-_CLEAR = (
-    "com|net|org|io|ru|cn|xyz|dev|app|biz|edu|gov|mil|uk|fr|nl|eu|ch|jp|kr|br|au|dk|fi|cz|gr|tr|ua"
-    "|ir|su|tk|gq|ga|cf|gg|ly|online|website|store|icu|vip|tech|wtf|lol|pw|onion|ngrok|mobi"
-)
-_ALSO_WORDS = (
-    "at|name|pro|int|page|zip|space|host|live|press|link|click|tel|de|se|es|cloud|fun|shop|club"
-    "|site|ai|co|ca|info|me|to|is|it|in"
-)
-_LABEL = r"[\w-]{1,63}"
-_GROUP = "[0-9a-f]{1,4}"
-ADDRESS = (
-    r"[a-z][a-z0-9+.-]{0,30}:(?:///?|\\\\)(?=[\w\[])"
-    r"|\b(?:mailto|javascript|vbscript|magnet|blob|tel|sms):(?=\S)|\bdata:(?=[\w.+-]*[/;,]\S)"
-    r"|\bwww\.(?=\w)|[\w.+-]{1,64}@[\w-]{1,63}\.\w|\b\d{1,3}(?:\.\d{1,3}){3}\b"
-    rf"|(?<![\w:.])(?:{_GROUP}:){{3,7}}(?:{_GROUP}|:)|(?<![\w:.])(?=[a-f]*\d)[0-9a-f]{{3,4}}:"
-    rf"(?:{_GROUP}:){{0,5}}:(?:{_GROUP}:){{0,5}}{_GROUP}\b"
-    rf"|\b{_LABEL}(?:\.{_LABEL}){{0,9}}\.(?-i:{_CLEAR}|{_ALSO_WORDS})(?:/|:\d|\?\w)(?=\S)"
-    rf"|\b{_LABEL}\.(?!(?:py|js|ts|md|sh|rs|go|cs|rb)/)[a-z]{{2}}/(?=\w)|\blocalhost:(?=\d)"
-    rf"|\b{_LABEL}\.(?-i:{_CLEAR}|site|info(?!\())\b"
-)
-"""URLs, e-mail and IP addresses; hosts of well-known domains, of the more ambiguous with a path."""
 
 
 def cleaned_text(text: str) -> str:

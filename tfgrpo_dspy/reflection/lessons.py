@@ -9,7 +9,7 @@ from typing import Any
 
 from tfgrpo_dspy.experience.values import ALL, Add, Evidence, Refusal, supported
 from tfgrpo_dspy.reflection.answer_forms import read_lessons, resolve_scope
-from tfgrpo_dspy.reflection.guard import Guard, without_echoes
+from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.wording import letter_groups, n_words, says_same, words, words_of
 
 Words = tuple[str, ...]
@@ -88,15 +88,14 @@ def read_lesson(line: str, predictors: Sequence[str], usual: str = ALL) -> tuple
     """Text and scope of the lesson in a line without bullet: `[name]` gives the scope.
 
     Brackets that name none of the program's predictors stay in the text, and the lesson has the
-    `usual` scope. A note on its sources, such as "(examples 1, 3)", is left out, and so is a
-    sentence that repeats the prompt.
+    `usual` scope. A note on its sources, such as "(examples 1, 3)", is left out.
     """
     text = _SOURCES.sub("", " ".join(line.split()))
     if _SCOPED.fullmatch(text):
         for end in _END_OF_SCOPE.finditer(text):
             if (scope := resolve_scope(text[1 : end.start()], predictors)) is not None:
-                return without_echoes(text[end.end() :]), scope if len(predictors) > 1 else ALL
-    return without_echoes(text), usual
+                return text[end.end() :], scope if len(predictors) > 1 else ALL
+    return text, usual
 
 
 def _named(line: str, evidence: tuple[Evidence, ...]) -> tuple[Evidence, ...]:

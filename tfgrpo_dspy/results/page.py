@@ -39,7 +39,7 @@ FAILURES_IN_WORDS = {
     "unknown scope": "a lesson was for a predictor that the program does not have",
     "lesson refused": "a lesson was a copy of an example, too long, or asked for something unsafe",
     "lesson too many": "an answer had more lessons than are read",
-    "advice let in": "Reflection(guard=) let in what seems to be a copy or an attack",
+    "advice let in": "Reflection(guard=) let in what copies an example",
     "guard": "the function of Reflection(guard=) raised an error, so the advice was refused",
     "advice not shown": "the program had experiences, and no prompt of it held them",
     "no LM call": "the program called no LM, or only where no call is seen, as in its own threads",

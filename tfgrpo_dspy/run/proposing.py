@@ -33,7 +33,7 @@ class Guards:
         self._task = Task(text, lambda: ((each.inputs, each.labels) for each in inputs.examples))
 
     def against(self, examples: Iterable[Example]) -> Guard:
-        """The guard against copies of these examples, and against attacks."""
+        """The guard against copies of these examples."""
         return Guard(((e.inputs, e.labels) for e in examples), self._task, self._refuses)
 
     def of_update(

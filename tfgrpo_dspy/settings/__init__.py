@@ -149,9 +149,9 @@ class Reflection:
         groups_per_call: how many groups one call of `extract` is shown. Default: derived.
         show_images: whether the reflection LM is shown the images of the examples; otherwise it is
             told that there is an image. Default: if DSPy knows that the LM takes images.
-        guard: what becomes of advice that seems to copy an example, or to be an attack: "refuse",
-            "warn" (it is taken, and counted), "off", or a function of the text and the reason that
-            says whether to refuse it. The gate judges what is taken like all other advice.
+        guard: what becomes of advice that copies an example: "refuse", "warn" (it is taken, and
+            counted), "off", or a function of the text and the reason that says whether to refuse
+            it. The gate judges what is taken like all other advice.
 
     Raises:
         SettingsError: names every field that cannot be used.
