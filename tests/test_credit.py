@@ -15,11 +15,10 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import learned_in, questions, records, section, untimed
+from runs import questions, section, untimed
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
 from small import grpo
 from test_replay import sql_tool
-from warm import ran
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, SettingsError
 from tfgrpo_dspy.group import Group
@@ -36,12 +35,9 @@ from tfgrpo_dspy.strategies import (
     InformationGain,
     MonteCarloCredit,
     Play,
-    Shown,
     Strategy,
 )
-from tfgrpo_dspy.strategies.implicit_step_rewards import fitted_rewards
-from tfgrpo_dspy.strategies.information_gain import expected_score
-from tfgrpo_dspy.strategies.state_values import StateValues, tree_values
+from tfgrpo_dspy.strategies.steps import StateValues, expected_score, fitted_rewards, tree_values
 
 STAGES = ("first", "second", "third", "fourth")
 
@@ -182,23 +178,6 @@ def test_the_decisive_query_of_a_real_agent_on_a_real_database_is_found() -> Non
     assert run.results.failures == {}
 
 
-def test_an_attempt_that_fails_before_its_first_step_has_no_step_to_find() -> None:
-    seen: set[str] = set()
-
-    class Stumbling(Route):
-        def forward(self, question: str) -> Any:
-            if question not in seen:
-                seen.add(question)
-                raise RuntimeError
-            return super().forward(question)
-
-    left = ("question", chat(reasoning="so", way="left"))
-    run = learned(
-        MonteCarloCredit(calls=4), student=Stumbling(), num_threads=1, rules=[*RULES[:-1], left]
-    )
-    assert run.results.failures == {"program": 6}
-
-
 def test_a_good_and_a_bad_attempt_from_the_same_state_are_compared() -> None:
     run = credited()
     titles = re.findall(r"Attempt \d+ \((.*)\)", "\n".join(run.attempts))
@@ -237,48 +216,12 @@ def test_rollouts_that_go_on_count_for_no_experience_and_stand_apart_in_the_resu
     assert any(group.aided_scores for group in groups)
 
 
-def test_a_group_without_contrast_takes_no_further_calls() -> None:
-    rules = [(pattern, chat(reasoning="so", way="left") if pattern == "question" else answer)
-             for pattern, answer in RULES]  # fmt: skip
-    run = learned(MonteCarloCredit(), rules=rules)
-    assert run.results.usage["rollout"].n_lm_calls == 6 * 4 * 4
-
-
 def test_a_program_that_does_not_repeat_itself_gets_outcome_credit_and_a_note() -> None:
     run = learned(MonteCarloCredit(calls=4), student=Wandering())
     assert 1 <= run.results.failures["replay"] <= 6
     assert "replay" in str(run.results)
     assert not any("expected score" in text for text in run.attempts)
     assert run.attempts
-
-
-class Tiring(Route):
-    """Repeats itself so many times in all; from then on it goes another way."""
-
-    def __init__(self, n_forwards: int) -> None:
-        super().__init__()
-        self.left = [None] * n_forwards  # which its copies share
-
-    def __deepcopy__(self, _memo: Any) -> "Tiring":
-        copied = Tiring(0)
-        copied.left = self.left
-        return copied
-
-    def forward(self, question: str) -> Any:
-        if not self.left:
-            return super().forward(question=f"{question}, I am tired")
-        self.left.pop()
-        return super().forward(question=question)
-
-
-@pytest.mark.parametrize(("n_forwards", "failures"), [(9, {"replay": 2}), (99, {"strategy": 2})])
-def test_a_program_that_repeats_itself_when_checked_but_not_later_gives_no_branch(
-    n_forwards: int, failures: dict[str, int]
-) -> None:
-    """Eight rollouts and a check; where `play` gives branches, the strategy fails after it."""
-    arguments = {"n": 2, "batch_size": 2, "num_threads": 1}
-    run = learned(Odd("play"), student=Tiring(n_forwards), **arguments)
-    assert run.results.failures == failures
 
 
 def test_two_strategies_that_value_steps_are_refused_by_name_before_any_call() -> None:
@@ -386,43 +329,17 @@ def test_what_the_budget_did_not_reach_for_stays_unmade_in_a_replay(
         assert again.results.failures == first.results.failures
 
 
-CHILD = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-from test_credit import MonteCarloCredit, learned, RULES, way
-n_calls = 0
-def counted(prompt):
-    global n_calls
-    n_calls += 1
-    if n_calls == {killed_at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return way(prompt)
-learned(MonteCarloCredit(calls=4), rules=[*RULES[:-1], ("question", counted)],
-        log_dir={folder!r}, num_threads=1)
-"""
-
-
-@pytest.mark.timeout(120)
-def test_a_run_that_is_killed_among_continuations_repeats_none_of_them(tmp_path: Path) -> None:
-    killed_at = 6 * 4 * 4 + 25
-    code = CHILD.format(
-        tests=str(Path(__file__).parent), killed_at=killed_at, folder=str(tmp_path / "run")
-    )
-    assert ran(["-c", code]).returncode == -9
-    kept = records(tmp_path / "run", "rollout")
-    n_kept = sum(record["usage"]["n_lm_calls"] for record in kept.values())
-    assert sum(record["n_replayed"] is not None for record in kept.values()) >= 3
-    resumed = learned(MonteCarloCredit(calls=4), log_dir=tmp_path / "run", num_threads=1)
-    whole = learned(MonteCarloCredit(calls=4), num_threads=1)
-    assert learned_in(resumed.results) == learned_in(whole.results)
-    assert resumed.n_policy_calls == whole.n_policy_calls - n_kept
-
-
 def test_the_report_draws_the_expected_score_along_a_rollout() -> None:
     page = html(credited().program)
     assert "Expected score along the rollout: start " in page
     assert re.search(r"Expected score:</span> start [\d.]+, 1\. first [\d.]+, 2\. second", page)
     assert "Expected score" not in html(uncredited().program)
+
+
+def context_of(sampled: SampledGroup) -> GroupContext:
+    examples = [Example(questions(1)[0])]
+    library = ExperienceLibrary()
+    return GroupContext(sampled=sampled, past=(), library=library, training=(0,), examples=examples)
 
 
 def test_it_is_asked_first_a_step_past_the_middle_for_what_follows_costs_less_there() -> None:
@@ -436,7 +353,7 @@ def test_it_is_asked_first_a_step_past_the_middle_for_what_follows_costs_less_th
         asked.append(n_steps)
         return [replace(rollout, rollout_id=10 + k, n_replayed=n_steps) for k in range(n)]
 
-    context = GroupContext(sampled, (), ExperienceLibrary(), (0,), [Example(questions(1)[0])])
+    context = context_of(sampled)
     asyncio.run(MonteCarloCredit().credit(context, None, play))  # type: ignore[arg-type]
     assert asked[0] == 5
 
@@ -463,7 +380,7 @@ def branches_of(*rollouts: Rollout) -> tuple[list[tuple[int, int]], Credit]:
         branch = len(asked) + 10
         return [replace(rollout, rollout_id=branch, n_replayed=n_steps)]
 
-    context = GroupContext(sampled, (), ExperienceLibrary(), (0,), [Example(questions(1)[0])])
+    context = context_of(sampled)
     return asked, asyncio.run(BranchingRollouts(leaves=4).credit(context, None, play))  # type: ignore[arg-type]
 
 
@@ -526,7 +443,7 @@ def test_values_of_a_tree_are_shared_up_to_where_rollouts_part() -> None:
 def test_a_turn_is_decisive_if_scores_change_between_the_states_around_it() -> None:
     good = [taking(10 + k, "abcdX", 1.0, n_replayed=2) for k in range(4)]
     bad = [taking(20 + k, "abcdX", 0.0, n_replayed=3) for k in range(4)]
-    found = StateValues(taking(1, "abcde", 0.0), (*good, *bad), 0.0, 1.0)
+    found = StateValues.of(taking(1, "abcde", 0.0), (*good, *bad), 0.0, 1.0)
     assert max(range(5), key=lambda turn: found.decisive[turn]) == 2
     assert found.decisive[2] > 0.8
     before, after = found.means[2], found.means[3]
@@ -535,7 +452,7 @@ def test_a_turn_is_decisive_if_scores_change_between_the_states_around_it() -> N
 
 def test_no_turn_is_decisive_where_all_states_score_alike() -> None:
     others = [taking(10 + k, "abcdX", float(k % 2), n_replayed=k % 5) for k in range(40)]
-    found = StateValues(taking(1, "abcde", 0.0), tuple(others), 0.0, 1.0)
+    found = StateValues.of(taking(1, "abcde", 0.0), tuple(others), 0.0, 1.0)
     assert found.none_decisive > max(found.decisive)
 
 
@@ -546,7 +463,7 @@ def test_no_turn_is_decisive_where_all_states_score_alike() -> None:
 def test_a_decision_that_a_success_took_too_is_suspected_less_if_repeated_only_at_its_place(
     ways: str, ways_of_success: str, suspected: int, exculpated: int
 ) -> None:
-    found = StateValues(taking(1, ways, 0.0), (taking(2, ways_of_success, 1.0),), 0.0, 1.0)
+    found = StateValues.of(taking(1, ways, 0.0), (taking(2, ways_of_success, 1.0),), 0.0, 1.0)
     assert found.decisive[suspected] > 1.2 * found.decisive[exculpated]
 
 
@@ -563,60 +480,10 @@ def test_values_stay_within_the_scores_and_probabilities_add_up(
     pairs = zip(scores, starts, strict=True)
     others = tuple(taking(k, "abcd", score, start) for k, (score, start) in enumerate(pairs, 2))
     low, high = min([own, *scores]), max([own, *scores])
-    found = StateValues(taking(1, "abcd", own), others, low, high)
+    found = StateValues.of(taking(1, "abcd", own), others, low, high)
     assert sum(found.decisive) + found.none_decisive == pytest.approx(1)
     assert all(low - 1e-9 <= value <= high + 1e-9 for value in found.means)
-    assert all(information >= -1e-9 for information in found.information())
-
-
-def test_answers_after_each_turn_show_what_the_turn_added() -> None:
-    def ends(prompt: Prompt) -> str:
-        return chat(answer="left" if prompt.random().random() < 0.5 else "right")
-
-    right = ("steps_so_far.*?way: left", chat(answer="left"))
-    rules = [(f"(?s){right[0]}", right[1]), ("steps_so_far", chat(answer="right")), *RULES[:-1],
-             ("`answer`", ends), RULES[-1]]  # fmt: skip
-
-    class Answering(Route):
-        def __init__(self) -> None:
-            super().__init__()
-            self.say = dspy.Predict("question, so_far: list[str] -> answer")
-
-        def forward(self, question: str) -> Any:
-            so_far: list[str] = []
-            for name in STAGES:
-                so_far.append(getattr(self, name)(question=question, so_far=so_far).way)
-            return self.say(question=question, so_far=so_far)
-
-    def metric(_example: Any, pred: Any, _trace: Any = None) -> float:
-        return float(pred.answer == "left")
-
-    lm = scripted_lm(rules)
-    kept = ValuesKept()
-    optimizer = grpo(metric, strategies=(InformationGain(samples=1), kept), group_size=2,
-                     epochs=1, gate=NoGate(), progress=False)  # fmt: skip
-    with dspy.context(lm=lm):
-        optimizer.compile(Answering(), trainset=questions(4))
-    asked = [prompt for prompt in lm.engine.prompts if "steps_so_far" in prompt.user]
-    assert len(asked) in (10, 20, 30)  # five states of both rollouts of each group
-    assert kept.seen
-    for ways, values in kept.seen:
-        first = ways.index("left") + 1 if "left" in ways else len(ways) + 1
-        assert values[:-1] == [float(n >= first) for n in range(5)]
-
-
-class ValuesKept(Strategy):
-    """Keeps the values of the rollouts that have any."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[list[str], list[float | None]]] = []
-
-    async def show(self, context: GroupContext, ask: Ask) -> Shown:  # noqa: ARG002
-        for rollout in context.group.rollouts:
-            if rollout.start_value is not None:
-                ways = [s.outputs["way"] for s in rollout.steps if "way" in s.outputs]
-                self.seen.append((ways, rollout.values))
-        return Shown(context.group.rollouts)
+    assert all(information >= -1e-9 for information in found.information)
 
 
 def answered(text: str, score: float, chance: float | None) -> Rollout:
@@ -639,18 +506,6 @@ def test_rewards_of_steps_agree_with_what_the_judge_prefers() -> None:
     of = {way: rewards["turn", (("way", way),)] for way in "abp"}
     assert of["a"] > 0.3 > -0.3 > of["b"]
     assert of["p"] == pytest.approx(0, abs=1e-4)
-
-
-def test_without_a_metric_the_judge_gives_the_steps_their_values() -> None:
-    lm = scripted_lm(RULES)
-    kept = ValuesKept()
-    optimizer = grpo(None, strategies=(ImplicitStepRewards(), kept), group_size=3, epochs=1,
-                     progress=False)  # fmt: skip
-    with dspy.context(lm=lm), pytest.warns(UserWarning, match="without ground truth"):
-        optimizer.compile(Route(), trainset=questions(3))
-    assert lm.engine.n_calls("`better`") >= 6
-    assert len(kept.seen) == 9
-    assert all(value is not None and 0 <= value <= 1 for _, each in kept.seen for value in each)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from runs import Run, is_polite, learned, optimizer_of, polite_lm, predictor, questions
 
 from tfgrpo_dspy import Execution, NoGate, SettingsError, TrainingFreeGRPO
@@ -45,21 +43,6 @@ def test_a_metric_that_does_not_apply_does_not_count_there() -> None:
     assert (score.value, score.objectives) == (0.0, {"right": 0.0})
     with pytest.raises(Exception, match=r"none of the metrics \(short\) applies to the example"):
         scored([short], "")
-
-
-def test_two_metrics_of_one_name_are_told_apart() -> None:
-    assert list(scored([right, right, polite], "please").objectives) == [
-        "right 1", "right 2", "polite"
-    ]  # fmt: skip
-
-
-@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0.01, 9)), min_size=1, max_size=5))
-def test_the_mean_lies_among_the_scores_whatever_the_weights(pairs: Any) -> None:
-    metrics = {
-        str(k): ((lambda *_, score=score: score), weight) for k, (score, weight) in enumerate(pairs)
-    }
-    scores = [score for score, _ in pairs]
-    assert min(scores) - 1e-9 <= scored(metrics, "x").value <= max(scores) + 1e-9
 
 
 @pytest.mark.parametrize(

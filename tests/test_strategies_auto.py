@@ -7,11 +7,8 @@ from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from runs import Run, is_polite, learned, questions, untimed
-from scripted import EXTRACT, UPDATE, lessons
-from test_strategies_rescues import aided, hinting, labelled
+from test_strategies_rescues import aided, hinting
 
 from tfgrpo_dspy import ExperienceLibrary, Reflection, SettingsError, TrainingFreeGRPO
 from tfgrpo_dspy.group import Group
@@ -54,11 +51,6 @@ def test_hints_are_needed_where_twelve_of_the_first_sixteen_groups_fail_without_
     assert needs_hints(past) == is_needed
 
 
-@given(st.lists(st.sampled_from([FAIL, GOOD, MIXED, TOLD]), min_size=16, max_size=40))
-def test_what_is_decided_by_the_first_groups_stays_so(past: list[SampledGroup]) -> None:
-    assert len({needs_hints(past[:n]) for n in range(16, len(past) + 1)}) == 1
-
-
 def failing(**arguments: Any) -> Run:
     more = {"epochs": 3, "batch_size": 4, "max_staleness": 0, "strategies": "auto"} | arguments
     return Run(FAILING, *hinting("Think of sums."), **more)
@@ -97,18 +89,6 @@ def test_there_are_no_hints_where_labels_are_hidden_the_metric_speaks_or_groups_
     assert run.results.switched == (
         f"auto: no hints: {why} groups failed throughout, without a word",
     )
-
-
-def test_a_lesson_that_gives_the_answer_of_a_hinted_example_away_is_dropped() -> None:
-    leak = (EXTRACT, lessons("The answer to question 3 is seven.", "Add the parts."))
-    labels = [*(f"number {i}" for i in range(3)), "seven", *(f"number {i}" for i in range(4, 16))]
-    run = Run(
-        [["0", "0"]] * 16, *hinting("Think of sums."), leak, strategies="auto", epochs=2,
-        batch_size=16, max_staleness=0, trainset=labelled(*labels),
-    )  # fmt: skip
-    second = run.results.updates[1]
-    assert "Add the parts." in second.lessons
-    assert not [p for p in run.prompts(UPDATE)[1:] if "is seven" in p.user]
 
 
 @pytest.mark.parametrize(("n", "n_epochs"), [(16, 2), (8, 1)])

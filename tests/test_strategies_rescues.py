@@ -1,10 +1,7 @@
 """Hints and teachers for groups that fail throughout, seen through a compile."""
 
-import random
 import re
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -13,18 +10,14 @@ from runs import (
     ADVICE,
     Guesser,
     Run,
-    is_score,
     library_texts,
-    optimizer_of,
-    predictor,
-    questions,
     section,
 )
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, SettingsError
-from tfgrpo_dspy.strategies import ClippedDiversity, Objectives, TeacherRollouts, TieredHints
-from tfgrpo_dspy.strategies.giveaways import gives_away
+from tfgrpo_dspy.strategies import Objectives, TeacherRollouts, TieredHints
+from tfgrpo_dspy.strategies.hints import gives_away
 
 FAIL = [["0", "0"]]
 HINTS = {"concept": "Think of sums.", "plan": "Add both.", "step": "Begin with three."}
@@ -92,31 +85,11 @@ def test_who_writes_hints_sees_label_and_attempt_and_no_hidden_label() -> None:
     assert "seven" not in asked.text
 
 
-def test_no_hint_is_written_where_all_rollouts_give_a_label_that_is_none() -> None:
-    example = dspy.Example(question="question 0", answer=None).with_inputs("question")
-    run = Run(
-        [["null", "null"]],
-        *hinting("Add both."),
-        strategies=AT_ONCE,
-        metric=lambda example, pred: float(pred.answer == example.answer),
-        student=dspy.Predict("question -> answer: int | None"),
-        trainset=[example],
-    )
-    assert run.results.updates[0].groups[0].scores == (1.0, 1.0)
-    assert run.prompts("`concept`") == []
-
-
 def test_a_hint_that_gives_the_answer_away_is_not_given() -> None:
     rules = hinting("Begin with three.", concept="It is SEVEN.", plan="Say  seven, then stop.")
     run = Run(FAIL, *rules, strategies=AT_ONCE, trainset=labelled("seven"))
     assert hints_given(run) == ["Begin with three."]
     assert not [p for p in run.prompts("question") if "seven" in p.system.casefold()]
-
-
-def test_a_hint_with_the_answer_in_chinese_is_not_given() -> None:
-    rules = hinting("先看脉象。", concept="此为阳虚证也。", plan="先看脉象。")
-    run = Run(FAIL, *rules, strategies=AT_ONCE, trainset=labelled("阳虚证"))
-    assert hints_given(run) == ["先看脉象。"]
 
 
 def test_an_example_that_succeeds_again_and_again_and_then_fails_once_gets_no_hint_yet() -> None:
@@ -137,13 +110,6 @@ def test_rewards_of_another_scale_do_not_change_which_groups_fail() -> None:
     assert n_aided[0] == n_aided[1]
 
 
-def test_hints_go_on_beside_a_reward_for_diversity() -> None:
-    both = (ClippedDiversity(explore=0), TieredHints(after=0))
-    arguments: dict[str, Any] = {"epochs": 3, "max_staleness": 0, "batch_size": 1}
-    runs = [Run(FAIL, *hinting("Add both."), strategies=s, **arguments) for s in (both[1:], both)]
-    assert aided(runs[0]) == aided(runs[1]) != [()] * 3
-
-
 def test_no_demo_shows_what_a_teacher_or_a_hinted_rollout_wrote() -> None:
     told = [("A hint for this input", chat(reasoning="The hint says it.", answer="1"))]
     rules = [hinting("")[0], *told, ("question", chat(reasoning="mine", answer="0"))]
@@ -154,39 +120,6 @@ def test_no_demo_shows_what_a_teacher_or_a_hinted_rollout_wrote() -> None:
         assert any(aided(run)), "some rollouts were aided"
         assert not [p for p in run.prompts("`reasoning`") if "says it" in p.user]
         assert not run.optimized.predictors()[0].demos
-
-
-@dataclass
-class Late:
-    """Answers some requests later."""
-
-    luck: random.Random
-
-    def __call__(self, _: Prompt) -> None:
-        threading.Event().wait(self.luck.choice([0.0, 0.01]))
-
-
-@pytest.mark.parametrize("budget", [30, 40])
-def test_a_budget_pays_for_the_same_updates_whatever_the_latency(budget: int) -> None:
-    found = set()
-    for latency in range(4):
-        rules = [("`concept`", chat(**HINTS)), ("question", chat(answer="0"))]
-        lm = scripted_lm(rules, before=Late(random.Random(latency)))
-        optimizer = optimizer_of(
-            metric=is_score,
-            epochs=4,
-            batch_size=1,
-            group_size=2,
-            max_staleness=2,
-            num_threads=4,
-            strategies=AT_ONCE,
-            max_lm_calls=budget,
-        )
-        sets = {"trainset": questions(2), "valset": questions(2, start=50)}
-        with dspy.context(lm=lm):
-            results = optimizer.compile(predictor(), **sets).detailed_results
-        found.add((results.ended_because, *(u.n_lm_calls for u in results.updates)))
-    assert len(found) == 1, found
 
 
 def test_where_a_budget_pays_for_some_attempts_only_the_groups_stay_as_they_are() -> None:
@@ -254,18 +187,6 @@ def test_a_label_that_several_examples_have_names_a_class_and_may_stand_in_a_les
     assert library_texts(leaking("seven", "seven").optimized) == [LEAK, RULE]
 
 
-def test_lessons_of_groups_without_a_hint_are_left_alone() -> None:
-    run = Run(
-        [["1", "0"], ["0", "0"]],
-        *hinting("Guess."),
-        (EXTRACT, lessons(LEAK)),
-        strategies=AT_ONCE,
-        trainset=labelled("seven", "nine"),
-        batch_size=2,
-    )
-    assert any(LEAK in update.lessons for update in run.results.updates)
-
-
 @pytest.mark.parametrize("works", ["Add both.", "Guess."])
 def test_an_answer_without_hints_costs_itself_only(works: str) -> None:
     run = Run(FAIL, ("`concept`", chat(concept="", plan="", step="")), *hinting(works)[1:],
@@ -310,17 +231,3 @@ def test_a_teacher_that_shares_the_library_learns_what_the_student_has_learned(
 def test_a_teacher_that_is_no_program_and_no_lm_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"teacher='gpt-5': pass a dspy.Module, or an LM"):
         TeacherRollouts("gpt-5")
-
-
-def test_the_key_of_a_teacher_is_kept_out_of_the_store(tmp_path: Any) -> None:
-    key = "sk-very-secret-teacher"
-    teacher = dspy.LM("openai/never-called", api_key=key)
-
-    def half(_: dspy.Example, pred: dspy.Prediction) -> float:
-        return 0.5 if pred.answer else 0.0
-
-    rules: list[Rule] = [("question", chat(answer=f"The key is {key}."))]
-    Run(FAIL, *rules, metric=half, strategies=(TeacherRollouts(teacher),), log_dir=tmp_path)
-    stored = (tmp_path / "tfgrpo_store.db").read_bytes()
-    assert b"The key is" in stored
-    assert b"very-secret" not in stored

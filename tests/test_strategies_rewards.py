@@ -10,12 +10,11 @@ import pytest
 from dspy import lm15
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import Pair, Run, is_score, library_texts, predictor, questions
+from runs import Pair, Run, is_score, predictor, questions
 from scripted import EXTRACT, Prompt, ScriptedEngine, chat, lessons
 
 from tfgrpo_dspy import AddLessons, BayesianGate, RunFailedError, SettingsError
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.results.records import Finalist, ScoreSummary
 from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 from tfgrpo_dspy.strategies import (
@@ -63,10 +62,6 @@ def test_a_rollout_knows_the_mean_surprise_of_all_tokens_of_its_calls() -> None:
     assert one_rollout([-1.5, -3.5], Pair(), logprobs=True).entropy == pytest.approx(1.5)
 
 
-def test_without_log_probabilities_nothing_is_known_of_the_entropy() -> None:
-    assert one_rollout([-1.5]).entropy is None
-
-
 def test_a_token_of_chance_zero_leaves_the_entropy_finite() -> None:
     assert one_rollout([float("-inf")], logprobs=True).entropy == pytest.approx(0.5)
 
@@ -75,14 +70,6 @@ def test_log_probabilities_are_no_output_of_the_program() -> None:
     plain, asked = one_rollout([-1.5]), one_rollout([-1.5], logprobs=True)
     assert asked.outputs == {"answer": "1"}
     assert asked.steps == (replace(plain.steps[0], entropy=asked.entropy),)
-
-
-def test_the_entropy_comes_back_from_the_record_of_a_rollout_and_old_records_have_none() -> None:
-    made = one_rollout([-1.5], logprobs=True)
-    record = made.to_dict()
-    assert Rollout.from_dict(record) == made
-    del record["entropy"]
-    assert Rollout.from_dict(record).entropy is None
 
 
 def rollout(example: int = 0, score: float = 0.0, **more: Any) -> Rollout:
@@ -121,43 +108,6 @@ def test_the_global_term_is_in_deviations_of_the_first_scores_and_constant_at_th
         scored(*agents(1, 1), first=first, is_training=False)
     )
     assert final == pytest.approx([0.5 + 0.5 * 2.0 * 2 / 3])
-
-
-def test_agents_that_share_a_library_learn_what_serves_the_whole() -> None:
-    lines = {"Help others.": "help", "Keep it.": "keep"}
-
-    def decide(prompt: Prompt) -> str:
-        told = [does for line, does in lines.items() if line in prompt.system]
-        return chat(answer=told[0] if told else prompt.random().choice(["help", "keep"]))
-
-    def better(prompt: Prompt) -> str:
-        best = prompt.user.partition("Attempt 1")[2].partition("Attempt 2")[0]
-        return lessons("Help others." if "answer: help" in best else "Keep it.")
-
-    def payoff(_: dspy.Example, pred: dspy.Prediction) -> float:
-        return 1.0 - 0.1 * (pred.answer == "help")
-
-    def quantity(each: Rollout) -> float:
-        return float(each.outputs["answer"] == "help")
-
-    rules = [(EXTRACT, better), ("`lessons`", chat(lessons="None")), ("question", decide)]
-    learned = [
-        library_texts(
-            Run(
-                [["1"] * 4] * 12,
-                *rules,
-                metric=payoff,
-                gate=BayesianGate(),
-                update=AddLessons(),
-                use_labels=False,
-                epochs=3,
-                valset=questions(20, start=50),
-                strategies=strategies,
-            ).optimized
-        )
-        for strategies in ((), (GlobalConstraint(quantity, weight=4.0),))
-    ]
-    assert learned == [["Keep it."], ["Help others."]]
 
 
 groups = st.lists(
@@ -294,35 +244,6 @@ def test_results_show_the_means_of_objectives_and_who_is_best_in_its_own_way() -
     assert re.search(r"\n +right +short +best in its own way", page)
     assert re.search(r"\n +result +1\.000 +-1\.000 +yes", page)
     assert re.search(r"\n +student +0\.\d+ +-9\.000 +no", page)
-
-
-def finalist(*ids: str, n: int = 8, best: bool = False, **objectives: float) -> Finalist:
-    score = ScoreSummary.of([*[0.5] * (n - 1), None if best else 0.5])  # one of the result failed
-    return Finalist(ids, demo_set=0, score=score, chance=0.5, is_best=best, objectives=objectives)
-
-
-def test_candidates_are_compared_on_as_many_examples_and_may_lack_an_objective() -> None:
-    finalists = (
-        finalist(right=0.5, short=-9.0),
-        finalist("E1", right=0.9, short=-8.0, best=True),
-        finalist("E2", right=0.7),
-        finalist("E3", right=1.0, short=-1.0, n=3),
-    )
-    page = str(replace(Run([["1", "0"]]).results, finalists=finalists))
-    table = page.partition("Mean objectives on 8 validation examples\n")[2].splitlines()[:5]
-    rows = [line.split() for line in table[1:4]]
-    assert rows == [
-        ["student", "0.500", "-9.000", "no"],
-        ["result", "0.900", "-8.000", "yes", "E1"],
-        ["candidate", "0.700", "no", "E2"],
-    ]
-    assert "E3" not in "\n".join(table)
-
-
-@pytest.mark.parametrize("objectives", [[1, 2], "abc", {"right": "yes"}, {"right": None}])
-def test_objectives_that_are_no_numbers_by_name_are_a_fault_of_the_metric(objectives: Any) -> None:
-    with pytest.raises(RunFailedError, match="objective"):
-        Run([["1", "0"]], metric=lambda *_: dspy.Prediction(objectives=objectives))
 
 
 @pytest.mark.parametrize(

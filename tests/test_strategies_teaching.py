@@ -24,9 +24,8 @@ from tfgrpo_dspy.strategies import (
     InformationGain,
     StateTasks,
     TeacherMarks,
-    TieredHints,
 )
-from tfgrpo_dspy.strategies.giveaways import gives_away
+from tfgrpo_dspy.strategies.hints import gives_away
 
 EXAMPLES = [
     Example(dspy.Example(question=f"question {name}", answer="1").with_inputs("question"))
@@ -46,7 +45,13 @@ def context(
     has_metric = rollouts[0].score is not None
     additions = (Additions(ExperienceLibrary()),) * len(rollouts)
     sampled = SampledGroup(Group.of(0, rollouts, has_metric), additions, update)
-    return GroupContext(sampled, tuple(past), ExperienceLibrary(), (0, 1), EXAMPLES)
+    return GroupContext(
+        sampled=sampled,
+        past=tuple(past),
+        library=ExperienceLibrary(),
+        training=(0, 1),
+        examples=EXAMPLES,
+    )
 
 
 def other(score: float) -> SampledGroup:
@@ -283,19 +288,3 @@ def test_a_short_label_is_given_away_only_where_it_stands_as_an_answer(
     hint: str, label: str, gives: bool
 ) -> None:
     assert gives_away(hint, {"answer": label}) is gives
-
-
-def test_a_field_that_is_no_output_of_the_program_forbids_no_hint() -> None:
-    trainset = [
-        dspy.Example(question=f"question {k}", answer="1", source="book").with_inputs("question")
-        for k in range(2)
-    ]
-    rules: list[Any] = [
-        ("`concept`", chat(concept="Look in the book.", plan="None.", step="None.")),
-        ("A hint for this input: Look in the book", chat(answer="1")),
-    ]
-    run = Run(
-        [["0", "0"], ["1", "0"]], *rules, strategies=(TieredHints(after=0),), trainset=trainset
-    )
-    aided = [group.aided_scores for u in run.results.updates for group in u.groups]
-    assert (1.0,) in aided

@@ -62,7 +62,7 @@ def proposed(strategy: Strategy, context: UpdateContext, asked: Answering) -> li
 def shown(strategy: Strategy, *rollouts: Rollout) -> Shown:
     """What is shown of a group of these rollouts."""
     sampled = SampledGroup(Group.of(0, rollouts, True), (Additions(WITH),) * len(rollouts))
-    context = GroupContext(sampled, (), WITH, (0,), EXAMPLES)
+    context = GroupContext(sampled=sampled, past=(), library=WITH, training=(0,), examples=EXAMPLES)
     return asyncio.run(strategy.show(context, Answering()))
 
 
@@ -165,19 +165,6 @@ def test_rules_are_asked_for_again_as_long_as_the_latest_ones_have_paid(
     again = Answering(candidates="All copper gets A1.")
     added = proposed(Induction(every=5), update(libraries=later, number=15), again)
     assert len(added) == n_asked - 1  # what has ended does not begin again
-
-
-def test_an_answer_without_a_rule_ends_nothing() -> None:
-    asked = Answering(candidates="None")
-    context = update(libraries=[WITHOUT, *[GROWN] * 10], number=10)
-    assert proposed(Induction(every=5), context, asked) == []
-    assert len(asked.questions) == 2
-
-
-def test_no_more_candidates_are_taken_than_allowed() -> None:
-    asked = Answering(candidates="\n".join(f"- Line {i} is here." for i in range(9)))
-    context = update(libraries=[WITHOUT, GROWN], number=5)
-    assert len(proposed(Induction(every=5, most=2), context, asked)) == 2
 
 
 def worth(text: str, effect: float) -> ExperienceLibrary:
@@ -289,13 +276,6 @@ def test_drafts_from_labels_are_written_with_that_focus() -> None:
     )
     (draft,) = [p for p in run.prompts("`examples`") if "`matters`" not in p.text]
     assert "The material decides." in section(draft.user, "objective")
-
-
-def test_an_answer_that_says_nothing_is_no_focus() -> None:
-    run = Run(ONE, (ASKS_WHAT_MATTERS, chat(matters="None")),
-              strategies=(AttributionPrior(),))  # fmt: skip
-    assert library_texts(run.optimized) == ["Be exact."]
-    assert "opinion" not in section(run.prompts(EXTRACT)[0].user, "objective")
 
 
 def test_hidden_labels_stay_hidden_from_the_question() -> None:

@@ -18,8 +18,8 @@ from tfgrpo_dspy.strategies import (
     MonteCarloCredit,
     TeacherMarks,
 )
+from tfgrpo_dspy.strategies.auto import credited_in_vain, may_be_credited, rescued_in_vain
 from tfgrpo_dspy.strategies.base import Ask, Attempt, GroupContext, Strategy
-from tfgrpo_dspy.strategies.worth import credited_in_vain, may_be_credited, rescued_in_vain
 
 EMPTY = ExperienceLibrary()
 

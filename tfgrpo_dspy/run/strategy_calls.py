@@ -25,17 +25,26 @@ from tfgrpo_dspy.errors import (
     NotReplayedError,
     RunStopped,
     StoreError,
+    StrategyError,
     UnpaidError,
     described,
 )
+from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.answer import Answer
+from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.reflection.texts import as_input
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.scores import number_of
+from tfgrpo_dspy.scores import MOST, number_of
 from tfgrpo_dspy.settings.schedule import MIN_GROUP_SIZE
-from tfgrpo_dspy.strategies import usable
+from tfgrpo_dspy.strategies.auto import (
+    credited_in_vain,
+    has_turns,
+    may_be_credited,
+    rescued_in_vain,
+)
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,
@@ -44,22 +53,50 @@ from tfgrpo_dspy.strategies.base import (
     GroupContext,
     Proposed,
     Scored,
+    Shown,
     Strategy,
     UpdateContext,
     answer_of,
     overrides,
 )
-from tfgrpo_dspy.strategies.worth import (
-    credited_in_vain,
-    has_turns,
-    may_be_credited,
-    rescued_in_vain,
-)
 from tfgrpo_dspy.user_code import check_wanted
 
 MOST_ATTEMPTS = 16  # extra rollouts of one group
+MOST_TEMPERATURE = 2
 PROPOSED = TypeAdapter(Proposed)
 MOST_FAILURES = 3  # of a choice that has never worked
+
+
+def check(is_usable: bool, answer: object, wanted: str) -> None:
+    """Raise StrategyError, which says what is wanted, unless the answer is usable."""
+    if not is_usable:
+        raise StrategyError(f"it gave {answer!r:.200}; return {wanted}.")
+
+
+def check_sizes(sizes: Any, plan: BatchPlan) -> None:
+    """Raise StrategyError unless a batch can be made of these numbers of rollouts by example."""
+    are_numbers = isinstance(sizes, Mapping) and all(type(n) is int for n in sizes.values())
+    check(are_numbers, sizes, "a mapping of examples to whole numbers")
+    check(bool(sizes) and {*sizes} <= {*plan.training}, dict(sizes), "examples of plan.training")
+    least = min(MIN_GROUP_SIZE, *plan.sizes.values())
+    check(min(sizes.values()) >= least, dict(sizes), f"at least {least} rollouts for each example")
+    most = sum(plan.sizes.values())
+    check(sum(sizes.values()) <= most, dict(sizes), f"at most {most} rollouts in all")
+
+
+def can_be_made(attempt: Any) -> bool:
+    """Whether an extra attempt can be made as it is."""
+    if not isinstance(attempt, Attempt) or not isinstance(attempt.hint, str):
+        return False
+    temperature = number_of(attempt.temperature)
+    is_temperature = temperature is not None and 0 <= temperature <= MOST_TEMPERATURE
+    is_teacher = isinstance(attempt.teacher, dspy.Module | dspy.BaseLM | None)
+    return is_teacher and is_temperature and as_input(attempt.hint) == attempt.hint
+
+
+def are_scores(values: Sequence[Any], n: int) -> bool:
+    """Whether these are `n` numbers or None."""
+    return len(values) == n and all(v is None or number_of(v) is not None for v in values)
 
 
 class Strategies:
@@ -114,7 +151,7 @@ class Strategies:
             plan = replace(plan, sizes=MappingProxyType(dict(plan.sizes)))
             with self._counting(strategy, "choose", ends=MOST_FAILURES):
                 sizes = strategy.choose(plan)
-                usable.check_sizes(sizes, plan, MIN_GROUP_SIZE)
+                check_sizes(sizes, plan)
                 plan = replace(plan, sizes=sizes)
         return dict(plan.sizes)
 
@@ -127,7 +164,11 @@ class Strategies:
         for strategy in self._asked_still("rescue", batch):
             with self._counting(strategy, "rescue", batch):
                 attempts = list(await answer_of(strategy.rescue(context, self._ask(batch))))
-                usable.check_attempts(attempts)
+                wanted = (
+                    "Attempts; a hint is a text without field markers, a teacher a program or an "
+                    "LM, a temperature from 0 to 2"
+                )
+                check(all(map(can_be_made, attempts)), attempts, wanted)
                 extra += attempts
         n_extra = len(context.sampled.additions) - batch.size_and_visit(context.group.example)[0]
         return extra[: max(0, MOST_ATTEMPTS - n_extra)]
@@ -154,7 +195,8 @@ class Strategies:
                 of_metric = tuple(counting[k] for k in counted)
                 scored = Scored(of_metric, tuple(first), aided is not None, helped)
                 numbers = list(strategy.reward(scored))
-                usable.check_rewards(numbers, len(counted))
+                wanted = f"{len(counted)} numbers below {MOST:g}, or None for no score"
+                check(are_scores(numbers, len(counted)), numbers, wanted)
                 rewards, kind = [number_of(r) for r in numbers], FailureKind.METRIC
             without = Failure(kind, f"{name}.reward gave no score")
             for k, reward in zip(counted, rewards, strict=True):
@@ -168,7 +210,9 @@ class Strategies:
         for strategy in self._asked_still("show", batch):
             with self._counting(strategy, "show", batch):
                 shown = await answer_of(strategy.show(context, self._ask(batch)))
-                usable.check_shown(shown, context.group)
+                check(isinstance(shown, Shown), shown, "a Shown")
+                are_its = all(rollout in context.group.rollouts for rollout in shown.rollouts)
+                check(are_its, shown.rollouts, "rollouts of context.group.rollouts")
                 group = replace(context.group, rollouts=tuple(shown.rollouts))
                 context = replace(context, sampled=replace(context.sampled, group=group))
                 notes.append(self._records.redacted(str(shown.note)).strip())
@@ -185,9 +229,14 @@ class Strategies:
                 continue
             with self._counting(strategy, "credit", batch):
                 credit = await answer_of(strategy.credit(context, self._ask(batch), player))
-                usable.check(isinstance(credit, Credit), credit, "a Credit")
+                check(isinstance(credit, Credit), credit, "a Credit")
                 sampled = with_beside(context.sampled, credit.beside, player)
-                usable.check_values(credit.values, sampled.group)
+                n_values = {each.rollout_id: len(each.values) for each in sampled.group.rollouts}
+                are_its = isinstance(credit.values, Mapping) and {*credit.values} <= {*n_values}
+                wanted = "values by rollout id, each None or a number, one more than its steps"
+                check(are_its, credit.values, wanted)
+                for id_, values in credit.values.items():
+                    check(are_scores(values, n_values[id_]), values, wanted)
                 measure = printable(credit.measure)
                 rollouts = tuple(
                     each.valued(credit.values.get(each.rollout_id, each.values), measure)
@@ -208,7 +257,12 @@ class Strategies:
                 continue
             with self._counting(strategy, "propose", batch):
                 proposed = await answer_of(strategy.propose(context, self._ask(batch)))
-                usable.check_proposed(proposed)
+                check(isinstance(proposed, Proposed), proposed, "a Proposed")
+                are_lessons = all(isinstance(each, Lesson) for each in proposed.lessons)
+                check(are_lessons, proposed.lessons, "lessons")
+                kinds = Add | Modify | Delete | Keep
+                are_operations = all(isinstance(each, kinds) for each in proposed.operations)
+                check(are_operations, proposed.operations, "operations")
                 proposed = self._records.cleaned(proposed, PROPOSED)
                 context = replace(context, lessons=tuple(proposed.lessons))
                 operations += proposed.operations
@@ -221,7 +275,7 @@ class Strategies:
         async def ask(signature: Any, **inputs: Any) -> Mapping[str, Any]:
             asked = dspy.ensure_signature(signature)
             is_signature = isinstance(asked, type) and issubclass(asked, dspy.Signature)
-            usable.check(is_signature, signature, "a signature to ask")
+            check(is_signature, signature, "a signature to ask")
             key = json.dumps([repr(signature), inputs], sort_keys=True, default=repr)
             if key not in self._asked:
                 asking = self._client.ask_for_strategy(batch, signature, inputs)

@@ -38,9 +38,8 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.strategies.arguments import NOT_ASYNC
 from tfgrpo_dspy.strategies.auto import Auto
-from tfgrpo_dspy.strategies.base import METHODS, Strategy, overrides
+from tfgrpo_dspy.strategies.base import METHODS, NOT_ASYNC, Strategy, overrides
 from tfgrpo_dspy.user_code import is_coroutine_function
 
 DEFAULT_THREADS = 8

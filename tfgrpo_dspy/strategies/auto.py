@@ -1,4 +1,4 @@
-"""`strategies="auto"`: what is switched on by what the first groups of a run show, and not before.
+"""`strategies="auto"`, and what is switched off where it does not pay.
 
 All is a function of decided groups and of the first batch, so that a resumed run decides the same.
 """
@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.scores import MIN_CONTRAST, NO_SCORES
@@ -21,8 +22,9 @@ from tfgrpo_dspy.strategies.base import (
     UpdateContext,
     overrides,
 )
-from tfgrpo_dspy.strategies.objectives import Objectives
-from tfgrpo_dspy.strategies.tiered_hints import TieredHints
+from tfgrpo_dspy.strategies.hints import TieredHints
+from tfgrpo_dspy.strategies.rewards import Objectives
+from tfgrpo_dspy.strategies.steps import states
 
 GROUPS, FAILING = 16, 12
 """Hints need 12 of the first 16 groups that failed throughout without feedback. By chance alone, a
@@ -30,6 +32,13 @@ program that is right in a third of its rollouts does so in one run of a hundred
 ROLLOUTS, UNLIKE = 8, 3.0
 """The factor by which the objectives' standard deviations in the first 8 rollouts must differ."""
 HINTS = TieredHints()
+RESCUES = 8
+"""After this number of rescued groups without a better extra attempt, no group is rescued."""
+CREDITED, AT_ONCE, DECISIVE = 6, 3, 1 / 3
+"""Until 6 groups were credited, at most 3 of a batch are; then credit goes on if a step decided in
+a third of them."""
+CREDIT_SHARE = 0.5
+"""LM calls of rollouts that go on from a step, beside those of whole rollouts."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +115,40 @@ def seen(
     if spreads := unlike_spreads(first):
         by_name = ", ".join(f"{name} {spread:.3g}" for name, spread in spreads.items())
         yield f"auto: Objectives is on: the objectives' standard deviations are unlike ({by_name})"
+
+
+def rescued_in_vain(past: Sequence[SampledGroup]) -> bool:
+    """Whether no extra attempt of the latest rescued groups was better than all others."""
+    better = []
+    for sampled in past:
+        rollouts = (sampled.measured or sampled.group).all_rollouts
+        pairs = zip(sampled.additions, rollouts, strict=True)
+        extra = [r.score for one, r in pairs if one.aid and r.score is not None]
+        if extra:
+            usual = sampled.by_metric
+            better.append(max(extra) > max(usual.scores, default=-math.inf) + usual.least_contrast)
+    return len(better) >= RESCUES and not any(better[-RESCUES:])
+
+
+def has_turns(group: Group) -> bool:
+    """Whether a rollout has more than one turn; else no step decided more than the outcome."""
+    return any(len(states(rollout)) > 2 for rollout in group.rollouts)
+
+
+def may_be_credited(past: Sequence[SampledGroup], place: int) -> bool:
+    """Whether the steps of the group at this place of its batch are valued."""
+    rollouts = [r for s in past for r in (*s.group.all_rollouts, *s.probes)]
+    going_on = sum(r.usage.n_lm_calls for r in rollouts if r.n_replayed is not None)
+    whole = sum(r.usage.n_lm_calls for r in rollouts if r.n_replayed is None)
+    is_tried = len(_credited(past)) >= CREDITED or place < AT_ONCE
+    return is_tried and not credited_in_vain(past) and going_on <= CREDIT_SHARE * whole
+
+
+def credited_in_vain(past: Sequence[SampledGroup]) -> bool:
+    """Whether steps were valued in enough groups, and hardly any of them decided."""
+    decided = [bool(group.decisive_predictor) for group in _credited(past)]
+    return len(decided) >= CREDITED and statistics.fmean(decided) < DECISIVE
+
+
+def _credited(past: Sequence[SampledGroup]) -> list[Group]:
+    return [s.group for s in past if any(rollout.changes for rollout in s.group.rollouts)]

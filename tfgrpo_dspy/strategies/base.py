@@ -1,4 +1,4 @@
-"""What a strategy may decide, and the values that its methods take and return.
+"""The decisions that a strategy may take, and the values that its methods take and return.
 
 The run asks every strategy in the order of `strategies=(...)`, and knows none of them. A method is
 a function of its arguments alone: it reads no clock, no state and no random numbers but those that
@@ -6,10 +6,15 @@ it draws with a seed of its arguments. So a run that is resumed or replayed deci
 """
 
 import inspect
+import typing
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Protocol, TypeVar
 
+from pydantic import Field
+
+from tfgrpo_dspy.checked import checked, such_that
+from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation
 from tfgrpo_dspy.group import Group
@@ -18,6 +23,23 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.scores import NO_SCORES
+from tfgrpo_dspy.user_code import is_coroutine_function
+
+T = TypeVar("T")
+Share = Annotated[float, Field(ge=0, le=1)]
+Least0 = Annotated[int, Field(ge=0)]
+Least1 = Annotated[int, Field(ge=1)]
+Least2 = Annotated[int, Field(ge=2)]
+Magnitude = Annotated[float, Field(ge=0.01, le=100)]  # a temperature, a weight or an entropy
+Multiple = Annotated[float, Field(ge=0.1, le=10)]  # LM calls, beside those of a group's rollouts
+NOT_ASYNC = such_that(lambda code: not is_coroutine_function(code), "it should not be async")
+"""The condition for a function that a strategy calls."""
+
+
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def strategy(kind: type[T]) -> type[T]:
+    """The class as a frozen dataclass that verifies its arguments. Raises SettingsError."""
+    return checked(SettingsError, f"{kind.__name__}: ", strict=True)(kind)
 
 
 class Ask(Protocol):
@@ -63,7 +85,7 @@ class Play(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """What the steps of the rollouts of a group are worth.
+    """The worth of the steps of a group's rollouts.
 
     Args:
         values: by rollout id, the score that is expected before the first step of the rollout and
@@ -105,32 +127,39 @@ class BatchPlan:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
-class GroupContext:
-    """A group of a batch, and what is known beside it.
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """The run so far, for a decision about a group or an update.
 
     Args:
-        sampled: the group as it is now, with the extra attempts so far.
-        past: all groups of the updates that were decided for sure when the batch was made.
-        library: the library that a program would be given if the run ended there.
+        past: all groups of the updates before; for a group, of those decided when it was planned.
+        library: that of the update; for a group, the one that the run would end with at present.
         training: the positions of the examples that are trained on.
         examples: all of the training set with their texts, by position.
         shows_labels: whether the reflection LM may be shown labels.
-        group_size: the usual number of rollouts of an example.
     """
 
-    sampled: SampledGroup
     past: tuple[SampledGroup, ...]
     library: ExperienceLibrary
     training: tuple[int, ...]
     examples: Sequence[Example]
     shows_labels: bool = True
-    group_size: int = 0
 
     @property
     def trainset(self) -> list[Any]:
         """The user's own examples, by position."""
         return [example.raw for example in self.examples]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupContext(RunContext):
+    """A group of a batch: `sampled`, as it is now, with the extra attempts so far.
+
+    `group_size` is the usual number of rollouts of an example.
+    """
+
+    sampled: SampledGroup
+    group_size: int = 0
 
     @property
     def example(self) -> Any:
@@ -149,10 +178,7 @@ class GroupContext:
 
     @property
     def earlier(self) -> list[Group]:
-        """The earlier groups of this example that have scores, with the metric's scores.
-
-        Rollouts that had a hint or a teacher are left out.
-        """
+        """The earlier groups of this example that have scores of the metric, without aided ones."""
         index = self.group.example
         groups = [each.by_metric for each in self.past if each.group.example == index]
         return [group for group in groups if group.scores]
@@ -172,6 +198,25 @@ class GroupContext:
         group = replace(group, score_range=score_range)
         is_at_best = group.is_at_best(self.shown_example.labels)
         return bool(group.scores) and not group.has_contrast and not is_at_best
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateContext(RunContext):
+    """An update, before UpdateLibrary is asked.
+
+    Args:
+        update: its number, from 0.
+        libraries: the library after each update before; the first is that of the student.
+        lessons: what was learned from the groups of this update, or drafted from labels.
+        groups: the groups of this update; none where the lessons were drafted.
+        predictors: the names of the program's predictors.
+    """
+
+    update: int
+    libraries: tuple[ExperienceLibrary, ...]
+    lessons: tuple[Lesson, ...]
+    groups: tuple[SampledGroup, ...]
+    predictors: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,40 +251,6 @@ class Scored:
     first: tuple[Rollout, ...]
     is_training: bool
     aided: tuple[bool, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateContext:
-    """An update, before UpdateLibrary is asked.
-
-    Args:
-        update: its number, from 0.
-        library: what the operations are applied to.
-        libraries: the library after each update before; the first is that of the student.
-        lessons: what was learned from the groups of this update, or drafted from labels.
-        groups: the groups of this update; none where the lessons were drafted.
-        past: the groups of all updates before.
-        training: the positions of the examples that are trained on.
-        examples: all of the training set with their texts, by position.
-        predictors: the names of the program's predictors.
-        shows_labels: whether the reflection LM may be shown labels.
-    """
-
-    update: int
-    library: ExperienceLibrary
-    libraries: tuple[ExperienceLibrary, ...]
-    lessons: tuple[Lesson, ...]
-    groups: tuple[SampledGroup, ...]
-    past: tuple[SampledGroup, ...]
-    training: tuple[int, ...]
-    examples: Sequence[Example]
-    predictors: tuple[str, ...]
-    shows_labels: bool = True
-
-    @property
-    def trainset(self) -> list[Any]:
-        """The user's own examples, by position."""
-        return [example.raw for example in self.examples]
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,11 +323,11 @@ class Strategy:
 
 
 METHODS = tuple(name for name, one in vars(Strategy).items() if callable(one) and name[0] != "_")
-"""What a strategy may decide."""
+"""The decisions that a strategy may take."""
 
 
 async def answer_of(answer: Any) -> Any:
-    """What a method of a strategy gave, or the result of the coroutine that it gave."""
+    """The answer of a strategy's method, or the result of the coroutine that it gave."""
     return await answer if inspect.isawaitable(answer) else answer
 
 

@@ -1,29 +1,46 @@
-"""The base of strategies that choose examples: chances for one half of each batch.
+"""Strategies that choose the examples of a batch, and how many rollouts each of them gets.
 
-The other half is that of the usual schedule, so that no example is forgotten, and so that it shows
-whether choosing pays.
+They draw one half of each batch. The other half is that of the usual schedule, so that no example
+is forgotten, and so that it shows whether choosing pays.
 """
 
 import math
 import random
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES
-from tfgrpo_dspy.strategies.base import BatchPlan, Strategy
-from tfgrpo_dspy.strategies.worth import OFTEN, chosen_in_vain, teaches
+from tfgrpo_dspy.strategies.base import (
+    NOT_ASYNC,
+    BatchPlan,
+    Least1,
+    Least2,
+    Magnitude,
+    Share,
+    Strategy,
+    strategy,
+)
+from tfgrpo_dspy.wording import alike
 
 Domain = str | Callable[[Any], Any]
 """The domain of an example: the name of one of its fields, or a function of the example."""
+LATEST, ENOUGH, MORE, OFTEN = 60, 8, 0.05, 1 / 4
+"""Choosing stops if, in the latest 60 groups with at least 8 in both halves, the chosen half does
+not teach more often by .05, or the usual half teaches in a quarter: then enough groups teach."""
 PRIOR_GROUPS = 5
 LEAST = 0.05  # of both parameters of a Beta distribution
 LESSONS = 2  # groups of an example that teach, before more of them count less
+SMALLEST_GROUP = 2
+TRIED, WORSE = 2, 0.3
+"""Groups of an example before it can be noise, and by how much it is worse than its domain."""
 
 
 class Choosing(Strategy):
@@ -35,7 +52,7 @@ class Choosing(Strategy):
         """The first half of the usual batch, and examples that are drawn by their weights."""
         n, usual = len(plan.sizes), list(plan.sizes)[: math.ceil(len(plan.sizes) / 2)]
         weights = self.weights(plan)
-        if not plan.past or chosen_in_vain(plan.past, self.often):
+        if not plan.past or self._is_in_vain(plan.past):
             return plan.sizes
         chance = random.Random(f"{plan.seed}/{plan.update}/{type(self).__name__}")
         key = {
@@ -53,6 +70,22 @@ class Choosing(Strategy):
     def sizes(self, plan: BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
         """How many rollouts each of these gets."""
         return dict(zip(chosen, plan.sizes.values(), strict=False))
+
+    def _is_in_vain(self, past: Sequence[SampledGroup]) -> bool:
+        """Whether the first halves of the latest batches teach often, or no less than the second"""
+        usual, chosen = list[bool](), list[bool]()
+        for _, of_update in groupby(past[-LATEST:], key=lambda sampled: sampled.update):
+            batch = [_teaches(sampled) for sampled in of_update]
+            half = math.ceil(len(batch) / 2)
+            usual, chosen = usual + batch[:half], chosen + batch[half:]
+        has_enough = min(len(usual), len(chosen)) >= ENOUGH
+        return (has_enough and fmean(chosen) < fmean(usual) + MORE) or fmean(usual) >= self.often
+
+
+def _teaches(sampled: SampledGroup) -> bool:
+    """Whether lessons can come of the group: it has contrast, or fails with feedback."""
+    group = sampled.unaided
+    return group.has_contrast or (group.has_feedback and not group.is_at_best({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +106,20 @@ class PassRate:
         a, b = self.successes, self.failures
         return a * b / ((a + b) * (a + b + 1))
 
+    def after(self, shares: Sequence[float], weight: float = 1.0) -> "PassRate":
+        """The distribution after rollouts that had these shares of a success."""
+        n = sum(shares)
+        successes, failures = self.successes + weight * n, self.failures
+        return PassRate(successes, failures + weight * (len(shares) - n))
+
 
 def fullest(sampled: SampledGroup) -> tuple[float, ...]:
     """The scores of the rollouts that had the most advice: those without it are trials of a gate.
 
     So advice that is on trial makes no example look as if its success were a matter of luck.
     """
-    sizes = {
-        rollout.rollout_id: len(additions.library)
-        for rollout, additions in zip(sampled.group.all_rollouts, sampled.additions, strict=True)
-    }
+    pairs = zip(sampled.group.all_rollouts, sampled.additions, strict=True)
+    sizes = {rollout.rollout_id: len(additions.library) for rollout, additions in pairs}
     rollouts = [r for r in sampled.unaided.rollouts if r.score is not None]
     most = max((sizes[r.rollout_id] for r in rollouts), default=0)
     return tuple(r.score or 0.0 for r in rollouts if sizes[r.rollout_id] == most)
@@ -90,10 +127,9 @@ def fullest(sampled: SampledGroup) -> tuple[float, ...]:
 
 def success_shares(past: Sequence[SampledGroup]) -> list[list[float]]:
     """The scores of each group, as shares (0 to 1) of the range of all scores; 0 of no range."""
-    groups = [fullest(sampled) for sampled in past]
     of_run = NO_SCORES.including(s for sampled in past for s in sampled.unaided.scores)
     spread = 1.0 if of_run.is_flat else of_run.highest - of_run.lowest
-    return [[(score - of_run.lowest) / spread for score in scores] for scores in groups]
+    return [[(score - of_run.lowest) / spread for score in fullest(each)] for each in past]
 
 
 def pass_rates(
@@ -104,11 +140,8 @@ def pass_rates(
     usual = _prior([shares for shares in all_shares if len(shares) > 1])
     rates = dict.fromkeys(training, usual)
     for sampled, shares, weight in zip(past, all_shares, weights, strict=True):
-        before, n_passed = rates.get(sampled.group.example, usual), sum(shares)
-        rates[sampled.group.example] = PassRate(
-            before.successes + weight * n_passed,
-            before.failures + weight * (len(shares) - n_passed),
-        )
+        example = sampled.group.example
+        rates[example] = rates.get(example, usual).after(shares, weight)
     return rates
 
 
@@ -121,30 +154,226 @@ def _prior(groups: Sequence[Sequence[float]]) -> PassRate:
     shares = [share for group in groups for share in group]
     mean = (sum(shares) + 1) / (len(shares) + 2)
     within = [len(g) / (len(g) - 1) * fmean(g) * (1 - fmean(g)) for g in groups]
-    alike = [1 - min(1.0, each / (mean * (1 - mean))) for each in within]
-    correlation = (sum(alike) + PRIOR_GROUPS / 3) / (len(alike) + PRIOR_GROUPS)
+    alike_within = [1 - min(1.0, each / (mean * (1 - mean))) for each in within]
+    correlation = (sum(alike_within) + PRIOR_GROUPS / 3) / (len(groups) + PRIOR_GROUPS)
     size = 1 / correlation - 1
     return PassRate(max(mean * size, LEAST), max((1 - mean) * size, LEAST))
 
 
-def still_open(past: Sequence[SampledGroup], training: Iterable[int]) -> dict[int, float]:
+def _still_open(plan: BatchPlan) -> dict[int, float]:
     """Factors by example: what `LESSONS` groups have taught, and is still open, stays so."""
-    taught = Counter(sampled.group.example for sampled in past if teaches(sampled))
-    return {example: 1 / (1 + max(0, taught[example] - LESSONS)) for example in training}
+    taught = Counter(sampled.group.example for sampled in plan.past if _teaches(sampled))
+    return {example: 1 / (1 + max(0, taught[example] - LESSONS)) for example in plan.training}
 
 
-def fails_with_words(past: Sequence[SampledGroup]) -> bool:
-    """Whether failures teach in this run, because the metric says what was wrong."""
-    failing: list[Group] = [s.unaided for s in past if not s.unaided.has_contrast]
-    return any(group.has_feedback and not group.is_at_best({}) for group in failing)
-
-
-def domains(plan: BatchPlan, domain: Domain) -> Mapping[int, Any]:
+def _domains(plan: BatchPlan, domain: Domain) -> Mapping[int, Any]:
     """The domain of each example that may be chosen."""
     examples = {index: plan.trainset[index] for index in plan.training}
-    if isinstance(domain, str):
-        if lacking := [index for index, example in examples.items() if domain not in example]:
-            fields = ", ".join(examples[lacking[0]].keys())
-            raise SettingsError(f"domain={domain!r}: example {lacking[0]} has the fields {fields}.")
-        return {index: example[domain] for index, example in examples.items()}
-    return {index: domain(example) for index, example in examples.items()}
+    if not isinstance(domain, str):
+        return {index: domain(example) for index, example in examples.items()}
+    if lacking := [index for index, example in examples.items() if domain not in example]:
+        fields = ", ".join(examples[lacking[0]].keys())
+        raise SettingsError(f"domain={domain!r}: example {lacking[0]} has the fields {fields}.")
+    return {index: example[domain] for index, example in examples.items()}
+
+
+@strategy
+class LearningFrontier(Choosing):
+    """Draws examples by how much can still be learned of them, as the library grows.
+
+    An example is drawn with a chance that is proportional to the square of its learnability: the
+    expectation of p (1 - p), where p is its pass rate under the latest library; where failures come
+    with feedback, also that of (1 - p)^2, as they teach, too. From the third group on that taught,
+    it is divided by their number: what stays open after many lessons is not learnable. Half of each
+    batch is as usual, and all of it where that teaches often, or the drawn half does not more.
+
+    **Source.** AceGRPO (arXiv 2602.07906): an evolving buffer of tasks, sampled by a learnability
+    potential.
+    **When to use.** Many examples always succeed, or always fail, and failures have no feedback in
+    words that could teach something.
+
+    Args:
+        memory: how much a group counts, beside a group one epoch (of usual size) later; 0 to 1.
+    """
+
+    memory: Share = 0.5
+
+    def weights(self, plan: BatchPlan) -> Mapping[int, float]:
+        """The learnability of each example."""
+        n_past, n_examples = len(plan.past), len(plan.training)
+        weights = [self.memory ** ((n_past - 1 - k) / n_examples) for k in range(n_past)]
+        rates = pass_rates(plan.past, plan.training, weights)
+        failing = [s.unaided for s in plan.past if not s.unaided.has_contrast]
+        has_words = any(group.has_feedback and not group.is_at_best({}) for group in failing)
+        worth = {}
+        for example, is_open in _still_open(plan).items():
+            rate = rates[example]
+            of_failing = 1 - rate.mean - rate.variance_of_a_rollout  # expectation of (1 - p)^2
+            worth[example] = (rate.variance_of_a_rollout + has_words * of_failing) ** 2 * is_open
+        return worth
+
+
+@strategy
+class BayesianAllocation(Choosing):
+    """Samples examples by a softmax, and gives rollouts by the spread of their scores.
+
+    The pass rate p of each example has a Beta posterior, in which groups count less, the more the
+    library has changed since. The standard deviation s of a rollout's score is the root of the
+    expectation of p (1 - p). Examples are sampled with chances proportional to exp(s /
+    temperature), and those drawn have rollouts in proportion to s: from 2 to `most`. Examples from
+    which lessons were drawn already count less (see `LearningFrontier`), and half of each batch is
+    as usual.
+
+    **Source.** CurES (arXiv 2510.01037): the chances of prompts are a softmax, rollouts go where
+    the variance is, and pass rates are estimated by Bayes' rule.
+    **When to use.** As `LearningFrontier`, if some examples need more than the usual number of
+    rollouts to show contrast.
+
+    Args:
+        memory: how much a group still counts when no experience of its library is left; 0 to 1.
+        most: rollouts of one example, at least 2.
+        temperature: .01 to 100; the lower, the more go to the examples of the largest spread.
+    """
+
+    memory: Share = 0.7
+    most: Least2 = 3
+    temperature: Magnitude = 0.1
+
+    def weights(self, plan: BatchPlan) -> Mapping[int, float]:
+        """exp(s / temperature), less for those that have taught."""
+        spreads, is_open = self._spreads(plan), _still_open(plan)
+        return {e: math.exp(spreads[e] / self.temperature) * is_open[e] for e in plan.training}
+
+    def sizes(self, plan: BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
+        """The usual group size for the first half; sizes by the spread for the drawn examples."""
+        n_usual, left = math.ceil(len(plan.sizes) / 2), sum(plan.sizes.values())
+        spreads, sizes = self._spreads(plan), dict[int, int]()
+        drawn = [spreads[example] for example in chosen[n_usual:]]
+        usual = sum(drawn) / len(drawn) if drawn else 1.0
+        for place, example in enumerate(chosen):
+            size = plan.group_size
+            if place >= n_usual:
+                wanted = round(plan.group_size * spreads[example] / usual)
+                size = min(max(SMALLEST_GROUP, wanted), max(self.most, plan.group_size))
+            size = min(size, left)
+            if size < SMALLEST_GROUP:
+                break
+            sizes[example], left = size, left - size
+        return sizes
+
+    def _spreads(self, plan: BatchPlan) -> dict[int, float]:
+        now = plan.past[-1].advice if plan.past else frozenset[str]()
+        fresh = [alike(sampled.advice, now) for sampled in plan.past]
+        weights = [self.memory + (1 - self.memory) * share for share in fresh]
+        rates = pass_rates(plan.past, plan.training, weights)
+        return {example: math.sqrt(rate.variance_of_a_rollout) for example, rate in rates.items()}
+
+
+@strategy
+class DomainBandit(Choosing):
+    """Samples domains by a softmax over an upper confidence bound of how much they teach.
+
+    The bound of a domain is L + exploration * sqrt(2 ln(n + 1) / (n_d + 1)): L is the mean absolute
+    advantage of its latest groups (0 in a group without contrast, about 1 in others), n_d the
+    number of its groups, n that of all. Domains have chances proportional to exp(bound /
+    temperature); in a domain, the examples that came least often come first. Half of each batch is
+    as usual.
+
+    **Source.** DUMP (arXiv 2504.09710; distribution-level curriculum for reinforcement learning
+    post-training): this bound, and this softmax.
+    **When to use.** Examples come from known domains, of which some are too easy or too hard.
+
+    Args:
+        domain: the name of the field, or the function of an example, that gives its domain.
+        exploration: factor of the confidence bound, at least 0; 0 takes what taught most.
+        window: how many of the latest groups of a domain count, at least 1.
+        temperature: .01 to 100; the lower, the more the best domain gets.
+    """
+
+    domain: Annotated[Domain, NOT_ASYNC]
+    exploration: Annotated[float, Field(ge=0, le=100)] = 0.5
+    window: Least1 = 12
+    temperature: Magnitude = 0.1
+
+    def weights(self, plan: BatchPlan) -> Mapping[int, float]:
+        """The chance of its domain, shared among the examples that came least often."""
+        domain_of = _domains(plan, self.domain)
+        taught: defaultdict[Hashable, list[float]] = defaultdict(list)
+        times = Counter(plan.under_way)
+        for sampled in plan.past:
+            times[sampled.group.example] += 1
+            advantages = sampled.unaided.advantages
+            if sampled.group.example in domain_of and advantages:
+                taught[domain_of[sampled.group.example]].append(fmean(map(abs, advantages)))
+        n_all = sum(map(len, taught.values()))
+        share = {example: 4.0 ** -times[example] for example in domain_of}
+        whole: defaultdict[Hashable, float] = defaultdict(float)
+        for example, domain in domain_of.items():
+            whole[domain] += share[example]
+        bounds = {}
+        for domain in whole:
+            latest = taught[domain][-self.window :]
+            unsure = math.sqrt(2 * math.log(n_all + 1) / (len(taught[domain]) + 1))
+            bounds[domain] = (fmean(latest) if latest else 0.0) + self.exploration * unsure
+        highest = max(bounds.values(), default=0.0)
+        return {
+            example: math.exp((bounds[domain] - highest) / self.temperature)
+            * (share[example] / whole[domain])
+            for example, domain in domain_of.items()
+        }
+
+
+@strategy
+class HardSampleWeights(Choosing):
+    """Samples examples with weights exp(loss / temperature), without those that look like noise.
+
+    The loss is 1 minus the mean score, as a share of the range of all scores: of the example, or of
+    its domain. First the examples of the highest losses, compared with their domain (or with all
+    examples), are set aside as noise: at most the share `noise` of all, of those that had two
+    groups or more. Then the weights above maximise the weighted loss less `temperature` times the
+    Kullback-Leibler divergence from equal weights. With a domain, each domain has the same weight
+    before its loss is known, however few examples it has. Half of each batch is as usual.
+
+    **Source.** Instance-reweighted distributionally robust optimization: the highest losses are
+    discarded, the others reweighted by the closed form of the KL-regularised worst case.
+    **When to use.** The worst domain counts, and has fewer examples than others.
+
+    Args:
+        domain: the name of the field, or the function of an example, that gives its domain; None:
+            every example is its own.
+        temperature: .01 to 1,000; the higher, the more equal are the weights.
+        window: how many of the latest groups of a domain count, at least 1.
+        noise: at most this share of the examples is set aside; 0 to 0.5.
+    """
+
+    often = math.inf  # it looks for what scores low, not for what teaches
+    domain: Annotated[Domain | None, NOT_ASYNC] = None
+    temperature: Annotated[float, Field(ge=0.01, le=1000)] = 0.3
+    window: Least1 = 6
+    noise: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+
+    def weights(self, plan: BatchPlan) -> Mapping[int, float]:
+        """exp(loss / temperature) of each example that is not set aside."""
+        alone: dict[int, Hashable] = {example: example for example in plan.training}
+        domain_of = alone if self.domain is None else _domains(plan, self.domain)
+        scores: defaultdict[Hashable, list[float]] = defaultdict(list)
+        of_example: defaultdict[int, list[float]] = defaultdict(list)
+        for sampled, shares in zip(plan.past, success_shares(plan.past), strict=True):
+            if sampled.group.example in domain_of and shares:
+                scores[domain_of[sampled.group.example]].append(fmean(shares))
+                of_example[sampled.group.example].append(fmean(shares))
+        losses = {name: 1 - fmean(of_one[-self.window :]) for name, of_one in scores.items()}
+        usual = fmean(losses.values()) if losses else 0.0
+        excess = {
+            e: 1 - fmean(of_one) - (usual if self.domain is None else losses[domain_of[e]])
+            for e, of_one in of_example.items()
+        }
+        worse = [e for e, n in of_example.items() if len(n) >= TRIED and excess[e] > WORSE]
+        worse.sort(key=lambda e: (-excess[e], -len(of_example[e]), e))
+        noise = set(worse[: int(self.noise * len(domain_of))])
+        sizes = Counter(domain_of.values())
+        return {
+            example: math.exp(losses.get(domain, usual) / self.temperature) / sizes[domain]
+            for example, domain in domain_of.items()
+            if example not in noise
+        }

@@ -1,0 +1,179 @@
+"""Strategies that help where a group fails throughout: hints, and a teacher's own attempts."""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+import dspy
+from pydantic import Field
+
+from tfgrpo_dspy.checked import such_that
+from tfgrpo_dspy.experience.programs import is_lm
+from tfgrpo_dspy.experience.values import ALL
+from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
+from tfgrpo_dspy.rollout import fields_text
+from tfgrpo_dspy.strategies.base import (
+    Ask,
+    Attempt,
+    GroupContext,
+    Least0,
+    Proposed,
+    Strategy,
+    UpdateContext,
+    strategy,
+)
+
+TIERS = ("concept", "plan", "step")
+LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+"""A letter or digit of a script that sets spaces between words."""
+SHORT = 3  # letters: "A", "no", "1" stand in many sentences that do not give them as the answer
+STATED = (
+    r"(?:\b(?:is|be|say|answer|choose|pick|write|output|option|label)\W*|[=:\"'(\u201c]\W*"
+    r"|(?<=[\u0e00-\uffff]))"
+)
+
+
+class WriteHints(dspy.Signature):
+    """A program fails on this input. Write three hints, each of which helps more than the last.
+
+    None of them may contain the expected answer, a part of it, or another way to say it: the
+    program has to find the answer itself. Each is one sentence.
+    """
+
+    program: str = dspy.InputField(desc="what the program does")
+    example: str = dspy.InputField(desc="the input on which the program fails")
+    expected: str = dspy.InputField(desc="the right answer, where it is known")
+    attempt: str = dspy.InputField(desc="what the program answered, and the feedback on it")
+    concept: str = dspy.OutputField(desc="the idea, rule or fact that is needed here")
+    plan: str = dspy.OutputField(desc="the steps to take, in their order")
+    step: str = dspy.OutputField(desc="the first step, carried out; still without the answer")
+
+
+@strategy
+class TieredHints(Strategy):
+    """Tries a failing example with a concept, then a plan, then a concrete step, until it succeeds.
+
+    Only an example whose latest groups have failed gets hints. The reflection LM writes them from
+    the label and the feedback. The hinted success against the failures without a hint is the
+    contrast that lessons are drawn from. No score with a hint counts for any experience. A hint
+    with the example's label in it is not given, and a lesson from a hinted group with that label is
+    dropped, unless other training examples have the same label: then it names a class.
+
+    **Source.** Scaf-GRPO (arXiv 2510.19807; scaffolded group relative policy optimization).
+    **Carried over.** Hints only where learning stagnates, their three tiers, the least that works.
+    **When to use.** Most groups fail throughout, and the metric says nothing in words.
+
+    Args:
+        after: how many of the latest groups of the example must have failed, at least 0.
+    """
+
+    after: Least0 = 1
+
+    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+        """The next hint, if the group still fails."""
+        earlier, failed = context.earlier, context.sampled.unaided.rollouts
+        latest = earlier[len(earlier) - self.after :]
+        is_stuck = len(earlier) >= self.after and all(map(context.has_failed, latest))
+        if not (context.fails and is_stuck and failed):
+            return ()
+        every = context.shown_example.labels
+        outputs = {name for rollout in context.group.all_rollouts for name in rollout.outputs}
+        labels = {name: text for name, text in every.items() if name in outputs} or every
+        answer = await ask(
+            WriteHints,
+            example=context.shown_example.text,
+            expected=fields_text(labels) if context.shows_labels and labels else UNKNOWN,
+            attempt=f"{fields_text(failed[0].outputs)}\n{failed[0].words}".strip() or "(no answer)",
+        )
+        tried = {one.hint for one in context.sampled.additions}
+        hints = (as_input(" ".join(str(answer.get(tier, "")).split())) for tier in TIERS)
+        left = (hint for hint in hints if hint and hint not in tried)
+        usable = (hint for hint in left if not gives_away(hint, labels))
+        return [Attempt(hint=hint) for hint in usable][:1]
+
+    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+        """The lessons that do not give away the label of an example that had a hint.
+
+        A label that other training examples have, too, names a class and may be told. A reason that
+        gives a label away is left out; its lesson stays.
+        """
+        hinted = {e.group.example for e in context.groups if any(g.hint for g in e.additions)}
+        by_example = {i: context.examples[i].labels for i in context.training} if hinted else {}
+        special = {
+            i: {
+                name: text
+                for name, text in by_example[i].items()
+                if all(labels.get(name) != text for k, labels in by_example.items() if k != i)
+            }
+            for i in hinted & by_example.keys()
+        }
+        kept = []
+        for lesson in context.lessons:
+            labels = [special[e.example] for e in lesson.evidence if e.example in special]
+            if not any(gives_away(lesson.text, each) for each in labels):
+                tells = any(gives_away(lesson.reason, each) for each in labels)
+                kept.append(replace(lesson, reason="") if tells else lesson)
+        return Proposed(tuple(kept))
+
+
+def gives_away(text: str, labels: Mapping[str, Any]) -> bool:
+    """Whether one of these labels stands in the text as whole words, in any case and spacing.
+
+    A label of at most `SHORT` letters must stand there as an answer: behind a word such as "is" or
+    "answer", a colon or a quotation mark.
+    """
+    plain, *of_labels = (
+        " ".join(unicodedata.normalize("NFKC", str(each)).casefold().split())
+        for each in (text, *labels.values())
+    )
+    for label in filter(None, of_labels):
+        before = STATED if len(label) <= SHORT and label.isascii() else f"(?<!{LETTER})"
+        if re.search(f"{before}{re.escape(label)}(?!{LETTER})", plain):
+            return True
+    return False
+
+
+@strategy
+class TeacherRollouts(Strategy):
+    """Adds rollouts of a teacher to the groups in which the student fails throughout.
+
+    The reflection LM compares them with the student's, and writes lessons for the student. No score
+    of the teacher counts for any experience, so that each is judged on the student alone.
+
+    **Source.** None. `TeacherMarks` is the counterpart of CoDistill-GRPO, whose large model makes
+    no rollouts.
+    **When to use.** The student fails on most examples, and a stronger program or LM is at hand
+    that is too dear to deploy.
+
+    Args:
+        teacher: a program, which runs in place of the student, or an LM, on which the student runs,
+            with the library.
+        share: how many rollouts the teacher adds, as a share of the student's in the group, .01
+            to 1; at least one.
+        shares_library: whether a teacher that is a program runs with the library: its experiences
+            that are for every predictor. Afterwards, `ExperienceLibrary.from_program(result)` can
+            be baked into the teacher.
+    """
+
+    teacher: Annotated[
+        Any,
+        such_that(
+            lambda teacher: isinstance(teacher, dspy.Module) or is_lm(teacher),
+            "pass a dspy.Module, or an LM such as dspy.LM(...)",
+        ),
+    ]
+    share: Annotated[float, Field(ge=0.01, le=1)] = 0.5
+    shares_library: bool = False
+
+    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+        """The teacher's rollouts, once."""
+        if not context.fails or any(each.teacher is not None for each in context.sampled.additions):
+            return ()
+        teacher = self.teacher
+        if self.shares_library and isinstance(teacher, dspy.Module):
+            everywhere = [each for each in context.library if each.scope == ALL]
+            teacher = context.library.holding(everywhere).bake(teacher)
+        n_student = sum(not each.aid for each in context.sampled.additions)
+        return [Attempt(teacher=teacher)] * max(1, int(self.share * n_student))

@@ -1,0 +1,379 @@
+"""Strategies that decide what lessons are drawn from, and which operations come beside them."""
+
+import itertools
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from statistics import fmean
+from typing import Annotated, Any
+
+import dspy
+from pydantic import Field
+
+from tfgrpo_dspy.experience.values import Add, Advice, Experience, Modify
+from tfgrpo_dspy.reflection.answer_forms import read_lessons
+from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, sources_of
+from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES, UNKNOWN, by_example
+from tfgrpo_dspy.rollout import REASONING, Rollout
+from tfgrpo_dspy.strategies.base import (
+    Ask,
+    GroupContext,
+    Least1,
+    Magnitude,
+    Proposed,
+    RunContext,
+    Shown,
+    Strategy,
+    UpdateContext,
+    strategy,
+)
+from tfgrpo_dspy.wording import normalized, shortened
+
+THOUGHTS = ("reasoning", "next_thought")
+LONGEST, MOST = 200, 8  # bytes of a part that the note names, and how many it names
+SHARED = (
+    "These parts stand in attempts that scored higher and in attempts that scored lower alike. "
+    "They did not make the difference: blame none of them, and write no lesson against them.\n"
+)
+FEWEST_TEXTS = 2  # that came to stay: one alone has no direction
+_ID = re.compile(r"\[(E[1-9]\d*)\*?\]:?")
+_NAMED = re.compile(r"\W*(E[1-9]\d*)\W+(\w.*)")  # the id of an experience, and its new text
+FIELD_BYTES = 1050  # of the inputs of each example that is shown, and of its labels
+MATTERS = (
+    "Somebody who has not seen the program run says what matters; heed it unless the facts differ: "
+)
+
+
+@strategy
+class ConflictAware(Strategy):
+    """Says what good and bad attempts of a group share, so that no lesson blames it.
+
+    Above the mean of its group an attempt is good, below it bad. Parts that stand in both are in
+    conflict: a step (a call of a predictor or tool with the same outputs) or, in the reasoning and
+    in programs of one step, a sentence. The reflection LM reads that they did not make the
+    difference; what the good attempts alone have may still be praised. Attempts whose entropy (mean
+    negative log-probability of a token, with `dspy.LM(..., logprobs=True)`) is above `max_entropy`
+    are not shown, as long as the others still have contrast.
+
+    **Source.** GTPO (arXiv 2508.03772): tokens that completions with positive and with negative
+    advantages share get no negative update, and completions whose mean entropy is above ln 2 are
+    filtered out.
+    **When to use.** Groups of three or more attempts of several steps, of which most are the same.
+
+    Args:
+        max_entropy: in nats per token, .01 to 100; the paper proves ln 2.
+    """
+
+    max_entropy: Magnitude = math.log(2)
+
+    async def show(self, context: GroupContext, ask: Ask) -> Shown:
+        """The attempts of low entropy, and what good and bad ones share."""
+        group = context.group
+        kept = [r for r in group.rollouts if r.entropy is None or r.entropy <= self.max_entropy]
+        scores = [rollout.score or 0.0 for rollout in kept] or [0.0]
+        if max(scores) - min(scores) <= group.least_contrast:
+            kept = list(group.rollouts)
+        if not group.has_contrast:
+            return Shown(tuple(kept))
+        mean = sum(rollout.score or 0.0 for rollout in kept) / len(kept)
+        good = [_parts(rollout) for rollout in kept if (rollout.score or 0.0) > mean]
+        bad = [_parts(rollout) for rollout in kept if not (rollout.score or 0.0) > mean]
+        n = Counter(key for parts in (*good, *bad) for key in parts)
+        texts = {key: text for parts in good for key, text in parts.items()}
+        both = [key for key in texts if any(key in parts for parts in bad)]
+        both.sort(key=lambda key: -n[key])
+        lines = "\n".join(f"- {shortened(texts[key], LONGEST)}" for key in both[:MOST])
+        return Shown(tuple(kept), f"{SHARED}{lines}" if lines else "")
+
+
+def _parts(rollout: Rollout) -> dict[str, str]:
+    """The steps of a rollout and the sentences of its reasoning, by what is compared of them."""
+    by_form: dict[str, str] = {}
+    for step in rollout.steps if len(rollout.steps) > 1 else ():
+        values = [str(v) for name, v in step.outputs.items() if name not in REASONING]
+        line = f"{step.kind} {step.name}: {' '.join(values)}"
+        by_form[normalized(line)] = line
+    for fields in (*(step.outputs for step in rollout.steps), rollout.outputs):
+        for name in THOUGHTS:
+            sentences = fields.get(name, "").replace("\n", ". ").split(". ")
+            by_form |= {normalized(one): one for one in sentences if one.strip()}
+    return by_form
+
+
+class GoPast(dspy.Signature):
+    """Go on from a worse to a better state of advice, and past the better one.
+
+    Both states were in a program's prompt; beside a line stands its measured effect on the score,
+    where there is one. First find what changed from worse to better: what was added, left out, made
+    stricter, narrower, more exact. Then make the same change once more, starting from the better
+    state, and factor times as large: at 0.5 half of a step further, at 1.0 a whole one. Change
+    nothing else.
+
+    Write at most max_candidates lines of advice of that further state, each of them new, and
+    nothing else. Write None if the change has no direction.
+    """
+
+    program: str = dspy.InputField(desc="what the program does")
+    max_words: int = dspy.InputField(desc="the most words that one line may have")
+    max_candidates: int = dspy.InputField()
+    worse: str = dspy.InputField()
+    better: str = dspy.InputField()
+    factor: float = dspy.InputField()
+    further: str = dspy.OutputField(desc="one line each, or the word None")
+
+
+@strategy
+class Extrapolate(Strategy):
+    """Proposes advice that lies past the better one of two states, in the direction from the worse.
+
+    further = better + factor * (better - worse). The states are two texts of one experience, of
+    which the effects were measured (without measured effects, the later is the better one); or,
+    where no experience has two, the library now and before its latest changes. Every few updates
+    the reflection LM is asked to take that step. What it writes stands beside the better state, and
+    the gate judges each line by its own effect: both may stay.
+
+    **Source.** ExPO (arXiv 2404.16792): weights are moved from those before alignment past those
+    after it, theta = theta_1 + alpha (theta_1 - theta_0), without more training.
+    **When to use.** Runs that change wordings rather than facts, such as for style.
+
+    Args:
+        factor: how far to go past the better state, as a share of the change; .1 to 3.
+        every: how many updates lie between two questions, at least 1.
+        most: how many candidates are taken from an answer, at least 1.
+    """
+
+    factor: Annotated[float, Field(ge=0.1, le=3)] = 0.5
+    every: Least1 = 5
+    most: Least1 = 2
+
+    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+        """Advice past the better of two states; asked for after each `every` updates."""
+        pair = None if context.update % self.every else _two_states(context)
+        if not context.update or pair is None:
+            return Proposed(context.lessons)
+        worse, better = (_lines(state) for state in pair)
+        n, factor = self.most, self.factor
+        answer = await ask(GoPast, max_candidates=n, worse=worse, better=better, factor=factor)
+        evidence = tuple(dict.fromkeys(e for one in pair[1] for e in one.evidence))
+        lines = read_lessons(answer.get("further", "None"))[:n]
+        read = (read_lesson(line, context.predictors, pair[1][0].scope) for line in lines)
+        added = tuple(Add(text, scope, evidence=evidence) for text, scope in read)
+        return Proposed(context.lessons, added)
+
+
+def _two_states(context: UpdateContext) -> tuple[list[Experience], list[Experience]] | None:
+    """A worse and a better state: those of one experience whose effects differ most, if any.
+
+    Else the library before its latest changes, and now; None: nothing was left out or reworded.
+    """
+    texts: dict[str, dict[Advice, Experience]] = {}
+    for experience in itertools.chain(*context.libraries):
+        texts.setdefault(experience.id, {})[experience.advice] = experience
+    pairs = []
+    for id_, of_id in texts.items():
+        if len(of_id) > 1 and id_ in context.library:
+            ranked = sorted(of_id.values(), key=_effect)  # of equal ones, the later is the better
+            pairs.append((ranked[0], ranked[-1]))
+    if pairs:
+        worse, better = max(pairs, key=lambda pair: _effect(pair[1]) - _effect(pair[0]))
+        return [worse], [better]
+    now = {experience.advice for experience in context.library}
+    for library in reversed(context.libraries):
+        before = {experience.advice for experience in library}
+        if before - now and now - before:
+            return list(library), list(context.library)
+    return None
+
+
+def _effect(experience: Experience) -> float:
+    return experience.effect.estimate if experience.effect else 0.0
+
+
+def _lines(experiences: Iterable[Experience]) -> str:
+    """A line for each: id, text, and the effect where it was measured."""
+    return "\n".join(map(str, experiences)) or NO_EXPERIENCES
+
+
+class FindRules(dspy.Signature):
+    """Write advice for a program that goes further the way its advice has been changing.
+
+    Lines of advice were tried in the program's prompt. Some came to stay, some went again; beside
+    a line stands its measured effect on the score, where there is one. What do the lines that stay
+    have in common that those that went lack? Which rule is behind several of them, and what does
+    it say of inputs that none of them names? How would the best of them read if they were clearer,
+    more exact, or held for more inputs?
+
+    Write at most max_candidates lines, the most useful first, and nothing else:
+    - "When <condition>, <advice>.", or only the advice if it always applies, for a new line.
+    - "E3: " and the new text, for a better text of line E3.
+    Only what the changes suggest. Write None if they suggest nothing.
+    """
+
+    program: str = dspy.InputField(desc="what the program does")
+    max_words: int = dspy.InputField(desc="the most words that one line may have")
+    max_candidates: int = dspy.InputField()
+    before: str = dspy.InputField(desc="the advice that the program began with")
+    came: str = dspy.InputField(desc="lines that are there now, with their effects")
+    went: str = dspy.InputField(desc="lines that were tried and are gone, or were worded so before")
+    candidates: str = dspy.OutputField(desc="one line each, or the word None")
+
+
+@strategy
+class Induction(Strategy):
+    """Proposes rules behind single lines, and better texts of them, by induction over the library.
+
+    Every few updates the reflection LM is shown the library that the student began with, what came
+    since, what went, and the measured effects. It proposes lines that go further: a rule behind
+    several of them, a better text of one. The gate judges these like any other candidate. It is
+    asked again as long as one of the latest candidates is there and has a positive effect.
+
+    **Source.** None: plain induction over lines and their measured effects; `Extrapolate` is the
+    counterpart of ExPO.
+    **When to use.** Where lessons are about single cases, and a rule is behind many of them.
+
+    Args:
+        every: how many updates lie between two questions, at least 1.
+        most: how many candidates are taken from an answer, at least 1.
+    """
+
+    every: Least1 = 10
+    most: Least1 = 3
+
+    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+        """Rules behind the experiences that stayed; asked for after each `every` updates."""
+        operations: tuple[Add | Modify, ...] = ()
+        is_asked = context.update and not context.update % self.every
+        for update in range(self.every, context.update + 1, self.every) if is_asked else ():
+            libraries = context.libraries[: update + 1]
+            texts = {operation.text for operation in operations}
+            if texts and not any(_effect(e) > 0 for e in libraries[-1] if e.text in texts):
+                return Proposed(context.lessons)
+            then = replace(context, library=libraries[-1], libraries=libraries)
+            operations = await self._operations(then, ask)  # earlier answers are remembered
+        return Proposed(context.lessons, operations)
+
+    async def _operations(self, context: UpdateContext, ask: Ask) -> tuple[Add | Modify, ...]:
+        """The operations that the reflection LM answers; each rests on what it resembles."""
+        start, *later = context.libraries
+        of_start = {experience.advice for experience in start}
+        came = [experience for experience in context.library if experience.advice not in of_start]
+        if len(came) < FEWEST_TEXTS:
+            return ()
+        now = {experience.advice for experience in context.library}
+        went = {one.advice: one for one in itertools.chain(start, *later) if one.advice not in now}
+        answer = await ask(
+            FindRules,
+            max_candidates=self.most,
+            before=_lines(start),
+            came=_lines(came),
+            went=_lines(went.values()),
+        )
+        learned = [Lesson(each.text, each.scope, each.evidence) for each in came]
+        operations = list[Add | Modify]()
+        for line in read_lessons(_ID.sub(r"\1:", answer.get("candidates", "None")))[: self.most]:
+            named = _NAMED.fullmatch(line)
+            text, scope = read_lesson(named[2] if named else line, context.predictors)
+            evidence = tuple(e for source in sources_of(text, learned) for e in source.evidence)
+            if named and named[1] in context.library:
+                operations.append(Modify(named[1], text, evidence=evidence))
+            else:
+                operations.append(Add(text, scope, evidence=evidence))
+        return tuple(operations)
+
+
+class SayWhatMatters(dspy.Signature):
+    """Say which input fields, and which properties of the inputs, decide what the right answer is.
+
+    The program has not been run yet. Use what you know of the world and of tasks like this one;
+    in few examples much agrees by accident with the labels, so do not rely on them alone.
+
+    In at most three sentences, say which fields or properties of the inputs the right answer
+    depends on, the most important first, and which do not matter although one might think so.
+    """
+
+    program: str = dspy.InputField(desc="what the program does")
+    examples: str = dspy.InputField(desc="inputs and, where they are known, labels")
+    matters: str = dspy.OutputField(desc="at most three sentences, or the word None")
+
+
+class FindOthers(dspy.Signature):
+    """Which of these lines of advice rest on something else than what is said to matter?
+
+    A line rests on what its condition names, and on what its advice asks to look at. Write the
+    numbers of the lines that rest on what matters does not name, or says does not matter; write
+    None if all rest on what matters.
+    """
+
+    program: str = dspy.InputField(desc="what the program does")
+    matters: str = dspy.InputField(desc="what decides the right answer")
+    lines: str = dspy.InputField(desc="numbered lines of advice")
+    others: str = dspy.OutputField(desc="numbers, or the word None")
+
+
+@strategy
+class AttributionPrior(Strategy):
+    """Learns from the reflection LM what matters in the inputs, before there is a rollout.
+
+    One question shows it the program and a few examples. What it says decides the answer is told
+    it again whenever it writes lessons. In updates with lessons of a single group, one question
+    measures obedience: which of these, and of the experiences, rest on something else? Such a
+    lesson is left out where another lesson explains the group by what matters, and comes last
+    elsewhere: in few examples much agrees by accident. Where the experiences that rest on something
+    else have the higher mean effect, the facts refute the prior, and it pulls no more.
+
+    **Source.** Large Language Models as Attribution Regularizers for Efficient Model Training
+    (arXiv 2502.20268): loss + strength * distance of the model's attributions from those that an LM
+    gives for the task.
+    **When to use.** With few examples, where much agrees with the labels by accident.
+
+    Args:
+        n_examples: how many training examples the question shows, at least 1.
+    """
+
+    proposes_first = True
+    n_examples: Least1 = 6
+
+    async def show(self, context: GroupContext, ask: Ask) -> Shown:
+        """All rollouts, with a note on what matters."""
+        matters = await self._matters(context, ask)
+        return Shown(context.group.rollouts, f"{MATTERS}{matters}" if matters else "")
+
+    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+        """What matters, for the drafts before the first rollout; then the lessons that obey."""
+        matters = await self._matters(context, ask)
+        if not context.update:
+            return Proposed(context.lessons, note=f"{MATTERS}{matters}" if matters else "")
+        measured = [one for one in context.library if one.effect is not None]
+        single = [lesson for lesson in context.lessons if len(lesson.evidence) < 2]
+        texts = dict.fromkeys([*(one.text for one in measured), *(one.text for one in single)])
+        others = set[str]()
+        if single and matters:
+            lines = "\n".join(f"{n}. {text}" for n, text in enumerate(texts, 1))
+            answer = await ask(FindOthers, matters=matters, lines=lines)
+            numbers = {int(n) for n in re.findall(r"\d{1,3}", str(answer.get("others", "")))}
+            others = {text for n, text in enumerate(texts, 1) if n in numbers}
+        obeyed = [_effect(one) for one in measured if one.text not in others]
+        disobeyed = [_effect(one) for one in measured if one.text in others]
+        if obeyed and disobeyed and fmean(disobeyed) > fmean(obeyed):
+            return Proposed(context.lessons)
+        obeying = [one for one in context.lessons if one.text not in others]
+        explained = {evidence.example for one in obeying for evidence in one.evidence}
+        rest = (one for one in context.lessons if one.text in others)
+        kept = [one for one in rest if not explained & {e.example for e in one.evidence}]
+        return Proposed((*obeying, *kept))
+
+    async def _matters(self, context: RunContext, ask: Ask) -> str:
+        """The answer to the one question, which is always the same; "" where it says nothing."""
+        n = min(self.n_examples, len(context.training))
+        positions = random.Random("attribution").sample(sorted(context.training), n)
+        parts = []
+        for example in (context.examples[position] for position in positions):
+            labels = example.labels_text if context.shows_labels else ""
+            texts = (example.text, "Labels:", labels or UNKNOWN)
+            parts.append("\n".join(shortened(text, FIELD_BYTES) for text in texts))
+        answer: Mapping[str, Any] = await ask(SayWhatMatters, examples=by_example(parts))
+        matters = shortened(answer.get("matters", ""), FIELD_BYTES)
+        return matters if read_lessons(matters) else ""
