@@ -5,6 +5,7 @@ world adds errors of editors, paraphrases, and lines that hold for every case.
 """
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from worlds_engine import REDRAWN, WorldEngine
 BROAD_WRITES = 0.4
 """The chance that a call with evidence writes a line for every case, in worlds that have such."""
 POLICY_TOKENS, REFLECTION_TOKENS = 300, 2000
+UNWANTED = re.compile(r"dropped|harm|replaced|effect -|: -0")
+"""What stands beside advice that a new text should not take over."""
 
 
 class RandomEngine(WorldEngine):
@@ -123,15 +126,32 @@ class RandomEngine(WorldEngine):
             texts.append(text)
         return texts
 
-    def _instruction(self, prompt: Prompt) -> str:
-        """A new instruction: the lines of the old one and new ones, but for the editor's errors."""
+    def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
+        if name == "brief":  # of one predictor; advice that is said to do harm is left out
+            shown = sections(prompt.user)
+            advice = [t for t in shown["experiences"].splitlines() if not UNWANTED.search(t)]
+            return self._instruction(
+                prompt, "\n".join([shown["present"], *advice]), shown["predictor"].strip()
+            )
+        return super()._value(name, type_, prompt)
+
+    def _instruction(self, prompt: Prompt, old: str = "", predictor: str = "") -> str:
+        """A new instruction: the lines of the old one and new ones, but for the editor's errors.
+
+        `predictor`: the one that it is for; other lines are left out, but for errors.
+        """
         key, traits = self._key(prompt), self.world.traits
         kept = [
             found
-            for found in dict.fromkeys(self.world.planted.findall(prompt.user))
+            for found in dict.fromkeys(self.world.planted.findall(old or prompt.user))
             if draw("lost", found, *key) >= traits.deletes / 2
         ]
         for line in self._written(prompt):
+            if predictor and len(self.world.stages) > 1 and not line.is_broad:
+                errs = draw("scope", line.kind, *key) < traits.wrong
+                own = self.world.stages[self.world.stage(line.kind)]
+                if (own.split(".")[0] == predictor.split(".")[0]) == errs:
+                    continue
             rival = self._rival(line, [self.world.lessons[text] for text in kept])
             if rival is not None and self._notices(line, prompt):
                 if not self._keeps_new(line, rival, prompt):

@@ -160,3 +160,30 @@ def test_advice_by_module_holds_lessons_as_any_other_form_does() -> None:
             assert list(advice) == names
             written += [line for text in advice.values() for line in text.splitlines()]
     assert any(line in world.lessons for line in written)
+
+
+@pytest.mark.parametrize("shape", ["cot", "rag", TOGETHER])
+def test_a_brief_says_what_its_prompt_shows_as_a_new_instruction_does(shape: str) -> None:
+    perfect = dict.fromkeys(
+        ("wrong", "useless", "leaking", "overreaching", "deletes", "overwrites", "wrong_labels"),
+        0.0,
+    )
+    world = world_of(5, shape, writes=1.0, attention=99, has_labels=True, **perfect)
+    _, reflection = lms_of(RandomEngine(world))
+    examples = [*examples_of(world, range(12))]
+    name = world.stages[-1]
+    old, bad = (world.text(Line(what, 0, 0)) for what in ("right", "wrong"))
+    ask = dspy.Predict("predictor, present, examples, experiences -> brief")
+    with dspy.context(lm=reflection, adapter=dspy.ChatAdapter()):
+        written = ask(
+            predictor=name,
+            present=f"Answer the request.\n{old}",
+            examples="\n".join(f"{e.request} {e.labels()}" for e in examples),
+            experiences=f"{bad} (dropped: did harm)",
+        ).brief
+    assert old in written and bad not in written
+    found = world.found(written)
+    shown = {
+        k for case in range(12) for k in world.kinds(case) if world.stages[world.stage(k)] == name
+    }
+    assert {line.kind for line in found if line.what == "right"} >= shown
