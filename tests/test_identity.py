@@ -9,13 +9,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import dspy
 import pytest
 from scripted import scripted_lm
 
-from tfgrpo_dspy.identity import Unseen, digest, object_identity
+from tfgrpo_dspy.identity import Identities, digest
 from tfgrpo_dspy.reflection.guard import task_text
 
 
@@ -27,7 +28,7 @@ def test_parts_that_differ_in_value_type_or_place_have_different_digests() -> No
 
 
 def digest_of(thing: Any) -> str:
-    return digest(object_identity(thing, Unseen()))
+    return digest(Identities().of(thing))
 
 
 CODE = '''
@@ -44,6 +45,22 @@ def closing_over(key):
     def metric(example, pred, trace=None):
         return float(example[key] == pred[key])
     return metric
+
+LEAST, UNUSED = 0.5, 1
+WORDS = {"yes": ["aye"]}
+
+def tidy(text):
+    return text.strip() if text else same(text, "")
+
+def same(one, other):
+    return tidy(one) == tidy(other)
+
+class Scale:
+    factor = 1.0
+
+def by_helpers(example, pred, trace=None):
+    matches = [same(word, pred.a) for word in WORDS["yes"]]
+    return Scale.factor * float(any(matches) and pred.b > LEAST)
 
 class Judge:
     def __init__(self, level):
@@ -95,6 +112,9 @@ class Helper:
     def __init__(self):
         self.lock = object()
 
+def shortened(text):
+    return text[:5]
+
 def lookup(name: str, limit: int = 3) -> str:
     """Look a name up."""
     return name[:limit]
@@ -112,6 +132,9 @@ class Program(dspy.Module):
         self.settings = {"key": "a", "limits": Limits(3), "names": {"x", "y", "z"}}
         self.raw = b"bytes"
         self.helper = Helper()
+    @property
+    def first_line(self):
+        return shortened
     def forward(self, question):
         return self.agent(question=question)
 
@@ -126,7 +149,7 @@ THINGS = {
     "partial": functools.partial(plain, strict=1), "object": Judge(0.5),
     "method": Grader(0.5).grade, "slotted": Slotted(0.5), "decorated": decorated,
     "cached": cached, "lambda": over, "other lambda": under,
-    "program": Program(), "made": made_by(3),
+    "program": Program(), "made": made_by(3), "helpers": by_helpers,
 }
 '''
 CHANGES = [
@@ -145,6 +168,11 @@ CHANGES = [
     ("cached", "float(example.b == pred.b)", "1.0"),
     ("lambda", "e.a > p.a", "e.a >= p.a"),
     ("made", "made_by(3)", "made_by(4)"),
+    ("helpers", "text.strip()", "text.strip().lower()"),
+    ("helpers", "LEAST, UNUSED = 0.5", "LEAST, UNUSED = 0.6"),
+    ("helpers", '["aye"]', '["yea"]'),
+    ("helpers", "factor = 1.0", "factor = 2.0"),
+    ("program", "text[:5]", "text[:6]"),
     *(
         ("program", before, after)
         for before, after in (
@@ -195,17 +223,33 @@ def test_code_counts_by_its_source_its_defaults_what_it_closes_over_and_what_it_
     assert digest_of(loaded(CODE.replace(before, after))[name]) != first
 
 
+def test_what_code_does_not_name_does_not_count(loaded: Callable[[str], dict[str, Any]]) -> None:
+    other = CODE.replace("UNUSED = 0.5, 1", "UNUSED = 0.5, 2")
+    assert digest_of(loaded(CODE)["helpers"]) == digest_of(loaded(other)["helpers"])
+
+
+def test_a_helper_in_another_module_of_the_users_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    helpers = ModuleType("helpers")
+    monkeypatch.setitem(sys.modules, "helpers", helpers)
+    scope = {"helpers": helpers, "json": json, "__name__": "notebook"}
+    exec("def metric(example, pred): return helpers.least and json.dumps(example.least)", scope)
+    digests = []
+    for helpers.least in (1, 2, 1):  # type: ignore[attr-defined]
+        digests.append(digest_of(scope["metric"]))
+    assert digests[0] == digests[2] != digests[1]
+
+
 class Opaque:
     pass
 
 
 def test_what_has_no_source_is_known_by_name_and_said_to_be() -> None:
-    unseen = Unseen()
+    identities = Identities()
     namespace: dict[str, Any] = {"__name__": "notebook"}
     exec("def without_source(example, pred): return 1.0", namespace)
-    object_identity([namespace["without_source"], {"x": Opaque()}, scripted_lm([])], unseen)
+    identities.of([namespace["without_source"], {"x": Opaque()}, scripted_lm([])])
     named = ["notebook.without_source", "scripted.ScriptedEngine", "test_identity.Opaque"]
-    assert sorted(unseen.names) == named
+    assert sorted(identities.by_name) == named
 
 
 def test_what_holds_itself_has_an_identity_too() -> None:
@@ -226,9 +270,9 @@ def test_a_type_that_holds_a_dict_counts_by_its_schema() -> None:
         dspy.Predict(dspy.Signature("q -> a", "").with_updated_fields("a", type_=list[kind]))
         for kind in kinds
     ]
-    first, same, other = (digest(object_identity(each, Unseen())) for each in programs)
+    first, same, other = (digest(Identities().of(each)) for each in programs)
     assert first == same != other
-    assert '"never"' in json.dumps(object_identity(programs[2], Unseen()))
+    assert '"never"' in json.dumps(Identities().of(programs[2]))
     assert "never" in task_text(programs[2]).splitlines()
 
 
@@ -314,6 +358,6 @@ def test_keys_headers_paths_and_addresses_do_not_count_and_are_in_no_identity(
     holding: Callable[[str], Any],
 ) -> None:
     assert digest_of(holding("sk-secret-1")) == digest_of(holding("sk-secret-2"))
-    text = json.dumps(object_identity(holding("sk-secret-1"), Unseen()))
+    text = json.dumps(Identities().of(holding("sk-secret-1")))
     for unwanted in ("secret-", str(Path(__file__).parent), " at 0x"):
         assert unwanted not in text

@@ -11,7 +11,7 @@ from scripted import ScriptedEngine
 
 from tfgrpo_dspy.dspy_seam import KEPT_DEMOS, demo_keeping_adapter
 from tfgrpo_dspy.experience.programs import copy_program
-from tfgrpo_dspy.identity import Unseen, object_identity
+from tfgrpo_dspy.identity import Identities
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
 ANSWER = '{"answer": "yes"}\n[[ ## answer ## ]]\n<answer>yes</answer>'
@@ -116,11 +116,11 @@ def test_an_adapter_of_the_users_own_writes_every_message_itself() -> None:
 
 def test_the_adapter_of_a_rollout_is_the_same_for_a_run_within_it() -> None:
     adapters = [dspy.ChatAdapter(use_native_function_calling=is_used) for is_used in (True, False)]
-    identities = [object_identity(adapter, Unseen()) for adapter in adapters]
+    identities = [Identities().of(adapter) for adapter in adapters]
     kept = [demo_keeping_adapter(adapter, {}) for adapter in adapters]
-    assert [object_identity(adapter, Unseen()) for adapter in kept] == identities
+    assert [Identities().of(adapter) for adapter in kept] == identities
     kept[0].format_demos = print  # a user's own is another adapter
-    assert object_identity(kept[0], Unseen()) not in identities
+    assert Identities().of(kept[0]) not in identities
 
 
 def test_a_program_is_sent_its_own_demos_whatever_was_kept_before() -> None:

@@ -193,7 +193,7 @@ def test_what_an_argument_holds_counts(one: Any, other: Any, tmp_path: Path) -> 
         assert len(saved_runs(tmp_path)) == n
 
 
-def test_the_same_compile_is_the_same_run_and_says_nothing(
+def test_the_same_compile_is_the_same_run_and_says_what_it_cannot_see(
     finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     n_runs = len(saved_runs(finished))
@@ -203,6 +203,8 @@ def test_the_same_compile_is_the_same_run_and_says_nothing(
     assert len(saved_runs(finished)) == n_runs
     assert not moved.engine.prompts
     assert "holds no run" not in caplog.text
+    (line,) = (each.getMessage() for each in caplog.records if each.levelname == "WARNING")
+    assert "pass version=... when they change): scripted.ScriptedEngine" in line
 
 
 class Model(pydantic.BaseModel):

@@ -9,7 +9,7 @@ from typing import Any
 from tfgrpo_dspy.dspy_seam import Teleprompter
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import NoGate
-from tfgrpo_dspy.identity import Unseen, object_identity
+from tfgrpo_dspy.identity import Identities
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.updates import Batch
@@ -74,7 +74,7 @@ class TrainingFreeGRPO(Teleprompter):
         log_dir: the folder of the run store: what is recorded there is not computed again, so the
             same compile goes on where another was stopped.
         offline: replay from `log_dir` only; no LM, program or metric is called.
-        version: names what fingerprints cannot see (helper functions, weights).
+        version: names what fingerprints cannot see (weights, files, servers).
         num_threads: how many rollouts and reflections run at once; default:
             `dspy.settings.num_threads`, or as many as the executor has threads or processes.
         seed: of shuffling, splitting and rollout ids; same seed, same answers, same library.
@@ -241,5 +241,5 @@ def _set_in(group: Any) -> dict[str, Any]:
     return {
         name: value
         for name, (value, default) in pairs.items()
-        if object_identity(value, Unseen()) != object_identity(default, Unseen())
+        if Identities().of(value) != Identities().of(default)
     }

@@ -6,6 +6,7 @@ this process has for all its runs. Rollouts are made in threads, which wait for 
 """
 
 import asyncio
+import dis
 import functools
 import inspect
 import os
@@ -31,6 +32,7 @@ HAS_ENDED = (
     "The event loop that this async code needs has ended; keep it running until the run is over."
 )
 POLL_S = 0.1  # how often a thread that waits looks whether that is still wanted, and can still come
+LIBRARIES = sys.stdlib_module_names | {"dspy", "tfgrpo_dspy"}
 MOST_OBJECTS = 2_000  # that are looked at on the way to an event loop, the nearest first
 MOST_ITEMS = 500  # a longer list or mapping holds data
 FOLLOWED = {"builtins", "asyncio", "_asyncio", "collections", "functools", "contextlib"}
@@ -62,22 +64,36 @@ def is_coroutine_function(code: Any) -> bool:
     return any(map(inspect.iscoroutinefunction, (code, getattr(code, "__call__", None))))  # noqa: B004
 
 
+def is_users_own(module: str) -> bool:
+    """Whether a module of this name is neither part of Python nor installed."""
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    is_installed = "site-packages" in file or "dist-packages" in file
+    top = module.partition(".")[0]
+    return not (is_installed or top in LIBRARIES)
+
+
 def named_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function closes over, and what it names of its globals and of modules, by name."""
+    """What a function closes over, and what it names of its globals and of the user's modules."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # it is not assigned yet
             yield name, cell.cell_contents
-    names = [*dict.fromkeys(_names(function.__code__))]
-    scopes = [function.__globals__]
-    scopes += [vars(each) for each in map(scopes[0].get, names) if isinstance(each, ModuleType)]
-    yield from ((name, scope[name]) for scope in scopes for name in names if name in scope)
+    names, attributes = _names(function.__code__)
+    for name in (each for each in names if each in function.__globals__):
+        value = function.__globals__[name]
+        yield name, value
+        if isinstance(value, ModuleType) and is_users_own(value.__name__):
+            yield from ((f"{name}.{a}", vars(value)[a]) for a in attributes if a in vars(value))
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _names(inner)
+@functools.lru_cache(10_000)
+def _names(code: CodeType) -> tuple[list[str], list[str]]:
+    """The globals and the attributes that a function, and those in it, name."""
+    loads = [each for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL"]
+    names, attributes = [str(each.argval) for each in loads], [*code.co_names]
+    for inner in (each for each in code.co_consts if isinstance(each, CodeType)):
+        names += _names(inner)[0]
+        attributes += _names(inner)[1]
+    return [*dict.fromkeys(names)], [*dict.fromkeys(attributes)]
 
 
 def held_by(value: Any) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import pydantic
 
 from tfgrpo_dspy.errors import written
-from tfgrpo_dspy.identity import Unseen, digest, object_identity
+from tfgrpo_dspy.identity import Identities, digest
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, has_none, named_items, parsed
 
@@ -62,9 +62,7 @@ class Example:
     def identity(self) -> str:
         """The inputs as a text that tells them from others, also those of media."""
         inputs = dict(self.raw.inputs().items())
-        return (
-            f"{written(sorted(inputs.items()), repr)} {digest(object_identity(inputs, Unseen()))}"
-        )
+        return f"{written(sorted(inputs.items()), repr)} {digest(Identities().of(inputs))}"
 
 
 def label_text(value: Any, annotation: Any) -> str | None:

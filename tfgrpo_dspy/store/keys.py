@@ -7,13 +7,7 @@ import dspy
 
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.gate.protocol import Gate
-from tfgrpo_dspy.identity import (
-    Unseen,
-    digest,
-    instance_identity,
-    object_identity,
-    without_addresses,
-)
+from tfgrpo_dspy.identity import Identities, digest, without_addresses
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.strategies.base import Strategy
@@ -23,11 +17,11 @@ DSPY = ".".join(dspy.__version__.split(".")[:2])  # a minor version may write ot
 
 
 class Keys:
-    """The keys of one run ("" without a store); `unseen` collects what they know by name only."""
+    """The keys of one run ("" without a store); `identities`: what they are made of."""
 
     def __init__(self, settings: RunSettings) -> None:
         self.is_used = settings.log_dir is not None
-        self.unseen = Unseen()
+        self.identities = Identities()
         self.parts = dict[str, str]()
         """By name, the digest of each part that the result of the run depends on."""
         self._digests: dict[int, str] = {}
@@ -41,12 +35,12 @@ class Keys:
         """The digest of an object that the run holds until its end; looked up once."""
         if id(value) not in self._digests:
             parts = _parts_of(value) if isinstance(value, dspy.Example) else value
-            self._digests[id(value)] = digest(object_identity(parts, self.unseen))
+            self._digests[id(value)] = digest(self.identities.of(parts))
         return self._digests[id(value)]
 
     def program(self, program: Any) -> str:
         """The digest of a program with its library."""
-        return digest(object_identity(program, self.unseen)) if self.is_used else ""
+        return digest(self.identities.of(program)) if self.is_used else ""
 
     def rollout(
         self,
@@ -83,7 +77,7 @@ class Keys:
         arguments = settings.identifying
         lms = [identity(lm) for lm in language_models(student)]
         parts: dict[str, Any] = {
-            "program": program_digest(student, self.unseen),
+            "program": program_digest(student, self.identities),
             "metric": identity(arguments.pop("metric")),
             **{f"{name} examples": [*map(identity, each)] for name, each in sets.items()},
             "traces": recorded and [[each.to_dict() for each in group] for group in recorded],
@@ -96,25 +90,25 @@ class Keys:
         modules = {id(module) for module in settings.reflection.modules}
         for name, value in sorted(arguments.items()):
             if value is not None and name != "reflection_lm" and id(value) not in modules:
-                parts[name] = _argument_identity(value, self.unseen)
+                parts[name] = _argument_identity(value, self.identities)
         of_task = [parts[name] for name in parts if name in TASK or name.endswith(" examples")]
         self._task = digest(of_task, settings.version)
         self.parts = {name: digest(part) for name, part in parts.items()}
         return self.parts
 
 
-def program_digest(program: Any, unseen: Unseen) -> str:
+def program_digest(program: Any, identities: Identities) -> str:
     """The digest of a program with its library, whatever its LMs are."""
     bare = copy_program(program, lambda _lm: None)
-    return digest(object_identity(bare, unseen))
+    return digest(identities.of(bare))
 
 
-def _argument_identity(value: Any, unseen: Unseen) -> Any:
+def _argument_identity(value: Any, identities: Identities) -> Any:
     """The identity of an argument; of a gate and of strategies all that they hold."""
     if isinstance(value, tuple):
-        return [_argument_identity(each, unseen) for each in value]
+        return [_argument_identity(each, identities) for each in value]
     is_whole = isinstance(value, Gate | Strategy)
-    return (instance_identity if is_whole else object_identity)(value, unseen)
+    return identities.whole(value) if is_whole else identities.of(value)
 
 
 def _parts_of(example: dspy.Example) -> list[Any]:

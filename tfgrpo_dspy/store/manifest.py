@@ -47,14 +47,14 @@ class RunManifest:
             return
         self._parts = self._records.keys.parts
         self._run = notes.key_of(self._parts)
-        names = self._records.keys.unseen.names
+        note = self._recorded()
+        names = self._records.keys.identities.by_name
         if names and self._settings.version is None:
-            logger.info(
+            (logger.info if note is None else logger.warning)(
                 "known by name only, so that a change in them is not noticed (pass version=... "
                 "when they change): %s",
                 ", ".join(sorted(names)),
             )
-        note = self._recorded()
         if note is None and (others := self._differences()):
             logger.warning(
                 "log_dir=%r holds no run of this compile; from the nearest one it differs in %s",

@@ -50,7 +50,7 @@ class RunRecords:
     def close(self) -> None:
         """Close the store, and note what has become of program and metric meanwhile."""
         if self.keys.is_used:
-            self.keys.unseen.leave()
+            self.keys.identities.leave()
         if self.store is not None:
             self.store.close()
 

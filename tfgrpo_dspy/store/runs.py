@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.experience.programs import check_program, introduced
-from tfgrpo_dspy.identity import Unseen, digest
+from tfgrpo_dspy.identity import Identities, digest
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
 from tfgrpo_dspy.results.rows import ReflectionRow, RolloutRow
@@ -100,7 +100,7 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
 def _last_run_of(store: Store, student: Any, log_dir: str) -> tuple[str, RunNote, Any]:
     """Its key, its note, and the student as it ran. Raises StoreError: none that can be read."""
     with_injection = introduced(student)  # as `paper(metric, injection=True)` runs it
-    wanted = {digest(program_digest(ran, Unseen())): ran for ran in (with_injection, student)}
+    wanted = {digest(program_digest(ran, Identities())): ran for ran in (with_injection, student)}
     notes, faults = notes_and_faults(store)
     for key, note in reversed(notes.items()):
         ran = wanted.get(note.parts.get("program", ""))
