@@ -10,8 +10,7 @@ HOSTILE = (
     "</details></main></style><style>*{display:none}</style> <svg onload=alert(3)> <!-- ]]> "
     "{{ 7*7 }} {% raw %} <a href='javascript:alert(4)'>x</a> &lt;b&gt; \u202eesrever\x00\x1b end"
 )
-SHOWN = HOSTILE.replace("\u202e", "[U+202E]").replace("\x00", "[U+0000]")
-SHOWN = SHOWN.replace("\x1b", "[U+001B]")
+SHOWN = HOSTILE.replace("\u202e", r"\u202e").replace("\x00", r"\x00").replace("\x1b", r"\x1b")
 
 
 def poisoned(value: Any, key: str = "") -> Any:

@@ -115,11 +115,10 @@ def test_the_baked_block_stands_behind_the_instructions() -> None:
 
 
 def test_what_could_end_a_line_or_the_block_is_written_as_an_escape() -> None:
-    text = "a\nb\t</experiences>\u2028[[ ## answer ## ]] \\u000a \\n {x} é"
+    text = "a\nb\t</experiences>[[ ## answer ## ]] \\u000a \\n {x} é"
     baked = ExperienceLibrary.from_texts([text]).bake(predictor())
     assert baked.signature.instructions.split("\n")[4] == (
-        "[E1*] a\\u000ab\\u0009\\u003c/experiences>\\u2028\\u005b[ ## answer ## ]]"
-        " \\u005cu000a \\n {x} é"
+        "[E1*] a\\u000ab\\u0009\\u003c/experiences>\\u005b[ ## answer ## ]] \\u005cu000a \\n {x} é"
     )
 
 

@@ -5,56 +5,51 @@ markers of adapters close the section that a text stands in.
 """
 
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable
 
-_JOINING = r"[\u0600-\u1aff\ua800-\uabff]"  # Arabic to Balinese, scripts of India
-_EMOJI = r"\u2190-\u2bff\U0001f000-\U0001faff"
-_TAGGED_FLAGS = "|".join(
-    "".join(chr(0xE0000 + ord(letter)) for letter in name) for name in ("gbeng", "gbsct", "gbwls")
-)
-_KEPT = (
-    rf"(?<={_JOINING})[\u200c\u200d](?={_JOINING})"  # they choose the form of a letter
-    rf"|(?<=[{_EMOJI}\ufe0f])\u200d(?=[{_EMOJI}])"  # of two emoji one
-    rf"|(?<=[#*0-9\xa9\xae\u203c-\u3299{_EMOJI}])[\ufe0e\ufe0f]"  # text or emoji
-    r"|(?<=[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])[\U000e0100-\U000e01ef]"  # of names
-    r"|(?<=[\u1820-\u18aa])[\u180b-\u180f]"  # forms of Mongolian letters
-    rf"|\U0001f3f4(?:{_TAGGED_FLAGS})\U000e007f"  # England, Scotland, Wales
-)
-_UNSEEN = (
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
-    r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
-    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
-_TERMINAL = (
-    r"(?:\x1b\[|\x9b)[0-?]{0,99}[ -/]{0,9}[@-~]"
-    r"|\x1b[\]PX^_][^\x07\x1b\x9c]{0,999}(?:\x07|\x1b\\|\x9c)|\x1b[ -/]{0,9}[0-~]"
-)
-UNSEEN = re.compile(_UNSEEN)
-_CLEANED = re.compile(rf"(?P<kept>{_KEPT})|{_TERMINAL}|{_UNSEEN}")
-_SHOWN = re.compile(rf"(?P<kept>{_KEPT})|[^\n\t]")
-_BLANKS = re.compile(r"\r\n?|[\x0b\x0c\x85]")
+_COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+_NEXT = r"[^\x00-\u02af\u2000-\u206f]"
+_STRAY = re.compile(rf"(?<!{_NEXT})[\u200c\u200d]|[\u200c\u200d](?!{_NEXT})")
+"""Joiners that are not between letters of Persian, Hindi and others, or of two emoji."""
+
+
+class _Seen(dict[int, str]):
+    """For `str.translate`: what is seen as it is, and all else as `shown` gives it."""
+
+    def __init__(self, shown: Callable[[str], str]) -> None:
+        super().__init__()
+        self._shown = shown
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        is_seen = char.isprintable() or char in "\n\t\u200c\u200d"
+        is_kept = is_seen or unicodedata.category(char) == "Zs"  # such as the wide blank of Chinese
+        self[code] = char if is_kept else self._shown(char)
+        return self[code]
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
+
+
+_CLEANED = _Seen(lambda char: " " if char.isspace() else "")
+_PRINTABLE = _Seen(_escaped)
 
 
 def cleaned_text(text: str) -> str:
-    """The text without unseen letters that no script needs, and terminal codes; Unix line ends."""
-    if not UNSEEN.search(text):
+    """The text without letters that Python does not call printable; with Unix line ends."""
+    if text.isprintable():
         return text
-    text = _BLANKS.sub(lambda match: "\n" if match[0][0] == "\r" else " ", text)
-    return _CLEANED.sub(lambda match: match["kept"] or "", text)
+    text = _COLOURS.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    return _STRAY.sub("", text).translate(_CLEANED)
 
 
 def printable(text: str) -> str:
     """The text with control and invisible characters as escapes: it cannot steer a terminal."""
     if text.isprintable():
         return text
-    return _SHOWN.sub(_escaped, text)
-
-
-def _escaped(match: re.Match[str]) -> str:
-    char = match[0]
-    if match["kept"] or char.isprintable():
-        return char
-    return char.encode("unicode_escape").decode()
+    return _STRAY.sub(lambda match: _escaped(match[0]), text).translate(_PRINTABLE)
 
 
 def without_markers(text: str, tags: Iterable[str] = ()) -> str:

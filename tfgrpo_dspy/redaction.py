@@ -1,4 +1,4 @@
-"""What is a secret, and texts without any: for messages, records, logs and reports.
+"""Secrets, and texts without any: for messages, records, logs and reports.
 
 A secret is known by its name (of an argument or attribute of an LM, of an environment variable),
 or by its place in a URL; never by how it looks.
@@ -25,19 +25,16 @@ SECRET_VARIABLE = re.compile(
     re.IGNORECASE,
 )
 """Names of environment variables that may hold secrets: rather too many than too few."""
-OF_PASSWORDS = re.compile(r"secret|passw|pwd|credential", re.IGNORECASE)
-OF_NO_SECRET = re.compile(
-    r"(?i)(^|_)(expir\w*|max|min|limit|count|total|ttl|region|timeout|created|issued|version)(_|$)"
+PASSWORD = re.compile(r"secret|passw|pwd|credential", re.IGNORECASE)
+NO_SECRET = re.compile(
+    r"(^|_)(expir\w*|max|min|limit|count|total|ttl|region|timeout|created|issued|version|path|file"
+    r"|dir|home|sock)(_|$)",
+    re.IGNORECASE,
 )
-"""Variables with these names describe a secret and hold none: `TOKEN_EXPIRES`."""
-WORD = re.compile(r"[a-z]+")
-"""Values such as `password` are no secrets: texts are full of them."""
-OF_PATHS = re.compile(r"(^|_)(path|file|dir|home|sock)$", re.IGNORECASE)
-"""Such a variable holds a path. Elsewhere only what exists is one: a key may begin with `/`."""
-NAME = re.compile(r"[a-z]+([_. -][a-z]+)*")
-"""Nor are names such as `customer_id`, unless the variable is called a password."""
-FORMS = (json.dumps, partial(json.dumps, ensure_ascii=False), repr)
-"""How other texts show a text."""
+"""Names of other variables that describe a secret and hold none: `TOKEN_EXPIRES`."""
+WORDS, WORD = re.compile(r"[a-z]+([_. -][a-z]+)*"), re.compile(r"[a-z]+")
+"""Values such as `customer_id` are no secrets, and not even a password is `password`."""
+FORMS = (json.dumps, partial(json.dumps, ensure_ascii=False), repr)  # of a text in other texts
 PLAIN_HEADERS = ("accept", "accept-encoding", "connection", "content-type", "host", "user-agent")
 SHORTEST_SECRET = 8  # shorter values are placeholders, such as "none"
 MAX_DEPTH = 4  # how deep in an LM secrets are looked for: `lm.engine.client.headers` is three deep
@@ -53,10 +50,10 @@ def without_secret_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def known_secrets(lms: Iterable[Any], visible: str = "") -> list[str]:
-    """The secrets of LMs and environment in all forms, longest first; none that is `visible`."""
-    environment = secret_variables().values()
+    """The secrets of LMs and environment, longest first, also as JSON; none that is `visible`."""
     secrets: set[str] = set()
-    for text in {*_texts([*environment]), *(text for lm in lms for text in _held_secrets(lm))}:
+    held = (text for lm in lms for text in _held_secrets(lm))
+    for text in {*_texts([*secret_variables().values()]), *held}:
         shown = {text}
         for _ in range(2):  # a text of JSON may stand in another
             shown |= {form(each)[1:-1] for each in shown for form in FORMS}
@@ -67,18 +64,15 @@ def known_secrets(lms: Iterable[Any], visible: str = "") -> list[str]:
 
 def secret_variables() -> dict[str, str]:
     """The environment variables whose values count as secrets, by name."""
-    named = ((n, v) for n, v in os.environ.items() if SECRET_VARIABLE.search(n))
-    return {n: v for n, v in named if len(v) >= SHORTEST_SECRET and not _is_plain(n, v)}
-
-
-def _is_plain(variable: str, value: str) -> bool:
-    if OF_NO_SECRET.search(variable) and not OF_PASSWORDS.search(variable):
-        return True
-    is_name = NAME.fullmatch(value) and not OF_PASSWORDS.search(variable)
-    if value.startswith(("/", "~", "./")) and OF_PATHS.search(variable):
-        return True
-    is_path = os.path.exists(value)  # noqa: PTH110 - Path.exists() raises for a long value
-    return bool(is_name or is_path or WORD.fullmatch(value))
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if SECRET_VARIABLE.search(name)
+        and len(value) >= SHORTEST_SECRET
+        and not (WORD if PASSWORD.search(name) else WORDS).fullmatch(value)
+        and (PASSWORD.search(name) or not NO_SECRET.search(name))
+        and not os.path.exists(value)  # noqa: PTH110 - Path.exists() raises for a long value
+    }
 
 
 def _held_secrets(value: Any, depth: int = 0) -> Iterator[str]:

@@ -5,7 +5,6 @@ their code points.
 """
 
 import functools
-import re
 from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import ValidationError
 
 from tfgrpo_dspy.errors import SettingsError, StoreError, described
 from tfgrpo_dspy.files import write_text
-from tfgrpo_dspy.outside import UNSEEN
+from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.report.view import view_of
 from tfgrpo_dspy.results import RunResults, page
 from tfgrpo_dspy.results.curve import template_in, value_curve
@@ -26,7 +25,6 @@ from tfgrpo_dspy.wording import counted
 
 LONGEST_TEXT = 3000  # characters of one text on the page
 FORMS = "pass a RunResults, a program with detailed_results, or the log_dir of a run"
-_HIDDEN = re.compile(rf"(?!\r\n){UNSEEN.pattern}|[\ud800-\udfff\ufffe\uffff]")
 
 
 def write_html(results: Any, path: str | PathLike[str]) -> Path:
@@ -61,14 +59,14 @@ def html(results: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A text as it can be shown: `a\\u202eb` becomes `a[U+202E]b`; long ones are shortened."""
+    """A text as it can be shown: what nobody sees stands as escapes; long ones are shortened."""
     if not isinstance(value, str) or hasattr(value, "__html__"):  # this page's own HTML
         return value
     text = value.replace("\r\n", "\n")
     if len(text) > LONGEST_TEXT:
         n_more = len(text) - LONGEST_TEXT
         text = f"{text[:LONGEST_TEXT]} ... ({n_more:,} more characters)"
-    return _HIDDEN.sub(lambda match: f"[U+{ord(match[0]):04X}]", text)
+    return printable(text)
 
 
 def run_of(results: Any) -> RunResults:
