@@ -85,7 +85,7 @@ def test_cells_that_a_dataframe_lacks_are_no_words_and_no_errors() -> None:
         ({"outputs": None}, "outputs={}: give a mapping of fields, or an error"),
         ({"score": float("nan")}, "trace 1: score=nan: give a number below 1e+150, or None"),
         ({"score": "good"}, "trace 1: score='good': it should be a valid number"),
-        ({"steps": [{"inputs": {}}]}, "trace 1: steps[0].name: it is missing"),
+        ({"steps": [{"inputs": {}}]}, "trace 1: steps[0].name: field required"),
         ({"labels": "yes", "steps": 5}, "labels='yes': it should be a valid dictionary. steps=5: "),
     ],
 )
@@ -101,7 +101,7 @@ def test_a_trace_of_bare_fields_is_refused_with_the_form_of_a_trace() -> None:
     with pytest.raises(SettingsError) as refused:
         learned_of([{"question": "1", "answer": "4"}])
     assert str(refused.value) == (
-        "trace 1: inputs: it is missing. "
+        "trace 1: inputs: field required. "
         "Write a trace as {'inputs': {...}, 'outputs': {...}, 'score': 0.5}."
     )
 

@@ -15,22 +15,12 @@ from tfgrpo_dspy.wording import shortened
 
 T = TypeVar("T")
 SHOWN_BYTES = 80  # of a value in a message
-OF_NAMES = {
-    "missing": "it is missing",
-    "unexpected_keyword_argument": "there is no field of this name",
-    "extra_forbidden": "there is no field of this name",
-}
-"""By pydantic's type of a fault that is in the name of a field: what is wrong."""
-OF_VALUES = {
-    "dataclass_type": "it should be a mapping of fields",
-    "model_type": "it should be a mapping of fields",
-    "sequence_str": "it should be a list or a tuple",
-}
-"""The same of faults in which pydantic speaks of Python's types, or names a class of ours."""
+OF_NAMES = ("missing", "unexpected_keyword_argument", "extra_forbidden")
+"""Pydantic's types of faults that are in the name of a field, and not in its value."""
 
 
 def such_that(is_usable: Callable[[Any], bool], hint: str) -> Any:
-    """What a value must be beside its type; `hint` says what to pass."""
+    """A condition on a value beside its type; `hint` says what to pass."""
 
     def checked_value(value: Any) -> Any:
         if not is_usable(value):
@@ -51,24 +41,16 @@ def faults_in(error: ValidationError, arguments: Mapping[str, Any] | None = None
     """A sentence for each value that cannot be used; of `arguments`, for each whole argument."""
     hints: dict[str, dict[str, None]] = {}
     for fault in error.errors(include_url=False):
-        where, value, within = fault["loc"], fault["input"], ""
-        if arguments is not None and where:
-            within = _place(where[1:]) if fault["type"] in OF_NAMES else ""
-            where, value = where[:1], arguments.get(str(where[0]), value)
-        place = _place(where)
-        if within or fault["type"] not in OF_NAMES:
-            place += f"{place and '='}{shown(value)}"
-        hint = fault["msg"].removesuffix(".").replace("Input should", "it should", 1)
-        hint = (OF_NAMES | OF_VALUES).get(fault["type"], hint[:1].lower() + hint[1:])
-        hint = f"{within and within + ': '}{hint.removeprefix('value error, ')}"
-        hints.setdefault(place, {})[hint] = None
+        where, value, is_named = fault["loc"], fault["input"], fault["type"] in OF_NAMES
+        if arguments and where and where[0] in arguments:
+            where, value, is_named = where[:1], arguments[str(where[0])], False
+        parts = (f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in where)
+        place = "".join(parts).removeprefix(".")
+        place += "" if is_named else f"{place and '='}{shown(value)}"
+        hint = fault["msg"].removesuffix(".").removeprefix("Value error, ")
+        hint = hint.replace("Input should", "it should", 1)
+        hints.setdefault(place, {})[hint[:1].lower() + hint[1:]] = None
     return [f"{place}: {' or '.join(of_place)}." for place, of_place in hints.items()]
-
-
-def _place(where: tuple[int | str, ...]) -> str:
-    """Where a fault stands, as `steps[0].name`."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in where)
-    return "".join(parts).removeprefix(".")
 
 
 def text_of(error: ValueError) -> str:
@@ -85,30 +67,21 @@ def checked(
     def decorate(kind: type[T]) -> type[T]:
         result: Any = dataclass(frozen=True, slots=slots)(kind)
         result.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, **config)  # type: ignore[typeddict-item]
-        signature = inspect.signature(result)
-        positional = [p.name for p in signature.parameters.values() if p.kind < p.KEYWORD_ONLY]
-        required = {name for name, p in signature.parameters.items() if p.default is p.empty}
-
-        @functools.cache
-        def validator() -> Any:
-            return TypeAdapter(result).validator
+        taken = inspect.signature(result)
+        validator = functools.cache(lambda: TypeAdapter(result).validator)
 
         @functools.wraps(result.__init__)
         def verified(self: Any, *args: Any, **kwargs: Any) -> None:
-            arguments = dict(zip(positional, args, strict=False)) | kwargs
-            is_usual = len(arguments) == len(args) + len(kwargs)
-            if not (is_usual and required <= arguments.keys() <= signature.parameters.keys()):
-                signature.bind(*args, **kwargs)  # raises the usual TypeError
+            arguments = taken.bind(*args, **kwargs).arguments  # raises the usual TypeError
             try:
                 validator().validate_python(arguments, self_instance=self)
             except ValidationError as error:
                 raise error_type(prefix + " ".join(faults_in(error, arguments))) from None
 
         plain = typing.get_type_hints(result)  # without the bounds, for people
-        parameters = [p.replace(annotation=plain[p.name]) for p in signature.parameters.values()]
+        parameters = [p.replace(annotation=plain[p.name]) for p in taken.parameters.values()]
         self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         vars(verified)["__signature__"] = inspect.Signature([self_parameter, *parameters])
-        verified.__annotations__ = {name: plain[name] for name in signature.parameters}
         result.__init__ = verified
         return result  # type: ignore[no-any-return]
 
