@@ -121,7 +121,6 @@ SHOWN_BY = {
         "events::a_listener_is_told_of_changes_updates_and_the_budget_in_order_and_of_the_end"
     ),
     "MLflow": "mlflow::each_update_is_a_step_of_the_metrics",
-    "Weights & Biases, trackio": "boards::the_real_boards_take_it",
     "prompts of MLflow's registry": (
         "mlflow_prompts::a_text_prompt_gets_the_advice_that_made_the_function_better"
     ),

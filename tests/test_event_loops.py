@@ -362,7 +362,6 @@ class Desk:
     def __init__(self) -> None:
         self.loop, self.open = asyncio.get_running_loop(), asyncio.Event()
         self.asked: list[str] = []
-        self.told: set[str] = set()
 
     async def approve(self, proposal: Any) -> bool:
         assert asyncio.get_running_loop() is self.loop
@@ -370,42 +369,31 @@ class Desk:
         self.asked += [operation.text for operation in proposal.operations]
         return True
 
-    async def listen(self, event: Any) -> None:
-        assert asyncio.get_running_loop() is self.loop
-        await asyncio.sleep(0)
-        self.told.add(type(event).__name__)
-
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_approve_and_on_event_may_be_async_and_run_in_the_callers_loop(way: Any) -> None:
+def test_approve_may_be_async_and_runs_in_the_callers_loop(way: Any) -> None:
     async def main() -> Any:
         desk = Desk()
         asyncio.get_running_loop().call_later(0.05, desk.open.set)
-        optimizer = optimizer_of(approve=desk.approve, on_event=desk.listen, **SETTINGS)
+        optimizer = optimizer_of(approve=desk.approve, **SETTINGS)
         with dspy.context(lm=lm()):
             return await way(optimizer, predictor(), **DATA), desk
 
     program, desk = asyncio.run(main())
     assert program.detailed_results.failures == {}
     assert library_texts(program) == [ADVICE] and ADVICE in desk.asked
-    assert desk.told == {"ExperienceChanged", "UpdateDecided", "BudgetUsed", "RunEnded"}
 
 
-def test_async_approve_and_on_event_run_without_a_loop_of_the_caller() -> None:
-    asked, told = [], []
+def test_async_approve_runs_without_a_loop_of_the_caller() -> None:
+    asked = []
 
     async def approve(proposal: Any) -> bool:
         asked.append(proposal)
         return False
 
-    async def listen(event: Any) -> None:
-        told.append(event)
-
     with dspy.context(lm=polite_lm()):
-        program = optimizer_of(approve=approve, on_event=listen, **SETTINGS).compile(
-            predictor(), **DATA
-        )
-    assert asked and told and not library_texts(program)
+        program = optimizer_of(approve=approve, **SETTINGS).compile(predictor(), **DATA)
+    assert asked and not library_texts(program)
     assert program.detailed_results.failures == {}
 
 

@@ -17,7 +17,7 @@ from mlflow.genai.scorers import scorer  # noqa: E402
 from mlflow_databases import database_in  # noqa: E402
 
 from tfgrpo_dspy import SettingsError  # noqa: E402
-from tfgrpo_dspy.mlflow_prompts import TrainingFreePromptOptimizer, with_advice  # noqa: E402
+from tfgrpo_dspy.integrations.mlflow import TrainingFreePromptOptimizer, with_advice  # noqa: E402
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
 TEXT = "Answer the customer: {{question}}"
@@ -147,7 +147,7 @@ def test_advice_makes_no_variable_of_a_prompt() -> None:
 
 
 def test_what_cannot_be_optimized_is_refused_before_a_call() -> None:
-    with pytest.raises(SettingsError, match="train_data is empty"):
+    with pytest.raises(SettingsError, match=r"train_data=\[\]: pass records"):
         TrainingFreePromptOptimizer().optimize(lambda *_: [], [], {"p": TEXT})
     with pytest.raises(SettingsError, match="max_demos=3: a prompt of MLflow holds no demos"):
         TrainingFreePromptOptimizer(max_demos=3)

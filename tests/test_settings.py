@@ -227,9 +227,11 @@ async def later(_text: str, _reason: str) -> bool:
     return False
 
 
-def test_a_guard_that_would_have_to_be_awaited_is_refused() -> None:
+def test_a_guard_or_listener_that_would_have_to_be_awaited_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"guard=.*it should not be async"):
         Reflection(guard=later)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=r"on_event=.*it should not be async"):
+        TrainingFreeGRPO(is_polite, on_event=later)
 
 
 @pytest.mark.parametrize(("name", "value", "message"), FAULTY)

@@ -15,22 +15,19 @@ import dspy
 import orjson
 from dspy.adapters.types.base_type import Type
 from dspy.adapters.utils import format_field_value, get_annotation_name, parse_value
-from dspy.evaluate.evaluate import EvaluationResult
 from dspy.predict.predict import serialize_object
 from dspy.teleprompt import Teleprompter
 from dspy.utils import exceptions
-from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback, with_callbacks
+from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
 __all__ = [
     "ACTIVE_CALL_ID",
     "BaseCallback",
-    "EvaluationResult",
     "Teleprompter",
     "exceptions",
     "format_field_value",
     "get_annotation_name",
     "parse_value",
-    "with_callbacks",
 ]
 
 OF_ONE_CALL = frozenset(

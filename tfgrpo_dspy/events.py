@@ -1,9 +1,8 @@
 """What a run tells a listener, and what it asks before an update: `on_event=` and `approve=`.
 
-A listener is called with one event after the other, in the order of the updates, in a thread of
-its own behind a queue. What it raises is counted as a failure of kind "listener", and the run goes
-on; its end waits for the listener for a bounded time. A run that is resumed or replayed tells all
-of its events again.
+A listener is called with one event after the other, in the order of the updates, and the run waits
+for it. An exception of it is counted as a failure of kind "listener", and the run goes on. A run
+that is resumed or replayed tells all of its events again.
 """
 
 from collections.abc import Callable, Mapping, Sequence

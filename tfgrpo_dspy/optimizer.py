@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from os import PathLike
 from typing import Any
@@ -19,8 +20,8 @@ from tfgrpo_dspy.settings.checks import code_of, prepare
 from tfgrpo_dspy.settings.constructor import taking
 from tfgrpo_dspy.settings.plan import Plan, plan_of
 from tfgrpo_dspy.settings.run_inputs import RunInputs
+from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.tasks.caller import awaited
-from tfgrpo_dspy.tracking import tracked
 from tfgrpo_dspy.user_code import one_loop
 
 
@@ -66,8 +67,8 @@ class TrainingFreeGRPO(Teleprompter):
         reflection: how the reflection LM is asked, as a `Reflection(...)`.
         execution: where and how rollouts are run, as an `Execution(...)`.
         on_event: a function that is called with each event of the run (`tfgrpo_dspy.events`):
-            an update was decided, an experience changed, the budget, the end. It is called in a
-            thread of its own, and changes nothing of the run.
+            an update was decided, an experience changed, the budget, the end. The run waits for it;
+            what it raises is counted, and logged once.
         approve: a function that is called with the `Proposal` of each update that would change
             the library: True makes the operations, False makes none, a list makes these instead.
             The answers are recorded, and are not asked for again on resume.
@@ -164,7 +165,7 @@ class TrainingFreeGRPO(Teleprompter):
         settings = inputs.settings
         with (
             one_loop(code_of(settings, inputs.student), settings.offline),
-            tracked(settings) as settings,
+            _tracked(settings) as settings,
             Run(replace(inputs, settings=settings), recorded) as run,
         ):
             return run.run(self._loop(run))
@@ -232,6 +233,15 @@ class TrainingFreeGRPO(Teleprompter):
     def get_params(self) -> dict[str, Any]:
         """The settings that are numbers, strings, flags or None, as a new dict."""
         return self.settings.scalars()
+
+
+def _tracked(settings: RunSettings) -> AbstractContextManager[RunSettings]:
+    """The settings, with a listener to this compile's run of MLflow where that is in use."""
+    if "mlflow.dspy" not in sys.modules:
+        return nullcontext(settings)
+    from tfgrpo_dspy.integrations.mlflow import tracked  # noqa: PLC0415 - importing takes seconds
+
+    return tracked(settings)
 
 
 def _set_in(group: Any) -> dict[str, Any]:

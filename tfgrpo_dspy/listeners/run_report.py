@@ -4,22 +4,16 @@ A run tells its report what happens, and asks it for nothing but the results.
 """
 
 import logging
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partialmethod
 from typing import Any
 
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, RunEnded, UpdateDecided
-from tfgrpo_dspy.listeners.listening import (
-    FOR_FAILURES_S,
-    Evaluation,
-    Listening,
-    callback_listeners,
-)
+from tfgrpo_dspy.errors import described
+from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.listeners.progress import Progress
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.redaction import cleaned
@@ -72,9 +66,7 @@ class RunReport:
         self._settings = settings
         self._ledger = ledger
         self._clean = clean
-        of_user = [] if settings.on_event is None else [(settings.on_event, "on_event", math.inf)]
-        listeners = [*of_user, *((each, "MLflow", 1) for each in settings.trackers)]
-        self._listening = [Listening(one, name, most, clean) for one, name, most in listeners]
+        self._listeners = [*filter(None, [settings.on_event]), *settings.trackers]
 
     def count(self, role: str, result: Any, is_replayed: bool) -> None:
         """Count what a rollout or an answer has cost, and what went wrong with it."""
@@ -119,7 +111,7 @@ class RunReport:
     unknown_scope = partialmethod(count_failure, "unknown scope")
 
     def add_update(self, decided: UpdateDecided) -> None:
-        """Keep, log and show the record of the update; have all listeners told of it."""
+        """Keep, log and show the record of the update; tell all listeners of it."""
         record = decided.record
         self._updates.append(record)
         for text in record.refused_lessons:
@@ -142,24 +134,16 @@ class RunReport:
         )
 
     def tell(self, event: Event) -> None:
-        """Have all listeners told of the event; what they raise is counted."""
-        for listening in self._listening:
-            if isinstance(event, RunEnded):  # what one does to the values of it is its own affair
-                event = replace(event, results=event.results.copied())
-            listening.tell(event)
-
-    def tell_evaluations(self, evaluations: Iterable[Evaluation]) -> None:
-        """Have DSPy's callbacks told of these; they are not made where there are none."""
-        listeners = callback_listeners(self._clean)
-        self._listening += listeners
-        for evaluation in evaluations if listeners else ():
-            for listening in listeners:
-                listening.tell(evaluation)
+        """Call each listener with the event; what it raises is counted, and ends nothing."""
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception as error:  # noqa: BLE001 - whatever a user's function raises
+                name = "on_event" if listener is self._settings.on_event else "MLflow"
+                self.count_failure("listener", f"{name} raised {described(error)}")
 
     def close(self) -> None:
-        """Let the listeners come to their end, as long as that may take, and end the bar."""
-        for listening in self._listening:
-            listening.close()
+        """End the bar."""
         self.progress.close()
 
     @property
@@ -170,13 +154,9 @@ class RunReport:
 
     @property
     def _noted_elsewhere(self) -> Counter[str]:
-        """What listeners raised, sampling parameters left out, calls that nobody could refuse."""
-        for listening in self._listening:
-            listening.drain(FOR_FAILURES_S, FOR_FAILURES_S)
-        n_raised = sum(listening.n_failures for listening in self._listening)
+        """Sampling parameters that were left out, calls that nobody could refuse."""
         n_left_out = len(self._ledger.left_out)
-        noted = {"parameter left out": n_left_out, "listener": n_raised}
-        return +Counter({**noted, "unseen call": self._ledger.n_unseen})
+        return +Counter({"parameter left out": n_left_out, "unseen call": self._ledger.n_unseen})
 
     def results(self, is_student: bool, ended_because: str, **fields: Any) -> RunResults:
         """The results of the run; `fields`: those of them that the final choice knows."""

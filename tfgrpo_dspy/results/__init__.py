@@ -100,6 +100,16 @@ class RunResults:
         return self.ended_because != NOT_FINISHED
 
     @property
+    def n_lm_calls(self) -> int:
+        """The LM calls of the whole run."""
+        return page.total(self.usage, self.usage).n_lm_calls
+
+    @property
+    def cost_usd(self) -> float:
+        """The dollars that the whole run has cost, as far as prices are known."""
+        return page.total(self.usage, self.usage).cost_usd
+
+    @property
     def policy_usage(self) -> Usage:
         """What the program's rollouts have cost, in training, on validation and on the test set."""
         return page.total(self.usage, page.OF_PROGRAM)
@@ -141,11 +151,10 @@ class RunResults:
     def in_a_line(self) -> str:
         """The validation scores of student and result, the experiences and the LM calls."""
         before, after = self.student or "not measured", self.best or "not measured"
-        n_calls = sum(usage.n_lm_calls for usage in self.usage.values())
         return (
             f"validation score {before} before, {after} after; "
             f"{counted(len(self.experiences), 'experience')} and {counted(self.n_demos, 'demo')}; "
-            f"{counted(n_calls, 'LM call')}"
+            f"{counted(self.n_lm_calls, 'LM call')}"
         )
 
     def __repr__(self) -> str:
@@ -169,10 +178,6 @@ class RunResults:
             ValueError: the values are not those of a run.
         """
         return _adapter().validate_python(values)
-
-    def copied(self) -> "RunResults":
-        """The results with values of their own; the programs are shared."""
-        return replace(self.from_dict(self.to_dict()), origin={**self.origin}, front=self.front)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (list(self.to_dict().items()),)

@@ -1,6 +1,5 @@
 """The end of a run: a race on the validation set says which program is returned."""
 
-import itertools
 import logging
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
@@ -84,7 +83,7 @@ class FinalChoice:
         tested = self._tested(best)
         last = len(tested.candidates) - 1
         examples = [*measured.examples(place), *tested.examples(last)]
-        program = self._reported(
+        return self._reported(
             best,
             [*measured.rollouts, *tested.rollouts],
             **measured.outcome(place),
@@ -94,9 +93,6 @@ class FinalChoice:
             test=self._held_out(tested),
             examples=worst_first(examples),
         )
-        evaluations = [measured.evaluations(0, place), tested.evaluations(0, last)]
-        self._report.tell_evaluations(itertools.chain(*evaluations))
-        return program
 
     def unmeasured(self) -> Any:
         """The student with the library of an interrupted run, which no validation checked."""

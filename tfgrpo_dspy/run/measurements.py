@@ -3,11 +3,9 @@
 import math
 import random
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
-
-import dspy
 
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
@@ -15,7 +13,6 @@ from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.gate.race import Scores, scored
 from tfgrpo_dspy.group import floored
 from tfgrpo_dspy.listeners.board_rows import example_rows, rollout_row
-from tfgrpo_dspy.listeners.listening import Evaluation
 from tfgrpo_dspy.results.records import UNBOUNDED, ExampleScores, Gain, Scale, ScoreSummary
 from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow, objective_means
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
@@ -183,18 +180,6 @@ class Measurements:
         """What the student and this candidate gave and scored on each example."""
         student, result = self._by_example(0), self._by_example(place)
         return example_rows(self._role, self._examples, student, result)
-
-    def evaluations(self, *places: int) -> Iterator[Evaluation]:
-        """What these candidates score, each once, where anything was measured."""
-        for place in dict.fromkeys(places):
-            rows = [
-                (self._examples[i].raw, dspy.Prediction(**rollout.outputs), score)
-                for i, (rollout, score) in sorted(self._by_example(place).items())
-                if score is not None
-            ]
-            if rows:
-                program = self.candidates[place].bake(self._inputs.student)
-                yield Evaluation(self._role, program, rows)
 
     def outcome(self, place: int) -> dict[str, Any]:
         """The mean scores of the student and of this candidate, and the gain."""

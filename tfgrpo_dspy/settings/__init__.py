@@ -267,7 +267,7 @@ class Settings:
     ] = ()
     reflection: InstanceOf[Reflection] | None = None
     execution: InstanceOf[Execution] | None = None
-    on_event: Annotated[Listener | None, NOT_WHICH] = None
+    on_event: Annotated[Listener | None, NOT_ASYNC, NOT_WHICH] = None
     approve: Annotated[Approve | None, NOT_WHICH] = None
     log_dir: Annotated[Folder | None, NOT_WHICH] = None
     offline: Annotated[StrictBool, AfterValidator(_checked_offline), NOT_WHICH] = False

@@ -229,7 +229,7 @@ def code_of(settings: Settings, student: Any) -> Iterator[tuple[str, Any]]:
                     function = inspect.getattr_static(module, name, None)
                     bound = isinstance(function, FunctionType) and MethodType(function, module)
                     yield f"program {type(module).__name__}", bound or function
-    for name in ("metric", "approve", "on_event"):
+    for name in ("metric", "approve"):
         yield name, getattr(settings, name)
 
 

@@ -41,10 +41,10 @@ OTHERS = {
     "track_stats": "nothing: the result always has detailed_results",
     "use_merge": "nothing: the race compares libraries and parts of them",
     "use_mlflow": "nothing: a run within an MLflow run is tracked; see docs/dspy.md",
-    "use_wandb": "on_event=BoardListener(wandb), of tfgrpo_dspy.listeners.boards",
+    "use_wandb": "on_event=, a function that logs; see docs/events.md",
     "verbose": "progress=",
-    "wandb_api_key": "on_event=BoardListener(wandb), of tfgrpo_dspy.listeners.boards",
-    "wandb_init_kwargs": "on_event=BoardListener(wandb), of tfgrpo_dspy.listeners.boards",
+    "wandb_api_key": "on_event=, a function that logs; see docs/events.md",
+    "wandb_init_kwargs": "on_event=, a function that logs; see docs/events.md",
     "warn_on_score_mismatch": "nothing: the score of the whole counts",
 }
 """By the name of an argument of GEPA, MIPROv2 or SIMBA, what to pass here in its place."""

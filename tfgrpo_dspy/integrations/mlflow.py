@@ -1,0 +1,365 @@
+"""MLflow: a compile as a run of it, and an optimizer for the prompts of its registry.
+
+Where `mlflow.dspy.autolog(log_compiles=True)` is on, each compile is a run with child runs named
+"student", "candidate 1", ..., "result". `TrainingFreePromptOptimizer` is for
+`mlflow.genai.optimize_prompts`.
+"""
+
+import contextlib
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import dspy
+import mlflow
+from mlflow.entities import Metric, Param
+from mlflow.genai.optimize import BasePromptOptimizer
+from mlflow.genai.optimize.types import PromptOptimizerOutput
+from mlflow.utils import autologging_utils
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from tfgrpo_dspy.errors import MetricError, SettingsError, described
+from tfgrpo_dspy.events import Event, RunEnded, UpdateDecided
+from tfgrpo_dspy.experience.library import library_in
+from tfgrpo_dspy.experience.programs import HEADER, with_instructions
+from tfgrpo_dspy.experience.values import ALL
+from tfgrpo_dspy.optimizer import TrainingFreeGRPO
+from tfgrpo_dspy.redaction import known_secrets, redacted
+from tfgrpo_dspy.report import html
+from tfgrpo_dspy.results import RunResults
+from tfgrpo_dspy.results.rows import RolloutRow, as_columns, objective_means
+from tfgrpo_dspy.settings.schedule import RunSettings
+
+logger = logging.getLogger(__name__)
+
+N_COMPILES = "tfgrpo.n_compiles"  # a tag of a run of MLflow
+LONGEST_PARAMETER = 500  # characters, which every store of MLflow takes
+EXPECTED, RESPONSE = "expected", "response"
+Record = Mapping[str, Any]
+Evaluate = Callable[[dict[str, str], list[Any]], list[Any]]  # of records, under prompts by name
+
+
+def is_autologging() -> bool:
+    """Whether MLflow logs the compiles of DSPy."""
+    utils: Any = autologging_utils
+    is_off = utils.autologging_is_disabled("dspy")
+    return not is_off and bool(utils.get_autologging_config("dspy", "log_compiles", False))
+
+
+@contextlib.contextmanager
+def tracked(settings: RunSettings) -> Iterator[RunSettings]:
+    """The settings with a listener to this compile's run of MLflow, which may be a new one."""
+    if not is_autologging():
+        yield settings
+        return
+    trackers: tuple[MlflowListener, ...] = ()
+    is_own, status = mlflow.active_run() is None, "FAILED"
+    with _logged("this compile is not shown in MLflow"):
+        run = mlflow.active_run() or mlflow.start_run()  # where autolog did not know this package
+        trackers = (MlflowListener(run.info.run_id),)
+    try:
+        yield replace(settings, trackers=trackers)
+        status = "FINISHED"
+    finally:
+        if is_own and trackers:
+            with _logged("the run of MLflow could not be ended"):
+                mlflow.end_run(status)
+
+
+@contextlib.contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """Within it a fault of the tracking server is a line in the log."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever the server brings about
+        logger.warning("%s: %s", what, redacted(described(error), known_secrets([])))
+
+
+class MlflowListener:
+    """Logs what a run tells to one MLflow run; after a fault of the server, nothing more.
+
+    The second compile in a run logs under names that begin with "compile_2.", and so on.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self._client, self._run_id = mlflow.MlflowClient(), run_id
+        self._rollouts: list[RolloutRow] = []
+        self._has_failed = False
+        run = self._client.get_run(run_id)
+        self._experiment_id = run.info.experiment_id
+        n_before = int(run.data.tags.get(N_COMPILES, 0))
+        self._client.set_tag(run_id, N_COMPILES, n_before + 1)
+        self._prefix = f"compile_{n_before + 1}." if n_before else ""
+
+    def __call__(self, event: Event) -> None:
+        """Log what the event tells."""
+        if self._has_failed:
+            return
+        self._has_failed = True
+        if isinstance(event, UpdateDecided):
+            self._log_update(event)
+        elif isinstance(event, RunEnded):
+            self._log_end(event)
+        self._has_failed = False
+
+    def _log_update(self, event: UpdateDecided) -> None:
+        record = event.record
+        self._rollouts += event.rollouts
+        means = objective_means(row.objectives for row in event.rollouts)
+        figures = {
+            "training_score": record.mean_score,
+            "experiences": record.library_size,
+            "lm_calls": record.n_lm_calls,
+            "cost_usd": record.cost_usd,
+            "groups_without_contrast": record.share_without_contrast,
+            **{f"training_objective.{name}": mean for name, mean in means.items()},
+        }
+        self._log_metrics(self._run_id, record.update, figures, self._prefix)
+        text = json.dumps(event.library.to_dict(), ensure_ascii=False, indent=2)
+        self._log_text(text, f"library/update_{record.update:04}.json")
+
+    def _log_end(self, event: RunEnded) -> None:
+        results, begin = event.results, f"{self._prefix}tfgrpo."
+        parameters = [
+            Param(begin + name, str(value)[:LONGEST_PARAMETER])
+            for name, value in {**results.settings, **results.schedule}.items()
+            if value is not None
+        ]
+        self._client.log_batch(self._run_id, params=parameters)
+        used = {"lm_calls": results.n_lm_calls, "cost_usd": results.cost_usd}
+        shown, last = dict(_shown(results)), len(results.updates)
+        self._log_metrics(self._run_id, 0, shown["student"], self._prefix)
+        self._log_metrics(self._run_id, last, shown["result"] | used, self._prefix)
+        self._log_text(str(results), "summary.txt")
+        self._log_text(html(results), "report.html")
+        self._log_table([*self._rollouts, *event.rollouts], "rollouts.json")
+        self._log_table(results.examples, "examples.json")
+        for name, figures in shown.items():
+            child = self._client.create_run(
+                self._experiment_id,
+                run_name=self._prefix + name,
+                tags={MLFLOW_PARENT_RUN_ID: self._run_id},
+            )
+            self._log_metrics(child.info.run_id, 0, figures)
+            self._client.set_terminated(child.info.run_id)
+
+    def _log_metrics(
+        self, run_id: str, step: int, figures: Mapping[str, float | None], prefix: str = ""
+    ) -> None:
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(prefix + re.sub(r"[^\w\-. /]", "_", name), float(value), now, step)
+            for name, value in figures.items()
+            if value is not None
+        ]
+        self._client.log_batch(run_id, metrics=metrics)
+
+    def _log_text(self, text: str, path: str) -> None:
+        self._client.log_text(self._run_id, text, self._prefix.replace(".", "/") + path)
+
+    def _log_table(self, values: Sequence[Any], path: str) -> None:
+        if rows := as_columns(values):
+            columns = {name: [row[name] for row in rows] for name in rows[0]}
+            self._client.log_table(self._run_id, columns, self._prefix.replace(".", "/") + path)
+
+
+def _shown(results: RunResults) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The names of the child runs and their figures: the student, other candidates, the result."""
+    test, finalists = results.test, results.finalists
+    others = [each for each in finalists[1:] if not each.is_best]
+    by_name: dict[str, tuple[Any, Any, Sequence[Any]]] = {
+        "student": (results.student, test and test.student, finalists[:1]),
+        **{f"candidate {n}": (each.score, None, [each]) for n, each in enumerate(others, 1)},
+        "result": (results.best, test and test.best, [e for e in finalists if e.is_best]),
+    }
+    for name, (score, tested, of) in by_name.items():
+        figures = {"validation_score": score and score.mean, "test_score": tested and tested.mean}
+        means = [(f"validation_objective.{k}", v) for e in of for k, v in e.objectives.items()]
+        yield name, figures | dict(means)
+
+
+class TrainingFreePromptOptimizer(BasePromptOptimizer):
+    """Learns short advice for the prompts of a function, by Training-Free GRPO.
+
+    The advice stands as a list at the end of a text prompt, and in the system message of a chat
+    prompt. Scorers' rationales are the feedback of a rollout, their scores its objectives, and what
+    `aggregation` gives is the score. A third of the training data is kept to choose the result.
+    Where the function answers the same question in the same way each time (a cache, temperature
+    0), there is little to compare.
+
+    Args:
+        reflection_lm: a `dspy.LM` that writes the lessons, or the name of its model, such as
+            "openai/gpt-5"; default: `dspy.settings.lm`.
+        max_metric_calls: how often the function may be called and scored, all in all.
+        settings: further arguments of `TrainingFreeGRPO`, such as `log_dir` or `max_cost`. Limits
+            on LM calls and dollars count the reflection LM only.
+    """
+
+    def __init__(
+        self, reflection_lm: Any = None, max_metric_calls: int = 100, **settings: Any
+    ) -> None:
+        if isinstance(reflection_lm, str):
+            reflection_lm = dspy.LM(reflection_lm.replace(":/", "/"))
+        if settings.get("max_demos"):
+            fault = f"max_demos={settings['max_demos']}: a prompt of MLflow holds no demos"
+            raise SettingsError(f"{fault}; leave it out.")
+        self.reflection_lm = reflection_lm
+        defaults = {"max_metric_calls": max_metric_calls, "max_demos": 0, "progress": False}
+        self.settings = {**defaults, **settings, "reflection_lm": reflection_lm}
+        TrainingFreeGRPO(_metric, **self.settings)  # refuses what cannot be used
+        self.results: RunResults | None = None
+
+    def optimize(
+        self,
+        eval_fn: Evaluate,
+        train_data: list[dict[str, Any]],
+        target_prompts: dict[str, str],
+        enable_tracking: bool = True,
+    ) -> PromptOptimizerOutput:
+        """The prompts with the advice that was learned; afterwards `results` says all of the run.
+
+        Raises:
+            SettingsError: there is no training data, or another argument cannot be used.
+        """
+        if not train_data:
+            raise SettingsError(f"train_data={train_data}: pass records with inputs.")
+        records = {_key(record["inputs"]): record for record in reversed(train_data)}
+        if n_repeated := len(train_data) - len(records):
+            logger.warning("%d records are left out: they have the inputs of others", n_repeated)
+        program = PromptProgram(target_prompts, _InBatches(eval_fn, records))
+        settings = dict(self.settings)
+        run = mlflow.active_run() if enable_tracking and not is_autologging() else None
+        if run and "on_event" not in settings:
+            settings["on_event"] = MlflowListener(run.info.run_id)
+        with dspy.context(lm=dspy.settings.lm or self.reflection_lm):
+            trainset = [*map(_example, reversed(records.values()))]
+            program = TrainingFreeGRPO(_metric, **settings).compile(program, trainset=trainset)
+        self.results = results = program.detailed_results
+        result = next((each for each in results.finalists if each.is_best), None)
+        return PromptOptimizerOutput(
+            optimized_prompts=program.prompts(),
+            initial_eval_score=results.student and results.student.mean,
+            final_eval_score=results.best and results.best.mean,
+            initial_eval_score_per_scorer=dict(results.finalists[0].objectives) if result else {},
+            final_eval_score_per_scorer=dict(result.objectives) if result else {},
+        )
+
+
+class PromptProgram(dspy.Module):
+    """A function that formats prompts and asks an LM; the instructions are these prompts."""
+
+    def __init__(self, templates: Mapping[str, str], evaluate: "_InBatches") -> None:
+        super().__init__()
+        self.templates, self._evaluate = dict(templates), evaluate
+        self.predictors_of: dict[str, str] = {}
+        signature = dspy.Signature(f"{', '.join(evaluate.fields)} -> {RESPONSE}")
+        for number, (name, template) in enumerate(templates.items()):
+            words = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+            self.predictors_of[name] = attribute = f"prompt_{words}" + f"_{number}" * (number > 0)
+            setattr(self, attribute, dspy.Predict(with_instructions(signature, template)))
+
+    def prompts(self) -> dict[str, str]:
+        """The prompts with the advice that is baked in, by name."""
+        library, names = library_in(self), self.predictors_of
+        return {
+            name: with_advice(text, [e.text for e in library if e.scope in (ALL, names[name])])
+            for name, text in self.templates.items()
+        }
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """The outputs of the user's function, with MLflow's evaluation of them."""
+        result = self._evaluate(self.prompts(), inputs)
+        prediction = _Evaluated(**{RESPONSE: result.outputs})
+        prediction.evaluation = result
+        return prediction
+
+
+class _Evaluated(dspy.Prediction):
+    """A prediction with its `EvaluationResultRecord`, which is none of its fields."""
+
+    evaluation: Any = None
+
+
+class _InBatches:
+    """Calls the evaluation function once at a time: it patches prompts for the whole process.
+
+    Records that wait for the same prompts are evaluated in one call, in MLflow's threads.
+    """
+
+    def __init__(self, eval_fn: Evaluate, records: Mapping[str, Record]) -> None:
+        self._eval_fn, self._records = eval_fn, records
+        self.fields = dict.fromkeys(name for one in records.values() for name in one["inputs"])
+        self._at_work, self._guard = threading.Lock(), threading.Lock()
+        self._waiting: list[tuple[dict[str, str], Record, Future[Any]]] = []
+
+    def __call__(self, prompts: dict[str, str], inputs: Mapping[str, Any]) -> Any:
+        """MLflow's evaluation of the record with these inputs, under these prompts."""
+        done: Future[Any] = Future()
+        with self._guard:
+            self._waiting.append((prompts, self._records[_key(inputs)], done))
+        with self._at_work:
+            if not done.done():
+                self._evaluate(prompts)
+        return done.result()
+
+    def _evaluate(self, prompts: dict[str, str]) -> None:
+        with self._guard:
+            batch = [one for one in self._waiting if one[0] == prompts]
+            self._waiting = [one for one in self._waiting if one[0] != prompts]
+        try:
+            results = self._eval_fn(prompts, [record for _, record, _ in batch])
+            for (_, _, done), result in zip(batch, results, strict=True):
+                done.set_result(result)
+        except BaseException as error:  # noqa: BLE001 - each rollout raises it
+            for _, _, done in batch:
+                if not done.done():
+                    done.set_exception(error)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_InBatches":
+        return self
+
+
+def with_advice(template: str, advice: Sequence[str]) -> str:
+    """The template with the advice; what would be a variable there is written with a space."""
+    if not advice:
+        return template
+    texts = (re.sub(r"([{}])(?=[{}%])", r"\1 ", " ".join(text.split())) for text in advice)
+    block = "\n- ".join([HEADER, *texts])
+    messages: Any = None
+    with contextlib.suppress(ValueError):
+        messages = json.loads(template)  # a chat prompt is JSON here
+    if not (messages and isinstance(messages, list)):
+        return f"{template}\n\n{block}"
+    if (system := next((m for m in messages if m["role"] == "system"), None)) is None:
+        return json.dumps([{"role": "system", "content": block}, *messages], ensure_ascii=False)
+    system["content"] = f"{system['content']}\n\n{block}"
+    return json.dumps(messages, ensure_ascii=False)
+
+
+def _example(record: Record) -> dspy.Example:
+    inputs, name = record["inputs"], EXPECTED
+    while name in inputs:
+        name += "_"
+    expected = record.get("expectations") or record.get("outputs")
+    labels = {} if expected is None else {name: expected}
+    return dspy.Example(**inputs, **labels).with_inputs(*inputs)
+
+
+def _key(inputs: Mapping[str, Any]) -> str:
+    return json.dumps(dict(inputs), sort_keys=True, default=repr)
+
+
+def _metric(_example: Any, prediction: Any, _trace: Any = None) -> dspy.Prediction:
+    """The score of MLflow's scorers, their rationales, and the score of each."""
+    result = prediction.evaluation
+    if result.score is None:
+        raise MetricError(f"scorers={None}: pass scorers, which say what is better.")
+    feedback = "\n".join(f"{name}: {why}" for name, why in result.rationales.items() if why)
+    objectives = dict(result.individual_scores)
+    return dspy.Prediction(score=result.score, feedback=feedback, objectives=objectives)
