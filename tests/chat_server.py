@@ -25,9 +25,10 @@ YES = chat(answer="yes")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is done to one request: a status and its headers, or one of three in words.
+    """What is done to one request: a status and its headers, or one of four in words.
 
-    It is "reset"; "cut" in the middle of its answer; or "late", by `delay_s` at most.
+    It is "reset"; "cut" in the middle of its answer; answered by a "page" with status 200; or
+    "late", by `delay_s` at most.
     """
 
     status: int | str
@@ -146,10 +147,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(fault.status, {"error": error}, **headers)
         else:
             answer = self.server.completion(body, arrival.prompt)
+            answer = "<html>Bad gateway</html>" if fault.status == "page" else answer
             self._send(200, answer, is_cut=fault.status == "cut")
 
     def _send(self, status: int, answer: Any, is_cut: bool = False, **headers: str) -> None:
-        content = json.dumps(answer).encode()
+        content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
         self.send_response(status)
         lengths = {"Content-Type": "application/json", "Content-Length": str(len(content))}
         for name, value in (lengths | headers).items():

@@ -151,6 +151,16 @@ def test_a_call_costs_what_dspy_knows_of_its_price_and_an_answer_from_the_cache_
     lm.close()
 
 
+def test_an_engine_that_names_a_listed_model_is_paid_by_its_tokens() -> None:
+    ledger = Ledger(Budget(max_cost=9.0))
+    lm = dspy.LM("openai/gpt-4o-mini", engine=FixedEngine(YES), cache=False, max_tokens=1000)
+    meter = Meter(ledger)
+    metered(lm.copy(), meter)("why?")
+    with dspy.context(**watching(CallWatcher(meter))):  # as an adapter calls a second LM
+        lm("why?")
+    assert meter.usage.cost_usd == ledger.cost == pytest.approx(2 * (7 * 0.15e-6 + 3 * 0.60e-6))
+
+
 def take_metric_calls(ledger: Ledger, n: int) -> None:
     for _ in range(n):
         ledger.take_metric_call()
@@ -237,7 +247,7 @@ def test_what_a_failed_call_of_such_an_lm_cost_is_not_known_unless_it_was_refuse
         pytest.raises(dspy.LMError),
     ):
         lm("why?")
-    assert (ledger.n_lm_calls, ledger.cost > 0.0) == (1, is_paid)
+    assert (ledger.n_lm_calls, ledger.cost > 0.0) == (is_paid, is_paid)
 
 
 class StatusError(Exception):

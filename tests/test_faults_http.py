@@ -5,12 +5,13 @@ changes, every request is counted, and nothing recorded is asked again.
 """
 
 import re
+from collections import Counter
 from typing import Any
 
 import dspy
 import pytest
 from chat_server import ChatServer, Fault, Plan, in_turn, server
-from runs import learned, learned_in, library_texts, n_calls, polite_rules
+from runs import ADVICE, learned, learned_in, library_texts, n_calls, polite_rules
 from scripted import EXTRACT, UPDATE
 
 from tfgrpo_dspy import NoGate
@@ -27,6 +28,8 @@ PASSING = {
     "reset": Fault("reset"),
     "cut answer": Fault("cut"),
     "late": Fault("late", delay_s=0.2),
+    "a page": Fault("page"),
+    "not ready": Fault(400, "The model is loading."),
 }
 PLACES = {"a rollout": "question 1", "a lesson": EXTRACT, "an update": UPDATE}
 HITS = [
@@ -76,7 +79,10 @@ def test_a_fault_that_passes_changes_nothing_and_every_request_is_counted(
     assert len(first) == 2 or place == "an update"
     assert what_was_learned(program) == undisturbed
     assert program.detailed_results.failures == {}
-    assert n_calls(program) == len(server.arrivals)
+    n_refused = sum(
+        arrival.fault.status in (400, 429) for arrival in server.arrivals if arrival.fault
+    )
+    assert n_calls(program) == len(server.arrivals) - n_refused
     n_unanswered = sum(not arrival.was_answered for arrival in server.arrivals)
     assert n_calls(program, "n_failed_calls") == n_unanswered
 
@@ -105,3 +111,56 @@ def test_a_prompt_that_is_too_long_is_a_failed_rollout_and_is_not_tried_again(
     failed = [arrival for arrival in server.arrivals if arrival.fault]
     assert [arrival.attempt for arrival in failed] == [0] * len(failed)
     assert program.detailed_results.failures == {"program": len(failed)}
+
+
+def test_all_calls_wait_for_a_rate_limit_and_a_refused_request_is_no_call(
+    server: ChatServer, undisturbed: Any
+) -> None:
+    refused = [Fault(429, "Slow down.", "rate_limit_exceeded")] * NUM_THREADS
+    program = run(server, in_turn(None, None, *refused))
+    first, *_, last = [arrival.at_s for arrival in server.arrivals if arrival.fault]
+    later = [arrival.at_s for arrival in server.arrivals if arrival.at_s > last]
+    assert min(later) - first > 0.9
+    assert what_was_learned(program) == undisturbed
+    n_answered = sum(arrival.was_answered for arrival in server.arrivals)
+    assert n_calls(program) == n_answered
+    assert f"{len(server.arrivals) - n_answered} requests failed or were refused" in str(
+        program.detailed_results
+    )
+
+
+def test_advice_whose_prompts_the_provider_refuses_is_dropped_and_the_page_says_so(
+    server: ChatServer,
+) -> None:
+    def plan(_number: int, prompt: str) -> Fault | None:
+        is_bad = ADVICE in prompt and not re.search(f"{EXTRACT}|{UPDATE}", prompt)
+        return Fault(400, "The prompt was filtered.", "content_filter") if is_bad else None
+
+    given = {"max_lm_calls": 200, "gate": None, "epochs": None, "max_demos": 0}
+    program = run(server, plan, **given)
+    assert library_texts(program) == []
+    assert re.search(
+        r"the provider refused (\d+) of \1 prompts with it", str(program.detailed_results)
+    )
+
+
+def test_what_a_passing_fault_leaves_missing_is_made_once_more_and_then_left_out_of_both(
+    server: ChatServer,
+) -> None:
+    asked: Counter[str] = Counter()
+
+    def plan(_number: int, prompt: str) -> Fault | None:
+        """Validation question 103 never works for the result, 105 the first time only."""
+        found = re.search(r"question (103|105)\b", prompt)
+        if not found or ADVICE not in prompt:
+            return None
+        asked[found[1]] += 1
+        return Fault(503) if found[1] == "103" or asked["105"] == 1 else None
+
+    server.rules, server.plan = polite_rules(), plan
+    lm = server.lm(api_key=KEY, temperature=1.0)
+    results = learned(lm=lm, gate=NoGate(), epochs=1).detailed_results
+    lm.close()
+    assert asked == {"103": 2, "105": 2}
+    assert (results.student.n, results.student.n_failed) == (11, 1)
+    assert (results.best.n, results.best.n_failed) == (11, 1)

@@ -149,14 +149,16 @@ def test_what_passes_is_tried_again_changes_nothing_and_is_counted() -> None:
     assert len(engine.hit) >= len(PASSING)
     assert updates_of(program) == undisturbed
     assert program.detailed_results.failures == {}
-    assert n_calls(program) == len(engine.prompts)
+    assert len(engine.spared) < n_calls(program) < len(engine.prompts)  # refused are no calls
     assert n_calls(program, "n_failed_calls") == len(engine.hit)
 
 
 def test_an_lm_that_its_user_forbade_to_retry_is_not_retried() -> None:
     engine = Faulty(some_first, PASSING["5xx"])
     program = learned(lm=faulty_lm(engine, num_retries=0))
-    assert set(engine.attempts.values()) == {1}
+    of_training = [p for p in engine.attempts if not re.search(r"question 1\d\d", p.user)]
+    assert {engine.attempts[prompt] for prompt in of_training} == {1}
+    assert max(engine.attempts.values()) == 2  # what a comparison misses is made once more
     assert program.detailed_results.failures["provider"] > 0
 
 
@@ -164,7 +166,7 @@ def test_what_does_not_pass_for_long_is_given_up_and_costs_its_rollout_only() ->
     engine = Faulty(lambda prompt, _n: "question 104" in prompt.user, of_openai(429, "0.01"))
     program = learned(lm=faulty_lm(engine))
     results = program.detailed_results
-    assert engine.attempts.most_common(1)[0][1] == 9  # the first, and eight retries
+    assert engine.attempts.most_common(1)[0][1] == 2 * 9  # eight retries, and all once more
     assert results.student.n == results.best.n == N_VALIDATION - 1
     assert results.student.n_failed == 1
     assert library_texts(program) == [ADVICE]

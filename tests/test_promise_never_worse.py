@@ -116,10 +116,10 @@ def test_the_program_scores_more_than_the_student_on_what_both_were_measured_or_
         assert len(places) >= 10
         pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if None not in (a, b)]
         assert sum(a for a, _ in pairs) > sum(b for _, b in pairs)
-        both = zip(
-            ours, theirs, strict=True
-        )  # without a score where the student has one: the lowest
-        ours = [0.0 if a is None and b is not None else a for a, b in both]
+        both = [
+            pair if None not in pair else (None, None) for pair in zip(ours, theirs, strict=True)
+        ]
+        ours, theirs = [a for a, _ in both], [b for _, b in both]
     results = optimized.detailed_results
     assert figures(results.best) == figures(ScoreSummary.of(ours))
     assert figures(results.student) == figures(ScoreSummary.of(theirs))

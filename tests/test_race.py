@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfgrpo_dspy.gate.race import Race, scored
+from tfgrpo_dspy.gate.race import Race
 
 
 def race_of(*parts: str, n_examples: int = 40, mean: float = 0.05, sd: float = 0.05) -> Race:
@@ -82,7 +82,6 @@ def test_a_small_gain_that_training_shows_too_is_believed() -> None:
         (race_of("a", mean=0.5, sd=0.01, n_examples=10), lambda _c, i: float(i % 2), None),
         (race_of("a", sd=0.01), lambda c, i: float(i % 2 or (c == 1 and i == 3)), None),
         (race_of("a", mean=0.4, sd=0.01), with_chances(0.8, 0.7), 20),
-        (race_of("a"), lambda c, i: 0.5 if c == 0 else None if i % 3 else 0.8, None),
         (race_of("a"), lambda c, i: None if c == 0 and i % 2 else 0.5, None),
     ],
     ids=[
@@ -90,7 +89,6 @@ def test_a_small_gain_that_training_shows_too_is_believed() -> None:
         "a draw, however sure training was",
         "a gain that may be luck",
         "worse on validation, however good it was in training",
-        "answers that only the candidate cannot give a score for count against it",
         "examples where only the student has no score do not count",
     ],
 )
@@ -98,12 +96,6 @@ def test_the_student_is_returned_where_nothing_beats_it(
     race: Race, score: Callable[[int, int], float | None], budget: int | None
 ) -> None:
     assert run(race, score, budget)[0] == 0
-
-
-def test_a_failing_rival_gets_what_a_failure_of_the_student_counts() -> None:
-    of_rival = {0: 1.0, 1: 0.5, 2: None}
-    scores = {(0, i): 1.0 for i in of_rival} | {(1, i): score for i, score in of_rival.items()}
-    assert scored(scores) == scores | {(1, 2): 0.0}
 
 
 def test_a_budget_for_no_pair_measures_nothing_and_returns_the_student() -> None:

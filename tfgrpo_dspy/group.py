@@ -128,8 +128,8 @@ def floored(
     def score_of(rollout: Rollout) -> float | None:
         if rollout.failure is None or rollout.score is not None:
             return rollout.score
-        kind = rollout.failure.kind
-        is_low = kind.counts_against_advice if for_advice else kind.is_programs_own
+        failure = rollout.failure
+        is_low = failure.counts_against_advice if for_advice else failure.kind.is_programs_own
         return floor if is_low else None
 
     return [*map(score_of, rollouts)]

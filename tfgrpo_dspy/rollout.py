@@ -68,13 +68,22 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a rollout has no outputs, or no score."""
+    """Why a rollout has no outputs, or no score.
+
+    `refuses_prompt`: the provider did not fail, but refused what it was sent.
+    """
 
     kind: FailureKind
     message: str
+    refuses_prompt: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", FailureKind(self.kind))
+
+    @property
+    def counts_against_advice(self) -> bool:
+        """Whether advice may be to blame: then it counts as the lowest score of a rollout."""
+        return self.refuses_prompt or self.kind.counts_against_advice
 
 
 DECIMALS = 12
@@ -86,7 +95,7 @@ class Usage:
     """What LM calls have cost: `cost_usd` is what DSPy knows of it (0.0 where no price is known).
 
     `n_cached_calls` answers came from DSPy's cache and were free; they are not in `n_lm_calls`.
-    `n_failed_calls` ended in a provider's error.
+    `n_failed_calls` ended in a provider's error; those that it refused are no calls.
     """
 
     n_lm_calls: Count = 0

@@ -13,11 +13,15 @@ MORE_ROOM = 4  # times as many tokens, where an answer was cut before anything c
 
 @dataclass(frozen=True, slots=True)
 class RawAnswer:
-    """The text of an answer, that of a refusal; `is_cut`: it ends where the LM had no more room."""
+    """The text of an answer, that of a refusal; `is_cut`: it ends where the LM had no more room.
+
+    `is_filtered`: a content filter of the provider held it back, or a part of it.
+    """
 
     text: str
     is_cut: bool
     refusal: str = ""
+    is_filtered: bool = False
 
 
 _WATCHED: ContextVar[list[RawAnswer] | None] = ContextVar("tfgrpo_raw_answers", default=None)
@@ -37,7 +41,7 @@ def raw_answers() -> Iterator[list[RawAnswer]]:
 def note_answer(call: Call) -> None:
     """Keep the answer of a call for who waits for it."""
     if (seen := _WATCHED.get()) is not None:
-        seen.append(RawAnswer(call.text, call.is_cut, call.refusal))
+        seen.append(RawAnswer(call.text, call.is_cut, call.refusal, call.is_filtered))
 
 
 def more_room(lm: Any) -> dict[str, int]:

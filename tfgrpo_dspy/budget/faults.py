@@ -20,6 +20,7 @@ FATAL = (
     dspy.LMUnsupportedModelError,
     dspy.LMConfigurationError,
 )
+TIMED_OUT, TOO_MANY = 408, 429
 TOO_LARGE, MAYBE_TOO_LARGE = 413, (400, 422)
 """HTTP statuses of a request that is too large: that alone, and those of any request refused."""
 UNLIKE_A_REFUSAL = (*FATAL[:3], dspy.LMRateLimitError, dspy.LMTimeoutError, dspy.LMTransportError)
@@ -34,7 +35,15 @@ def is_passing(error: BaseException) -> bool:
     cause = _foreign_cause(error)
     if dspy.is_retryable_lm_error(error) or isinstance(cause, ConnectionError | TimeoutError):
         return True
-    return _status(error) in PASSING_STATUS or type(cause).__name__ in PASSING_NAMES
+    if _status(error) in PASSING_STATUS or type(cause).__name__ in PASSING_NAMES:
+        return True
+    is_no_reply = type(error) is dspy.LMProviderError and _status(error) in (None, 200)
+    return is_no_reply or bool(re.search(r"\b(loading|overloaded)\b", str(error), re.IGNORECASE))
+
+
+def refuses_prompt(error: BaseException) -> bool:
+    """Whether the provider refused what it was sent, and nothing else is known to be the reason."""
+    return _status(error) in MAYBE_TOO_LARGE and not is_passing(error)
 
 
 def is_fatal(error: dspy.LMError) -> bool:
@@ -63,6 +72,18 @@ def may_be_too_long(error: BaseException, n_characters: int) -> bool:
     is_filtered = getattr(error, "provider_code", None) == "content_filter"  # whatever its length
     may_be = n_characters > LEAST_CHARACTERS and not is_filtered
     return may_be and _status(error) in MAYBE_TOO_LARGE
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether the provider did nothing but refuse the request, which nobody bills then."""
+    status = _status(error)
+    is_clients = isinstance(status, int) and 400 <= status < 500 and status != TIMED_OUT
+    return is_clients or isinstance(error, dspy.LMRateLimitError)
+
+
+def is_rate_limit(error: BaseException) -> bool:
+    """Whether there were too many requests."""
+    return isinstance(error, dspy.LMRateLimitError) or _status(error) == TOO_MANY
 
 
 def is_unanswered(error: BaseException) -> bool:

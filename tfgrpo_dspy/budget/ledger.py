@@ -1,7 +1,9 @@
 """The limits of a run: each call and its dollars are taken here before it is made."""
 
+import logging
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
@@ -11,6 +13,8 @@ from tfgrpo_dspy.budget.clock import Clock
 from tfgrpo_dspy.errors import Raised, RunStopped, TrainingCut
 from tfgrpo_dspy.rollout import DECIMALS
 from tfgrpo_dspy.user_code import NOT_WANTED, check_wanted
+
+logger = logging.getLogger(__name__)
 
 REFUSALS = {"max_cost": "could be exceeded by the next call"}  # of others: "is used up"
 LENT_SHARE = 0.5  # of the dollars that are kept for the end
@@ -26,6 +30,7 @@ class Budget:
     max_minutes: float | None = None
 
 
+LONGEST_WAIT_S = 60.0  # after a refusal, where the provider says nothing
 NOTHING = Budget(0, 0, 0.0, 0.0)
 
 
@@ -82,6 +87,7 @@ class Ledger:
         self._lock = threading.RLock()
         self.clean: Callable[[str], str] = str  # takes secrets out of why the run ends
         self.waits_until = 0.0  # by the clock, as the log has said of a refused call
+        self._pauses: dict[str, tuple[int, float]] = {}  # by model: how many in a row, until when
         self._stopping = threading.Event()
 
     @property
@@ -327,6 +333,27 @@ class Ledger:
     def seconds_kept(self) -> float:
         """How much of `max_minutes` is kept for the end."""
         return 60 * (self._reserve.max_minutes or 0.0)
+
+    def pause(self, model: str, seconds: float | None) -> None:
+        """Let all calls of a model wait so long; None: a second, and each time twice as long."""
+        with self._lock:
+            n, until = self._pauses.get(model, (0, 0.0))
+            now = time.monotonic()
+            if seconds is None and now < until:
+                return
+            seconds = min(LONGEST_WAIT_S, 2.0**n) if seconds is None else seconds
+            self._pauses[model] = n + 1, max(until, now + seconds)
+        if seconds >= 1 and not n:
+            logger.warning("%s has too many requests: all wait for %.0f s", model, seconds)
+
+    def is_paused(self, model: str) -> bool:
+        """Whether calls of the model wait."""
+        return time.monotonic() < self._pauses.get(model, (0, 0.0))[1]
+
+    def end_pauses(self, model: str) -> None:
+        """Note that the model answers again."""
+        if model in self._pauses:
+            self._pauses[model] = 0, self._pauses[model][1]
 
     def wait(self, seconds: float) -> None:
         """Wait so long, or until the run ends. Raises RunStopped."""

@@ -23,14 +23,17 @@ from tfgrpo_dspy.budget.answers import note_answer
 from tfgrpo_dspy.budget.faults import (
     is_fatal,
     is_passing,
+    is_rate_limit,
+    is_refused,
     is_too_long,
     is_unanswered,
     may_be_too_long,
     named_in,
+    refuses_prompt,
     retry_after,
 )
-from tfgrpo_dspy.budget.ledger import Ledger, Reservation, Sampled
-from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Prices, price_of
+from tfgrpo_dspy.budget.ledger import LONGEST_WAIT_S, Ledger, Reservation, Sampled
+from tfgrpo_dspy.budget.prices import Prices, price_of, token_price
 from tfgrpo_dspy.dspy_seam import Call, as_instance_of, caller, sent
 from tfgrpo_dspy.errors import RunStopped, described, sentence
 from tfgrpo_dspy.experience.programs import HEADER
@@ -47,7 +50,6 @@ ATTEMPT: ContextVar[list[Usage] | None] = ContextVar("tfgrpo_attempt", default=N
 """What the attempt that this thread makes has used, by DSPy's history."""
 MIN_RETRIES = 8  # an LM that may retry at all (`num_retries` above 0) retries at least so often
 FIRST_WAIT_S = 0.02
-LONGEST_WAIT_S = 60.0
 SAID_FROM_S = 1.0  # shorter waits are not logged
 SAMPLING = ("temperature", "seed")  # what the optimizer sets; left out in this order if refused
 LOGGED_BYTES = 300  # of a refusal
@@ -87,7 +89,10 @@ class Meter:
         return self
 
     def take(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation | None:
-        """Reserve what a call may need; None if it is not left now. Raises RunStopped."""
+        """Reserve what a call may need; None: not now. Raises RunStopped."""
+        if self.ledger.is_paused(str(lm.model)):
+            self.ledger.check()
+            return None
         n = int(kwargs.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
         cost = 0.0
         if self.ledger.budget.max_cost is not None:
@@ -117,9 +122,13 @@ class Meter:
                 self.count(Usage(n_calls))
         except dspy.LMError as error:
             if self._leaves_out(lm, kwargs, error):
-                cost = 0.0
+                n_calls, cost = 0, 0.0
                 raise ParameterRefusedError from error
-            self.count(Usage(n_calls, n_failed_calls=n_calls))
+            if is_rate_limit(error):
+                asked = retry_after(error)
+                self.ledger.pause(str(lm.model), asked and min(asked, LONGEST_PAUSE_S))
+            n_calls = 0 if is_refused(error) else n_calls
+            self.count(Usage(n_calls, n_failed_calls=taken.n_calls))
             cost = cost if is_unanswered(error) else 0.0
             if is_fatal(error):
                 self.ledger.raised.note(error)
@@ -151,10 +160,11 @@ class Meter:
             return True
         return False
 
-    def answered(self, entry: Mapping[str, Any]) -> None:
-        """Count a call by its entry in DSPy's history."""
+    def answered(self, entry: Mapping[str, Any], lm: Any) -> None:
+        """Count a call of the LM by its entry in DSPy's history."""
         call = Call.of(entry)
-        usage = self.usage_of(call)
+        usage = self.usage_of(call, lm)
+        self.ledger.end_pauses(str(lm.model))
         used = ATTEMPT.get()
         if used is not None:
             used.append(usage)
@@ -189,7 +199,9 @@ class Meter:
                 if isinstance(error, dspy.ContextWindowExceededError):
                     raise
                 raise dspy.ContextWindowExceededError(model=model, message=error.message) from error
-            self.provider_failure = Failure(FailureKind.PROVIDER, self._message(error, lm))
+            self.provider_failure = Failure(
+                FailureKind.PROVIDER, self._message(error, lm), refuses_prompt(error)
+            )
             raise
         if sent:
             longest = self.ledger.longest_answered
@@ -230,15 +242,15 @@ class Meter:
         """What all calls together have cost."""
         return sum(self._used, start=Usage())
 
-    def usage_of(self, call: Call) -> Usage:
-        """What a call has cost."""
+    def usage_of(self, call: Call, lm: Any) -> Usage:
+        """What a call of the LM has cost: what DSPy says, or its tokens at a known price."""
         if call.is_cached:
             return Usage(n_cached_calls=call.n_answers)
         cost = call.cost or 0.0
-        if call.model in self.prices:
-            prompt, completion = self.prices[call.model]
-            dollars = call.prompt_tokens * prompt + call.completion_tokens * completion
-            cost = dollars / TOKENS_IN_A_PRICE
+        if call.cost is None or call.model in self.prices:
+            price = token_price(lm, self.prices)
+            if not isinstance(price, str):
+                cost = call.prompt_tokens * price.prompt + call.completion_tokens * price.completion
         return Usage(
             n_lm_calls=call.n_answers,
             prompt_tokens=call.prompt_tokens,
@@ -327,7 +339,7 @@ class _Metered:
         }
 
     def update_history(self, entry: dict[str, Any]) -> None:
-        self.tfgrpo_meter.answered(entry)
+        self.tfgrpo_meter.answered(entry, self)
         if self.tfgrpo_meter.keeps_history:
             super().update_history(entry)  # type: ignore[misc]
 
@@ -341,7 +353,10 @@ class _Metered:
 
 def _seconds_until_the_next(state: tenacity.RetryCallState) -> float:
     """The pause that the provider asks for, or twice the last one, at random around that."""
-    asked = retry_after(state.outcome.exception() if state.outcome else None)
+    error = state.outcome.exception() if state.outcome else None
+    if error is not None and is_rate_limit(error):
+        return 0.0  # `Meter.take` waits
+    asked = retry_after(error)
     if asked is not None:
         return min(asked, LONGEST_PAUSE_S)
     longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (state.attempt_number - 1))

@@ -8,7 +8,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget.faults import is_unanswered
+from tfgrpo_dspy.budget.faults import is_refused, is_unanswered
 from tfgrpo_dspy.budget.ledger import Reservation
 from tfgrpo_dspy.budget.meter import ATTEMPT, POLL_S, Meter, is_metered, metered
 from tfgrpo_dspy.dspy_seam import ACTIVE_CALL_ID, BaseCallback, Call, watching
@@ -40,7 +40,7 @@ class CallWatcher(BaseCallback):
     def __init__(self, meter: Meter) -> None:
         self.history = _Entries(self._note)
         self._meter = meter
-        self._open: dict[str, Reservation] = {}
+        self._open: dict[str, tuple[Any, Reservation]] = {}
         self._entries: dict[str, Any] = {}
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ class CallWatcher(BaseCallback):
         with self._meter.noting(instance):
             while (taken := self._meter.take(instance, args, kwargs or inputs)) is None:
                 self._meter.ledger.wait(POLL_S)
-        self._open[call_id] = taken
+        self._open[call_id] = instance, taken
 
     def _note(self, entry: Any) -> None:
         if (call_id := ACTIVE_CALL_ID.get()) in self._open:
@@ -63,7 +63,7 @@ class CallWatcher(BaseCallback):
         """Count a call that was made unasked. Raises RunStopped: it was one too many."""
         meter, call = self._meter, Call.of(entry)
         model = call.model or "an LM"
-        ledger, used = meter.ledger, meter.usage_of(call)
+        ledger, used = meter.ledger, meter.usage_of(call, SimpleNamespace(model=model))
         meter.count(used)
         if not used.n_lm_calls:
             return
@@ -87,16 +87,17 @@ class CallWatcher(BaseCallback):
         exception: BaseException | None = None,
     ) -> None:
         """Settle the call by its entry; without one, by its error."""
-        if (taken := self._open.pop(call_id, None)) is None:
+        if call_id not in self._open:
             return
+        lm, taken = self._open.pop(call_id)
         if (entry := self._entries.pop(call_id, None)) is not None:
-            used = self._meter.usage_of(Call.of(entry))
+            used = self._meter.usage_of(Call.of(entry), lm)
             cost = used.cost_usd or (taken.cost if used.n_lm_calls else 0.0)
         else:
-            is_refused = isinstance(exception, dspy.LMError) and not is_unanswered(exception)
-            cost = 0.0 if is_refused else taken.cost
-            n_failed = taken.n_calls if exception else 0
-            used = Usage(taken.n_calls, n_failed_calls=n_failed, cost_usd=cost)
+            n, cost = taken.n_calls, taken.cost
+            if isinstance(exception, dspy.LMError):
+                n, cost = n * (not is_refused(exception)), cost * is_unanswered(exception)
+            used = Usage(n, n_failed_calls=taken.n_calls * bool(exception), cost_usd=cost)
         self._meter.count(used)
         self._meter.ledger.settle(taken, used.n_lm_calls, cost)
 

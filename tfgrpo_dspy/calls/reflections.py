@@ -235,8 +235,7 @@ class ReflectionClient:
         if language_models(module):
             module = copy_program(module, own_copy)
         settings = {"lm": own_copy(self._lm), "adapter": self._adapter}
-        if ledger.limits_lm_calls:  # for LMs that a module calls but does not hold
-            settings |= watching(CallWatcher(meter))
+        settings |= watching(CallWatcher(meter))  # for LMs that a module calls but does not hold
         tags = [*inputs, question.output] if isinstance(self._adapter, dspy.XMLAdapter) else []
         shown = {k: as_input(v, tags) if isinstance(v, str) else v for k, v in inputs.items()}
         if images := shown.pop(IMAGES, None):  # behind what is escaped and shortened

@@ -16,7 +16,6 @@ import numpy as np
 from scipy.special import ndtr
 
 from tfgrpo_dspy.gate.model import above_zero
-from tfgrpo_dspy.scores import NO_SCORES
 
 FIRST_ROUND, ROUND = 10, 5
 """How many examples are measured in the first round, and in each further one."""
@@ -31,20 +30,6 @@ DIFFERENCE_SD, DIFFERENCE_COUNT = 0.5, 4.0
 
 Scores = Mapping[tuple[int, int], float | None]
 """By candidate and example; None where the rollout has no score."""
-
-
-def scored(scores: Scores) -> Scores:
-    """The scores; where the student has a score and a rival has none, the rival gets the lowest.
-
-    That is the lowest score of all, or of a failure of the student if that is lower: what the rival
-    has more than the student may be the cause.
-    """
-    of_student = NO_SCORES.including(score for (c, _), score in scores.items() if c == 0)
-    floor = min(of_student.failure_score, NO_SCORES.including(scores.values()).lowest)
-    return {
-        (c, i): floor if score is None and scores.get((0, i)) is not None else score
-        for (c, i), score in scores.items()
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +101,9 @@ class Race:
         return float(ndtr(mean / sd))
 
     def differences(self, candidate: int, other: int, scores: Scores) -> np.ndarray:
-        """Scores of one candidate minus the other's, where both have one, if only by `scored`."""
-        score_by_rollout = scored(scores)
+        """Scores of one candidate minus the other's, where both have one."""
         pairs = (
-            (score_by_rollout.get((candidate, i)), score_by_rollout.get((other, i)))
-            for i in range(self.n_examples)
+            (scores.get((candidate, i)), scores.get((other, i))) for i in range(self.n_examples)
         )
         return np.array([a - b for a, b in pairs if a is not None and b is not None])
 

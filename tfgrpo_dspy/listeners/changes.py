@@ -1,5 +1,6 @@
 """What an update changed in the library, and the rollouts that each text was learned from."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
@@ -14,6 +15,7 @@ from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.wording import WORD, shortened
 
 MOST_COMPARISONS = 2  # of a text
+MANY_REFUSED = 0.8  # of the prompts with an advice, for it to be named as the reason
 PUNCTUATION = ".,;:!?()\"'"
 INPUT_BYTES, OUTPUT_TOKENS, FEEDBACK_BYTES = 210, 150, 210  # how long they are shown
 
@@ -23,6 +25,8 @@ class Changes:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = tuple(texts)
+        self._shown, self._refused = Counter[Advice](), Counter[Advice]()
+        """How many rollouts had an advice, and of how many the provider refused the prompt."""
         self._comparisons: dict[Advice, tuple[Comparison, ...]] = {}
         """By text and scope: a modified text may become that of an experience updates later."""
 
@@ -35,6 +39,11 @@ class Changes:
         decision: Decision,
     ) -> tuple[Change, ...]:
         """What the decision on the lessons of these groups changed, by id."""
+        for sampled in groups:
+            for one, rollout in zip(sampled.additions, sampled.group.all_rollouts, strict=True):
+                self._shown.update(experience.advice for experience in one.library)
+                if rollout.failure is not None and rollout.failure.refuses_prompt:
+                    self._refused.update(experience.advice for experience in one.library)
         compared, after = self.compared(proposed.operations, groups, lessons), decision.library
         taken = {each.advice for each in after}  # under an id of the gate's, which may be another
         added: dict[str, Advice] = {}
@@ -53,6 +62,9 @@ class Changes:
                     comparisons = self._comparisons.get(advice, ())
                     changes.append(Change("born", id_, text, scope, comparisons=comparisons))
                 reason = decision.dropped.get(id_, "the reflection LM deleted it")
+                n, n_shown = self._refused[advice], self._shown[advice]
+                if n >= MANY_REFUSED * n_shown > 0:
+                    reason = f"the provider refused {n} of {n_shown} prompts with it; {reason}"
                 changes.append(Change("dropped", id_, text, scope, reason))
         return tuple(changes)
 

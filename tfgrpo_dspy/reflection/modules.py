@@ -73,6 +73,8 @@ class _ReflectionModule(dspy.Module):
             answer, first = _read(ask, signature, accepted)
             if answer:
                 return dspy.Prediction(**answer, parse_failures=0)
+            if first.is_filtered:  # asked again, it would be again
+                return dspy.Prediction(parse_failures=1, unread=FILTERED)
             field = dspy.InputField(desc="why your previous answer could not be used")
             corrected = signature.append("correction", field, type_=str)
             accepted["correction"] = _correction(signature, first.is_cut)
@@ -83,6 +85,9 @@ class _ReflectionModule(dspy.Module):
         n_failures = 1 if answer else 2
         unread = (first.text or first.refusal)[:SHOWN_UNREAD]
         return dspy.Prediction(**answer, parse_failures=n_failures, unread=unread)
+
+
+FILTERED = "a content filter of the provider held the answer back"
 
 
 def _read(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], RawAnswer]:

@@ -245,6 +245,8 @@ def costs(usage: Mapping[str, Usage], reflections: Sequence[str], n_metric_calls
             n_calls, n_tokens = f"{spent.n_lm_calls:,}", f"{spent.n_tokens:,}"
             rows.append([name, n_calls, n_tokens, _dollars(spent)])
     title = f"Costs, and {counted(n_metric_calls, 'call')} of the metric"
+    if n_failed := total(usage, usage).n_failed_calls:
+        title += f"; {counted(n_failed, 'request')} failed or were refused"
     return Section(title, rows, ["", "LM calls", "tokens", "dollars"])
 
 

@@ -10,12 +10,12 @@ from typing import Any
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.gate.race import Scores, scored
+from tfgrpo_dspy.gate.race import Scores
 from tfgrpo_dspy.group import floored
 from tfgrpo_dspy.listeners.board_rows import example_rows, rollout_row
 from tfgrpo_dspy.results.records import UNBOUNDED, ExampleScores, Gain, Scale, ScoreSummary
 from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow, objective_means
-from tfgrpo_dspy.rollout import Rollout, rollout_id_for
+from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.examples import Example
@@ -84,8 +84,14 @@ class Measurements:
                     await task
                 done += n
 
+        async def every_and_again() -> None:
+            await every()
+            for k in [k for k, one in rollout_of.items() if _is_passing(one)]:  # once more
+                del self._made[pairs[k]]
+                await make(k)
+
         try:
-            self._calls.loop.run(every())
+            self._calls.loop.run(every_and_again())
         finally:
             cut = {place for k, (_, place) in enumerate(pairs) if k not in rollout_of}
             kept = [k for k, (_, place) in enumerate(pairs) if place < min(cut, default=math.inf)]
@@ -126,13 +132,19 @@ class Measurements:
             self._calls.report.progress.show_scores(student=means[0], result=result)
 
     def scores(self) -> Scores:
-        """The score that each rollout counts with, by `floored` and the training scores."""
-        scores = floored([*self._rollouts.values()], self._score_range)
-        return dict(zip(self._rollouts, scores, strict=True))
+        """The score that each rollout counts with, by `floored` and the training scores.
+
+        What a candidate has more than the student may be the cause of its failures.
+        """
+        rollouts = [*self._rollouts.values()]
+        of_student = floored(rollouts, self._score_range)
+        of_rival = floored(rollouts, self._score_range, for_advice=True)
+        triples = zip(self._rollouts, of_student, of_rival, strict=True)
+        return {pair: rival if pair[0] else student for pair, student, rival in triples}
 
     def scores_of(self, candidate: int) -> ExampleScores:
-        """The candidate's scores by `scored`, in the order of the measurement."""
-        return [score for (c, _), score in scored(self.scores()).items() if c == candidate]
+        """The candidate's scores, in the order of the measurement."""
+        return [score for (c, _), score in self.scores().items() if c == candidate]
 
     @property
     def scale(self) -> Scale:
@@ -184,6 +196,18 @@ class Measurements:
     def outcome(self, place: int) -> dict[str, Any]:
         """The mean scores of the student and of this candidate, and the gain."""
         before, after = self.scores_of(0), self.scores_of(place)
+        if len(before) == len(after):  # what one of them has no score on is left out of both
+            pairs = [
+                (a, b) if None not in (a, b) else (None, None)
+                for a, b in zip(before, after, strict=True)
+            ]
+            before, after = [a for a, _ in pairs], [b for _, b in pairs]
         scale = self.scale
         student, best = ScoreSummary.of(before, scale), ScoreSummary.of(after, scale)
         return {"student": student, "best": best, "gain": Gain.between(before, after, scale)}
+
+
+def _is_passing(rollout: Rollout) -> bool:
+    """Whether it failed by no fault of the program, so that it may go well the next time."""
+    failure = rollout.failure
+    return failure is not None and failure.kind in (FailureKind.PROVIDER, FailureKind.WORKER)

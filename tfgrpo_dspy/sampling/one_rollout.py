@@ -294,7 +294,8 @@ def _scored(
         failure = Failure(kind, str(error))
     meter.check()
     if hidden := meter.provider_failure:  # where the metric hid it, what it returned is no score
-        failure = replace(hidden, message=f"the metric's LM failed: {hidden.message}")
+        message = f"the metric's LM failed: {hidden.message}"
+        failure = replace(hidden, message=message, refuses_prompt=False)
     of_predictors = {
         name: with_values(text, task.example, prediction)
         for name, text in feedback.items()
