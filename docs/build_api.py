@@ -2,7 +2,7 @@
 
 The tool is pdoc. Its warnings, such as one about a type that cannot be resolved, are errors here.
 The folder is `build/api` by default, and begins with `index.html`. `python docs/build_api.py
---arguments` writes the page of all arguments, docs/arguments.md.
+--arguments` writes all arguments at the end of docs/settings.md.
 """
 
 import argparse
@@ -84,23 +84,22 @@ def build(folder: Path) -> None:
         path.write_bytes(text.encode())
 
 
-ARGUMENTS = """\
-# All arguments and defaults
-
-Most people set a metric, one limit (`max_lm_calls`, `max_cost`, ...) and `log_dir`; the rest is
-derived. None as a default means: derived, no limit, or nothing. `optimizer.estimate(...)` shows
-what is derived for your program and data ([budgets and schedule](budgets-and-schedule.md)). This
-page is made from the code: `python docs/build_api.py --arguments`.
+HEADING = "## All arguments\n"
+ARGUMENTS = f"""{HEADING}
+None as a default means: derived, no limit, or nothing. This table is made from the code by `python
+docs/build_api.py --arguments`.
 """
 
 
-def arguments_page() -> str:
-    """The Markdown page of all arguments, from signatures and docstrings."""
+def page_with_arguments(page: str) -> str:
+    """The page of settings, which ends with all arguments, from signatures and docstrings."""
     package = importlib.import_module("tfgrpo_dspy")
-    parts = [ARGUMENTS]
+    parts = [page.partition(HEADING)[0] + ARGUMENTS]
     for kind in (package.TrainingFreeGRPO, package.Reflection, package.Execution):
         known = dict(_documented_arguments(inspect.getdoc(kind) or ""))
-        parts.append(f"## {kind.__name__}\n\n| argument | default | meaning |\n| --- | --- | --- |")
+        parts.append(
+            f"### {kind.__name__}\n\n| argument | default | meaning |\n| --- | --- | --- |"
+        )
         parameters = [p for p in inspect.signature(kind).parameters.values() if p.name in known]
         for parameter in parameters:
             is_needed = parameter.default is parameter.empty
@@ -123,9 +122,11 @@ if __name__ == "__main__":
     warnings.simplefilter("error")
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("build/api"))
-    parser.add_argument("--arguments", action="store_true", help="write docs/arguments.md instead")
+    parser.add_argument("--arguments", action="store_true", help="write docs/settings.md instead")
     asked = parser.parse_args()
     if asked.arguments:
-        Path(__file__).with_name("arguments.md").write_text(arguments_page(), encoding="utf-8")
+        path = Path(__file__).with_name("settings.md")
+        page = page_with_arguments(path.read_text(encoding="utf-8"))
+        path.write_text(page, encoding="utf-8")
     else:
         build(asked.folder)

@@ -27,12 +27,9 @@ from scripted import (
 import tfgrpo_dspy.local
 from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.cli import tfgrpo
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.page import FAILURES_IN_WORDS
-from tfgrpo_dspy.rollout import FailureKind, Rollout
-from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
-from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.rollout import FailureKind
 from tfgrpo_dspy.store.runs import saved_runs
 
 ROOT = Path(__file__).parents[1]
@@ -186,13 +183,13 @@ def test_ci_builds_the_api_reference() -> None:
     assert "docs/build_api.py" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def test_the_commands_of_the_page_on_the_command_line_run_as_they_stand(
+def test_the_commands_of_the_page_on_results_run_as_they_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in (0, 1):
         learned(log_dir=tmp_path / "runs" / "support", seed=seed)
     ids = [run.id[:8] for run in saved_runs(tmp_path / "runs" / "support")]
-    (block,) = blocks(ROOT / "docs" / "command-line.md", "bash")
+    (block,) = blocks(ROOT / "docs" / "results.md", "bash")
     block = block.replace("#3f2c", f"#{ids[0]}").replace("#91ab", f"#{ids[1]}")
     monkeypatch.chdir(tmp_path)
     for line in block.splitlines():
@@ -202,8 +199,9 @@ def test_the_commands_of_the_page_on_the_command_line_run_as_they_stand(
     assert (tmp_path / "SKILL.md").exists()
 
 
-def test_the_reasons_on_the_page_of_learning_nothing_are_those_that_a_run_gives() -> None:
-    page = (ROOT / "docs" / "nothing-learned.md").read_text(encoding="utf-8")
+def test_the_reasons_for_learning_nothing_on_the_page_are_those_that_a_run_gives() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page = page.partition("## Nothing was learned")[2].partition("\n## ")[0]
     source = (ROOT / "tfgrpo_dspy" / "listeners" / "run_report.py").read_text(encoding="utf-8")
     rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
     reasons = [found for row in rows for found in re.findall(r"`([^`]+)`", row)]
@@ -214,42 +212,17 @@ def test_the_reasons_on_the_page_of_learning_nothing_are_those_that_a_run_gives(
         assert words in source or words in FAILURES_IN_WORDS, reason
 
 
-def names_in(page: str, start: str, end: str) -> list[str]:
-    """What stands in backticks in the first column of a table, or in a sentence."""
-    text = (ROOT / "docs" / page).read_text("utf-8").partition(start)[2].partition(end)[0]
-    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
-    return re.findall(r"`(\w+)`", "\n".join(rows) or text)
-
-
-@pytest.mark.parametrize(
-    ("kind", "page", "start", "end", "n"),
-    [
-        (RunResults, "results.md", "## The fields", "A mean score", 29),
-        (Rollout, "strategies.md", "What a `Rollout` has:", "A `SampledGroup`", 17),
-        (SampledGroup, "strategies.md", "`SampledGroup` of `plan.past` has", "(with", 1),
-        (Group, "strategies.md", "`group` (with", ")", 4),
-        (SampledGroup, "strategies.md", "`has_contrast`),", "(what", 1),
-        (Additions, "strategies.md", "each rollout had:", ")", 4),
-        (SampledGroup, "strategies.md", "`hint`, `teacher`),", "`context.trainset`", 2),
-        (Example, "strategies.md", "that are shown of it:", "[How", 3),
-    ],
-)
-def test_the_fields_that_a_page_names_are_there(
-    kind: type, page: str, start: str, end: str, n: int
-) -> None:
-    named = names_in(page, start, end)
-    assert len(named) >= n
-    assert {*named} <= {*dir(kind), *(each.name for each in fields(kind))}
-
-
-def test_every_field_of_a_rollout_stands_on_the_page_of_your_own_strategy() -> None:
-    named = names_in("strategies.md", "What a `Rollout` has:", "A `SampledGroup`")
-    assert {each.name for each in fields(Rollout)} <= {*named}
+def test_the_fields_that_the_page_of_results_names_are_there() -> None:
+    text = (ROOT / "docs" / "results.md").read_text("utf-8").partition("## The fields")[2]
+    rows = [line.split(" | ")[0] for line in text.partition("\n## ")[0].splitlines()]
+    named = re.findall(r"`(\w+)`", "\n".join(row for row in rows if row.startswith("| `")))
+    assert len(named) >= 25
+    assert {*named} <= {*dir(RunResults), *(each.name for each in fields(RunResults))}
 
 
 def test_each_paper_has_a_verdict_and_tests_that_are_there() -> None:
     page = (ROOT / "docs" / "strategies.md").read_text("utf-8")
-    table = page.partition("## From which paper")[2].partition("\n## ")[0]
+    table = page.partition("## From which paper")[2]
     rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")]
     head, _, *systems = rows
     assert head[-2:] == [" verdict ", " test "]
@@ -289,8 +262,9 @@ def build_api() -> ModuleType:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_page_of_all_arguments_is_what_the_code_says() -> None:
-    page = (ROOT / "docs" / "arguments.md").read_text(encoding="utf-8")
-    assert page == build_api().arguments_page(), "run: python docs/build_api.py --arguments"
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    made = build_api().page_with_arguments(page)
+    assert page == made, "run: python docs/build_api.py --arguments"
     for kind in (TrainingFreeGRPO, Reflection, Execution):
         for name in inspect.signature(kind).parameters:
             assert f"| `{name}` |" in page

@@ -183,7 +183,7 @@ def test_every_argument_of_another_optimizer_is_taken_or_says_what_to_pass(other
 
 @pytest.mark.parametrize(
     ("argument", "advice"),
-    [("max_lm_call", "the nearest one is max_lm_calls="), ("xyz", "docs/arguments.md lists all")],
+    [("max_lm_call", "the nearest one is max_lm_calls="), ("xyz", "docs/settings.md lists all")],
 )
 def test_a_misspelt_argument_says_which_one_is_meant_or_where_all_stand(
     argument: str, advice: str

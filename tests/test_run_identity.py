@@ -164,8 +164,8 @@ def test_no_argument_is_left_out_of_the_two_lists() -> None:
     assert not {*ANOTHER_RUN} & {*THE_SAME}
 
 
-def test_the_page_about_resume_names_the_arguments_that_make_no_other_run() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "resume-offline-executors.md").read_text("utf-8")
+def test_the_page_about_runs_names_the_arguments_that_make_no_other_run() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "runs.md").read_text("utf-8")
     (sentence,) = re.findall(r"These arguments make no other run:(.*?)\. All others do", text, re.S)
     assert re.findall(r"`(\w+)`", sentence) == sorted(THE_SAME)
 

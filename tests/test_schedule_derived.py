@@ -319,11 +319,11 @@ def test_estimate_uses_the_budget_and_stays_within_it(limit: dict[str, Any]) -> 
     assert lm.engine.n_calls() == 0
 
 
-def test_the_plan_of_the_page_about_budgets_is_what_estimate_gives() -> None:
+def test_the_plan_of_the_page_of_settings_is_what_estimate_gives() -> None:
     data = {"trainset": questions(60), "valset": questions(40, start=60)}
     with dspy.context(lm=scripted_lm([])):
         plan = TrainingFreeGRPO(is_polite, max_lm_calls=500).estimate(predictor(), **data)
-    page = (Path(__file__).parents[1] / "docs" / "budgets-and-schedule.md").read_text("utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "settings.md").read_text("utf-8")
     assert f"```text\n{plan}\n```" in page
 
 

@@ -81,7 +81,7 @@ class LibraryFormatError(LibraryError):
 
 
 class GateError(TrainingFreeGRPOError, RuntimeError):
-    """A method of a gate raised, or gave something else than docs/gate-and-effects.md asks for.
+    """A method of a gate raised, or gave something else than docs/how-it-works.md asks for.
 
     `program` is the best program so far.
     """

@@ -92,7 +92,7 @@ def test_reflection_on_degrees_goes_where_the_best_attempt_was() -> None:
 
 
 def test_the_page_has_the_figures_of_each_world_by_somebody_else() -> None:
-    page = (RESULTS.parents[1] / "docs" / "strategies.md").read_text("utf-8")
+    page = (RESULTS / "strategies.md").read_text("utf-8")
     shown = json.loads((RESULTS / "strategies.json").read_text())["outcomes"]
     settings = (*strategies_elsewhere.SETTINGS, *elsewhere_lines.SETTINGS)
     others = {(s.strategy, s.about): s.figures[0] for s in settings if s.strategy != "auto"}

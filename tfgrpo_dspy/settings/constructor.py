@@ -88,4 +88,4 @@ def _instead_of(name: str, names: list[str]) -> str:
     if name in OTHERS:
         return f"pass {OTHERS[name]}"
     nearest = difflib.get_close_matches(name, names, 1)
-    return f"the nearest one is {nearest[0]}=" if nearest else "docs/arguments.md lists all"
+    return f"the nearest one is {nearest[0]}=" if nearest else "docs/settings.md lists all"
