@@ -110,7 +110,6 @@ STANDING = {
     "sampling/dispatch.py": {"dspy.settings.lock"},  # a lock of all threads; any other would do
     "experience/programs.py": {"_store"},  # of demos, by their shape: a library needs no DSPy
     "tasks/executors.py": {"_max_workers", "_client"},
-    "tasks/loop.py": {"sys._current_frames"},
     "user_code.py": {"asyncio._get_running_loop"},  # these are not DSPy's
 }
 """The hooks that stand outside of the seam, by file."""

@@ -168,6 +168,9 @@ def one_loop(code: Iterable[tuple[str, Any]], is_offline: bool) -> Iterator[None
         LOOP.reset(token)
 
 
+_ONE_AT_A_TIME = threading.Lock()  # a cache alone may make two loops at once
+
+
 @functools.cache
 def _common_loop(_process: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
@@ -180,7 +183,8 @@ async def in_loop(awaitable: Awaitable[Result]) -> Result:
 
     Raises RunStopped: nobody waits for it any more; RuntimeError: that loop has ended.
     """
-    loop = LOOP.get() or _common_loop(os.getpid())
+    with _ONE_AT_A_TIME:
+        loop = LOOP.get() or _common_loop(os.getpid())
     if loop is asyncio.get_running_loop():
         return await awaitable
     done = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_guarded(awaitable), loop))

@@ -20,7 +20,7 @@ from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store.manifest import RunManifest
 from tfgrpo_dspy.store.run_records import RunRecords
 from tfgrpo_dspy.tasks.executors import RemoteRollouts, workers_of
-from tfgrpo_dspy.tasks.loop import Loop, Priority, Whereabouts
+from tfgrpo_dspy.tasks.loop import Activity, Loop, Priority
 from tfgrpo_dspy.wording import shortened
 
 Result = TypeVar("Result")
@@ -46,7 +46,7 @@ class PaidCall(Generic[Result]):
     kind: TypeAdapter[Result]
     do: Callable[[], Awaitable[Result]]
     role: str = ""  # in the report; "": it has none
-    where: Whereabouts | None = None
+    activity: Activity | None = None
     without: Callable[[TrainingCut | TimeoutError], Result] = _raised  # by a limit or the clock
     taken: Callable[[Result], tuple[int, float, int]] = lambda _: (0, 0.0, 0)  # as `Ledger.spend`
     failure_of: Callable[[Result], Failure | None] = lambda _: None
@@ -104,7 +104,7 @@ class Calls:
 
         if priority is None:
             return at_once()
-        return self.loop.submit(begin, priority, keep, place, call.where)
+        return self.loop.submit(begin, priority, keep, place, call.activity)
 
     def _found(self, call: PaidCall[Result]) -> Result | None:
         """The recorded result, which costs what it cost when it was made."""

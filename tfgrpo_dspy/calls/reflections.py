@@ -30,7 +30,7 @@ from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.sampling.fields import media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 from tfgrpo_dspy.settings.run_inputs import RunInputs
-from tfgrpo_dspy.tasks.loop import Whereabouts
+from tfgrpo_dspy.tasks.loop import Activity
 
 Inputs = Mapping[str, Any]
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
@@ -180,11 +180,11 @@ class ReflectionClient:
         self, question: "_Question", batch: Occasion, rank: int, about: str
     ) -> Answer:
         calls, stage = self._calls, question.stage
-        where = Whereabouts(f"the {stage} of {about}", "a call of the reflection LM")
+        activity = Activity(f"the {stage} of {about}", "a call of the reflection LM")
 
         async def do() -> Any:
             self._note_asked(batch)
-            return await calls.loop.in_thread(lambda: where.noted(lambda: self._answer(question)))
+            return await calls.loop.in_thread(lambda: self._answer(question))
 
         def count(answer: Answer, seconds: float | None) -> None:
             if seconds is None:
@@ -203,7 +203,7 @@ class ReflectionClient:
             ),
             kind=ANSWERS,
             role=stage,
-            where=where,
+            activity=activity,
             do=do,
             without=_without,
             taken=lambda answer: (answer.usage.n_lm_calls, answer.usage.cost_usd, 0),

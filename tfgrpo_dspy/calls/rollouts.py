@@ -16,7 +16,7 @@ from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 from tfgrpo_dspy.sampling.replay import Start
 from tfgrpo_dspy.settings.run_inputs import RunInputs
-from tfgrpo_dspy.tasks.loop import Priority, Whereabouts
+from tfgrpo_dspy.tasks.loop import Activity, Priority
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
 KEPT_PROGRAMS, KEPT_SENT, KEPT_DIGESTS = 4, 64, 1024
@@ -108,15 +108,15 @@ class Rollouts:
     def _recorded(self, sample: Sample, priority: Priority) -> Awaitable[Rollout]:
         place, usual = THREADS if self._calls.remote is None else OTHER_PROCESSES
         about = f"rollout of {self._set} example {sample.example}"
-        where = Whereabouts(f"the {about}", usual)
+        activity = Activity(f"the {about}", usual)
         call = PaidCall(
             name=f"{self._set} {about}",
             key=self._key(sample),
             kind=ROLLOUTS,
             role=self._role,
-            where=where,
-            do=lambda: self._done(sample, where),
-            without=lambda why: self._without(why, sample, where),
+            activity=activity,
+            do=lambda: self._done(sample, activity),
+            without=lambda why: self._without(why, sample, activity),
             taken=_taken,
             failure_of=lambda rollout: rollout.failure,
             count=lambda rollout, seconds: self._count(sample, rollout, seconds),
@@ -134,12 +134,12 @@ class Rollouts:
         )
 
     def _without(
-        self, why: TrainingCut | TimeoutError, sample: Sample, where: Whereabouts
+        self, why: TrainingCut | TimeoutError, sample: Sample, activity: Activity
     ) -> Rollout:
         """The rollout that a limit has cut, or that took too long."""
         if isinstance(why, TrainingCut):
             return sample.failed(Failure(FailureKind.BUDGET, str(why)))
-        message = f"the rollout {why}, which is rollout_timeout_s; it was in {where}"
+        message = f"the rollout {why}, which is rollout_timeout_s; it was in {activity}"
         message += f" on the example {sample.example} ({self._set})"
         return sample.failed(Failure(FailureKind.TIMEOUT, message))
 
@@ -151,7 +151,7 @@ class Rollouts:
         if is_whole and sample.additions.is_for_all(self._inputs.predictors):
             self._calls.report.count_advice(rollout)
 
-    async def _done(self, sample: Sample, where: Whereabouts) -> Rollout:
+    async def _done(self, sample: Sample, activity: Activity) -> Rollout:
         """The rollout, made in a thread or in another process."""
         calls = self._calls
         if calls.remote is not None:
@@ -162,18 +162,18 @@ class Rollouts:
             reply = await calls.remote.rollout(request, n_metric_calls)
             return reply if isinstance(reply, Rollout) else sample.failed(reply)
         rollout: Rollout = await calls.loop.in_thread(
-            lambda: where.noted(lambda: run_rollout(self._task(sample, where)))
+            lambda: run_rollout(self._task(sample, activity))
         )
         return rollout
 
-    def _task(self, sample: Sample, where: Whereabouts) -> RolloutTask:
+    def _task(self, sample: Sample, activity: Activity) -> RolloutTask:
         return RolloutTask(
             program=self._program(sample.additions),
             score=self._score,
             ledger=self._calls.ledger,
             prices=self._prices,
             is_training=self._role == "rollout",
-            calls=where.calls,
+            calls=activity.calls,
             kept_demos=self._kept_demos,
             **self._own(sample),
         )

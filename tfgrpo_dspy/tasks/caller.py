@@ -45,6 +45,7 @@ def awaited(
 def in_own_thread(work: Callable[[], Result]) -> "futures.Future[Result]":
     """A future of the work's result; a daemon thread does it, in the context of the caller."""
     done: futures.Future[Result] = futures.Future()
+    done.set_running_or_notify_cancel()  # nobody can cancel it
     run = functools.partial(copy_context().run, fulfil, done, work)
     threading.Thread(target=run, daemon=True, name="tfgrpo").start()
     return done

@@ -9,20 +9,18 @@ import contextlib
 import itertools
 import logging
 import math
-import queue
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent import futures
 from contextvars import copy_context
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.dspy_seam import unstreamed
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, UserCodeError, described
-from tfgrpo_dspy.tasks.caller import check_cancelled, fulfil, in_own_thread
+from tfgrpo_dspy.tasks.caller import check_cancelled, in_own_thread
 from tfgrpo_dspy.user_code import ABANDONED, check_wanted
 
 logger = logging.getLogger(__name__)
@@ -37,44 +35,21 @@ the time that is kept for the end of the run at most this share."""
 HANGS_AFTER = 1.5  # of that time; what then keeps the training from its end is no call
 PATIENCE_S = 60.0  # after so long without a result, the log says once where a task is
 WATCH_S = 0.1  # how often the loop looks whether the run has ended
-NOT_THE_USERS = sys.stdlib_module_names | {"dspy", "tfgrpo_dspy"}
 TURNS = 5
 """After a result, a slot yields so often that the tasks which the result leads to are queued
 before the slot takes its next task."""
 
 
-class Whereabouts:
-    """Where one task is; as text such as "tool 'read', line 12 of tools.py (look_up)"."""
+@dataclass(slots=True)
+class Activity:
+    """What one task is doing, for messages; as text such as "tool 'read'"."""
 
-    def __init__(self, about: str, usual: str) -> None:
-        self.about = about  # the task, by name
-        self.calls: dict[str, str] = {}  # those that have begun and not ended, by their ids
-        self._usual = usual  # what it is in if it is in none of these
-        self._thread: int | None = None
-
-    def noted(self, work: Callable[[], Result]) -> Result:
-        """The result of the work, which is done in this thread."""
-        self._thread = threading.get_ident()
-        try:
-            return work()
-        finally:
-            self._thread = None
+    about: str  # the task, by name
+    usual: str  # what it is in if it is in none of the calls
+    calls: dict[str, str] = field(default_factory=dict)  # that have begun and not ended, by id
 
     def __str__(self) -> str:
-        *_, call = [self._usual, *self.calls.copy().values()]
-        line = self._line()
-        return f"{call}, {line}" if line else call
-
-    def _line(self) -> str:
-        """The line of the user's code in which the thread is; "" if it is in none."""
-        frames = sys._current_frames()  # noqa: SLF001 - the only way to look into another thread
-        frame = frames.get(self._thread or -1)
-        while frame is not None:
-            module, path = str(frame.f_globals.get("__name__")), frame.f_code.co_filename
-            if module.partition(".")[0] not in NOT_THE_USERS and "site-packages" not in path:
-                return f"line {frame.f_lineno} of {Path(path).name} ({frame.f_code.co_qualname})"
-            frame = frame.f_back
-        return ""
+        return [self.usual, *self.calls.copy().values()][-1]
 
 
 class Loop:
@@ -103,7 +78,6 @@ class Loop:
         self._timeouts: set[asyncio.Timeout] = set()
         self._abandoned: set[threading.Event] = set()  # of what is waited for
         self._failed: asyncio.Future[Any]
-        self._threads: DaemonThreads
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """The coroutine's result, with the caller's `dspy.context`. Raises RunStopped: it ended."""
@@ -112,7 +86,6 @@ class Loop:
             context = copy_context()
         context.run(ABANDONED.set, abandoned)
         self._in_flight, self._timeouts, self._abandoned = set(), set(), {abandoned}
-        threads = self._threads = DaemonThreads()
         main = loop.create_task(self._supervised(coroutine), context=context)
 
         def work() -> None:
@@ -122,7 +95,7 @@ class Loop:
                     loop.run_until_complete(main)
             loop.close()
 
-        ended = threads.submit(copy_context().run, work)
+        ended = in_own_thread(work)
         try:
             self._wait(ended)
         except BaseException as error:  # the caller's thread was interrupted, or the loop hangs
@@ -132,8 +105,6 @@ class Loop:
             for each in self._abandoned.copy():
                 each.set()
             raise
-        finally:
-            threads.close()
         return main.result()
 
     def call(self, work: Callable[[], Result]) -> Result:
@@ -175,27 +146,29 @@ class Loop:
         priority: Priority,
         record: Callable[[Any], Result],
         place: str = "threads",
-        where: Whereabouts | None = None,
+        activity: Activity | None = None,
     ) -> "asyncio.Future[Result]":
         """Begin a task once a slot of that place is free; a future of what `record` makes of it.
 
         A task holds its slot until its result is recorded: so no more results than there are slots
         are ever in flight or unrecorded. One that took too long is recorded as a `TimeoutError`,
-        and the log says `where` it is.
+        and the log says what it is doing.
         """
         check_wanted()
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         result.add_done_callback(self._ended)
-        self._waiting[place].put_nowait((priority, next(self._count), begin, record, where, result))
+        self._waiting[place].put_nowait(
+            (priority, next(self._count), begin, record, activity, result)
+        )
         return result
 
     async def _slot(self, waiting: "asyncio.PriorityQueue[Any]") -> None:
         """Does one task after the other."""
         while True:
-            *_, begin, record, where, result = await waiting.get()
+            *_, begin, record, activity, result = await waiting.get()
             self._in_flight.add(result)
             try:
-                result.set_result(record(await self._in_time(begin, where)))
+                result.set_result(record(await self._in_time(begin, activity)))
             except asyncio.CancelledError:
                 result.cancel()
                 raise
@@ -207,10 +180,10 @@ class Loop:
             for _ in range(TURNS):
                 await asyncio.sleep(0)
 
-    async def _in_time(self, begin: Callable[[], Awaitable[Any]], where: Whereabouts | None) -> Any:
+    async def _in_time(self, begin: Callable[[], Awaitable[Any]], activity: Activity | None) -> Any:
         """The result of the task, or the error of one that took too long or outlived training."""
         loop, timeout = asyncio.get_running_loop(), asyncio.timeout(self._timeout_s)
-        naming = loop.call_later(self._patience_s, self._name_waiting, where)
+        naming = loop.call_later(self._patience_s, self._name_waiting, activity)
         try:
             self.ledger.check()
             async with timeout:
@@ -236,16 +209,16 @@ class Loop:
                 if not timeout.expired():
                     timeout.reschedule(min(timeout.when() or math.inf, end))
 
-    def _name_waiting(self, where: Whereabouts | None) -> None:
+    def _name_waiting(self, activity: Activity | None) -> None:
         """Say in the log, once in a run, where a task is that has no result yet."""
-        if where is not None and not self._has_named:
+        if activity is not None and not self._has_named:
             self._has_named = True
             logger.warning(
                 "%s has no result after %g s: it is in %s; if that waits for something that "
                 "cannot come, pass Execution(rollout_timeout_s=...)",
-                where.about,
+                activity.about,
                 self._patience_s,
-                str(where),
+                activity,
             )
 
     async def in_thread(self, work: Callable[[], Any]) -> Any:
@@ -265,7 +238,10 @@ class Loop:
                 raise UserCodeError(described(error)) from error  # it would end the run's own tasks
 
         try:
-            done = (self._pool or self._threads).submit(context.run, guarded)
+            if self._pool is None:
+                done = context.run(in_own_thread, guarded)
+            else:
+                done = self._pool.submit(context.run, guarded)
         except RuntimeError as error:
             self.ledger.fail(f"the executor is broken: {error}", error)
         try:
@@ -299,31 +275,3 @@ class Loop:
                 await asyncio.gather(*left, return_exceptions=True)
             if failed.done():
                 failed.exception()  # read, so that asyncio does not warn of it
-
-
-class DaemonThreads:
-    """Threads for one call after the other, a new one if all are busy; no exit waits for them."""
-
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._n_threads, self._idle = 0, threading.Semaphore(0)
-
-    def submit(self, call: Callable[..., Any], *args: Any) -> "futures.Future[Any]":
-        """A future of the call's result."""
-        done: futures.Future[Any] = futures.Future()
-        done.set_running_or_notify_cancel()
-        self._calls.put(lambda: fulfil(done, lambda: call(*args)))
-        if not self._idle.acquire(blocking=False):
-            self._n_threads += 1
-            threading.Thread(target=self._serve, daemon=True, name="tfgrpo").start()
-        return done
-
-    def _serve(self) -> None:
-        while (work := self._calls.get()) is not None:
-            work()
-            self._idle.release()
-
-    def close(self) -> None:
-        """End the threads, each after its call."""
-        for _ in range(self._n_threads):
-            self._calls.put(None)
