@@ -2,10 +2,12 @@
 
 The tool is pdoc. Its warnings, such as one about a type that cannot be resolved, are errors here.
 The folder is `build/api` by default, and begins with `index.html`. `python docs/build_api.py
---arguments` writes all arguments at the end of docs/settings.md.
+--arguments` writes all arguments at the end of docs/settings.md, and `--layout` all files of the
+package at the end of CONTRIBUTING.md.
 """
 
 import argparse
+import ast
 import importlib
 import inspect
 import re
@@ -118,15 +120,40 @@ def _documented_arguments(docstring: str) -> Iterator[tuple[str, str]]:
         yield found[1], " ".join(found[2].split()).replace("|", "\\|")
 
 
+LAYOUT = """## Layout
+
+Each file with the first sentence of its docstring (made by `python docs/build_api.py --layout`).
+"""
+ROOT = Path(__file__).parents[1]
+
+
+def page_with_layout(page: str) -> str:
+    """The page for contributors, which ends with a line for each file of the package."""
+    parts = [page.partition("## Layout\n")[0] + LAYOUT]
+    files = sorted((ROOT / "tfgrpo_dspy").rglob("*.py"))
+    folders = sorted({file.parent for file in files})
+    for folder in folders:
+        parts.append("")
+        for file in (each for each in files if each.parent == folder):
+            place, is_room = file.relative_to(ROOT), file.name == "__init__.py"
+            name = f"{folder.name}/" if is_room else f"{file.name}"
+            text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            sentence = " ".join(text.partition("\n\n")[0].split()).partition(". ")[0]
+            indent = "" if is_room else "  "
+            parts.append(f"{indent}- [{name}]({place.as_posix()}): {sentence.removesuffix('.')}")
+    return "\n".join(parts) + "\n"
+
+
 if __name__ == "__main__":
     warnings.simplefilter("error")
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("build/api"))
     parser.add_argument("--arguments", action="store_true", help="write docs/settings.md instead")
+    parser.add_argument("--layout", action="store_true", help="write CONTRIBUTING.md instead")
     asked = parser.parse_args()
-    if asked.arguments:
-        path = Path(__file__).with_name("settings.md")
-        page = page_with_arguments(path.read_text(encoding="utf-8"))
-        path.write_text(page, encoding="utf-8")
+    if asked.arguments or asked.layout:
+        path = ROOT / ("docs/settings.md" if asked.arguments else "CONTRIBUTING.md")
+        write = page_with_arguments if asked.arguments else page_with_layout
+        path.write_text(write(path.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         build(asked.folder)
