@@ -31,7 +31,6 @@ MODULES = (
     "tfgrpo_dspy.interchange",
     "tfgrpo_dspy.local",
     "tfgrpo_dspy.metrics",
-    "tfgrpo_dspy.metrics.field_metrics",
     "tfgrpo_dspy.integrations.mlflow",
     "tfgrpo_dspy.rollout",
     "tfgrpo_dspy.strategies",

@@ -24,7 +24,6 @@ from scripted import (
     scripted_lm,
 )
 
-import tfgrpo_dspy.local
 from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.results import RunResults
@@ -130,7 +129,6 @@ def test_the_code_of_a_page_runs_as_it_stands(
         "testset": examples(44, 64),
     }
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tfgrpo_dspy.local, "local_lm", lambda **_: lm)
     text = page.read_text(encoding="utf-8")
     with dspy.context(lm=lm):
         for found in re.finditer(r"```(python|text)\n(.*?)```", text, re.DOTALL):

@@ -1,12 +1,14 @@
-"""Mathematical equivalence of two answers, in bounded time; nothing in a text is executed.
+r"""Mathematical equivalence of two answers, in bounded time; nothing in a text is executed.
 
-Formulas are compared by math-verify in another process (`math_worker`), which the kernel kills
-if it takes too long. One process serves all threads, one comparison at a time.
+The answer of a text is the last `\boxed{...}`, or what follows the last `####`, `answer is` or
+`answer:`. Formulas are compared by math-verify in another process (`math_worker`), which the kernel
+kills if it takes too long. One process serves all threads, one comparison at a time.
 """
 
 import atexit
 import contextlib
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -18,9 +20,9 @@ from decimal import Decimal
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
+from unicodedata import category, normalize
 
 from tfgrpo_dspy.errors import MathUnavailableError, SettingsError
-from tfgrpo_dspy.metrics.answer_text import final_answer, in_latex, text_form, without_unit
 
 TIMEOUT_S = 5.0
 MAX_CHARACTERS = 2_000  # of a formula
@@ -32,6 +34,103 @@ INSTALL = 'pip install "tfgrpo-dspy[math]"'
 DIFFERENT, OTHER_TEXT = "they are not equivalent", "the texts differ"
 COMMAND = (sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name("math_worker.py")))
 logger = logging.getLogger(__name__)
+LEAD_IN = re.compile(r"\banswer\s*(?:is\b\s*:?|[:=])|####", re.IGNORECASE)
+LATEX_WORDS = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+LATEX_SPACING = re.compile(r"\\(?:left|right|quad|qquad|displaystyle)(?![A-Za-z])|\\[,;:!]")
+WRAPPING = re.compile(
+    r"\(?([A-Za-z])\)|\$+([^$]+)\$+|\\\(((?:(?!\\\().)+)\\\)|\\\[((?:(?!\\\[).)+)\\\]|"
+    + LATEX_WORDS.pattern,
+    re.DOTALL,
+)
+PROSE = re.compile(r"(?!\s*[-\u2212])(?=.*[^\W\d_]{2})[^\d\\^_=<>+*/|{}\[\]$%#@~!]*", re.DOTALL)
+NUMBER_MARK = re.compile(r"(?<=\d)(?:[.,:/](?=\d)|%)|(?<!\w)[-.\u2010\u2013\u2014](?=\d)")
+DOLLARS = re.compile(r"([-+]?)\\?\$\s*(\.?\d.*)")
+UNIT = re.compile(
+    r"(?<=[\d})])\s*(?:\\,)?(?:\\(?:text|textrm|mathrm|mbox)\{([^{}\d]+)\}"
+    r"|\^?\{?(\\circ|°)\}?|((?:[ckm]m|[km]g|ml|ft|lbs?|mph)\b|(?<=\s)(?!(?:hundred|thousand|dozen|"
+    r"[a-z]+illion|half|halves|thirds?|quarters?|[a-z]+ths?|squared|cubed|factorial|infinity|"
+    r"percent)\b)[A-Za-z]{3,}))(\^\{?\d\}?|[²³])?$"
+)
+FORMULA_WORDS = "and|or|sqrt|sin|cos|tan|log|exp|infinity|percent|[pb]?matrix"
+NO_FORMULA = re.compile(
+    rf"\d_|'|[<>≤≥].*\b(?:and|or)\b|(?<![\\A-Za-z])(?!(?:{FORMULA_WORDS})(?![A-Za-z]))[A-Za-z]{{3,}}"
+)
+SIGNS = str.maketrans("\u2212\u2013\u2044\u00d7·÷", "--/**/")  # minus, dash, slash, times
+REWRITTEN = (
+    *(("≤", r"\\le "), ("≥", r"\\ge "), ("√", r"\\sqrt "), ("π", r"\\pi "), ("∞", r"\\infty ")),
+    (r"\\sqrt\s+(\d+|[A-Za-z])", r"\\sqrt{\1}"),
+    (r"(\d)\s+(\d+/\d+)", r"(\1+\2)"),
+    (r"(?<=\d)(?:\\[,!;: ]|\{,\}|,\\!)+\s*(?=\d{3})", ""),
+    (r"(?<![A-Za-z\d])(\d+(?:\.\d*)?)[eE]([+-]?\d+)(?![A-Za-z\d])", r"\1*10^{\2}"),
+    (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
+    (r"\*\*", "^"),
+    (r"\\?\$|\n", " "),
+)
+
+
+def final_answer(text: str) -> str:
+    r"""The part of the text that is its answer: `so \boxed{\frac{1}{2}}.` gives `\frac{1}{2}`."""
+    _, boxed, rest = text.rpartition(r"\boxed{")
+    depths = itertools.accumulate(({"{": 1, "}": -1}.get(mark, 0) for mark in rest), initial=1)
+    end = next((end for end, depth in enumerate(depths) if not depth), len(rest) + 1)
+    answer = rest[: end - 1] if boxed else LEAD_IN.split(text)[-1]
+    for _ in range(6):  # wrappings in each other
+        answer = answer.strip(' \n\t*`"“”').rstrip(".,;:").removeprefix("= ")
+        if wrapped := WRAPPING.fullmatch(answer):
+            answer = wrapped[wrapped.lastindex or 0]
+    return answer
+
+
+def text_form(answer: str) -> tuple[str, bool]:
+    """The answer in the form in which texts are compared, and whether it is prose."""
+    text = LATEX_SPACING.sub("", LATEX_WORDS.sub(r"\1", answer))
+    if PROSE.fullmatch(text):
+        return normalize_text(text), True
+    text = " ".join(normalize("NFKC", text).casefold().split())
+    return re.sub(r"(?<!\w) | (?!\w)", "", re.sub(r"\{(\w)\}", r"\1", text)), False
+
+
+def without_unit(answer: str) -> tuple[str, str]:
+    """A number and its unit: `$5` is `5`, `dollar`; `12 apples` is `12`, `apple`; or no unit."""
+    answer = DOLLARS.sub(r"\1\2 dollars", answer) if DOLLARS.match(answer) else answer
+    unit = UNIT.search(answer)
+    if unit is None:
+        return answer, "%" if re.search(r"(?:%|percent)$", answer) else ""
+    name = unit[1] or ("degree" if unit[2] else unit[3])
+    return answer[: unit.start()], name.strip().casefold().rstrip("s") + (unit[4] or "")
+
+
+def in_latex(answer: str) -> str:
+    """The answer in LaTeX for math-verify; "" if math-verify would read a word as a product."""
+    if NO_FORMULA.search(LATEX_WORDS.sub(r"\1", answer)):
+        return ""
+    text = re.sub(r"(?<=\d)(?=[¼½¾⅓⅔])", " ", answer)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda match: "^{" + normalize("NFKC", match[0]) + "}", text)
+    text = normalize("NFKC", text).translate(SIGNS)
+    for pattern, replacement in REWRITTEN:
+        text = re.sub(pattern, replacement, text)
+    return text.strip()
+
+
+def normalize_text(text: str) -> str:
+    """The text as `normalized_match` compares it: `"The U.S.A.!"` becomes `"usa"`.
+
+    Unicode NFKC and case folding come first. Then full stops and apostrophes vanish, other
+    punctuation becomes a space; marks of a number stay (`-5`, `1.5`, `1,234`, `3:30`, `1/2`,
+    `5%`), and so do symbols (`+ = < $ °`). Then the articles a, an and the go, before a word of
+    two letters or more, and superfluous space. A text of punctuation only keeps it.
+    """
+    folded = normalize("NFKC", normalize("NFKC", text).casefold())
+    words = " ".join(re.sub(r"[^\w\s]|_", _without_mark, folded).split())
+    return re.sub(r"\b(?:(?:an?|the)\s+)+(?=\w\w)", "", words) or " ".join(folded.split())
+
+
+def _without_mark(match: re.Match[str]) -> str:
+    mark = match[0]
+    is_of_number = NUMBER_MARK.match(match.string, match.start())
+    if is_of_number or not category(mark).startswith("P"):
+        return mark
+    return "" if mark in ".'\N{RIGHT SINGLE QUOTATION MARK}" else " "
 
 
 def is_equivalent(answer: str, expected: str, *, timeout_s: float = TIMEOUT_S) -> bool:
@@ -140,15 +239,17 @@ class Worker:
             with process:  # closes the pipes and waits
                 process.kill()
 
-    def forget(self) -> None:
-        """In a fork: forget the process, which belongs to the parent, and a lock that is held."""
-        if self._process:
-            self._process.returncode = 0  # neither kill nor wait does anything then
-        self.close()
-        self._lock = threading.Lock()
-
 
 _worker = Worker()
+_of_parent: list[Worker] = []  # a fork must not end the process of its parent
+
+
+def _start_anew_in_a_forked_child() -> None:
+    global _worker
+    _of_parent.append(_worker)
+    _worker = Worker()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_worker.forget)
-atexit.register(_worker.close)
+    os.register_at_fork(after_in_child=_start_anew_in_a_forked_child)
+atexit.register(lambda: _worker.close())
