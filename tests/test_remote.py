@@ -139,15 +139,6 @@ def test_a_lost_workers_reservation_counts_as_spent_and_the_request_is_made_thre
     assert len({name for _, _, name in run.held.given}) == 3
 
 
-def test_a_late_reply_is_no_result_but_corrects_its_reservation() -> None:
-    run = Coordinator(1, timeout_s=0.05, max_lm_calls=100)
-    assert isinstance(run.result_after(), TimeoutError)
-    assert run.ledger.n_lm_calls == FIRST
-    run.held.answer(made(3, n_metric_calls=1))
-    assert run.ledger.n_lm_calls == 3
-    assert run.ledger.n_metric_calls_made == 1
-
-
 def test_a_request_that_the_executor_cancels_is_made_again() -> None:
     run = Coordinator(1, max_lm_calls=1000)
     assert run.result_after(CancelledError(), made(2)).score == 1.0

@@ -26,8 +26,8 @@ from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.redaction import without_secret_names
 from tfgrpo_dspy.user_code import is_users_own, named_by
 
-NOT_IN_IDENTITY = frozenset({"history", "callbacks", "detailed_results"})
-"""What modules and LMs hold that does not change what they answer."""
+NOT_IN_IDENTITY = frozenset({"history", "callbacks", "detailed_results", "format_demos"})
+"""What modules, LMs, and adapters in a rollout hold that does not change what they answer."""
 NOT_OF_PREDICTORS = frozenset({"stage", "traces", "train", "fields"})
 """What DSPy's predictors hold besides: a random name, logs of other optimizers."""
 LM_PLUMBING = frozenset({"timeout", "num_retries", "cache", "rollout_id", "seed", "n_workers"})
@@ -90,17 +90,11 @@ class Identities:
 
     def whole(self, value: Any) -> Any:
         """An object by its class and by what it holds, in its dict and in its slots."""
-        slots = [vars(kind).get("__slots__") or () for kind in type(value).__mro__]
-        names = {name for slot in slots for name in ([slot] if isinstance(slot, str) else slot)}
-        names |= vars(value).keys() if hasattr(value, "__dict__") else set()
-        names -= NOT_IN_IDENTITY
-        if hasattr(value, "demos"):
-            names -= NOT_OF_PREDICTORS
-        held = getattr(value, "__dict__", {})  # DSPy logs a warning where `module.forward` is read
-        missing = {n: getattr(value, n) for n in names - held.keys() if hasattr(value, n)}
-        state = {n: each for n, each in {**held, **missing}.items() if n in names and n[:2] != "__"}
-        if getattr(state.get("format_demos"), "__module__", "") == "tfgrpo_dspy.dspy_seam":
-            del state["format_demos"]  # in a rollout, the adapter keeps messages
+        slots = [name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ())]
+        held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+        held |= getattr(value, "__dict__", {})  # DSPy logs a warning where `module.forward` is read
+        others = NOT_IN_IDENTITY | (NOT_OF_PREDICTORS if hasattr(value, "demos") else set())
+        state = {n: each for n, each in held.items() if n not in others and n[:2] != "__"}
         return [self.of(type(value)), self.of(state)]
 
     def leave(self) -> None:

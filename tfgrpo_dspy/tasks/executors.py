@@ -1,11 +1,10 @@
 """Runs rollouts in the user's executor (`concurrent.futures`, dask), which is never shut down."""
 
 import asyncio
-import functools
 import itertools
 import math
 import uuid
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor
 
 from tfgrpo_dspy.budget.ledger import Budget, Ledger, Reservation
 from tfgrpo_dspy.errors import described
@@ -106,7 +105,7 @@ class RemoteRollouts:
             self._largest[limit] = max(self._largest[limit], 2.0 * reserved)
 
     async def _reply(self, share: Reservation, request: Request) -> Reply:
-        """The reply to the request; one that comes too late is settled all the same."""
+        """The reply to the request; of one that takes too long the whole share counts as spent."""
         limits, seconds_left = self._ledger.budget, self._ledger.seconds_left()
         budget = Budget(
             max_lm_calls=None if limits.max_lm_calls is None else share.n_calls,
@@ -115,8 +114,7 @@ class RemoteRollouts:
         )
         name = next(self._names)  # dask runs tasks of equal arguments only once
         try:
-            future = self._executor.submit(run_request, request, budget, name)
-            reply = asyncio.wrap_future(future)
+            reply = asyncio.wrap_future(self._executor.submit(run_request, request, budget, name))
         except Exception as error:  # closed, or whatever it raises then; or this is no future
             raise BrokenExecutor(described(error)) from error
         try:
@@ -124,22 +122,11 @@ class RemoteRollouts:
         except asyncio.CancelledError:  # it took too long, or the run has ended
             reply.cancel()
             share.abandoned.set()
-            future.add_done_callback(functools.partial(self._settle_when_done, share))
             raise
         try:
-            answer = reply.result()
+            return reply.result()
         except asyncio.CancelledError as error:
             raise RuntimeError(f"the executor cancelled request {name}") from error
-        if not isinstance(answer, Reply):
-            what = f"{answer!r:.200}, not what the function that was submitted returns"
-            raise BrokenExecutor(f"a future of it gave {what}")
-        return answer
-
-    def _settle_when_done(self, share: Reservation, future: "Future[Reply]") -> None:
-        if not future.cancelled() and future.exception() is None:
-            reply = future.result()
-            if isinstance(reply, Reply) and not reply.was_started_before:
-                self._settle(share, reply)
 
     def _check_usable(self, error: Exception) -> None:
         """Raises RunStopped: the executor is broken, or its workers lack a package."""
