@@ -37,7 +37,6 @@ LAYERS = [
     {"store"},
     {"tasks", "listeners"},
     {"calls"},
-    {"credit"},
     {"run"},
     {"report"},
     {"optimizer"},
@@ -48,7 +47,7 @@ RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 RANK["__init__"] = RANK["cli"]  # the package itself: neither `local` nor `metrics`
 NO_DSPY = "errors redaction scores files outside wording experience rollout group results events"
 WITH_LOCKS = "integrations tasks budget user_code store local metrics cli"
-AWAITING = "tasks calls credit run budget local user_code"
+AWAITING = "tasks calls run budget local user_code"
 ONLY_IN = {
     "dspy": RANK.keys() - {*NO_DSPY.split(), "gate", "interchange"},
     "concurrent": {"integrations", "tasks", "calls", "local", "settings", "optimizer"},
@@ -107,7 +106,7 @@ STANDING = {
     # of `_Metered`, which test_dspy_seam watches
     "budget/meter.py": {"update_history", "super().update_history"},
     "budget/unseen.py": {"self.history"},  # of `CallWatcher`: DSPy appends its entries
-    "sampling/dispatch.py": {"dspy.settings.lock"},  # a lock of all threads; any other would do
+    "sampling/recorder.py": {"dspy.settings.lock"},  # a lock of all threads; any other would do
     "experience/programs.py": {"_store"},  # of demos, by their shape: a library needs no DSPy
     "tasks/executors.py": {"_max_workers", "_client"},
     "user_code.py": {"asyncio._get_running_loop"},  # these are not DSPy's

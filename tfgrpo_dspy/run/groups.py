@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
-from tfgrpo_dspy.credit.play import Player, Turn
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
 from tfgrpo_dspy.run.endings import FIRST_ROLLOUTS, N_FIRST, why_unreadable, why_unscored
 from tfgrpo_dspy.run.history import History
+from tfgrpo_dspy.run.playing import Player
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, is_cut
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
@@ -37,7 +37,6 @@ class Groups:
         self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
         self._history, self._strategies, self._recorded = history, strategies, recorded
         self._sampler = Rollouts(inputs, calls, "rollout", inputs.examples)
-        self._last_turn: Turn | None = None
         self._has_first = asyncio.Event()
         self._is_tried = self._is_readable = False
 
@@ -211,27 +210,18 @@ class Groups:
         """The groups with the values of their steps, where a strategy gives such."""
         if not self._strategies.overriding("credit"):
             return groups
-        valued: list[Awaitable[SampledGroup]] = []
-        for group in groups:
-            self._last_turn = turn = Turn(self._last_turn)
-            valued.append(self._calls.loop.spawn(self._credited(batch, group, turn)))
-        return valued
+        return [self._calls.loop.spawn(self._credited(batch, group)) for group in groups]
 
-    async def _credited(
-        self, batch: Batch, group: Awaitable[SampledGroup], turn: Turn
-    ) -> SampledGroup:
+    async def _credited(self, batch: Batch, group: Awaitable[SampledGroup]) -> SampledGroup:
         sampled = await group
+        if not sampled.additions:  # a limit has ended the training
+            return sampled
         sampler = self._sampler if self._recorded is None else None
         priority = (*TRAINING_PRIORITY, batch.update)
         _, visit = batch.size_and_visit(sampled.group.example)
         asks, reward, loop = batch.asks_predictors, self._history.reward, self._calls.loop
-        player = Player(self._settings, loop, sampler, priority, sampled, visit, asks, reward, turn)
-        try:
-            if not sampled.additions:  # a limit has ended the training
-                return sampled
-            return await self._strategies.credited(self._context(batch, sampled), batch, player)
-        finally:
-            turn.pass_on()
+        player = Player(self._settings, loop, sampler, priority, sampled, visit, asks, reward)
+        return await self._strategies.credited(self._context(batch, sampled), batch, player)
 
 
 def _works(rollout: Rollout) -> bool:

@@ -20,7 +20,6 @@ from pydantic import TypeAdapter
 
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
-from tfgrpo_dspy.credit.play import Player, with_beside
 from tfgrpo_dspy.errors import (
     NotReplayedError,
     RunStopped,
@@ -35,6 +34,7 @@ from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import as_input
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
+from tfgrpo_dspy.run.playing import Player
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.scores import MOST, number_of
@@ -230,7 +230,7 @@ class Strategies:
             with self._counting(strategy, "credit", batch):
                 credit = await answer_of(strategy.credit(context, self._ask(batch), player))
                 check(isinstance(credit, Credit), credit, "a Credit")
-                sampled = with_beside(context.sampled, credit.beside, player)
+                sampled = player.with_beside(context.sampled, credit.beside)
                 n_values = {each.rollout_id: len(each.values) for each in sampled.group.rollouts}
                 are_its = isinstance(credit.values, Mapping) and {*credit.values} <= {*n_values}
                 wanted = "values by rollout id, each None or a number, one more than its steps"

@@ -27,10 +27,9 @@ from tfgrpo_dspy.errors import MetricError, RunStopped, described, sentence
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import OWN, SEED_RANGE, Failure, FailureKind, Rollout, Step
-from tfgrpo_dspy.sampling.dispatch import REPLAY, DispatchedTools
 from tfgrpo_dspy.sampling.fields import as_fields, copied_example, with_values
 from tfgrpo_dspy.sampling.recorder import CallRecorder
-from tfgrpo_dspy.sampling.replay import Replay, ReplayEndedError, Start, answer_now
+from tfgrpo_dspy.sampling.replay import REPLAY, Replay, ReplayEndedError, Start, answer_now
 from tfgrpo_dspy.scores import mean_of
 from tfgrpo_dspy.user_code import settled
 from tfgrpo_dspy.wording import shortened
@@ -65,7 +64,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
     the ledger refused a call, whatever the program made of that.
     """
     run = _Run(task)
-    with closing(run), run.context():
+    with closing(run.tools), run.context():
         prediction, failure = run.execute()
         trace = list(run.tools.trace)
     run.meter.check()
@@ -92,10 +91,9 @@ class _Run:
     def __init__(self, task: RolloutTask) -> None:
         self.task = task
         self.meter = Meter(task.ledger, task.prices, task.is_training, task.advice)
-        self.replay = Replay(task.start, self._name_of) if task.start else None
-        answers_now = task.start is not None and task.start.answers_now  # and calls no tool
-        self.dispatched = None if answers_now else self.replay or DispatchedTools()
-        self.tools = CallRecorder(self.meter, task.calls, self.dispatched)
+        is_replayed = task.start is not None and not task.start.answers_now
+        self.replay = Replay(task.start, self._name_of) if is_replayed else None  # type: ignore[arg-type]
+        self.tools = CallRecorder(self.meter, task.calls, self.replay)
         self.program = copy_program(task.program, self._lm_for_sample)
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         for name, module in self.program.named_sub_modules():
@@ -127,7 +125,7 @@ class _Run:
 
     def context(self) -> Any:
         adapter = demo_keeping_adapter(dspy.settings.adapter, self.task.kept_demos)
-        if self.replay is not None and not self.replay.start.answers_now:
+        if self.replay is not None:
             adapter = replaying_adapter(adapter, self.replay)
         return dspy.context(
             **{REPLAY: self.replay},
@@ -137,18 +135,13 @@ class _Run:
             **watching(self.tools),
         )
 
-    def close(self) -> None:
-        """Give back what was changed of tools that are not the program's own."""
-        if self.dispatched is not None:
-            self.dispatched.close()
-
     def execute(self) -> tuple[Any, Failure | None]:
         """What the program returns, and its failure."""
-        prediction, failure, replay = None, None, self.replay
+        prediction, failure, start = None, None, self.task.start
         inputs = copied_example(self.task.example).inputs()
         try:
-            if replay is not None and replay.start.answers_now:
-                prediction = answer_now(self.program, replay.start, inputs)
+            if start is not None and start.answers_now:
+                prediction = answer_now(self.program, start, inputs)
             else:
                 prediction = _called(self.program, inputs)
         except (RunStopped, KeyboardInterrupt):
@@ -158,10 +151,10 @@ class _Run:
         except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
             self.task.ledger.raised.note(error)
             failure = _failure_of(error)
-        if replay is not None and not replay.start.answers_now:
-            replay.finish(as_fields(prediction), failure)
-            failure = replay.failure or failure
-            prediction = None if replay.failure else prediction
+        if self.replay is not None:
+            self.replay.finish(as_fields(prediction), failure)
+            failure = self.replay.failure or failure
+            prediction = None if self.replay.failure else prediction
         if failure is not None and failure.kind is FailureKind.PARSE and self.meter.last_call:
             cause = _cause_of(self.meter.last_call[1])
             failure = replace(failure, message=f"{cause}{failure.message}")

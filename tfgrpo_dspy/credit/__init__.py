@@ -1,1 +1,0 @@
-"""Steps of rollouts are valued: by rollouts that go on from them."""
