@@ -25,7 +25,7 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.rollout import Rollout, Step, Usage, trajectory_text
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
-from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.strategies import (
     Ask,
     BranchingRollouts,

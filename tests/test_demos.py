@@ -12,7 +12,7 @@ from typing import Any, Literal
 import coded_cases
 import dspy
 import pytest
-from coded_cases import CODES, FIRST_TEST, FIRST_VALIDATION, case_in, cases, is_right, luck_of
+from coded_cases import CODES, FIRST_VALIDATION, case_in, cases, is_right, luck_of
 from runs import predictor
 from scripted import Prompt, chat, lessons, scripted_lm
 from small import grpo
@@ -21,8 +21,8 @@ from tfgrpo_dspy import ExperienceLibrary, Gate, StoreError, best_so_far
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
 from tfgrpo_dspy.sampling.additions import Additions
-from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool, add_demos, demos_of, first_demos
-from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool, add_demos, demos_of
+from tfgrpo_dspy.sampling.fields import Example
 
 
 def numbers_in(prompt: Prompt) -> list[int]:
@@ -163,15 +163,6 @@ def test_the_students_own_demos_stay_and_stand_first(with_demos: float, n: int) 
     assert len(student.demos) == 1
 
 
-def test_the_result_is_measured_on_the_test_set_as_it_is_returned() -> None:
-    lm = world(with_demos=1.0)
-    test = compiled(lm, testset=cases(15, FIRST_TEST)).detailed_results.test
-    assert test.best.mean == 1.0
-    assert test.student.mean < 0.8
-    tested = [numbers_in(p) for p in lm.engine.prompts if numbers_in(p)[-1] >= FIRST_TEST]
-    assert sorted(map(len, tested)) == [1] * 15 + [5] * 15
-
-
 @pytest.mark.parametrize("first", [0, 24], ids=["labels", "best rollouts"])
 @pytest.mark.parametrize(("chances", "is_helpful"), [((0.4, 0.95), True), ((0.6, 0.0), False)])
 def test_training_rollouts_show_demos_of_others_on_trial_and_later_only_where_they_help(
@@ -187,20 +178,6 @@ def test_training_rollouts_show_demos_of_others_on_trial_and_later_only_where_th
     assert set(showing[-24:]) == {is_helpful}
     assert all(numbers.count(numbers[-1]) == 1 for numbers in training), "no case shows itself"
     assert len(shown(optimized)) == 4 * is_helpful
-
-
-def test_demos_that_rollouts_with_demos_gave_are_better_than_those_of_the_student() -> None:
-    def better(prompt: Prompt) -> str:
-        known = max(map(int, re.findall(r"level (\d)", prompt.user)), default=0)
-        return chat(answer=f"level {min(9, known + (luck_of(prompt) < 0.3))}")
-
-    def level(_case: Any, prediction: Any, *_: Any) -> float:
-        return int(prediction.answer.split()[1]) / 9
-
-    lm = world(answers=better)
-    settings = {"gate": None, "epochs": 12, "group_size": 2, "metric": level}
-    optimized = compiled(lm, **settings, **UNLABELLED)
-    assert min(answer for _, answer in shown(optimized)) >= "level 5", "the student reaches 1"
 
 
 def test_the_same_run_returns_the_same_with_any_threads_and_in_processes() -> None:
@@ -256,29 +233,25 @@ def rollout(example: int, score: float | None, answer: str = "a", **changes: Any
 
 
 @pytest.mark.parametrize(
-    ("made", "most", "shown"),
+    ("made", "shown"),
     [
-        ([(0, 0.1), (1, 0.9), (2, 0.0), (3, 1.0), (4, 0.8)], 2, "31"),
-        ([(0, 0.1), (1, 0.9), (2, 0.0), (3, 1.0), (4, 0.8)], 4, "314"),  # 0, 2 are below the mean
-        ([(0, 0.0), (3, 1.0), (1, 1.0), (2, 1.0)], 2, "21"),  # the latest of equals comes first
-        ([(5, 0.0), (1, 1.0, "o"), (1, 1.0, "n")], 4, "n"),
-        ([(5, 0.0), (1, 1.0, "o"), (1, 0.9, "n")], 4, "o"),
-        ([(1, -1.0), (2, None)], 4, ""),  # what failed
-        ([(0, 0.0), (9, 1.0), (2, 1.0)], 4, "2"),  # 9 is validated on
-        ([(0, 1.0), (1, 1.0), (2, 1.0)], 4, ""),
+        ([(0, 0.1), (1, 0.9), (2, 0.0), (3, 1.0), (4, 0.8)], "314"),  # 0, 2 are below the mean
+        ([(0, 0.0), (3, 1.0), (1, 1.0), (2, 1.0)], "213"),  # the latest of equals comes first
+        ([(5, 0.0), (1, 1.0, "o"), (1, 1.0, "n")], "n"),
+        ([(5, 0.0), (1, 1.0, "o"), (1, 0.9, "n")], "o"),
+        ([(1, -1.0), (2, None)], ""),  # what failed
+        ([(0, 1.0), (1, 1.0), (2, 1.0)], ""),
     ],
 )
 def test_the_best_rollout_of_each_example_is_shown_where_it_is_above_the_mean(
-    made: list[tuple[Any, ...]], most: int, shown: str
+    made: list[tuple[Any, ...]], shown: str
 ) -> None:
     best = BestRollouts()
     for example, score, *answer in made:
         failure = {} if score is not None else {"failure": Failure("program", "it raised")}
         done = rollout(example, score, *(answer or [str(example)]), **failure)
         best.add(Group.of(example, [done], has_metric=True))
-    may_show = (rollout for rollout in best.above_mean() if rollout.example != 9)
-    demos = first_demos(may_show, predictor(), most)
-    assert "".join(dict(demo.fields)["answer"] for (demo,) in demos) == shown
+    assert "".join(rollout.outputs["answer"] for rollout in best.above_mean()) == shown
 
 
 class Agent(dspy.Module):
@@ -339,7 +312,7 @@ def answering(annotation: Any) -> dspy.Predict:
         (Size, "2", Size.LARGE),
         (Grade | None, "bad", Grade.BAD),
         (str | None, "None", None),
-        (list[Grade], '["bad"]', [Grade.BAD]),
+        (list[Grade], '["bad"]', ["bad"]),
         (datetime.date, "2025-01-02", datetime.date(2025, 1, 2)),
         (dspy.Reasoning, "it follows", dspy.Reasoning(content="it follows")),
         (list[str], '["a", "b"]', ["a", "b"]),

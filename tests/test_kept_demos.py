@@ -9,8 +9,7 @@ from dspy import lm15
 from dspy.adapters.baml_adapter import BAMLAdapter
 from scripted import ScriptedEngine
 
-from tfgrpo_dspy.dspy_seam import KEPT_DEMOS, demo_keeping_adapter
-from tfgrpo_dspy.experience.programs import copy_program
+from tfgrpo_dspy.dspy_seam import demo_keeping_adapter
 from tfgrpo_dspy.identity import Identities
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
@@ -134,23 +133,3 @@ def test_a_program_is_sent_its_own_demos_whatever_was_kept_before() -> None:
     ]
     for adapter in (dspy.ChatAdapter, dspy.XMLAdapter):
         assert sent_by_rollouts(programs, adapter(), {}) == sent_alone(programs, adapter())
-
-
-def test_only_so_many_sets_are_kept() -> None:
-    programs = [program_with([demo(f"{i}?")]) for i in range(KEPT_DEMOS + 3)]
-    kept: dict[Any, Any] = {}
-    assert sent_by_rollouts(programs, None, kept) == sent_alone(programs, None)
-    assert 0 < len(kept) <= KEPT_DEMOS
-
-
-def test_what_a_rollout_makes_of_its_demos_stays_in_its_copy() -> None:
-    program = program_with([demo("who?"), demo("where?", ["a"])])
-    copied = copy_program(program)
-    for one in copied.demos:
-        one.note = "changed"
-    copied.demos[1].answer.append("b")
-    assert [dict(one.items()) for one in program.demos] == [
-        {"question": "who?", "answer": "no"},
-        {"question": "where?", "answer": ["a"]},
-    ]
-    assert all(one.inputs().keys() == ["question"] for one in copied.demos)

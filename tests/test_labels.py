@@ -18,7 +18,7 @@ from test_demos import world
 
 from tfgrpo_dspy import Gate, TrainingFreeGRPO
 from tfgrpo_dspy.sampling.demos import DemoPool, labelled_demos
-from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.sampling.fields import Example
 
 
 class Part(pydantic.BaseModel):
@@ -130,7 +130,7 @@ def test_labels_that_their_field_cannot_hold_are_named_once(
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("2 labels of the field 'answer' cannot be shown as demos")
     assert "the first label is Yes" in line
-    assert "Give the examples labels of the field's type." in line
+    assert "give the examples labels of the field's type" in line
     assert len(pool.choose(1, (), set())) == 2
 
 
@@ -142,7 +142,7 @@ def test_labels_of_a_type_that_dspy_writes_and_does_not_read_are_said_to_be_that
     with caplog.at_level(logging.WARNING, logger="tfgrpo_dspy"):
         DemoPool(dspy.Predict(dspy.Signature(fields, "Do.")), [row], range(1), 4, seed=0)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "the first label is 1.0 EUR. DSPy writes it so, and does not read that text" in line
+    assert "the first label is 1.0 EUR; DSPy writes it so, and does not read that text" in line
 
 
 def test_a_model_with_aliases_is_shown_as_the_lm_has_to_write_it(tmp_path: Path) -> None:

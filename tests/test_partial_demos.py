@@ -16,7 +16,7 @@ from test_demos import compiled
 
 from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.demos import Demo, DemoPool
-from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.sampling.fields import Example
 
 
 class Pipeline(dspy.Module):

@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 
 import pytest
-
 from tfgrpo_dspy.credit.play import _check_replayed
+
 from tfgrpo_dspy.group import Group, floored
 from tfgrpo_dspy.rollout import (
     Failure,

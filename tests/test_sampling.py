@@ -1,7 +1,6 @@
 """One rollout: distinct samples, the full trajectory, failures told apart, nothing touched."""
 
 import datetime
-import math
 import re
 import threading
 from collections import Counter
@@ -24,7 +23,6 @@ from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
-from tfgrpo_dspy.sampling.examples import label_text
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout, sampling_copy
 
 EXAMPLE = dspy.Example(question="why?", answer="yes").with_inputs("question")
@@ -233,20 +231,6 @@ def test_tool_calls_stand_among_the_predictor_calls_with_arguments_result_and_er
     assert (done.score, done.failure) == (1.0, None)
 
 
-def test_a_predictor_that_a_tool_calls_is_a_step_behind_the_tools() -> None:
-    inner = ask()
-
-    def consult(question: str) -> str:
-        """Asks an expert."""
-        return inner(question=question).answer
-
-    lm = agent_lm(("consult", {"question": "what?"}), ("finish", {}))
-    lm.engine.rules = [*lm.engine.rules, ("question", chat(answer="maybe"))]
-    done = rollout(dspy.ReAct("question -> answer", tools=[consult]), lm)
-    assert [step.name for step in done.steps[:3]] == ["react", "consult", "Predict"]
-    assert done.steps[1].outputs == {"result": "maybe"}
-
-
 def test_a_step_shows_its_inputs_as_they_were_though_the_program_changes_them_later() -> None:
     def refine(self: Any, question: str) -> Any:
         tried: list[Any] = []
@@ -292,12 +276,6 @@ def test_an_answer_that_does_not_parse_is_shown_as_the_last_step_with_what_was_m
     assert "why?" in unparsed.inputs["prompt"]
     assert unparsed.error == done.failure.message
     assert done.usage.n_lm_calls == 3
-
-
-def test_a_second_attempt_that_parses_is_counted_and_is_no_failure() -> None:
-    lm = scripted_lm([("JSON object", '{"answer": "yes"}'), ("question", "yes, I think")])
-    done = rollout(ask(), lm)
-    assert (done.score, done.failure, done.usage.n_lm_calls) == (1.0, None, 2)
 
 
 def test_predictors_called_in_parallel_are_all_in_the_trajectory_and_counted() -> None:
@@ -376,16 +354,6 @@ class Unprintable:
 def test_outputs_of_every_type_become_text(value: Any, text: str) -> None:
     program = Program(lambda _self, _question: dspy.Prediction(answer=value), ask=ask())
     assert rollout(program, scripted_lm([]), metric=None).outputs == {"answer": text}
-
-
-@pytest.mark.parametrize(
-    ("label", "annotation", "text"),
-    [(None, int | None, "None"), (None, int, None), (math.nan, float | None, None)],
-)
-def test_a_label_of_none_is_shown_where_the_field_takes_none(
-    label: Any, annotation: Any, text: str | None
-) -> None:
-    assert label_text(label, annotation) == text
 
 
 def test_a_program_may_return_something_that_is_no_prediction() -> None:

@@ -15,7 +15,7 @@ from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
-from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.strategies import (
     ClippedDiversity,
     Credit,

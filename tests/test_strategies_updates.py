@@ -17,7 +17,7 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
-from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.strategies import (
     AttributionPrior,
     ConflictAware,

@@ -26,8 +26,7 @@ from tfgrpo_dspy.reflection.answer_forms import encodable
 from tfgrpo_dspy.reflection.modules import AnswerQuestion
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
-from tfgrpo_dspy.sampling.examples import Example
-from tfgrpo_dspy.sampling.fields import media_in
+from tfgrpo_dspy.sampling.fields import Example, media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.tasks.loop import Activity

@@ -9,7 +9,7 @@ from tfgrpo_dspy.reflection.texts import clip
 from tfgrpo_dspy.results.rows import ExampleRow, ReflectionRow, RolloutRow
 from tfgrpo_dspy.rollout import Rollout, fields_text
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
-from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.wording import shortened
 
 ASKED_TOKENS = 2_000  # of an input of the reflection LM

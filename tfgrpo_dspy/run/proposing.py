@@ -19,7 +19,7 @@ from tfgrpo_dspy.reflection.operations import (
     retold,
 )
 from tfgrpo_dspy.run.updates import Batch, Extracted
-from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings.run_inputs import RunInputs
 
 

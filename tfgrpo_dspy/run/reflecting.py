@@ -16,7 +16,7 @@ from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless
 from tfgrpo_dspy.run.proposing import Guards
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Batch, Extracted
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_DRAFT, n_unlike_drafts
 from tfgrpo_dspy.wording import shortened

@@ -1,6 +1,7 @@
 """Demos: inputs and outputs of a rollout's predictors, which are shown to them as examples later.
 
-They are DSPy's own demos, in a predictor's `demos`; here they are made from a rollout's record.
+They are DSPy's own demos, in a predictor's `demos`; here they are made from a rollout's record, or
+from the fields of a labelled example.
 """
 
 import itertools
@@ -9,18 +10,26 @@ import math
 import random
 import statistics
 from collections.abc import Iterable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, TypeVar
 
 import dspy
+import pydantic
 
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.examples import Example, as_type, comes_back, input_text, label_text
-from tfgrpo_dspy.sampling.fields import has_none, named_items, parsed_for_demo
+from tfgrpo_dspy.sampling.fields import (
+    Example,
+    as_text,
+    has_none,
+    is_missing,
+    named_items,
+    parsed,
+    parsed_for_demo,
+)
 from tfgrpo_dspy.wording import counted, shortened
 
 logger = logging.getLogger(__name__)
@@ -30,7 +39,6 @@ N_SETS = 8
 """How many sets of demos a run compares. For a small LM, the choice and order of the examples may
 matter more than whether any are shown (`docs/measurements.md`)."""
 LEAST_BEST = 4  # examples that must have a good rollout before demos are made of rollouts
-_UNREAD = "DSPy writes it so, and does not read that text again: let the type read it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +54,12 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
     fields = {name: predictor.signature.fields for name, predictor in named_predictors(program)}
     demos: dict[str, Demo] = {}
     for step in rollout.steps:
-        if step.kind != "predictor" or step.name not in fields:
-            continue
-        texts = {k: cleaned_text(text) for k, text in {**step.inputs, **step.outputs}.items()}
-        wanted = fields[step.name].items()
-        if all(name in texts and comes_back(texts[name], i.annotation) for name, i in wanted):
-            demos[step.name] = Demo(step.name, tuple((name, texts[name]) for name, _ in wanted))
+        if step.kind == "predictor" and step.name in fields:
+            texts = {k: cleaned_text(text) for k, text in {**step.inputs, **step.outputs}.items()}
+            wanted = fields[step.name].items()
+            if all(name in texts and _comes_back(texts[name], i.annotation) for name, i in wanted):
+                shown = tuple((name, texts[name]) for name, _ in wanted)
+                demos[step.name] = Demo(step.name, shown)
     return tuple(demos.values())
 
 
@@ -61,44 +69,49 @@ def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
     labelled = []
     for name, predictor in named_predictors(program):
         signature, shown = predictor.signature, dict[str, str]()
-        for field in values.keys() & signature.fields.keys():
-            write = label_text if field in signature.output_fields else input_text
-            text = write(values[field], signature.fields[field].annotation)
-            if text is not None:
+        for field, info in signature.fields.items():
+            is_output = field in signature.output_fields
+            text = _shown(values.get(field), info.annotation, is_output)
+            if field in values and text is not None:
                 shown[field] = text
         has_input = shown.keys() & signature.input_fields.keys() & inputs
         if has_input and shown.keys() & signature.output_fields.keys():
-            fields = ((field, shown[field]) for field in signature.fields if field in shown)
-            labelled.append(Demo(name, tuple(fields)))
+            labelled.append(Demo(name, tuple(shown.items())))
     return tuple(labelled)
 
 
-def _warn_of_unshown(labelled: Iterable[tuple[Example, Sequence[Demo]]], program: Any) -> None:
-    """Log once for each output field which labels of examples it cannot show, and so no demo."""
-    outputs = {
-        field: info.annotation
-        for _, predictor in named_predictors(program)
-        for field, info in predictor.signature.output_fields.items()
-    }
-    unshown: dict[str, list[tuple[str, Any]]] = {}
-    for example, demos in labelled:
-        shown = {field for demo in demos for field, _ in demo.fields}
-        for field, text in example.labels.items():
-            is_missed = field in outputs and field not in shown
-            if is_missed and label_text(example.raw[field], outputs[field]) is None:
-                unshown.setdefault(field, []).append((text, example.raw[field]))
-    for field, labels in unshown.items():
-        text, label = labels[0]
-        name = getattr(outputs[field], "__name__", outputs[field])
-        is_one = as_type(label, outputs[field]) is not None
-        logger.warning(
-            "%s of the field %r cannot be shown as demos: it is a %s, and the first label is %s. "
-            + (_UNREAD if is_one else "Give the examples labels of the field's type."),
-            counted(len(labels), "label"),
-            field,
-            name,
-            shortened(text, 80),
-        )
+def _shown(value: Any, annotation: Any, is_output: bool) -> str | None:
+    """The text with which a field of this type shows a value of an example; None: it cannot.
+
+    A value that the type takes in another form is shown in that of the type: 4 as 4.0, a dict with
+    the defaults of its model. Of a list of accepted answers, where the output takes no list, the
+    first is shown.
+    """
+    if is_output and isinstance(value, list | tuple) and _as_type(value, annotation) is None:
+        value = value[0] if value else None
+    if is_missing(value) and not (value is None and has_none(annotation)):
+        return None
+    if _comes_back(text := as_text(value), annotation):
+        return text
+    text = as_text(_as_type(value, annotation))
+    return text if text != "None" and _comes_back(text, annotation) else None
+
+
+def _as_type(value: Any, annotation: Any) -> Any:
+    """The value as this type takes it; None: it does not."""
+    with suppress(Exception):  # a user's type may raise anything
+        return pydantic.TypeAdapter(annotation).validate_python(value)
+    return None
+
+
+def _comes_back(text: str, annotation: Any) -> bool:
+    """Whether a field of this type that is written so has the same value again."""
+    try:
+        text.encode()  # half of a pair of surrogates cannot be sent to an LM
+        parsed(text, annotation)
+    except ValueError:
+        return False
+    return True
 
 
 class DemoPool:
@@ -122,7 +135,7 @@ class DemoPool:
     ) -> None:
         self._program, self._examples, self._most, self._seed = program, examples, most, seed
         demos = {i: labelled_demos(examples[i].raw, program) for i in (labelled if most else ())}
-        _warn_of_unshown(((examples[i], shown) for i, shown in demos.items()), program)
+        self._warn_of_unshown(demos)
         unlike = {(examples[i].identity, shown): (i, shown) for i, shown in demos.items() if shown}
         whole = [one for one in unlike.values() if self._are_whole(one[1])]
         self._whole = {example for example, _ in whole}
@@ -146,7 +159,8 @@ class DemoPool:
         elif len(best) < min(LEAST_BEST, self._most):
             return ()
         else:
-            shown = first_demos(usable, self._program, self._most)
+            of_best = (demos_of(rollout, self._program) for rollout in usable)
+            shown = list(itertools.islice(filter(None, of_best), self._most))
             shown = shown if number == 1 else self._mixed(shown, number)
         return tuple(itertools.chain(*shown))
 
@@ -158,6 +172,27 @@ class DemoPool:
             for demo in demos
             for name, field in predictors[demo.predictor].signature.input_fields.items()
         )
+
+    def _warn_of_unshown(self, demos: dict[int, tuple[Demo, ...]]) -> None:
+        """Log once for each output field which labels of examples it cannot show."""
+        for _, predictor in named_predictors(self._program):
+            for field, info in predictor.signature.output_fields.items():
+                having = [i for i in demos if field in self._examples[i].labels]
+                raws = [self._examples[i].raw[field] for i in having]
+                unshown = [raw for raw in raws if _shown(raw, info.annotation, True) is None]
+                if unshown:
+                    is_read = _as_type(unshown[0], info.annotation) is None
+                    why = "give the examples labels of the field's type"
+                    unread = "DSPy writes it so, and does not read that text: let the type read it"
+                    logger.warning(
+                        "%s of the field %r cannot be shown as demos: it is a %s, and the first "
+                        "label is %s; %s",
+                        counted(len(unshown), "label"),
+                        field,
+                        getattr(info.annotation, "__name__", info.annotation),
+                        shortened(as_text(unshown[0]), 80),
+                        why if is_read else unread,
+                    )
 
     def _mixed(self, items: Sequence[T], number: int) -> list[T]:
         return random.Random(f"{self._seed}/demos/{number}").sample(items, len(items))
@@ -190,26 +225,12 @@ def _score_of(rollout: Rollout) -> float:
     return -math.inf if rollout.score is None else rollout.score
 
 
-def first_demos(rollouts: Iterable[Rollout], program: Any, most: int) -> list[tuple[Demo, ...]]:
-    """The demos of each of the first `most` rollouts that give any."""
-    candidates = (demos_of(rollout, program) for rollout in rollouts)
-    return list(itertools.islice(filter(None, candidates), most))
-
-
 def add_demos(program: Any, demos: Sequence[Demo]) -> None:
     """Show these demos after the program's own. Raises KeyError, ValueError: they do not fit."""
     predictors = dict(named_predictors(program)) if demos else {}
-    predictor_of = attrgetter("predictor")
-    for name, of_predictor in itertools.groupby(sorted(demos, key=predictor_of), predictor_of):
-        signature = predictors[name].signature
-        types = {field: info.annotation for field, info in signature.fields.items()}
-        inputs = signature.input_fields.keys()
-        examples = (
-            {
-                field: parsed_for_demo(text, types[field], field not in inputs)
-                for field, text in demo.fields
-            }
-            for demo in of_predictor
-        )
-        added = [dspy.Example(**values).with_inputs(*inputs) for values in examples]
-        predictors[name].demos = [*predictors[name].demos, *added]
+    for demo in demos:
+        predictor = predictors[demo.predictor]
+        types = {field: info.annotation for field, info in predictor.signature.fields.items()}
+        values = {field: parsed_for_demo(text, types[field]) for field, text in demo.fields}
+        shown = dspy.Example(**values).with_inputs(*predictor.signature.input_fields)
+        predictor.demos = [*predictor.demos, shown]

@@ -1,13 +1,16 @@
-"""What goes into a program and comes out of it, as text; copies of examples."""
+"""Values that go into a program and come out of it, as text; examples, and copies of them."""
 
 import copy
 import dataclasses
+import decimal
 import enum
 import itertools
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, get_args
 
 import dspy
@@ -21,18 +24,65 @@ from tfgrpo_dspy.dspy_seam import (
     stored_in,
 )
 from tfgrpo_dspy.errors import written
-from tfgrpo_dspy.identity import without_addresses
+from tfgrpo_dspy.identity import Identities, digest, without_addresses
+from tfgrpo_dspy.rollout import fields_text
 
 MEDIA = (dspy.Image, dspy.Audio, dspy.File)
 JSONABLE = pydantic.TypeAdapter(Any)
+_MISSING = ("NAType", "NaTType")  # of pandas
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+    """An example of the user's. Its texts are made when they are first asked for."""
+
+    raw: Any  # the user's own object
+    nullable: Set[str] = frozenset()  # the labels that may be None
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """The inputs, as texts by name."""
+        return as_fields(self.raw.inputs())
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """The labels that are there, as texts by name; None is one if it is `nullable`."""
+        return as_fields({
+            name: value
+            for name, value in named_items(self.raw.labels())
+            if not is_missing(value) or (value is None and name in self.nullable)
+        })  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        """The inputs in one text."""
+        return fields_text(self.inputs)
+
+    @property
+    def labels_text(self) -> str:
+        """The labels in one text."""
+        return fields_text(self.labels)
+
+    @cached_property
+    def identity(self) -> str:
+        """The inputs as a text that tells them from others, also those of media."""
+        inputs = dict(self.raw.inputs().items())
+        return f"{written(sorted(inputs.items()), repr)} {digest(Identities().of(inputs))}"
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value says that there is none: None, NaN, or what pandas writes for them."""
+    if isinstance(value, float | decimal.Decimal):
+        return math.isnan(value)
+    return value is None or type(value).__name__ in _MISSING
 
 
 def as_text(value: Any) -> str:
     """A value in the form in which DSPy's adapters write it: an Enum by its value, a date in ISO.
 
-    Images and other media are only `<image>`, ... A model whose fields are read by their aliases
-    alone is written with them, as the LM has to write it. A value has the same text in each
-    process: sets are in a fixed order, and of objects that show their address it is left out.
+    Images and other media are only `<image>`, ... The fields of a model have the names by which the
+    LM has to write them. A value has the same text in each process: sets are in a fixed order, and
+    of objects that show their address it is left out.
     """
     return written(value, _text_of)
 
@@ -41,32 +91,21 @@ def _text_of(value: Any) -> str:
     if type(value) is str:
         return value
     try:
-        value = _as_json(value)
+        value = as_json(value)
         is_container = isinstance(value, dict | list)
         return json.dumps(value, ensure_ascii=False) if is_container else str(value)
     except (TypeError, ValueError):  # keys that JSON does not have, a list that holds itself
         return str(value)
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """The value in containers, texts and numbers of JSON. Raises TypeError, ValueError."""
     return JSONABLE.dump_python(
         _plain(value),
         mode="json",
-        by_alias=_has_aliases(value),
+        by_alias=True,
         warnings=False,  # a list stands where a model has a set
         fallback=lambda item: without_addresses(written(item)),
-    )
-
-
-def _has_aliases(value: Any) -> bool:
-    """Whether it is or holds a model that reads a field by its alias, and not by its name."""
-    kinds = {type(each) for each in _all_in(value) if isinstance(each, pydantic.BaseModel)}
-    by_name = ("populate_by_name", "validate_by_name")
-    return any(
-        field.alias is not None and field.alias == field.validation_alias
-        for kind in kinds
-        if not any(map(kind.model_config.get, by_name))
-        for field in kind.model_fields.values()
     )
 
 
@@ -74,32 +113,25 @@ def _plain(value: Any) -> Any:
     """The value without media, wherever it holds them; sets as lists in a fixed order."""
     if isinstance(value, MEDIA):
         return f"<{type(value).__name__.lower()}>"
-    if _has_fields(value) and _holds(value, (*MEDIA, set, frozenset)):
-        fields = _plain(_fields_of(value))
-        is_model = isinstance(value, pydantic.BaseModel) and not _holds(value, MEDIA)
-        return value.model_copy(update=fields) if is_model else fields
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):  # their order differs between processes
         return sorted(map(_plain, value), key=as_text)
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _has_fields(value: Any) -> bool:
-    """Whether it is a pydantic model or a dataclass."""
-    is_one = isinstance(value, pydantic.BaseModel) or dataclasses.is_dataclass(value)
-    return is_one and not isinstance(value, type)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    fields = _fields_of(value)
+    if any(isinstance(each, (*MEDIA, set, frozenset)) for each in _all_in(fields)):
+        return _plain(fields)
+    return value
 
 
 def _fields_of(value: Any) -> dict[str, Any]:
-    """Its fields by name; what iterates over a model, such as `dict`, may see something else."""
+    """The fields of a model or a dataclass by name; empty for any other value."""
     if isinstance(value, pydantic.BaseModel):
         return {name: getattr(value, name) for name in type(value).model_fields}
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-
-
-def _holds(value: Any, kinds: tuple[type, ...]) -> bool:
-    return any(isinstance(each, kinds) for each in _all_in(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {}
 
 
 def _all_in(value: Any) -> Iterator[Any]:
@@ -110,15 +142,12 @@ def _all_in(value: Any) -> Iterator[Any]:
         yield value
         if id(value) not in seen and not isinstance(value, MEDIA):
             seen.add(id(value))
-            waiting += reversed(_items(value))
-
-
-def _items(value: Any) -> list[Any]:
-    if _has_fields(value):
-        return list(_fields_of(value).values())
-    if isinstance(value, Mapping | dspy.Example):
-        return [item for _, item in named_items(value)]
-    return list(value) if isinstance(value, list | tuple | set | frozenset) else []
+            items = list(_fields_of(value).values())
+            if isinstance(value, Mapping | dspy.Example):
+                items = [item for _, item in named_items(value)]
+            elif isinstance(value, list | tuple | set | frozenset):
+                items = list(value)
+            waiting += reversed(items)
 
 
 def named_items(value: Mapping[Any, Any] | dspy.Example) -> list[tuple[str, Any]]:
@@ -151,9 +180,18 @@ def parsed(text: str, annotation: Any) -> Any:
     """The value that was written as this text. Raises ValueError: no text holds it (an image)."""
     if annotation is str:
         return text
-    if any(issubclass(k, MEDIA) for k in custom_types_in(annotation)):
+    if any(issubclass(kind, MEDIA) for kind in custom_types_in(annotation)):
         raise ValueError(f"{annotation} is written as a text that does not hold all of it")
-    for read in (_nothing, _member, parse_value, _validated):
+
+    def member(_text: str, _annotation: Any) -> Any:  # DSPy knows texts as values of an Enum only
+        return next(each for each in annotation if as_text(each) == text)
+
+    def validated(_text: str, _annotation: Any) -> Any:  # DSPy takes that of a Decimal for a float
+        return pydantic.TypeAdapter(annotation).validate_python(text)
+
+    if text == "None" and has_none(annotation):  # as a text, DSPy would take it for a word
+        return None
+    for read in (member, parse_value, validated):
         with suppress(Exception):  # a user's type may raise anything
             value = read(text, annotation)
             if as_text(value) == text:
@@ -161,25 +199,18 @@ def parsed(text: str, annotation: Any) -> Any:
     raise ValueError(f"{text[:80]!r} is not the text of a {annotation}")
 
 
-def parsed_for_demo(text: str, annotation: Any, is_output: bool) -> Any:
-    """The value that was written as this text, in the form that a saved program has: sets as lists.
+def parsed_for_demo(text: str, annotation: Any) -> Any:
+    """The value that was written as this text, in the form that a saved program has.
 
-    DSPy's adapters write both alike. An output with aliases is a dict, as DSPy would write the
-    model with names, which it does not read. Raises ValueError as `parsed` does.
+    Models and sets are dicts and lists: DSPy's adapters write both alike. Raises ValueError as
+    `parsed` does.
     """
     value = parsed(text, annotation)
-    if can_be_saved(value) and not (is_output and _has_aliases(value)):
-        return value
     with suppress(TypeError, ValueError):
-        if can_be_saved(plain := _as_json(value)):
-            return plain
-    return text
-
-
-def _nothing(text: str, annotation: Any) -> None:
-    """None, where the type has it: as a text, DSPy would take `None` for a word."""
-    if text != "None" or not has_none(annotation):
-        raise ValueError(text)
+        plain = as_json(value)
+        if isinstance(plain, dict | list) or not can_be_saved(value):
+            value = plain
+    return value if can_be_saved(value) else text
 
 
 def has_none(annotation: Any) -> bool:
@@ -187,24 +218,13 @@ def has_none(annotation: Any) -> bool:
     return type(None) in get_args(annotation) or None in get_args(annotation)
 
 
-def _member(text: str, annotation: Any) -> Any:
-    """The member of an Enum whose value is written so; DSPy knows texts as values only."""
-    return next(member for member in annotation if as_text(member) == text)
-
-
-def _validated(text: str, annotation: Any) -> Any:
-    """The value without DSPy's repairs, which take the text of a Decimal for a float."""
-    return pydantic.TypeAdapter(annotation).validate_python(text)
-
-
 def with_values(text: str, *holders: Any) -> str:
     """The text with members of the holders' Enums as DSPy writes them, not as `Bay.NORTH`."""
     if "." not in text:
         return text
     held = itertools.chain(*map(_all_in, holders))
-    kinds = {type(each) for each in held if isinstance(each, enum.Enum)}
     names: dict[str, str] = {}
-    for kind in kinds:
+    for kind in {type(each) for each in held if isinstance(each, enum.Enum)}:
         for name, member in kind.__members__.items():
             names |= {repr(member): as_text(member), f"{kind.__name__}.{name}": as_text(member)}
     if not names:
@@ -228,11 +248,9 @@ def containers_copied(value: Any) -> Any:
 
 def copied_example(example: dspy.Example) -> dspy.Example:
     """The example with copies of its values; what cannot be copied (a lock) is shared."""
-    return example.copy(**{name: _copied(value) for name, value in example.items()})
-
-
-def _copied(value: Any) -> Any:
-    try:
-        return copy.deepcopy(value)
-    except Exception:  # noqa: BLE001 - a user's type may raise anything
-        return value
+    copies = {}
+    for name, value in example.items():
+        copies[name] = value
+        with suppress(Exception):  # a user's type may raise anything
+            copies[name] = copy.deepcopy(value)
+    return example.copy(**copies)

@@ -20,8 +20,7 @@ from tfgrpo_dspy.experience.programs import introduced, language_models, named_p
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.examples import Example
-from tfgrpo_dspy.sampling.fields import has_none
+from tfgrpo_dspy.sampling.fields import Example, has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, PaperReflection, Settings, refuse
 from tfgrpo_dspy.settings.costs import one_rollout

@@ -11,8 +11,7 @@ from tfgrpo_dspy.budget.prices import price_of, token_price
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.sampling.examples import Example
-from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.sampling.fields import Example, as_fields
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_DRAFT, usual_demos
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.reflection.lessons import listed_labels
-from tfgrpo_dspy.sampling.examples import Example
+from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings.schedule import RunSettings
 
 
