@@ -226,7 +226,7 @@ def test_a_program_that_does_not_repeat_itself_gets_outcome_credit_and_a_note() 
 
 def test_two_strategies_that_value_steps_are_refused_by_name_before_any_call() -> None:
     chosen = (MonteCarloCredit(), InformationGain(), ImplicitStepRewards())
-    with pytest.raises(SettingsError, match="MonteCarloCredit and InformationGain and Implicit"):
+    with pytest.raises(SettingsError, match="one of MonteCarloCredit, InformationGain, Implicit"):
         grpo(ends_left, strategies=chosen)
     assert grpo(ends_left, strategies=chosen[:1])
 

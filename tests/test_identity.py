@@ -58,9 +58,15 @@ def same(one, other):
 class Scale:
     factor = 1.0
 
+class Config:
+    def __init__(self):
+        self.depth = 3
+
+config = Config()
+
 def by_helpers(example, pred, trace=None):
     matches = [same(word, pred.a) for word in WORDS["yes"]]
-    return Scale.factor * float(any(matches) and pred.b > LEAST)
+    return Scale.factor * float(any(matches) and pred.b > LEAST) + config.depth
 
 class Judge:
     def __init__(self, level):
@@ -172,6 +178,7 @@ CHANGES = [
     ("helpers", "LEAST, UNUSED = 0.5", "LEAST, UNUSED = 0.6"),
     ("helpers", '["aye"]', '["yea"]'),
     ("helpers", "factor = 1.0", "factor = 2.0"),
+    ("helpers", "self.depth = 3", "self.depth = 4"),
     ("program", "text[:5]", "text[:6]"),
     *(
         ("program", before, after)

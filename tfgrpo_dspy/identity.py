@@ -136,8 +136,9 @@ class Identities:
             return [_name_of(kind), str(fingerprint() if callable(fingerprint) else fingerprint)]
         if kind.__module__ in PLAIN:
             return without_addresses(repr(value))
-        is_silent = kind.__module__.partition(".")[0] in SILENT
-        return _name_of(kind) if is_silent else self._named(_name_of(kind))
+        if kind.__module__.partition(".")[0] in SILENT:
+            return _name_of(kind)
+        return [self._named(_name_of(kind)), self._class(kind)]
 
     def _fields(self, value: Any) -> Any:
         """A pydantic model or a dataclass by its class and its fields."""

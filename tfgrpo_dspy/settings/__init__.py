@@ -93,7 +93,7 @@ def _checked_strategies(strategies: Sequence[Strategy] | str) -> tuple[Strategy,
                 raise ValueError(f"{type(one).__name__}.{name} should not be async")
     names = [type(one).__name__ for one in strategies if overrides(one, "credit")]
     if len(names) > 1:
-        raise ValueError(f"{' and '.join(names)} each value the steps of a group; pass one")
+        raise ValueError(f"pass one of {', '.join(names)}: each values the steps of a group")
     return tuple(strategies)
 
 
