@@ -234,7 +234,8 @@ def _counts(value: Any) -> bool:
     """Whether a function's identity has what it names: no modules, no code of libraries."""
     is_code = isinstance(value, FunctionType | BuiltinFunctionType | type)
     if is_code and not _is_signature(value):
-        return is_users_own(str(value.__module__))
+        is_generated = value.__qualname__.startswith("__create_fn__")  # by dataclasses
+        return is_users_own(str(value.__module__)) and not is_generated
     return not isinstance(value, ModuleType)
 
 
