@@ -1,4 +1,4 @@
-"""The quickstart over several seeds: what it gains on held-out complaints, and how long it takes.
+"""The quickstart over several seeds: what it gains on held-out nouns, and how long it takes.
 
     python benchmarks/quickstart.py [--seeds 0 1 2 3 4]
 
@@ -39,10 +39,10 @@ def run(seed: int) -> dict[str, Any]:
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The table's rows, the median gain, and the gain over all complaints of all seeds."""
+    """The table's rows, the median gain, and the gain over all nouns of all seeds."""
 
     def gain(records: list[dict[str, Any]]) -> list[float]:
-        """Mean and 95 % interval over complaints."""
+        """Mean and 95 % interval over nouns."""
         before, after = ([s for r in records for s in r[name]] for name in ("before", "after"))
         gain = Gain.between(before, after)
         return [round(value, 4) for value in (gain.mean, gain.low, gain.high)]

@@ -1,7 +1,7 @@
-"""Learn the house style of a shop's replies to complaints, on a real LM inside this process.
+"""Teach a small LM to answer with one word: the plural of a noun. A real LM inside this process.
 
 Needs no key and no network: policy and reflection LM are SmolLM2-135M, run by llama.cpp. Prints
-the held-out score before and after, what was learned from which complaints, and two replies.
+what the LM answers before and after, the held-out score of both, and what was learned.
 
     python examples/quickstart.py [--seed 0] [--lm openai/gpt-5-mini] [--reflection-lm openai/gpt-5]
 """
@@ -9,15 +9,12 @@ the held-out score before and after, what was learned from which complaints, and
 import argparse
 import json
 import logging
-import math
 import random
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import dspy
-from support_replies import house_style, load, program
 
 from tfgrpo_dspy import (
     AddLessons,
@@ -27,12 +24,30 @@ from tfgrpo_dspy import (
     TrainingFreeGRPO,
 )
 from tfgrpo_dspy.local import PlainAdapter, local_lm
+from tfgrpo_dspy.results.records import Gain
 
-N_TRAIN, N_VALIDATION, N_TEST = 12, 40, 60
-MAX_LM_CALLS = 160
-SMALL_MODEL = PlainAdapter()
+N_TRAIN, N_VALIDATION, N_SHOWN = 24, 24, 10
+MAX_LM_CALLS = 200
+PLURALS = """
+apple apples, army armies, baby babies, bench benches, berry berries, boat boats, body bodies,
+book books, bottle bottles, box boxes, brush brushes, bus buses, button buttons, calf calves,
+car cars, cat cats, cherry cherries, child children, church churches, city cities, class classes,
+cloud clouds, company companies, country countries, cow cows, cross crosses, cup cups,
+daughter daughters, diary diaries, dish dishes, doctor doctors, dog dogs, door doors, dress dresses,
+duty duties, engine engines, factory factories, family families, farmer farmers, flower flowers,
+fly flies, foot feet, fox foxes, garden gardens, glass glasses, goose geese, half halves,
+hero heroes, hill hills, horse horses, house houses, island islands, judge judges, kitchen kitchens,
+knife knives, lady ladies, lake lakes, lamp lamps, leaf leaves, letter letters, library libraries,
+loaf loaves, lunch lunches, man men, match matches, memory memories, mountain mountains,
+mouse mice, party parties, pencil pencils, picture pictures, pony ponies, potato potatoes,
+river rivers, road roads, shelf shelves, ship ships, shoe shoes, sister sisters, spoon spoons,
+story stories, street streets, student students, table tables, tax taxes, teacher teachers,
+thief thieves, ticket tickets, tomato tomatoes, tooth teeth, train trains, tree trees,
+village villages, watch watches, wife wives, window windows, winter winters, witch witches,
+wolf wolves, woman women
+"""
 
-# DSPy would say of every long reply that it was cut, and of every evaluation its mean.
+# DSPy would say of every long answer that it was cut, and of every evaluation its mean.
 for _name in ("dspy.clients.lm", "dspy.evaluate.evaluate"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
@@ -44,8 +59,32 @@ class LessonsFromFeedback(dspy.Signature):
     lessons: list[str] = dspy.OutputField()
 
 
+def program() -> dspy.Module:
+    """The student: one predictor."""
+    return dspy.Predict(dspy.Signature("noun -> plural", "Write the plural of the noun."))
+
+
+def load(seed: int) -> tuple[list[dspy.Example], list[dspy.Example], list[dspy.Example]]:
+    """Training, validation and test set, which share no noun."""
+    pairs = [pair.split() for pair in PLURALS.split(",")]
+    examples = [dspy.Example(noun=one, plural=many).with_inputs("noun") for one, many in pairs]
+    random.Random(seed).shuffle(examples)
+    n = N_TRAIN + N_VALIDATION
+    return examples[:N_TRAIN], examples[N_TRAIN:n], examples[n:]
+
+
+def right_word(example: Any, pred: Any, trace: Any = None) -> dspy.Prediction:  # noqa: ARG001
+    """1 for the right plural and nothing else; half of it where that word stands in a sentence."""
+    words = pred.plural.lower().replace('"', " ").replace(".", " ").split()
+    if words == [example.plural]:
+        return dspy.Prediction(score=1.0, feedback="Right.")
+    if example.plural in words:
+        return dspy.Prediction(score=0.5, feedback="Write the plural alone, without a sentence.")
+    return dspy.Prediction(score=0.0, feedback=f"Write one word. Expected: {example.plural}")
+
+
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Learn a house style, and measure what it gains.")
+    parser = argparse.ArgumentParser(description="Learn to answer with one word.")
     parser.add_argument("--lm", help="policy LM, such as openai/gpt-5-mini; default: embedded")
     parser.add_argument("--reflection-lm", help="default: embedded, or the --lm that is given")
     parser.add_argument("--seed", type=int, default=0)
@@ -53,76 +92,39 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def simple_questions() -> Reflection:
-    """For a reflection LM of 135M parameters, which cannot compare attempts or edit a library.
-
-    It is asked for lessons from the feedback alone, all of them are proposed, and the gate finds
-    out which are worth anything.
-    """
-    return Reflection(
-        extract=ExtractAdvantage(LessonsFromFeedback, SMALL_MODEL),
-        update=AddLessons(),
-        groups_per_call=1,
-        max_experience_words=12,
-    )
-
-
 def optimizer_for(given: argparse.Namespace) -> TrainingFreeGRPO:
-    """The default optimizer; for the embedded reflection LM, with simpler questions."""
+    """The default optimizer; an embedded reflection LM is asked for lessons from feedback alone."""
     if given.reflection_lm or given.lm:
         reflection_lm = dspy.LM(given.reflection_lm or given.lm)
-        return TrainingFreeGRPO(house_style, reflection_lm=reflection_lm, seed=given.seed)
+        return TrainingFreeGRPO(right_word, reflection_lm=reflection_lm, seed=given.seed)
+    simple = Reflection(
+        extract=ExtractAdvantage(LessonsFromFeedback, PlainAdapter()),
+        update=AddLessons(),
+        groups_per_call=1,
+        drafts=0,
+        max_experience_words=12,
+    )
     return TrainingFreeGRPO(
-        house_style,
+        right_word,
         reflection_lm=local_lm(temperature=0.7, max_tokens=60),
         max_lm_calls=MAX_LM_CALLS,
         max_experiences=5,
-        reflection=simple_questions(),
+        reflection=simple,
         seed=given.seed,
     )
 
 
-def replies(candidate: Any, testset: list[dspy.Example]) -> list[str]:
-    """The reply to every test complaint; "" where the program failed."""
+def answers(candidate: Any, examples: list[dspy.Example]) -> list[str]:
+    """What the program answers to each example."""
     evaluate = dspy.Evaluate(
-        devset=testset, metric=house_style, num_threads=4, display_progress=False
+        devset=examples, metric=right_word, num_threads=4, display_progress=False
     )
-    return [getattr(prediction, "reply", "") for _, prediction, _ in evaluate(candidate).results]
+    return [getattr(pred, "plural", "") for _, pred, _ in evaluate(candidate).results]
 
 
-def scores_of(testset: list[dspy.Example], texts: list[str]) -> list[float]:
-    pairs = zip(testset, texts, strict=True)
-    return [house_style(example, dspy.Prediction(reply=text)).score for example, text in pairs]
-
-
-def with_interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval (normal approximation)."""
-    mean = statistics.fmean(values)
-    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
-
-
-def show_library(optimized: Any, trainset: list[dspy.Example]) -> None:
-    """Each experience with its evidence: the complaints whose replies it was learned from."""
-    results = optimized.detailed_results
-    experiences = results.library["experiences"]
-    for experience in experiences:
-        print(f"  {experience['id']}: {experience['text']}")
-        for evidence in experience["evidence"]:
-            scores = ", ".join(f"{score:.1f}" for score in evidence["scores"])
-            complaint = trainset[evidence["example"]].complaint
-            print(f"      from replies that scored {scores} to: {complaint[:60]}...")
-    if results.n_demos:
-        print(f"  and {results.n_demos} of the best replies, shown to the LM as demos")
-    if not experiences and not results.n_demos:
-        print(f"  nothing: {results.nothing_learned}")
-
-
-def show_side_by_side(testset: list[dspy.Example], before: list[str], after: list[str]) -> None:
-    for index in (0, 1):
-        print(f"\nComplaint: {testset[index].complaint}")
-        print(f"  before: {' '.join(before[index].split())}")
-        print(f"  after:  {' '.join(after[index].split())}")
+def scores_of(examples: list[dspy.Example], texts: list[str]) -> list[float]:
+    pairs = zip(examples, texts, strict=True)
+    return [right_word(example, dspy.Prediction(plural=text)).score for example, text in pairs]
 
 
 def main() -> None:
@@ -132,43 +134,47 @@ def main() -> None:
     if given.lm:
         dspy.configure(lm=dspy.LM(given.lm))
     else:
-        dspy.configure(lm=local_lm(temperature=0.0, max_tokens=90), adapter=SMALL_MODEL)
-    trainset, valset, testset = load()
-    rng = random.Random(given.seed)
-    trainset, valset = rng.sample(trainset, N_TRAIN), rng.sample(valset, N_VALIDATION)
-    testset = testset[:N_TEST]
-
+        dspy.configure(lm=local_lm(temperature=0.0, max_tokens=16), adapter=PlainAdapter())
+    trainset, valset, testset = load(given.seed)
     student = program()
-    before = replies(student, testset)
+    print(f"Before (the first {N_SHOWN} of {len(testset)} test nouns)", flush=True)
+    before = []
+    for example in testset:
+        before += answers(student, [example])
+        if len(before) <= N_SHOWN:
+            print(f"  {example.noun:<9} -> {' '.join(before[-1].split())}", flush=True)
     optimized = optimizer_for(given).compile(student, trainset=trainset, valset=valset)
-    after = replies(optimized, testset)
+    after = answers(optimized, testset)
+    print("\nAfter")
+    for example, text in list(zip(testset, after, strict=True))[:N_SHOWN]:
+        print(f"  {example.noun:<9} -> {' '.join(text.split())}")
 
-    scores_before, scores_after = scores_of(testset, before), scores_of(testset, after)
-    gain = with_interval([b - a for a, b in zip(scores_before, scores_after, strict=True)])
-    print(f"\nHeld-out score on {len(testset)} complaints (mean, 95 % interval)")
-    print("  before: {:.3f} [{:.3f}, {:.3f}]".format(*with_interval(scores_before)))
-    print("  after:  {:.3f} [{:.3f}, {:.3f}]".format(*with_interval(scores_after)))
-    print("  gain:   {:+.3f} [{:+.3f}, {:+.3f}], paired by complaint".format(*gain))
+    scores = scores_of(testset, before), scores_of(testset, after)
+    gain, results = Gain.between(*scores), optimized.detailed_results
+    print(f"\nHeld-out score on {len(testset)} nouns")
+    for name, of_one in zip(("before", "after"), scores, strict=True):
+        print(f"  {name:<7}{sum(of_one) / len(of_one):.3f}")
+    print(f"  gain   {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] (95 % interval)")
     print("\nLearned")
-    show_library(optimized, trainset)
-    show_side_by_side(testset, before, after)
-    seconds = time.monotonic() - started
-    results = optimized.detailed_results
+    print(f"  {results.n_demos} training examples that the prompt now shows")
+    for experience in results.experiences:
+        print(f"  {experience.text}")
     n_policy, n_reflection = (
         usage.n_lm_calls for usage in (results.policy_usage, results.reflection_usage)
     )
-    print(f"\n{n_policy} policy and {n_reflection} reflection calls while learning; ", end="")
+    seconds = time.monotonic() - started
+    print(f"\n{n_policy} calls of the program and {n_reflection} of the reflection LM; ", end="")
     print(f"{seconds:.0f} s in all, with both measurements.")
     if given.json:
         record = {
             "seed": given.seed,
-            "before": scores_before,
-            "after": scores_after,
+            "before": scores[0],
+            "after": scores[1],
             "seconds": round(seconds, 1),
             "library": ExperienceLibrary.from_program(optimized).render().splitlines(),
             "demos": results.n_demos,
-            "policy_calls": results.policy_usage.n_lm_calls,
-            "reflection_calls": results.reflection_usage.n_lm_calls,
+            "policy_calls": n_policy,
+            "reflection_calls": n_reflection,
         }
         given.json.write_text(json.dumps(record) + "\n", encoding="utf-8")
 

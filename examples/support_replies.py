@@ -1,4 +1,4 @@
-"""The quickstart's task: answer a complaint in the house style of Brightwell, a made-up shop.
+"""A task of several examples: answer a complaint in the house style of Brightwell, a made-up shop.
 
 Holds 200 complaints (60 to train, 60 to validate, 80 to test), the program to be optimized, and
 the metric, which knows five rules of style that the program's instruction does not mention. No LM

@@ -161,20 +161,11 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
     assert broken == []
 
 
-def test_ci_runs_the_tests_by_the_readmes_own_command_and_those_of_the_benchmarks() -> None:
+def test_ci_lints_then_runs_the_test_command_of_readme_then_the_tests_of_the_benchmarks() -> None:
+    assert {"make demo", "make test"} <= {*"\n".join(blocks(README, "bash")).splitlines()}
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert "<!-- test command -->" in README.read_text(encoding="utf-8")
-    assert "/<!-- test command -->/" in ci
-    assert "pytest -n 2 --dist loadfile benchmarks/tests" in ci
-
-
-def test_ci_lints_between_the_lines_that_install_and_the_last_one_which_tests() -> None:
-    behind = README.read_text(encoding="utf-8").partition("<!-- test command -->\n```bash\n")[2]
-    *install, test = behind.partition("\n```")[0].splitlines()
-    assert not [line for line in install if "pytest" in line] and "-m pytest" in test
-    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    parts = ('"$(head -n -1 ', "ruff", "mypy", '"$(tail -n 1 ')
-    assert sorted(parts, key=ci.index) == [*parts]
+    parts = ("ruff", "mypy", "\nmake test\n", "pytest -n 2 --dist loadfile benchmarks/tests")
+    assert [ci.index(part) for part in parts] == sorted(ci.index(part) for part in parts)
 
 
 def test_ci_builds_the_api_reference() -> None:

@@ -1,4 +1,4 @@
-"""The quickstart's task: what a reply must do to score, and that the splits share nothing."""
+"""The task of replies to complaints: what a reply must do to score; the splits share nothing."""
 
 import re
 
