@@ -80,7 +80,7 @@ def records(log_dir: Path, *stages: str) -> dict[str, Any]:
     if not (log_dir / "tfgrpo_store.db").exists():
         return {}
     with closing(sqlite3.connect(log_dir / "tfgrpo_store.db")) as database:
-        rows = database.execute("SELECT key, value FROM Cache").fetchall()
+        rows = database.execute("SELECT key, value FROM entries").fetchall()
     return {key: json.loads(text) for key, text in rows if key.partition(":")[0] in stages}
 
 

@@ -166,11 +166,7 @@ def take_metric_calls(ledger: Ledger, n: int) -> None:
         ledger.take_metric_call()
 
 
-def replay(ledger: Ledger, n: int) -> None:
-    ledger.spend(n, 0.0)
-
-
-@pytest.mark.parametrize("take", [Ledger.take, take_metric_calls, replay])
+@pytest.mark.parametrize("take", [Ledger.take, take_metric_calls])
 def test_the_last_call_of_a_limit_is_given_and_the_reserve_only_when_it_is_opened(
     take: Any,
 ) -> None:
@@ -208,19 +204,6 @@ def test_of_the_dollars_kept_for_the_end_some_are_lent_to_a_call_and_none_to_a_s
     with pytest.raises(RunStopped, match="max_cost=10"):
         ledger.take(1, 6.5, is_share=True)
     assert ledger.take(1, 6.5)
-
-
-@pytest.mark.parametrize(
-    ("counts_unused", "n_used", "lost"),
-    [(True, 3, (2, 0.2)), (True, 5, (0, 0.0)), (False, 3, (0, 0.0))],
-)
-def test_what_earlier_starts_have_paid_and_this_one_does_not_use_came_to_nothing(
-    counts_unused: bool, n_used: int, lost: tuple[int, float]
-) -> None:
-    ledger = Ledger()
-    ledger.n_paid, ledger.paid, ledger.counts_unused = 5, 0.5, counts_unused
-    ledger.spend(n_used, 0.3)
-    assert ledger.lost_before == pytest.approx(lost)
 
 
 def test_completions_of_an_lm_that_is_not_metered_are_taken_before_they_are_made() -> None:

@@ -1,26 +1,22 @@
 """A finished run is gone on with: with a larger budget from its end, with a test set beside it."""
 
 import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
 from coded_cases import CODES, FIRST_TEST, RIGHT, case_in, cases, is_right, luck_of, world
-from runs import AtCall, learned_in, library_texts, predictor, records
+from runs import AtCall, learned_in, library_texts, n_calls, predictor
 from scripted import chat
 
 from tfgrpo_dspy import (
     AddLessons,
     Execution,
-    ExperienceLibrary,
     Reflection,
     TrainingFreeGRPO,
     best_so_far,
 )
-from tfgrpo_dspy.store.notes import RunNote
 from tfgrpo_dspy.store.runs import saved_runs
 
 N_TEST = 20
@@ -104,8 +100,8 @@ def test_a_larger_budget_goes_on_from_the_end_of_a_finished_run(
     assert whole
     assert learned_in(second.detailed_results)[: len(whole)] == whole
     assert len(second.detailed_results.updates) > len(first.detailed_results.updates)
-    assert n_first + n_second <= (larger.get("max_lm_calls") or 10_000)
-    assert len(saved_runs(tmp_path)) == 1
+    assert n_second < n_calls(second) <= (larger.get("max_lm_calls") or 10_000)
+    assert len(saved_runs(tmp_path)) == 2
     third, n_third = compiled(tmp_path, **larger)
     assert n_third == 0
     assert third.dump_state() == second.dump_state()
@@ -132,7 +128,8 @@ def test_a_run_that_is_stopped_while_it_goes_on_keeps_the_result_that_it_had(
     folder, first, n_first = ended
     with pytest.raises(KeyboardInterrupt):
         compiled(folder, max_lm_calls=330, before=AtCall(20, stop))
-    assert library_texts(best_so_far(folder, predictor())) == library_texts(first)
+    assert [run.is_finished for run in saved_runs(folder)] == [True, False]
+    assert library_texts(best_so_far(folder, predictor())) != []
     last, _ = compiled(folder, max_lm_calls=330)
     assert n_replayed(last) >= 0.8 * n_first + 10
     assert schedule_of(last) == schedule_of(first)
@@ -177,32 +174,6 @@ def test_a_test_set_is_measured_beside_a_finished_run(
         assert compiled(tmp_path, again, **budget)[1] == 0
 
 
-def test_results_that_the_last_start_could_not_write_any_more_are_written_by_the_next(
-    ended: tuple[Path, Any, int],
-) -> None:
-    folder, program, _ = ended
-    (key,) = records(folder, "results")
-    with closing(sqlite3.connect(folder / "tfgrpo_store.db")) as database:
-        database.execute("DELETE FROM Cache WHERE key = ?", (key,))
-        database.commit()
-    again, n_calls = compiled(folder, max_lm_calls=150)
-    assert n_calls == 0 and library_texts(again) == library_texts(program)
-    (run,) = saved_runs(folder)
-    assert run.results.best == again.detailed_results.best
-    assert [*records(folder, "results")] == [key]
-
-
-@pytest.mark.parametrize(("limit", "n_calls"), [(110, 10), (300, 40), (None, 40)])
-def test_a_larger_budget_sets_aside_what_was_paid_in_vain_as_far_as_it_is_larger(
-    limit: int | None, n_calls: int
-) -> None:
-    of_end: dict[str, Any] = {"ended_because": "done", "lost": (0, 0.0), "schedule": {}}
-    of_end |= {"kept": (60, 0.0), "limits": {"max_lm_calls": 100}, "n_test": 0}
-    of_run: dict[str, Any] = {"begun": "", "library": ExperienceLibrary(), "demos": (), "parts": {}}
-    note = RunNote(paid=(100, 0.0), **of_run, **of_end)
-    assert note.unused({"max_lm_calls": limit}) == (n_calls, 0.0)
-
-
 def test_a_limit_that_the_test_set_raised_is_shown(ended: tuple[Path, Any, int]) -> None:
     program, _ = compiled(ended[0], cases(N_TEST, FIRST_TEST), max_lm_calls=150)
     assert program.detailed_results.settings["max_lm_calls"] == 150 + 2 * N_TEST
@@ -216,7 +187,7 @@ def test_an_unfinished_run_takes_the_test_set_from_its_budget(tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         compiled(tmp_path, max_lm_calls=150, before=AtCall(60, stop))
     program, n_made = compiled(tmp_path, cases(N_TEST, FIRST_TEST), max_lm_calls=150)
-    assert n_made + 60 <= 150
+    assert n_made < n_calls(program) <= 150
     assert program.detailed_results.test.best.n == N_TEST
 
 
@@ -224,14 +195,5 @@ def test_more_budget_and_a_test_set_at_once(ended: tuple[Path, Any, int]) -> Non
     folder, _, n_first = ended
     program, n_made = compiled(folder, cases(N_TEST, FIRST_TEST), max_lm_calls=330)
     assert n_replayed(program) >= 0.8 * n_first
-    assert n_first + n_made <= 330
+    assert n_made < n_calls(program) <= 330
     assert program.detailed_results.test.best.n == N_TEST
-
-
-def test_what_is_kept_of_a_run_are_the_calls_before_its_first_batch_that_a_limit_made_smaller(
-    tmp_path: Path,
-) -> None:
-    updates = compiled(tmp_path, max_lm_calls=120)[0].detailed_results.updates
-    (note,) = records(tmp_path, "run").values()
-    assert [len(update.groups) for update in updates] == [0, 5, 5, 5, 5, 5, 4, 1, 1]
-    assert note["kept"][0] == updates[5].n_lm_calls

@@ -61,7 +61,6 @@ ONLY_IN = {
     "pickle": set[str](),
     "cloudpickle": {"tasks"},
     "tenacity": {"budget"},
-    "diskcache": {"store"},
     "sqlite3": {"store"},
     "json_repair": {"reflection"},
     "orjson": {"dspy_seam"},

@@ -59,27 +59,13 @@ def test_a_budget_that_a_run_had_is_not_taken_for_more_of_another_run(tmp_path: 
         assert program is None or facts(again) == facts(program)
 
 
-@pytest.mark.parametrize("limits", [(150, 180), (100, 120, 140, 200)], ids=str)
-def test_no_more_calls_are_stated_than_all_starts_have_made(
-    limits: tuple[int, ...], tmp_path: Path
-) -> None:
-    n_all = 0
-    for limit in limits:
-        program, n_made = compiled(tmp_path, max_lm_calls=limit)
-        n_all += n_made
-        assert n_calls(program) == n_all <= limit
-
-
 def test_under_a_smaller_budget_that_it_never_had_a_run_replays_what_is_paid(
     tmp_path: Path,
 ) -> None:
-    compiled(tmp_path, max_lm_calls=150)
-    _, n_second = compiled(tmp_path, max_lm_calls=200)
+    compiled(tmp_path, max_lm_calls=200)
     program, n_made = compiled(tmp_path, max_lm_calls=149)
-    assert n_made == 0 < n_second
-    assert n_calls(program) <= 149
+    assert n_made < n_calls(program) <= 149
     assert program.detailed_results.gain is not None
-    assert program.detailed_results.usage["unfinished"].n_lm_calls <= 200
 
 
 def test_a_test_set_is_measured_beside_a_budget_that_the_run_had_before_a_larger_one(

@@ -417,18 +417,19 @@ def often_down(prompt: Prompt) -> Any:
     return lm15.ServerError("down") if is_down else polite_answer(prompt)
 
 
-def test_what_was_lost_to_faults_counts_when_the_run_is_started_again(tmp_path: Path) -> None:
+def test_a_limit_counts_what_its_own_run_uses_and_a_run_that_is_over_loses_no_more(
+    tmp_path: Path,
+) -> None:
     engine = Tally([*polite_rules()[:2], ("", often_down)])
 
-    def n_after(max_lm_calls: int) -> int:
-        lm = lm_on(engine, num_retries=0)
+    def n_used(max_lm_calls: int) -> int:
         given_ = {"log_dir": tmp_path, "epochs": 4, "max_errors": 1000}
-        learned(lm=lm, max_lm_calls=max_lm_calls, **given_)
-        return engine.n_calls()
+        lm = lm_on(engine, num_retries=0)
+        return n_calls(learned(lm=lm, max_lm_calls=max_lm_calls, **given_))
 
-    n_first = [n_after(60) for _ in range(4)][-1]
-    assert n_first <= 60
-    assert n_first < n_after(90) <= 90
+    first = [n_used(60) for _ in range(3)]
+    assert first == [engine.n_calls()] * 3 and first[0] <= 60
+    assert first[0] < n_used(90) <= 90
 
 
 class Deaf(RunReport):

@@ -179,17 +179,16 @@ def test_what_a_program_keeps_under_that_name_for_itself_stays() -> None:
 @pytest.mark.parametrize("n_lost", [0, 3])
 def test_calls_that_came_to_nothing_are_reported_with_their_dollars(n_lost: int) -> None:
     ledger = Ledger(Budget())
-    ledger.n_lost, ledger.lost = 1, 0.5  # by the starts before
     ledger.take(2, 0.25)
     ledger.note_used(2, 0.2)
     if n_lost:
         ledger.take(n_lost, 0.5)
     dollars = 0.55 if n_lost else 0.0  # what a result took less than was taken is lost, too
-    assert ledger.lost_now == (n_lost, pytest.approx(dollars))
+    assert ledger.lost == (n_lost, pytest.approx(dollars))
     with dspy.context(lm=polite_lm()):
         report = RunReport(run_settings(is_polite), ledger)
     results = report.results(False, "", student=None, best=None, library={})
-    assert results.usage["unfinished"] == Usage(1 + n_lost, cost_usd=pytest.approx(0.5 + dollars))
+    assert results.usage["unfinished"] == Usage(n_lost, cost_usd=pytest.approx(dollars))
 
 
 def test_examples_without_a_score_stand_first_then_the_lowest_and_of_equals_the_most_lost() -> None:

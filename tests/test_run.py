@@ -27,7 +27,7 @@ from tfgrpo_dspy.run.updates import Batch, Extracted, Update
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.settings.schedule import RunData, derive
-from tfgrpo_dspy.store.run_records import RunRecords
+from tfgrpo_dspy.store.journal import Journal
 from tfgrpo_dspy.strategies import Ask, Credit, GroupContext, Play, Strategy
 
 CORRECTION = r"## correction ##"
@@ -449,7 +449,7 @@ def consolidated(
         settings = run_settings(is_score, update=module, progress=False)
         student, examples = predictor(), [*map(Example, questions(40))]
         inputs = RunInputs(settings, student, examples, tuple(range(40)))
-        calls = Calls(settings, RunRecords(settings, student, inputs.trainset))
+        calls = Calls(settings, Journal(settings, student, inputs.trainset))
         batch = Batch(0, Update(0, Decision(known, "start"), calls.reserve.account))
         guard = Guards(inputs, calls.report).of_update(batch, Extracted(tuple(drawn)))
         client = ReflectionClient(inputs, calls)

@@ -113,7 +113,8 @@ ANOTHER_RUN: dict[str, Any] = {
     "guard": "warn",
     "max_staleness": 0,
 }
-"""By argument, a value that makes another run; and below, one that makes none."""
+"""By argument, a value that makes another run; and below, one that makes none, but for limits."""
+LIMITS = ("auto", "max_lm_calls", "max_metric_calls", "max_cost", "max_minutes", "epochs")
 THE_SAME: dict[str, Any] = {
     "auto": "light",
     "max_lm_calls": 1000,
@@ -155,7 +156,7 @@ def test_every_argument_is_part_of_a_runs_identity_or_says_how_far_it_goes(
 ) -> None:
     shutil.copytree(priced, tmp_path / "log")
     compiled(tmp_path / "log", **{name: {**ANOTHER_RUN, **THE_SAME}[name]})
-    assert len(saved_runs(tmp_path / "log")) == 1 + (name in ANOTHER_RUN)
+    assert len(saved_runs(tmp_path / "log")) == 1 + (name in {*ANOTHER_RUN, *LIMITS})
 
 
 def test_no_argument_is_left_out_of_the_two_lists() -> None:

@@ -59,19 +59,14 @@ class Ledger:
     While something is kept for the end (`set_reserve`), a limit ends the training only: it refuses
     single rollouts and answers (`TrainingCut`), and `cut_because` says why. Later it ends the run.
     `n_lm_calls` and `cost` are what the run so far has cost, replayed parts included; of that,
-    `n_used` and `used` is what its results took. `n_paid` and `paid` are what all its starts have
-    paid; `n_lost` and `lost` what came to nothing in earlier ones.
-    Plans leave out `set_aside`, calls and dollars, for that. With `counts_unused`, what earlier
-    starts have paid and this one has not used has come to nothing, too.
+    `n_used` and `used` is what its results took.
     """
 
     def __init__(self, budget: Budget | None = None) -> None:
         self.budget = budget or Budget()
         self.left_out: dict[Sampled, str] = {}  # what providers refuse, and is sent no more
-        self.n_lm_calls = self.n_used = self.n_paid = self.n_lost = 0
-        self.cost = self.used = self.paid = self.lost = 0.0
-        self._n_beyond, self._beyond = 0, 0.0  # of these, under a larger limit than this one
-        self.set_aside, self.counts_unused = (0, 0.0), False
+        self.n_lm_calls = self.n_used = 0
+        self.cost = self.used = 0.0
         self.n_metric_calls = self.n_metric_calls_made = 0
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
         self.n_unseen, self._has_unseen = 0, False  # calls that nobody could refuse
@@ -91,15 +86,8 @@ class Ledger:
         self._stopping = threading.Event()
 
     @property
-    def lost_before(self) -> tuple[int, float]:
-        """The calls and dollars that came to nothing in earlier starts, by what is used so far."""
-        n, dollars = self.n_paid - self.n_lm_calls, self.paid - self.cost
-        unused = (n, dollars) if self.counts_unused and n > 0 else (0, 0.0)
-        return max(self.n_lost, unused[0]), max(self.lost, unused[1])
-
-    @property
-    def lost_now(self) -> tuple[int, float]:
-        """The calls and dollars that came to nothing in this start: no result took them."""
+    def lost(self) -> tuple[int, float]:
+        """The calls and dollars that came to nothing: no result took them."""
         n = max(0, self.n_lm_calls - self.n_used)
         return n, max(0.0, self.cost - self.used) if n else 0.0
 
@@ -120,9 +108,9 @@ class Ledger:
     def left(self, name: str, leaves_lessons: bool = False) -> float:
         """How much of a limit is left, the reserve not counted; infinite without a limit."""
         used = {
-            "max_lm_calls": max(self.n_lm_calls, self.n_paid - self._n_beyond),
+            "max_lm_calls": self.n_lm_calls,
             "max_metric_calls": self.n_metric_calls,
-            "max_cost": max(self.cost, self.paid - self._beyond),
+            "max_cost": self.cost,
         }
         kept = self._n_lessons if leaves_lessons and name == "max_lm_calls" else 0
         return self._limit(name) - used[name] - kept
@@ -219,8 +207,6 @@ class Ledger:
     def _add(self, n_calls: int, cost: float) -> None:
         self.n_lm_calls += n_calls
         self.cost = round(self.cost + cost, DECIMALS)
-        self.n_paid += n_calls
-        self.paid += cost
 
     def take_first_unseen(self) -> bool:
         """Whether no call that was made unasked was noted before, by any thread."""
@@ -239,20 +225,14 @@ class Ledger:
             self.check()
 
     def spend(self, n_calls: int, cost: float, n_metric_calls: int = 0) -> None:
-        """Take what a replayed part has cost, of what is kept if it was paid. Raises RunStopped."""
+        """Take what a replayed part has cost, also of what is kept. Raises RunStopped."""
         with self._lock:
             self.check()
-            parts = (
-                ("max_lm_calls", n_calls, self.n_lm_calls, self.n_paid),
-                ("max_cost", cost, self.cost, self.paid),
-                ("max_metric_calls", n_metric_calls, self.n_metric_calls, 0),
-            )
-            for name, more, used, paid in parts:
-                is_there = more + used <= self._limit(name)
-                if more and not is_there and more + used > min(paid, getattr(self.budget, name)):
+            wanted = {"max_lm_calls": n_calls, "max_cost": cost, "max_metric_calls": n_metric_calls}
+            for name, more in wanted.items():
+                if more and more > self.left(name) + (getattr(self._reserve, name) or 0):
                     self.use_up(name)
-            self.n_lm_calls += n_calls
-            self.cost += cost
+            self._add(n_calls, cost)
             self.n_metric_calls += n_metric_calls
             self.n_metric_calls_made += n_metric_calls
 
@@ -291,13 +271,10 @@ class Ledger:
                 self._stopping.clear()
 
     def raise_limits(self, n_lm_calls: float, n_metric_calls: float, cost: float) -> None:
-        """Add this, for the end of a finished run, to each limit, whatever was paid beyond it."""
+        """Add this, for the end of a finished run, to each limit."""
         with self._lock:
-            n_calls, _, dollars, _ = before = astuple(self.budget)
-            self._n_beyond = max(0, self.n_paid - (n_calls or self.n_paid))
-            self._beyond = max(0.0, self.paid - (dollars or self.paid))
             more = math.ceil(n_lm_calls), math.ceil(n_metric_calls), cost, 0.0
-            pairs = zip(before, more, strict=True)
+            pairs = zip(astuple(self.budget), more, strict=True)
             self.budget = Budget(*(limit and limit + n for limit, n in pairs))
             self.open_reserve()
 

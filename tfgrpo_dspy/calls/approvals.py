@@ -56,7 +56,7 @@ async def approved(
         try:
             return _Approved(tuple(_operations(approval, proposed)))
         except LibraryError as error:
-            return _Approved((), calls.records.redacted(str(error)))
+            return _Approved((), calls.journal.redacted(str(error)))
 
     @functools.cache  # a guard is asked once, and counted once
     def outcome_of(operations: tuple[Operation, ...]) -> Applied:
@@ -64,7 +64,7 @@ async def approved(
 
     call = PaidCall(
         name=f"approval of update {proposal.update}",
-        key=calls.records.keys.approval(_shown(proposal)),
+        key=calls.journal.keys.approval(_shown(proposal)),
         kind=ANSWERS,
         do=do,
         is_void=lambda answer: bool(answer.error or _faults(outcome_of(answer.operations))),

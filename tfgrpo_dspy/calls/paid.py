@@ -17,8 +17,7 @@ from tfgrpo_dspy.listeners.run_report import RunReport
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.rollout import OWN, Failure
 from tfgrpo_dspy.settings.schedule import RunSettings
-from tfgrpo_dspy.store.manifest import RunManifest
-from tfgrpo_dspy.store.run_records import RunRecords
+from tfgrpo_dspy.store.journal import Journal
 from tfgrpo_dspy.tasks.executors import RemoteRollouts, workers_of
 from tfgrpo_dspy.tasks.loop import Activity, Loop, Priority
 from tfgrpo_dspy.wording import shortened
@@ -57,14 +56,13 @@ class PaidCall(Generic[Result]):
 class Calls:
     """Makes and counts the calls of a run, under the limits of its ledger. Raises StoreError."""
 
-    def __init__(self, settings: RunSettings, records: RunRecords) -> None:
+    def __init__(self, settings: RunSettings, journal: Journal) -> None:
         self.ledger = Ledger(settings.budget)
-        self.ledger.clean = records.redacted
+        self.ledger.clean = journal.redacted
         self.reserve = Reserve(settings, self.ledger)
-        self.records = records
-        self.manifest = RunManifest(settings, records, self.ledger)
+        self.journal = journal
         self.loop, self.remote = _loop_of(settings, self.ledger)
-        self.report = RunReport(settings, self.ledger, records.redacted)
+        self.report = RunReport(settings, self.ledger, journal.redacted)
         self.loop.on_wait = self.report.progress.tick
         self._max_errors, self._is_offline = settings.execution.max_errors, settings.offline
         self._n_done, self._errors = 0, Counter[str]()
@@ -95,7 +93,7 @@ class Calls:
             if not call.is_void(result):
                 failure = call.failure_of(result)
                 is_lost = failure is not None and not failure.kind.is_recorded
-                result = self.records.keep(call.key, result, call.kind, is_lost)
+                result = self.journal.keep(call.key, result, call.kind, is_lost)
                 self._count(call, result, time.monotonic() - begun_s)
             return result
 
@@ -108,15 +106,15 @@ class Calls:
 
     def _found(self, call: PaidCall[Result]) -> Result | None:
         """The recorded result, which costs what it cost when it was made."""
-        record = self.records.find(call.key, call.kind)
+        record = self.journal.find(call.key, call.kind)
         try:
             if record is not None:
                 n_calls, cost, n_metric_calls = call.taken(record)
                 self.ledger.spend(n_calls, cost, n_metric_calls)
+            elif self.journal.cut_because:
+                self.ledger.end(self.journal.cut_because)
             elif self._is_offline:
-                if ended := self.manifest.was_cut_short():
-                    self.ledger.end(ended)
-                raise self.manifest.missing(call.name)
+                raise self.journal.missing(call.name)
         except TrainingCut as cut:
             return call.without(cut)
         if record is not None:

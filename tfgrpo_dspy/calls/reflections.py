@@ -188,16 +188,16 @@ class ReflectionClient:
         def count(answer: Answer, seconds: float | None) -> None:
             if seconds is None:
                 self._note_asked(batch)
-            if calls.records.store is not None:
+            if calls.journal.store is not None:
                 inputs = {k: v for k, v in question.inputs.items() if v is not self.common.get(k)}
-                calls.manifest.asked.append(reflection_row(stage, batch.update, inputs, answer))
+                calls.journal.asked.append(reflection_row(stage, batch.update, inputs, answer))
             self.usage[batch.update] += answer.usage
             if stage != "strategy":  # of several updates, the first to come asks for that
                 self.answers[batch.update].append(answer)
 
         call = PaidCall(
             name=f"{stage} of {about}",
-            key=calls.records.keys.reflection(
+            key=calls.journal.keys.reflection(
                 stage, question.module, question.rollout_id, question.inputs
             ),
             kind=ANSWERS,

@@ -56,7 +56,7 @@ class Rollouts:
         self._score = None if self._metric is None else adapt_metric(self._metric)
         self._program = functools.lru_cache(KEPT_PROGRAMS)(lambda added: added.bake(inputs.student))
         self._digest = functools.lru_cache(KEPT_DIGESTS)(
-            lambda additions: calls.records.keys.program(self._program(additions))
+            lambda additions: calls.journal.keys.program(self._program(additions))
         )
         self._sent = functools.lru_cache(KEPT_SENT)(lambda sent: packed(sent, "the library"))
         self._prices = settings.execution.prices or {}
@@ -64,14 +64,14 @@ class Rollouts:
         self._kept_demos: dict[Any, Any] = {}
         self._bundle = b""
         if calls.remote is not None and not settings.offline:
-            plain = calls.records.plain
+            plain = calls.journal.plain
             self._bundle = packed_bundle(inputs.student, self._metric, self._prices, plain)
 
     @asynccontextmanager
     async def paying(self, samples: Sequence[Sample], is_extra: bool) -> AsyncIterator[bool]:
         """Whether these may begin; those that run or are recorded may. A refusal is noted."""
         others = [sample for sample in samples if sample not in self._early]
-        records = [self._calls.records.find(self._key(sample), ROLLOUTS) for sample in others]
+        records = [self._calls.journal.find(self._key(sample), ROLLOUTS) for sample in others]
         if any(record is not None and record.failure == NO_MORE for record in records):
             yield False
             return
@@ -79,7 +79,7 @@ class Rollouts:
         async with self._calls.reserve.making(len(missing), is_extra) as is_paid:
             for sample in () if is_paid or self._inputs.settings.offline else missing:
                 refusal = sample.failed(NO_MORE)
-                self._calls.records.keep(self._key(sample), refusal, ROLLOUTS, is_lost=True)
+                self._calls.journal.keep(self._key(sample), refusal, ROLLOUTS, is_lost=True)
             yield is_paid
 
     def make_early(
@@ -124,7 +124,7 @@ class Rollouts:
         return self._calls.recorded(call, priority, place)
 
     def _key(self, sample: Sample) -> str:
-        keys = self._calls.records.keys
+        keys = self._calls.journal.keys
         return keys.rollout(
             self._digest(sample.additions) if keys.is_used else "",
             self._examples[sample.example].raw,

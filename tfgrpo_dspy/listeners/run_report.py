@@ -147,12 +147,6 @@ class RunReport:
         self.progress.close()
 
     @property
-    def _unfinished(self) -> Usage:
-        """The LM calls that came to nothing, in this start and those before it."""
-        (n_before, before), (n, cost) = self._ledger.lost_before, self._ledger.lost_now
-        return Usage(n_before, cost_usd=before) + Usage(n, cost_usd=cost)
-
-    @property
     def _noted_elsewhere(self) -> Counter[str]:
         """Sampling parameters that were left out, calls that nobody could refuse."""
         n_left_out = len(self._ledger.left_out)
@@ -165,9 +159,10 @@ class RunReport:
         if is_student and not self._ledger.is_failure:
             logger.warning("nothing was learned: %s", why)
         ledger = self._ledger
+        n_lost, lost = ledger.lost
         return RunResults(
             updates=tuple(self._updates),
-            usage={**self._usage, "unfinished": self._unfinished},
+            usage={**self._usage, "unfinished": Usage(n_lost, cost_usd=lost)},
             metric_calls=ledger.n_metric_calls_made,
             replayed=dict(sorted((+self._replayed).items())),
             failures=dict(sorted((+self.failures | self._noted_elsewhere).items())),

@@ -23,8 +23,7 @@ from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, rollouts_of
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.run_inputs import RunInputs
-from tfgrpo_dspy.store.manifest import continued
-from tfgrpo_dspy.store.run_records import RunRecords
+from tfgrpo_dspy.store.journal import Journal
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +38,13 @@ class Run:
     ) -> None:
         student, validation = inputs.student, [each.raw for each in inputs.valset]
         of_user = [*inputs.trainset, *validation, *(each.raw for each in inputs.testset)]
-        records = RunRecords(inputs.settings, student, of_user)
-        recorded = recorded and [[records.cleaned(r, ROLLOUTS) for r in each] for each in recorded]
+        journal = Journal(inputs.settings, student, of_user)
+        recorded = recorded and [[journal.cleaned(r, ROLLOUTS) for r in each] for each in recorded]
         sets = {"training": [inputs.trainset[i] for i in inputs.training], "validation": validation}
-        settings = continued(records, inputs.settings, student, sets, recorded)
+        settings = journal.continued(student, sets, recorded)
         self._inputs = inputs = replace(inputs, settings=settings, student=copy_to_change(student))
         self.settings = settings
-        self._calls = calls = Calls(settings, records)
+        self._calls = calls = Calls(settings, journal)
         self._client = client = ReflectionClient(inputs, calls)
         self._guards = Guards(inputs, calls.report)
         self._reflector = Reflector(inputs, client, self._guards)
@@ -61,11 +60,7 @@ class Run:
     def __exit__(self, *_: object) -> None:
         """Tasks that still run are dropped, not waited for; their later LM calls are refused."""
         self._calls.ledger.stop("the run is over")
-        try:
-            self._calls.manifest.close()
-        except StoreError as error:  # the records and the result are unharmed: only warn
-            logger.warning("what this run has paid could not be noted: %s", error)
-        self._calls.records.close()
+        self._calls.journal.close()
         self._calls.report.close()
 
     def run(self, loop: Coroutine[Any, Any, None]) -> Any:
@@ -87,7 +82,7 @@ class Run:
             program = self._choice(ended_because).finish()
         except StoreError as error:
             if self._history.updates[1:] and not self.settings.offline:
-                self._calls.records.store = None  # the rest is not recorded
+                self._calls.journal.store = None  # the rest is not recorded
                 error.program = self._choice(ended_because).finish()
             raise
         except BaseException as error:  # an interrupt, a gate's fault, or what nobody thought of
@@ -112,7 +107,7 @@ class Run:
 
     async def try_out(self) -> None:
         """Make the first rollouts, if they need no drafts, to see what works. Raises RunStopped."""
-        self._calls.manifest.begin(self._inputs.student)
+        self._calls.journal.begin(self._inputs.student, self._calls.ledger)
         plan = self._history.plan
         if not self.settings.data.is_recorded and not plan.n_awaited(plan.n_drafts):
             self._ready = [plan.batch(number) for number in range(plan.n_drafts + 1)]

@@ -53,7 +53,7 @@ class FinalChoice:
         self, inputs: RunInputs, calls: Calls, history: History, ended_because: str
     ) -> None:
         self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
-        self._ledger, self._manifest, self._report = calls.ledger, calls.manifest, calls.report
+        self._ledger, self._journal, self._report = calls.ledger, calls.journal, calls.report
         self._history, self._ended_because = history, ended_because
 
     def finish(self) -> Any:
@@ -77,15 +77,13 @@ class FinalChoice:
             place = len(candidates) - 1
             measured.make_all(self._settings.n_validation)
         best = _priced(candidates[place])
-        ended_because = "" if self._ledger.is_failure else self._ended_because
-        repeated = self._history.plan.uncut.account.used  # by a start with a larger budget
-        self._manifest.note(best, ended_because, repeated)
         tested = self._tested(best)
         last = len(tested.candidates) - 1
         examples = [*measured.examples(place), *tested.examples(last)]
         return self._reported(
             best,
             [*measured.rollouts, *tested.rollouts],
+            "" if self._ledger.is_failure else self._ended_because,
             **measured.outcome(place),
             finalists=tuple(entries.values()),
             taken_because=_reason(why, place, entries),
@@ -103,6 +101,7 @@ class FinalChoice:
         self,
         additions: Additions,
         rollouts: Sequence[RolloutRow] = (),
+        finished_because: str = "",
         **fields: Any,
     ) -> Any:
         """The student with these additions, and `detailed_results`, which are recorded, too."""
@@ -119,13 +118,13 @@ class FinalChoice:
             n_demos=len(additions.demos),
             demos=tuple(DemoRecord(demo.predictor, dict(demo.fields)) for demo in additions.demos),
             program=type(self._inputs.student).__name__,
-            origin=self._manifest.origin,
+            origin=self._journal.origin,
             library=additions.library.to_dict(),
             instructions=instructions_of(self._inputs.student, optimized),
             lms=(_names(policy_lms(self._inputs.student)), _names([self._settings.reflection_lm])),
             **fields,
         )
-        self._manifest.note_results(results, rollouts)
+        self._journal.note_end(additions, finished_because, results, rollouts, self._ledger)
         self._report.tell(RunEnded(results, tuple(rollouts)))
         logger.info("the run ended (%s): %s", results.ended_because, results.in_a_line)
         optimized.detailed_results = results
@@ -147,6 +146,7 @@ class FinalChoice:
         if n_more > 0:
             more = self._history.latest.account.reserve(n_more)
             more += Amount(cost=self._calls.reserve.dearest_call)
+            self._journal.cut_because = ""
             self._ledger.raise_limits(more.n_lm_calls, more.n_metric_calls, more.cost)
         candidates = _with_student(self._history, best)
         measured = self._measurements("test", testset, candidates)
@@ -228,9 +228,9 @@ class FinalChoice:
         """How many rollouts the budget pays for beside these; None: it sets no limit."""
         later, used, ledger = account.later, account.used, self._ledger
         lost = Amount(  # calls that came to nothing, and the worst that the last call may cost
-            ledger.set_aside[0] + max(0.0, ledger.n_lm_calls - used.n_lm_calls),
+            max(0.0, ledger.n_lm_calls - used.n_lm_calls),
             max(0.0, ledger.n_metric_calls - used.n_metric_calls),
-            ledger.set_aside[1] + self._calls.reserve.dearest_call,
+            self._calls.reserve.dearest_call,
         )
         n, _ = account.n_fitting(later, later * n_reserved + lost)
         return None if math.isinf(n) else int(n)

@@ -173,8 +173,7 @@ class History:
         rows = training_rows(batch.update, extracted.groups)
         record = record_of(update, proposed, changes)
         calls.report.add_update(UpdateDecided(record, update.decision.library, rows))
-        calls.manifest.note_update(record, rows)
-        calls.manifest.note(Additions(self.result()), "")
+        calls.journal.note_update(Additions(self.result()), record, rows, calls.ledger)
         return update.decision.library
 
     @property
@@ -228,7 +227,7 @@ class History:
             answer = getattr(gate, method)(question)
         except BaseException as error:  # noqa: BLE001 - it is raised again, under a name
             what = f"{type(gate).__name__}.{method} raised {described(error).rstrip('.')}"
-            clean = self._calls.records.redacted
+            clean = self._calls.journal.redacted
             raise GateError(clean(f"{what}; correct the gate.")) from shareable(error, clean)
         check_wanted()  # it may have taken too long
         return answer

@@ -10,7 +10,6 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.calls.reserve import Reserve
 from tfgrpo_dspy.metric import adapt_metric
@@ -169,11 +168,9 @@ class Planner:
         under_way = self.batches[n_decided:number]  # they take what is expected of them
         n_drafts = self._settings.drafts * sum(batch.is_draft for batch in under_way)
         operations = account.per_answer * (len(under_way) + 1 + n_drafts)  # one for each update
-        n_lost, dollars = self._ledger.set_aside
-        lost = Amount(n_lost, cost=dollars)  # before this start
         of_example = account.per_example(self._group_size, self._settings.groups_per_call)
         reserve = self._reserve.amount(account)
-        n, limit = account.n_fitting(of_example, reserve + lost + operations)
+        n, limit = account.n_fitting(of_example, reserve + operations)
         if number in self._late and account.calls_share >= LATE_SHARE:
             return 0, limit
         if number == 0:  # what a rollout takes is only assumed
@@ -185,14 +182,3 @@ class Planner:
         counted = batch.examples if examples is None else examples
         sizes = [batch.size_and_visit(example)[0] for example in counted]
         return sum(sizes) / self._group_size if self._group_size else len(counted)
-
-    @property
-    def uncut(self) -> Update:
-        """The last update before a limit cut one: up to there, a larger budget repeats the run."""
-        for update in self._updates[1:]:
-            batch = update.batch
-            if batch is not None and not batch.is_draft:
-                planned = len(self._scheduled(batch.update)[1])
-                if min(len(batch.examples), update.n_whole) < planned:
-                    return self._updates[update.number - 1]
-        return self._updates[-1]

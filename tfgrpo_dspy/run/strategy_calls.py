@@ -106,7 +106,7 @@ class Strategies:
         self, strategies: Sequence[Strategy], client: ReflectionClient, calls: Calls
     ) -> None:
         self._strategies, self._client = strategies, client
-        self._report, self._ledger, self._records = calls.report, calls.ledger, calls.records
+        self._report, self._ledger, self._journal = calls.report, calls.ledger, calls.journal
         self._asked: dict[str, asyncio.Task[Answer]] = {}
         self._charged: dict[str, int] = {}  # the update that an answer is charged to
         self._hanging: set[tuple[int, str]] = set()  # or asked now
@@ -215,7 +215,7 @@ class Strategies:
                 check(are_its, shown.rollouts, "rollouts of context.group.rollouts")
                 group = replace(context.group, rollouts=tuple(shown.rollouts))
                 context = replace(context, sampled=replace(context.sampled, group=group))
-                notes.append(self._records.redacted(str(shown.note)).strip())
+                notes.append(self._journal.redacted(str(shown.note)).strip())
         return context.sampled, "\n".join(filter(None, notes))
 
     async def credited(self, context: GroupContext, batch: Batch, player: Player) -> SampledGroup:
@@ -243,7 +243,7 @@ class Strategies:
                     for each in sampled.group.rollouts
                 )
                 group = replace(sampled.group, rollouts=rollouts)
-                note = self._records.redacted(str(credit.note)).strip()
+                note = self._journal.redacted(str(credit.note)).strip()
                 note = "\n".join(filter(None, (sampled.note, note)))
                 context = replace(context, sampled=replace(sampled, group=group, note=note))
         return replace(context.sampled, probes=player.others(context.group))
@@ -263,7 +263,7 @@ class Strategies:
                 kinds = Add | Modify | Delete | Keep
                 are_operations = all(isinstance(each, kinds) for each in proposed.operations)
                 check(are_operations, proposed.operations, "operations")
-                proposed = self._records.cleaned(proposed, PROPOSED)
+                proposed = self._journal.cleaned(proposed, PROPOSED)
                 context = replace(context, lessons=tuple(proposed.lessons))
                 operations += proposed.operations
                 notes.append(str(proposed.note).strip())

@@ -17,9 +17,9 @@ from tfgrpo_dspy.results.records import UpdateRecord
 from tfgrpo_dspy.results.rows import ReflectionRow, RolloutRow
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.additions import Additions
-from tfgrpo_dspy.store.database import Store, reading
+from tfgrpo_dspy.store.database import Record, Store, reading
+from tfgrpo_dspy.store.journal import END, RUN, UPDATE, RunEntry, entries_and_faults
 from tfgrpo_dspy.store.keys import program_digest
-from tfgrpo_dspy.store.notes import DECIDED, RESULTS, ROWS, RUN, RunNote, notes_and_faults
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,10 @@ def runs_and_faults(log_dir: str | PathLike[str]) -> tuple[list[SavedRun], list[
     """As `saved_runs`, and why others cannot be read. Raises StoreError: of the store itself."""
     runs: list[SavedRun] = []
     with _store_in(log_dir) as store:
-        notes, faults = notes_and_faults(store)
-        for key, note in notes.items():
+        entries, faults = entries_and_faults(store)
+        for entry in entries:
             try:
-                runs.append(_saved(store, key, note))
+                runs.append(_saved(store, entry))
             except StoreError as error:  # the others can be shown
                 faults.append(error)
     return runs, faults
@@ -84,10 +84,10 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
     """
     check_program(student)
     with _store_in(log_dir) as store:
-        key, note, student = _last_run_of(store, student, str(log_dir))
-        results = _saved(store, key, note).results
+        entry, student = _last_run_of(store, student, str(log_dir))
+        results = _saved(store, entry).results
     try:
-        program = Additions(note.library, note.demos).bake(student)
+        program = Additions(entry.library, entry.demos).bake(student)
     except (KeyError, ValueError) as error:
         raise StoreError(
             f"what is recorded in log_dir={str(log_dir)!r} is not of this program ({error}); "
@@ -97,21 +97,21 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
     return program
 
 
-def _last_run_of(store: Store, student: Any, log_dir: str) -> tuple[str, RunNote, Any]:
-    """Its key, its note, and the student as it ran. Raises StoreError: none that can be read."""
+def _last_run_of(store: Store, student: Any, log_dir: str) -> tuple[RunEntry, Any]:
+    """The run, and the student as it ran. Raises StoreError: there is none that can be read."""
     with_injection = introduced(student)  # as `paper(metric, injection=True)` runs it
     wanted = {digest(program_digest(ran, Identities())): ran for ran in (with_injection, student)}
-    notes, faults = notes_and_faults(store)
-    for key, note in reversed(notes.items()):
-        ran = wanted.get(note.parts.get("program", ""))
+    entries, faults = entries_and_faults(store)
+    for entry in reversed(entries):
+        ran = wanted.get(entry.parts.get("program", ""))
         if ran is not None:
-            return key, note, ran
+            return entry, ran
     if faults:
         raise faults[0]
-    if not notes:
+    if not entries:
         raise StoreError(f"log_dir={log_dir!r} holds no run yet.")
     raise StoreError(
-        f"log_dir={log_dir!r} holds no run of this program, of {len(notes)} in all; pass the "
+        f"log_dir={log_dir!r} holds no run of this program, of {len(entries)} in all; pass the "
         f"student that was compiled, with its code as it was then. `tfgrpo runs {log_dir}` lists "
         f"them all."
     )
@@ -119,17 +119,18 @@ def _last_run_of(store: Store, student: Any, log_dir: str) -> tuple[str, RunNote
 
 def saved_rows(run: SavedRun, name: str) -> list[Any]:
     """The "rollouts" or the "reflections" of a run, in their order. Raises StoreError."""
-    beginning = f"{ROWS}{RUN}{run.id}:"
     with _store_in(run.results.origin["log_dir"]) as store:
-        places = [key.removeprefix(beginning) for key in store.keys(beginning)]
-        rows: list[Any] = []
-        n_updates = len(run.results.updates)
-        places = [place for place in places if not place.isdecimal() or int(place) < n_updates]
-        for place in sorted(places, key=lambda place: (not place.isdecimal(), len(place), place)):
-            with reading(f"{beginning}{place}"):
-                record = store.get(f"{beginning}{place}") or {}
-                rows += _ROWS[name].validate_python(record[name])
-    return rows
+        return [row for _, record in _updates(store, run.id)
+                for row in _ROWS[name].validate_python(record[name])]  # fmt: skip
+
+
+def _updates(store: Store, run: str) -> Iterator[tuple[str, Record]]:
+    """The records of a run's updates, in their order, and that of its end, by their places."""
+    beginning = f"{UPDATE}{RUN}{run}:"
+    places = [key.removeprefix(beginning) for key in store.keys(beginning)]
+    for place in sorted(places, key=lambda place: (place == END, len(place), place)):
+        with reading(f"{beginning}{place}"):
+            yield place, store.get(f"{beginning}{place}") or {}
 
 
 @contextlib.contextmanager
@@ -143,23 +144,20 @@ def _store_in(log_dir: str | PathLike[str]) -> Iterator[Store]:
         store.close()
 
 
-def _saved(store: Store, key: str, note: RunNote) -> SavedRun:
-    with reading(key):
-        numbers = sorted(int(each.rpartition(":")[2]) for each in store.keys(f"{DECIDED}{key}:"))
-        if note.ended_because:  # under a larger budget there may have been more
-            numbers = numbers[: note.n_updates]
-        records = (store.get(f"{DECIDED}{key}:{number}") for number in numbers)
-        updates = tuple(map(UPDATES.validate_python, records))
-        values = store.get(f"{RESULTS}{key}")
-        results = RunResults.from_dict(values) if values else _unfinished(note)
-    origin = {"run": key.removeprefix(RUN), "begun": note.begun, "log_dir": str(store.folder)}
+def _saved(store: Store, entry: RunEntry) -> SavedRun:
+    run = entry.key.removeprefix(RUN)
+    records = [record for place, record in _updates(store, run) if place != END]
+    with reading(entry.key):
+        updates = tuple(UPDATES.validate_python(record["update"]) for record in records)
+        results = RunResults.from_dict(entry.results) if entry.results else _unfinished(entry)
+    origin = {"run": run, "begun": entry.begun, "log_dir": str(store.folder)}
     results = replace(results, updates=updates, origin=origin)
-    return SavedRun(origin["run"], note.begun, bool(note.ended_because and values), results)
+    return SavedRun(run, entry.begun, bool(entry.ended_because), results)
 
 
-def _unfinished(note: RunNote) -> RunResults:
-    """The results of a run that was not finished, by its latest note."""
-    n_calls, cost = note.paid
+def _unfinished(entry: RunEntry) -> RunResults:
+    """The results of a run that was not finished."""
+    n_calls, cost = entry.paid
     return RunResults(
         student=None,
         best=None,
@@ -169,5 +167,5 @@ def _unfinished(note: RunNote) -> RunResults:
         ended_because=NOT_FINISHED,
         nothing_learned="",
         wall_time_s=0.0,
-        library=note.library.to_dict(),
+        library=entry.library.to_dict(),
     )
