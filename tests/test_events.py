@@ -306,7 +306,7 @@ def test_the_inputs_of_a_forward_that_is_set_on_the_program_or_static_are_those_
     assert library_texts(learned(student)) == [ADVICE]
     with dspy.context(lm=polite_lm()):
         plan = optimizer_of().estimate(Static(), trainset=questions(6))
-    assert plan.total.likely.n_lm_calls > 0
+    assert plan.total.n_lm_calls > 0
 
 
 def test_an_update_is_one_log_line_that_needs_no_glossary_and_the_end_is_another(

@@ -71,5 +71,5 @@ def test_the_estimate_knows_a_judge_that_the_metric_holds() -> None:
     with dspy.context(lm=lm_on(Tally(polite_rules()))):
         with_judge = optimizer_of(metric=judge, **priced()).estimate(predictor(), **data).total
         without = optimizer_of(**priced()).estimate(predictor(), **data).total
-    assert with_judge.likely.n_lm_calls >= without.likely.n_lm_calls + without.likely.n_rollouts
-    assert with_judge.likely.cost > without.likely.cost
+    assert with_judge.n_lm_calls >= without.n_lm_calls + without.n_rollouts
+    assert with_judge.cost > without.cost

@@ -653,23 +653,22 @@ SCHEDULES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings_", SCHEDULES, ids=str)
-def test_the_estimate_makes_no_call_and_bounds_what_the_run_really_takes(settings_: Any) -> None:
+def test_the_estimate_makes_no_call_and_knows_about_what_the_run_takes(settings_: Any) -> None:
     plan = planned(**settings_)
     engine, metric = Tally([("`summary`", chat(summary="s")), *unlike_rules()]), Metric("none")
     optimized = learned(lm=lm_on(engine), metric=metric, **{"gate": Gate(), **settings_})
     assert optimized.detailed_results.ended_because == "all epochs are done"
-    assert metric.n_calls <= plan.total.at_most.n_rollouts
-    assert engine.n_calls() <= plan.total.at_most.n_lm_calls
+    assert metric.n_calls / 3 <= plan.total.n_rollouts <= 3 * metric.n_calls
+    assert engine.n_calls() / 3 <= plan.total.n_lm_calls <= 3 * engine.n_calls()
     assert len(optimized.detailed_results.updates) == plan.n_updates
 
 
 def test_the_estimate_has_dollars_where_prices_are_known_and_counts_the_test_set() -> None:
     without, plan = planned(), planned(testset=questions(7, start=200), **priced())
-    assert without.total.likely.cost is None
-    assert 0 < plan.total.likely.cost < plan.total.at_most.cost
+    assert without.total.cost is None
     shown = str(plan).partition("\nin all ")[2].split()
-    assert shown[2] == f"{plan.total.likely.cost:.2f}"
-    assert plan.total.likely.n_rollouts - without.total.likely.n_rollouts == 2 * 7
+    assert shown[2] == f"{plan.total.cost:.3g}"
+    assert plan.total.n_rollouts - without.total.n_rollouts == 2 * 7
 
 
 def test_learning_from_traces_logs_its_plan_and_has_a_preset(
@@ -685,7 +684,7 @@ def test_learning_from_traces_logs_its_plan_and_has_a_preset(
 
 def test_one_example_is_tried_where_the_dollars_pay_for_none_at_the_worst() -> None:
     lm = agent_lm(max_tokens=50)
-    settings_ = {"gate": NoGate(), "group_size": 2, "epochs": 1, "max_cost": 0.02}
+    settings_ = {"gate": NoGate(), "group_size": 2, "epochs": 1, "max_cost": 0.01}
     optimizer = optimizer_of(**settings_, prices={"scripted": (1.0, 10.0)})
     with dspy.context(lm=lm):
         results = optimizer.compile(agent(), trainset=questions(6)).detailed_results

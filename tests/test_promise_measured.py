@@ -35,6 +35,8 @@ from test_promise_budgets import unlike_rules
 
 from tfgrpo_dspy import Execution, NoGate, TrainingFreeGRPO
 from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.settings.checks import prepare
+from tfgrpo_dspy.settings.schedule import RunData
 from tfgrpo_dspy.strategies import (
     Ask,
     Attempt,
@@ -276,7 +278,7 @@ def broken(draw: Draw) -> list[str]:
     }
     with dspy.context(lm=lm_on(engine)):
         try:
-            enough = optimizer.estimate(student, **data).enough
+            enough = enough_of(prepare(optimizer.settings, student, **data).settings.data)
         except SettingsError as error:
             event(f"refused: {str(error).partition('=')[0]}")
             return []
@@ -323,10 +325,21 @@ def trained(results: Any) -> list[float]:
     return [score for update in results.updates for score in update.scores]
 
 
+def enough_of(data: RunData) -> dict[str, float]:
+    """Limits that pay for an update, student and result, each call twice and as dear as any."""
+    n_end, n_calls = data.smallest_end, 2 * data.most_calls_per_rollout
+    n_lm_calls = max(4 * n_calls + 6, n_end * n_calls) + (n_end + data.n_of_test_set) * n_calls
+    return {
+        "max_lm_calls": n_lm_calls,
+        "max_metric_calls": 4 * data.n_metric_calls + n_end + data.n_of_test_set,
+        "max_cost": 1.5 * n_lm_calls * data.dollars_of_dearest_call,
+    }
+
+
 def unmeasured(results: Any, enough: Any, n_least: int) -> list[str]:
     """What is not measured of student and result, though the budget lets one expect it.
 
-    Calls always pay for one example at least, dollars from what the plan says is enough. Minutes do
+    Calls always pay for one example at least, dollars from what is enough. Minutes do
     where they are eight times what the end takes by the pace of the run.
     """
     pairs = [(results.settings[name], limit) for name, limit in enough.items()]

@@ -221,7 +221,7 @@ def test_plans_and_libraries_are_short_in_a_console_and_a_text_in_a_notebook() -
     with dspy.context(lm=polite_lm()):
         optimizer = TrainingFreeGRPO(a_metric, max_lm_calls=100)
         plan = optimizer.estimate(predictor(), trainset=questions(9))
-    assert re.fullmatch(r"<Plan: likely \d+, at most 100 LM calls>", repr(plan))
+    assert re.fullmatch(r"<Plan: likely \d+ LM calls; limits: max_lm_calls=100>", repr(plan))
     assert str(plan).splitlines()[1] in plan._repr_html_()
 
 

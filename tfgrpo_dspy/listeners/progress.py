@@ -38,7 +38,7 @@ class Progress:
         if is_rewritten:
             self._open.enter_context(logging_redirect_tqdm())
         self._bar = tqdm(
-            total=max(1, math.ceil(plan_of(settings).total.likely.n_rollouts)),
+            total=max(1, math.ceil(plan_of(settings).total.n_rollouts)),
             bar_format=BAR,
             desc=self._state,
             disable=not is_shown,

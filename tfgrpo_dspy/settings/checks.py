@@ -23,7 +23,6 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import Example, has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, PaperReflection, Settings, refuse
-from tfgrpo_dspy.settings.costs import one_rollout
 from tfgrpo_dspy.settings.inputs import (
     adapter_cautions,
     adapter_faults,
@@ -31,7 +30,7 @@ from tfgrpo_dspy.settings.inputs import (
     output_faults,
     why_no_inputs,
 )
-from tfgrpo_dspy.settings.plan import plan_of
+from tfgrpo_dspy.settings.plan import assumed, plan_of
 from tfgrpo_dspy.settings.run_inputs import RunInputs
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 from tfgrpo_dspy.user_code import held_by
@@ -83,7 +82,7 @@ def prepare(
         n_labelled=sum(bool(example.labels) for example in trained_on),
         is_recorded=recorded is not None,
         n_metric_calls=_n_metric_calls(settings, student),
-        **one_rollout(settings, student, trained_on),
+        **assumed(settings, student, trained_on),
     )
     run_settings = _derived(settings, run_data)
     if not settings.offline:

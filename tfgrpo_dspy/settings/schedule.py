@@ -61,9 +61,9 @@ class RunData:
     n_labelled: int = 0  # training examples that have labels
     is_recorded: bool = False  # whether all training rollouts were made elsewhere
     n_metric_calls: int = 1  # for each training rollout; more if the metric is asked of predictors
-    calls_per_rollout: int = 1  # this and the next three: as assumed, see `costs.one_rollout`
-    tokens_per_rollout: int = 0
+    calls_per_rollout: int = 1  # this and what follows: as assumed, see `plan.assumed`
     tokens_of_example: int = 0  # inputs and labels
+    tokens_of_attempt: int = 0  # that prompts for lessons show of a rollout
     dollars_per_rollout: float = math.nan
     dollars_per_draft: float = math.nan
     most_calls_per_rollout: int = 1  # of a program whose agents take all of their turns
