@@ -27,11 +27,11 @@ from tfgrpo_dspy.redaction import without_secret_names
 from tfgrpo_dspy.user_code import is_users_own, named_by
 
 NOT_IN_IDENTITY = frozenset({"history", "callbacks", "detailed_results", "format_demos"})
-"""What modules, LMs, and adapters in a rollout hold that does not change what they answer."""
+"""Attributes of modules, LMs and adapters that do not change what they answer."""
 NOT_OF_PREDICTORS = frozenset({"stage", "traces", "train", "fields"})
-"""What DSPy's predictors hold besides: a random name, logs of other optimizers."""
+"""Attributes of DSPy's predictors besides: a random name, logs of other optimizers."""
 LM_PLUMBING = frozenset({"timeout", "num_retries", "cache", "rollout_id", "seed", "n_workers"})
-"""What LMs hold that does not change what they answer, or that each sample sets anew."""
+"""Attributes of LMs that do not change what they answer, or that each sample sets anew."""
 ENDPOINT = re.compile(
     r"^(api_base|base_url|api_version|organization|project|host|port|server"
     r"|(\w+_)?(endpoint|region|region_name|location)|vertex_project)$"
@@ -198,7 +198,7 @@ class Identities:
         return parts
 
     def _names_of(self, functions: Iterable[FunctionType]) -> dict[str, Any]:
-        """What these close over, and name in the user's own modules, by name."""
+        """The values that these close over, and name in the user's own modules, by name."""
         if len(self._first) > MOST_NAMED:
             return {"": self._named(f"what is named by more than {MOST_NAMED} functions")}
         named = (pair for function in functions for pair in named_by(function))
@@ -231,7 +231,7 @@ _LEFT_BEHIND: dict[int, tuple[Callable[[], Any], str, str]] = {}
 
 
 def _counts(value: Any) -> bool:
-    """Whether a function's identity has what it names: no modules, no code of libraries."""
+    """True for a value that counts where code names it: no module, no code of a library."""
     is_code = isinstance(value, FunctionType | BuiltinFunctionType | type)
     if is_code and not _is_signature(value):
         is_generated = value.__qualname__.startswith("__create_fn__")  # by dataclasses

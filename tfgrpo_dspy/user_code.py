@@ -60,12 +60,12 @@ def without_partials(code: Any) -> Any:
 
 
 def is_coroutine_function(code: Any) -> bool:
-    """Whether what it returns, a function or an object that is called, has to be awaited."""
+    """True where the result of a function, or of an object that is called, is to be awaited."""
     return any(map(inspect.iscoroutinefunction, (code, getattr(code, "__call__", None))))  # noqa: B004
 
 
 def is_users_own(module: str) -> bool:
-    """Whether a module of this name is neither part of Python nor installed."""
+    """True for a module that is neither part of Python nor installed."""
     file = getattr(sys.modules.get(module), "__file__", None) or ""
     is_installed = "site-packages" in file or "dist-packages" in file
     top = module.partition(".")[0]
@@ -73,7 +73,7 @@ def is_users_own(module: str) -> bool:
 
 
 def named_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function closes over, and what it names of its globals and of the user's modules."""
+    """The values that a function closes over, and names as globals or in the user's modules."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # it is not assigned yet
             yield name, cell.cell_contents
@@ -97,7 +97,7 @@ def _names(code: CodeType) -> tuple[list[str], list[str]]:
 
 
 def held_by(value: Any) -> Iterator[Any]:
-    """What a function closes over, names or has as defaults; what an object holds."""
+    """The values that a function closes over, names or has as defaults; or an object holds."""
     if isinstance(value, functools.partial):
         yield from (*value.args, *value.keywords.values(), *held_by(value.func))
         return
@@ -209,5 +209,5 @@ async def _guarded(awaitable: Awaitable[Result]) -> Result:
 
 
 def settled(returned: Any) -> Any:
-    """What code returned; of an awaitable its result."""
+    """The value that code returned; of an awaitable its result."""
     return asyncio.run(in_loop(returned)) if inspect.isawaitable(returned) else returned

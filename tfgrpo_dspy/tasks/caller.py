@@ -29,7 +29,7 @@ def awaited(
 
     name = method.__name__
     run.__name__, run.__qualname__ = f"a{name}", method.__qualname__.replace(name, f"a{name}")
-    run.__doc__ = f"""What `{name}` gives for these arguments; the event loop does not wait for it.
+    run.__doc__ = f"""The result of `{name}` for these arguments, without blocking the event loop.
 
         The run is in threads. Async tools, such as those of an MCP session, async metrics, and
         programs that have `aforward` only, run in this event loop.

@@ -13,7 +13,7 @@ from tfgrpo_dspy.tasks.worker import Reply, Request, run_request
 
 MAX_LOST_WORKERS = 3  # A request that lost this many workers is not sent again
 POLL_S = 0.02
-"""How often a request that waits for budget checks whether reserved calls were given back."""
+"""The interval at which a request that waits for budget looks for calls given back."""
 LEAST = {"max_lm_calls": 1.0, "max_cost": 1e-9}
 FIRST = {"max_lm_calls": 16.0, "max_cost": 0.0}
 """The most that is reserved for a rollout before any cost is known; 0: a part of what is left."""
@@ -21,7 +21,7 @@ HEADROOM = 2.0  # how much more than any rollout took so far is reserved, where 
 
 
 def workers_of(executor: Executor) -> int | None:
-    """How many tasks an executor runs at once; None: it does not say."""
+    """The number of tasks that an executor runs at once; None: it does not say."""
     n_workers = getattr(executor, "_max_workers", None)
     if n_workers is not None:
         return int(n_workers)

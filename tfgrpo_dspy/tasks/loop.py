@@ -30,8 +30,8 @@ Priority = tuple[int, ...]
 """Of two tasks that wait, the lower priority is begun first; of equals, the earlier task."""
 
 GRACE_S, GRACE_SHARE = 2.0, 1 / 3
-"""How long calls in flight are waited for when a budget is reached, so that they are not lost; of
-the time that is kept for the end of the run at most this share."""
+"""The time that calls in flight get when a budget is reached, so that they are not lost; of the
+time that is kept for the end of the run at most this share."""
 HANGS_AFTER = 1.5  # of that time; what then keeps the training from its end is no call
 PATIENCE_S = 60.0  # after so long without a result, the log says once where a task is
 WATCH_S = 0.1  # how often the loop looks whether the run has ended
@@ -42,7 +42,7 @@ before the slot takes its next task."""
 
 @dataclass(slots=True)
 class Activity:
-    """What one task is doing, for messages; as text such as "tool 'read'"."""
+    """The activity of one task, for messages; as text such as "tool 'read'"."""
 
     about: str  # the task, by name
     usual: str  # what it is in if it is in none of the calls

@@ -132,7 +132,7 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
 
 
 def _was_started_before(name: str) -> bool:
-    """Whether the request was begun before: dask begins those of a lost worker again."""
+    """True: the request was begun before; dask begins those of a lost worker again."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return False
