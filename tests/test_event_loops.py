@@ -1,7 +1,6 @@
 """Async code of the user that needs the event loop in which its session, task or queue lives."""
 
 import asyncio
-import contextvars
 import functools
 import gc
 import re
@@ -26,15 +25,12 @@ from runs import (
     questions,
 )
 from scripted import AsyncEngine, ScriptedEngine
-from test_programs import AsyncOnly
 
-from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, SettingsError, best_so_far
-from tfgrpo_dspy.budget.ledger import Budget, Ledger
-from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy import NoGate, RunFailedError, SettingsError, best_so_far
+from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.strategies import TeacherRollouts
 from tfgrpo_dspy.tasks.loop import Activity, Loop
-from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle, run_request
-from tfgrpo_dspy.user_code import LOOP, loops_held_by
+from tfgrpo_dspy.user_code import loops_held_by
 
 SETTINGS: dict[str, Any] = {"gate": NoGate(), "group_size": 2, "epochs": 1, "num_threads": 2}
 PAGE = "page 7 is blue"
@@ -85,21 +81,6 @@ class Reading(dspy.Module):
         return self.ask(question=question, page=self.tools["read"](page="7"))
 
 
-class MadeInForward(Reading):
-    """Makes its tool in `forward`."""
-
-    def __init__(self, archive: Archive) -> None:
-        super().__init__(len)
-        self.tools.clear()
-        self.archive = archive
-
-    def forward(self, question: str) -> Any:
-        async def read(page: str) -> str:
-            return await self.archive.read(page)
-
-        return self.ask(question=question, page=dspy.Tool(read)(page="7"))
-
-
 class AsyncReading(dspy.Module):
     def __init__(self, archive: Archive) -> None:
         super().__init__()
@@ -126,7 +107,6 @@ STUDENTS: dict[str, Callable[[Archive], dspy.Module]] = {
     "a closure": lambda archive: Reading(closure(archive)),
     "an object": lambda archive: Reading(archive),
     "a method": lambda archive: Reading(archive.read),
-    "made in forward": MadeInForward,
     "a program with aforward": AsyncReading,
     "a program made synchronous": Syncified,
     "a wrapped program": lambda archive: dspy.syncify(AsyncReading(archive), in_place=False),
@@ -254,10 +234,12 @@ async def read_globally(page: str) -> str:
     return str(await opened.get(page))
 
 
-def test_calls_in_a_worker_of_an_executor_share_a_loop_with_their_client_too() -> None:
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_calls_in_a_worker_of_an_executor_share_a_loop_of_the_worker(way: Any) -> None:
     with ProcessPoolExecutor(1) as executor, dspy.context(lm=polite_lm()):
         optimizer = optimizer_of(**SETTINGS, executor=executor)
-        assert optimizer.compile(Reading(read_globally), **DATA).detailed_results.failures == {}
+        program = asyncio.run(way(optimizer, Reading(read_globally), **DATA))
+    assert program.detailed_results.failures == {}
 
 
 def test_compile_in_a_running_loop_goes_on_where_no_code_needs_it() -> None:
@@ -489,24 +471,6 @@ def test_a_tool_that_nobody_waits_for_any_more_is_cancelled_in_its_loop() -> Non
     assert asyncio.run(main()) >= 4
 
 
-def test_a_forked_worker_looks_for_no_loop_of_the_process_that_it_comes_from() -> None:
-    student, left_behind = AsyncOnly(), asyncio.new_event_loop()
-    with dspy.context(lm=lm()):
-        bundle = packed_bundle(student, is_polite, {}, ())
-    given = packed(Additions(ExperienceLibrary()), "the library")
-    fields = {"example": questions(1)[0], "index": 0, "rollout_id": 1, "temperature": 0.7}
-    sample = packed(fields, "the sample")
-
-    def work() -> Any:
-        LOOP.set(left_behind)
-        return run_request(Request(bundle, given, sample), Budget(), "a name")
-
-    reply = contextvars.copy_context().run(work)
-    left_behind.close()
-    assert reply.rollout is not None
-    assert reply.rollout.get("failure") is None
-
-
 # ------------------------------------------------------------------------------ which loop
 
 
@@ -578,47 +542,7 @@ def test_tools_of_an_mcp_session_run_in_its_loop(mode: str) -> None:
 # ------------------------------------------------------------------------------ what hangs
 
 
-def hanging_in(place: str, released: threading.Event) -> tuple[Any, Any]:
-    """A student and a metric that wait in that place for what comes at the end of the test."""
-
-    async def never() -> None:
-        while not released.is_set():
-            await asyncio.sleep(0.01)
-
-    def wait_here(page: str) -> str:
-        released.wait(60)
-        return page
-
-    async def wait_in_a_loop(page: str) -> str:
-        await never()
-        return page
-
-    def metric(example: Any, pred: Any, trace: Any = None) -> Any:
-        wait_here("")
-        return is_polite(example, pred, trace)
-
-    class Waiting(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ask = predictor()
-
-        def forward(self, question: str) -> Any:
-            asyncio.run(never())
-            return self.ask(question=question)
-
-    tools = {"tool": wait_here, "async tool": wait_in_a_loop}
-    student = Reading(tools[place]) if place in tools else predictor()
-    student = Waiting() if place == "program" else student
-    return student, metric if place == "metric" else is_polite
-
-
-PLACES = {
-    "tool": "tool 'read'",
-    "async tool": "tool 'read'",
-    "program": "the program",
-    "metric": "the metric",
-    "LM": "a call of scripted",
-}
+PLACES = {"tool": "tool 'read'", "metric": "the metric", "LM": "a call of scripted"}
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -626,15 +550,23 @@ def test_a_rollout_that_waits_in_vain_is_named_with_its_example_and_what_it_is_i
     place: str, caplog: Any
 ) -> None:
     released = threading.Event()
-    student, metric = hanging_in(place, released)
 
-    def before(_prompt: Any) -> None:
-        if place == "LM":
+    def wait_at(here: str) -> None:
+        if here == place:
             released.wait(60)
 
+    def read(page: str) -> str:
+        wait_at("tool")
+        return page
+
+    def metric(example: Any, pred: Any, trace: Any = None) -> Any:
+        wait_at("metric")
+        return is_polite(example, pred, trace)
+
     optimizer = optimizer_of(metric=metric, **SETTINGS, rollout_timeout_s=0.4, max_errors=1)
-    with dspy.context(lm=polite_lm(before=before)), pytest.raises(RunFailedError) as raised:
-        optimizer.compile(student, **DATA)
+    lm = polite_lm(before=lambda _: wait_at("LM"))
+    with dspy.context(lm=lm), pytest.raises(RunFailedError) as raised:
+        optimizer.compile(Reading(read), **DATA)
     released.set()
     pattern = rf"the rollout took over 0.4 s, .*; it was in {PLACES[place]}"
     lines = [line for line in caplog.messages if "took over" in line and "first failure" in line]

@@ -14,7 +14,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy import lm15
-from runs import agent, agent_lm, look_up, records
+from runs import agent, agent_lm, records
 from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
 from small import grpo
 
@@ -91,9 +91,6 @@ class OtherUpdate(UpdateLibrary): ...
 class OtherPredict(dspy.Predict): ...
 
 
-class OtherAgent(dspy.ReAct): ...
-
-
 def run(log_dir: Path, **changes: Any) -> set[str]:
     """The stages that were not replayed."""
     MADE.clear()
@@ -151,9 +148,7 @@ CHANGED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "demos": ({"student": holding(demos=[dspy.Example(question="q", answer="a")])}, SAMPLES),
     "code of the program": ({"student": OtherPredict("question -> answer")}, SAMPLES),
     "the program's own LM": ({"student": holding(lm=lm_of(top_p=0.5))}, SAMPLES),
-    "model": ({"lm": lm_of(model="other")}, SAMPLES),
     "a parameter of the LM": ({"lm": lm_of(top_p=0.5)}, SAMPLES),
-    "the most tokens of the LM": ({"lm": lm_of(max_tokens=51)}, SAMPLES),
     "the weights of the LM": ({"lm": lm_of(Engine("weights 2"))}, SAMPLES),
     "adapter": ({"adapter": OtherAdapter()}, ALL),
     "an argument of the adapter": (
@@ -241,13 +236,6 @@ NEW_BRANCHES: dict[str, tuple[dict[str, Any], int]] = {
     "an end where the step is the same": ({"ends_if_same": True}, 1),
     "another rollout of the group": ({"source": 1}, EVERY),
     "seed": ({"seed": 1}, EVERY),
-    "temperature": ({"temperature": 0.9}, EVERY),
-    "metric": ({"metric": metric_of(1.0)}, EVERY),
-    "a label": ({"trainset": examples("one", label="Please")}, EVERY),
-    "an input": ({"trainset": examples("another")}, EVERY),
-    "a parameter of the LM": ({"lm": agent_lm(top_p=0.5)}, EVERY),
-    "code of the program": ({"student": OtherAgent("question -> answer", tools=[look_up])}, EVERY),
-    "version": ({"version": "2"}, EVERY),
 }
 """Checks come before the first branch: they are made anew where the source is another one."""
 

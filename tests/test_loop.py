@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -135,16 +134,6 @@ def test_a_task_that_takes_too_long_is_an_error_and_its_slot_is_free(n_hung: int
     wide = loop.run(all_of([lambda: together.wait(0.35)] * 3))  # while the others still hang
     assert sorted(wide) == [0, 1, 2]
     released.set()
-
-
-def test_tasks_are_done_by_the_users_threads_where_there_are_any() -> None:
-    with ThreadPoolExecutor(2, thread_name_prefix="mine") as pool:
-        loop = Loop(Ledger(), 2, pool=pool)
-
-        async def name() -> str:
-            return await submitted(loop, lambda: threading.current_thread().name, (0,), as_it_is)
-
-        assert loop.run(name()).startswith("mine")
 
 
 def test_a_task_that_took_too_long_can_make_no_more_calls() -> None:

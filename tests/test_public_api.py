@@ -110,7 +110,7 @@ def test_the_async_twin_of_a_method_has_its_parameters_and_a_docstring_of_its_ow
     method, twin = getattr(TrainingFreeGRPO, name), getattr(TrainingFreeGRPO, f"a{name}")
     assert inspect.iscoroutinefunction(twin)
     assert inspect.signature(twin) == inspect.signature(method)
-    assert (inspect.getdoc(twin) or "").startswith(f"What `{name}` gives")
+    assert (inspect.getdoc(twin) or "").startswith(f"The result of `{name}`")
     assert twin.__qualname__ == f"TrainingFreeGRPO.a{name}"
 
 

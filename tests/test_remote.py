@@ -5,7 +5,7 @@ The executor is one that keeps what it is given, until the test says what came o
 
 import asyncio
 import functools
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from typing import Any
 
 import pytest
@@ -143,12 +143,3 @@ def test_a_request_that_the_executor_cancels_is_made_again() -> None:
     run = Coordinator(1, max_lm_calls=1000)
     assert run.result_after(CancelledError(), made(2)).score == 1.0
     assert run.ledger.n_lm_calls == FIRST + 2
-
-
-@pytest.mark.parametrize("error", [BrokenExecutor("gone"), ModuleNotFoundError("No module 'x'")])
-def test_an_executor_that_cannot_do_anything_ends_the_run(error: Exception) -> None:
-    run = Coordinator(1)
-    with pytest.raises(RunStopped):
-        run.result_after(error)
-    assert run.ledger.is_failure
-    assert str(error) in run.ledger.stopped_because
