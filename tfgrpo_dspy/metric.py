@@ -9,7 +9,7 @@ import functools
 import inspect
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FunctionType, MethodType
 from typing import Any
@@ -28,7 +28,7 @@ OF_PREDICTORS = ["pred_name", "pred_trace"]  # arguments of GEPA's metrics
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a metric says of one prediction: a finite number, more is better, and why in words."""
+    """The verdict of a metric: a finite number, more is better, and why in words."""
 
     value: float
     feedback: str = ""
@@ -43,37 +43,78 @@ PredictorTrace = list[tuple[Any, Any, Any]]
 class ScoringFunction:
     """A metric as a function of example, prediction and program trace."""
 
+    metric: Callable[..., Any]
     asks_predictors: bool  # it also says what one predictor did well or badly, as GEPA's metrics do
-    ask: Callable[..., Any]  # gives what the metric itself returns
-    name: str
+    n_extra: int  # arguments behind the first two
+    wants_program_trace: bool
 
     def __call__(self, example: Any, prediction: Any, program_trace: Any) -> Score:
         """The score. Raises MetricError: the metric raised, or gave no finite score."""
         verdict = self.ask(example, prediction, program_trace)
-        with _refusing(self.name, "returned something that cannot be read:", example):
-            return _as_score(verdict, self.name, example)
+        with self._blaming("returned something that cannot be read:", example):
+            return self.as_score(verdict, example)
 
     def feedback_on(
         self, predictor: str, calls: PredictorTrace, example: Any, prediction: Any, trace: Any
     ) -> str:
-        """What the metric says of this predictor, in words. Raises MetricError: it raised."""
+        """The metric's words on this predictor. Raises MetricError: it raised."""
         verdict = self.ask(example, prediction, trace, predictor, calls)
-        with _refusing(self.name, "returned feedback that cannot be read:", example):
+        with self._blaming("returned feedback that cannot be read:", example):
             if isinstance(verdict, dspy.Prediction | Mapping):
                 verdict = str(verdict.get("feedback") or "")
             return verdict if isinstance(verdict, str) else ""
 
+    def ask(self, example: Any, prediction: Any, program_trace: Any, *predictor: Any) -> Any:
+        """What the metric itself returns. Raises MetricError: it raised."""
+        kwargs = {"program_trace": program_trace} if self.wants_program_trace else {}
+        behind = (program_trace, *predictor) if predictor else (None,) * self.n_extra
+        with self._blaming("raised", example):
+            return settled(self.metric(example, prediction, *behind, **kwargs))
 
-@contextmanager
-def _refusing(name: str, what: str, example: Any) -> Iterator[None]:
-    """Raises MetricError for whatever is raised, which code of the user's is."""
-    try:
-        yield
-    except (RunStopped, KeyboardInterrupt, MetricError):
-        raise
-    except BaseException as error:
-        what = f"{what} {shortened(described(error), SHOWN_BYTES)}"
-        raise MetricError(f"metric {name} {what} on the example {_shown(example)}") from error
+    @contextmanager
+    def _blaming(self, what: str, example: Any) -> Iterator[None]:
+        """Raises MetricError for whatever is raised, which code of the user's is."""
+        try:
+            yield
+        except (RunStopped, KeyboardInterrupt, MetricError):
+            raise
+        except BaseException as error:
+            what = f"{what} {shortened(described(error), SHOWN_BYTES)}"
+            raise self._error(what, example) from error
+
+    def _error(self, what: str, example: Any, hint: str = "") -> MetricError:
+        name = metric_name(self.metric)
+        return MetricError(f"metric {name} {what} on the example {_shown(example)}{hint}")
+
+    def as_score(self, verdict: Any, example: Any) -> Score:
+        """What the metric returned, as a score. Raises MetricError: it is none."""
+        value, feedback, objectives, part = verdict, "", dict[str, float](), ""
+        if isinstance(verdict, dspy.Prediction | Mapping) and (
+            "score" in verdict or "objectives" in verdict or "objective_scores" in verdict
+        ):
+            by_name = verdict.get("objectives", verdict.get("objective_scores"))  # the name in GEPA
+            if by_name is not None and not isinstance(by_name, Mapping):
+                hint = "; return a dict of finite numbers by name."
+                raise self._error(f"returned objectives={_shown(by_name)}", example, hint)
+            for name, each in (by_name or {}).items():
+                if each is not None:  # it applies to the example
+                    part = f" as objective {str(name)!r}"
+                    objectives[str(name)] = self._finite(each, example, part)
+            mean = statistics.fmean(objectives.values()) if objectives else None
+            value, feedback = verdict.get("score", mean), str(verdict.get("feedback") or "")
+            part = " as the score"
+        if isinstance(value, dspy.Prediction) and "score" in value:  # a judge's verdict, passed on
+            judged = self.as_score(value, example)
+            return Score(judged.value, feedback or judged.feedback, objectives or judged.objectives)
+        return Score(self._finite(value, example, part), feedback, objectives)
+
+    def _finite(self, value: Any, example: Any, part: str) -> float:
+        number = number_of(value)
+        if number is None:
+            what = f"returned {_shown(value)} ({type(value).__name__}){part}"
+            hint = f"; return a finite number (below {MOST:g}), or "
+            raise self._error(what, example, f"{hint}dspy.Prediction(score=..., feedback=...).")
+        return number
 
 
 def adapt_metric(metric: Any) -> ScoringFunction:
@@ -87,17 +128,21 @@ def adapt_metric(metric: Any) -> ScoringFunction:
         fault = "is a class; pass an instance, or" if callable(metric) else "is not callable; pass"
         form = "a function metric(example, pred, trace=None)"
         raise SettingsError(f"{metric!r} {fault} {form}.")
-    wants_program_trace, extra, asks_predictors = _form(metric)
-    name = metric_name(metric)
-
-    def ask(example: Any, prediction: Any, program_trace: Any, *predictor: Any) -> Any:
-        kwargs = {"program_trace": program_trace} if wants_program_trace else {}
-        behind = (program_trace, *predictor) if predictor else (None,) * extra
-        with _refusing(name, "raised", example):
-            result = metric(example, prediction, *behind, **kwargs)
-            return settled(result)
-
-    return ScoringFunction(asks_predictors, ask, name)
+    try:
+        signature = inspect.signature(metric)
+    except (TypeError, ValueError):  # a callable of C code does not tell; the plainest form then
+        return ScoringFunction(metric, False, 0, False)
+    wants_trace = "program_trace" in signature.parameters
+    kwargs = {"program_trace": None} if wants_trace else {}
+    for extra in (0, 1, 3):  # two arguments, DSPy's three, or GEPA's five
+        with suppress(TypeError):
+            signature.bind(*(None,) * (2 + extra), **kwargs)
+            asks_predictors = [*signature.parameters][3:5] == OF_PREDICTORS
+            return ScoringFunction(metric, asks_predictors, extra, wants_trace)
+    raise SettingsError(
+        f"metric {metric_name(metric)}{signature} cannot be called with an example and a "
+        f"prediction; write it as metric(example, pred, trace=None)."
+    )
 
 
 def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.Prediction]:
@@ -129,21 +174,20 @@ def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.P
 def weighted_mean(*arguments: Any, weights: Mapping[str, float]) -> dspy.Prediction:
     """The weighted mean of the metrics that apply; `arguments`: metrics, example, prediction."""
     *metrics, example, prediction = arguments
-    scores: dict[str, Score] = {}
+    verdicts: dict[str, Score] = {}
     for name, metric in zip(weights, metrics, strict=True):
         scoring = adapt_metric(metric)
         verdict = scoring.ask(example, prediction, None)
-        with _refusing(scoring.name, "returned something that cannot be read:", example):
-            if verdict is not None:
-                scores[name] = _as_score(verdict, scoring.name, example)
-    if not scores:
+        if verdict is not None:
+            verdicts[name] = scoring.as_score(verdict, example)
+    if not verdicts:
         names = ", ".join(weights)
         raise MetricError(f"none of the metrics ({names}) applies to the example {_shown(example)}")
-    total = sum(weights[name] for name in scores)
+    total = sum(weights[name] for name in verdicts)
     return dspy.Prediction(
-        score=sum(weights[name] * score.value for name, score in scores.items()) / total,
-        feedback="\n".join(f"{name}: {s.feedback}" for name, s in scores.items() if s.feedback),
-        objectives={name: score.value for name, score in scores.items()},
+        score=sum(weights[name] * each.value for name, each in verdicts.items()) / total,
+        feedback="\n".join(f"{name}: {v.feedback}" for name, v in verdicts.items() if v.feedback),
+        objectives={name: each.value for name, each in verdicts.items()},
     )
 
 
@@ -169,66 +213,6 @@ def metric_name(metric: Any) -> str:
     """The name under which errors speak of the metric."""
     metric = without_partials(metric)
     return str(getattr(metric, "__qualname__", None) or type(metric).__qualname__)
-
-
-def _form(metric: Callable[..., Any]) -> tuple[bool, int, bool]:
-    """Whether it takes `program_trace`, how many arguments more than two, whether GEPA's."""
-    try:
-        signature = inspect.signature(metric)
-    except (TypeError, ValueError):  # a callable of C code does not tell; the plainest form then
-        return False, 0, False
-    wants_program_trace = "program_trace" in signature.parameters
-    kwargs = {"program_trace": None} if wants_program_trace else {}
-    for extra in (0, 1, 3):  # two arguments, DSPy's three, or GEPA's five
-        try:
-            signature.bind(*(None,) * (2 + extra), **kwargs)
-        except TypeError:
-            continue
-        return wants_program_trace, extra, [*signature.parameters][3:5] == OF_PREDICTORS
-    raise SettingsError(
-        f"metric {metric_name(metric)}{signature} cannot be called with an example and a "
-        f"prediction; write it as metric(example, pred, trace=None)."
-    )
-
-
-def _as_score(result: Any, name: str, example: Any) -> Score:
-    value, feedback, objectives, part = result, "", {}, ""
-    if isinstance(result, dspy.Prediction | Mapping) and (
-        "score" in result or "objectives" in result or "objective_scores" in result
-    ):
-        objectives = result.get("objectives", result.get("objective_scores"))  # the name in GEPA
-        objectives = _objectives(objectives, name, example)
-        mean = statistics.fmean(objectives.values()) if objectives else None
-        value, feedback = result.get("score", mean), str(result.get("feedback") or "")
-        part = " as the score"
-    if isinstance(value, dspy.Prediction) and "score" in value:  # a judge's verdict, passed on
-        judged = _as_score(value, name, example)
-        return Score(judged.value, feedback or judged.feedback, objectives or judged.objectives)
-    return Score(_finite(value, name, example, part), feedback, objectives)
-
-
-def _objectives(objectives: Any, name: str, example: Any) -> dict[str, float]:
-    if objectives is not None and not isinstance(objectives, Mapping):
-        raise MetricError(
-            f"metric {name} returned objectives={_shown(objectives)} on the example "
-            f"{_shown(example)}; return a dict of finite numbers by name."
-        )
-    return {
-        str(each): _finite(value, name, example, f" as objective {str(each)!r}")
-        for each, value in (objectives or {}).items()
-        if value is not None  # it does not apply to the example
-    }
-
-
-def _finite(value: Any, name: str, example: Any, part: str) -> float:
-    number = number_of(value)
-    if number is None:
-        raise MetricError(
-            f"metric {name} returned {_shown(value)} ({type(value).__name__}){part} on the example "
-            f"{_shown(example)}; return a finite number (below {MOST:g}), or "
-            f"dspy.Prediction(score=..., feedback=...)."
-        )
-    return number
 
 
 def _shown(value: object) -> str:

@@ -53,7 +53,7 @@ class Rollouts:
         self._role, self._set = role, "training" if role == "rollout" else role
         self._examples = examples
         self._metric = settings.metric
-        self._score = None if self._metric is None else adapt_metric(self._metric)
+        self._scoring = None if self._metric is None else adapt_metric(self._metric)
         self._program = functools.lru_cache(KEPT_PROGRAMS)(lambda added: added.bake(inputs.student))
         self._digest = functools.lru_cache(KEPT_DIGESTS)(
             lambda additions: calls.journal.keys.program(self._program(additions))
@@ -169,7 +169,7 @@ class Rollouts:
     def _task(self, sample: Sample, activity: Activity) -> RolloutTask:
         return RolloutTask(
             program=self._program(sample.additions),
-            score=self._score,
+            metric=self._scoring,
             ledger=self._calls.ledger,
             prices=self._prices,
             is_training=self._role == "rollout",

@@ -189,12 +189,12 @@ class History:
                 self._logged.add(message)
                 logger.info("%s", message)
 
-    def _measure(self, new: Sequence[SampledGroup], before: ScoreRange, scores: ScoreRange) -> None:
+    def _measure(self, new: Sequence[SampledGroup], before: ScoreRange, after: ScoreRange) -> None:
         """Take the scores of new groups; failures of all count as the lowest score so far."""
-        if scores.failure_score != before.failure_score:
+        if after.failure_score != before.failure_score:
             self._measured, new = [], [*self.latest.groups, *new]
         for sampled in new:
-            self._measured += _measured(sampled, scores)
+            self._measured += _measured(sampled, after)
 
     def _decision(self, operations: tuple[Operation, ...]) -> Decision:
         """The gate's decision, with the evidence of all KEEPs."""
@@ -283,8 +283,8 @@ class History:
         ]
 
 
-def _with_scores(scores: ScoreRange, groups: Iterable[Group]) -> ScoreRange:
-    return scores.including(r.score for group in groups for r in group.all_rollouts)
+def _with_scores(before: ScoreRange, groups: Iterable[Group]) -> ScoreRange:
+    return before.including(r.score for group in groups for r in group.all_rollouts)
 
 
 def _measured(sampled: SampledGroup, score_range: ScoreRange) -> Iterator[Measured]:

@@ -44,7 +44,7 @@ class RolloutTask:
     index: int  # the example's position in its set
     rollout_id: int
     temperature: float | str | None  # None, or `OWN`: that of each LM and predictor
-    score: ScoringFunction | None  # None: there is no metric
+    metric: ScoringFunction | None  # None: there is none
     ledger: Ledger = field(default_factory=Ledger)
     prices: Prices = field(default_factory=dict)
     start: Start | None = None  # the step of another rollout from which it goes on
@@ -80,7 +80,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
         shows_advice=run.meter.shows_advice,
         dearest_call=run.meter.dearest_call,
     )
-    if failure or task.score is None or (task.start and task.start.is_check):
+    if failure or task.metric is None or (task.start and task.start.is_check):
         return rollout
     return _scored(rollout, task, prediction, trace, run.calls_to_ask_about(trace))
 
@@ -162,9 +162,9 @@ class _Run:
 
     def calls_to_ask_about(self, trace: list[Any]) -> dict[str, PredictorTrace]:
         """The calls of each predictor, by name, where the metric is asked about predictors."""
-        score = self.task.score
+        metric = self.task.metric
         calls: dict[str, PredictorTrace] = {}
-        if score and score.asks_predictors and self.task.asks_predictors:
+        if metric and metric.asks_predictors and self.task.asks_predictors:
             names = [name for name, _ in named_predictors(self.program)]
             for predictor, inputs, outputs in trace:
                 name = self._name_of(predictor, "")
@@ -277,9 +277,9 @@ def _scored(
     meter.check()
     try:
         with judging(meter):
-            score = asked(task.score)  # type: ignore[arg-type]
+            score = asked(task.metric)  # type: ignore[arg-type]
             for name, calls in predictor_calls.items():
-                feedback[name] = asked(task.score.feedback_on, name, calls)  # type: ignore[union-attr]
+                feedback[name] = asked(task.metric.feedback_on, name, calls)  # type: ignore[union-attr]
     except MetricError as error:
         task.ledger.raised.note(error.__cause__ or error)
         kind = _failure_of(error.__cause__ or error).kind

@@ -86,7 +86,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
     if _was_started_before(name):
         return Reply(was_started_before=True)
     try:
-        program_with, score, context, prices, left_out, secrets = _unpacked(request.bundle)
+        program_with, metric, context, prices, left_out, secrets = _unpacked(request.bundle)
         program = program_with(request.additions)
         sample = cloudpickle.loads(request.sample)
     except Exception as error:  # noqa: BLE001 - the reply says it
@@ -98,7 +98,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
     ledger, record, why = Ledger(budget), None, ""
     ledger.left_out = left_out
     LOOP.set(None)  # a fork has that of the process that it comes from
-    task = RolloutTask(program=program, score=score, ledger=ledger, prices=prices, **sample)
+    task = RolloutTask(program=program, metric=metric, ledger=ledger, prices=prices, **sample)
     try:
         with dspy.context(**context):
             record = cleaned(run_rollout(task).to_dict(), lambda text: redacted(text, secrets))
@@ -120,7 +120,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
 def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     """The parts of a bundle, the program as a function of additions; and this machine's secrets."""
     student, metric, context, prices, plain = cloudpickle.loads(bundle)
-    score = None if metric is None else adapt_metric(metric)
+    scoring = None if metric is None else adapt_metric(metric)
     held = (*held_lms(metric), *held_lms(context.get("adapter")))
     secrets = known_secrets([*language_models(student), *held, context["lm"]], "\n".join(plain))
 
@@ -128,7 +128,7 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     def program_with(additions: bytes) -> Any:
         return cloudpickle.loads(additions).bake(student)
 
-    return program_with, score, context, prices, dict[Sampled, str](), secrets
+    return program_with, scoring, context, prices, dict[Sampled, str](), secrets
 
 
 def _was_started_before(name: str) -> bool:

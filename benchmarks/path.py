@@ -1,0 +1,80 @@
+"""The path of the smallest compile: files entered, own frames at an LM call, forms of a score.
+
+    python benchmarks/path.py
+
+Four examples, 60 LM calls, an LM that answers at once. Frames are those of the thread of the call
+and of the caller's, no coroutines that wait. A form of a score is the type of a field, argument or
+result of this name in the files from metric to gate; several numbers are one, whatever holds them.
+"""
+
+import ast
+import re
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+import dspy
+from dspy import lm15
+
+import tfgrpo_dspy
+
+ROOT = Path(tfgrpo_dspy.__file__).parent
+SCORE = re.compile(r"_?(scores?|score_of|floored)$|as_score$")
+WAY = re.compile(r"metric|sampling|rollout|group|scores|calls|run/|gate")
+ROW = re.compile(r"Scores|(Iterable|Sequence|list|tuple)\[float(, \.\.\.)?\]( \| Matrix)?")
+files: set[str] = set()
+frames: list[int] = []
+
+
+def own_frames(frame: FrameType | None) -> int:
+    """How many frames of the package stand in a stack."""
+    n = 0
+    while frame is not None:
+        n, frame = n + frame.f_code.co_filename.startswith(str(ROOT)), frame.f_back
+    return n
+
+
+def note(frame: FrameType, event: str, _argument: object) -> None:
+    """Note the file of a function of the package that is called."""
+    if event == "call" and frame.f_code.co_filename.startswith(str(ROOT)):
+        files.add(str(Path(frame.f_code.co_filename).relative_to(ROOT)))
+
+
+class Engine:
+    """Answers each prompt with its fields, every second seed right; notes how deep the call is."""
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        main = threading.main_thread().ident or 0
+        stacks = sys._current_frames()  # noqa: SLF001
+        frames.append(sum(own_frames(stacks[each]) for each in {main, threading.get_ident()}))
+        answer = "yes" if (request.config.seed or 0) % 2 else "no"
+        texts = {"answer": answer, "lessons": "Say yes.", "operations": "[]"}
+        asked = sorted(set(re.findall(r"`(answer|lessons|operations)`", str(request.system))))
+        text = "".join(f"[[ ## {name} ## ]]\n{texts[name]}\n\n" for name in asked)
+        message, usage = lm15.Message.assistant([lm15.TextPart(text)]), lm15.Usage(1, 1)
+        return lm15.Response(None, request.model, message, "stop", usage)
+
+
+def form_of(node: ast.AST) -> str:
+    """The type of a score; "" where it is none."""
+    target, form = getattr(node, "target", node), getattr(node, "annotation", None)
+    name = next((getattr(target, key) for key in ("id", "arg", "name") if hasattr(target, key)), "")
+    if (form := getattr(node, "returns", form)) is None or not SCORE.match(str(name)):
+        return ""
+    return ROW.sub("numbers", ast.unparse(form).replace(" | None", "").replace("FiniteF", "f"))
+
+
+if __name__ == "__main__":
+    examples = [dspy.Example(q=str(k), answer="yes").with_inputs("q") for k in range(4)]
+    metric = lambda gold, pred: float(gold.answer == pred.answer)  # noqa: E731
+    grpo = tfgrpo_dspy.TrainingFreeGRPO(metric, max_lm_calls=60, progress=False)
+    dspy.configure(lm=dspy.LM("path", engine=Engine(), cache=False))
+    threading.setprofile(note)
+    sys.setprofile(note)
+    grpo.compile(dspy.Predict("q -> answer"), trainset=examples)
+    sys.setprofile(None)
+    nodes = (n for f in files if WAY.match(f) for n in ast.walk(ast.parse((ROOT / f).read_text())))
+    forms = sorted({*map(form_of, nodes)} - {""})
+    print(f"files entered: {len(files)}; own frames at an LM call: {min(frames)} to {max(frames)}")
+    print(f"forms of a score: {len(forms)}: {', '.join(forms)}")
