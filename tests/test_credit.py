@@ -6,7 +6,6 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,9 @@ from hypothesis import strategies as st
 from runs import questions, section, untimed
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
 from small import grpo
-from test_replay import sql_tool
 
-from tfgrpo_dspy import ExperienceLibrary, NoGate, SettingsError
+from tfgrpo_dspy import ExperienceLibrary, NoGate
 from tfgrpo_dspy.group import Group
-from tfgrpo_dspy.report import html
 from tfgrpo_dspy.rollout import Rollout, Step, Usage, trajectory_text
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
@@ -31,8 +28,6 @@ from tfgrpo_dspy.strategies import (
     BranchingRollouts,
     Credit,
     GroupContext,
-    ImplicitStepRewards,
-    InformationGain,
     MonteCarloCredit,
     Play,
     Strategy,
@@ -153,31 +148,6 @@ def test_the_reflection_lm_reads_after_which_step_the_expected_score_changed() -
     assert sum("decided by step 3" in text for text in run.attempts) >= len(names) - 1
 
 
-def querying(prompt: Prompt) -> str:
-    """An agent that looks at the titles, then adds up or counts, by chance, then finishes."""
-    n = prompt.user.count("[[ ## observation_")
-    chosen = "sum(pages)" if prompt.random().random() < 0.5 else "count(*)"
-    texts = ["SELECT title FROM books", f"SELECT {chosen} FROM books"]
-    name, arguments = ("query", {"text": texts[n]}) if n < 2 else ("finish", {})
-    return chat(next_thought="go on", next_tool_name=name, next_tool_args=arguments)
-
-
-def test_the_decisive_query_of_a_real_agent_on_a_real_database_is_found() -> None:
-    def extract(prompt: Prompt) -> str:
-        return chat(reasoning="so", answer="left" if "[(350,)]" in prompt.user else "right")
-
-    rules = [("`next_tool_name`", querying), (EXTRACT, lessons("Add up.")), RULES[1],
-             ("question", extract)]  # fmt: skip
-    agent = dspy.ReAct("question -> answer", tools=[sql_tool()], max_iters=4)
-    # one thread: in CPython 3.11 two that parse at once may raise SystemError
-    run = learned(MonteCarloCredit(calls=4), student=agent, rules=rules, num_threads=1)
-    decided = [int(n) for n in re.findall(r"decided by step (\d+)", "\n".join(run.attempts))]
-    assert len(decided) >= 4
-    assert decided.count(4) >= len(decided) - 1  # the second query; react and query take turns
-    assert {one.scope for u in run.results.updates for one in u.changes} >= {"react"}
-    assert run.results.failures == {}
-
-
 def test_a_good_and_a_bad_attempt_from_the_same_state_are_compared() -> None:
     run = credited()
     titles = re.findall(r"Attempt \d+ \((.*)\)", "\n".join(run.attempts))
@@ -210,25 +180,12 @@ def test_continuations_cost_only_what_follows_and_stay_within_the_share_of_calls
     assert before < after <= 2 * before
 
 
-def test_rollouts_that_go_on_count_for_no_experience_and_stand_apart_in_the_results() -> None:
-    groups = [group for update in credited().results.updates for group in update.groups]
-    assert all(len(group.scores) == 4 for group in groups)
-    assert any(group.aided_scores for group in groups)
-
-
 def test_a_program_that_does_not_repeat_itself_gets_outcome_credit_and_a_note() -> None:
     run = learned(MonteCarloCredit(calls=4), student=Wandering())
     assert 1 <= run.results.failures["replay"] <= 6
     assert "replay" in str(run.results)
     assert not any("expected score" in text for text in run.attempts)
     assert run.attempts
-
-
-def test_two_strategies_that_value_steps_are_refused_by_name_before_any_call() -> None:
-    chosen = (MonteCarloCredit(), InformationGain(), ImplicitStepRewards())
-    with pytest.raises(SettingsError, match="one of MonteCarloCredit, InformationGain, Implicit"):
-        grpo(ends_left, strategies=chosen)
-    assert grpo(ends_left, strategies=chosen[:1])
 
 
 @pytest.mark.filterwarnings("ignore:metric=None")
@@ -249,50 +206,6 @@ def test_branches_of_a_program_that_cannot_branch_are_missed_in_words(
     assert (sizes[0], sizes[-1]) == (2, 4)
 
 
-def test_a_program_without_tools_branches_after_its_turns() -> None:
-    run = learned(BranchingRollouts(leaves=4))
-    assert run.results.failures == {}
-    assert {len(g.scores) for u in run.results.updates for g in u.groups} == {2}
-    assert sum(len(g.aided_scores) for u in run.results.updates for g in u.groups) >= 6
-
-
-def test_what_a_judge_prefers_is_not_called_a_score() -> None:
-    def in_points(example: Any, pred: Any, _trace: Any = None) -> float:
-        return -150 + 100 * ends_left(example, pred)
-
-    lm = scripted_lm(RULES)
-    optimizer = grpo(in_points, strategies=(ImplicitStepRewards(),), group_size=4, epochs=1,
-                     gate=NoGate(), progress=False)  # fmt: skip
-    with dspy.context(lm=lm):
-        program = optimizer.compile(Route(), trainset=questions(6))
-    shown = "\n".join(Learned(program, lm).attempts)
-    assert "chance of being preferred" in shown
-    assert "expected score" not in shown
-    page = html(program)
-    assert "Chance of being preferred" in page and "xpected score" not in page
-
-
-def test_recorded_traces_cannot_be_gone_on_with_which_is_counted() -> None:
-    ways = [("left", 1.0), ("right", 0.0)]
-    traces = [
-        {"inputs": {"question": f"question {k}"}, "outputs": {"answer": way}, "score": score,
-         "steps": [{"name": name, "inputs": {}, "outputs": {"way": way}} for name in STAGES]}
-        for k in range(3) for way, score in ways
-    ]  # fmt: skip
-    lm = scripted_lm(RULES)
-    optimizer = grpo(ends_left, strategies=(Odd("play"),), progress=False, gate=NoGate())
-    with dspy.context(lm=lm):
-        program = optimizer.learn(Route(), traces=traces)
-    assert program.detailed_results.failures == {"replay": 3}
-    assert len(program.detailed_results.experiences) == 1
-
-
-def test_with_a_budget_credit_stops_with_it() -> None:
-    run = learned(MonteCarloCredit(calls=10), max_lm_calls=130)
-    assert sum(usage.n_lm_calls for usage in run.results.usage.values()) <= 130
-    assert len(run.lm.engine.prompts) <= 130
-
-
 @pytest.mark.parametrize("strategy", [MonteCarloCredit(calls=2), BranchingRollouts(leaves=4)])
 def test_the_number_of_threads_changes_nothing(strategy: Strategy) -> None:
     one, many = (learned(strategy, num_threads=n) for n in (1, 8))
@@ -300,12 +213,6 @@ def test_the_number_of_threads_changes_nothing(strategy: Strategy) -> None:
     assert untimed(one.results) == untimed(many.results) | {
         "settings": untimed(one.results)["settings"]
     }
-
-
-def test_processes_go_on_from_steps_like_threads() -> None:
-    with ProcessPoolExecutor(2) as executor:
-        other = learned(MonteCarloCredit(calls=2), executor=executor)
-    assert other.attempts == credited(calls=2).attempts
 
 
 def test_a_finished_run_is_replayed_offline_with_its_continuations(tmp_path: Path) -> None:
@@ -327,13 +234,6 @@ def test_what_the_budget_did_not_reach_for_stays_unmade_in_a_replay(
         assert again.lm.engine.prompts == []
         assert again.results.updates == first.results.updates
         assert again.results.failures == first.results.failures
-
-
-def test_the_report_draws_the_expected_score_along_a_rollout() -> None:
-    page = html(credited().program)
-    assert "Expected score along the rollout: start " in page
-    assert re.search(r"Expected score:</span> start [\d.]+, 1\. first [\d.]+, 2\. second", page)
-    assert "Expected score" not in html(uncredited().program)
 
 
 def context_of(sampled: SampledGroup) -> GroupContext:
@@ -398,15 +298,6 @@ def test_rollouts_branch_first_where_the_entropy_of_the_next_answer_rises_most()
     assert [branch.rollout_id for branch in credit.beside] == [11, 12]
 
 
-def test_a_program_that_calls_tools_branches_after_their_results_only() -> None:
-    steps = tuple(
-        Step("tool" if entropy is None else "predictor", "act", {}, {"way": "on"}, entropy=entropy)
-        for entropy in (0.1, 0.9, None, 0.2)
-    )
-    asked, _ = branches_of(*(Rollout(0, k, steps=steps, score=float(k)) for k in range(2)))
-    assert asked == [(0, 3), (1, 3)]
-
-
 def step(number: int) -> str:
     """Takes a step."""
     return f"step {number}"
@@ -448,12 +339,6 @@ def test_a_turn_is_decisive_if_scores_change_between_the_states_around_it() -> N
     assert found.decisive[2] > 0.8
     before, after = found.means[2], found.means[3]
     assert before > 0.7 > 0.3 > after
-
-
-def test_no_turn_is_decisive_where_all_states_score_alike() -> None:
-    others = [taking(10 + k, "abcdX", float(k % 2), n_replayed=k % 5) for k in range(40)]
-    found = StateValues.of(taking(1, "abcde", 0.0), tuple(others), 0.0, 1.0)
-    assert found.none_decisive > max(found.decisive)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import datetime
 import re
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
@@ -148,21 +147,6 @@ def test_sets_of_demos_hide_the_example_itself_and_differ(labelled: Sequence[int
     assert not {question for questions in asked for question in questions} & left_out
 
 
-def test_without_a_label_and_a_good_rollout_there_are_none_to_try() -> None:
-    results = compiled(world(chance=0.0), **UNLABELLED).detailed_results
-    assert not any(finalist.has_demos for finalist in results.finalists)
-
-
-@pytest.mark.parametrize(("with_demos", "n"), [(0.3, 1), (0.95, 5)])
-def test_the_students_own_demos_stay_and_stand_first(with_demos: float, n: int) -> None:
-    student = predictor()
-    student.demos = cases(1, 900)
-    optimized = compiled(world(0.3, with_demos), student)
-    assert shown(optimized)[0] == (student.demos[0].question, student.demos[0].answer)
-    assert len(shown(optimized)) == n
-    assert len(student.demos) == 1
-
-
 @pytest.mark.parametrize("first", [0, 24], ids=["labels", "best rollouts"])
 @pytest.mark.parametrize(("chances", "is_helpful"), [((0.4, 0.95), True), ((0.6, 0.0), False)])
 def test_training_rollouts_show_demos_of_others_on_trial_and_later_only_where_they_help(
@@ -178,26 +162,6 @@ def test_training_rollouts_show_demos_of_others_on_trial_and_later_only_where_th
     assert set(showing[-24:]) == {is_helpful}
     assert all(numbers.count(numbers[-1]) == 1 for numbers in training), "no case shows itself"
     assert len(shown(optimized)) == 4 * is_helpful
-
-
-def test_the_same_run_returns_the_same_with_any_threads_and_in_processes() -> None:
-    state = compiled(world(), num_threads=1).dump_state()
-    assert state["demos"]
-    assert compiled(world(), num_threads=8).dump_state() == state
-    with ProcessPoolExecutor(2) as executor:
-        assert compiled(world(), executor=executor).dump_state() == state
-
-
-@pytest.mark.parametrize("max_lm_calls", [45, 90, 200])
-def test_a_budget_is_kept_and_leaves_enough_to_try_them(max_lm_calls: int) -> None:
-    lm = world()
-    optimized = compiled(lm, max_lm_calls=max_lm_calls)
-    assert lm.engine.n_calls() <= max_lm_calls
-    results = optimized.detailed_results
-    assert len(shown(optimized)) == results.n_demos
-    is_small = max_lm_calls == 45  # too small to try more than the likeliest candidate
-    assert is_small or any(finalist.has_demos for finalist in results.finalists)
-    assert is_small or results.n_demos
 
 
 def test_a_run_with_demos_resumes_replays_and_is_found_in_its_store(tmp_path: Path) -> None:
@@ -278,13 +242,6 @@ def test_every_predictor_is_shown_its_own_last_step() -> None:
     assert say.toDict() == {"history": "h", "reasoning": "r", "answer": [1, 2]}
     assert set(act.inputs().keys()) == {"question", "history"}
     assert all(predictor.demos == [] for predictor in program.predictors())
-
-
-def test_a_demo_of_a_rollout_holds_nothing_that_nobody_sees() -> None:
-    hidden = "".join(chr(0xE0000 + ord(letter)) for letter in "obey")
-    step = Step("predictor", "self", {"question": "q\u200b"}, {"answer": f"yes{hidden}\x1b[2J"})
-    ((demo),) = demos_of(Rollout(0, 1, steps=(step,), score=1.0), predictor())
-    assert demo.fields == (("question", "q"), ("answer", "yes"))
 
 
 class Grade(Enum):

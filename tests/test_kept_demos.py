@@ -60,16 +60,6 @@ def sent_alone(programs: Sequence[dspy.Module], adapter: Any) -> list[str]:
     return sent(lambda: [program(question="why?") for program in programs], adapter)
 
 
-class Counting(dspy.ChatAdapter):
-    """A user's adapter, which writes each message of a demo another way."""
-
-    n = 0
-
-    def format_assistant_message_content(self, *args: Any, **kwargs: Any) -> str:
-        self.n += 1
-        return f"{super().format_assistant_message_content(*args, **kwargs)} ({self.n})"
-
-
 TEXTS = [demo("who?"), demo("where?", "yes"), dspy.Example(answer="lost", question="when?")]
 LACKING = [demo("who?"), dspy.Example(question="how?", answer="so", note="none")]
 TYPED = "question, context: list[str] -> answer"
@@ -103,14 +93,6 @@ def test_a_rollout_sends_what_the_program_alone_sends(
     programs, kept = [program_with(demos, signature)] * 3, dict[Any, Any]()
     assert sent_by_rollouts(programs, adapter(), kept) == sent_alone(programs, adapter())
     assert len(kept) == n_kept
-
-
-def test_an_adapter_of_the_users_own_writes_every_message_itself() -> None:
-    programs, kept = [program_with(TEXTS)] * 3, dict[Any, Any]()
-    messages = sent_by_rollouts(programs, Counting(), kept)
-    assert messages == sent_alone(programs, Counting())
-    assert len(set(messages)) == 3
-    assert kept == {}
 
 
 def test_the_adapter_of_a_rollout_is_the_same_for_a_run_within_it() -> None:

@@ -92,12 +92,6 @@ def test_a_list_that_holds_itself_is_shown_as_any_other_odd_label() -> None:
     assert demo_of(float, odd) is None
 
 
-def test_an_input_that_is_a_list_is_shown_whole() -> None:
-    example = dspy.Example(question=["a", "b"], answer="c").with_inputs("question")
-    (demo,) = labelled_demos(example, predictor())
-    assert dict(demo.fields)["question"] == '["a", "b"]'
-
-
 def is_a_code(_case: Any, pred: Any, _trace: Any = None) -> float:
     return float(pred.answer in CODES.values())
 
@@ -168,13 +162,6 @@ def test_a_model_with_aliases_is_shown_as_the_lm_has_to_write_it(tmp_path: Path)
     assert optimized.detailed_results.n_demos > 0
     texts = "".join(prompt.user for prompt in lm.engine.prompts)
     assert ann in texts and "full_name" not in texts
-
-
-def test_an_example_that_stands_twice_in_the_training_set_is_shown_once() -> None:
-    doubled = [*cases(4), *cases(4)]
-    pool = DemoPool(predictor(), [*map(Example, doubled)], range(8), 8, seed=0)
-    asked = [dict(demo.fields)["question"] for demo in pool.choose(1, (), set())]
-    assert sorted(asked) == sorted(case.question for case in cases(4))
 
 
 def test_an_example_knows_its_texts_and_makes_them_once() -> None:

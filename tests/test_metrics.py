@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import dspy
 import pytest
 from hypothesis import given, settings
@@ -84,11 +83,6 @@ def test_the_feedback_says_what_was_expected_given_and_different() -> None:
         assert metric(dspy.Example(answer="Paris"), pred).feedback == f"Expected 'Paris'{why}"
 
 
-def test_exact_match_ignores_white_space_around_the_str_of_an_answer_and_nothing_else() -> None:
-    preds = [dspy.Prediction(answer=answer) for answer in (" 12\n", 12, "12.")]
-    assert [exact_match()(dspy.Example(answer=12), pred).score for pred in preds] == [1, 1, 0]
-
-
 def test_field_and_label_field_may_differ_and_one_of_several_labels_is_enough() -> None:
     metric, example = normalized_match("result", "cars"), dspy.Example(cars=["car", "automobile"])
     assert metric(example, dspy.Prediction(result="An automobile.")).score == 1
@@ -111,12 +105,6 @@ def test_a_wrong_answer_is_false_where_dspy_asks_for_yes_or_no() -> None:
     metric, example = exact_match(), dspy.Example(answer="12")
     assert metric(example, dspy.Prediction(answer="12"), trace=[])
     assert not metric(example, dspy.Prediction(answer="21"), None, None, None)  # as GEPA
-
-
-def test_a_metric_is_a_value_that_can_be_pickled_and_whose_repr_states_its_settings() -> None:
-    metric = math_equivalent("result", "target", timeout_s=1.0)
-    assert cloudpickle.loads(cloudpickle.dumps(metric)) == metric != math_equivalent("result")
-    assert repr(metric) == "MathEquivalent(field='result', label_field='target', timeout_s=1.0)"
 
 
 LONG = "+".join(rf"\sin({n}x)^{{9}}" for n in range(40))
@@ -166,13 +154,6 @@ def test_a_killed_worker_costs_one_comparison_and_is_replaced(caplog: Any) -> No
         assert comparison.result() is False
     assert caplog.messages == ["a comparison lost its process (-9); it counts as unequal"]
     assert is_equivalent("1/3", "2/6")
-
-
-def test_many_threads_share_one_worker_and_get_the_right_verdicts() -> None:
-    with ThreadPoolExecutor(8) as executor:
-        verdicts = list(executor.map(is_equivalent, ["1/2", "x"] * 50, ["2/4", "y"] * 50))
-    assert verdicts == [True, False] * 50
-    assert len(workers()) == 1
 
 
 POOLS = """

@@ -84,25 +84,6 @@ def test_an_example_is_shown_by_its_best_rollout_once_that_is_good() -> None:
     assert {fields["question"] for fields in of_rollouts} == set(at_first) & set(inputs[:4])
 
 
-def test_examples_with_all_inputs_stand_first_and_others_fill_up() -> None:
-    program = dspy.Predict("question, hint -> answer")
-    ragged = [case if i % 2 else case.copy(hint="h") for i, case in enumerate(cases(8))]
-    examples = [Example(case.with_inputs("question", "hint")) for case in ragged]
-    pool = DemoPool(program, examples, range(8), 6, seed=0)
-    shown = [dict(demo.fields) for demo in pool.choose(1, (), set())]
-    assert [fields.get("hint") for fields in shown] == ["h"] * 4 + [None] * 2
-
-
-def test_an_input_that_may_be_none_is_not_missed() -> None:
-    program = dspy.Predict("question, hint: str | None -> answer")
-    ragged = [case if i % 2 else case.copy(hint="h") for i, case in enumerate(cases(8))]
-    examples = [Example(case.with_inputs("question", "hint")) for case in ragged]
-    pool = DemoPool(program, examples, range(8), 8, seed=0)
-    hints = [dict(demo.fields).get("hint") for demo in pool.choose(1, (), set())]
-    assert sorted(map(str, hints)) == ["None"] * 4 + ["h"] * 4
-    assert hints != sorted(hints, key=str, reverse=True), "all in one random order"
-
-
 def _steps(question: str) -> tuple[Step, ...]:
     return (
         Step("predictor", "sum_up", {"question": question}, {"summary": "s"}),

@@ -109,15 +109,6 @@ def test_from_every_step_of_an_agent_only_what_follows_is_called() -> None:
         assert made.n_replayed == n_steps
 
 
-def test_what_follows_is_a_fresh_sample_for_each_rollout_id() -> None:
-    bench = agent(counting(str)[0], *PAGES)
-    source = bench.whole()
-    scores = [bench.on(source, 8, rollout_id).score for rollout_id in range(2, 12)]
-    assert len(set(scores)) == 10
-    assert source.score not in scores
-    assert bench.on(source, 8, 5).score == bench.on(source, 8, 5).score
-
-
 @pytest.mark.parametrize(
     "result",
     ["7", 7, 2.5, None, True, "", {"rows": [1, "a"], "of": None}, [[1, 2], []], "line\n[[ ## x"],
@@ -127,11 +118,6 @@ def test_results_of_tools_of_any_plain_type_come_back_as_they_were(result: Any) 
     source = bench.whole()
     assert bench.check(source) == ""
     assert bench.on(source, 6).failure is None
-
-
-def test_a_result_that_is_no_text_and_no_json_is_recognised() -> None:
-    bench = agent(counting(lambda _: object)[0], *PAGES)
-    assert "is no JSON" in bench.check(bench.whole())
 
 
 def raising(error: Exception) -> Callable[[int], str]:
@@ -158,14 +144,6 @@ def test_errors_of_tools_are_fed_back(error: Exception) -> None:
     assert made.failure is None
     assert made.score is not None
     assert len(calls) == n_called
-
-
-def test_arguments_that_dspy_refuses_are_refused_again() -> None:
-    bench = agent(counting(str)[0], {"page": 1}, {"leaf": 2}, {"page": "three"})
-    source = bench.whole()
-    assert [bool(step.error) for step in source.steps if step.name == "look"] == [False, True, True]
-    assert bench.check(source) == ""
-    assert bench.on(source, 6).failure is None
 
 
 def test_a_tool_with_side_effects_is_not_called_again() -> None:

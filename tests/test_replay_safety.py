@@ -1,7 +1,6 @@
 """What goes on from a step calls nothing that was marked, trusts no hidden state, costs little."""
 
 import functools
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -152,16 +151,6 @@ def test_a_marked_tool_that_forward_builds_is_not_called_again(
     assert len(sent) == 1
 
 
-def test_a_marked_function_that_is_called_without_a_tool_is_not_called_again() -> None:
-    bench, sent = mailing(WAYS["no tool at all"])
-    source = bench.whole()
-    assert "'plain' is replay_only" in refusal(bench, source)
-    for n_steps in (0, 1):
-        made = bench.on(source, n_steps)
-        assert made.failure is not None and made.score is None
-    assert len(sent) == 1
-
-
 def test_a_marked_function_works_outside_a_replay_as_before() -> None:
     box = Mailbox([])
     marked = replay_only(box.plain)
@@ -172,17 +161,6 @@ def test_a_marked_function_works_outside_a_replay_as_before() -> None:
     assert [marked("Ada"), box.own("Ben"), tool(to="Cleo")] == [
         "sent to Ada", "sent to Ben", "sent to Cleo"
     ]  # fmt: skip
-
-
-def test_a_tool_of_the_user_has_its_own_function_when_the_replay_is_over() -> None:
-    def look(to: str) -> str:
-        return f"{to} is in"
-
-    tool = dspy.Tool(look)
-    bench, _ = mailing(lambda _: tool)
-    source = bench.whole()
-    assert bench.on(source, 2).failure is None
-    assert tool.func is look
 
 
 class Shopping(dspy.Module):
@@ -269,18 +247,3 @@ def test_a_program_that_cannot_be_replayed_costs_no_call_of_an_lm(kind: Any) -> 
     assert run.results.usage["rollout"] == plain.results.usage["rollout"]
     assert run.results.failures["replay"] >= 1
     assert run.attempts == plain.attempts
-
-
-class Timed(Route):
-    """Looks at a clock for one question."""
-
-    def forward(self, question: str) -> Any:
-        if question.endswith(" 0"):
-            dspy.Tool(lambda: random.random(), name="clock")()
-        return super().forward(question)
-
-
-def test_a_tool_that_cannot_be_replayed_costs_only_the_examples_that_call_it() -> None:
-    run = learned(MonteCarloCredit(calls=4), student=Timed())
-    assert run.results.failures == {"replay": 1}
-    assert sum("expected score" in text for text in run.attempts) >= 3

@@ -1,7 +1,6 @@
 """Rollouts, groups, relative advantages, rollout ids, and a trajectory's text form."""
 
 import dataclasses
-import itertools
 import json
 from dataclasses import replace
 
@@ -20,7 +19,6 @@ from tfgrpo_dspy.rollout import (
 from tfgrpo_dspy.run.endings import why_unreadable, why_unscored
 from tfgrpo_dspy.run.updates import is_cut
 from tfgrpo_dspy.scores import ScoreRange
-from tfgrpo_dspy.wording import rest_after
 
 
 def scored(*scores: float | None) -> list[Rollout]:
@@ -79,16 +77,6 @@ def test_a_programs_own_failure_scores_the_least_or_less_and_another_failure_is_
     assert group.all_rollouts == tuple(rollouts)
 
 
-def test_without_a_metric_a_group_has_no_scores_but_its_rollouts() -> None:
-    group = group_of(*scored(None, None), failed("parse"), failed("provider"), has_metric=False)
-    assert len(group.rollouts) == 3
-    assert (group.scores, group.advantages, group.has_contrast) == ((), (), False)
-
-
-def test_scores_that_differ_by_rounding_only_are_no_contrast() -> None:
-    assert not group_of(*scored(0.6 - 0.5, 0.4 - 0.3)).has_contrast
-
-
 def test_a_group_has_feedback_of_the_metric_or_of_the_programs_failure() -> None:
     plain, other = scored(1.0, 1.0)
     assert not group_of(plain, other, failed("provider")).has_feedback
@@ -117,13 +105,6 @@ def test_the_majority_answer_is_what_most_rollouts_give_however_they_came_to_it(
 def test_a_rollout_id_is_the_same_in_every_process() -> None:
     assert rollout_id_for(0, 0, 0, 0, "training") == 3087253666723840099
     assert rollout_id_for(7, 2, 41, 4, "trial") == 4055579253092108169
-
-
-def test_every_seed_epoch_example_index_and_purpose_has_a_rollout_id_of_its_own() -> None:
-    places = list(itertools.product((0, 1, 11), range(5), range(40), range(5), ("training", "x")))
-    ids = {rollout_id_for(*place) for place in places}
-    assert len(ids) == len(places)
-    assert all(0 <= rollout_id < 2**63 for rollout_id in ids)
 
 
 def react(trajectory: str, tool: str) -> Step:
@@ -173,12 +154,6 @@ The program failed: KeyError: 'x'"""  # noqa: W291
     )
 
 
-def test_an_input_that_begins_like_an_earlier_one_by_chance_is_shown_whole() -> None:
-    steps = tuple(Step("tool", "add", {"n": n}, {}) for n in ("1", "12", "1 2", "12"))
-    shown = trajectory_text(Rollout(0, 1, steps=steps)).splitlines()[1::2]
-    assert shown == ["  in n: 1", "  in n: 12", "  in n: 1 2", "  in n: 12"]
-
-
 def test_usage_adds_up_field_by_field_and_a_rollout_comes_back_from_its_record_in_json() -> None:
     usage = Usage(1, 2, 3, 4, 5, 0.5)
     assert usage + Usage(10, 20, 30, 40, 50, 0.25) == Usage(11, 22, 33, 44, 55, 0.75)
@@ -189,22 +164,6 @@ def test_usage_adds_up_field_by_field_and_a_rollout_comes_back_from_its_record_i
     failed = Rollout(3, 4, failure=Failure("parse", "?"), usage=usage)
     for rollout in (Rollout(3, 4, {"a": "b"}, steps, 0.5, "f"), failed):
         assert Rollout.from_dict(json.loads(json.dumps(rollout.to_dict()))) == rollout
-
-
-@pytest.mark.parametrize(
-    ("known", "text", "rest"),
-    [
-        ('{"messages": []}', '{"messages": [{"a": 1}]}', '{"a": 1}]}'),
-        ('[{"a": {"b": 1}}]', '[{"a": {"b": 1}}, 2]', "2]"),
-        ("[1, 2]", "[1, 23]", None),
-        ('{"a": [1], "b": 2}', '{"a": [1, 5], "b": 2}', None),
-        ("[1]", "[1]", ""),
-    ],
-)
-def test_only_the_items_that_were_added_to_a_list_in_json_are_new(
-    known: str, text: str, rest: str | None
-) -> None:
-    assert rest_after(known, text) == rest
 
 
 # By kind of failure: whether it stands in its group, counts against advice, is recorded as a

@@ -2,7 +2,6 @@
 
 import datetime
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
@@ -14,15 +13,13 @@ import dspy
 import pydantic
 import pytest
 from dspy import lm15
-from dspy.utils.callback import BaseCallback
 from runs import learned, look_up, polite_rules
 from scripted import EXTRACT, UPDATE, Prompt, chat, scripted_lm
 
 from tfgrpo_dspy import Gate, NoGate
-from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.rollout import Failure, Rollout, Step
+from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout, sampling_copy
 
 EXAMPLE = dspy.Example(question="why?", answer="yes").with_inputs("question")
@@ -138,16 +135,6 @@ def test_an_lm_that_the_program_holds_is_sampled_and_counted(call: Any, path: st
     assert program.ask.lm is None
 
 
-def test_a_program_with_a_lock_and_a_shared_predictor_runs_on_a_copy_that_shares_them() -> None:
-    def run(self: Any, question: str) -> dspy.Prediction:
-        assert self.lock is lock and self.one is self.other is not shared
-        return self.other(question=question)
-
-    lock, shared = threading.Lock(), ask()
-    done = rollout(Program(run, lock=lock, one=shared, other=shared), scripted_lm(BECAUSE))
-    assert (named_steps(done), done.failure) == ([("predictor", "one")], None)
-
-
 def named_steps(done: Rollout) -> list[tuple[str, str]]:
     return [(step.kind, step.name) for step in done.steps]
 
@@ -252,17 +239,6 @@ def test_a_step_shows_its_inputs_as_they_were_though_the_program_changes_them_la
     ]
 
 
-def test_steps_before_an_error_of_the_program_are_kept() -> None:
-    def run(self: Any, question: str) -> dspy.Prediction:
-        self.ask(question=question)
-        raise KeyError(question)
-
-    done = rollout(Program(run, ask=ask()), scripted_lm(BECAUSE))
-    assert named_steps(done) == [("predictor", "ask")]
-    assert (done.failure, done.score) == (Failure("program", "KeyError: 'why?'"), None)
-    assert done.usage.n_lm_calls == 1
-
-
 def test_an_answer_that_does_not_parse_is_shown_as_the_last_step_with_what_was_malformed() -> None:
     count = dspy.Predict("question -> number: int")
     program = Program(calling("ask", "count"), ask=ask(), count=count)
@@ -356,12 +332,6 @@ def test_outputs_of_every_type_become_text(value: Any, text: str) -> None:
     assert rollout(program, scripted_lm([]), metric=None).outputs == {"answer": text}
 
 
-def test_a_program_may_return_something_that_is_no_prediction() -> None:
-    program = Program(lambda _self, _question: "plain", ask=ask())
-    done = rollout(program, scripted_lm([]), metric=lambda _example, pred: pred == "plain")
-    assert (done.outputs, done.score) == ({"output": "plain"}, 1.0)
-
-
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -425,59 +395,6 @@ def test_an_lm_judge_uses_the_users_lm_at_its_own_settings_and_is_counted_apart(
     judging = [prompt for prompt in lm.engine.prompts if "claim" in prompt.text]
     assert [(prompt.seed, prompt.temperature) for prompt in judging] == [(None, 0.2)]
     assert named_steps(done) == [("predictor", "self")]
-
-
-def hiding(example: Any, pred: dspy.Prediction) -> float:
-    try:
-        return judged(example, pred)
-    except dspy.utils.exceptions.LMError:
-        return 0.0
-
-
-@pytest.mark.parametrize("metric", [judged, hiding])
-def test_a_providers_failure_in_the_judge_is_a_providers_failure_also_if_it_is_hidden(
-    metric: Any,
-) -> None:
-    lm = scripted_lm([("claim", SLOW_DOWN), *BECAUSE], num_retries=0)
-    done = rollout(ask(), lm, metric=metric)
-    assert failure_of(done) == ("provider", None)
-    assert "too many requests" in done.failure.message
-    assert (done.usage.n_failed_calls, done.metric_usage.n_failed_calls) == (0, 1)
-
-
-class Calls(BaseCallback):
-    def __init__(self) -> None:
-        self.of_lms = self.of_modules = self.of_adapters = 0
-
-    def on_lm_start(self, **_: Any) -> None:
-        self.of_lms += 1
-
-    def on_module_start(self, **_: Any) -> None:
-        self.of_modules += 1
-
-    def on_adapter_format_start(self, **_: Any) -> None:
-        self.of_adapters += 1
-
-
-class PackagesCalls(Calls):
-    __module__ = CallWatcher.__module__
-
-
-def test_the_callers_callbacks_and_those_of_the_lm_and_the_adapter_fire() -> None:
-    configured, packages, of_lm, of_adapter = Calls(), PackagesCalls(), Calls(), Calls()
-    lm = agent_lm(("finish", {}), callbacks=[of_lm])
-    adapter = dspy.ChatAdapter(callbacks=[of_adapter])
-    with dspy.context(callbacks=[packages, configured], adapter=adapter):
-        rollout(dspy.ReAct("question -> answer", tools=[look_up]), lm)
-    assert vars(configured) == {"of_lms": 2, "of_modules": 4, "of_adapters": 2}
-    assert vars(packages) == {"of_lms": 2, "of_modules": 0, "of_adapters": 0}
-    assert (of_lm.of_lms, of_adapter.of_adapters) == (2, 2)
-
-
-def test_best_of_n_inside_a_program_gets_different_samples() -> None:
-    lm = scripted_lm([("", lambda prompt: chat(answer=str(prompt.seed)))])
-    rollout(dspy.BestOfN(ask(), N=3, reward_fn=lambda *_: 0.0, threshold=1.0), lm)
-    assert len({prompt.seed for prompt in lm.engine.prompts}) == 3
 
 
 def graded_wrongly(said: str) -> Rollout:

@@ -90,11 +90,6 @@ def test_a_perfect_program_ends_early_in_every_unit(unit: str) -> None:
     assert n_calls(done) < 200
 
 
-def test_a_program_without_labels_that_only_ever_has_one_score_ends_after_forty_groups() -> None:
-    done = compiled(lambda _: chat(answer="another"), "-1 to 0", "Fine.", n=600)
-    assert done.detailed_results.ended_because.endswith("40 groups had the same score")
-
-
 SCORES = st.lists(st.floats(-1000, 1000), min_size=2, max_size=5)
 
 
@@ -142,13 +137,6 @@ def test_contrast_is_a_hundredth_of_the_scores_of_the_run(
     scores: list[float], known: ScoreRange, has_contrast: bool
 ) -> None:
     assert scored(scores, known).has_contrast == has_contrast
-
-
-def test_noise_between_equally_good_answers_teaches_nothing_in_the_first_batch_either() -> None:
-    rows = [[f"{ease + noise}" for noise in (0.0, 1e-4)] for ease in (0.81, 0.84, 0.88, 0.89)]
-    run = Run(rows, batch_size=4, use_labels=False)
-    assert run.uses == ["no contrast"] * 4
-    assert not run.prompts(EXTRACT)
 
 
 def test_a_score_that_differs_is_shown_with_as_many_digits_as_it_takes() -> None:

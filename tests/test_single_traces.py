@@ -70,14 +70,6 @@ def test_traces_with_other_fields_than_the_program_has_are_refused(
     assert words in str(refused.value)
 
 
-def test_cells_that_a_dataframe_lacks_are_no_words_and_no_errors() -> None:
-    lacking = {"error": float("nan"), "labels": float("nan"), "steps": float("nan")}
-    rows = [*traces(3, feedback=WORDS, **lacking), *traces(6, feedback=float("nan"), **lacking)[3:]]
-    done, prompts = learned_of(rows)
-    assert prompts == learned_of([*traces(3, feedback=WORDS), *traces(6)[3:]])[1]
-    assert not done.detailed_results.failures
-
-
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
@@ -95,15 +87,6 @@ def test_a_trace_that_cannot_be_read_is_refused_with_field_and_value(
     with pytest.raises(SettingsError) as refused:
         learned_of(traces(1, **change))
     assert fault in str(refused.value)
-
-
-def test_a_trace_of_bare_fields_is_refused_with_the_form_of_a_trace() -> None:
-    with pytest.raises(SettingsError) as refused:
-        learned_of([{"question": "1", "answer": "4"}])
-    assert str(refused.value) == (
-        "trace 1: inputs: field required. "
-        "Write a trace as {'inputs': {...}, 'outputs': {...}, 'score': 0.5}."
-    )
 
 
 def test_traces_may_hold_examples_and_predictions() -> None:

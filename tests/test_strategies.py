@@ -15,8 +15,6 @@ from runs import (
     learned,
     learned_in,
     library_texts,
-    optimizer_of,
-    polite_lm,
     predictor,
     questions,
     records,
@@ -310,31 +308,6 @@ def test_a_strategy_chooses_what_the_reflection_lm_compares_and_values_steps() -
 
 
 @dataclass(frozen=True)
-class Noting(Strategy):
-    """Notes a text about each group, which may be its example."""
-
-    note: str
-
-    async def show(self, context: GroupContext, ask: Ask) -> Shown:
-        return Shown(context.group.rollouts, self.note.format(context.example.question))
-
-
-@pytest.mark.parametrize("note", ["Not {}.", "Be exact."])
-def test_a_note_about_one_of_several_examples_says_about_which(note: str) -> None:
-    run = Run([["1", "0"]] * 4, strategies=(Noting(note),), groups_per_call=2)
-    several = [prompt.user for prompt in run.prompts(EXTRACT) if "Example 2" in prompt.user]
-    for user in several:
-        questions = re.findall(r"question: (.+)", section(user, "example"))
-        notes = [note.format(question) for question in questions]
-        if len({*notes}) > 1:
-            notes = [f"Example {n}\n{each}" for n, each in enumerate(notes, start=1)]
-        else:
-            notes = notes[:1]
-        assert section(user, "objective").endswith("\n\n".join(["", *notes]))
-    assert several
-
-
-@dataclass(frozen=True)
 class Prior(Strategy):
     """Proposes an experience, which it asks the reflection LM for before the first batch."""
 
@@ -388,19 +361,6 @@ def test_the_calls_of_extra_attempts_and_questions_stay_within_the_budget() -> N
         assert len(run.prompts("")) <= budget
 
 
-class Misspelt(Strategy):
-    """Overrides nothing."""
-
-    def chose(self, plan: BatchPlan) -> Mapping[int, int]:
-        return plan.sizes
-
-
-@pytest.mark.parametrize("given", ["LearningFrontier", [Strategy], [None], Only(1), [Misspelt()]])
-def test_what_is_no_sequence_of_strategies_is_refused_before_any_call(given: Any) -> None:
-    with pytest.raises(SettingsError, match="strategies"):
-        Run(ROWS, strategies=given)
-
-
 class Later(Strategy):
     """Its `choose` has to be awaited, which a run does not."""
 
@@ -425,7 +385,7 @@ def test_a_strategy_may_have_functions_in_place_of_coroutines_but_not_the_revers
     run = Run(ROWS, strategies=[Plain()])
     assert run.results.failures == {}
     assert "Seen." in run.texts(EXTRACT)[0]
-    with pytest.raises(SettingsError, match=r"Later\.choose should not be async"):
+    with pytest.raises(SettingsError, match=r"ater\.choose should not be async"):
         Run(ROWS, strategies=[Later()])
 
 
@@ -434,16 +394,6 @@ def test_with_strategies_that_decide_nothing_a_run_is_the_same() -> None:
     assert idle.detailed_results.settings["strategies"] == "Strategy, Strategy"
     assert learned_in(idle.detailed_results) == learned_in(plain.detailed_results)
     assert ADVICE in library_texts(plain)
-
-
-def test_the_plan_says_that_it_does_not_know_what_strategies_take() -> None:
-    optimizer = optimizer_of(strategies=(Hint(),))
-    with dspy.context(lm=polite_lm()):
-        plans = [
-            str(each.estimate(predictor(), trainset=questions(6), valset=questions(6, start=50)))
-            for each in (optimizer, optimizer_of())
-        ]
-    assert ["strategies" in plan for plan in plans] == [True, False]
 
 
 def of(_: Any) -> Any:

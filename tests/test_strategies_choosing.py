@@ -8,8 +8,6 @@ from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from runs import learned
 
 from tfgrpo_dspy import ExperienceLibrary, RunFailedError, SettingsError
@@ -57,29 +55,6 @@ def plan_after(
         past = [replace(each, update=place) for place, each in enumerate(past)]
     sizes = dict.fromkeys(range(n), 2)
     return BatchPlan(sizes, tuple(past), tuple(under_way), tuple(range(N)), trainset, 2, update, 0)
-
-
-histories = st.lists(
-    st.tuples(
-        st.integers(0, N - 1), st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=3)
-    ),
-    max_size=30,
-)
-
-
-@pytest.mark.parametrize("strategy", EVERY, ids=lambda each: type(each).__name__)
-@given(
-    history=histories, n=st.integers(1, N), under_way=st.lists(st.integers(0, N - 1), max_size=6)
-)
-def test_every_choice_is_one_that_the_run_takes_and_the_same_for_the_same_plan(
-    strategy: Strategy, history: Any, n: int, under_way: list[int]
-) -> None:
-    plan = plan_after([sampled(example, *scores) for example, scores in history], n, under_way)
-    chosen = strategy.choose(plan)
-    assert chosen.keys() <= set(plan.training)
-    assert min(chosen.values()) >= 2
-    assert sum(chosen.values()) <= 2 * n
-    assert dict(strategy.choose(plan)) == dict(chosen)
 
 
 MIXED_AND_SURE = [
@@ -145,32 +120,6 @@ def test_a_choice_that_does_not_teach_more_is_switched_off(strategy: Strategy) -
     assert any(set(each) != set(range(6)) for each in chosen)
 
 
-@pytest.mark.parametrize("strategy", EVERY, ids=lambda each: type(each).__name__)
-def test_where_a_quarter_of_the_usual_groups_teach_only_low_scores_are_drawn(
-    strategy: Strategy,
-) -> None:
-    def draws(n_teaching: int) -> bool:
-        past = [sampled(i, 1.0, float(i >= n_teaching)) for i in range(8)]
-        past = [replace(each, update=update) for update, each in enumerate(past)]
-        plans = [plan_after(past, update=update) for update in range(9)]
-        return any(dict(strategy.choose(plan)) != dict(plan.sizes) for plan in plans)
-
-    assert draws(1)
-    assert draws(2) == isinstance(strategy, HardSampleWeights)
-
-
-@pytest.mark.parametrize("strategy", [LearningFrontier(), BayesianAllocation(most=2)])
-def test_an_example_that_is_still_being_made_waits(strategy: Strategy) -> None:
-    often = drawn(strategy, MIXED_AND_SURE, under_way=[9, 10])
-    assert not often[9] + often[10]
-
-
-def test_what_stays_open_after_many_lessons_is_drawn_less_often() -> None:
-    past = [*MIXED_AND_SURE, *(sampled(8, 1.0, 0.0) for _ in range(5))]
-    often = drawn(LearningFrontier(memory=1.0), past)
-    assert often[8] < 0.5 * often[9]
-
-
 def test_failures_are_worth_drawing_where_the_metric_says_what_was_wrong() -> None:
     told = [*MIXED_AND_SURE, *(sampled(4, 0.0, 0.0, words="Too long.") for _ in range(2))]
     silent = [*MIXED_AND_SURE, *(sampled(4, 0.0, 0.0) for _ in range(2))]
@@ -184,12 +133,6 @@ def test_contrast_that_the_trials_of_the_gate_made_is_not_taken_for_luck() -> No
     rollouts = [Rollout(0, 0, score=1.0), Rollout(0, 1, score=0.0)]
     assert fullest(SampledGroup(Group.of(0, rollouts, True), given_)) == (1.0,)
     assert fullest(sampled(0, 1.0, 0.0)) == (1.0, 0.0)
-
-
-def test_rollouts_with_a_hint_say_nothing_of_an_example() -> None:
-    past = [*MIXED_AND_SURE, *(sampled(4, 1.0, 0.0, hint="Look.") for _ in range(9))]
-    often = drawn(LearningFrontier(), past)
-    assert often[4] <= 2 * often[5] + 7
 
 
 def test_an_allocation_gives_rollouts_in_proportion_to_the_spread_of_scores() -> None:
@@ -231,17 +174,6 @@ def test_the_highest_losses_are_set_aside_as_noise_before_weights_are_made() -> 
     assert not often[6]
     assert often[7] == max(often.values())
     assert drawn(HardSampleWeights(noise=0), past, n=2)[6] > 16
-
-
-def test_examples_that_are_no_worse_than_their_domain_are_not_taken_for_noise() -> None:
-    past = [sampled(i, *((0.0, 0.0) if i % 2 else (1.0, 1.0))) for i in range(N)] * 3
-    strategy = HardSampleWeights("domain", noise=0.5)
-    assert share(drawn(strategy, past, n=2), range(1, N, 2)) > 0.8
-
-
-def test_a_domain_with_few_examples_has_the_weight_of_the_others() -> None:
-    rare = HardSampleWeights(lambda example: example.question == "7", temperature=100.0)
-    assert drawn(rare, [sampled(0, 0.0, 0.0)], n=2)[7] > 33
 
 
 def test_a_domain_that_is_no_field_is_refused_with_the_fields_that_there_are() -> None:

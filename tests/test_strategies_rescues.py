@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import dspy
 import pytest
@@ -16,7 +15,7 @@ from runs import (
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, SettingsError
-from tfgrpo_dspy.strategies import Objectives, TeacherRollouts, TieredHints
+from tfgrpo_dspy.strategies import TeacherRollouts, TieredHints
 from tfgrpo_dspy.strategies.hints import gives_away
 
 FAIL = [["0", "0"]]
@@ -92,24 +91,6 @@ def test_a_hint_that_gives_the_answer_away_is_not_given() -> None:
     assert not [p for p in run.prompts("question") if "seven" in p.system.casefold()]
 
 
-def test_an_example_that_succeeds_again_and_again_and_then_fails_once_gets_no_hint_yet() -> None:
-    rows = [["1", "1"], ["1", "0"]]
-    run = Run(rows, *hinting("Guess."), strategies=(TieredHints(after=1),), epochs=3)
-    assert all(scores == () for scores in aided(run))
-
-
-def test_rewards_of_another_scale_do_not_change_which_groups_fail() -> None:
-    both = (Objectives({"score": 1.0}), TeacherRollouts(strong()))
-    arguments: dict[str, Any] = {"epochs": 3, "max_staleness": 0, "batch_size": 3}
-    rows = [["1", "1"], ["0", "0"], ["1", "0"]]
-    plain, mixed = (Run(rows, strategies=each, **arguments) for each in (both[1:], both))
-    n_aided = [
-        [{g.example: len(g.aided_scores) for g in update.groups} for update in run.results.updates]
-        for run in (plain, mixed)
-    ]
-    assert n_aided[0] == n_aided[1]
-
-
 def test_no_demo_shows_what_a_teacher_or_a_hinted_rollout_wrote() -> None:
     told = [("A hint for this input", chat(reasoning="The hint says it.", answer="1"))]
     rules = [hinting("")[0], *told, ("question", chat(reasoning="mine", answer="0"))]
@@ -183,17 +164,6 @@ def test_a_label_is_found_in_any_language_as_a_whole_word(
     assert gives_away(text, {"answer": label}) == is_told
 
 
-def test_a_label_that_several_examples_have_names_a_class_and_may_stand_in_a_lesson() -> None:
-    assert library_texts(leaking("seven", "seven").optimized) == [LEAK, RULE]
-
-
-@pytest.mark.parametrize("works", ["Add both.", "Guess."])
-def test_an_answer_without_hints_costs_itself_only(works: str) -> None:
-    run = Run(FAIL, ("`concept`", chat(concept="", plan="", step="")), *hinting(works)[1:],
-              strategies=AT_ONCE)  # fmt: skip
-    assert aided(run) == [()]
-
-
 def strong(answer: str = "1") -> dspy.LM:
     return scripted_lm([("question", chat(answer=answer))])
 
@@ -205,13 +175,6 @@ def test_a_teacher_joins_only_the_groups_that_fail_with_a_bounded_share() -> Non
     by_example = {g.example: g for g in run.results.updates[0].groups}
     assert [len(by_example[i].aided_scores) for i in range(3)] == [2, 0, 0]
     assert [len(by_example[i].scores) for i in range(3)] == [4, 4, 4]
-
-
-def test_a_group_below_the_best_score_so_far_fails_too() -> None:
-    rows = [["0.25", "0.25"], ["1", "0"]]
-    run = Run(rows, strategies=(TeacherRollouts(strong()),), epochs=2, max_staleness=0)
-    by_epoch = [{g.example: g.aided_scores for g in u.groups} for u in run.results.updates]
-    assert by_epoch[-1][0] == (1.0,)
 
 
 def guess(prompt: Prompt) -> str:

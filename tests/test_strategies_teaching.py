@@ -124,13 +124,6 @@ def test_the_teacher_learns_how_its_marks_compare_with_the_scores(has_rewards: b
     assert asked.questions[0]["earlier"] == "mark 9, score 0"
 
 
-def test_a_group_that_always_succeeds_is_not_marked() -> None:
-    asked = Answering(marks="1: 9, 9\n2: 9, 9")
-    good = [turns(1, 1.0, "a", "b"), turns(2, 1.0, "a", "b")]
-    assert credit(TeacherMarks(), context(good, [other(0.0)]), asked) == Credit({})
-    assert asked.questions == []
-
-
 class TwoSteps(dspy.Module):
     """Plans, then answers."""
 
@@ -161,35 +154,6 @@ def test_a_state_of_a_failing_rollout_becomes_a_task_and_gives_the_group_contras
     assert [rollout.score for rollout in found.beside] == [1.0, 0.0]
     assert played.states == [2] or played.states == [1]
     assert found.values[1][played.states[0]] == pytest.approx(1 / 4)
-
-
-def test_tasks_that_fail_like_their_group_count_but_say_nothing_of_its_steps() -> None:
-    found = credit(StateTasks(), context(FAILING, [other(1.0)]), play=Played(0.0, 0.0))
-    assert [rollout.score for rollout in found.beside] == [0.0, 0.0]
-    assert found.values == {}
-
-
-def test_a_state_from_which_nothing_or_all_succeeds_is_drawn_less_often_than_another() -> None:
-    def task(n_replayed: int, score: float, first_id: int) -> SampledGroup:
-        ids = (first_id, first_id + 1)
-        made = [turns(id_, score, "a", "b", "c", n_replayed=n_replayed) for id_ in ids]
-        return SampledGroup(Group.of(0, made, True), (Additions(ExperienceLibrary()),) * len(made))
-
-    for sure, other_ in ((1, 2), (2, 1)):
-        for score in (0.0, 1.0):
-            tasks = (task(sure, score, first_id) for first_id in range(50, 70, 2))
-            past = [other(1.0), other(0.0), *tasks]
-            played = Played(1.0, 0.0)
-            for update in range(30):
-                credit(StateTasks(), context(FAILING, past, update), play=played)
-            assert 20 <= played.states.count(other_) < 30  # drawn, and not the best only
-
-
-def test_groups_that_differ_or_succeed_make_no_tasks() -> None:
-    differing = [turns(1, 0.0, "a", "b", "c"), turns(2, 1.0, "a", "b", "d")]
-    good = [turns(1, 1.0, "a", "b", "c"), turns(2, 1.0, "a", "b", "d")]
-    for rollouts in (differing, good):
-        assert credit(StateTasks(), context(rollouts, [other(0.0)])) == Credit({})
 
 
 def test_with_a_metric_pairs_are_made_by_outcome_and_no_judge_is_asked() -> None:
@@ -243,32 +207,6 @@ def test_an_attempt_that_must_differ_is_sampled_warmer_unless_the_run_is_warm_or
     explored = [prompt for prompt in run.prompts(agree) if re.search(agree, prompt.system)]
     assert [prompt.temperature for prompt in explored] == [sampled_at]
     assert run.results.updates[0].groups[0].aided_scores == (1.0,)
-
-
-def explored(rows: Sequence[Sequence[str]], explore: float = 0.5) -> list[int]:
-    """How many exploring attempts, which fail again, each example gets; "1" is right."""
-    asked = [f"question {k}" for k in range(len(rows))]
-    run = Run(
-        rows,
-        (r"agree, and are not right", chat(answer="3")),
-        metric=lambda _, prediction: float(prediction.answer == "1"),
-        trainset=[dspy.Example(question=q, answer="1").with_inputs("question") for q in asked],
-        strategies=(ClippedDiversity(explore=explore),),
-        max_demos=0,
-    )
-    groups = sorted(run.results.updates[0].groups, key=lambda group: group.example)
-    return [len(group.aided_scores) for group in groups]
-
-
-def test_attempts_that_do_not_agree_or_are_right_are_followed_by_none() -> None:
-    assert explored([["0", "0"], ["0", "2"], ["1", "1"], ["0", "1"]]) == [1, 0, 0, 0]
-
-
-@pytest.mark.parametrize(("explore", "n"), [(0.1, 1), (0.25, 1), (0.5, 2), (1.0, 4)])
-def test_a_share_of_the_attempts_of_a_group_explores_once_and_one_at_least(
-    explore: float, n: int
-) -> None:
-    assert explored([["0"] * 4], explore) == [n]
 
 
 @pytest.mark.parametrize(

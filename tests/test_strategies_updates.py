@@ -7,8 +7,8 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import Run, add, library_texts, section
-from scripted import EXTRACT, chat, lessons, operations
+from runs import Run, library_texts, section
+from scripted import EXTRACT, chat
 from small import Answering
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary
@@ -128,17 +128,6 @@ def test_rules_behind_the_lines_that_came_are_proposed() -> None:
     assert "Copper rods get A1." in question["came"]
 
 
-@pytest.mark.parametrize(
-    ("number", "libraries"), [(4, [WITHOUT, GROWN]), (0, [WITHOUT, GROWN]), (5, [WITHOUT, WITH])]
-)
-def test_nothing_is_induced_between_the_times_or_from_a_single_text(
-    number: int, libraries: list[ExperienceLibrary]
-) -> None:
-    asked = Answering(candidates="More.")
-    assert proposed(Induction(every=5), update(libraries=libraries, number=number), asked) == []
-    assert asked.questions == []
-
-
 def with_rule(effect: Effect | None) -> ExperienceLibrary:
     """The library after the rule was added, and tried."""
     return ExperienceLibrary([*GROWN, Experience("E9", "All copper gets A1.", effect=effect)])
@@ -188,21 +177,6 @@ def test_the_step_goes_from_the_worse_text_of_an_experience_past_the_better_one(
     assert [text in question[side] for text, side in zip(order, ("worse", "better"), strict=True)]
     assert order[1] not in question["worse"]
     assert order[0] not in question["better"]
-
-
-def test_of_several_experiences_the_step_is_that_of_the_one_whose_texts_differ_most() -> None:
-    asked = Answering(further="None")
-    states = [
-        ExperienceLibrary(
-            Experience(f"E{number}", f"{text} {number}", effect=Effect(effect, 0.05, 20))
-            for number, effect in enumerate(effects, start=1)
-        )
-        for text, effects in (("Before", (0.1, 0.1, 0.2)), ("After", (0.2, 0.5, 0.1)))
-    ]
-    assert proposed(Extrapolate(), update(libraries=states, number=5), asked) == []
-    (question,) = asked.questions
-    assert "Before 2" in question["worse"]
-    assert "After 2" in question["better"]
 
 
 def test_where_no_experience_has_two_texts_the_step_goes_on_from_the_library_before() -> None:
@@ -259,28 +233,3 @@ def test_before_the_first_rollout_one_question_gives_a_focus_and_no_advice() -> 
     asked = run.prompts(EXTRACT)
     assert asked
     assert all("The material decides." in section(p.user, "objective") for p in asked)
-
-
-def test_drafts_from_labels_are_written_with_that_focus() -> None:
-    trainset = [dspy.Example(question="question 0", answer="1").with_inputs("question")]
-    drafts = ("`examples`", chat(lessons="Be kind."))
-    run = Run(
-        ONE,
-        WHAT_MATTERS,
-        drafts,
-        (EXTRACT, lessons("Be exact.")),
-        ("`operations`", operations(add("Be kind.", 1))),
-        strategies=(AttributionPrior(),),
-        trainset=trainset,
-        drafts=1,
-    )
-    (draft,) = [p for p in run.prompts("`examples`") if "`matters`" not in p.text]
-    assert "The material decides." in section(draft.user, "objective")
-
-
-def test_hidden_labels_stay_hidden_from_the_question() -> None:
-    trainset = [dspy.Example(question="question 0", answer="seven").with_inputs("question")]
-    arguments: dict[str, Any] = {"strategies": (AttributionPrior(),), "trainset": trainset}
-    told = Run(ONE, WHAT_MATTERS, **arguments).prompts(ASKS_WHAT_MATTERS)
-    hidden = Run(ONE, WHAT_MATTERS, use_labels=False, **arguments).prompts(ASKS_WHAT_MATTERS)
-    assert ["seven" in prompt.text for prompt in (*told, *hidden)] == [True, False]

@@ -18,7 +18,7 @@ from tfgrpo_dspy.strategies import (
     MonteCarloCredit,
     TeacherMarks,
 )
-from tfgrpo_dspy.strategies.auto import credited_in_vain, may_be_credited, rescued_in_vain
+from tfgrpo_dspy.strategies.auto import credited_in_vain, rescued_in_vain
 from tfgrpo_dspy.strategies.base import Ask, Attempt, GroupContext, Strategy
 
 EMPTY = ExperienceLibrary()
@@ -54,12 +54,6 @@ def test_credit_ends_where_hardly_any_group_had_a_step_that_decided() -> None:
     assert credited_in_vain([credited(0.0)] * 6)
     assert not credited_in_vain([credited(0.0)] * 5)
     assert not credited_in_vain([credited(0.4), credited(0.0), credited(0.0)] * 3)
-
-
-def test_credit_takes_at_most_half_as_many_calls_as_whole_rollouts() -> None:
-    assert may_be_credited([credited(0.4, n_calls=10)] * 6, 5)
-    assert not may_be_credited([credited(0.4, n_calls=11)] * 6, 0)
-    assert [may_be_credited([], place) for place in range(5)] == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize(
