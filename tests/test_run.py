@@ -25,8 +25,7 @@ from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.run.proposing import Guards, propose
 from tfgrpo_dspy.run.updates import Batch, Extracted, Update
 from tfgrpo_dspy.sampling.fields import Example
-from tfgrpo_dspy.settings.run_inputs import RunInputs
-from tfgrpo_dspy.settings.schedule import RunData, derive
+from tfgrpo_dspy.settings.schedule import RunData, RunInputs, derive
 from tfgrpo_dspy.store.journal import Journal
 from tfgrpo_dspy.strategies import Ask, Credit, GroupContext, Play, Strategy
 

@@ -15,7 +15,7 @@ from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import AnyOperation, Keep, Operation, Refusal, operation_from
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.operations import admitted
-from tfgrpo_dspy.settings.run_inputs import RunInputs
+from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.user_code import settled
 
 REJECTED = "rejected by approve"

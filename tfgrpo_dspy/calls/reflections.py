@@ -28,7 +28,7 @@ from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, to
 from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
 from tfgrpo_dspy.sampling.fields import Example, media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
-from tfgrpo_dspy.settings.run_inputs import RunInputs
+from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.tasks.loop import Activity
 
 Inputs = Mapping[str, Any]

@@ -22,7 +22,7 @@ from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, rollouts_of
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.settings.run_inputs import RunInputs
+from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.store.journal import Journal
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,7 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.rollout import FailureKind, Rollout
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Update
-from tfgrpo_dspy.settings.run_inputs import RunInputs
-from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.settings.schedule import RunInputs, RunSettings
 from tfgrpo_dspy.strategies.auto import may_rescue
 from tfgrpo_dspy.wording import shortened
 

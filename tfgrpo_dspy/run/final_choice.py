@@ -34,8 +34,7 @@ from tfgrpo_dspy.run.measurements import Measurements
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings.checks import policy_lms
-from tfgrpo_dspy.settings.run_inputs import RunInputs
-from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED, MIN_VALIDATION
+from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED, MIN_VALIDATION, RunInputs
 
 logger = logging.getLogger(__name__)
 

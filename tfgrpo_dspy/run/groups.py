@@ -17,7 +17,7 @@ from tfgrpo_dspy.run.updates import Batch, is_cut
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.checks import policy_lms
-from tfgrpo_dspy.settings.run_inputs import RunInputs
+from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.strategies.base import Attempt, GroupContext
 
 TRAINING_PRIORITY = (3,)  # training rollouts are begun last, those of the earlier update first

@@ -28,7 +28,7 @@ from tfgrpo_dspy.run.updates import Batch, Extracted, Update, record_of
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool
 from tfgrpo_dspy.scores import ScoreRange
-from tfgrpo_dspy.settings.run_inputs import RunInputs
+from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.strategies.auto import Auto, seen
 from tfgrpo_dspy.strategies.base import UpdateContext
 from tfgrpo_dspy.user_code import check_wanted

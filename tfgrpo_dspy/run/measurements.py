@@ -19,7 +19,7 @@ from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import Example
-from tfgrpo_dspy.settings.run_inputs import RunInputs
+from tfgrpo_dspy.settings.schedule import RunInputs
 
 PRIORITY = (1,)  # these rollouts are begun before reflections and training rollouts
 

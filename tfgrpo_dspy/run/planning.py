@@ -16,7 +16,7 @@ from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.run.endings import why_finished
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Update, rollouts_of
-from tfgrpo_dspy.settings.run_inputs import RunInputs
+from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.strategies.base import BatchPlan
 
 MAX_EXAMPLES_BEFORE_DRAFTS = 8

@@ -20,7 +20,7 @@ from tfgrpo_dspy.reflection.operations import (
 )
 from tfgrpo_dspy.run.updates import Batch, Extracted
 from tfgrpo_dspy.sampling.fields import Example
-from tfgrpo_dspy.settings.run_inputs import RunInputs
+from tfgrpo_dspy.settings.schedule import RunInputs
 
 
 class Guards:

@@ -17,8 +17,7 @@ from tfgrpo_dspy.run.proposing import Guards
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Batch, Extracted
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
-from tfgrpo_dspy.settings.run_inputs import RunInputs
-from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_DRAFT, n_unlike_drafts
+from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_DRAFT, RunInputs, n_unlike_drafts
 from tfgrpo_dspy.wording import shortened
 
 REASON_BYTES, EXAMPLE_BYTES = 210, 87  # how long they may be in the prompt of an update

@@ -1,16 +1,17 @@
 """All arguments of the optimizer, checked and frozen: `Settings`, `Reflection`, `Execution`.
 
 One message names every fault, before the first LM call. `checks` looks at student, data and LMs,
-`constructor` takes the arguments, `schedule` and `plan` derive from them what a run does.
+`schedule` and `plan` derive from them what a run does.
 """
 
-import math
+import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import KW_ONLY, field, fields
 from numbers import Real
 from os import PathLike
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import dspy
 from pydantic import (
@@ -48,17 +49,45 @@ AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
 NOT_WHICH = "says how far, how fast or where a run goes, and not which run it is"
 """Marks, in the type of their fields, the arguments on which the identity of a run does not depend.
 All others are part of it."""
-
-
-MAX_BITS = 1000  # of whole numbers: a larger one could not be made a float
+P = ParamSpec("P")
+S = TypeVar("S")
+OTHERS = {
+    "bsize": "batch_size=",
+    "candidate_selection_strategy": "gate=, or nothing: the race chooses among several candidates",
+    "demo_input_field_maxlen": "max_demos=",
+    "init_temperature": "temperature=",
+    "instruction_proposer": "reflection=Reflection(extract=..., update=...)",
+    "max_bootstrapped_demos": "max_demos=",
+    "max_full_evals": "max_lm_calls= or max_metric_calls=",
+    "max_labeled_demos": "max_demos=",
+    "max_steps": "epochs=",
+    "minibatch_size": "batch_size=",
+    "num_candidates": "group_size=",
+    "num_trials": "max_lm_calls= or auto=",
+    "prompt_model": "reflection_lm=",
+    "reflection_minibatch_size": "batch_size=",
+    "teacher_settings": "strategies=(TeacherRollouts(lm),), of tfgrpo_dspy.strategies",
+    "temperature_for_candidates": "temperature=, or one on reflection_lm",
+    "temperature_for_sampling": "temperature=",
+    "use_wandb": "on_event=, a function that logs; see docs/dspy.md",
+    "verbose": "progress=",
+    "wandb_api_key": "on_event=, a function that logs; see docs/dspy.md",
+    "wandb_init_kwargs": "on_event=, a function that logs; see docs/dspy.md",
+}
+"""By the name of an argument of GEPA, MIPROv2 or SIMBA, what to pass here in its place."""
 
 
 def _number(value: Any) -> Any:
     """A number of any kind, such as `np.int64(3)`, as one of Python's."""
-    is_huge = isinstance(value, int) and value.bit_length() > MAX_BITS
-    if isinstance(value, bool) or is_huge or not isinstance(value, Real):
-        raise ValueError(f"it should be a number{' of fewer digits' if is_huge else ''}")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"it should be a number, and is a {type(value).__name__}")
     return value if isinstance(value, int) else float(value)
+
+
+def _lm(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"it should be an LM: dspy.LM({value!r})")
+    return value
 
 
 Metric = Callable[..., Any] | Sequence[Any] | Mapping[str, Any]
@@ -104,7 +133,7 @@ def _checked_offline(offline: bool, others: ValidationInfo) -> bool:
 
 
 def _is_folder(value: Any) -> bool:
-    """Whether it names one on this machine: `s3://runs` would make the folder `s3:` here."""
+    """It names one on this machine: `s3://runs` would make the folder `s3:` here."""
     is_path = isinstance(value, str | PathLike) and value != ""
     return is_path and "://" not in str(value) and "\0" not in str(value)
 
@@ -114,10 +143,8 @@ Least0 = Annotated[Whole, Field(ge=0)]
 Least1 = Annotated[Whole, Field(ge=1)]
 Least2 = Annotated[Whole, Field(ge=2)]
 Threads = Annotated[Least1, Field(le=10_000)]
-Dollars = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[
-    float, SkipValidation, AfterValidator(_number), such_that(math.isfinite, "it should be finite")
-]
+Finite = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Dollars = Annotated[Finite, Field(ge=0)]
 Positive = Annotated[Finite, Field(gt=0)]
 Folder = Annotated[
     str | PathLike[str], SkipValidation, such_that(_is_folder, "give a folder of this machine")
@@ -248,7 +275,7 @@ class Settings:
 
     metric: Annotated[Metric | None, BeforeValidator(_checked_metric)]
     _: KW_ONLY
-    reflection_lm: dspy.BaseLM | None = None
+    reflection_lm: Annotated[dspy.BaseLM | None, BeforeValidator(_lm)] = None
     objective: str | None = None
     auto: Annotated[Literal["light", "medium", "heavy"] | None, NOT_WHICH] = None
     max_lm_calls: Annotated[Least1 | None, NOT_WHICH] = None
@@ -321,3 +348,43 @@ class Settings:
         """The arguments that are numbers, strings, flags or None."""
         kinds = bool | int | float | str | None
         return {k: v for k, v in self.arguments.items() if isinstance(v, kinds)}
+
+
+def taking(
+    settings_class: Callable[P, S],
+) -> Callable[[Callable[[Any, S], None]], Callable[Concatenate[Any, P], None]]:
+    """Make `__init__(self, settings)` take the arguments of this class, with their signature."""
+    signature = inspect.signature(settings_class)
+
+    def decorate(init: Callable[[Any, S], None]) -> Callable[Concatenate[Any, P], None]:
+        def constructor(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            name = type(self).__name__
+            for unknown in [each for each in kwargs if each not in signature.parameters]:
+                instead = _instead_of(unknown, [*signature.parameters])
+                raise TypeError(f"{name} has no argument {unknown!r}; {instead}.")
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(
+                    f"{name}: {error}; pass, for example, {name}(metric, max_lm_calls=300)."
+                ) from None
+            init(self, settings_class(*args, **kwargs))
+
+        self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = [self_parameter, *signature.parameters.values()]
+        vars(constructor)["__signature__"] = inspect.Signature(parameters)
+        constructor.__name__, constructor.__qualname__ = init.__name__, init.__qualname__
+        return constructor
+
+    return decorate
+
+
+def _instead_of(name: str, names: list[str]) -> str:
+    """Advice for an argument that the optimizer, which has `names`, does not have."""
+    kinds = (kind for kind in (Reflection, Execution) if name in kind.__annotations__)
+    if kind := next((kind.__name__ for kind in kinds), ""):
+        return f"pass {kind.lower()}={kind}({name}=...)"
+    if name in OTHERS:
+        return f"pass {OTHERS[name]}"
+    nearest = difflib.get_close_matches(name, names, 1)
+    return f"the nearest one is {nearest[0]}=" if nearest else "docs/settings.md lists all"

@@ -1,4 +1,4 @@
-"""The checks on student, data and LMs, and the split of the data."""
+"""Student, data and LMs of a run: what is refused, what is warned of, and the split of the data."""
 
 import collections
 import inspect
@@ -6,6 +6,7 @@ import itertools
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import FunctionType, MethodType
 from typing import Any
@@ -13,31 +14,31 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.prices import price_of
-from tfgrpo_dspy.dspy_seam import stored_in
+from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE, stored_in
 from tfgrpo_dspy.errors import caution
 from tfgrpo_dspy.experience.library import library_in
-from tfgrpo_dspy.experience.programs import introduced, language_models, named_predictors
+from tfgrpo_dspy.experience.programs import (
+    introduced,
+    language_models,
+    named_predictors,
+    with_instructions,
+)
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import Example, has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, PaperReflection, Settings, refuse
-from tfgrpo_dspy.settings.inputs import (
-    adapter_cautions,
-    adapter_faults,
-    input_faults,
-    output_faults,
-    why_no_inputs,
-)
 from tfgrpo_dspy.settings.plan import assumed, plan_of
-from tfgrpo_dspy.settings.run_inputs import RunInputs
-from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
+from tfgrpo_dspy.settings.schedule import RunData, RunInputs, RunSettings, derive
 from tfgrpo_dspy.user_code import held_by
 
 logger = logging.getLogger(__name__)
 
 MAX_HELD_OUT, MIN_EXAMPLES_TO_SPLIT = 100, 6
+OF_PREDICT = frozenset({"config", "demos", "lm", "new_signature", "self", "signature"})
+"""Arguments of `dspy.Predict` itself; an input of such a name never reaches the LM."""
+MARK = "(instructions of tfgrpo_dspy)"
 
 
 def prepare(
@@ -60,7 +61,7 @@ def prepare(
         valset = None  # BetterTogether passes an empty list
     settings = _with_reflection_lm(settings, student)
     data = {"trainset": trainset, "valset": valset, "testset": testset}
-    _refuse_unusable(settings, student, data, recorded)
+    refuse(_faults(settings, student, data, recorded))
     reflection = settings.arguments["reflection"]
     if isinstance(reflection, PaperReflection) and reflection.injection:
         student = introduced(student)
@@ -71,7 +72,7 @@ def prepare(
     )
     sets = {"training": examples, "validation": held_out, "test": tested}
     cautions = _cautions(settings, student, teacher, recorded is not None)
-    for each in itertools.chain(cautions, adapter_cautions(student), _overlap_cautions(sets)):
+    for each in itertools.chain(cautions, _overlap_cautions(sets)):
         caution(each)
     training, validation = split(settings, examples, held_out)
     trained_on = [examples[index] for index in training]
@@ -90,60 +91,32 @@ def prepare(
     return RunInputs(run_settings, student, examples, (*training,), validation, tested)
 
 
-def _refuse_unusable(
-    settings: Settings,
-    student: Any,
-    data: Mapping[str, Any],
-    recorded: Sequence[Sequence[Rollout]] | None,
-) -> None:
-    """Raises SettingsError: no run can use these; names every fault."""
-    sets = {n: examples for n, examples in data.items() if n == "trainset" or examples is not None}
-    faults = [*_student_faults(settings, student), *adapter_faults()]
-    faults_of = {name: [*_data_faults(name, examples)] for name, examples in sets.items()}
-    faults += itertools.chain(*faults_of.values())
-    if "testset" in sets and settings.metric is None:
-        faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
-    if isinstance(student, dspy.Module) and named_predictors(student):
-        names = {} if recorded is None else {"trainset": "traces"}
-        usable = {names.get(n, n): examples for n, examples in sets.items() if not faults_of[n]}
-        faults += [*input_faults(student, usable), *output_faults(student, recorded or ())]
-    refuse(faults)
+def _with_reflection_lm(settings: Settings, student: Any) -> Settings:
+    """The settings; where no LM is configured, with the one LM of the student for reflection."""
+    if settings.reflection_lm or dspy.settings.lm or not isinstance(student, dspy.Module):
+        return settings
+    lms = {id(predictor.lm): predictor.lm for _, predictor in named_predictors(student)}
+    return replace(settings, reflection_lm=lms.popitem()[1]) if len(lms) == 1 else settings
 
 
-def _cautions(settings: Settings, student: Any, teacher: Any, is_recorded: bool) -> Iterator[str]:
-    """A sentence on each thing that a run can use, and does not as somebody may expect."""
-    if flexible := [name for name, each in student.named_sub_modules() if _is_flex(each)]:
-        yield (
-            f"{', '.join(flexible)}: dspy.Flex writes its own predictors while it runs; it is left "
-            f"as it is, and only the other predictors are given experiences."
-        )
-    if hidden := _unseen_predictors(student):
-        yield (
-            f"{', '.join(hidden)}: DSPy finds no predictors in a list or dict within another one, "
-            f"so these are given no experiences or demos, and are not saved; hold them in "
-            f"attributes, or in lists or dicts that are attributes."
-        )
-    if teacher is not None:
-        yield "teacher: this optimizer uses no teacher, and ignores it."
-    if settings.metric is None and not is_recorded:
-        yield (
-            "metric=None: lessons are drawn from agreement and self-critique, without ground "
-            "truth; nothing checks that the result is not worse than the student."
-        )
+def _for_recorded(
+    settings: Settings, recorded: Sequence[Sequence[Rollout]], measured: Mapping[str, Any]
+) -> Settings:
+    is_scored = any(rollout.score is not None for group in recorded for rollout in group)
+    if settings.metric is None or not is_scored:
+        needed = "a metric" if is_scored else "traces with scores"
+        names = [name for name, examples in measured.items() if examples is not None]
+        refuse([f"{name}: measuring on it needs {needed}; else pass no {name}." for name in names])
+    if not is_scored:
+        return replace(settings, metric=None, gate=NoGate())
+    is_gated = isinstance(measured["valset"], Sequence) and measured["valset"] and settings.measures
+    gate = settings.gate if is_gated else NoGate()
+    return replace(settings, metric=settings.metric or _scores_of_traces, gate=gate)
 
 
-def _unseen_predictors(student: Any) -> list[str]:
-    """The names of predictors that are not frozen, but that DSPy's optimizers are not shown."""
-    shown = {id(predictor) for _, predictor in named_predictors(student)}
-    modules = list(student.named_sub_modules(skip_compiled=True))
-    flexible = tuple(f"{name}." for name, module in modules if _is_flex(module))
-    return [
-        name.removeprefix("self.")
-        for name, module in modules
-        if isinstance(module, dspy.Predict)
-        and id(module) not in shown
-        and not name.startswith(flexible)
-    ]
+def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
+    """Stands for the unknown metric that scored the traces. Never called: nothing is run."""
+    raise NotImplementedError((example, prediction, trace))
 
 
 def _derived(settings: Settings, data: RunData) -> RunSettings:
@@ -154,6 +127,13 @@ def _derived(settings: Settings, data: RunData) -> RunSettings:
     n_calls = max(at_least, per_example * data.n_training * data.calls_per_rollout)
     n_calls += data.n_of_test_set * data.calls_per_rollout
     return derive(replace(settings, max_lm_calls=n_calls), replace(data, is_test_on_top=True))
+
+
+def _n_metric_calls(settings: Settings, student: Any) -> int:
+    """The calls of the metric for a training rollout: also about each of the predictors."""
+    n_predictors = len(named_predictors(student))
+    asks = settings.metric is not None and adapt_metric(settings.metric).asks_predictors
+    return 1 + n_predictors if asks and n_predictors > 1 else 1
 
 
 def split(
@@ -185,19 +165,7 @@ def split(
     return sorted({*order} - held_out), [trainset[i] for i in sorted(held_out)]
 
 
-def _with_reflection_lm(settings: Settings, student: Any) -> Settings:
-    """The settings; where no LM is configured, with the one LM of the student for reflection."""
-    if settings.reflection_lm or dspy.settings.lm or not isinstance(student, dspy.Module):
-        return settings
-    lms = {id(predictor.lm): predictor.lm for _, predictor in named_predictors(student)}
-    return replace(settings, reflection_lm=lms.popitem()[1]) if len(lms) == 1 else settings
-
-
-def _n_metric_calls(settings: Settings, student: Any) -> int:
-    """How often the metric is called for a training rollout: also about each of the predictors."""
-    n_predictors = len(named_predictors(student))
-    asks = settings.metric is not None and adapt_metric(settings.metric).asks_predictors
-    return 1 + n_predictors if asks and n_predictors > 1 else 1
+# -------------------------------------------------------------------------- what a run may call
 
 
 def all_lms(settings: Settings, student: Any) -> list[Any]:
@@ -208,6 +176,13 @@ def all_lms(settings: Settings, student: Any) -> list[Any]:
     holders = (dspy.settings.adapter, settings.metric, *settings.strategies)
     held = [lm for each in holders for lm in held_lms(each)]
     return [*policy_lms(student), reflection_lm, *of_modules, *held]
+
+
+def policy_lms(student: Any) -> list[Any]:
+    """Every LM that the student may call: those of its modules, and the configured one."""
+    lms = language_models(student)
+    needs_default = any(predictor.lm is None for _, predictor in named_predictors(student))
+    return [*lms, dspy.settings.lm] if needs_default or not lms else lms
 
 
 def programs_of(settings: Settings, student: Any) -> list[Any]:
@@ -231,38 +206,20 @@ def code_of(settings: Settings, student: Any) -> Iterator[tuple[str, Any]]:
         yield name, getattr(settings, name)
 
 
-def policy_lms(student: Any) -> list[Any]:
-    """Every LM that the student may call: those of its modules, and the configured one."""
-    lms = language_models(student)
-    needs_default = any(predictor.lm is None for _, predictor in named_predictors(student))
-    return [*lms, dspy.settings.lm] if needs_default or not lms else lms
+# ----------------------------------------------------------------------------------------- faults
 
 
-def _for_recorded(
-    settings: Settings, recorded: Sequence[Sequence[Rollout]], measured: Mapping[str, Any]
-) -> Settings:
-    is_scored = any(rollout.score is not None for group in recorded for rollout in group)
-    if settings.metric is None or not is_scored:
-        needed = "a metric" if is_scored else "traces with scores"
-        names = [name for name, examples in measured.items() if examples is not None]
-        refuse([f"{name}: measuring on it needs {needed}; else pass no {name}." for name in names])
-    if not is_scored:
-        return replace(settings, metric=None, gate=NoGate())
-    is_gated = isinstance(measured["valset"], Sequence) and measured["valset"] and settings.measures
-    gate = settings.gate if is_gated else NoGate()
-    return replace(settings, metric=settings.metric or _scores_of_traces, gate=gate)
-
-
-def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
-    """Stands for the unknown metric that scored the traces. Never called: nothing is run."""
-    raise NotImplementedError((example, prediction, trace))
-
-
-def _student_faults(settings: Settings, student: Any) -> Iterator[str]:
-    if not isinstance(student, dspy.Module):
+def _faults(
+    settings: Settings,
+    student: Any,
+    data: Mapping[str, Any],
+    recorded: Sequence[Sequence[Rollout]] | None,
+) -> Iterator[str]:
+    """A sentence on each thing that no run can use."""
+    is_module = isinstance(student, dspy.Module)
+    if not is_module:
         yield f"student={student!r}: pass a dspy.Module, such as dspy.Predict('q -> a')."
-        return
-    if not named_predictors(student):
+    elif not named_predictors(student):
         yield (
             f"student={type(student).__name__} has no predictors into whose instructions "
             f"experiences could be baked (sub-modules with _compiled=True are frozen; dspy.Flex "
@@ -270,46 +227,23 @@ def _student_faults(settings: Settings, student: Any) -> Iterator[str]:
             f"that stand in a list or dict within another one: make them in `__init__`, and hold "
             f"them in attributes, or in lists or dicts that are attributes)."
         )
-    n = len(library_in(student))
-    if n > settings.max_experiences:
-        yield (
-            f"max_experiences={settings.max_experiences}: the student starts with {n} "
-            f"experiences; allow as many, or bake a smaller library into it first."
-        )
-    yield from _lm_faults(settings, student)
-
-
-def _is_flex(module: Any) -> bool:
-    return type(module).__name__ == "Flex" and type(module).__module__.startswith("dspy.")
-
-
-def _data_faults(name: str, examples: Any) -> Iterator[str]:
-    if not isinstance(examples, Sequence) or not examples:
-        is_empty = isinstance(examples, Sequence) or examples is None
-        shown = f"{name}={examples!r}" if is_empty else f"{name} is a {type(examples).__name__}"
-        yield f"{shown}: pass a list of at least one dspy.Example."
-        return
-    for index, example in enumerate(examples):
-        if not isinstance(example, dspy.Example) or isinstance(example, dspy.Prediction):
+    if is_module:
+        if (n := len(library_in(student))) > settings.max_experiences:
             yield (
-                f"{name}: position {index} is of type {type(example).__name__}, not a "
-                "dspy.Example; pass dspy.Example(question=..., answer=...).with_inputs('question')."
+                f"max_experiences={settings.max_experiences}: the student starts with {n} "
+                f"experiences; allow as many, or bake a smaller library into it first."
             )
-            return
-        if odd := [field for field in stored_in(example) if not isinstance(field, str)]:
-            yield (
-                f"{name}: the example at position {index} has a field named {odd[0]!r:.80} "
-                f"({type(odd[0]).__name__}); the name of a field is a text."
-            )
-            return
-    whys = enumerate(map(why_no_inputs, examples))
-    without = [(index, why) for index, why in whys if why is not None]
-    if without:
-        index, why = without[0]
-        yield (
-            f"{name}: {len(without)} of {len(examples)} examples have no inputs (the first at "
-            f"position {index}{why}); call example.with_inputs('question') on each."
-        )
+        yield from _lm_faults(settings, student)
+    sets = {n: examples for n, examples in data.items() if n == "trainset" or examples is not None}
+    faults = {name: _data_fault(name, examples) for name, examples in sets.items()}
+    yield from filter(None, faults.values())
+    if "testset" in sets and settings.metric is None:
+        yield "testset and metric=None: nothing scores the test set; pass a metric."
+    if is_module and named_predictors(student):
+        names = {} if recorded is None else {"trainset": "traces"}
+        usable = {names.get(n, n): examples for n, examples in sets.items() if not faults[n]}
+        yield from _input_faults(student, usable)
+        yield from _output_faults(student, recorded or ())
 
 
 def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
@@ -317,9 +251,18 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
     modules = [*programs_of(settings, student), *settings.arguments["reflection"].modules]
     predictors = [predictor for each in modules for _, predictor in named_predictors(each)]
     of_predictors = [predictor.lm for predictor in predictors if predictor.lm]
-    if fault := _first_fault([*of_predictors, *policy_lms(student), reflection_lm]):
-        yield fault
-        return
+    for lm in (*of_predictors, *policy_lms(student), reflection_lm):
+        takes_decisions = getattr(lm, "supports_decision_requests", False) is True
+        if lm is None:
+            yield (
+                "lm=None: no LM is configured; call dspy.configure(lm=dspy.LM(...)), or set one on "
+                "every predictor and pass reflection_lm."
+            )
+            return
+        if not isinstance(lm, dspy.BaseLM) and not takes_decisions:
+            instance = f"dspy.LM({lm!r})" if isinstance(lm, str) else "dspy.LM(...)"
+            yield f"lm={lm!r:.80} is no LM; configure and set an instance, such as {instance}."
+            return
     for lm in policy_lms(student):
         if not allows_temperature(lm, settings.temperature):
             yield (
@@ -333,18 +276,164 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
                 yield f"max_cost={settings.max_cost}: {price}"
 
 
-def _first_fault(lms: Sequence[Any]) -> str:
-    """Why one of these is no LM, nor a client of DSPy for decisions alone; "": all are."""
-    for lm in lms:
-        if lm is None:
+def _data_fault(name: str, examples: Any) -> str:
+    """The first fault of a set; "" if there is none."""
+    if not isinstance(examples, Sequence) or not examples:
+        is_empty = isinstance(examples, Sequence) or examples is None
+        shown = f"{name}={examples!r}" if is_empty else f"{name} is a {type(examples).__name__}"
+        return f"{shown}: pass a list of at least one dspy.Example."
+    for index, example in enumerate(examples):
+        if not isinstance(example, dspy.Example) or isinstance(example, dspy.Prediction):
             return (
-                "lm=None: no LM is configured; call dspy.configure(lm=dspy.LM(...)), or set one on "
-                "every predictor and pass reflection_lm."
+                f"{name}: position {index} is of type {type(example).__name__}, not a "
+                "dspy.Example; pass dspy.Example(question=..., answer=...).with_inputs('question')."
             )
-        takes_decisions = getattr(lm, "supports_decision_requests", False) is True
-        if not isinstance(lm, dspy.BaseLM) and not takes_decisions:
-            return f"lm={lm!r:.80} is no LM; configure and set an instance, such as dspy.LM(...)."
+        if odd := [field for field in stored_in(example) if not isinstance(field, str)]:
+            return f"{name}: position {index} has a field named {odd[0]!r:.80}; names are texts."
+    without = [index for index, example in enumerate(examples) if not _inputs_of(example)]
+    if without:
+        return (
+            f"{name}: {len(without)} of {len(examples)} examples have no inputs (the first at "
+            f"position {without[0]}); call example.with_inputs('question') on each, with the names "
+            f"of its inputs."
+        )
     return ""
+
+
+def _inputs_of(example: Any) -> set[str]:
+    """The names of an example's inputs; none where it cannot tell."""
+    with suppress(Exception):  # a class of the user's own may raise anything
+        return {*example.inputs().keys()}
+    return set()
+
+
+def _input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """A sentence for each set with examples that lack inputs of the program, or have too many."""
+    entry, name = _entry(student), type(student).__name__
+    if entry is None:
+        yield (
+            f"student={name} has no method `forward` (or `aforward`): define "
+            "there, and not in `__call__`, what the program does."
+        )
+        return
+    if inspect.isgeneratorfunction(entry) or inspect.isasyncgenfunction(entry):
+        yield (
+            f"student={name}: its `{entry.__name__}` yields, so that it returns "
+            f"no prediction to score: return one, and stream with dspy.streamify(program)."
+        )
+        return
+    for predictor_name, predictor in named_predictors(student):
+        fields = predictor.signature.input_fields
+        if reserved := sorted(n for n in OF_PREDICT & fields.keys() if fields[n].is_required()):
+            yield (
+                f"predictor {predictor_name!r} has the input {reserved[0]!r}, which DSPy takes for "
+                f"an argument of the predictor itself: the LM would never read it; rename it."
+            )
+            return
+    needed, taken = _taken_by(student)
+    for set_name, examples in sets.items():
+        for position, inputs in enumerate(map(_inputs_of, examples)):
+            if not needed <= inputs or (taken is not None and not inputs <= taken):
+                yield (
+                    f"{set_name}: {name} takes the inputs {sorted(taken or needed)}, "
+                    f"and the example at position {position} has {sorted(inputs)}; rename its "
+                    f"fields, or choose them with example.with_inputs(...)."
+                )
+                break
+
+
+def _output_faults(student: Any, recorded: Sequence[Sequence[Rollout]]) -> Iterator[str]:
+    """A sentence on the first trace without outputs of the program, if that is one of DSPy's."""
+    fields = [predictor.signature.output_fields for _, predictor in named_predictors(student)]
+    names = {name for of_one in fields for name in of_one}
+    is_known = type(student).__module__.startswith("dspy.")
+    for rollout in itertools.chain.from_iterable(recorded if is_known else ()):
+        if rollout.outputs and not names & rollout.outputs.keys():
+            yield (
+                f"traces: {type(student).__name__} gives the outputs {sorted(names)}, and trace "
+                f"{rollout.rollout_id} has {sorted(rollout.outputs)}; rename its fields."
+            )
+            return
+
+
+def _entry(module: Any) -> Any:
+    """The method that runs the module, bound. DSPy warns where `module.forward` is read."""
+    for name in ("forward", "aforward"):
+        with suppress(AttributeError):
+            return object.__getattribute__(module, name)
+    return None
+
+
+def _taken_by(module: Any) -> tuple[set[str], set[str] | None]:
+    """The inputs that a module needs (DSPy's only warn), and all that it takes; None: unknown."""
+    kind = type(module)
+    name = kind.__name__ if kind.__module__.startswith("dspy.") else ""
+    if isinstance(module, dspy.Predict) or (name in BY_SIGNATURE and hasattr(module, "signature")):
+        return {f for f, info in module.signature.input_fields.items() if info.is_required()}, None
+    if name in BY_MODULE and hasattr(module, BY_MODULE[name]):
+        return _taken_by(getattr(module, BY_MODULE[name]))
+    try:
+        parameters = [*inspect.signature(_entry(module)).parameters.values()]
+    except (TypeError, ValueError):  # it does not tell
+        return set(), None
+    is_open = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = {each.name for each in named if each.default is each.empty}
+    return needed, None if is_open else {each.name for each in named}
+
+
+# --------------------------------------------------------------------------------------- warnings
+
+
+def _cautions(settings: Settings, student: Any, teacher: Any, is_recorded: bool) -> Iterator[str]:
+    """A sentence on each thing that a run can use, and does not as somebody may expect."""
+    modules = list(student.named_sub_modules(skip_compiled=True))
+    if flexible := [name for name, each in modules if _is_flex(each)]:
+        yield (
+            f"{', '.join(flexible)}: dspy.Flex writes its own predictors while it runs; it is left "
+            f"as it is, and only the other predictors are given experiences."
+        )
+    shown = {id(predictor) for _, predictor in named_predictors(student)}
+    inside = tuple(f"{name}." for name in flexible)
+    hidden = [
+        name.removeprefix("self.")
+        for name, module in modules
+        if isinstance(module, dspy.Predict)
+        and id(module) not in shown
+        and not name.startswith(inside)
+    ]
+    if hidden:
+        yield (
+            f"{', '.join(hidden)}: DSPy finds no predictors in a list or dict within another one, "
+            f"so these are given no experiences or demos, and are not saved; hold them in "
+            f"attributes, or in lists or dicts that are attributes."
+        )
+    if teacher is not None:
+        yield "teacher: this optimizer uses no teacher, and ignores it."
+    if settings.metric is None and not is_recorded:
+        yield (
+            "metric=None: lessons are drawn from agreement and self-critique, without ground "
+            "truth; nothing checks that the result is not worse than the student."
+        )
+    adapter = dspy.settings.adapter
+    is_own = adapter is not None and not type(adapter).__module__.startswith("dspy.")
+    for name, predictor in named_predictors(student) if is_own else ():
+        signature = with_instructions(predictor.signature, MARK)
+        try:
+            messages = str(adapter.format(signature, [], dict.fromkeys(signature.input_fields, "")))
+        except Exception:  # noqa: BLE001 - code of the user's, which may need real inputs
+            continue
+        if MARK not in messages:
+            yield (
+                f"the prompts of {type(adapter).__name__} do not hold the instructions of the "
+                f"predictor {name!r}, so that no experience can reach its LM; write "
+                f"signature.instructions into them."
+            )
+            return
+
+
+def _is_flex(module: Any) -> bool:
+    return type(module).__name__ == "Flex" and type(module).__module__.startswith("dspy.")
 
 
 def _overlap_cautions(sets: Mapping[str, Sequence[Example]]) -> Iterator[str]:

@@ -1,13 +1,17 @@
-"""The schedule of a run, derived from its budget and its data."""
+"""The schedule of a run, derived from its budget and its data; settings and data of one run."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.events import Listener
+from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.gate.protocol import Gate
+from tfgrpo_dspy.reflection.lessons import listed_labels
+from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings import NOT_WHICH, Execution, Reflection, Settings
 from tfgrpo_dspy.strategies.base import Strategy
 
@@ -133,6 +137,33 @@ class RunSettings(Settings):
         names = ", ".join(type(strategy).__name__ for strategy in self.strategies)
         more = {"strategies": names} if names else {}
         return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")} | more
+
+
+@dataclass(frozen=True, eq=False)
+class RunInputs:
+    """The settings of a run, its student (in the run a copy of the user's), and its examples."""
+
+    settings: RunSettings
+    student: Any
+    examples: Sequence[Example]  # the training set
+    training: tuple[int, ...]  # the positions of those that it trains on
+    valset: Sequence[Example] = ()
+    testset: Sequence[Example] = ()
+
+    @cached_property
+    def trainset(self) -> list[Any]:
+        """The user's own examples, which strategies are given."""
+        return [example.raw for example in self.examples]
+
+    @cached_property
+    def predictors(self) -> list[str]:
+        """The names of the student's predictors."""
+        return [name for name, _ in named_predictors(self.student)]
+
+    @cached_property
+    def labels(self) -> frozenset[tuple[str, ...]]:
+        """The words of the labels of the training set that are looked for in lessons."""
+        return listed_labels(label for each in self.examples for label in each.labels.values())
 
 
 def derive(settings: Settings, data: RunData) -> RunSettings:
