@@ -44,7 +44,7 @@ def serve() -> None:
 
 
 def are_equal(answer: str, expected: str) -> bool:
-    """Whether both texts mean the same, or one is a rounding of the other."""
+    """True if both texts mean the same, or one is a rounding of the other."""
     formula, wanted = read(answer), read(expected)
     pairs = ((formula, wanted), (wanted, formula))
     is_same = any(verify(first, other, timeout_seconds=None) for first, other in pairs)
@@ -58,7 +58,7 @@ def read(text: str) -> Any:
 
 
 def is_rounding(decimal: str, value: Any) -> bool:
-    """Whether a decimal of three or more digits rounds a value that no decimal can express."""
+    """True if a decimal of three or more digits rounds a value that no decimal can express."""
     whole, _, places = decimal.removeprefix("-").partition(".")
     digits = (whole + places).lstrip("0")
     if not (places and digits.isdecimal() and len(digits) > 2 and value.is_number):

@@ -134,7 +134,7 @@ def _without_mark(match: re.Match[str]) -> str:
 
 
 def is_equivalent(answer: str, expected: str, *, timeout_s: float = TIMEOUT_S) -> bool:
-    r"""Whether two answers are mathematically the same; False if the comparison takes too long.
+    r"""True if two answers are mathematically the same; False, too, if that takes too long.
 
     `is_equivalent(r"so \boxed{\frac{1}{2}}", "0.5")` and `is_equivalent("x = 5", "5 apples")` are
     True; docs/metrics.md lists the forms. The two answers may be exchanged.
