@@ -175,6 +175,26 @@ CHANGES = st.one_of(
 )
 
 
+@pytest.mark.parametrize("wording", WORDINGS)
+@pytest.mark.parametrize("scope", ["*", "reply"])
+def test_of_two_lines_about_one_case_a_rollout_and_a_result_have_at_most_one(
+    wording: str, scope: str
+) -> None:
+    lesson = WORDINGS[wording][1]
+    right, wrong, others = lesson(2), f"{lesson(2)} WRONG", [lesson(k) for k in (0, 1, 3, 4)]
+    world = World(of_kinds(wording), wording)
+    world.decide(learned(wrong, 2), *(learned(lesson(k), k) for k in (0, 1, 3, 4)))
+    decision = world.decide(replace(learned(right, 7), scope=scope))
+    for update in range(7):
+        for example in range(KINDS):
+            for held in world.gate.assign(GroupPlan(decision, example, update, 4)):
+                assert len(texts_of(held) & {right, wrong}) < 2
+        for library in (decision.result, *world.gate.finalists(decision)):
+            assert len(texts_of(library) & {right, wrong}) < 2
+        decision = world.decide()
+    assert texts_of(decision.result) == {right, *others}
+
+
 @settings(max_examples=30)
 @given(st.lists(st.lists(CHANGES, max_size=2), min_size=3, max_size=6))
 def test_no_two_experiences_ever_say_the_same_to_one_predictor(

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import Add, Advice, Delete, Experience, Modify, is_repeated
+from tfgrpo_dspy.experience.values import ALL, Add, Advice, Delete, Experience, Modify, is_repeated
 from tfgrpo_dspy.gate.model import (
     DEMOS,
     DEMOS_PRICE,
@@ -24,6 +24,7 @@ from tfgrpo_dspy.gate.model import (
 from tfgrpo_dspy.gate.protocol import Belief, Decision, Gate, GroupPlan, RunEvidence
 from tfgrpo_dspy.gate.relevance import index_of
 from tfgrpo_dspy.scores import NO_SCORES
+from tfgrpo_dspy.wording import alike, letter_groups
 
 FULL = 0.9  # the library is kept no fuller than this share, so that new experiences find room
 DROP_BELOW, SETTLE_ABOVE = 0.03, 0.97
@@ -44,6 +45,10 @@ FEWEST_WITHOUT = 16
 some help only together, it is credited with what the others add until these tell them apart."""
 OPEN_ABOVE = 0.02  # standard deviations; the run may end when less is expected
 N_ALONE = 3  # how many of the best experiences are also compared with the student one by one
+SAME_INPUTS, SAME_CASE, RARE_LETTERS = 0.5, 1.05, 0.6
+"""Two lines are about the same case if what they are about correlates so much, and so large is the
+sum of this and of the share of their letter groups that is the same; where the text of one names no
+inputs, so alike must their rarer letters be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ class BayesianGate(Gate):
         beliefs = dict(zip(advice_sources, every, strict=False))
         doubted = {op.id for op in evidence.operations if isinstance(op, Delete)}
         settled = _settled(library, beliefs, data.present)
+        cases = _Cases(list(advice_sources), data)
         kept: dict[str, Experience] = {}
         dropped: dict[str, str] = {}
         for held in library:
@@ -81,12 +87,22 @@ class BayesianGate(Gate):
             else:
                 is_open = experience.advice not in settled or experience.id in rivals
                 kept[experience.id] = replace(experience, effect=belief.effect, is_on_trial=is_open)
+        places = cases.places(kept, beliefs, settled)
+        for id_, leader in [*places.items()]:
+            belief, ahead = beliefs[kept[id_].advice], beliefs[kept[leader].advice]
+            if _chance_of_more(belief, ahead) < DROP_BELOW:
+                del kept[id_], places[id_]
+                dropped[id_] = f"{leader} is about the same case, and better: {belief.in_words()}"
+            else:
+                kept[id_] = replace(kept[id_], is_on_trial=True)
         room = max(1, int(FULL * evidence.limits.max_experiences))
         by_chance = sorted(kept.values(), key=lambda e: -beliefs[e.advice].chance)
         for experience in by_chance[room:]:
             belief = beliefs[kept.pop(experience.id).advice]
             dropped[experience.id] = f"no room: {belief.in_words()}"
-        deployable = [e for e in kept.values() if beliefs[e.advice].chance > LIKELY]
+        places = {id_: kept[at].id for id_, at in places.items() if {id_, at} <= kept.keys()}
+        likely = (e for e in kept.values() if beliefs[e.advice].chance > LIKELY)
+        deployable = [e for e in likely if e.id not in places]
         on_trial = [beliefs[e.advice] for e in kept.values() if e.is_on_trial]
         n, price = len(on_trial), PRICE * sd
         gain = sum(above_zero(-abs(belief.mean - price), belief.sd) for belief in on_trial)
@@ -97,6 +113,7 @@ class BayesianGate(Gate):
             dropped=dropped,
             beliefs=beliefs,
             rivals={id_: rival for id_, rival in rivals.items() if id_ in kept},
+            places=places,
             is_open=gain > OPEN_ABOVE * sd,  # what is expected of knowing every effect on trial
             demos=tuple(every[len(beliefs) :]),
         )
@@ -105,14 +122,14 @@ class BayesianGate(Gate):
         """The library of each rollout of the group."""
         decision = plan.decision
         held: list[list[Experience]] = [[] for _ in range(plan.n_rollouts)]
-        for experience in decision.library:
-            chance = 1.0
-            if experience.is_on_trial:
-                chance = min(decision.beliefs[experience.advice].chance, MOST_TRIED)
-            texts = _texts(plan, experience)
+        for experience in decision.consistent:
+            lines = _lines(plan, experience)
             for k, share in enumerate(_shares(plan, experience.advice)):
+                chance = 1.0
+                if lines[k].is_on_trial:
+                    chance = min(decision.beliefs[lines[k].advice].chance, MOST_TRIED)
                 if share < chance:
-                    held[k].append(texts[k])
+                    held[k].append(_texts(plan, lines[k])[k])
         return tuple(decision.library.holding(of_one) for of_one in held)
 
     def demo_sets(self, plan: GroupPlan) -> Sequence[int]:
@@ -140,7 +157,7 @@ class BayesianGate(Gate):
         Experiences that help beside random others may spoil each other, which the model does not
         see; so the best ones are compared on the validation set alone and in nested libraries.
         """
-        result, every = decision.result, decision.library
+        result, every = decision.result, decision.consistent
         beliefs = [(e.id, decision.beliefs.get(e.advice)) for e in every]
         tried = {id_: belief.mean for id_, belief in beliefs if belief and belief.n_rollouts}
         best = sorted(tried, key=lambda id_: -tried[id_])
@@ -151,6 +168,48 @@ class BayesianGate(Gate):
         mixed = [ids for pair in itertools.zip_longest(alone, nested) for ids in pair if ids]
         parts = (result.holding(e for e in every if e.id in ids) for ids in mixed)
         return (result, every, *parts)
+
+
+class _Cases:
+    """Which lines are about the same case, estimated from characters only, in any language."""
+
+    def __init__(self, every: Sequence[Advice], data: Data) -> None:
+        self._column = {advice: j for j, advice in enumerate(every)}
+        self._data, self._index = data, index_of(tuple(text for text, _ in every))
+
+    def places(
+        self, kept: Mapping[str, Experience], beliefs: Mapping[Advice, Belief], settled: set[Advice]
+    ) -> dict[str, str]:
+        """By id, the strongest line about the same case, where that is another one.
+
+        A settled line is the strongest until another one is better with `REPLACE_ABOVE`.
+        """
+        leaders: list[Experience] = []
+        places: dict[str, str] = {}
+        for each in sorted(kept.values(), key=lambda e: -beliefs[e.advice].mean):
+            at = next((k for k, one in enumerate(leaders) if self._are_same(one, each)), None)
+            if at is None:
+                leaders.append(each)
+                continue
+            ahead = _chance_of_more(beliefs[leaders[at].advice], beliefs[each.advice])
+            if each.advice in settled and ahead <= REPLACE_ABOVE:
+                places |= {id_: each.id for id_, of in places.items() if of == leaders[at].id}
+                each, leaders[at] = leaders[at], each
+            places[each.id] = leaders[at].id
+        return places
+
+    def _are_same(self, one: Experience, other: Experience) -> bool:
+        if ALL not in (one.scope, other.scope) and one.scope != other.scope:
+            return False
+        j, k = self._column[one.advice], self._column[other.advice]
+        about = self._data.relevance[[j, k]]
+        alikeness = np.corrcoef(*about).item(1) if about.std(axis=1).all() else 0.0
+        if alikeness < SAME_INPUTS:
+            return False
+        if self._data.tells[j] and self._data.tells[k]:
+            shared = alike(letter_groups(one.text), letter_groups(other.text))
+            return bool(alikeness + shared >= SAME_CASE)
+        return bool(self._index.relevance("", (j,))[0][k] >= RARE_LETTERS)
 
 
 def _settled(
@@ -253,12 +312,23 @@ def _data(evidence: RunEvidence, advice_sources: Mapping[Advice, set[int]]) -> D
     )
 
 
-def _shares(plan: GroupPlan, tried: Advice | str) -> list[float]:
+def _shares(plan: GroupPlan, tried: tuple[str, ...] | str) -> list[float]:
     """A number from 0 to 1 for each rollout of the group, one in each n-th part of that range."""
     n = plan.n_rollouts
     rng = random.Random(f"{plan.update}/{plan.example}/{tried}")
     order, start = rng.sample(range(n), n), rng.random()
     return [(k + start) / n for k in order]
+
+
+def _lines(plan: GroupPlan, leader: Experience) -> list[Experience]:
+    """The line for each rollout of those about a case, each as often as it is likely the best."""
+    decision, lines = plan.decision, [leader] * plan.n_rollouts
+    for id_ in (id_ for id_, at in decision.places.items() if at == leader.id):
+        other = decision.library[id_]
+        chance = _chance_of_more(decision.beliefs[other.advice], decision.beliefs[leader.advice])
+        shares = _shares(plan, (*other.advice, leader.id))
+        lines = [other if s < chance else line for s, line in zip(shares, lines, strict=True)]
+    return lines
 
 
 def _texts(plan: GroupPlan, experience: Experience) -> list[Experience]:

@@ -83,6 +83,8 @@ class Decision:
         beliefs: what is believed of each advice that the run has tried, or will try.
         rivals: by id, the other text of an experience that an operation has modified, while it is
             undecided which of the two is better.
+        places: by id, the experience about the same case that is likely better: a rollout, and a
+            result, has at most one of the two.
         is_open: whether further rollouts could still change what a program would be given.
         demos: what is believed of each of the run's sets of demos; empty: nothing.
     """
@@ -93,6 +95,7 @@ class Decision:
     dropped: Mapping[str, str] = field(default_factory=dict)
     beliefs: Mapping[Advice, Belief] = field(default_factory=dict)
     rivals: Mapping[str, Experience] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
     is_open: bool = False
     demos: tuple[Belief, ...] = ()
 
@@ -100,6 +103,11 @@ class Decision:
     def result(self) -> ExperienceLibrary:
         """The library that a program would be given if the run ended here."""
         return self.library if self.deployable is None else self.deployable
+
+    @property
+    def consistent(self) -> ExperienceLibrary:
+        """The library without those of `places`."""
+        return self.library.holding(e for e in self.library if e.id not in self.places)
 
 
 @dataclass(frozen=True, slots=True)

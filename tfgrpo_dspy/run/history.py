@@ -243,7 +243,7 @@ class History:
             answer = self._calls.loop.call(lambda: self._asked("finalists", self.decision))
         proposed = _checked(gate, "gave as finalists", answer, "return a sequence of libraries")
         if not self.latest.account.n_rollouts:  # of rollouts made elsewhere none has tried it
-            proposed = (*proposed, self.decision.library)
+            proposed = (*proposed, self.decision.consistent)
         return [self._like_start(library) for library in proposed]
 
     @property
@@ -258,7 +258,7 @@ class History:
         new = {experience.advice for experience in decision.library} - start
         if is_tried or not new <= decision.beliefs.keys():
             return self.start
-        return self._like_start(decision.library)
+        return self._like_start(decision.consistent)
 
     def _like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
         """The library; if it has the student's experiences, also with the student's next free id.
