@@ -452,7 +452,7 @@ def consolidated(
         batch = Batch(0, Update(0, Decision(known, "start"), calls.reserve.account))
         guard = Guards(inputs, calls.report).of_update(batch, Extracted(tuple(drawn)))
         client = ReflectionClient(inputs, calls)
-        asked = propose(inputs, client, batch, known, drawn, dropped, (), guard, ())
+        asked = propose(inputs, client, batch, known, drawn, dropped, (), guard)
         return calls.loop.run(asked)
 
 

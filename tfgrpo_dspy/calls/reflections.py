@@ -23,7 +23,7 @@ from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.listeners.board_rows import reflection_row
 from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.answer_forms import encodable
-from tfgrpo_dspy.reflection.modules import AnswerQuestion
+from tfgrpo_dspy.reflection.modules import AnswerQuestion, Read, read_output
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
 from tfgrpo_dspy.sampling.fields import Example, media_in
@@ -249,9 +249,12 @@ class ReflectionClient:
             if not (n_unparsed or hasattr(prediction, question.output)):  # it would pass for none
                 form = f"dspy.Prediction({question.output}=...)"
                 raise TypeError(f"forward returned {value_shown(prediction)}; return {form}")
-            output = json.dumps(getattr(prediction, question.output, None), default=_as_json)
+            output = getattr(prediction, question.output, None)
+            if not isinstance(output, Read):  # a module of the user's own may give anything
+                plain = json.loads(json.dumps(output, default=_as_json))
+                output = read_output(question.output, plain)
             answer = Answer(
-                json.loads(output),
+                output,
                 meter.usage,
                 n_unparsed,
                 explanation=str(why),

@@ -186,28 +186,29 @@ class _Cases:
         """
         leaders: list[Experience] = []
         places: dict[str, str] = {}
-        for each in sorted(kept.values(), key=lambda e: -beliefs[e.advice].mean):
-            at = next((k for k, one in enumerate(leaders) if self._are_same(one, each)), None)
+        for experience in sorted(kept.values(), key=lambda e: -beliefs[e.advice].mean):
+            at = next((k for k, e in enumerate(leaders) if self._are_same(e, experience)), None)
             if at is None:
-                leaders.append(each)
+                leaders.append(experience)
                 continue
-            ahead = _chance_of_more(beliefs[leaders[at].advice], beliefs[each.advice])
-            if each.advice in settled and ahead <= REPLACE_ABOVE:
-                places |= {id_: each.id for id_, of in places.items() if of == leaders[at].id}
-                each, leaders[at] = leaders[at], each
-            places[each.id] = leaders[at].id
+            advice, leading = experience.advice, leaders[at].advice
+            ahead = _chance_of_more(beliefs[leading], beliefs[advice])
+            if advice in settled and leading not in settled and ahead <= REPLACE_ABOVE:
+                places |= {id_: experience.id for id_, of in places.items() if of == leaders[at].id}
+                experience, leaders[at] = leaders[at], experience
+            places[experience.id] = leaders[at].id
         return places
 
-    def _are_same(self, one: Experience, other: Experience) -> bool:
-        if ALL not in (one.scope, other.scope) and one.scope != other.scope:
+    def _are_same(self, experience: Experience, other: Experience) -> bool:
+        if ALL not in (experience.scope, other.scope) and experience.scope != other.scope:
             return False
-        j, k = self._column[one.advice], self._column[other.advice]
+        j, k = self._column[experience.advice], self._column[other.advice]
         about = self._data.relevance[[j, k]]
         alikeness = np.corrcoef(*about).item(1) if about.std(axis=1).all() else 0.0
         if alikeness < SAME_INPUTS:
             return False
         if self._data.tells[j] and self._data.tells[k]:
-            shared = alike(letter_groups(one.text), letter_groups(other.text))
+            shared = alike(letter_groups(experience.text), letter_groups(other.text))
             return bool(alikeness + shared >= SAME_CASE)
         return bool(self._index.relevance("", (j,))[0][k] >= RARE_LETTERS)
 

@@ -2,17 +2,14 @@
 
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from tfgrpo_dspy.experience.values import ALL, Add, Evidence, Refusal, supported
-from tfgrpo_dspy.reflection.answer_forms import read_lessons, resolve_scope
+from tfgrpo_dspy.experience.values import ALL, Evidence, supported
+from tfgrpo_dspy.reflection.answer_forms import resolve_scope
 from tfgrpo_dspy.reflection.guard import Guard
-from tfgrpo_dspy.wording import letter_groups, n_words, says_same, words, words_of
-
-Words = tuple[str, ...]
+from tfgrpo_dspy.wording import letter_groups, n_words, says_same
 
 LESSONS_PER_EXAMPLE = 10  # are read of an answer, for each example that it was shown
 TOO_MANY = f"({LESSONS_PER_EXAMPLE} lessons of an answer are read for each example)"
@@ -20,11 +17,6 @@ LONGEST_LESSON = 3  # times as long as an experience: UpdateLibrary may shorten 
 LIKE_SHARE, LEAST_SHARE = 0.5, 0.2
 """A text rests on each lesson of which it holds the first share of letter groups; if there is
 none, on the lesson of which it holds the most, from the second share on."""
-MANY_ANSWERS = 3
-"""Lessons that give this number of answers to one question are a list of examples, and no rules."""
-LONGEST_LISTED = 80  # characters of a label that is looked for in lessons
-LISTED = "lists the labels of examples: lessons give other ones to the same"
-
 _SCOPED = re.compile(r"[\[\u3010][^\]\u3011]+[\]\u3011]\s*[:\uff1a]?\s*.+")
 _END_OF_SCOPE = re.compile(r"[\]\u3011]\s*[:\uff1a]?\s*(?=\S)")  # maybe: a name is `steps[0]`, too
 _SOURCES = re.compile(
@@ -47,7 +39,7 @@ class Lesson:
 
 
 def lessons_in(
-    output: Any,
+    lines: Sequence[str],
     blank: Lesson,
     predictors: Sequence[str],
     guard: Guard,
@@ -55,15 +47,11 @@ def lessons_in(
     max_words: int,
     unknown_scope: Callable[[str], None],
 ) -> tuple[list[Lesson], list[str]]:
-    """The lessons of an answer; the texts of those that are refused, each with the reason.
+    """The lessons of these lines; the texts of those that are refused, each with the reason.
 
     `blank` has the reason of all of them, the scope of those that name none, and the evidence of
     those that name no examples. `unknown_scope` is told of each scope that names no predictor.
     """
-    try:
-        lines = read_lessons(output)
-    except ValueError:  # a module of the user's own may answer anything
-        lines = []
     most = LESSONS_PER_EXAMPLE * len(examples)
     taken, refused = [], []
     if len(lines) > most:
@@ -121,54 +109,6 @@ def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
 def is_same_lesson(lesson: Lesson, other: Lesson) -> bool:
     """Whether two lessons of one scope say the same."""
     return lesson.scope == other.scope and says_same(lesson.text, other.text)
-
-
-def without_lists(
-    lessons: Iterable[Lesson], earlier: Iterable[Lesson], labels: Set[Words]
-) -> tuple[list[Lesson], list[Refusal]]:
-    """The lessons without those that give another label than others to the same; these as refused.
-
-    "When the tier is gold, the code is A1", "... is B1" and "... is B2" cannot all be right: small
-    LMs list the examples so. Each names one label, once, and they are for the same predictor.
-    `earlier` are the lessons before; `labels` are those of `listed_labels`.
-    """
-    answers = defaultdict[tuple[str, Words], set[Words]](set)
-
-    def asked(lesson: Lesson) -> tuple[str, Words] | None:
-        """The scope of a lesson that names one label, and its other words; None if it does not."""
-        rest, named = _parted(words(lesson.text), labels)
-        if not rest or len(named) != 1:
-            return None
-        answers[lesson.scope, rest].update(named)
-        return lesson.scope, rest
-
-    pairs = [(lesson, asked(lesson)) for lesson in lessons]
-    for lesson in earlier:
-        asked(lesson)
-    kept = [lesson for lesson, to in pairs if to is None or len(answers[to]) < MANY_ANSWERS]
-    refused = [
-        Refusal(Add(lesson.text, lesson.scope), f"{LISTED} ({len(answers[to])} different ones)")
-        for lesson, to in pairs
-        if to is not None and len(answers[to]) >= MANY_ANSWERS
-    ]
-    return kept, refused
-
-
-def listed_labels(labels: Iterable[str]) -> frozenset[Words]:
-    """The words of those labels that are looked for in lessons."""
-    return frozenset(words_of(label) for label in labels if len(label) <= LONGEST_LISTED)
-
-
-def _parted(parts: Words, labels: Set[Words]) -> tuple[Words, list[Words]]:
-    """The words that are no part of a label, and the labels; the longest where several begin."""
-    longest, rest, named = max(map(len, labels), default=0), list[str](), list[Words]()
-    while parts:
-        lengths = range(min(longest, len(parts)), 0, -1)
-        n = next((n for n in lengths if parts[:n] in labels), 0)
-        named += [parts[:n]] * (n > 0)
-        rest += parts[: n == 0]
-        parts = parts[max(n, 1) :]
-    return tuple(rest), named
 
 
 def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:

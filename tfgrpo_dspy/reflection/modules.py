@@ -32,6 +32,20 @@ READERS: dict[str, Callable[[Any], Any]] = {
 """By the name of an output: what reads its value, and raises ValueError where it cannot."""
 
 
+class Read(list[Any]):
+    """Lessons or operations as they were read from an answer."""
+
+
+def read_output(name: str, value: Any) -> Any:
+    """The value of an output: lessons or operations as they are read; None: they cannot be."""
+    if name not in ("lessons", "operations") or value is None:
+        return value
+    try:
+        return READERS[name](value)
+    except ValueError:  # a module of the user's own may answer anything
+        return None
+
+
 class _ReflectionModule(dspy.Module):
     """Asks one predictor, which is given those of the inputs that its signature has."""
 
@@ -109,6 +123,7 @@ def _read(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, A
         answer = repaired(signature, text_of_answer) or ({} if raw.is_cut else answer)
     try:
         read = {name: READERS[name](answer[name]) for name in READERS.keys() & answer}
+        read = {name: Read(v) if isinstance(v, list) else v for name, v in read.items()}
     except ValueError:
         return {}, raw
     is_empty = raw.is_cut and text_of_answer != raw.text and not all(read.values())
@@ -123,7 +138,7 @@ def _without_echo(answer: dict[str, Any], correction: str) -> dict[str, Any]:
         return not isinstance(item, str) or item.strip().casefold() not in asked
 
     return {
-        name: [*filter(is_new, value)] if isinstance(value, list) else value
+        name: Read(filter(is_new, value)) if isinstance(value, list) else value
         for name, value in answer.items()
     }
 

@@ -4,9 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
-
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field
+from typing import Any
 
 from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.experience import values
@@ -23,43 +21,15 @@ _OPERATION_LINE = re.compile(
     r"(?:[\[(]?(E[1-9]\d*)\*?[\])]?(?: to\b)?)?[\s:\u2013-]*(.*)"
 )
 _NUMBER = re.compile(r"(?<![\d.])(?<!\W-)\d{1,6}(?!\d)")
-
-
-def _as_text(value: Any) -> str:
-    """A text as it is, a whole number as its digits; the first of several; "" for all else."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return ""
-    text = str(value).strip()
-    return "" if text.casefold() in ("null", "none") else text
-
-
-AsText = Annotated[str, BeforeValidator(_as_text)]
-NoNumber = BeforeValidator(lambda value: "" if isinstance(value, int) else value)
-Numbers = BeforeValidator(lambda value: [*map(int, _NUMBER.findall(str(value)))])
-
-
-class WrittenOperation(BaseModel):
-    """An operation under the names that LMs give its fields; "" and None stand for absent ones."""
-
-    op: Annotated[AsText, AfterValidator(str.upper)] = Field(
-        "", validation_alias=AliasChoices("op", "operation", "action", "type", "kind")
-    )
-    id: AsText = Field(
-        "", validation_alias=AliasChoices("id", "experience_id", "experience", "target")
-    )
-    text: Annotated[AsText, NoNumber] = Field(
-        "", validation_alias=AliasChoices("text", "new_text", "content", "advice", "lesson")
-    )
-    lessons: Annotated[list[int], Numbers] = Field(
-        [],
-        validation_alias=AliasChoices("lessons", "lesson_numbers", "lesson_ids", "sources", "from"),
-    )
-    scope: Annotated[AsText, AfterValidator(lambda scope: scope or None)] | None = Field(
-        None, validation_alias=AliasChoices("scope", "predictor")
-    )
-    reason: AsText = Field("", validation_alias=AliasChoices("reason", "why", "rationale"))
+_NAMES = {
+    "op": ("op", "operation", "action", "type", "kind"),
+    "id": ("id", "experience_id", "experience", "target"),
+    "text": ("text", "new_text", "content", "advice", "lesson"),
+    "lessons": ("lessons", "lesson_numbers", "lesson_ids", "sources", "from"),
+    "scope": ("scope", "predictor"),
+    "reason": ("reason", "why", "rationale"),
+}
+"""The names that LMs give the fields of an operation."""
 
 
 def known_lessons(
@@ -111,23 +81,19 @@ def retold(operation: Operation, dropped: Iterable[Lesson]) -> Operation:
 
 
 def operations_in(
-    output: Any,
+    items: Sequence[Any] | None,
     lessons: Sequence[Lesson],
     library: ExperienceLibrary,
     predictors: Sequence[str],
     guard: Guard,
     unknown_scope: Callable[[str], None],
 ) -> list[Operation | Refusal]:
-    """The operations that an answer of UpdateLibrary holds; what is refused stands in its place.
+    """The operations that these items are; what is refused stands in its place.
 
-    Where nothing can be read, they are the lessons as ADDs. The evidence of an operation is that of
-    the lessons that it names or, if it names none, resembles. An ADD that names no scope has the
-    scope that they share.
+    Where nothing could be read, they are the lessons as ADDs. The evidence of an operation is that
+    of the lessons that it names or, if it names none, resembles. An ADD that names no scope has
+    the scope that they share.
     """
-    try:
-        items = None if output is None else read_operations(output)
-    except ValueError:  # a module of the user's own may answer anything
-        items = None
     if items is None:
         adds = [Add(each.text, each.scope, evidence=each.evidence) for each in lessons]
         return [*itertools.chain(*admitted(adds, predictors, guard))]
@@ -240,5 +206,24 @@ def _operation(item: Any) -> Any:
         item = next(iter(_operations_in_lines(item)), item)
     if not isinstance(item, Mapping):
         return item
-    named = {str(name).strip().lower(): v for name, v in item.items() if v is not None}
-    return WrittenOperation.model_validate(named).model_dump()
+    named = {str(name).strip().lower(): value for name, value in item.items() if value is not None}
+    fields = {name: next((named[n] for n in names if n in named), "") for name, names in
+             _NAMES.items()}  # fmt: skip
+    texts = {name: _as_text(value) for name, value in fields.items()}
+    return {
+        **texts,
+        "op": texts["op"].upper(),
+        "text": "" if isinstance(fields["text"], int) else texts["text"],
+        "lessons": [*map(int, _NUMBER.findall(str(fields["lessons"])))],
+        "scope": texts["scope"] or None,
+    }
+
+
+def _as_text(value: Any) -> str:
+    """A text as it is, a whole number as its digits; the first of several; "" for all else."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return ""
+    text = str(value).strip()
+    return "" if text.casefold() in ("null", "none") else text

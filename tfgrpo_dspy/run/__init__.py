@@ -165,9 +165,8 @@ class Run:
         lessons, added = proposed.lessons, proposed.operations
         shown = replace(extracted, lessons=tuple(lessons))
         guard = self._guards.of_update(batch, shown, added)
-        earlier = [each for update in self._history.updates for each in update.extracted.lessons]
         operations, refused = await propose(
-            self._inputs, self._client, batch, library, lessons, dropped, added, guard, earlier
+            self._inputs, self._client, batch, library, lessons, dropped, added, guard
         )
         applied = library.applied(operations, self.settings.limits)
         find = self._history.changes.compared

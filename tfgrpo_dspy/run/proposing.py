@@ -10,7 +10,7 @@ from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.listeners.run_report import RunReport
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.guard import Guard, Task, task_text
-from tfgrpo_dspy.reflection.lessons import Lesson, without_lists
+from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.operations import (
     admitted,
     known_lessons,
@@ -69,17 +69,14 @@ async def propose(
     dropped: Sequence[Lesson],
     added: Sequence[Operation],
     guard: Guard,
-    earlier: Sequence[Lesson],
 ) -> tuple[list[Operation], list[Refusal]]:
-    """The operations that the lessons call for, and the refused ones: malformed, copies, lists.
+    """The operations that the lessons call for, and the refused ones: malformed, copies.
 
     A lesson that the library has already, in nearly the same words, is a KEEP with its evidence.
     UpdateLibrary is asked about the others, and told what was tried and dropped; where they are too
-    many for one prompt, it is asked several times. `added` are operations of strategies, `earlier`
-    the lessons of the updates before.
+    many for one prompt, it is asked several times. `added` are operations of strategies.
     """
     keeps, new = known_lessons(lessons, library)
-    new, listed = without_lists(new, earlier, inputs.labels)
     shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
 
     async def operations_of(part: Sequence[Lesson]) -> list[Operation | Refusal]:
@@ -97,6 +94,6 @@ async def propose(
     max_tokens = getattr(inputs.settings.reflection.update, "shown_tokens", 4_000)
     answered = await client.at_once(map(operations_of, texts.packed_lessons(new, max_tokens)))
     allowed, refused = admitted(added, inputs.predictors, guard)
-    every = [*listed, *itertools.chain(*answered), *allowed, *refused]
+    every = [*itertools.chain(*answered), *allowed, *refused]
     operations = [retold(each, dropped) for each in every if not isinstance(each, Refusal)]
     return merge_keeps([*keeps, *operations]), [x for x in every if isinstance(x, Refusal)]

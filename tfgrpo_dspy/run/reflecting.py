@@ -223,7 +223,7 @@ class Reflector:
         blank = Lesson("", scope, evidence, reason)
         most, guard = self._settings.limits.max_experience_words, self._guards.against(examples)
         names, tell = self._predictors, self._client.unknown_scope
-        lessons, refused = lessons_in(answer.output, blank, names, guard, shown, most, tell)
+        lessons, refused = lessons_in(answer.output or (), blank, names, guard, shown, most, tell)
         return lessons[: self._settings.reflection.lessons_per_group * len(examples)], refused
 
     async def draft(self, batch: Batch, note: str = "") -> Extracted:

@@ -10,7 +10,6 @@ from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.events import Listener
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.gate.protocol import Gate
-from tfgrpo_dspy.reflection.lessons import listed_labels
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings import NOT_WHICH, Execution, Reflection, Settings
 from tfgrpo_dspy.strategies.base import Strategy
@@ -159,11 +158,6 @@ class RunInputs:
     def predictors(self) -> list[str]:
         """The names of the student's predictors."""
         return [name for name, _ in named_predictors(self.student)]
-
-    @cached_property
-    def labels(self) -> frozenset[tuple[str, ...]]:
-        """The words of the labels of the training set that are looked for in lessons."""
-        return listed_labels(label for each in self.examples for label in each.labels.values())
 
 
 def derive(settings: Settings, data: RunData) -> RunSettings:
