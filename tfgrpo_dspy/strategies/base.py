@@ -87,63 +87,43 @@ class Play(Protocol):
 class Credit:
     """The worth of the steps of a group's rollouts.
 
-    Args:
-        values: by rollout id, the score that is expected before the first step of the rollout and
-            after each of its steps, so one number more than there are steps; None: not known.
-        beside: rollouts that `play` made, for the group; they count for no experience.
-        note: what the reflection LM reads before the attempts.
-        measure: what the values are called where they are no scores, but go from 0 to 1.
+    `values` has, by rollout id, the score that is expected before the first step of the rollout and
+    after each of its steps, so one number more than there are steps; None: not known.
     """
 
     values: Mapping[int, Sequence[float | None]]
-    beside: tuple[Rollout, ...] = ()
-    note: str = ""
-    measure: str = ""
+    beside: tuple[Rollout, ...] = ()  # that `play` made, for the group; count for no experience
+    note: str = ""  # what the reflection LM reads before the attempts
+    measure: str = ""  # what the values are called where they are no scores, but go from 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
     """The batch of an update that is about to be made.
 
-    Args:
-        sizes: how many rollouts each of its examples gets, by position in the training set; as the
-            usual schedule, or the strategy before, has it.
-        past: all groups of the updates that are decided for sure, in their order.
-        under_way: the examples of the batches since, which are still being made.
-        training: the positions of the examples that may be chosen.
-        trainset: all examples, by position.
-        group_size: the usual number of rollouts of an example.
-        update: the number of the update, from 0.
-        seed: the seed of the run.
+    `sizes` says how many rollouts each of its examples gets, by position in the training set; as
+    the usual schedule, or the strategy before, has it.
     """
 
     sizes: Mapping[int, int]
-    past: tuple[SampledGroup, ...]
-    under_way: tuple[int, ...]
-    training: tuple[int, ...]
-    trainset: Sequence[Any]
-    group_size: int
-    update: int
-    seed: int
+    past: tuple[SampledGroup, ...]  # all groups of the updates that are decided for sure, in order
+    under_way: tuple[int, ...]  # the examples of the batches since, which are still being made
+    training: tuple[int, ...]  # the positions of the examples that may be chosen
+    trainset: Sequence[Any]  # all examples, by position
+    group_size: int  # the usual number of rollouts of an example
+    update: int  # the number of the update, from 0
+    seed: int  # of the run
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """The run so far, for a decision about a group or an update.
+    """The run so far, for a decision about a group or an update."""
 
-    Args:
-        past: all groups of the updates before; for a group, of those decided when it was planned.
-        library: that of the update; for a group, the one that the run would end with at present.
-        training: the positions of the examples that are trained on.
-        examples: all of the training set with their texts, by position.
-        shows_labels: whether the reflection LM may be shown labels.
-    """
-
-    past: tuple[SampledGroup, ...]
-    library: ExperienceLibrary
-    training: tuple[int, ...]
-    examples: Sequence[Example]
-    shows_labels: bool = True
+    past: tuple[SampledGroup, ...]  # of the updates before; those decided when a group was planned
+    library: ExperienceLibrary  # of the update; for a group, that with which the run would end now
+    training: tuple[int, ...]  # the positions of the examples that are trained on
+    examples: Sequence[Example]  # all of the training set with their texts, by position
+    shows_labels: bool = True  # whether the reflection LM may be shown labels
 
     @property
     def trainset(self) -> list[Any]:
@@ -202,36 +182,25 @@ class GroupContext(RunContext):
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateContext(RunContext):
-    """An update, before UpdateLibrary is asked.
+    """An update, before UpdateLibrary is asked."""
 
-    Args:
-        update: its number, from 0.
-        libraries: the library after each update before; the first is that of the student.
-        lessons: what was learned from the groups of this update, or drafted from labels.
-        groups: the groups of this update; none where the lessons were drafted.
-        predictors: the names of the program's predictors.
-    """
-
-    update: int
-    libraries: tuple[ExperienceLibrary, ...]
-    lessons: tuple[Lesson, ...]
-    groups: tuple[SampledGroup, ...]
-    predictors: tuple[str, ...]
+    update: int  # its number, from 0
+    libraries: tuple[ExperienceLibrary, ...]  # after each update before; first the student's
+    lessons: tuple[Lesson, ...]  # learned from the groups of this update, or drafted from labels
+    groups: tuple[SampledGroup, ...]  # of this update; none where the lessons were drafted
+    predictors: tuple[str, ...]  # the names of the program's predictors
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """An extra rollout of a group, with a hint, with a teacher, or with neither.
 
-    Args:
-        hint: stands at the end of the instructions, in this attempt only.
-        teacher: a program, which runs in place of the student, or an LM, on which the student runs.
-        temperature: the least at which it is sampled, up to 2; where the run's own is higher, or is
-            "own", that counts. Some providers refuse more than 1.
+    `temperature` is the least at which it is sampled, up to 2; where the run's own is higher, or is
+    "own", that counts. Some providers refuse more than 1.
     """
 
-    hint: str = ""
-    teacher: Any = None
+    hint: str = ""  # stands at the end of the instructions, in this attempt only
+    teacher: Any = None  # a program, in place of the student, or an LM, on which the student runs
     temperature: float = 0.0
 
 
@@ -239,18 +208,14 @@ class Attempt:
 class Scored:
     """Rollouts that the metric, or the strategy before, gave scores.
 
-    Args:
-        rollouts: all of a batch, if `is_training`; otherwise some that compare student and result.
-            Each has a score.
-        first: the rollouts of the first batch, with the scores of the metric.
-        is_training: whether lessons are drawn from the rollouts.
-        aided: for each rollout, whether it had a hint or a teacher.
+    They are all of a batch, if `is_training`: lessons are drawn from them. Otherwise they compare
+    student and result.
     """
 
-    rollouts: tuple[Rollout, ...]
-    first: tuple[Rollout, ...]
+    rollouts: tuple[Rollout, ...]  # each has a score
+    first: tuple[Rollout, ...]  # those of the first batch, with the scores of the metric
     is_training: bool
-    aided: tuple[bool, ...] = ()
+    aided: tuple[bool, ...] = ()  # for each rollout, whether it had a hint or a teacher
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,26 +46,17 @@ class ClippedDiversity(Strategy):
     """Explores where attempts agree, and lets the unusual one of equal attempts count for more.
 
     Where all attempts of a group give the same answer and fail, further ones are told that answer,
-    and to take another way: `explore` times as many as there were. They are judged by the metric
-    alone, stand beside the group as a hinted attempt does, and change no experience's effect. Where
-    none of eight such groups is helped, exploring ends.
+    and to take another way. They stand beside the group as a hinted attempt does.
 
     In every group, a rollout counts with its score, plus or minus its entropy compared with that of
-    the rollouts of the group with the same score. The change is bounded: it is at most `clip` times
-    the distance to the next score of the group, so a worse rollout never reaches a better one, the
-    means stay, and a group without contrast gets none. Attempts are shown with the best first, so
-    of several right ways the rare one leads, and not the one that everybody takes anyway.
-
-    The entropy is `rollout.entropy`, over all that the program's LMs wrote, where all rollouts of
-    the group have one (ask for it with `dspy.LM(..., logprobs=True)`). Otherwise it is how unlike
-    the others' reasoning a rollout's own is, in groups of three characters, which works in any
-    language; without a field for reasoning, all outputs are compared. Student and result are
-    compared by the score alone.
+    the rollouts with the same score: at most `clip` times the distance to the next score of the
+    group, so a worse rollout never reaches a better one. So of several right ways the rare one is
+    read first. The entropy is `rollout.entropy` where all have one (ask for it with
+    `dspy.LM(..., logprobs=True)`); otherwise it is how unlike the others' reasoning, or outputs, a
+    rollout's own is, in groups of three characters. Student and result are compared by the score.
 
     **Source.** EGPO, for function calling (arXiv 2508.05118): the entropy of the reasoning is added
-    to the advantage, and clipped to a share of it; the reward is strict.
-    **Carried over.** The bounded bonus, which here moves the order in which attempts are read. That
-    attempts which agree are followed by others is ours.
+    to the advantage, and clipped to a share of it. That others follow attempts which agree is ours.
     **When to use.** The usual way is wrong on many inputs, and the metric is strict and silent.
 
     Args:
@@ -74,8 +65,7 @@ class ClippedDiversity(Strategy):
         explore: how many further attempts, as a share of the first ones, above 0 to 1, and at
             least one; 0: none.
         temperature: of these attempts, 0 to 2; where the run's own is higher, or is "own", that
-            counts. The default is the highest that all providers take; with 1.5, more attempts of a
-            real LM differed.
+            counts. With 1.5, which not all providers take, more attempts of a real LM differed.
     """
 
     clip: Annotated[float, Field(gt=0, lt=0.5)] = 0.25
@@ -141,15 +131,13 @@ class BranchingRollouts(Strategy):
 
     A rollout branches after results of tools (after any turn, if it calls none), first where the
     entropy of the next answer rises most above that of the first one (ask for it with
-    `dspy.LM(..., logprobs=True)`). Where the LM gives no log-probabilities, it branches first after
-    two thirds of the steps, then around that. A branch whose first step decides as the rollout did
-    says that the program is sure there: it ends after that one call. A program of one turn cannot
-    branch: the results count failures of the strategy, and groups become as large as usual. Values
-    are the mean scores of all leaves of the tree below a state: so they are shared along a common
-    beginning, and apart on the branches.
+    `dspy.LM(..., logprobs=True)`); without log-probabilities, first after two thirds of the steps.
+    A branch whose first step decides as the rollout did ends after that one call. A program of one
+    turn cannot branch: that is counted, and groups become as large as usual. Values are the mean
+    scores of all leaves of the tree below a state: shared along a common beginning, then apart.
 
-    **Source.** ARPO (arXiv 2507.19849; agentic reinforced policy optimization).
-    **Carried over.** Branches after tool results where entropy rises; shared and apart advantages.
+    **Source.** ARPO (arXiv 2507.19849): branches after tool results where entropy rises, shared and
+    apart advantages.
     **When to use.** Long agents whose groups are dear. Branches count for no experience, so the
     gate learns from fewer rollouts.
 
@@ -224,13 +212,11 @@ def _places(rollouts: Sequence[Rollout]) -> list[tuple[Rollout, int]]:
 class StateTasks(Strategy):
     """Goes on from a state of a group that fails throughout, where success may be within reach.
 
-    A task is an example together with the first steps of one of its rollouts. Where all rollouts of
-    a group fail alike, `rollouts` further ones go on from one of its states. It is drawn with a
-    chance in proportion to the square of its learnability: the expectation of p (1 - p), where p is
-    the chance of success from there, by what earlier tasks of this example with as many steps have
-    scored. They stand beside the group; if one of them succeeds, the group has contrast, and the
-    values of the states say which step decides. No task is kept to be drawn again: its state is one
-    of the group that has just failed.
+    Where all rollouts of a group fail alike, `rollouts` further ones go on from one of its states.
+    It is drawn with a chance in proportion to the square of its learnability: the expectation of
+    p (1 - p), where p is the chance of success from there, by what earlier ones of this example
+    with as many steps have scored. They stand beside the group; if one of them succeeds, the group
+    has contrast, and the values of the states say which step decides.
 
     **Source.** AceGRPO (arXiv 2602.07906): an evolving data buffer turns execution traces into
     tasks that can be trained on again, sampled by learnability potential. `LearningFrontier` is the

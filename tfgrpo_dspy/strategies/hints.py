@@ -61,8 +61,7 @@ class TieredHints(Strategy):
     with the example's label in it is not given, and a lesson from a hinted group with that label is
     dropped, unless other training examples have the same label: then it names a class.
 
-    **Source.** Scaf-GRPO (arXiv 2510.19807; scaffolded group relative policy optimization).
-    **Carried over.** Hints only where learning stagnates, their three tiers, the least that works.
+    **Source.** Scaf-GRPO (arXiv 2510.19807): hints where learning stagnates, in three tiers.
     **When to use.** Most groups fail throughout, and the metric says nothing in words.
 
     Args:

@@ -40,7 +40,6 @@ class Objectives(Strategy):
 
     **Source.** Multi-reward GRPO for de-biasing (arXiv 2511.06023); bootstrapped mixed rewards
     (arXiv 2512.04277).
-    **Carried over.** Several rewards with weights, each normalised by its own spread.
     **When to use.** The metric has several figures of different scales, or one that must not fall.
 
     Args:
@@ -106,7 +105,6 @@ class StepOrder(Strategy):
     `computed={"order": StepOrder(reference).order}` to your own `Objectives`.
 
     **Source.** Bootstrapped mixed rewards: canonical action order (arXiv 2512.04277).
-    **Carried over.** The reward for the order of a solver, mixed with that for the result.
     **When to use.** The result alone is rarely right, and a solver's order is known.
 
     Args:
@@ -143,18 +141,12 @@ class GlobalConstraint(Strategy):
 
     The level is the mean of `quantity(rollout)` over a training batch, and each rollout counts with
     `score + weight * spread * 4 * level * (1 - level) * quantity(rollout)`. `spread` is the
-    standard deviation of the scores of the first batch (1 where they are all the same), so the
-    weight means the same for every metric. The term is strong at intermediate levels; where nobody
-    or everybody contributes, it is 0, and the score alone counts.
-
-    At the end, student and result are compared by `score + weight * spread * 2/3 * quantity`: 2/3
-    is the mean strength over all levels. By the score alone the student would win back what the
-    term was meant to change; and with the level of the rollouts that are compared, those of one
-    program would change what the others' count with. So `detailed_results` shows validation and
-    test with the term; for the metric alone, evaluate the program with `dspy.Evaluate`.
+    standard deviation of the scores of the first batch (1 where they are all the same). So the term
+    is strong at intermediate levels, and 0 where nobody or everybody contributes. At the end,
+    student and result are compared by `score + weight * spread * 2/3 * quantity`, with the mean
+    strength over all levels; for the metric alone, evaluate the program with `dspy.Evaluate`.
 
     **Source.** GRPO-GCC (arXiv 2510.08607).
-    **Carried over.** A global term, strong at intermediate levels and weak at the extremes.
     **When to use.** What is good for one agent or answer harms the whole, such as the use of a
     shared resource, and the metric cannot say so of a single rollout.
 

@@ -166,15 +166,13 @@ def _decisions(rollout: Rollout) -> list[Decisions]:
 class MonteCarloCredit(Strategy):
     """Finds the step that decided a rollout, by sampling how it would have gone on.
 
-    In a group with contrast, the rollout whose score is furthest from the mean is looked at. Others
-    that share its first steps say what is expected there. Then it is gone on with from the state
-    where a further score says most for its LM calls: that halves the steps in question, as in a
-    bisection. A state's value is the expected score there; a step's advantage is the change of the
-    value. Of the sampled rollouts, the one from the state before the decisive step whose score is
-    most unlike that of the rollout stands beside the group: good and bad from the same state.
+    In a group with contrast, the rollout whose score is furthest from the mean is gone on with from
+    the state where a further score says most for its LM calls: that halves the steps in question,
+    as in a bisection. A state's value is the expected score there. Of the sampled rollouts, the one
+    from the state before the decisive step whose score is most unlike stands beside the group: good
+    and bad from the same state.
 
-    **Source.** VinePPO (arXiv 2410.01679).
-    **Carried over.** Values of intermediate states by rollouts from there, not by a value network.
+    **Source.** VinePPO (arXiv 2410.01679): values of states by rollouts from there.
     **When to use.** Agents of five or more steps, which end well or badly by one or two of them.
 
     Args:
@@ -227,14 +225,12 @@ class MonteCarloCredit(Strategy):
 class InformationGain(Strategy):
     """Asks for the answer after each turn of a rollout; the gain of a turn is what it adds.
 
-    It values all rollouts of groups that have contrast or have failed throughout, the most unlike
-    the mean of the group first, until the calls are spent. The program's LM is shown the steps so
-    far and asked for the outputs at once, under the instructions of the predictor that gives them.
-    The metric scores these answers. The value of a state is their expected score: with
-    log-probabilities (`dspy.LM(..., logprobs=True)`), each distinct answer counts with exp(mean
-    log-probability of its tokens), and the rest of the probability with the mean of the samples;
-    else it is that mean. So the turns of a rollout that fails have values, too. Nothing is
-    replayed: it works where a program does not repeat its steps.
+    It values the rollouts of groups that have contrast or have failed throughout, the most unlike
+    the mean first, until the calls are spent. The program's LM is shown the steps so far and asked
+    for the outputs at once; the metric scores these answers. The value of a state is their expected
+    score: with log-probabilities (`dspy.LM(..., logprobs=True)`), each distinct answer counts with
+    exp(mean log-probability of its tokens), and the rest with the mean of the samples; else it is
+    that mean. Nothing is replayed: it works where a program does not repeat its steps.
 
     **Source.** IGPO (arXiv 2510.14967): the gain of a turn is the rise of the probability of the
     right answer, which is exp of the mean log-probability of its tokens, in each rollout.
@@ -301,16 +297,14 @@ class ImplicitStepRewards(Strategy):
 
     Of a pair of rollouts of an example, the one with the higher score is better; where there is no
     metric, the reflection LM judges. By the model of Bradley and Terry, the log-odds of that are
-    the difference of the sums of the rewards of their steps; the rewards are fitted to the pairs of
-    this group and of earlier ones, by logistic regression with a ridge. Earlier groups count less,
-    the less their inputs are like those of this one, and the more the library has changed since: so
-    the rewards follow what the program does now. A step is known by its predictor, by what it
-    decides, and by its place. The value of a state is the probability that a rollout with these
-    steps so far is preferred to the average one of its group.
+    the difference of the sums of the rewards of their steps, which logistic regression fits to the
+    pairs of this group and of earlier ones; these count less, the less their inputs are like those
+    of this one, and the more the library has changed since. A step is known by its predictor, its
+    decision, and its place. The value of a state is the probability that a rollout with these steps
+    so far is preferred to the average one of its group.
 
     **Source.** iStar (arXiv 2509.19199): an implicit process reward model, trained by a
-    trajectory-based DPO objective on pairs by outcome, gives step rewards beside those of the
-    outcome, and is trained anew with the policy.
+    trajectory-based DPO objective on pairs by outcome.
     **When to use.** Tasks that no metric can verify (`metric=None`); with a metric it costs no
     call.
 
