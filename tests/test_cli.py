@@ -262,7 +262,7 @@ def test_every_rollout_of_the_updates_and_of_the_choice_is_a_row(done: Any) -> N
     of_student = [r for r in found if r["set"] == "test" and not r["experiences"]]
     assert [r["score"] for r in of_student].count(1.0) == results.test.student.mean * 4
     rows = [e.rollouts for e in events if isinstance(e, UpdateDecided | RunEnded)]
-    assert [row.score for of in rows for row in of] == [row["score"] for row in found]
+    assert [row["score"] for of in rows for row in of] == [row["score"] for row in found]
 
 
 def test_csv_and_json_have_the_same_rows_and_the_terminal_the_beginning_of_long_texts(

@@ -68,8 +68,8 @@ def test_good_rollouts_are_shown_by_the_result_where_they_help() -> None:
     assert set(shown(optimized)) <= {(case.question, case.answer) for case in cases(12)}
     assert student.demos == []
     assert results.n_demos == 4
-    (best,) = [finalist for finalist in results.finalists if finalist.is_best]
-    assert best.has_demos
+    (best,) = [finalist for finalist in results.candidates if finalist.is_best]
+    assert best.demo_set
     assert best.chance > 0.95
     assert results.best.mean == pytest.approx(results.student.mean + results.gain.mean)
     assert results.nothing_learned == ""
@@ -86,7 +86,7 @@ def test_where_they_do_not_help_the_result_is_as_without(lm: dspy.LM) -> None:
     optimized = compiled(lm)
     assert shown(optimized) == []
     assert optimized.detailed_results.n_demos == 0
-    assert any(finalist.has_demos for finalist in optimized.detailed_results.finalists)
+    assert any(finalist.demo_set for finalist in optimized.detailed_results.candidates)
     without = compiled(world(), max_demos=0)
     assert optimized.dump_state() == without.dump_state()
     assert optimized.detailed_results.best == without.detailed_results.best
@@ -128,8 +128,8 @@ def test_of_several_sets_of_demos_the_result_has_one_that_helps(
     helped = [demos[-1] < 4 for *demos, case in asked if demos and case < 12]
     assert not all(helped[:24]), "the others are tried"
     assert all(helped[-24:]) is in_training, "else only the race finds it"
-    (best,) = (finalist for finalist in optimized.detailed_results.finalists if finalist.is_best)
-    assert best.has_demos
+    (best,) = (finalist for finalist in optimized.detailed_results.candidates if finalist.is_best)
+    assert best.demo_set
 
 
 @pytest.mark.parametrize("labelled", [range(8), ()], ids=["labels", "best rollouts"])
@@ -171,7 +171,7 @@ def test_a_run_with_demos_resumes_replays_and_is_found_in_its_store(tmp_path: Pa
     for is_offline in (False, True):
         replayed = compiled(scripted_lm([]), log_dir=tmp_path, offline=is_offline)
         assert replayed.dump_state() == first.dump_state()
-        assert replayed.detailed_results.finalists == first.detailed_results.finalists
+        assert replayed.detailed_results.candidates == first.detailed_results.candidates
     found = best_so_far(tmp_path, student=predictor())
     assert shown(found) == shown(first)
     with pytest.raises(StoreError, match="pass the student that was compiled"):

@@ -26,8 +26,7 @@ from scripted import (
 
 from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.cli import tfgrpo
-from tfgrpo_dspy.results import RunResults
-from tfgrpo_dspy.results.page import FAILURES_IN_WORDS
+from tfgrpo_dspy.results import FAILURES_IN_WORDS, RunResults
 from tfgrpo_dspy.rollout import FailureKind
 from tfgrpo_dspy.store.runs import saved_runs
 

@@ -109,15 +109,6 @@ def test_approve_sees_operations_with_evidence_and_comparisons_before_they_are_m
     assert library_texts(program) == [ADVICE]
 
 
-def test_the_diff_of_a_proposal_shows_what_the_limits_of_the_run_allow() -> None:
-    long = f"{ADVICE} {' '.join(f'word{n}' for n in range(50))}"
-    asked = Asked(True)
-    lm = scripted_lm(polite_rules(long))
-    program = learned(lm=lm, approve=asked, max_experience_words=60, **GATED)
-    assert asked.proposals[0].diff == f"+ [E1] {long}"
-    assert library_texts(program) == [long]
-
-
 def test_what_is_rejected_is_not_made_and_the_update_says_so() -> None:
     program = learned(approve=Asked(False), **GATED)
     assert library_texts(program) == []
@@ -192,16 +183,6 @@ def test_ctrl_c_hands_the_best_program_back_on_the_exception() -> None:
     assert library_texts(program) == [ADVICE]
     assert program.detailed_results.ended_because == "interrupted"
     assert program.detailed_results.best is None
-
-
-def test_ctrl_c_before_the_first_update_says_why_nothing_was_learned() -> None:
-    def interrupt() -> None:
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt) as raised:
-        learned(lm=polite_lm(before=AtCall(4, interrupt)))
-    program = raised.value.program  # type: ignore[attr-defined]
-    assert program.detailed_results.nothing_learned == "the run ended: interrupted"
 
 
 @pytest.mark.parametrize(("staleness", "n_paid"), [(1, 3), (0, 3 + 3)])

@@ -341,7 +341,7 @@ def test_a_rollout_that_takes_too_long_is_left_and_those_behind_it_are_not_on_it
         run = compiled(executor, Hanging(pipe, "question 100"), **limits).detailed_results
         release(pipe)
     assert run.failures == {"timeout": 1}
-    assert sum(finalist.score.n_failed for finalist in run.finalists) == 1
+    assert sum(finalist.score.n_failed for finalist in run.candidates) == 1
 
 
 def test_an_executor_that_is_shut_down_is_an_error_that_says_so(executor: Executor) -> None:

@@ -74,14 +74,14 @@ def proposing(*libraries: Sequence[str]) -> Proposes:
 def test_the_report_names_the_candidates_with_the_student_first_and_what_was_learned() -> None:
     program = compiled(world(), epochs=2)
     results = program.detailed_results
-    student, *others = results.finalists
+    student, *others = results.candidates
     assert (student.ids, student.score, student.is_best) == ((), results.student, False)
     (best,) = [finalist for finalist in others if finalist.is_best]
     assert set(best.ids) == {own.id for own in ExperienceLibrary.from_program(program)}
     assert best.score == results.best
     assert best.chance > 0.9
     assert all(0 < finalist.score.n <= 24 for finalist in others)
-    n_measured = sum(finalist.score.n for finalist in results.finalists)
+    n_measured = sum(finalist.score.n for finalist in results.candidates)
     assert results.usage["validation"].n_lm_calls == n_measured
     library = ExperienceLibrary.from_dict(results.library)
     for own in library:
@@ -114,7 +114,7 @@ def test_a_result_with_the_experiences_of_the_student_is_the_student() -> None:
     student = knowing("Be kind.")
     program = compiled(world(), student=student, gate=Forgets(), **SMALL)
     assert program.dump_state() == student.dump_state()
-    assert program.detailed_results.finalists == (), "there is nothing to measure"
+    assert program.detailed_results.candidates == (), "there is nothing to measure"
 
 
 def test_of_nested_libraries_the_one_that_is_better_without_the_rest_is_returned() -> None:
@@ -127,7 +127,7 @@ def test_of_nested_libraries_the_one_that_is_better_without_the_rest_is_returned
     gate = proposing(spoilt, good, good[:1])
     program = compiled(world(spoiling), gate=gate, **{**SMALL, "n_validation": 24})
     assert texts(program) == set(good)
-    assert [len(finalist.ids) for finalist in program.detailed_results.finalists] == [0, 8, 4, 1]
+    assert [len(finalist.ids) for finalist in program.detailed_results.candidates] == [0, 8, 4, 1]
 
 
 TERSE = "Be terse."
@@ -198,7 +198,7 @@ def test_two_equal_runs_in_one_process_return_the_same_with_dspys_cache_in_betwe
             chosen = {"num_threads": num_threads, "batch_size": 5, "epochs": 50}
             program = compiled(lm, max_lm_calls=100, **chosen)
             results = program.detailed_results
-            found.append((program.dump_state(), results.updates, results.finalists))
+            found.append((program.dump_state(), results.updates, results.candidates))
             n_calls.append(lm.engine.n_calls())
     assert found[0][2]
     assert found == [found[0]] * 4
@@ -464,7 +464,7 @@ def test_where_the_rest_does_not_reach_for_both_the_student_is_measured_and_it_i
     program = learned_at_the_end(DearerLater(13), max_lm_calls=24, num_threads=num_threads)
     results = program.detailed_results
     assert library_texts(program) == []
-    assert [finalist.ids for finalist in results.finalists] == [()]
+    assert [finalist.ids for finalist in results.candidates] == [()]
     assert results.student.n == results.best.n == 1
     why = f"E1  {ADVICE} (it was not measured in the final choice)"
     assert why in str(results)
@@ -475,7 +475,7 @@ def test_where_the_rest_does_not_reach_for_both_the_student_is_measured_and_it_i
 def test_advice_that_lost_the_final_choice_is_not_called_unmeasured() -> None:
     results = compiled(world(), gate=proposing(["Be kind."]), **SMALL).detailed_results
     values = results.to_dict()
-    (kind,) = [each for each in values["finalists"] if each["ids"]]
+    (kind,) = [each for each in values["candidates"] if each["ids"]]
     values["updates"][-1]["changes"] = [
         {"kind": "born", "id": kind["ids"][0], "text": "Be kind.", "scope": "*"}
     ]

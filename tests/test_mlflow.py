@@ -141,15 +141,17 @@ def test_without_autolog_nothing_is_logged(tracked: Any) -> None:
     assert tracked.search_runs(["0"]) == []
 
 
-def test_two_compiles_in_the_run_that_the_user_has_opened_are_told_apart(tmp_path: Path) -> None:
+def test_the_second_compile_in_the_run_that_the_user_has_opened_is_a_child_of_it(
+    tmp_path: Path,
+) -> None:
     found = shown(tmp_path, "twice")
-    run = found.parent.info
-    assert (run.run_name, run.status) == ("mine", "FINISHED"), found.output
-    params = found.parent.data.params
-    assert (params["tfgrpo.seed"], params["compile_2.tfgrpo.seed"]) == ("7", "8")
-    for name in ("lm_calls", "compile_2.lm_calls"):
-        assert [step for step, _ in found.series(name)] == list(range(5))
-    assert "compile_2/report.html" in found.artefacts(found.parent, "compile_2")
+    run, second = found.parent, found.children["compile 2"]
+    assert (run.info.run_name, run.info.status) == ("mine", "FINISHED"), found.output
+    assert (run.data.params["tfgrpo.seed"], second.data.params["tfgrpo.seed"]) == ("7", "8")
+    assert second.info.status == "FINISHED"
+    assert "report.html" in found.artefacts(second)
+    parents = [each.data.tags.get("mlflow.parentRunId") for each in found.runs]
+    assert parents.count(second.info.run_id) == parents.count(run.info.run_id) - 1 >= 2
 
 
 def test_a_server_that_refuses_is_one_line_in_the_log_and_the_result_is_the_same(

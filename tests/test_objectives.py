@@ -9,7 +9,8 @@ from runs import Run, is_polite, learned, optimizer_of, polite_lm, predictor, qu
 
 from tfgrpo_dspy import NoGate, SettingsError, TrainingFreeGRPO
 from tfgrpo_dspy.metric import adapt_metric, combined
-from tfgrpo_dspy.results.records import Finalist, ScoreSummary, front_of
+from tfgrpo_dspy.results import RunResults
+from tfgrpo_dspy.results.records import Candidate, ScoreSummary, front_of
 
 EXAMPLE = dspy.Example(question="q", answer="please").with_inputs("question")
 
@@ -68,8 +69,8 @@ def test_objectives_have_our_name_or_that_of_gepa_and_one_that_is_none_is_left_o
     assert adapt_metric(metric)(EXAMPLE, dspy.Prediction(), None).objectives == {"a": 1.0}
 
 
-def finalist(score: float, n: int = 4, **objectives: float) -> Finalist:
-    return Finalist((), False, ScoreSummary(score, n), 0.5, False, objectives)
+def finalist(score: float, n: int = 4, **objectives: float) -> Candidate:
+    return Candidate("one", (), 0, ScoreSummary(score, n), 0.5, False, objectives)
 
 
 def test_the_front_has_who_no_other_beats_in_every_objective() -> None:
@@ -93,22 +94,30 @@ def several() -> Any:
 
 def test_each_program_of_the_front_is_ready_to_use(several: Any) -> None:
     results = several.detailed_results
-    assert [one.finalist for one in results.front] == front_of(results.finalists)
-    assert {one.finalist.is_best for one in results.front} == {True, False}
-    by_politeness = sorted(results.front, key=lambda one: one.finalist.objectives["polite"])
+    assert results.front == front_of(results.candidates)
+    assert {one.is_best for one in results.front} == {True, False}
+    by_politeness = sorted(results.front, key=lambda one: one.objectives["polite"])
     with dspy.context(lm=polite_lm()):
-        assert {one.program(question="question 1").answer for one in by_politeness} <= {
+        assert {one.program()(question="question 1").answer for one in by_politeness} <= {
             "please",
             "no",
         }
     least, *_, most = by_politeness
-    assert least.finalist.objectives["brief"] > most.finalist.objectives["brief"]
-    assert least.program.signature.instructions == predictor().signature.instructions
+    assert least.objectives["brief"] > most.objectives["brief"]
+    assert least.program().signature.instructions == predictor().signature.instructions
+
+
+def test_what_is_saved_of_the_results_has_no_programs(several: Any) -> None:
+    results = several.detailed_results
+    again = RunResults.from_dict(results.to_dict())
+    assert (again, again.front) == (results, results.front)
+    with pytest.raises(SettingsError, match="results that were saved hold no programs"):
+        again.candidates[0].program()
 
 
 def test_the_result_says_why_it_was_taken(several: Any) -> None:
     results = several.detailed_results
-    (best,) = [one for one in results.finalists if one.is_best]
+    (best,) = [one for one in results.candidates if one.is_best]
     assert results.taken_because == (
         f"better than the student with probability {best.chance:.2f} (needed: 0.92)"
     )

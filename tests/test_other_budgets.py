@@ -105,7 +105,7 @@ def test_a_replay_knows_what_the_dearest_call_may_cost_as_the_run_did(
         again, n_made = of_dollars(tmp_path, max_cost, offline=is_offline)
         assert n_made == 0
         assert facts(again) == facts(first)
-        assert again.detailed_results.finalists == first.detailed_results.finalists
+        assert again.detailed_results.candidates == first.detailed_results.candidates
 
 
 def test_a_test_set_after_the_end_is_paid_for_whatever_its_last_call_may_cost(

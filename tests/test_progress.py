@@ -127,29 +127,6 @@ def test_no_phase_shows_the_scores_of_another(settings: str) -> None:
     assert "100%" in shown[-1]
 
 
-LEARN = """
-from runs import optimizer_of, polite_lm, predictor
-import dspy
-traces = [{"inputs": {"question": f"question {i}"}, "outputs": {"answer": "no"}, "score": 0.0,
-           "feedback": "Say please."} for i in range(6)]
-with dspy.context(lm=polite_lm()):
-    optimizer_of(progress=True, max_lm_calls=150).learn(predictor(), traces=traces)
-"""
-
-
-@pytest.mark.timeout(60)
-def test_the_bar_of_a_run_without_a_rollout_is_full_at_the_end_too() -> None:
-    assert "100%" in states(script(LEARN))[-1]
-
-
-@pytest.mark.timeout(60)
-def test_eighty_columns_show_calls_and_scores(tmp_path: Path) -> None:
-    code = COMPILE.format(budget=150, out=str(tmp_path / "out"))
-    last = states(script(code, columns=80))[-1]
-    assert len(last) <= 80
-    assert re.match(r"final choice \d+/150 calls, student [\d.]+, best [\d.]+, ", last)
-
-
 SLOW = """
 import threading
 import dspy

@@ -488,7 +488,7 @@ def assert_sound(program: Any) -> None:
         assert results.best.n == results.student.n >= 10
     else:
         assert results.best == results.student
-        assert (results.student is None) == (results.finalists == ())
+        assert (results.student is None) == (results.candidates == ())
     for text in library_texts(program):
         assert len(text.split()) <= 40
         assert "\n" not in text

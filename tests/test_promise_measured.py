@@ -398,6 +398,6 @@ def test_where_rollouts_take_the_same_no_planned_batch_is_cut_with_any_number_of
             )
         results = program.detailed_results
         assert "is spent as planned" in results.ended_because
-        found.append((learned_in(results), results.best, results.finalists, program.dump_state()))
+        found.append((learned_in(results), results.best, results.candidates, program.dump_state()))
     assert len(found[0][0]) > 2
     assert found[1] == found[0]

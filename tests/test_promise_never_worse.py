@@ -159,7 +159,7 @@ def test_demos_with_which_every_call_fails_do_not_beat_scores_below_zero() -> No
 
     lm = scripted_lm([(EXTRACT, lessons()), (UPDATE, operations()), ("question", answer)])
     optimized = compiled(lm, predictor(), metric=penalty, max_demos=2)
-    with_demos = [f for f in optimized.detailed_results.finalists if f.demo_set]
+    with_demos = [f for f in optimized.detailed_results.candidates if f.demo_set]
     assert [finalist.score.mean for finalist in with_demos] == [-2.0] * len(with_demos)
     assert with_demos
     assert optimized.demos == []

@@ -26,8 +26,7 @@ from tfgrpo_dspy import (
     StoreError,
 )
 from tfgrpo_dspy.local import PlainAdapter, local_lm
-from tfgrpo_dspy.report import html, write_html
-from tfgrpo_dspy.report.view import view_of
+from tfgrpo_dspy.report import html, view_of, write_html
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.store.runs import saved_runs
 
@@ -253,20 +252,20 @@ def test_runs_without_an_end_a_metric_or_a_lesson_have_a_report(
 ) -> None:
     values = polite.to_dict() | dict.fromkeys(("student", "best", "gain", "test"))
     values |= {"ended_because": NOT_FINISHED, "usage": {"rollout": {"n_lm_calls": 7}}}
-    unfinished = {**values, "settings": {}, "schedule": {}, "instructions": {}, "finalists": []}
+    unfinished = {**values, "settings": {}, "schedule": {}, "instructions": {}, "candidates": []}
     page = html(unfinished)
     assert "The run is not finished." in page
     assert "1 experience so far" in page
     assert "0 calls of the metric" not in page
     assert "Limits are recorded at the end of a run." in page
-    assert '<span class="big">Not measured</span>' in page
+    assert "start the same compile with its log_dir again" in page
 
     with pytest.warns(UserWarning, match="without ground truth"):
         unscored = html(Run([["a", "b", "b"]], metric=None).results)
     assert "Another rollout: no score" in unscored
     nothing = Run([["0.5", "0.5"]], use_labels=False).results
     page = html(nothing)
-    assert '<span class="big">Nothing</span>' in page
+    assert "Nothing: the result is the student" in page
     assert "The result has no experiences." in page
 
 

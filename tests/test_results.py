@@ -17,11 +17,11 @@ from small import run_settings
 
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
-from tfgrpo_dspy.listeners.board_rows import worst_first
+from tfgrpo_dspy.listeners.rows import worst_first
 from tfgrpo_dspy.listeners.run_report import RunReport
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.curve import ticks
-from tfgrpo_dspy.results.rows import ExampleRow
+from tfgrpo_dspy.results.records import ExampleRow
 from tfgrpo_dspy.rollout import Usage
 
 
@@ -36,7 +36,7 @@ def results() -> Any:
 def test_the_results_of_a_run_are_json_and_a_copy(results: Any) -> None:
     values = results.to_dict()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
-    for name in ("updates", "finalists", "tried", "test", "usage", "library", "schedule"):
+    for name in ("updates", "candidates", "tried", "test", "usage", "library", "schedule"):
         assert values[name], name
     values["updates"][0]["groups"].clear()
     assert results.to_dict() != values
@@ -78,18 +78,18 @@ def test_the_page_has_at_most_40_lines_however_much_there_is_to_say(results: Any
     lines = str(a_full_run(results)).splitlines()
     assert len(lines) == 40
     assert max(map(len, lines)) < 1000
-    assert "The result has 100 experiences" in lines
-    assert ["...", "90", "more", "see", ".experiences"] in [line.split() for line in lines]
+    assert "The result has 100 experiences: 78 tokens a call" in lines
+    assert ["...", "94", "more", "see", ".experiences"] in [line.split() for line in lines]
 
 
 def test_the_page_leaves_out_what_did_not_happen_and_counts_one_as_one() -> None:
     with dspy.context(lm=None, adapter=None, callbacks=[]):
         text = str(learned().detailed_results)
-    assert "The result has 1 experience\n" in text
+    assert "The result has 1 experience: 35 tokens a call\n" in text
     assert "Not in the result" not in text
     assert "\nTaken: better than the student with probability " in text
     assert "No failures\nTaken" in text
-    assert "which was chosen by these very scores" in text
+    assert "; optimistic: these scores chose the result\n" in text
 
 
 def test_a_run_without_scores_or_an_end_says_so(results: Any) -> None:
@@ -195,3 +195,34 @@ def test_examples_without_a_score_stand_first_then_the_lowest_and_of_equals_the_
     scores = [(0.0, 1.0), (1.0, 0.5), (0.0, 0.5), (None, 0.5), (1.0, 0.0), (1.0, None), (0.0, 0.0)]
     rows = [ExampleRow("test", n, "", *pair, "", "") for n, pair in enumerate(scores)]
     assert [row.example for row in worst_first(rows)] == [5, 4, 6, 1, 2, 3, 0]
+
+
+def test_each_candidate_is_a_program_and_says_what_it_adds_to_a_call() -> None:
+    with dspy.context(lm=None, adapter=None, callbacks=[]):
+        optimized = learned(prices={"scripted": (2.0, 5.0)}, max_lm_calls=150)
+    results = optimized.detailed_results
+    student, result = results.candidates
+    assert (student.name, student.added.n_tokens, student.added.dollars) == ("student", 0, 0.0)
+    assert (result.name, result.added, result.is_best) == ("result", results.added, True)
+    assert result.added.dollars == pytest.approx(1000 * result.added.lines * 2.0 / 1_000_000)
+    assert result.program().dump_state() == optimized.dump_state()
+    assert student.program().signature.instructions == predictor().signature.instructions
+    assert f"The result has 1 experience: {result.added}\n" in str(results)
+    assert str(result.added).endswith("tokens a call, $0.0700 for 1,000 calls")
+
+
+def test_lines_stand_by_effect_and_the_next_step_names_those_that_may_not_be_worth_it(
+    results: Any,
+) -> None:
+    estimates = [each.effect.estimate for each in results.strongest]
+    assert estimates == sorted(estimates, reverse=True)
+    assert results.next_step.startswith('save it (program.save("program.json")); more budget is ')
+    values = results.to_dict() | {"test": None}
+    last = results.strongest[-1]
+    for one in values["tried"]:
+        one["chance"] = 0.3 if one["text"] == last.text else 0.9
+    doubtful = RunResults.from_dict(values)
+    assert doubtful.next_step.startswith(
+        f"strike {last.id} (more likely not worth their tokens), pass a testset"
+    )
+    assert f"\nNext: {doubtful.next_step}\n" in str(doubtful)

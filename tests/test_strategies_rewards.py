@@ -204,7 +204,7 @@ def test_results_show_the_means_of_objectives_and_who_is_best_in_its_own_way() -
         valset=questions(20, start=50),
         strategies=(Objectives({"right": 1.0, "short": 0.5}),),
     )
-    student, *others = run.results.finalists
+    student, *others = run.results.candidates
     best = next(each for each in others if each.is_best)
     assert best.objectives == pytest.approx({"right": 1.0, "short": -1.0})
     assert best.dominates(student)

@@ -18,9 +18,9 @@ from tfgrpo_dspy.experience.library_files import json_value
 from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.files import read_text, write_text
 from tfgrpo_dspy.interchange import FORMATS, format_of, parse, render
+from tfgrpo_dspy.listeners.rows import as_columns
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.results.rows import as_columns
 from tfgrpo_dspy.store.database import DATABASE
 from tfgrpo_dspy.store.runs import SavedRun, runs_and_faults, saved_rows, saved_runs
 from tfgrpo_dspy.wording import aligned, shortened

@@ -12,8 +12,7 @@ from typing import Any
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import NO_LIMITS, Operation
 from tfgrpo_dspy.results import RunResults
-from tfgrpo_dspy.results.records import Change, Comparison, UpdateRecord
-from tfgrpo_dspy.results.rows import RolloutRow
+from tfgrpo_dspy.results.records import Change, Comparison, Row, UpdateRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class UpdateDecided:
 
     record: UpdateRecord
     library: ExperienceLibrary
-    rollouts: tuple[RolloutRow, ...] = field(default=(), compare=False, repr=False)
+    rollouts: tuple[Row, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class RunEnded:
     """
 
     results: RunResults
-    rollouts: tuple[RolloutRow, ...] = field(default=(), compare=False, repr=False)
+    rollouts: tuple[Row, ...] = field(default=(), compare=False, repr=False)
 
 
 Event = ExperienceChanged | UpdateDecided | BudgetUsed | RunEnded

@@ -20,7 +20,7 @@ from tfgrpo_dspy.checked import shown as value_shown
 from tfgrpo_dspy.dspy_seam import abilities_of, watching
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
-from tfgrpo_dspy.listeners.board_rows import reflection_row
+from tfgrpo_dspy.listeners.rows import reflection_row
 from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.answer_forms import encodable
 from tfgrpo_dspy.reflection.modules import AnswerQuestion, Read, read_output

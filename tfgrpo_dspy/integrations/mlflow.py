@@ -29,11 +29,12 @@ from tfgrpo_dspy.events import Event, RunEnded, UpdateDecided
 from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.experience.programs import HEADER, with_instructions
 from tfgrpo_dspy.experience.values import ALL
+from tfgrpo_dspy.listeners.rows import as_columns
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import RunResults
-from tfgrpo_dspy.results.rows import RolloutRow, as_columns, objective_means
+from tfgrpo_dspy.results.records import Row
 from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -84,18 +85,23 @@ def _logged(what: str) -> Iterator[None]:
 class MlflowListener:
     """Logs what a run tells to one MLflow run; after a fault of the server, nothing more.
 
-    The second compile in a run logs under names that begin with "compile_2.", and so on.
+    The second compile in a run is a child run of it, "compile 2", and so on.
     """
 
     def __init__(self, run_id: str) -> None:
         self._client, self._run_id = mlflow.MlflowClient(), run_id
-        self._rollouts: list[RolloutRow] = []
+        self._rollouts: list[Row] = []
         self._has_failed = False
         run = self._client.get_run(run_id)
         self._experiment_id = run.info.experiment_id
-        n_before = int(run.data.tags.get(N_COMPILES, 0))
-        self._client.set_tag(run_id, N_COMPILES, n_before + 1)
-        self._prefix = f"compile_{n_before + 1}." if n_before else ""
+        n = int(run.data.tags.get(N_COMPILES, 0)) + 1
+        self._client.set_tag(run_id, N_COMPILES, n)
+        self._is_child = n > 1
+        self._run_id = self._child(f"compile {n}") if self._is_child else run_id
+
+    def _child(self, name: str) -> str:
+        tags = {MLFLOW_PARENT_RUN_ID: self._run_id}
+        return str(self._client.create_run(self._experiment_id, None, tags, name).info.run_id)
 
     def __call__(self, event: Event) -> None:
         """Log what the event tells."""
@@ -111,77 +117,66 @@ class MlflowListener:
     def _log_update(self, event: UpdateDecided) -> None:
         record = event.record
         self._rollouts += event.rollouts
-        means = objective_means(row.objectives for row in event.rollouts)
         figures = {
             "training_score": record.mean_score,
             "experiences": record.library_size,
             "lm_calls": record.n_lm_calls,
             "cost_usd": record.cost_usd,
             "groups_without_contrast": record.share_without_contrast,
-            **{f"training_objective.{name}": mean for name, mean in means.items()},
         }
-        self._log_metrics(self._run_id, record.update, figures, self._prefix)
+        self._log_metrics(self._run_id, record.update, figures)
         text = json.dumps(event.library.to_dict(), ensure_ascii=False, indent=2)
-        self._log_text(text, f"library/update_{record.update:04}.json")
+        self._client.log_text(self._run_id, text, f"library/update_{record.update:04}.json")
 
     def _log_end(self, event: RunEnded) -> None:
-        results, begin = event.results, f"{self._prefix}tfgrpo."
+        client, run_id, results = self._client, self._run_id, event.results
         parameters = [
-            Param(begin + name, str(value)[:LONGEST_PARAMETER])
+            Param(f"tfgrpo.{name}", str(value)[:LONGEST_PARAMETER])
             for name, value in {**results.settings, **results.schedule}.items()
             if value is not None
         ]
-        self._client.log_batch(self._run_id, params=parameters)
-        used = {"lm_calls": results.n_lm_calls, "cost_usd": results.cost_usd}
-        shown, last = dict(_shown(results)), len(results.updates)
-        self._log_metrics(self._run_id, 0, shown["student"], self._prefix)
-        self._log_metrics(self._run_id, last, shown["result"] | used, self._prefix)
-        self._log_text(str(results), "summary.txt")
-        self._log_text(html(results), "report.html")
-        self._log_table([*self._rollouts, *event.rollouts], "rollouts.json")
-        self._log_table(results.examples, "examples.json")
+        client.log_batch(run_id, params=parameters)
+        used = {"lm_calls": results.spent.n_lm_calls, "cost_usd": results.spent.cost_usd}
+        shown = dict(_shown(results))
+        self._log_metrics(run_id, 0, shown["student"])
+        self._log_metrics(run_id, len(results.updates), shown["result"] | used)
+        client.log_text(run_id, str(results), "summary.txt")
+        client.log_text(run_id, html(results), "report.html")
+        rollouts = [*self._rollouts, *event.rollouts]
+        for name, values in {"rollouts": rollouts, "examples": results.examples}.items():
+            if rows := as_columns(values):
+                columns = {column: [row[column] for row in rows] for column in rows[0]}
+                client.log_table(run_id, columns, f"{name}.json")
         for name, figures in shown.items():
-            child = self._client.create_run(
-                self._experiment_id,
-                run_name=self._prefix + name,
-                tags={MLFLOW_PARENT_RUN_ID: self._run_id},
-            )
-            self._log_metrics(child.info.run_id, 0, figures)
-            self._client.set_terminated(child.info.run_id)
+            child = self._child(name)
+            self._log_metrics(child, 0, figures)
+            client.set_terminated(child)
+        if self._is_child:
+            client.set_terminated(run_id)
 
-    def _log_metrics(
-        self, run_id: str, step: int, figures: Mapping[str, float | None], prefix: str = ""
-    ) -> None:
+    def _log_metrics(self, run_id: str, step: int, figures: Mapping[str, float | None]) -> None:
         now = int(time.time() * 1000)
         metrics = [
-            Metric(prefix + re.sub(r"[^\w\-. /]", "_", name), float(value), now, step)
+            Metric(re.sub(r"[^\w\-. /]", "_", name), float(value), now, step)
             for name, value in figures.items()
             if value is not None
         ]
         self._client.log_batch(run_id, metrics=metrics)
 
-    def _log_text(self, text: str, path: str) -> None:
-        self._client.log_text(self._run_id, text, self._prefix.replace(".", "/") + path)
-
-    def _log_table(self, values: Sequence[Any], path: str) -> None:
-        if rows := as_columns(values):
-            columns = {name: [row[name] for row in rows] for name in rows[0]}
-            self._client.log_table(self._run_id, columns, self._prefix.replace(".", "/") + path)
-
 
 def _shown(results: RunResults) -> Iterator[tuple[str, dict[str, Any]]]:
     """The names of the child runs and their figures: the student, other candidates, the result."""
-    test, finalists = results.test, results.finalists
-    others = [each for each in finalists[1:] if not each.is_best]
-    by_name: dict[str, tuple[Any, Any, Sequence[Any]]] = {
-        "student": (results.student, test and test.student, finalists[:1]),
-        **{f"candidate {n}": (each.score, None, [each]) for n, each in enumerate(others, 1)},
-        "result": (results.best, test and test.best, [e for e in finalists if e.is_best]),
-    }
-    for name, (score, tested, of) in by_name.items():
-        figures = {"validation_score": score and score.mean, "test_score": tested and tested.mean}
-        means = [(f"validation_objective.{k}", v) for e in of for k, v in e.objectives.items()]
-        yield name, figures | dict(means)
+    test, by_name = results.test, {each.name: each for each in results.candidates}
+    tested = {"student": test and test.student, "result": test and test.best}
+    scores = {"student": results.student, **{name: each.score for name, each in by_name.items()}}
+    for name, score in (scores | {"result": results.best}).items():
+        figures = {"validation_score": score, "test_score": tested.get(name)}
+        means: dict[str, Any] = {key: value and value.mean for key, value in figures.items()}
+        if candidate := by_name.get(name):
+            means["tokens_added_to_a_call"] = candidate.added.n_tokens
+            objectives = candidate.objectives.items()
+            means |= {f"validation_objective.{key}": mean for key, mean in objectives}
+        yield name, means
 
 
 class TrainingFreePromptOptimizer(BasePromptOptimizer):
@@ -241,13 +236,13 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
             trainset = [*map(_example, reversed(records.values()))]
             program = TrainingFreeGRPO(_metric, **settings).compile(program, trainset=trainset)
         self.results = results = program.detailed_results
-        result = next((each for each in results.finalists if each.is_best), None)
+        before, after = results.candidates[:1], [e for e in results.candidates if e.is_best]
         return PromptOptimizerOutput(
             optimized_prompts=program.prompts(),
             initial_eval_score=results.student and results.student.mean,
             final_eval_score=results.best and results.best.mean,
-            initial_eval_score_per_scorer=dict(results.finalists[0].objectives) if result else {},
-            final_eval_score_per_scorer=dict(result.objectives) if result else {},
+            initial_eval_score_per_scorer=dict(before[0].objectives) if before else {},
+            final_eval_score_per_scorer=dict(after[0].objectives) if after else {},
         )
 
 

@@ -142,30 +142,21 @@ class RunReport:
                 name = "on_event" if listener is self._settings.on_event else "MLflow"
                 self.count_failure("listener", f"{name} raised {described(error)}")
 
-    def close(self) -> None:
-        """End the bar."""
-        self.progress.close()
-
-    @property
-    def _noted_elsewhere(self) -> Counter[str]:
-        """Sampling parameters that were left out, calls that nobody could refuse."""
-        n_left_out = len(self._ledger.left_out)
-        return +Counter({"parameter left out": n_left_out, "unseen call": self._ledger.n_unseen})
-
     def results(self, is_student: bool, ended_because: str, **fields: Any) -> RunResults:
         """The results of the run; `fields`: those of them that the final choice knows."""
-        is_compared = len(fields.get("finalists", ())) > 1
+        is_compared = len(fields.get("candidates", ())) > 1
         why = self._why_nothing_was_learned(ended_because, is_compared) if is_student else ""
         if is_student and not self._ledger.is_failure:
             logger.warning("nothing was learned: %s", why)
         ledger = self._ledger
         n_lost, lost = ledger.lost
+        noted = {"parameter left out": len(ledger.left_out), "unseen call": ledger.n_unseen}
         return RunResults(
             updates=tuple(self._updates),
             usage={**self._usage, "unfinished": Usage(n_lost, cost_usd=lost)},
             metric_calls=ledger.n_metric_calls_made,
             replayed=dict(sorted((+self._replayed).items())),
-            failures=dict(sorted((+self.failures | self._noted_elsewhere).items())),
+            failures=dict(sorted((+self.failures | +Counter(noted)).items())),
             ended_because=ledger.stopped_because if ledger.is_failure else ended_because,
             nothing_learned=why,
             wall_time_s=ledger.clock.seconds,

@@ -5,7 +5,9 @@ their code points.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import unified_diff
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,26 @@ from typing import Any
 from jinja2 import Template
 from pydantic import ValidationError
 
+from tfgrpo_dspy import results as page
 from tfgrpo_dspy.errors import SettingsError, StoreError, described
+from tfgrpo_dspy.experience.values import Effect, Experience
 from tfgrpo_dspy.files import write_text
 from tfgrpo_dspy.outside import printable
-from tfgrpo_dspy.report.view import view_of
-from tfgrpo_dspy.results import RunResults, page
-from tfgrpo_dspy.results.curve import template_in, value_curve
-from tfgrpo_dspy.results.records import CHANGES_IN_WORDS, bounds_text, interval
+from tfgrpo_dspy.results import RunResults
+from tfgrpo_dspy.results.curve import curve, scale_of, template_in, value_curve
+from tfgrpo_dspy.results.records import (
+    CHANGES_IN_WORDS,
+    Change,
+    Comparison,
+    TriedAdvice,
+    UpdateRecord,
+    bounds_text,
+    interval,
+)
 from tfgrpo_dspy.store.runs import saved_runs
 from tfgrpo_dspy.wording import counted
 
+CONTEXT = 3  # unchanged lines around a changed one of a prompt
 LONGEST_TEXT = 3000  # characters of one text on the page
 FORMS = "pass a RunResults, a program with detailed_results, or the log_dir of a run"
 
@@ -98,3 +110,89 @@ def _template() -> Template:
     template.globals.update(page=page, counted=counted, interval=interval, bounds_text=bounds_text)
     template.globals.update(value_curve=value_curve, in_words=CHANGES_IN_WORDS)
     return template
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One experience in the run, from its first change to the end."""
+
+    id: str
+    text: str
+    scope: str
+    changes: Sequence[tuple[UpdateRecord, Change]]
+    experience: Experience | None  # None: it is not in the result
+    effect: Effect | None
+    tried: TriedAdvice | None
+    why_gone: str  # from the result
+    span: tuple[float, float]  # begin and length of its life, in percent of the run's updates
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """The groups that it was learned from, those of its latest text first."""
+        return [one for _, change in reversed(self.changes) for one in change.comparisons]
+
+
+def view_of(run: RunResults) -> dict[str, Any]:
+    """Everything that the template shows besides the results themselves, by name."""
+    lives = list(_lives(run))
+    intervals = [life.effect.bounds for life in lives if life.effect]
+    return {
+        "score_scale": scale_of(run.updates),
+        "curve": curve(run.updates, run.student, run.best, run.test),
+        "candidates": page.candidates(run, len(run.candidates)),
+        "lives": lives,
+        "scale": (
+            min([0.0, *(low for low, _ in intervals)]),
+            max([0.0, *(h for _, h in intervals)]),
+        ),
+        "steps": [*_steps(run.updates)],
+        "diffs": {name: [*_diff(old, new)] for name, (old, new) in run.instructions.items()},
+    }
+
+
+def _lives(run: RunResults) -> Iterator[Life]:
+    """All experiences of the run: those of the result, the strongest first, then the others."""
+    in_result = {experience.id: experience for experience in run.strongest}
+    changes: dict[str, list[tuple[UpdateRecord, Change]]] = {id_: [] for id_ in in_result}
+    for record in run.updates:
+        for change in record.changes:
+            changes.setdefault(change.id, []).append((record, change))
+    tried = {(one.text, one.scope): one for one in run.tried}
+    places = {record.update: place for place, record in enumerate(run.updates)}
+    n = max(1, len(places))
+    for id_, of in changes.items():
+        experience = in_result.get(id_)
+        text, scope = experience.advice if experience else (of[-1][1].text, of[-1][1].scope)
+        belief = tried.get((text, scope))
+        texts = [experience, belief, *(change for _, change in reversed(of))]
+        effect = next((one.effect for one in texts if one and one.effect), None)
+        why = "" if experience else page.why_gone(run, of[-1][1])
+        first = places[of[0][0].update] if of and of[0][1].kind == "born" else 0
+        is_dropped = bool(why) and of[-1][1].kind == "dropped"
+        end = places[of[-1][0].update] + 1 if is_dropped else n
+        span = (100 * first / n, 100 * (end - first) / n)
+        yield Life(id_, text, scope, of, experience, effect, belief, why, span)
+
+
+def _steps(
+    updates: Sequence[UpdateRecord],
+) -> Iterator[tuple[UpdateRecord, Sequence[tuple[Change, str]], Sequence[str]]]:
+    """Each update in which something happened: changes with the text before; what was refused."""
+    texts: dict[str, str] = {}
+    for record in updates:
+        changes = [(change, texts.get(change.id, "")) for change in record.changes]
+        texts |= {change.id: change.text for change in record.changes}
+        refused = [f"Lesson: {text}" for text in record.refused_lessons]
+        operations = (op for op in record.operations if op.refused)
+        refused += [f"{op.op} {op.id} {op.text}: {op.refused}" for op in operations]
+        if changes or refused:
+            yield record, changes, refused
+
+
+def _diff(before: str, after: str) -> Iterator[tuple[str, str]]:
+    """The changed lines of instructions and those around them: "ins", "del", "same", or "skip"."""
+    lines = unified_diff(before.splitlines(), after.splitlines(), n=CONTEXT, lineterm="")
+    kinds = {"+": "ins", "-": "del", "@": "skip"}
+    for n, line in enumerate(lines):
+        if n > 2 or (n == 2 and not line.startswith("@@ -1")):  # two lines are the names of files
+            yield kinds.get(line[0], "same"), line[1:]

@@ -1,44 +1,84 @@
-"""What a run reports: plain values that reduce to builtins when they are pickled.
+"""What a run reports: plain values that reduce to builtins when they are pickled, and a page.
 
 So a saved program that carries them loads where this package is not installed (they are then
-dicts and lists). `run` collects their content.
+dicts and lists). `run` collects their content; the page is computed from them.
 """
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from jinja2 import Environment
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.results import page
+from tfgrpo_dspy.experience.values import ALL, Effect, Experience
+from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results.curve import curve
 from tfgrpo_dspy.results.records import (
+    Added,
+    Candidate,
+    Change,
     DemoRecord,
-    Finalist,
+    ExampleRow,
     Gain,
     HeldOut,
     ScoreSummary,
     TriedAdvice,
     UpdateRecord,
+    bounds_text,
+    compared,
+    front_of,
 )
-from tfgrpo_dspy.results.rows import ExampleRow
 from tfgrpo_dspy.rollout import Usage
-from tfgrpo_dspy.wording import counted
+from tfgrpo_dspy.wording import aligned, counted, shortened
 
 REFLECTIONS = ("draft", "summary", "lesson", "update", "strategy")
 """What the reflection LM is asked for."""
+OF_PROGRAM = ("rollout", "validation", "test")  # the roles of LM calls that the program made
 NOT_FINISHED = "not finished"  # the `ended_because` of a run that was killed, or still goes on
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A program of the final choice, ready to use, and what it scored."""
-
-    program: Any
-    finalist: Finalist
+MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 6, 3, 3  # so that a page has 40 lines at most
+MOST_CANDIDATES = 3
+LONGEST_CELL = 300  # bytes of a cell
+DOUBTFUL = 0.5  # a line that is worth its tokens with a smaller probability
+FAILURES_IN_WORDS = {
+    "program": "the program raised an error",
+    "parse": "an answer of the policy LM did not have the form that the program asks for",
+    "provider": "the provider of the LM failed",
+    "metric": "the metric raised an error, or gave no score",
+    "timeout": "a rollout took longer than it may",
+    "worker": "the worker of a rollout was lost",
+    "reflection error": "a call of the reflection LM failed",
+    "reflection parse": "an answer of the reflection LM could not be read",
+    "unknown scope": "a lesson was for a predictor that the program does not have",
+    "lesson refused": "a lesson was a copy of an example, too long, or asked for something unsafe",
+    "lesson too many": "an answer had more lessons than are read",
+    "advice let in": "Reflection(guard=) let in what copies an example",
+    "guard": "the function of Reflection(guard=) raised an error, so the advice was refused",
+    "advice not shown": "the program had experiences, and no prompt of it held them",
+    "no LM call": "the program called no LM, or only where no call is seen, as in its own threads",
+    "no output": "the program returned nothing (None, or no fields), and no score differed",
+    "image not shown": "the reflection LM was told of an image, and not shown it",
+    "approval": "what approve= answered could not be used",
+    "listener": "what on_event= calls raised an error",
+    "budget": "a strategy wanted further rollouts, for which the budget did not reach",
+    "strategy switched off": "a method of a strategy always failed, or was of no use (.switched)",
+    "strategy": "a method of a strategy failed, or gave something that cannot be used",
+    "replay": "a program or a tool did not repeat what it had done, so steps have no value",
+    "parameter left out": "a provider refused a sampling parameter, so it was not sent again",
+    "unseen call": "an LM call was counted after it was made, so no limit could refuse it",
+}
+_HTML = Environment(autoescape=True).from_string("""\
+<div style="max-width: 60em">{{ curve | safe }}
+{% for section in sections if section.title %}<h4>{{ section.title }}</h4>
+<table>{% if section.header %}
+<tr>{% for cell in section.header %}<th scope="col" style="text-align: left">{{ cell }}</th>
+{%- endfor %}</tr>{% endif %}{% for row in section.rows %}
+<tr>{% for cell in row %}<td style="text-align: left">{{ cell }}</td>{% endfor %}</tr>
+{%- endfor %}</table>
+{% endfor %}</div>""")
 
 
 @dataclass(frozen=True)
@@ -46,22 +86,21 @@ class RunResults:
     """The whole run.
 
     `student` and `best` are the validation scores of the student and of what was returned, `gain`
-    their difference: too optimistic, as these scores chose the result. `test` is what counts:
-    scores on a `testset`, whose examples chose nothing. `finalists` are the candidates of the
-    choice; `tried` is, if the gate states effects, all advice in the order of its first use.
+    their difference: optimistic, as these scores chose the result. `test` is what counts: scores on
+    a `testset`, whose examples chose nothing. `candidates` took part in the final choice, each with
+    its `program()`, score and price. `added` says what the result adds to each call. `tried` is, if
+    the gate states effects, all advice in the order of its first use.
     `usage` has the roles "rollout" (training), "validation", "test", those of `REFLECTIONS`,
     "metric" (LM judges), and "unfinished" for calls without a result; `usage` and `metric_calls`
     hold what was replayed too, at its original cost. `replayed` counts, by role, what was read
     from the run store. `nothing_learned` says why the result is the student ("": it is not).
-    `n_demos` is how many more demos the result has than the student, `demos`
-    shows them.
+    `n_demos` is how many more demos the result has than the student, `demos` shows them.
     `instructions` are those of each predictor, by name: of the student, then of the result; `lms`
     are the names of the policy and the reflection LM. `examples` are those of validation and test
     set, the worst of the result first. `program` is the student's class. `origin`, which `to_dict`
     leaves out, holds of a run with a `log_dir` this, its id ("run"), and when it was "begun".
-    `taken_because` says why the result was chosen. Where the metric gives objectives, `front` has
-    the candidates that no other beats in every objective; it is not saved. `switched` says what
-    strategies have switched on or off by themselves, and by what they saw.
+    `taken_because` says why the result was chosen. `switched` says what strategies have switched on
+    or off by themselves, and by what they saw.
 
     `print(results)` gives a page of at most 40 lines; a notebook shows the same as tables.
     """
@@ -81,7 +120,8 @@ class RunResults:
     replayed: Mapping[str, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     n_demos: int = 0
-    finalists: tuple[Finalist, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    added: Added = field(default_factory=Added)
     tried: tuple[TriedAdvice, ...] = ()
     schedule: Mapping[str, Any] = field(default_factory=dict)
     instructions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
@@ -92,7 +132,6 @@ class RunResults:
     origin: Mapping[str, str] = field(default_factory=dict, compare=False)
     taken_because: str = ""
     switched: tuple[str, ...] = ()
-    front: tuple[Candidate, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def is_finished(self) -> bool:
@@ -100,42 +139,34 @@ class RunResults:
         return self.ended_because != NOT_FINISHED
 
     @property
-    def n_lm_calls(self) -> int:
-        """The LM calls of the whole run."""
-        return page.total(self.usage, self.usage).n_lm_calls
-
-    @property
-    def cost_usd(self) -> float:
-        """The dollars that the whole run has cost, as far as prices are known."""
-        return page.total(self.usage, self.usage).cost_usd
+    def spent(self) -> Usage:
+        """What the whole run has cost; dollars as far as prices are known."""
+        return total(self.usage, self.usage)
 
     @property
     def policy_usage(self) -> Usage:
         """What the program's rollouts have cost, in training, on validation and on the test set."""
-        return page.total(self.usage, page.OF_PROGRAM)
+        return total(self.usage, OF_PROGRAM)
 
     @property
     def reflection_usage(self) -> Usage:
         """What the reflection LM has cost."""
-        return page.total(self.usage, REFLECTIONS)
+        return total(self.usage, REFLECTIONS)
 
     @property
     def experiences(self) -> ExperienceLibrary:
         """The library of the result, with effects and lengths."""
         return ExperienceLibrary.from_dict(dict(self.library))
 
-    def _sections(self) -> list[page.Section]:
-        return [
-            page.scores(self.student, self.best, self.gain, self.test),
-            page.objectives(self.finalists),
-            page.experiences(self.experiences, self.n_demos, self.nothing_learned),
-            page.dropped(self.updates, self.experiences, self.finalists, self.is_finished),
-            page.costs(self.usage, REFLECTIONS, self.metric_calls),
-            page.failures(self.failures, self.is_finished),
-            page.Section(page.one_line("; ".join(self.switched))),
-            page.Section(self.taken_because and f"Taken: {page.one_line(self.taken_because)}"),
-            page.Section(self.ended),
-        ]
+    @property
+    def strongest(self) -> list[Experience]:
+        """The experiences of the result, those with the largest effect first."""
+        return sorted(self.experiences, key=lambda e: -e.effect.estimate if e.effect else 1e9)
+
+    @property
+    def front(self) -> list[Candidate]:
+        """The candidates that no other beats in every objective (Pareto)."""
+        return front_of(self.candidates)
 
     @property
     def ended(self) -> str:
@@ -144,8 +175,56 @@ class RunResults:
             return "The run is not finished."
         return f"Ended after {self.wall_time_s:,.0f} s: {self.ended_because}"
 
+    @property
+    def next_step(self) -> str:
+        """The best thing to do with this result, in a sentence."""
+        if not self.is_finished:
+            return "start the same compile with its log_dir again: it goes on where it was"
+        chances = {(one.text, one.scope): one.chance for one in self.tried}
+        weak = [e.id for e in self.strongest if chances.get(e.advice, 1.0) < DOUBTFUL][-2:]
+        steps = [f"strike {' and '.join(weak)} (more likely not worth their tokens)"] * bool(weak)
+        if self.nothing_learned:
+            steps = ["keep the student"]
+        elif self.gain and not self.test:
+            steps += ["pass a testset (these examples chose the result)"]
+        steps += ['save it (program.save("program.json"))'] * (not self.nothing_learned)
+        return f"{', '.join(steps)}; {self._more_budget}"
+
+    @property
+    def _more_budget(self) -> str:
+        changed = [n for n, update in enumerate(self.updates, 1) if update.accepted]
+        seen = [score for update in self.updates for score in update.scores]
+        n, n_last = len(self.updates), changed[-1] if changed else 0
+        if self.best and self.best.mean is not None and self.best.mean >= max(seen, default=9e9):
+            return f"more budget is not worth it: no attempt scored more than {self.best.mean:z.3f}"
+        if self.ended_because.startswith("max_"):
+            return f"more budget is worth it: the run was cut off ({one_line(self.ended_because)})"
+        if n_last > 2 * n / 3:
+            return f"more budget is worth it: the library still changed in update {n_last} of {n}"
+        return f"more budget is not worth it: nothing changed after update {n_last} of {n}"
+
+    def sections(self) -> "list[Section]":
+        """The parts of the page."""
+        return [
+            scores(self),
+            candidates(self),
+            experiences(self),
+            dropped(self),
+            costs(self),
+            failures(self),
+            Section(one_line("; ".join(self.switched))),
+            Section(self.taken_because and f"Taken: {one_line(self.taken_because)}"),
+            Section(f"Next: {self.next_step}"),
+            Section(self.ended),
+        ]
+
     def __str__(self) -> str:
-        return page.as_text(self._sections())
+        lines = []
+        for section in self.sections():
+            rows = [section.header, *section.rows] if section.header else section.rows
+            lines += [section.title] if section.title else []
+            lines += [f"  {line}" for line in aligned(rows)]
+        return printable("\n".join(lines))
 
     @property
     def in_a_line(self) -> str:
@@ -154,7 +233,7 @@ class RunResults:
         return (
             f"validation score {before} before, {after} after; "
             f"{counted(len(self.experiences), 'experience')} and {counted(self.n_demos, 'demo')}; "
-            f"{counted(self.n_lm_calls, 'LM call')}"
+            f"{counted(self.spent.n_lm_calls, 'LM call')}"
         )
 
     def __repr__(self) -> str:
@@ -162,12 +241,13 @@ class RunResults:
 
     def _repr_html_(self) -> str:
         picture = curve(self.updates, self.student, self.best, self.test)
-        return page.as_html(self._sections(), picture)
+        return _HTML.render(sections=self.sections(), curve=picture)
 
     def to_dict(self) -> dict[str, Any]:
         """The results as dicts, lists, strings and numbers, ready for JSON."""
-        values = asdict(replace(self, front=()))
-        del values["origin"], values["front"]
+        plain = tuple(replace(each, bake=None) for each in self.candidates)
+        values = asdict(replace(self, candidates=plain))
+        del values["origin"]
         return dict(json.loads(json.dumps(values)))
 
     @classmethod
@@ -191,3 +271,214 @@ class RunResults:
 @functools.cache
 def _adapter() -> TypeAdapter[RunResults]:
     return TypeAdapter(RunResults)
+
+
+# ------------------------------------------------------------------------------ the page
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page: a title and rows of cells, with a header or not; "": it is left out."""
+
+    title: str
+    rows: Sequence[Sequence[str]] = ()
+    header: Sequence[str] = ()
+
+
+def one_line(text: str) -> str:
+    """The text on one line, shortened to about 300 characters."""
+    return shortened(text, LONGEST_CELL)
+
+
+def effect_text(effect: Effect | None) -> str:
+    """`+0.49 [+0.14, +0.84]`: the effect on the score with its 95 % interval."""
+    if effect is None:
+        return "not measured"
+    low, high = effect.bounds
+    return f"{effect.estimate:+z.2f}{bounds_text(low, high, '+z.2f')}"
+
+
+def scope_text(scope: str) -> str:
+    """Which predictors are given an experience of this scope."""
+    return "every predictor" if scope == ALL else scope
+
+
+def total(usage: Mapping[str, Usage], roles: Iterable[str]) -> Usage:
+    """The usage of all calls of these roles."""
+    return sum((usage[role] for role in roles if role in usage), Usage())
+
+
+def scores(run: RunResults) -> Section:
+    """The mean scores of student and result, first on the test examples, which count most."""
+    sets: dict[str, tuple[object, object, object]] = {}
+    if run.test:
+        sets["held-out test"] = (run.test.student, run.test.best, run.test.gain)
+    if run.student or run.best:
+        sets["validation"] = (run.student, run.best, run.gain)
+    if not sets:
+        return Section("Mean score: not measured")
+    rows = [
+        [name, what, str(value or "not measured")]
+        for name, values in sets.items()
+        for what, value in zip(("student", "result", "gain"), values, strict=True)
+    ]
+    optimistic = "" if run.test else "; optimistic: these scores chose the result"
+    return Section(f"Mean score [95 % interval]{optimistic}", rows)
+
+
+def candidates(run: RunResults, most: int = MOST_CANDIDATES) -> Section:
+    """The candidates of the final choice: scores, objectives, and what each adds to a call.
+
+    Pareto-optimal is one that no other beats in every objective; only those are compared that were
+    measured on the most examples, as the student is.
+    """
+    if len(run.candidates) < 2:
+        return Section("")
+    names = list(dict.fromkeys(name for each in run.candidates for name in each.objectives))
+    front, rivals = [*map(id, run.front)], [*map(id, compared(run.candidates))]
+    rows = []
+    first, *others = run.candidates
+    others.sort(key=lambda other: (not other.is_best, id(other) not in front))
+    for each in [first, *others][:most]:
+        score = each.score
+        mean = "no score" if not score or score.mean is None else f"{score.mean:z.3f} on {score.n}"
+        means = [f"{each.objectives[n]:z.3f}" if n in each.objectives else "" for n in names]
+        optimal = ["yes" if id(each) in front else "no" if id(each) in rivals else ""]
+        dollars = each.added.dollars
+        price = [f"{each.added.n_tokens:,}", *([] if dollars is None else [f"{dollars:,.4f}"])]
+        parts = [*each.ids, *([f"demos {each.demo_set}"] if each.demo_set else [])]
+        parts += ["brief"] * bool(each.added.briefs)
+        is_kept = each.is_best and each is first
+        name = each.name + " (returned)" * is_kept
+        optimal = optimal if names else []
+        rows.append([name, mean, *means, *optimal, *price, one_line(", ".join(parts))])
+    header = ["", "mean score", *names, *(["Pareto-optimal"] if names else [])]
+    is_known = run.candidates[0].added.dollars is not None
+    header += ["tokens a call", *["$ for 1,000 calls"] * is_known, "consists of"]
+    n_more = len(run.candidates) - len(rows)
+    more = f"; {n_more} more: see .candidates" if n_more else ""
+    best = next((id(each) for each in run.candidates if each.is_best), 0)
+    if best in rivals and best not in front:
+        more += "; the result has the best score, which counts the objectives as the metric does"
+    return Section(f"Candidates, on validation examples, and what each adds{more}", rows, header)
+
+
+def experiences(run: RunResults) -> Section:
+    """Each experience of the result, the strongest first, with effect, price and scope."""
+    rows = [
+        [
+            experience.id,
+            effect_text(experience.effect),
+            f"{experience.price} tokens" if experience.price is not None else "",
+            scope_text(experience.scope),
+            one_line(experience.text),
+        ]
+        for experience in run.strongest[:MOST_EXPERIENCES]
+    ]
+    n = len(run.experiences)
+    rows += [["...", f"{n - len(rows)} more", "", "", "see .experiences"]] if n > len(rows) else []
+    title = learned_text(run)
+    if run.nothing_learned:
+        title = f"Nothing was learned: {one_line(run.nothing_learned)}"
+        title += f". What the student has: {counted(n, 'experience')}" if rows else ""
+    header = ["", "effect on the score", "price", "read by", "text"] if rows else []
+    return Section(title, rows, header)
+
+
+def learned_text(run: RunResults) -> str:
+    """`The result has 2 experiences and 1 demo: 120 tokens a call`."""
+    demos = f" and {counted(run.n_demos, 'demo')}" if run.n_demos else ""
+    price = f": {run.added}" if run.added.n_tokens else ""
+    return f"The result has {counted(len(run.experiences), 'experience')}{demos}{price}"
+
+
+def gone(run: RunResults) -> list[Change]:
+    """The last change of each experience that is not in the library, the latest first."""
+    last: dict[str, Change] = {}
+    for update in run.updates:
+        for change in update.changes:
+            last.pop(change.id, None)
+            last[change.id] = change
+    library = run.experiences
+    return [change for change in reversed(last.values()) if change.id not in library]
+
+
+def why_gone(run: RunResults, change: Change) -> str:
+    """Why an experience is not in the result, by its last change and the candidates."""
+    if change.kind == "dropped":
+        return change.reason
+    if not run.is_finished:
+        return "no final choice was made yet"
+    if not any(change.id in candidate.ids for candidate in run.candidates):
+        return "it was not measured in the final choice"
+    return "it did not win the final choice"
+
+
+def dropped(run: RunResults) -> Section:
+    """The experiences that were tried and are not in the result, the latest first, with reasons."""
+    if not (missing := gone(run)):
+        return Section("")
+    rows = [
+        [change.id, f"{one_line(change.text)} ({one_line(why_gone(run, change))})"]
+        for change in missing[:MOST_DROPPED]
+    ]
+    n_more = len(missing) - len(rows)
+    rows += [["...", f"{n_more:,} more; see .updates"]] if n_more else []
+    return Section(f"Not in the result: {counted(len(missing), 'experience')}, and why", rows)
+
+
+def costs(run: RunResults) -> Section:
+    """LM calls, tokens and dollars of the program, of the reflection LM, and of LM judges."""
+    usage = run.usage
+    roles = {"program": OF_PROGRAM, "reflection LM": REFLECTIONS, "LMs in the metric": ("metric",)}
+    roles |= {"calls without a result": ("unfinished",)}
+    if set(usage) == {"rollout"}:  # of a run that is not finished only the sum is known
+        row = ["so far, in all", f"{usage['rollout'].n_lm_calls:,}", _dollars(usage["rollout"])]
+        title = "Costs: tokens and calls of the metric are recorded at the end of a run"
+        return Section(title, [row], ["", "LM calls", "dollars"])
+    rows = []
+    for name, of in roles.items():
+        spent = total(usage, of)
+        if spent.n_answers or name in ("program", "reflection LM"):
+            n_calls, n_tokens = f"{spent.n_lm_calls:,}", f"{spent.n_tokens:,}"
+            rows.append([name, n_calls, n_tokens, _dollars(spent)])
+    title = f"Costs, and {counted(run.metric_calls, 'call')} of the metric"
+    if n := run.spent.n_failed_calls:
+        title += f"; {counted(n, 'request')} failed or were refused"
+    if n := run.spent.n_cached_calls:
+        title += f"; {counted(n, 'more answer')} came from a cache, and cost nothing"
+    return Section(title, rows, ["", "LM calls", "tokens", "dollars"])
+
+
+def _dollars(spent: Usage) -> str:
+    return f"{spent.cost_usd:.4f}" if spent.cost_usd else "0 or unknown"
+
+
+def budget(run: RunResults) -> Section:
+    """How much was used of each limit that was set."""
+    used: dict[str, tuple[str, float, str]] = {
+        "max_lm_calls": ("LM calls", run.spent.n_lm_calls, ",.0f"),
+        "max_metric_calls": ("calls of the metric", run.metric_calls, ",.0f"),
+        "max_cost": ("dollars", run.spent.cost_usd, ",.4f"),
+        "max_minutes": ("minutes", run.wall_time_s / 60, ",.1f"),
+    }
+    rows = []
+    for name, (what, amount, form) in used.items():
+        if limit := run.settings.get(name):
+            share = f"{amount / limit:.0%}"
+            rows.append([what, f"{amount:{form}}", f"{limit:,}", share, name])
+    if not rows:
+        unknown = "Limits are recorded at the end of a run"
+        return Section("No limit was set" if run.settings else unknown)
+    return Section("Used of the limits", rows, ["", "used", "limit", "share", "set by"])
+
+
+def failures(run: RunResults) -> Section:
+    """How many failures there were of each kind, the most frequent first."""
+    kinds = sorted(run.failures.items(), key=lambda item: (-item[1], item[0]))
+    shown = kinds[:MOST_FAILURES]
+    rows = [[f"{n:,}", kind, FAILURES_IN_WORDS.get(kind, "")] for kind, n in shown]
+    n_more = sum(n for _, n in kinds[MOST_FAILURES:])
+    rows += [[f"{n_more:,}", "others", "see .failures"]] if n_more else []
+    none = "No failures" if run.is_finished else "Failures are recorded at the end of a run"
+    return Section("Failures, by kind" if rows else none, rows)

@@ -3,12 +3,13 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from scipy.special import stdtrit
 
+from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.values import Effect
 from tfgrpo_dspy.scores import MIN_CONTRAST, mean_of
 from tfgrpo_dspy.wording import counted
@@ -20,6 +21,7 @@ ExampleScores = Sequence[float | None]
 Scale = tuple[float, float]
 """The lowest and the highest score, as far as a run has seen them."""
 UNBOUNDED: Scale = (-math.inf, math.inf)
+Row = dict[str, Any]  # of a table, by the names of its columns
 
 
 def interval(values: Sequence[float], scale: Scale = UNBOUNDED) -> tuple[float, float] | None:
@@ -142,49 +144,100 @@ class TriedAdvice:
 
 
 @dataclass(frozen=True, slots=True)
-class Finalist:
-    """A candidate of the final choice; the first is the student.
+class Added:
+    """Prompt tokens that lines, briefs and demos add to each call of a program, estimated.
 
-    `ids` are the experiences that it has, `demo_set` says which of the run's sets of demos, from 1;
-    0: none. `score` is its mean on the validation examples that it was measured on; `chance` is the
-    probability that it is better than the student, by training and validation rollouts together;
-    `is_best` says whether it was returned. `objectives` are the means of the metric's objectives,
-    by name.
+    A program of several predictors calls each of them once. `dollars` are what a thousand calls
+    cost more for them; None: no price of the policy LM is known.
     """
 
+    lines: int = 0
+    briefs: int = 0
+    demos: int = 0
+    dollars: float | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """All of these tokens."""
+        return self.lines + self.briefs + self.demos
+
+    def __str__(self) -> str:
+        sizes = {"lines": self.lines, "brief": self.briefs, "demos": self.demos}
+        parts = ", ".join(f"{name} {n:,}" for name, n in sizes.items() if n)
+        of = f" ({parts})" if len([n for n in sizes.values() if n]) > 1 else ""
+        dollars = "" if self.dollars is None else f", ${self.dollars:,.4f} for 1,000 calls"
+        return f"{counted(self.n_tokens, 'token')} a call{of}{dollars}"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A candidate of the final choice, which was measured on validation examples.
+
+    `name` is "student" (the first), "result", or "candidate 1", ...; a result that is the student
+    is named so. `ids` are its experiences, `demo_set` says which of the run's sets of demos it
+    shows, from 1; 0: none. `score` is its mean on the examples that it was measured on; `chance` is
+    the probability that it is better than the student, by training and validation rollouts
+    together; `is_best` says whether it was returned. `objectives` are the means of the metric's
+    objectives, by name; `added` says what it adds to each call.
+    """
+
+    name: str
     ids: tuple[str, ...]
     demo_set: int
     score: ScoreSummary | None
     chance: float
     is_best: bool
     objectives: Mapping[str, float] = field(default_factory=dict)
+    added: Added = field(default_factory=Added)
+    bake: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
 
-    @property
-    def has_demos(self) -> bool:
-        """Whether it shows demos."""
-        return self.demo_set > 0
+    def program(self) -> Any:
+        """This program, ready to use.
+
+        Raises SettingsError: these results were read from a file, which holds no programs.
+        """
+        if self.bake is None:
+            raise SettingsError(
+                f"{self.name}: results that were saved hold no programs; run the same compile with "
+                f"its log_dir again, which takes no call, and take its detailed_results."
+            )
+        return self.bake()
 
     @property
     def n_measured(self) -> int:
         """On how many examples it was measured, those without a score included."""
         return self.score.n + self.score.n_failed if self.score else 0
 
-    def dominates(self, other: "Finalist") -> bool:
+    def dominates(self, other: "Candidate") -> bool:
         """Whether it is as good in all objectives, and better in one."""
         pairs = [(self.objectives.get(n, -math.inf), v) for n, v in other.objectives.items()]
         return all(value >= v for value, v in pairs) and any(value > v for value, v in pairs)
 
 
-def compared(finalists: Sequence[Finalist]) -> list[Finalist]:
-    """The finalists with objectives that were measured on the most examples."""
-    most = max((each.n_measured for each in finalists), default=0)
-    return [each for each in finalists if each.objectives and each.n_measured == most]
+def compared(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates with objectives that were measured on the most examples."""
+    most = max((each.n_measured for each in candidates), default=0)
+    return [each for each in candidates if each.objectives and each.n_measured == most]
 
 
-def front_of(finalists: Sequence[Finalist]) -> list[Finalist]:
-    """The finalists of those `compared` that no other dominates: the Pareto front."""
-    rivals = compared(finalists)
+def front_of(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates of those `compared` that no other dominates: the Pareto front."""
+    rivals = compared(candidates)
     return [each for each in rivals if not any(other.dominates(each) for other in rivals)]
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleRow:
+    """What student and result scored and gave on an example of the validation or test set."""
+
+    set: str
+    example: int  # the position in its set
+    inputs: str  # this and other texts are shortened
+    student: float | None
+    result: float | None
+    student_outputs: str
+    result_outputs: str
+    feedback: str = ""
 
 
 @dataclass(frozen=True, slots=True)

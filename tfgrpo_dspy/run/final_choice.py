@@ -1,8 +1,10 @@
 """The end of a run: a race on the validation set says which program is returned."""
 
+import functools
 import logging
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -10,25 +12,26 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.account import Account, Amount
+from tfgrpo_dspy.budget.prices import Prices, token_price
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
-from tfgrpo_dspy.experience.programs import instructions_of
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.programs import instructions_of, named_predictors
 from tfgrpo_dspy.gate.model import DEMOS_PRICE
 from tfgrpo_dspy.gate.race import Race, Scores
-from tfgrpo_dspy.listeners.board_rows import worst_first
+from tfgrpo_dspy.listeners.rows import worst_first
 from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.results import Candidate
 from tfgrpo_dspy.results.records import (
+    Added,
+    Candidate,
     DemoRecord,
-    Finalist,
     HeldOut,
+    Row,
     ScoreSummary,
     TriedAdvice,
     compared,
-    front_of,
 )
-from tfgrpo_dspy.results.rows import RolloutRow
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measurements import Measurements
 from tfgrpo_dspy.sampling.additions import Additions
@@ -62,7 +65,7 @@ class FinalChoice:
         library is returned, whether it is better or not.
         """
         valset = () if self._settings.metric is None else self._inputs.valset
-        entries: dict[int, Finalist] = {}
+        entries: dict[int, Candidate] = {}
         why = "the last library, be it better or worse: there is no race"
         if is_race := self._settings.measures and bool(valset):
             candidates = _candidates(self._history, {example.identity for example in valset})
@@ -84,9 +87,8 @@ class FinalChoice:
             [*measured.rollouts, *tested.rollouts],
             "" if self._ledger.is_failure else self._ended_because,
             **measured.outcome(place),
-            finalists=tuple(entries.values()),
+            candidates=tuple(entries.values()),
             taken_because=_reason(why, place, entries),
-            front=tuple(_front(self._inputs.student, candidates, entries)),
             test=self._held_out(tested),
             examples=worst_first(examples),
         )
@@ -99,7 +101,7 @@ class FinalChoice:
     def _reported(
         self,
         additions: Additions,
-        rollouts: Sequence[RolloutRow] = (),
+        rollouts: Sequence[Row] = (),
         finished_because: str = "",
         **fields: Any,
     ) -> Any:
@@ -118,6 +120,7 @@ class FinalChoice:
             demos=tuple(DemoRecord(demo.predictor, dict(demo.fields)) for demo in additions.demos),
             program=type(self._inputs.student).__name__,
             origin=self._journal.origin,
+            added=self._added(additions),
             library=additions.library.to_dict(),
             instructions=instructions_of(self._inputs.student, optimized),
             lms=(_names(policy_lms(self._inputs.student)), _names([self._settings.reflection_lm])),
@@ -128,6 +131,10 @@ class FinalChoice:
         logger.info("the run ended (%s): %s", results.ended_because, results.in_a_line)
         optimized.detailed_results = results
         return optimized
+
+    def _added(self, additions: Additions) -> Added:
+        prices = self._settings.execution.prices or {}
+        return added_by(additions, self._inputs.student, prices)
 
     def _measurements(
         self, role: str, examples: Sequence[Example], candidates: list[Additions]
@@ -161,7 +168,7 @@ class FinalChoice:
             logger.warning("the test set was not measured: %s", self._ledger.stopped_because)
         return None
 
-    def _race(self, measured: Measurements) -> tuple[int, dict[int, Finalist], str]:
+    def _race(self, measured: Measurements) -> tuple[int, dict[int, Candidate], str]:
         """The winner's place (0: student), all that took part by their places, and why it won."""
         account, sd = self._history.latest.account, self._history.score_sd
         candidates = [_parts(candidate) for candidate in measured.candidates]
@@ -184,25 +191,28 @@ class FinalChoice:
                 measured.show()
         scores = measured.scores()
         best = race.winner(scores)
-        finalists = {
-            c: Finalist(
-                ids=tuple(experience.id for experience in candidate.library),
-                demo_set=candidate.demo_set,
-                score=ScoreSummary.of(measured.scores_of(c), measured.scale),
-                chance=race.chance(c, 0, scores),
-                is_best=c == best,
-                objectives=measured.objectives_of(c),
-            )
-            for c, candidate in enumerate(measured.candidates)
-            if (c, 0) in scores
-        }
-        if len(finalists) < 2 <= len(candidates) and not self._ledger.is_failure:
+        entries: dict[int, Candidate] = {}
+        for c, additions in enumerate(measured.candidates):
+            if (c, 0) in scores:
+                n_others = sum(bool(place) and place != best for place in entries) + 1
+                entries[c] = Candidate(
+                    name="student" if not c else "result" if c == best else f"candidate {n_others}",
+                    ids=tuple(experience.id for experience in additions.library),
+                    demo_set=additions.demo_set,
+                    score=ScoreSummary.of(measured.scores_of(c), measured.scale),
+                    chance=race.chance(c, 0, scores),
+                    is_best=c == best,
+                    objectives=measured.objectives_of(c),
+                    added=self._added(additions),
+                    bake=functools.partial(additions.bake, self._inputs.student),
+                )
+        if len(entries) < 2 <= len(candidates) and not self._ledger.is_failure:
             logger.warning(
                 "the result could not be measured, so the student is returned: %s; allow more, or "
                 "pass a smaller valset",
                 self._ended_because,
             )
-        return best, finalists, race.why(scores)
+        return best, entries, race.why(scores)
 
     def _next_round(self, race: Race, account: Account, scores: Scores) -> list[tuple[int, int]]:
         """The rollouts that the race measures next, beside what the test set needs.
@@ -241,21 +251,41 @@ def _priced(result: Additions) -> Additions:
     return replace(result, library=result.library.holding(priced))
 
 
-def _reason(why: str, place: int, entries: Mapping[int, Finalist]) -> str:
+def added_by(additions: Additions, student: Any, prices: Prices) -> Added:
+    """The tokens that these add to each call of the student, and the dollars, where known."""
+    library, demos = additions.library, Counter[str]()
+    for demo in additions.demos:
+        shown = "\n".join(f"[[ ## {name} ## ]]\n{text}" for name, text in demo.fields)
+        demos[demo.predictor] += estimate_tokens(shown)
+    bare, briefed, whole = (
+        _sizes(each.bake(student)) for each in (ExperienceLibrary(), library.holding(()), library)
+    )
+    before, dollars = _sizes(student), list[float | None]()
+    for name, predictor in named_predictors(student):
+        price = token_price(predictor.lm or dspy.settings.lm, prices)
+        n_more = whole[name] - before[name] + demos[name]
+        dollars.append(None if isinstance(price, str) else 1000 * n_more * price.prompt)
+    of_briefs = briefed.total() - bare.total()
+    return Added(
+        lines=whole.total() - before.total() - of_briefs,
+        briefs=of_briefs,
+        demos=demos.total(),
+        dollars=None if None in dollars else sum(each or 0.0 for each in dollars),
+    )
+
+
+def _sizes(program: Any) -> Counter[str]:
+    """The tokens of the instructions of each predictor."""
+    predictors = named_predictors(program)
+    return Counter({name: estimate_tokens(p.signature.instructions) for name, p in predictors})
+
+
+def _reason(why: str, place: int, entries: Mapping[int, Candidate]) -> str:
     """Why the result was taken, also where another candidate beats it in every objective."""
     result, others = entries.get(place), entries.values()
     if result is None or not any(other.dominates(result) for other in compared([*others])):
         return why
     return f"{why}; another is better in every objective, and not surely in the score"
-
-
-def _front(
-    student: Any, candidates: Sequence[Additions], entries: Mapping[int, Finalist]
-) -> Iterator[Candidate]:
-    front = front_of([*entries.values()])
-    for place, finalist in entries.items():
-        if any(finalist is one for one in front):
-            yield Candidate(candidates[place].bake(student), finalist)
 
 
 def _names(lms: Sequence[Any]) -> str:

@@ -18,8 +18,8 @@ from tfgrpo_dspy.experience.values import Keep, Operation, supported
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.group import Group, floored
-from tfgrpo_dspy.listeners.board_rows import training_rows
 from tfgrpo_dspy.listeners.changes import Changes
+from tfgrpo_dspy.listeners.rows import training_rows
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Rollout, fields_text
 from tfgrpo_dspy.run.planning import Planner

@@ -12,9 +12,16 @@ from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.gate.race import Scores
 from tfgrpo_dspy.group import floored
-from tfgrpo_dspy.listeners.board_rows import example_rows, rollout_row
-from tfgrpo_dspy.results.records import UNBOUNDED, ExampleScores, Gain, Scale, ScoreSummary
-from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow, objective_means
+from tfgrpo_dspy.listeners.rows import example_rows, objective_means, rollout_row
+from tfgrpo_dspy.results.records import (
+    UNBOUNDED,
+    ExampleRow,
+    ExampleScores,
+    Gain,
+    Row,
+    Scale,
+    ScoreSummary,
+)
 from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.sampling.additions import Additions
@@ -180,7 +187,7 @@ class Measurements:
         }
 
     @property
-    def rollouts(self) -> list[RolloutRow]:
+    def rollouts(self) -> list[Row]:
         """The rollouts of all candidates."""
         return [
             rollout_row(rollout, self._role, candidate)

@@ -24,8 +24,7 @@ from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted, secret_variables
 from tfgrpo_dspy.reflection.guard import task_text
 from tfgrpo_dspy.results import RunResults
-from tfgrpo_dspy.results.records import UpdateRecord
-from tfgrpo_dspy.results.rows import ReflectionRow, RolloutRow
+from tfgrpo_dspy.results.records import Row, UpdateRecord
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.sampling.fields import as_fields
@@ -103,7 +102,7 @@ class Journal:
         self.is_over, self.cut_because = False, ""
         """Whether the run had ended under its budget: what was lost then stays lost, and of what
         is not recorded something was refused for this reason."""
-        self.asked: list[ReflectionRow] = []  # of the reflection LM, until its update is recorded
+        self.asked: list[Row] = []  # of the reflection LM, until its update is recorded
         self._run: RunEntry | None = None
         visible = "\n".join(_own_texts(student, examples))
         lms = [*all_lms(settings, student), dspy.settings.lm]
@@ -257,7 +256,7 @@ class Journal:
             self.store.replace(key, record)
 
     def note_update(
-        self, best: Additions, update: UpdateRecord, rollouts: Sequence[RolloutRow], ledger: Ledger
+        self, best: Additions, update: UpdateRecord, rollouts: Sequence[Row], ledger: Ledger
     ) -> None:
         """Record a decided update, what was made and asked for it, and the best program so far."""
         if self._run is None:
@@ -271,7 +270,7 @@ class Journal:
         best: Additions,
         ended_because: str,  # "": it may go on
         results: RunResults,
-        rollouts: Sequence[RolloutRow],
+        rollouts: Sequence[Row],
         ledger: Ledger,
     ) -> None:
         """Record the program of the run, what it reports, and the rollouts of the final choice."""
@@ -291,11 +290,11 @@ class Journal:
         self._write(entry)
 
     def _put_rows(
-        self, place: str, rollouts: Sequence[RolloutRow], update: UpdateRecord | None = None
+        self, place: str, rollouts: Sequence[Row], update: UpdateRecord | None = None
     ) -> None:
-        asked = [row for row in self.asked if update is None or row.update == update.update]
+        asked = [row for row in self.asked if update is None or row["update"] == update.update]
         self.asked = [row for row in self.asked if row not in asked]
-        rows = {"rollouts": list(map(asdict, rollouts)), "reflections": list(map(asdict, asked))}
+        rows = {"rollouts": [*rollouts], "reflections": asked}
         self._put(f"{UPDATE}{place}", {"update": update and asdict(update), **rows})
 
     @property

@@ -14,7 +14,6 @@ from tfgrpo_dspy.experience.programs import check_program, introduced
 from tfgrpo_dspy.identity import Identities, digest
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
-from tfgrpo_dspy.results.rows import ReflectionRow, RolloutRow
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.store.database import Record, Store, reading
@@ -24,9 +23,7 @@ from tfgrpo_dspy.store.keys import program_digest
 logger = logging.getLogger(__name__)
 
 UPDATES = TypeAdapter(UpdateRecord)
-_ROWS: dict[str, TypeAdapter[Any]] = {
-    "rollouts": TypeAdapter(list[RolloutRow]), "reflections": TypeAdapter(list[ReflectionRow])
-}  # fmt: skip
+_ROWS = TypeAdapter(list[dict[str, Any]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +118,7 @@ def saved_rows(run: SavedRun, name: str) -> list[Any]:
     """The "rollouts" or the "reflections" of a run, in their order. Raises StoreError."""
     with _store_in(run.results.origin["log_dir"]) as store:
         return [row for _, record in _updates(store, run.id)
-                for row in _ROWS[name].validate_python(record[name])]  # fmt: skip
+                for row in _ROWS.validate_python(record[name])]  # fmt: skip
 
 
 def _updates(store: Store, run: str) -> Iterator[tuple[str, Record]]:

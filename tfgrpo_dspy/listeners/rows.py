@@ -1,12 +1,17 @@
-"""What a run has made, as rows of tables: for events, the run store and the results."""
+"""What a run has made, as rows of tables: for events, the run store and the results.
+
+A row is a dict by the names of columns, ready for JSON.
+"""
 
 import json
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.texts import clip
-from tfgrpo_dspy.results.rows import ExampleRow, ReflectionRow, RolloutRow
+from tfgrpo_dspy.results.records import ExampleRow, Row
 from tfgrpo_dspy.rollout import Rollout, fields_text
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
@@ -18,7 +23,7 @@ RolloutsByExample = Mapping[int, tuple[Rollout, float | None]]
 """By example: a rollout, and the score that it counts with."""
 
 
-def training_rows(update: int, groups: Iterable[SampledGroup]) -> tuple[RolloutRow, ...]:
+def training_rows(update: int, groups: Iterable[SampledGroup]) -> tuple[Row, ...]:
     """The rollouts of an update, with the scores of the metric."""
     return tuple(
         rollout_row(rollout, "training", additions, update, aid)
@@ -34,27 +39,26 @@ def training_rows(update: int, groups: Iterable[SampledGroup]) -> tuple[RolloutR
 
 def rollout_row(
     rollout: Rollout, set: str, additions: Additions, update: int | None = None, aid: str = ""
-) -> RolloutRow:
-    """The row of a rollout, with what it was given."""
-    ids = " ".join(experience.id for experience in additions.library)
+) -> Row:
+    """The row of a rollout on an example of this set, with the help (`aid`) that it had."""
     failure = rollout.failure and f"{rollout.failure.kind}: {rollout.failure.message}"
-    return RolloutRow(
-        set=set,
-        update=update,
-        example=rollout.example,
-        rollout_id=rollout.rollout_id,
-        score=rollout.score,
-        outputs=fields_text(rollout.outputs),
-        feedback=rollout.words,
-        failure=failure or "",
-        experiences=ids,
-        n_demos=len(additions.demos),
-        aid=aid,
-        n_lm_calls=rollout.usage.n_lm_calls,
-        n_tokens=rollout.usage.n_tokens,
-        dollars=rollout.usage.cost_usd,
-        objectives=dict(rollout.objectives),
-    )
+    return {
+        "set": set,  # "training", "validation" or "test"
+        "update": update,  # from 0; None outside training
+        "example": rollout.example,  # the position in its set
+        "rollout_id": rollout.rollout_id,
+        "score": rollout.score,
+        "outputs": fields_text(rollout.outputs),
+        "feedback": rollout.words,
+        "failure": failure or "",
+        "experiences": " ".join(experience.id for experience in additions.library),
+        "n_demos": len(additions.demos),
+        "aid": aid,  # a hint, a teacher, a start from another rollout
+        "n_lm_calls": rollout.usage.n_lm_calls,
+        "n_tokens": rollout.usage.n_tokens,
+        "dollars": rollout.usage.cost_usd,
+        "objectives": dict(rollout.objectives),
+    }
 
 
 def example_rows(
@@ -96,22 +100,41 @@ def _outputs(rollout: Rollout | None) -> str:
     return shortened(fields_text(rollout.outputs) or failure, CELL_BYTES)
 
 
-def reflection_row(
-    stage: str, update: int, inputs: Mapping[str, Any], answer: Answer
-) -> ReflectionRow:
-    """The row of an answer to these inputs."""
+def reflection_row(stage: str, update: int, inputs: Mapping[str, Any], answer: Answer) -> Row:
+    """The row of an answer to these inputs.
+
+    `answered` is what was read, as JSON, or what could not be read; `fault` says what failed, also
+    where the LM was asked once more.
+    """
     texts = (f"[{name}]\n{clip(str(value), ASKED_TOKENS)}" for name, value in inputs.items())
     usage, is_read = answer.usage, answer.output is not None
     at_first = f"could not be read at first: {answer.unread}"
     unreadable = at_first if is_read else "nothing in the answer could be read"
-    return ReflectionRow(
-        stage=stage,
-        update=update,
-        asked="\n\n".join(texts),
-        answered=json.dumps(answer.output, ensure_ascii=False) if is_read else answer.unread,
-        explanation=answer.explanation,
-        fault=answer.error or (unreadable if answer.parse_failures else ""),
-        n_lm_calls=usage.n_lm_calls,
-        n_tokens=usage.n_tokens,
-        dollars=usage.cost_usd,
-    )
+    return {
+        "stage": stage,
+        "update": update,
+        "asked": "\n\n".join(texts),
+        "answered": json.dumps(answer.output, ensure_ascii=False) if is_read else answer.unread,
+        "explanation": answer.explanation,
+        "fault": answer.error or (unreadable if answer.parse_failures else ""),
+        "n_lm_calls": usage.n_lm_calls,
+        "n_tokens": usage.n_tokens,
+        "dollars": usage.cost_usd,
+    }
+
+
+def objective_means(values: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each objective, over those that have it."""
+    columns = [*values]
+    names = dict.fromkeys(name for of_one in columns for name in of_one)
+    return {n: statistics.fmean(of_one[n] for of_one in columns if n in of_one) for n in names}
+
+
+def as_columns(rows: Iterable[Any]) -> list[Row]:
+    """The rows as dicts that all have the same keys; an objective is a column `objective NAME`."""
+    plain = [dict(row) if isinstance(row, Mapping) else asdict(row) for row in rows]
+    names = dict.fromkeys(name for row in plain for name in row.get("objectives", ()))
+    for row in plain:
+        objectives = row.pop("objectives", {})
+        row.update({f"objective {name}": objectives.get(name) for name in names})
+    return plain
