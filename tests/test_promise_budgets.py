@@ -149,7 +149,6 @@ class Metric:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.filterwarnings("ignore:.*DSPy finds no predictors")
 @given(
     kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=4),
     swallows=st.sampled_from(sorted(SWALLOWED)),

@@ -148,31 +148,6 @@ def test_what_cannot_be_compiled_is_refused_with_every_fault_before_the_first_ca
     assert lm.engine.n_calls() == 0
 
 
-class Bare(dspy.ChatAdapter):
-    """Sends demos and inputs alone."""
-
-    def format(self, signature: Any, demos: Any, inputs: Any) -> list[dict[str, str]]:
-        return [*self.format_demos(signature, demos), {"role": "user", "content": f"{inputs}"}]
-
-
-class Terse(Bare):
-    """Sends the instructions before them, without the form."""
-
-    def format(self, signature: Any, demos: Any, inputs: Any) -> list[dict[str, str]]:
-        instructions = {"role": "system", "content": signature.instructions}
-        return [instructions, *super().format(signature, demos, inputs)]
-
-
-def test_an_adapter_whose_prompts_lack_the_instructions_is_named_before_the_first_call() -> None:
-    optimizer = TrainingFreeGRPO(is_polite)
-    with dspy.context(lm=scripted_lm([]), adapter=Bare()):
-        with pytest.warns(UserWarning, match="prompts of Bare do not hold the instructions"):
-            optimizer.estimate(predictor(), trainset=questions(9))
-        with dspy.context(adapter=Terse()), warnings.catch_warnings():
-            warnings.simplefilter("error")
-            optimizer.estimate(predictor(), trainset=questions(9))
-
-
 @pytest.mark.parametrize("temperature", [None, 1.0])
 def test_a_reasoning_model_is_accepted_at_its_own_temperature(temperature: float | None) -> None:
     with dspy.context(lm=dspy.LM("openai/o3", api_key="none")):
@@ -383,35 +358,3 @@ def test_a_warning_points_to_the_line_of_the_user_and_not_into_a_library(call: s
     with dspy.context(lm=lm), pytest.warns(UserWarning, match="too optimistic") as caught:
         getattr(optimizer, call)(predictor(), **data, valset=questions(3)[:2])
     assert {warning.filename for warning in caught} == {__file__}
-
-
-class Calling(Holding):
-    """Calls the first predictor that it holds."""
-
-    def forward(self, question: str) -> dspy.Prediction:
-        return self.all[0](question=question)
-
-
-def holding(*predictors: Any) -> dspy.Module:
-    """A program with a predictor that DSPy finds, and these."""
-    return Calling(predictor(), *predictors)
-
-
-@pytest.mark.parametrize(
-    ("student", "hidden"),
-    [
-        (holding([predictor()], {"late": (predictor(),)}), "all[1][0], all[2][late][0]:"),
-        (holding([holding(predictor(), [predictor()])]), "all[1][0].all[0], all[1][0].all[1], all"),
-        (holding(predictor(), frozen(), [frozen()]), ""),
-        (holding([dspy.LM("openai/gpt-4o", api_key="none"), "text"]), ""),
-    ],
-)
-def test_predictors_that_dspy_does_not_find_are_named_before_a_run(
-    student: Any, hidden: str
-) -> None:
-    with dspy.context(lm=scripted_lm([])), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        TrainingFreeGRPO(is_polite).estimate(student, trainset=questions(9))
-    warned = [str(w.message) for w in caught if "DSPy finds no predictors" in str(w.message)]
-    assert len(warned) == bool(hidden)
-    assert all(text.startswith(hidden) for text in warned)

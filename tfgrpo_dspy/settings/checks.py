@@ -17,12 +17,7 @@ from tfgrpo_dspy.budget.prices import price_of
 from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE, stored_in
 from tfgrpo_dspy.errors import caution
 from tfgrpo_dspy.experience.library import library_in
-from tfgrpo_dspy.experience.programs import (
-    introduced,
-    language_models,
-    named_predictors,
-    with_instructions,
-)
+from tfgrpo_dspy.experience.programs import introduced, language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.rollout import Rollout
@@ -38,7 +33,6 @@ logger = logging.getLogger(__name__)
 MAX_HELD_OUT, MIN_EXAMPLES_TO_SPLIT = 100, 6
 OF_PREDICT = frozenset({"config", "demos", "lm", "new_signature", "self", "signature"})
 """Arguments of `dspy.Predict` itself; an input of such a name never reaches the LM."""
-MARK = "(instructions of tfgrpo_dspy)"
 
 
 def prepare(
@@ -71,7 +65,7 @@ def prepare(
         [Example(each, nullable) for each in of_one or ()] for of_one in data.values()
     )
     sets = {"training": examples, "validation": held_out, "test": tested}
-    cautions = _cautions(settings, student, teacher, recorded is not None)
+    cautions = _cautions(settings, teacher, recorded is not None)
     for each in itertools.chain(cautions, _overlap_cautions(sets)):
         caution(each)
     training, validation = split(settings, examples, held_out)
@@ -385,29 +379,8 @@ def _taken_by(module: Any) -> tuple[set[str], set[str] | None]:
 # --------------------------------------------------------------------------------------- warnings
 
 
-def _cautions(settings: Settings, student: Any, teacher: Any, is_recorded: bool) -> Iterator[str]:
+def _cautions(settings: Settings, teacher: Any, is_recorded: bool) -> Iterator[str]:
     """A sentence on each thing that a run can use, and does not as somebody may expect."""
-    modules = list(student.named_sub_modules(skip_compiled=True))
-    if flexible := [name for name, each in modules if _is_flex(each)]:
-        yield (
-            f"{', '.join(flexible)}: dspy.Flex writes its own predictors while it runs; it is left "
-            f"as it is, and only the other predictors are given experiences."
-        )
-    shown = {id(predictor) for _, predictor in named_predictors(student)}
-    inside = tuple(f"{name}." for name in flexible)
-    hidden = [
-        name.removeprefix("self.")
-        for name, module in modules
-        if isinstance(module, dspy.Predict)
-        and id(module) not in shown
-        and not name.startswith(inside)
-    ]
-    if hidden:
-        yield (
-            f"{', '.join(hidden)}: DSPy finds no predictors in a list or dict within another one, "
-            f"so these are given no experiences or demos, and are not saved; hold them in "
-            f"attributes, or in lists or dicts that are attributes."
-        )
     if teacher is not None:
         yield "teacher: this optimizer uses no teacher, and ignores it."
     if settings.metric is None and not is_recorded:
@@ -415,25 +388,6 @@ def _cautions(settings: Settings, student: Any, teacher: Any, is_recorded: bool)
             "metric=None: lessons are drawn from agreement and self-critique, without ground "
             "truth; nothing checks that the result is not worse than the student."
         )
-    adapter = dspy.settings.adapter
-    is_own = adapter is not None and not type(adapter).__module__.startswith("dspy.")
-    for name, predictor in named_predictors(student) if is_own else ():
-        signature = with_instructions(predictor.signature, MARK)
-        try:
-            messages = str(adapter.format(signature, [], dict.fromkeys(signature.input_fields, "")))
-        except Exception:  # noqa: BLE001 - code of the user's, which may need real inputs
-            continue
-        if MARK not in messages:
-            yield (
-                f"the prompts of {type(adapter).__name__} do not hold the instructions of the "
-                f"predictor {name!r}, so that no experience can reach its LM; write "
-                f"signature.instructions into them."
-            )
-            return
-
-
-def _is_flex(module: Any) -> bool:
-    return type(module).__name__ == "Flex" and type(module).__module__.startswith("dspy.")
 
 
 def _overlap_cautions(sets: Mapping[str, Sequence[Example]]) -> Iterator[str]:
