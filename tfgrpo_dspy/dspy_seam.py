@@ -81,12 +81,12 @@ def stored_in(example: dspy.Example) -> dict[Any, Any]:
 
 
 def input_names(example: dspy.Example) -> Any:
-    """What `with_inputs` was given, in whatever form; None: it was not called."""
+    """The argument of `with_inputs`, in whatever form; None: it was not called."""
     return vars(example).get("_input_keys")
 
 
 def can_be_saved(value: Any) -> bool:
-    """Whether the program of a demo with this value can be saved as JSON, by `save`."""
+    """True if the program of a demo with this value can be saved as JSON, by `save`."""
     try:
         orjson.dumps(serialize_object(value))
     except TypeError:
@@ -267,7 +267,7 @@ def _reports_tokens(response: Any) -> bool:
 
 
 def has_log_probabilities(value: Any) -> bool:
-    """Whether it is what DSPy calls `logprobs`, in an entry of its history or in a Prediction."""
+    """True if it is what DSPy calls `logprobs`, in an entry of its history or in a Prediction."""
     return isinstance(_value(value, "content"), list | tuple)
 
 

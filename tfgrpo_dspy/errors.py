@@ -65,7 +65,7 @@ def sentence(text: object) -> str:
 
 
 class TrainingFreeGRPOError(Exception):
-    """What every exception of this package derives from."""
+    """The base of every exception of this package."""
 
 
 class SettingsError(TrainingFreeGRPOError, ValueError):

@@ -1,4 +1,4 @@
-"""What a run tells a listener, and what it asks before an update: `on_event=` and `approve=`.
+"""Events that a run tells a listener, and its question before updates: `on_event=` and `approve=`.
 
 A listener is called with one event after the other, in the order of the updates, and the run waits
 for it. An exception of it is counted as a failure of kind "listener", and the run goes on. A run
@@ -34,7 +34,7 @@ class UpdateDecided:
 
 @dataclass(frozen=True, slots=True)
 class BudgetUsed:
-    """What the run has used after an update, of the limits that are set (`max_lm_calls`, ...)."""
+    """The part of the limits that are set (`max_lm_calls`, ...) that is used after an update."""
 
     n_lm_calls: int
     n_metric_calls: int
@@ -73,7 +73,7 @@ class Proposal:
 
     @property
     def diff(self) -> str:
-        """What the operations would change, a line for each experience."""
+        """The changes that the operations would make, a line for each experience."""
         return self.library.diff(self.library.apply(self.operations, NO_LIMITS))
 
 

@@ -45,7 +45,7 @@ class Group:
 
     @property
     def advantages(self) -> tuple[float, ...]:
-        """How far each score stands from the mean, in population standard deviations.
+        """The distance of each score from the mean, in population standard deviations.
 
         `(0.0, 1.0) -> (-1.0, 1.0)`; all 0.0 without contrast; empty where there is no metric.
         Scores that look alike in `score_texts` have the same advantage.
@@ -86,12 +86,12 @@ class Group:
 
     @property
     def has_feedback(self) -> bool:
-        """Whether the metric, an error of the program, or values of steps say what was wrong."""
+        """True if the metric, an error of the program, or values of steps say what was wrong."""
         return any(r.words or r.failure or r.changes for r in self.rollouts)
 
     @property
     def has_contrast(self) -> bool:
-        """Whether its scores differ, by more than a hundredth of all scores that are known."""
+        """True if its scores differ, by more than a hundredth of all scores that are known."""
         return bool(self.scores) and max(self.scores) - min(self.scores) > self.least_contrast
 
     @property
@@ -105,7 +105,7 @@ class Group:
         return self.score_range.including(self.scores).texts(self.scores)
 
     def is_at_best(self, labels: Mapping[str, str]) -> bool:
-        """Whether all have the best score that is known or, if only one is, the labels' answer."""
+        """True if all have the best score that is known or, if only one is, the labels' answer."""
         scores = self.score_range.including(self.scores)
         if not self.scores:
             return False

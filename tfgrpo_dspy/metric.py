@@ -65,7 +65,7 @@ class ScoringFunction:
             return verdict if isinstance(verdict, str) else ""
 
     def ask(self, example: Any, prediction: Any, program_trace: Any, *predictor: Any) -> Any:
-        """What the metric itself returns. Raises MetricError: it raised."""
+        """The value that the metric itself returns. Raises MetricError: it raised."""
         kwargs = {"program_trace": program_trace} if self.wants_program_trace else {}
         behind = (program_trace, *predictor) if predictor else (None,) * self.n_extra
         with self._blaming("raised", example):
@@ -87,7 +87,7 @@ class ScoringFunction:
         return MetricError(f"metric {name} {what} on the example {_shown(example)}{hint}")
 
     def as_score(self, verdict: Any, example: Any) -> Score:
-        """What the metric returned, as a score. Raises MetricError: it is none."""
+        """The score that the metric returned. Raises MetricError: it is none."""
         value, feedback, objectives, part = verdict, "", dict[str, float](), ""
         if isinstance(verdict, dspy.Prediction | Mapping) and (
             "score" in verdict or "objectives" in verdict or "objective_scores" in verdict

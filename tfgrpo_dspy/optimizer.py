@@ -222,7 +222,7 @@ class TrainingFreeGRPO(Teleprompter):
         valset: list[Any] | None = None,
         testset: list[Any] | None = None,
     ) -> Plan:
-        """What `compile` is likely to take, and takes at most, without a call; `str` is a table.
+        """The plan of a `compile`, without a call: what it is likely to take; `str` is a table.
 
         Raises SettingsError: student, data or LMs that cannot be used; names every fault.
         """

@@ -37,38 +37,38 @@ class FailureKind(StrEnum):
 
     @property
     def is_programs_own(self) -> bool:
-        """Whether the rollout may stand in a group, and counts as the lowest score there."""
+        """True if the rollout may stand in a group, and counts as the lowest score there."""
         return self in (self.PROGRAM, self.PARSE)
 
     @property
     def counts_against_advice(self) -> bool:
-        """Whether the gate counts it as the lowest score: advice may be to blame for it."""
+        """True if the gate counts it as the lowest score: advice may be to blame for it."""
         return self not in (self.PROVIDER, self.WORKER, self.STRATEGY, self.BUDGET)
 
     @property
     def is_recorded(self) -> bool:
-        """Whether the record is a result; otherwise a later start makes the rollout again."""
+        """True if the record is a result; otherwise a later start makes the rollout again."""
         return not (self.is_cut_short or self is self.METRIC)
 
     @property
     def is_cut_short(self) -> bool:
-        """Whether the rollout ended before its end: what it took says nothing of others."""
+        """True if the rollout ended before its end: what it took says nothing of others."""
         return self in (self.PROVIDER, self.TIMEOUT, self.WORKER, self.BUDGET)
 
     @property
     def is_counted(self) -> bool:
-        """Whether the results count it; the others end a rollout on purpose, or for a strategy."""
+        """True if the results count it; the others end a rollout on purpose, or for a strategy."""
         return self not in (self.REPLAY, self.STOPPED, self.BUDGET)
 
     @property
     def is_error(self) -> bool:
-        """Whether it counts for `max_errors`."""
+        """True if it counts for `max_errors`."""
         return self.is_counted and self is not self.PARSE
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a rollout has no outputs, or no score.
+    """The reason that a rollout has no outputs, or no score.
 
     `refuses_prompt`: the provider did not fail, but refused what it was sent.
     """
@@ -82,7 +82,7 @@ class Failure:
 
     @property
     def counts_against_advice(self) -> bool:
-        """Whether advice may be to blame: then it counts as the lowest score of a rollout."""
+        """True if advice may be to blame: then it counts as the lowest score of a rollout."""
         return self.refuses_prompt or self.kind.counts_against_advice
 
 
@@ -92,7 +92,7 @@ DECIMALS = 12
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What LM calls have cost: `cost_usd` is what DSPy knows of it (0.0 where no price is known).
+    """The cost of LM calls: `cost_usd` is what DSPy knows of it (0.0 where no price is known).
 
     `n_cached_calls` answers came from DSPy's cache and were free; they are not in `n_lm_calls`.
     `n_failed_calls` ended in a provider's error; those that it refused are no calls.
@@ -191,7 +191,7 @@ class Rollout:
 
     @property
     def counts(self) -> bool:
-        """Whether it may stand in a group: it ran, or its failure was the program's own."""
+        """True if it may stand in a group: it ran, or its failure was the program's own."""
         return self.failure is None or self.failure.kind.is_programs_own
 
     @property
@@ -225,7 +225,7 @@ class Rollout:
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether the program gave no answer: it did not parse, or all that it holds is empty."""
+        """True if the program gave no answer: it did not parse, or all that it holds is empty."""
         if self.failure is not None:
             return self.failure.kind is FailureKind.PARSE
         return bool(self.outputs) and not any(map(str.strip, self.outputs.values()))
@@ -242,7 +242,7 @@ class Rollout:
         return "\n".join(filter(None, dict.fromkeys([self.feedback, *of_steps])))
 
     def agrees_with(self, labels: Mapping[str, str]) -> bool:
-        """Whether it gives the labels, in those of its outputs that have one."""
+        """True if it gives the labels, in those of its outputs that have one."""
         pairs = [(labels[name], value) for name, value in self.outputs.items() if name in labels]
         return bool(pairs) and all(_is_label(label, value) for label, value in pairs)
 
@@ -254,7 +254,7 @@ class Rollout:
 
 
 def _is_label(label: str, value: str) -> bool:
-    """Whether an output is the label, in its words or as JSON, or one of a list of answers."""
+    """True if an output is the label, in its words or as JSON, or one of a list of answers."""
     accepted, words = [label], value.casefold().split()
     with suppress(ValueError, RecursionError):
         read = json.loads(label)

@@ -37,12 +37,12 @@ class ScoreRange:
 
     @property
     def is_flat(self) -> bool:
-        """Whether the run has seen one score only, or none: nobody knows whether that is good."""
+        """True if the run has seen one score only, or none: nobody knows whether that is good."""
         return self.highest - self.lowest <= self.least_contrast
 
     @property
     def failure_score(self) -> float:
-        """What a failure of the program counts: the lowest score, or less if that is the only one.
+        """The score of a program's failure: the lowest score, or less if that is the only one.
 
         `0.2 and 0.9 -> 0.2`; `1.0 alone -> 0.0`; `-3.0 alone -> -6.0`; 0.0 where there is none.
         """

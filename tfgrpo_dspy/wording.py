@@ -72,7 +72,7 @@ def normalized(text: str) -> str:
 
 
 def n_words(text: str) -> int:
-    """How many words of at most 40 characters; a character of a script without spaces is one."""
+    """The number of words of at most 40 characters; without spaces, each character is one."""
     return len(WORD.findall(text))
 
 
@@ -121,7 +121,7 @@ def rest_after(beginning: str, text: str) -> str | None:
 
 
 def says_same(text: str, other: str) -> bool:
-    """Whether two texts say the same: but for fillers, one is the other with a few words more.
+    """True if two texts say the same: but for fillers, one is the other with a few words more.
 
     Those may not be numbers or signs ("<"), nor turn the meaning ("not", "never").
     """
@@ -148,7 +148,7 @@ def alike(groups: frozenset[str], other: frozenset[str]) -> float:
 
 
 def n_single_letters(parts: Sequence[str]) -> int:
-    """How many of the words are single characters of a script without spaces."""
+    """The number of words that are single characters of a script without spaces."""
     if "".join(parts).isascii():  # as most long documents are
         return 0
     return sum(len(word) == 1 and word >= "\u0e00" for word in parts)

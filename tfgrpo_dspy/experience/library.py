@@ -76,7 +76,7 @@ class ExperienceLibrary:
         return len(self.experiences)
 
     def __contains__(self, id_: object) -> bool:
-        """Whether it holds an experience of this id: `"E1" in library`."""
+        """True if it holds an experience of this id: `"E1" in library`."""
         return id_ in self._by_id()
 
     def __getitem__(self, id_: str) -> Experience:
@@ -154,7 +154,7 @@ class ExperienceLibrary:
     def differences(
         self, other: "ExperienceLibrary"
     ) -> tuple[list[Experience], list[Experience], list[tuple[Experience, Experience]]]:
-        """What the other has besides, what it lacks, and the pairs (ours, the other's) that differ.
+        """The other's additions, what it lacks, and the pairs (ours, the other's) that differ.
 
         Two experiences of the same text and scope are the same, whatever their ids: runs number
         what they learn in their own order. Of the rest, two of the same id are a pair, then two
@@ -231,7 +231,7 @@ class ExperienceLibrary:
         return library_in(program)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `save` writes: the library with its evidence, as values that JSON has."""
+        """The record that `save` writes: the library with its evidence, as values that JSON has."""
         experiences = [
             {name: value for name, value in asdict(each).items() if value not in (None, False)}
             for each in self
@@ -296,7 +296,7 @@ def library_in(program: Any) -> ExperienceLibrary:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What operations made of a library.
+    """A library after operations.
 
     `accepted` are the operations that took effect, in their order, each with the id of the
     experience that it adds, changes, deletes or supports. `refused` begins with malformed ones.

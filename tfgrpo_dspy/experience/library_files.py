@@ -20,7 +20,7 @@ _NO_BLANK = re.compile(r"[^ \t\r\n]")
 
 
 class LibraryRecord(BaseModel, extra="forbid"):
-    """What `ExperienceLibrary.to_dict` gives, with experiences as values."""
+    """The record of `ExperienceLibrary.to_dict`, with experiences as values."""
 
     experiences: list[Experience]
     next_number: StrictInt | None = None

@@ -26,8 +26,8 @@ PAPER_HEADER = (
 )
 
 _REFUSING: WeakValueDictionary[int, Any] = WeakValueDictionary()
-"""What has refused to be copied, by id. It is not tried for each rollout: that may take long, and
-half a copy of an object may complain where it is deleted."""
+"""Objects that refused to be copied, by id. It is not tried for each rollout: that may take long,
+and half a copy of an object may complain where it is deleted."""
 
 _TRAILING = r"[ \t\r]*"  # what editors and prompt registries add to lines, or change their ends to
 _BEGUN = re.compile(rf"{BEGIN}{_TRAILING}\n{HEADER}{_TRAILING}\n")
@@ -65,7 +65,7 @@ def write_block(visible: Iterable[Experience], next_number: int) -> str:
 
 
 def split_instructions(instructions: str) -> tuple[str, str, str]:
-    """What is before the block, the block or "", what is behind. Raises LibraryFormatError."""
+    """The text before the block, the block or "", the text behind. Raises LibraryFormatError."""
     blocks = list(_BLOCK.finditer(instructions))
     n_begun = len(_BEGUN.findall(instructions))
     if n_begun != len(blocks) or n_begun > 1:
@@ -208,7 +208,7 @@ def _modules_of(program: Any) -> list[Any]:
 
 
 def _is_of_optimizer(results: Any) -> bool:
-    """Whether an optimizer, of this package or DSPy, left these: programs may use the name, too."""
+    """True if an optimizer, of this package or DSPy, left these: programs may use the name, too."""
     is_read = isinstance(results, dict) and "ended_because" in results
     return is_read or type(results).__module__.startswith(("tfgrpo_dspy.", "dspy.teleprompt."))
 
@@ -219,12 +219,12 @@ def language_models(program: Any) -> list[Any]:
 
 
 def is_lm(value: Any) -> bool:
-    """Whether it is an LM, of DSPy or like one."""
+    """True if it is an LM, of DSPy or like one."""
     return hasattr(value, "num_retries") and callable(getattr(value, "copy", None))
 
 
 def _held_by(modules: Sequence[Any]) -> list[Any]:
-    """What these modules hold besides modules, once each; looked for where DSPy looks."""
+    """The objects that these modules hold besides modules, once each, where DSPy looks."""
     seen = {id(module) for module in modules}
     lms: list[Any] = []
     waiting: list[Any] = [vars(module) for module in modules]
@@ -247,7 +247,7 @@ def _is_tool(held: Any) -> bool:
 
 
 def _holds_a_loop(held: Any) -> bool:
-    """Whether a tool, or an object of the user's, holds an event loop."""
+    """True if a tool, or an object of the user's, holds an event loop."""
     is_dspys = type(held).__module__.startswith("dspy.")
     return (not is_dspys or _is_tool(held)) and any(True for _ in loops_held_by(held))
 

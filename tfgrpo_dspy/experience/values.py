@@ -75,7 +75,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What an experience adds to the score, as a mean over examples like the training examples.
+    """The gain in score from an experience, as a mean over examples like the training examples.
 
     `n_rollouts` rollouts were given the experience. No effect is larger than `widest`, the
     difference of the highest and the lowest score of the run; None: that is not known.
@@ -235,7 +235,7 @@ def supported(value: Any, other: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a library may hold: `max_experiences` of at most `max_experience_words` words each."""
+    """The limits of a library: `max_experiences` of at most `max_experience_words` words each."""
 
     max_experiences: int = 30
     max_experience_words: int = 40
@@ -281,7 +281,7 @@ def _reason(
     first: Mapping[str, Operation],
     limits: Limits,
 ) -> str:
-    """Why the operation is refused; "" if it is accepted."""
+    """The reason to refuse the operation; "" if it is accepted."""
     if isinstance(operation, Add):
         if len(now) >= limits.max_experiences:
             return f"the library is full: {len(now)} experiences"
@@ -313,6 +313,6 @@ def _text_reason(text: str, scope: str, others: Iterable[Experience], limits: Li
 
 
 def is_repeated(text: str, scope: str, other: Experience) -> bool:
-    """Whether a predictor that is given both would be told the same twice."""
+    """True if a predictor that is given both would be told the same twice."""
     do_meet = ALL in (scope, other.scope) or scope == other.scope
     return do_meet and meaning(other.text) == meaning(text)

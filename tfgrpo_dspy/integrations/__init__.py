@@ -1,1 +1,1 @@
-"""What joins this package to others, each in a file that alone imports that package."""
+"""Joins to other packages, each in a file that alone imports that package."""

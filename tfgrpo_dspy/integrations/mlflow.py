@@ -47,7 +47,7 @@ Evaluate = Callable[[dict[str, str], list[Any]], list[Any]]  # of records, under
 
 
 def is_autologging() -> bool:
-    """Whether MLflow logs the compiles of DSPy."""
+    """True if MLflow logs the compiles of DSPy."""
     utils: Any = autologging_utils
     is_off = utils.autologging_is_disabled("dspy")
     return not is_off and bool(utils.get_autologging_config("dspy", "log_compiles", False))

@@ -1,1 +1,1 @@
-"""What is shown and told while a run goes on: bar, events, evaluations."""
+"""News of a run while it goes on: bar, events, evaluations."""

@@ -1,4 +1,4 @@
-"""What an update changed in the library, and the rollouts that each text was learned from."""
+"""Changes of the library by an update, and the rollouts that each text was learned from."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ class Changes:
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = tuple(texts)
         self._shown, self._refused = Counter[Advice](), Counter[Advice]()
-        """How many rollouts had an advice, and of how many the provider refused the prompt."""
+        """The numbers of rollouts that had an advice, and of those whose prompt was refused."""
         self._comparisons: dict[Advice, tuple[Comparison, ...]] = {}
         """By text and scope: a modified text may become that of an experience updates later."""
 
@@ -38,7 +38,7 @@ class Changes:
         lessons: Sequence[Lesson],
         decision: Decision,
     ) -> tuple[Change, ...]:
-        """What the decision on the lessons of these groups changed, by id."""
+        """The changes by the decision on the lessons of these groups, by id."""
         for sampled in groups:
             for one, rollout in zip(sampled.additions, sampled.group.all_rollouts, strict=True):
                 self._shown.update(experience.advice for experience in one.library)

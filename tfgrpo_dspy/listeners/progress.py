@@ -16,7 +16,7 @@ from tfgrpo_dspy.wording import counted
 
 PHASES = {"rollout": "training", "validation": "final choice", "test": "test set"}
 BAR = "{desc}, {percentage:.0f}% |{bar:10}| {elapsed}<{remaining}{postfix}"
-"""What matters most stands first: a narrow terminal shows the beginning."""
+"""The most important stands first: a narrow terminal shows the beginning."""
 
 
 class Progress:

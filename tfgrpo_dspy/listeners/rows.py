@@ -1,4 +1,4 @@
-"""What a run has made, as rows of tables: for events, the run store and the results.
+"""Rows of tables from what a run has made: for events, the run store and the results.
 
 A row is a dict by the names of columns, ready for JSON.
 """

@@ -1,4 +1,4 @@
-"""What the run has cost, what failed, what each update did, and why nothing was learned.
+"""The account of a run: costs, failures, updates, and why nothing was learned.
 
 A run tells its report what happens, and asks it for nothing but the results.
 """
@@ -28,7 +28,7 @@ from tfgrpo_dspy.wording import counted, shortened
 logger = logging.getLogger(__name__)
 
 ROLES = ("rollout", "validation", "test", *REFLECTIONS, "metric")
-"""What LM calls are for: training rollouts, the final choice, the test set, reflections,
+"""The purposes of LM calls: training rollouts, the final choice, the test set, reflections,
 judges inside metrics."""
 UNSHOWN = 5  # rollouts with experiences, none of which had them in a prompt, before that is said
 NOT_SHOWN = (

@@ -1,4 +1,4 @@
-"""What a reflection module answered, as the run keeps and records it."""
+"""The answer of a reflection module, as the run keeps and records it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ from tfgrpo_dspy.rollout import Usage
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a module answered, and what went wrong."""
+    """A module's answer, and what went wrong."""
 
     output: Any  # None if no part of it can be used
     usage: Usage = field(default_factory=Usage)
@@ -21,5 +21,5 @@ class Answer:
 
     @property
     def is_useless(self) -> bool:
-        """Whether the call failed, or nothing in the answer could be read."""
+        """True if the call failed, or nothing in the answer could be read."""
         return self.output is None and bool(self.error or self.parse_failures)

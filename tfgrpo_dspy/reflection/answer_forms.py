@@ -1,4 +1,4 @@
-"""Which lines, or which texts of JSON, in the answers of a reflection LM are lessons.
+"""The lines, or texts of JSON, in the answers of a reflection LM that are lessons.
 
 Small LMs seldom keep to a form. What can be understood is read, whatever its form; what cannot is
 a ValueError, and the module asks again.
@@ -77,7 +77,7 @@ _CLOSED = re.compile(r"[.!?\u3002\uff01\uff1f:\uff1a;]$")
 
 
 def is_nothing(text: str) -> bool:
-    """Whether a text only says that there is nothing ("None: all is right."), or is a marker."""
+    """True if a text only says that there is nothing ("None: all is right."), or is a marker."""
     return _NOTHING.fullmatch(text.strip(" \t\n.!-*_()[]\"'`\u3002").casefold()) is not None
 
 
@@ -188,7 +188,7 @@ def _lines_of(text: str) -> list[str]:
 
 
 def _goes_on(above: str, line: str) -> bool:
-    """Whether the line goes on with the sentence above: in lower case, or below a bullet."""
+    """True if the line goes on with the sentence above: in lower case, or below a bullet."""
     bare = bare_line(line)
     if _IN_JSON.match(bare):  # an example of what the sentence above says
         return True

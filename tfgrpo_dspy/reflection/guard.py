@@ -41,7 +41,7 @@ class Task:
         return _folded(self._program), [*dict(folded).items()]
 
     def _shares(self, phrase: str) -> bool:
-        """Whether these words belong to the task: to its program, to a class, to a form."""
+        """True if these words belong to the task: to its program, to a class, to a form."""
         program, data = self._words
         sought = f" {phrase} "
         n_inputs = sum(sought in inputs for inputs, _ in data)
@@ -101,7 +101,7 @@ class Guard:
             self._wholes += [[*map(" ".join, whole)] for whole in wholes]
 
     def reason(self, text: str) -> str:
-        """Why the text is refused, with the words that it copies; "" if it is not."""
+        """The reason to refuse the text, with the words that it copies; "" if there is none."""
         reason = self._copied(text)
         return f"{reason}; {SETTING}" if reason and self._refuses(text, reason) else ""
 

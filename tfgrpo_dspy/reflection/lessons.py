@@ -107,7 +107,7 @@ def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
 
 
 def is_same_lesson(lesson: Lesson, other: Lesson) -> bool:
-    """Whether two lessons of one scope say the same."""
+    """True if two lessons of one scope say the same."""
     return lesson.scope == other.scope and says_same(lesson.text, other.text)
 
 

@@ -1,4 +1,4 @@
-"""What an answer of UpdateLibrary becomes: operations, each read by itself, in whatever form."""
+"""The operations in an answer of UpdateLibrary, each read by itself, in whatever form."""
 
 import itertools
 import re

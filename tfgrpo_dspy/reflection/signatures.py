@@ -1,4 +1,4 @@
-"""What the reflection LM is asked: one signature for each prompt, the instruction its docstring.
+"""The questions to the reflection LM: one signature for each prompt, the instruction its docstring.
 
 Fields that seldom change come first: providers charge less for prompts that begin alike. Outputs
 are plain text, which small LMs write more reliably than typed JSON. The LM explains or plans before

@@ -1,4 +1,4 @@
-"""How a program, a group, a library and lessons look to the reflection LM; how long a text is."""
+"""Texts of programs, groups, libraries and lessons for the reflection LM, and their lengths."""
 
 import enum
 import inspect
@@ -60,7 +60,7 @@ def shorter(inputs: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
 
 
 def describe_program(program: Any) -> str:
-    """What the program does: its own docstring, then its predictors, each field with its type."""
+    """The program's task: its own docstring, then its predictors, each field with its type."""
     kind = type(program)
     about = "" if kind.__module__.startswith("dspy.") else inspect.cleandoc(kind.__doc__ or "")
     parts = [f"Program {kind.__name__}: {clip(about, max_tokens=300)}"] if about else []
@@ -107,7 +107,7 @@ def by_example(parts: Sequence[str]) -> str:
 
 
 def feedback_text(group: Group) -> str:
-    """What the metric, or an error of the program, says of the worst attempt; "" if nothing."""
+    """The word of the metric, or of an error, on the worst attempt; "" if there is none."""
     worst = min(group.rollouts, key=lambda rollout: (rollout.score or 0.0, rollout.failure is None))
     return worst.words or getattr(worst.failure, "message", "")
 

@@ -1,4 +1,4 @@
-"""What a run reports: plain values that reduce to builtins when they are pickled, and a page.
+"""The results of a run: plain values that reduce to builtins when they are pickled, and a page.
 
 So a saved program that carries them loads where this package is not installed (they are then
 dicts and lists). `run` collects their content; the page is computed from them.
@@ -36,7 +36,7 @@ from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.wording import aligned, counted, shortened
 
 REFLECTIONS = ("draft", "summary", "lesson", "update", "strategy")
-"""What the reflection LM is asked for."""
+"""The purposes for which the reflection LM is asked."""
 OF_PROGRAM = ("rollout", "validation", "test")  # the roles of LM calls that the program made
 NOT_FINISHED = "not finished"  # the `ended_because` of a run that was killed, or still goes on
 MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 6, 3, 3  # so that a page has 40 lines at most
@@ -135,22 +135,22 @@ class RunResults:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run came to its end; `saved_runs` reads others too."""
+        """True if the run came to its end; `saved_runs` reads others too."""
         return self.ended_because != NOT_FINISHED
 
     @property
     def spent(self) -> Usage:
-        """What the whole run has cost; dollars as far as prices are known."""
+        """The cost of the whole run; dollars as far as prices are known."""
         return total(self.usage, self.usage)
 
     @property
     def policy_usage(self) -> Usage:
-        """What the program's rollouts have cost, in training, on validation and on the test set."""
+        """The cost of the program's rollouts, in training, on validation and on the test set."""
         return total(self.usage, OF_PROGRAM)
 
     @property
     def reflection_usage(self) -> Usage:
-        """What the reflection LM has cost."""
+        """The cost of the reflection LM."""
         return total(self.usage, REFLECTIONS)
 
     @property
@@ -252,7 +252,7 @@ class RunResults:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunResults":
-        """What `to_dict` gave, such as the `detailed_results` of a program read from a file.
+        """The results from `to_dict`, such as the `detailed_results` of a program read from a file.
 
         Raises:
             ValueError: the values are not those of a run.
@@ -299,7 +299,7 @@ def effect_text(effect: Effect | None) -> str:
 
 
 def scope_text(scope: str) -> str:
-    """Which predictors are given an experience of this scope."""
+    """The predictors that are given an experience of this scope."""
     return "every predictor" if scope == ALL else scope
 
 
@@ -404,7 +404,7 @@ def gone(run: RunResults) -> list[Change]:
 
 
 def why_gone(run: RunResults, change: Change) -> str:
-    """Why an experience is not in the result, by its last change and the candidates."""
+    """The reason that an experience is not in the result, by its last change and the candidates."""
     if change.kind == "dropped":
         return change.reason
     if not run.is_finished:
@@ -455,7 +455,7 @@ def _dollars(spent: Usage) -> str:
 
 
 def budget(run: RunResults) -> Section:
-    """How much was used of each limit that was set."""
+    """The part that was used of each limit that was set."""
     used: dict[str, tuple[str, float, str]] = {
         "max_lm_calls": ("LM calls", run.spent.n_lm_calls, ",.0f"),
         "max_metric_calls": ("calls of the metric", run.metric_calls, ",.0f"),
@@ -474,7 +474,7 @@ def budget(run: RunResults) -> Section:
 
 
 def failures(run: RunResults) -> Section:
-    """How many failures there were of each kind, the most frequent first."""
+    """The number of failures of each kind, the most frequent first."""
     kinds = sorted(run.failures.items(), key=lambda item: (-item[1], item[0]))
     shown = kinds[:MOST_FAILURES]
     rows = [[f"{n:,}", kind, FAILURES_IN_WORDS.get(kind, "")] for kind, n in shown]

@@ -209,7 +209,7 @@ class Candidate:
         return self.score.n + self.score.n_failed if self.score else 0
 
     def dominates(self, other: "Candidate") -> bool:
-        """Whether it is as good in all objectives, and better in one."""
+        """True if it is as good in all objectives, and better in one."""
         pairs = [(self.objectives.get(n, -math.inf), v) for n, v in other.objectives.items()]
         return all(value >= v for value, v in pairs) and any(value > v for value, v in pairs)
 
@@ -228,7 +228,7 @@ def front_of(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 @dataclass(frozen=True, slots=True)
 class ExampleRow:
-    """What student and result scored and gave on an example of the validation or test set."""
+    """Scores and outputs of student and result on an example of the validation or test set."""
 
     set: str
     example: int  # the position in its set
@@ -308,7 +308,7 @@ CHANGES_IN_WORDS: dict[ChangeKind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an update did to one experience.
+    """A change that an update made to one experience.
 
     "born": it is new; "changed": it has another text; "settled": its effect is established;
     "dropped": it left, and `reason` says why. `comparisons` are the first groups that the text was
@@ -346,7 +346,7 @@ class UpdateRecord:
 
     @property
     def accepted(self) -> bool:
-        """Whether the library has other texts after it."""
+        """True if the library has other texts after it."""
         return any(change.kind != "settled" for change in self.changes)
 
     @property

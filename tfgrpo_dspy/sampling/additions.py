@@ -1,4 +1,4 @@
-"""What the program of a rollout has beyond the student, and the group that rollouts form."""
+"""Additions of a rollout's program to the student, and the group that rollouts form."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class Additions:
         return ", ".join([*parts, "by a teacher"] if self.teacher is not None else parts)
 
     def is_for_all(self, predictors: Iterable[str]) -> bool:
-        """Whether the instructions of each of these predictors hold experiences."""
+        """True if the instructions of each of these predictors hold experiences."""
         if isinstance(self.teacher, dspy.Module):
             return False
         scopes = {experience.scope for experience in self.library}

@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 N_SETS = 8
-"""How many sets of demos a run compares. For a small LM, the choice and order of the examples may
-matter more than whether any are shown (`docs/measurements.md`)."""
+"""The number of sets of demos that a run compares. For a small LM, the choice and order of the
+examples may matter more than whether any are shown (`docs/measurements.md`)."""
 LEAST_BEST = 4  # examples that must have a good rollout before demos are made of rollouts
 
 
@@ -105,7 +105,7 @@ def _as_type(value: Any, annotation: Any) -> Any:
 
 
 def _comes_back(text: str, annotation: Any) -> bool:
-    """Whether a field of this type that is written so has the same value again."""
+    """True if a field of this type that is written so has the same value again."""
     try:
         text.encode()  # half of a pair of surrogates cannot be sent to an LM
         parsed(text, annotation)
@@ -165,7 +165,7 @@ class DemoPool:
         return tuple(itertools.chain(*shown))
 
     def _are_whole(self, demos: Iterable[Demo]) -> bool:
-        """Whether no input of a predictor is missing that may not be None."""
+        """True if no input of a predictor is missing that may not be None."""
         predictors = dict(named_predictors(self._program))
         return not any(
             name not in dict(demo.fields) and not has_none(field.annotation)

@@ -71,7 +71,7 @@ class Example:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value says that there is none: None, NaN, or what pandas writes for them."""
+    """True if a value says that there is none: None, NaN, or what pandas writes for them."""
     if isinstance(value, float | decimal.Decimal):
         return math.isnan(value)
     return value is None or type(value).__name__ in _MISSING
@@ -214,7 +214,7 @@ def parsed_for_demo(text: str, annotation: Any) -> Any:
 
 
 def has_none(annotation: Any) -> bool:
-    """Whether a field of this type may be None."""
+    """True if a field of this type may be None."""
     return type(None) in get_args(annotation) or None in get_args(annotation)
 
 

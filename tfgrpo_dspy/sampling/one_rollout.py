@@ -136,7 +136,7 @@ class _Run:
         )
 
     def execute(self) -> tuple[Any, Failure | None]:
-        """What the program returns, and its failure."""
+        """The program's outputs, and its failure."""
         prediction, failure, start = None, None, self.task.start
         inputs = copied_example(self.task.example).inputs()
         try:
@@ -193,7 +193,7 @@ class _Run:
 
 
 def _cause_of(call: Call) -> str:
-    """Why the answer of a call did not parse, as far as the answer says."""
+    """The reason that the answer of a call did not parse, as far as the answer says."""
     if call.refusal:
         return f"The LM refused to answer: {sentence(shortened(call.refusal, 200))} "
     if call.is_filtered:
@@ -210,7 +210,7 @@ def _called(program: Any, inputs: Mapping[str, Any]) -> Any:
 
 
 def allows_temperature(lm: Any, temperature: Any) -> bool:
-    """Whether DSPy would build this LM with that temperature; reasoning models allow none."""
+    """True if DSPy would build this LM with that temperature; reasoning models allow none."""
     if temperature in (None, OWN) or not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
         return True
     return _can_be_built(lm.model, lm.model_type, temperature)

@@ -77,7 +77,7 @@ def replay_only(tool: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a rollout goes on from: after the first `n_steps` steps of the rollout `source`.
+    """The place to go on from: after the first `n_steps` steps of the rollout `source`.
 
     With `answers_now`, the LM is asked for the outputs at once, in place of the program. With
     `ends_if_same`, the rollout ends if its first fresh step decides as the source did. After all
@@ -94,7 +94,7 @@ class Start:
 
     @property
     def is_check(self) -> bool:
-        """Whether all steps are replayed, to verify the record."""
+        """True if all steps are replayed, to verify the record."""
         return self.n_steps == len(self.source.steps) and not self.answers_now
 
 

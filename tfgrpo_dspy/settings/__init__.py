@@ -159,7 +159,7 @@ def refuse(faults: Iterable[str]) -> None:
 
 @checked(SettingsError)
 class Reflection:
-    """How the reflection LM is called.
+    """Options of the calls of the reflection LM.
 
     Args:
         extract: draws lessons from groups; default: `ExtractAdvantage()`. This module and the
@@ -238,7 +238,7 @@ class PaperReflection(Reflection):
 
 @checked(SettingsError)
 class Execution:
-    """Where and how rollouts are run.
+    """Options of running rollouts.
 
     Args:
         executor: runs the rollouts: any `concurrent.futures.Executor`, such as a
@@ -312,7 +312,7 @@ class Settings:
 
     @property
     def threads(self) -> int:
-        """How many rollouts and reflections may run at once."""
+        """The number of rollouts and reflections that may run at once."""
         return self.num_threads or dspy.settings.num_threads or DEFAULT_THREADS
 
     @property
@@ -322,12 +322,12 @@ class Settings:
 
     @property
     def measures(self) -> bool:
-        """Whether student and result are compared on a validation set."""
+        """True if student and result are compared on a validation set."""
         return self.metric is not None and self.arguments["gate"].measures
 
     @property
     def limits(self) -> Limits:
-        """How many experiences the library may hold, and how many words each."""
+        """The most experiences that the library may hold, and the most words of each."""
         return Limits(self.max_experiences, self.arguments["max_experience_words"])
 
     @property

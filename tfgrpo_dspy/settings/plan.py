@@ -251,7 +251,7 @@ def _sum(rows: Mapping[str, Taken]) -> Taken:
 
 
 def _affordable(limits: Taken, fixed: Taken, with_one: Taken) -> float:
-    """How often the limits pay for one more beside what is fixed."""
+    """The number of times that the limits pay for one more beside what is fixed."""
     numbers = zip(limits, fixed, with_one, strict=True)
     fitting = (max(0.0, (most - a) / (b - a)) for most, a, b in numbers if b > a)
     return min(fitting, default=math.inf)

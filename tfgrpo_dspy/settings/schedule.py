@@ -75,12 +75,12 @@ class RunData:
 
     @property
     def n_of_test_set(self) -> int:
-        """How many rollouts the test set takes at most: those of the student and of the result."""
+        """The most rollouts of the test set: those of the student and of the result."""
         return 2 * self.n_test
 
     @property
     def smallest_end(self) -> int:
-        """How many rollouts the smallest end of a run has."""
+        """The number of rollouts of the smallest end of a run."""
         return MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, self.n_validation)
 
 
@@ -128,7 +128,7 @@ class RunSettings(Settings):
 
     @property
     def rollouts_of_update(self) -> int:
-        """How many rollouts are run for one update."""
+        """The number of rollouts that are run for one update."""
         return 0 if self.data.is_recorded else self.batch_size * self.group_size
 
     def result_scalars(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def derive(settings: Settings, data: RunData) -> RunSettings:
 
 
 def n_unlike_drafts(n_labelled: int, n_shown: int) -> int:
-    """How many unlike sets labelled examples make, if they are shared out in sets of `n_shown`.
+    """The number of unlike sets that labelled examples make, in sets of `n_shown`.
 
     `10, 10 -> 1`; `12, 10 -> 132`: 66 sets of ten, and 66 of the two that are left.
     """
@@ -201,7 +201,7 @@ def n_unlike_drafts(n_labelled: int, n_shown: int) -> int:
 
 
 def usual_demos(tokens_of_example: float) -> int:
-    """How many examples of this size are a set of demos, where the user does not say it."""
+    """The number of examples of this size in a set of demos, where the user does not say it."""
     return max(1, min(MAX_DEMOS, int(DEMO_TOKENS / max(1, tokens_of_example))))
 
 
@@ -282,7 +282,7 @@ def _reductions(run_settings: RunSettings) -> Iterator[dict[str, int]]:
 
 
 def _unpaid(run_settings: RunSettings, calls_per_rollout: int) -> str:
-    """Which limit does not pay for one whole update and the final choice; "": all pay."""
+    """A limit that does not pay for one whole update and the final choice; "": all pay."""
     data, n_training = run_settings.data, run_settings.rollouts_of_update
     n_rollouts = n_training + run_settings.reserve + data.n_of_test_set
     n_reflections = run_settings.batch_size + 1 + run_settings.drafts + (run_settings.drafts > 0)

@@ -66,7 +66,7 @@ class RunEntry:
 
     @property
     def key(self) -> str:
-        """What it is known by."""
+        """The name by which it is known."""
         return key_of(self.parts, self.limits)
 
 
@@ -100,7 +100,7 @@ class Journal:
         self._settings, self.keys = settings, Keys(settings)
         self.store: Store | None = None
         self.is_over, self.cut_because = False, ""
-        """Whether the run had ended under its budget: what was lost then stays lost, and of what
+        """True if the run had ended under its budget: what was lost then stays lost, and of what
         is not recorded something was refused for this reason."""
         self.asked: list[Row] = []  # of the reflection LM, until its update is recorded
         self._run: RunEntry | None = None
@@ -299,7 +299,7 @@ class Journal:
 
     @property
     def origin(self) -> dict[str, str]:
-        """Which run in which folder this is; empty without a store."""
+        """The run and its folder; empty without a store."""
         if self.store is None or self._run is None:
             return {}
         run, folder = self._run.key.removeprefix(RUN), str(self.store.folder)
@@ -349,7 +349,7 @@ def _program(best: Additions) -> dict[str, Any]:
 
 
 def _reach(before: Mapping[str, float | None], now: Mapping[str, float | None]) -> bool:
-    """Whether no limit is lower than it was; None: there is none."""
+    """True if no limit is lower than it was; None: there is none."""
     limits = ((before.get(name), now[name]) for name in now)
     return all((math.inf if b is None else b) >= (a or math.inf) for a, b in limits)
 
