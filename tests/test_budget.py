@@ -15,8 +15,7 @@ from scripted import chat
 
 from tfgrpo_dspy.budget.account import Account
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
-from tfgrpo_dspy.budget.meter import Meter, metered
-from tfgrpo_dspy.budget.unseen import CallWatcher
+from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.dspy_seam import watching
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Rollout, Usage

@@ -55,7 +55,7 @@ def test_an_object_with_unheard_callbacks_is_heard_by_its_own_and_the_users_alon
             self.n_heard += 1
 
     class Packages(Modules):
-        __module__ = "tfgrpo_dspy.budget.unseen"
+        __module__ = "tfgrpo_dspy.budget.meter"
 
     own, users, packages = Modules(), Modules(), Packages()
     program = dspy.Predict("question -> answer")

@@ -60,7 +60,6 @@ ONLY_IN = {
     "subprocess": {"metrics"},
     "pickle": set[str](),
     "cloudpickle": {"tasks"},
-    "tenacity": {"budget"},
     "sqlite3": {"store"},
     "json_repair": {"reflection"},
     "orjson": {"dspy_seam"},
@@ -103,8 +102,7 @@ DOCUMENTED_SETTINGS = {
 }  # fmt: skip
 STANDING = {
     # of `_Metered`, which test_dspy_seam watches
-    "budget/meter.py": {"update_history", "super().update_history"},
-    "budget/unseen.py": {"self.history"},  # of `CallWatcher`: DSPy appends its entries
+    "budget/meter.py": {"update_history", "super().update_history", "self.history"},
     "sampling/recorder.py": {"dspy.settings.lock"},  # a lock of all threads; any other would do
     "experience/programs.py": {"_store"},  # of demos, by their shape: a library needs no DSPy
     "tasks/executors.py": {"_max_workers", "_client"},

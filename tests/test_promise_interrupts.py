@@ -220,7 +220,7 @@ def test_ctrl_c_drops_what_is_in_flight_keeps_what_is_done_and_the_next_compile_
     assert library_texts(best_so_far(tmp_path, predictor())) == [ADVICE]
 
 
-def test_calls_lost_to_ctrl_c_are_counted_and_not_taken_from_the_final_choice(
+def test_calls_lost_to_ctrl_c_are_not_charged_to_the_next_start(
     hanging: Any, tmp_path: Path
 ) -> None:
     before = hanging(lambda _prompt, n: n > 30)
@@ -232,8 +232,8 @@ def test_calls_lost_to_ctrl_c_are_counted_and_not_taken_from_the_final_choice(
     with pytest.raises(KeyboardInterrupt):
         learned(lm=interrupted, **given)
     program = learned(lm=resumed, **given)
-    assert interrupted.engine.n_calls() + resumed.engine.n_calls() == n_calls(program) <= 110
-    assert program.detailed_results.usage["unfinished"].n_lm_calls >= len(before.hung) > 4
+    n_lost = interrupted.engine.n_calls() + resumed.engine.n_calls() - n_calls(program)
+    assert n_lost >= len(before.hung) > 4 and n_calls(program) <= 110
     assert library_texts(learned(lm=replaying, **given)) == library_texts(program) == [ADVICE]
     assert replaying.engine.n_calls() == 0
 

@@ -20,7 +20,7 @@ FATAL = (
     dspy.LMUnsupportedModelError,
     dspy.LMConfigurationError,
 )
-TIMED_OUT, TOO_MANY = 408, 429
+TIMED_OUT, TOO_MANY, BROKEN = 408, 429, 500
 TOO_LARGE, MAYBE_TOO_LARGE = 413, (400, 422)
 """HTTP statuses of a request that is too large: that alone, and those of any request refused."""
 UNLIKE_A_REFUSAL = (*FATAL[:3], dspy.LMRateLimitError, dspy.LMTimeoutError, dspy.LMTransportError)
@@ -41,8 +41,10 @@ def is_passing(error: BaseException) -> bool:
     return is_no_reply or bool(re.search(r"\b(loading|overloaded)\b", str(error), re.IGNORECASE))
 
 
-def refuses_prompt(error: BaseException) -> bool:
-    """Whether the provider refused what it was sent, and nothing else is known to be the reason."""
+def refuses_prompt(error: BaseException, is_repeated: bool) -> bool:
+    """Whether the provider refused what it was sent, or breaks on it each time."""
+    if _status(error) == BROKEN:
+        return is_repeated
     return _status(error) in MAYBE_TOO_LARGE and not is_passing(error)
 
 

@@ -81,7 +81,6 @@ class Ledger:
         self._open: set[Reservation] = set()
         self._lock = threading.RLock()
         self.clean: Callable[[str], str] = str  # takes secrets out of why the run ends
-        self.waits_until = 0.0  # by the clock, as the log has said of a refused call
         self._pauses: dict[str, tuple[int, float]] = {}  # by model: how many in a row, until when
         self._stopping = threading.Event()
 

@@ -1,8 +1,9 @@
 """LMs that take their calls from the ledger; what the calls have cost, and can cost at most.
 
-Every LM runs as a `metered` copy: its class, made at run time, takes each call from the ledger,
-makes the retries, and reports to a `Meter`. A program may swallow an Exception, so a refusal is a
-BaseException. That class never reaches a program that is given back.
+Every LM of a program runs as a `metered` copy: its class, made at run time, takes each call from
+the ledger, makes the retries, and reports to a `Meter`. A program may swallow an Exception, so a
+refusal is a BaseException. That class never reaches a program that is given back. The calls of
+other LMs, which a metric, a tool or a program holds itself, are seen by a `CallWatcher`.
 """
 
 import asyncio
@@ -10,31 +11,28 @@ import functools
 import logging
 import math
 import random
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import dspy
-import tenacity
 
-from tfgrpo_dspy.budget.answers import note_answer
-from tfgrpo_dspy.budget.faults import (
-    is_fatal,
-    is_passing,
-    is_rate_limit,
-    is_refused,
-    is_too_long,
-    is_unanswered,
-    may_be_too_long,
-    named_in,
-    refuses_prompt,
-    retry_after,
-)
+from tfgrpo_dspy.budget import faults
 from tfgrpo_dspy.budget.ledger import LONGEST_WAIT_S, Ledger, Reservation, Sampled
 from tfgrpo_dspy.budget.prices import Prices, price_of, token_price
-from tfgrpo_dspy.dspy_seam import Call, as_instance_of, caller, sent
+from tfgrpo_dspy.dspy_seam import (
+    ACTIVE_CALL_ID,
+    BaseCallback,
+    Call,
+    abilities_of,
+    as_instance_of,
+    caller,
+    sent,
+    watching,
+)
 from tfgrpo_dspy.errors import RunStopped, described, sentence
 from tfgrpo_dspy.experience.programs import HEADER
 from tfgrpo_dspy.redaction import known_secrets, redacted
@@ -46,18 +44,52 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
 """How often a call looks whether others gave some of their dollars back, or the run has ended."""
-ATTEMPT: ContextVar[list[Usage] | None] = ContextVar("tfgrpo_attempt", default=None)
-"""What the attempt that this thread makes has used, by DSPy's history."""
 MIN_RETRIES = 8  # an LM that may retry at all (`num_retries` above 0) retries at least so often
 FIRST_WAIT_S = 0.02
-SAID_FROM_S = 1.0  # shorter waits are not logged
+LONGEST_PAUSE_S = 300.0  # a provider that asks for a longer pause is asked again after this one
 SAMPLING = ("temperature", "seed")  # what the optimizer sets; left out in this order if refused
 LOGGED_BYTES = 300  # of a refusal
-LONGEST_PAUSE_S = 300.0  # a provider that asks for a longer pause is asked again after this one
+MORE_ROOM = 4  # times as many tokens, where an answer was cut before anything could be read
 
 
-class ParameterRefusedError(Exception):
-    """The provider refused a parameter; the call is to be made again, without it."""
+@dataclass(frozen=True, slots=True)
+class RawAnswer:
+    """The text of an answer, that of a refusal; `is_cut`: it ends where the LM had no more room.
+
+    `is_filtered`: a content filter of the provider held it back, or a part of it.
+    """
+
+    text: str
+    is_cut: bool
+    refusal: str = ""
+    is_filtered: bool = False
+
+
+_WATCHED: ContextVar[list[RawAnswer] | None] = ContextVar("tfgrpo_raw_answers", default=None)
+_ATTEMPT: ContextVar[list[Usage] | None] = ContextVar("tfgrpo_attempt", default=None)
+"""What the attempt that this thread makes has used, by DSPy's history."""
+
+
+@contextmanager
+def raw_answers() -> Iterator[list[RawAnswer]]:
+    """The answers that metered LMs give within, in their order."""
+    seen: list[RawAnswer] = []
+    token = _WATCHED.set(seen)
+    try:
+        yield seen
+    finally:
+        _WATCHED.reset(token)
+
+
+def more_room(lm: Any) -> dict[str, int]:
+    """Arguments for a longer answer, up to the most that DSPy lists; none if it has no limit."""
+    most = abilities_of(lm).get("max_output_tokens")
+    for name in ("max_completion_tokens", "max_tokens"):
+        limit = getattr(lm, "kwargs", {}).get(name)
+        if isinstance(limit, int):
+            room = min(MORE_ROOM * limit, most or MORE_ROOM * limit)
+            return {name: room} if room > limit else {}
+    return {}
 
 
 class Meter:
@@ -103,50 +135,64 @@ class Meter:
             self.dearest_call = max(self.dearest_call, cost)
         return self.ledger.take(n, cost, self._abandoned, leaves_lessons=self._leaves_lessons)
 
-    @contextmanager
-    def attempting(self, lm: Any, kwargs: Mapping[str, Any], taken: Reservation) -> Iterator[None]:
-        """One attempt of a call; it is settled in the end. Raises RunStopped: none will succeed.
+    def settle(
+        self, lm: Any, taken: Reservation, used: Usage | None, error: BaseException | None = None
+    ) -> None:
+        """Correct what was taken for a call by its entry, or without one by its error.
 
-        Raises ParameterRefusedError: the call is to be made again. A refusal takes a call from the
-        ledger, and is no usage of a rollout: how many there are depends on the clock.
+        The entry, if there is one, is counted already. A request that was refused is no call.
         """
-        used: list[Usage] = []
-        token = ATTEMPT.set(used)
-        n_calls, cost = taken.n_calls, taken.cost
-        try:
-            yield
-            if used:
-                n_calls = used[-1].n_lm_calls
-                cost = used[-1].cost_usd or (cost if n_calls else 0.0)
-            else:  # an LM of the user's own that keeps no history
-                self.count(Usage(n_calls))
-        except dspy.LMError as error:
-            if self._leaves_out(lm, kwargs, error):
-                n_calls, cost = 0, 0.0
-                raise ParameterRefusedError from error
-            if is_rate_limit(error):
-                asked = retry_after(error)
+        if used is not None:
+            cost = used.cost_usd or (taken.cost if used.n_lm_calls else 0.0)
+            self.ledger.settle(taken, used.n_lm_calls, cost)
+            return
+        n, cost = taken.n_calls, taken.cost
+        if isinstance(error, dspy.LMError):
+            if faults.is_rate_limit(error):
+                asked = faults.retry_after(error)
                 self.ledger.pause(str(lm.model), asked and min(asked, LONGEST_PAUSE_S))
-            n_calls = 0 if is_refused(error) else n_calls
-            self.count(Usage(n_calls, n_failed_calls=taken.n_calls))
-            cost = cost if is_unanswered(error) else 0.0
-            if is_fatal(error):
+            n, cost = n * (not faults.is_refused(error)), cost * faults.is_unanswered(error)
+        failed = taken.n_calls * (error is not None)
+        self.count(Usage(n, n_failed_calls=failed, cost_usd=cost))
+        self.ledger.settle(taken, n, cost)
+
+    @contextmanager
+    def attempting(self, call: "_Retried", taken: Reservation) -> Iterator[dict[str, Any]]:
+        """One attempt of a call, with these arguments; after one that failed, another may follow.
+
+        Raises RunStopped: none will succeed.
+        """
+        lm, used, error = call.lm, list[Usage](), None
+        token = _ATTEMPT.set(used)
+        allowed = self.sent_with(lm, call.kwargs)
+        try:
+            yield allowed
+        except BaseException as raised:
+            error = raised
+            if not isinstance(raised, dspy.LMError):
+                raise
+        finally:
+            _ATTEMPT.reset(token)
+            if error is not None and not used and self._leaves_out(lm, allowed, error):
+                self.ledger.settle(taken, 0, 0.0)
+                error = None
+            else:
+                self.settle(lm, taken, used[-1] if used else None, error)
+        if isinstance(error, dspy.LMError):
+            if faults.is_fatal(error):
                 self.ledger.raised.note(error)
                 self.ledger.fail(self._message(error, lm), error)
-            raise
-        finally:
-            ATTEMPT.reset(token)
-            self.ledger.settle(taken, n_calls, cost)
+            call.postpone(error)
 
     def sent_with(self, lm: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call; None stands for what its provider has refused."""
         refused = [s.name for s in _sampled(lm, kwargs) if s in self.ledger.left_out]
         return {**kwargs, **dict.fromkeys(refused)}
 
-    def _leaves_out(self, lm: Any, kwargs: Mapping[str, Any], error: dspy.LMError) -> bool:
+    def _leaves_out(self, lm: Any, kwargs: Mapping[str, Any], error: BaseException) -> bool:
         """Whether the error refuses what the optimizer sets; it is left out from now on."""
         for each in _sampled(lm, kwargs):
-            if not named_in(error, [each.name]):
+            if not faults.named_in(error, [each.name]):
                 continue
             # redacted first: the first part of a secret would not be known as one
             why = sentence(shortened(redacted(str(error), known_secrets([lm])), LOGGED_BYTES))
@@ -165,11 +211,11 @@ class Meter:
         call = Call.of(entry)
         usage = self.usage_of(call, lm)
         self.ledger.end_pauses(str(lm.model))
-        used = ATTEMPT.get()
-        if used is not None:
+        if (used := _ATTEMPT.get()) is not None:
             used.append(usage)
         self.count(usage)
-        note_answer(call)
+        if (seen := _WATCHED.get()) is not None:
+            seen.append(RawAnswer(call.text, call.is_cut, call.refusal, call.is_filtered))
         self.surprisals += [-each for each in call.logprobs if math.isfinite(each)]
         self.last_call = caller(), call
         self.shows_advice = self.shows_advice or any(
@@ -194,14 +240,14 @@ class Meter:
             raise
         except dspy.LMError as error:
             n_answered = self.ledger.longest_answered[model]
-            self.may_be_too_long = not n_answered and may_be_too_long(error, n_characters)
-            if is_too_long(error, n_characters, n_answered):
+            self.may_be_too_long = not n_answered and faults.may_be_too_long(error, n_characters)
+            if faults.is_too_long(error, n_characters, n_answered):
                 if isinstance(error, dspy.ContextWindowExceededError):
                     raise
                 raise dspy.ContextWindowExceededError(model=model, message=error.message) from error
-            self.provider_failure = Failure(
-                FailureKind.PROVIDER, self._message(error, lm), refuses_prompt(error)
-            )
+            is_prompts = faults.refuses_prompt(error, bool(vars(lm).get("num_retries")))
+            message = self._message(error, lm)
+            self.provider_failure = Failure(FailureKind.PROVIDER, message, is_prompts)
             raise
         if sent:
             longest = self.ledger.longest_answered
@@ -220,22 +266,6 @@ class Meter:
             raise RunStopped(NOT_WANTED)
         if self._refusal is not None:
             raise type(self._refusal)(*self._refusal.args)
-
-    def say_wait(self, state: tenacity.RetryCallState) -> None:
-        """Log that a call waits for its next attempt: the first of those that wait as long."""
-        seconds = state.next_action.sleep if state.next_action else 0.0
-        until = time.monotonic() + seconds
-        if seconds >= SAID_FROM_S and until > self.ledger.waits_until + SAID_FROM_S:
-            self.ledger.waits_until = until
-            fault = type(state.outcome.exception() if state.outcome else None).__name__
-            logger.warning("%s: the next attempt of this LM call is in %.0f s", fault, seconds)
-
-    async def async_wait(self, seconds: float) -> None:
-        """`Ledger.wait` in an event loop, whose thread goes on with its other work."""
-        while seconds > 0:
-            await asyncio.sleep(min(seconds, POLL_S))
-            self.ledger.check()
-            seconds -= POLL_S
 
     @property
     def usage(self) -> Usage:
@@ -267,14 +297,35 @@ def metered(lm: Any, meter: Meter) -> Any:
     return lm
 
 
-def is_metered(lm: Any) -> bool:
-    """Whether the LM takes its calls itself."""
-    return isinstance(lm, _Metered)
-
-
 @functools.cache
 def _metered_class(kind: Any) -> Any:
     return kind if issubclass(kind, _Metered) else type(kind.__name__, (_Metered, kind), {})
+
+
+class _Retried:
+    """A call that may take several attempts; `pause_s`: how long to wait before the next one."""
+
+    def __init__(self, lm: Any, kwargs: Mapping[str, Any]) -> None:
+        self.lm, self.kwargs, self.pause_s = lm, kwargs, 0.0
+        n_retries = vars(lm)["num_retries"]
+        self._n_left = n_retries and max(n_retries, MIN_RETRIES)
+        self._longest_s = FIRST_WAIT_S
+
+    def postpone(self, error: dspy.LMError) -> None:
+        """Note the pause after an error. Raises this error: no attempt follows."""
+        if not (self._n_left and faults.is_passing(error)):
+            raise error
+        self._n_left -= 1
+        asked = faults.retry_after(error)
+        if faults.is_rate_limit(error):
+            self.pause_s = 0.0  # `Meter.take` waits
+        elif asked is not None:
+            self.pause_s = min(asked, LONGEST_PAUSE_S)
+        else:  # twice the last one, at random around that
+            self.pause_s = self._longest_s * random.uniform(0.5, 1.0)
+            self._longest_s = min(LONGEST_WAIT_S, 2 * self._longest_s)
+        if self.pause_s >= 1:
+            logger.info("%s: next attempt in %.0f s", type(error).__name__, self.pause_s)
 
 
 class _Metered:
@@ -293,50 +344,31 @@ class _Metered:
         vars(self)["num_retries"] = value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tfgrpo_retried("__call__", *args, **kwargs)
-
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        return await self.tfgrpo_aretried("acall", *args, **kwargs)
-
-    def tfgrpo_retried(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """The result of a method of the user's class; each attempt is taken from the budget."""
-        meter = self.tfgrpo_meter
-
-        def attempt() -> Any:
-            while True:  # until no parameter is refused
-                while (taken := meter.take(self, args, kwargs)) is None:
-                    meter.ledger.wait(POLL_S)
-                allowed = meter.sent_with(self, kwargs)
-                with suppress(ParameterRefusedError), meter.attempting(self, allowed, taken):
-                    return getattr(super(_Metered, self), method)(*args, **allowed)
-
+        meter, call = self.tfgrpo_meter, _Retried(self, kwargs)
         with meter.noting(self, args, kwargs):
-            return tenacity.Retrying(sleep=meter.ledger.wait, **self._policy())(attempt)
-
-    async def tfgrpo_aretried(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """`tfgrpo_retried` in an event loop."""
-        meter = self.tfgrpo_meter
-
-        async def attempt() -> Any:
             while True:
                 while (taken := meter.take(self, args, kwargs)) is None:
-                    await meter.async_wait(POLL_S)
-                allowed = meter.sent_with(self, kwargs)
-                with suppress(ParameterRefusedError), meter.attempting(self, allowed, taken):
-                    return await getattr(super(_Metered, self), method)(*args, **allowed)
+                    meter.ledger.wait(POLL_S)
+                with meter.attempting(call, taken) as allowed:
+                    return super().__call__(*args, **allowed)  # type: ignore[misc]
+                meter.ledger.wait(call.pause_s)
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        meter, call = self.tfgrpo_meter, _Retried(self, kwargs)
+
+        async def wait(seconds: float) -> None:  # the thread goes on with its other work
+            while seconds > 0:
+                await asyncio.sleep(min(seconds, POLL_S))
+                meter.ledger.check()
+                seconds -= POLL_S
 
         with meter.noting(self, args, kwargs):
-            return await tenacity.AsyncRetrying(sleep=meter.async_wait, **self._policy())(attempt)
-
-    def _policy(self) -> dict[str, Any]:
-        n_retries = vars(self)["num_retries"] and max(vars(self)["num_retries"], MIN_RETRIES)
-        return {
-            "retry": tenacity.retry_if_exception(is_passing),
-            "stop": tenacity.stop_after_attempt(1 + n_retries),
-            "wait": _seconds_until_the_next,
-            "reraise": True,
-            "before_sleep": self.tfgrpo_meter.say_wait,
-        }
+            while True:
+                while (taken := meter.take(self, args, kwargs)) is None:
+                    await wait(POLL_S)
+                with meter.attempting(call, taken) as allowed:
+                    return await super().acall(*args, **allowed)  # type: ignore[misc]
+                await wait(call.pause_s)
 
     def update_history(self, entry: dict[str, Any]) -> None:
         self.tfgrpo_meter.answered(entry, self)
@@ -351,20 +383,95 @@ class _Metered:
         return super().copy(**changes)  # type: ignore[misc]
 
 
-def _seconds_until_the_next(state: tenacity.RetryCallState) -> float:
-    """The pause that the provider asks for, or twice the last one, at random around that."""
-    error = state.outcome.exception() if state.outcome else None
-    if error is not None and is_rate_limit(error):
-        return 0.0  # `Meter.take` waits
-    asked = retry_after(error)
-    if asked is not None:
-        return min(asked, LONGEST_PAUSE_S)
-    longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (state.attempt_number - 1))
-    return float(longest * random.uniform(0.5, 1.0))
-
-
 def _sampled(lm: Any, kwargs: Mapping[str, Any]) -> list[Sampled]:
     """What a call sends of what the optimizer sets; seeds differ, and are refused together."""
     sent = {**getattr(lm, "kwargs", {}), **kwargs}
     values = [(name, sent.get(name)) for name in SAMPLING if sent.get(name) is not None]
     return [Sampled(str(lm.model), n, "any" if n == "seed" else repr(v)) for n, v in values]
+
+
+class _Entries(list[Any]):
+    """A history of a caller that is always empty: each entry goes to `note`."""
+
+    def __init__(self, note: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def append(self, entry: Any) -> None:
+        self._note(entry)
+
+
+class CallWatcher(BaseCallback):
+    """Takes each call of an LM that is not metered, and settles it by its entry in DSPy's history.
+
+    DSPy tells its callbacks when a call begins and ends, and adds its entry to the history of each
+    caller; the watcher stands among both (`watching`). DSPy tells of no retries, and of no entry
+    where the user keeps no history; then a call counts as the most that it can cost. A
+    BaseException is the veto. Code that sets other callbacks hides a call until its entry is there.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self.history = _Entries(self._note)
+        self._meter = meter
+        self._open: dict[str, tuple[Any, Reservation]] = {}
+        self._entries: dict[str, Any] = {}
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Take the call, unless the LM does so itself. Raises RunStopped."""
+        if isinstance(instance, _Metered):
+            return
+        args, kwargs = (inputs.get("prompt"), inputs.get("messages")), inputs.get("kwargs")
+        with self._meter.noting(instance):
+            while (taken := self._meter.take(instance, args, kwargs or inputs)) is None:
+                self._meter.ledger.wait(POLL_S)
+        self._open[call_id] = instance, taken
+
+    def _note(self, entry: Any) -> None:
+        if (call_id := ACTIVE_CALL_ID.get()) in self._open:
+            self._entries[call_id] = entry
+        elif not _ATTEMPT.get():  # else it is the call of a metered LM, which has counted it
+            self._count_untaken(entry)
+
+    def _count_untaken(self, entry: Mapping[str, Any]) -> None:
+        """Count a call that was made unasked. Raises RunStopped: it was one too many."""
+        meter, call = self._meter, Call.of(entry)
+        lm = SimpleNamespace(model=call.model or "an LM")
+        ledger, used = meter.ledger, meter.usage_of(call, lm)
+        meter.count(used)
+        if not used.n_lm_calls:
+            return
+        if ledger.take_first_unseen():
+            logger.warning(
+                "a call of %s was seen only after it was made, as the code around it sets the "
+                "callbacks of dspy.context: such calls count, and one that is too many ends the "
+                "run, but none is refused. Leave callbacks= out, or add to dspy.settings.callbacks",
+                lm.model,
+            )
+        has_price = call.cost is not None or call.model in meter.prices
+        if ledger.budget.max_cost is not None and not has_price:
+            ledger.stop(f"max_cost: DSPy knows no price of {lm.model}.", is_failure=True)
+        with meter.noting(lm):
+            ledger.charge(used.n_lm_calls, used.cost_usd)
+
+    def on_lm_end(
+        self,
+        call_id: str,
+        outputs: Any | None,  # noqa: ARG002
+        exception: BaseException | None = None,
+    ) -> None:
+        """Settle the call by its entry; without one, by its error."""
+        if call_id in self._open:
+            (lm, taken), used = self._open.pop(call_id), None
+            if (entry := self._entries.pop(call_id, None)) is not None:
+                used = self._meter.usage_of(Call.of(entry), lm)
+                self._meter.count(used)
+            self._meter.settle(lm, taken, used, exception)
+
+
+@contextmanager
+def judging(meter: Meter, **changes: Any) -> Iterator[None]:
+    """Within it, a judge in a metric is metered: the user's own LM, with these changes."""
+    judge = dspy.settings.lm
+    judge = metered(judge.copy(**changes), meter) if isinstance(judge, dspy.BaseLM) else judge
+    with dspy.context(lm=judge, disable_history=False, **watching(CallWatcher(meter))):
+        yield

@@ -13,8 +13,7 @@ import dspy
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget.faults import is_too_long
-from tfgrpo_dspy.budget.meter import Meter, metered
-from tfgrpo_dspy.budget.unseen import CallWatcher
+from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.calls.paid import Calls, PaidCall
 from tfgrpo_dspy.checked import shown as value_shown
 from tfgrpo_dspy.dspy_seam import abilities_of, watching

@@ -11,7 +11,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget.answers import RawAnswer, more_room, raw_answers
+from tfgrpo_dspy.budget.meter import RawAnswer, more_room, raw_answers
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.reflection import signatures
 from tfgrpo_dspy.reflection.answer_forms import read_instructions, read_lessons, repaired

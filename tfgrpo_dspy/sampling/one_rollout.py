@@ -12,9 +12,8 @@ import dspy
 
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.budget.meter import Meter, metered
+from tfgrpo_dspy.budget.meter import Meter, judging, metered
 from tfgrpo_dspy.budget.prices import Prices
-from tfgrpo_dspy.budget.unseen import judging
 from tfgrpo_dspy.dspy_seam import (
     Call,
     Unheard,

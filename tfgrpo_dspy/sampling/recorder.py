@@ -7,8 +7,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget.meter import Meter
-from tfgrpo_dspy.budget.unseen import CallWatcher
+from tfgrpo_dspy.budget.meter import CallWatcher, Meter
 from tfgrpo_dspy.rollout import Step
 from tfgrpo_dspy.sampling.fields import as_fields, containers_copied
 from tfgrpo_dspy.sampling.replay import REPLAY, Replay, with_result
