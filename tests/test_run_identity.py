@@ -49,30 +49,11 @@ def polite_program() -> dspy.Predict:
     return dspy.Predict(dspy.Signature("question -> answer", "Answer the customer."))
 
 
-OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "program": ({"student": polite_program()}, "program"),
-    "metric": ({"metric": is_short}, "metric"),
-    "LM": ({"lm": polite_lm(top_p=0.5)}, "LM"),
-    "reflection LM": ({"reflection_lm": polite_lm(top_p=0.5)}, "reflection LM"),
-    "gate": ({"gate": NoGate()}, "gate"),
-    "objective": ({"objective": "Manners."}, "objective"),
-    "version": ({"version": "2"}, "version"),
-}
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("identity") / "log"
     learned(log_dir=folder, epochs=1)
     return folder
-
-
-@pytest.mark.parametrize(("changes", "part"), OTHERS.values(), ids=OTHERS)
-def test_offline_names_the_part_in_which_the_recorded_run_differs(
-    changes: dict[str, Any], part: str, finished: Path
-) -> None:
-    with pytest.raises(MissingRecordError, match=rf"differs in: (\w+, )*{part}\b"):
-        learned(**{"log_dir": finished, "offline": True, "epochs": 1, **changes})
 
 
 class OtherUpdate(UpdateLibrary): ...
@@ -134,6 +115,22 @@ THE_SAME: dict[str, Any] = {
     "num_threads": 2,
     "progress": True,
 }
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "program": {"student": polite_program()},
+    "LM": {"lm": polite_lm(top_p=0.5)},
+    "reflection LM": {"reflection_lm": polite_lm(top_p=0.5)},
+    **{name: {name: ANOTHER_RUN[name]} for name in ("metric", "gate", "objective", "version")},
+}
+
+
+@pytest.mark.parametrize("part", OTHERS)
+def test_offline_names_the_part_in_which_the_recorded_run_differs(
+    part: str, finished: Path
+) -> None:
+    with pytest.raises(MissingRecordError, match=rf"differs in: (\w+, )*{part}\b"):
+        learned(log_dir=finished, offline=True, epochs=1, **OTHERS[part])
 
 
 def compiled(folder: Path, **changes: Any) -> None:
@@ -263,7 +260,7 @@ def test_a_smaller_budget_says_that_it_gives_another_schedule(
     assert "differs in batch_size (derived), drafts (derived)\n" in caplog.text
 
 
-@pytest.mark.parametrize("changes", [OTHERS["program"][0], OTHERS["metric"][0]])
+@pytest.mark.parametrize("changes", [OTHERS["program"], OTHERS["metric"]])
 def test_a_persons_answer_counts_for_one_program_and_metric(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
