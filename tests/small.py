@@ -9,7 +9,7 @@ from tfgrpo_dspy.settings import PaperReflection
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 
 SMALL = {"group_size": 5, "epochs": 3, "max_demos": 0, "drafts": 0, "max_staleness": 1}
-SMALL |= {"groups_per_call": 1}
+SMALL |= {"groups_per_call": 1, "brief": None}
 OF_REFLECTION = {field.name for field in fields(PaperReflection)}
 OF_EXECUTION = {field.name for field in fields(Execution)}
 

@@ -56,6 +56,7 @@ def rules(*texts: str) -> list[Rule]:
         (EXTRACT, lessons(*texts)),
         (UPDATE, operations(*found)),
         ("`lessons`", chat(lessons="None")),
+        ("`brief`", chat(brief="Answer.")),
         (r"output fields are:\n1\. `topic`", chat(topic="numbers")),
         ("`next_tool_name`", turn),
         ("question", answer),

@@ -398,8 +398,9 @@ def test_an_effect_is_what_the_model_says_by_its_definition(rows: Any, tells: bo
     mean = share @ means
     expected = mean, np.sqrt(share @ (np.square(sds) + (means - mean) ** 2))
     chance = share @ norm.cdf((np.array(means) - 0.01 * scale) / sds)
-    bare = np.zeros((len(y), 0), dtype=bool)  # without demos
-    found = posterior(Data(example, y, given_it[:, None], near[None], np.array([tells]), bare))
+    found = posterior(
+        Data(example, y, given_it[:, None], near[None], np.array([tells]), *no_arms(len(y)))
+    )
     assert [float(each[0]) for each in found] == pytest.approx([*expected, chance], abs=1e-6)
 
 
@@ -409,12 +410,18 @@ def test_more_is_asked_of_an_experience_where_a_better_one_leaves_nothing_to_gai
     present = np.column_stack(given).astype(bool)
     near = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]], dtype=float)
     scores = 0.9 * (present[:, 0] & (example < 2)) + 0.02 * (present[:, 1:].sum(axis=1))
-    bare = np.zeros((len(scores), 0), dtype=bool)  # without demos
-    data = Data(example, scores, present, near, np.array([True, True, True]), bare)
+    data = Data(example, scores, present, near, np.array([True, True, True]), *no_arms(len(scores)))
     (_, second, alone), _, (first, covered, needed) = posterior(data)
     assert second == pytest.approx(alone, abs=0.002), "both add as little"
     assert first > 0.99
     assert covered < 0.5 < needed
+
+
+def no_arms(n_rollouts: int) -> tuple[Any, Any, Any]:
+    """Rollouts without briefs and demos."""
+    shapes: list[Any] = [(n_rollouts, 0), 0, (0, 0)]
+    arms, are_briefs, chains = (np.zeros(shape, dtype=bool) for shape in shapes)
+    return arms, are_briefs, chains
 
 
 def test_where_sets_of_demos_score_alike_one_tells_of_the_others() -> None:
@@ -425,7 +432,8 @@ def test_where_sets_of_demos_score_alike_one_tells_of_the_others() -> None:
         scores = np.random.default_rng(1).normal(0.5, 0.1, 240) + np.array([0, *adds])[shown]
         nothing = np.zeros((240, 0), dtype=bool), np.zeros((0, 40)), np.zeros(0, dtype=bool)
         demos = shown[:, None] == np.arange(1, 7)
-        means, sds, _ = posterior(Data(np.arange(240) % 40, scores, *nothing, demos))
+        sets = demos, np.zeros(6, dtype=bool), np.eye(6, dtype=bool)
+        means, sds, _ = posterior(Data(np.arange(240) % 40, scores, *nothing, *sets))
         return means[-1], sds[-1]
 
     mean, of_alike = untried([-0.2] * 5)
@@ -437,8 +445,8 @@ def test_where_sets_of_demos_score_alike_one_tells_of_the_others() -> None:
 def test_advice_about_none_of_the_training_examples_leaves_other_beliefs_sound() -> None:
     example, helped = np.arange(40) % 4, np.arange(40) % 3 > 0
     present, near = np.column_stack([helped, ~helped]), np.array([[1.0] * 4, [0.0] * 4])
-    told, bare = np.array([True, True]), np.zeros((40, 0), dtype=bool)  # without demos
-    assert posterior(Data(example, 1.0 * helped, present, near, told, bare))[2][0] > 0.9
+    told = np.array([True, True])
+    assert posterior(Data(example, 1.0 * helped, present, near, told, *no_arms(40)))[2][0] > 0.9
 
 
 def test_uncertain_advice_is_in_some_rollouts_of_a_group_and_settled_advice_in_all() -> None:

@@ -27,7 +27,7 @@ PUBLIC = [
     "GateError", "GroupPlan", "LibraryError", "LibraryFormatError", "LocalLMUnavailableError",
     "Measured", "MetricError", "MissingRecordError", "NoGate", "Reflection", "RunEvidence",
     "RunFailedError", "SettingsError", "StoreError", "SummarizeTrajectory", "TrainingFreeGRPO",
-    "TrainingFreeGRPOError", "UpdateLibrary", "best_so_far",
+    "TrainingFreeGRPOError", "UpdateLibrary", "WriteBrief", "best_so_far",
 ]  # fmt: skip
 ARGUMENTS = [
     "metric", "reflection_lm", "objective", "auto", "max_lm_calls", "max_metric_calls",
@@ -41,7 +41,7 @@ PINNED |= {"max_experiences": 30, "strategies": (), "offline": False, "seed": 0,
 GROUPS: dict[type, dict[str, Any]] = {
     Reflection: {
         "use_labels": True,
-        "max_experience_words": 40,
+        "max_experience_words": 80,
         "drafts": None,
         "groups_per_call": None,
         "show_images": None,
@@ -68,7 +68,7 @@ def test_the_public_names_are_these_and_can_all_be_imported() -> None:
 def test_the_pinned_arguments_are_taken_in_their_order_with_their_defaults(taking: type) -> None:
     parameters = inspect.signature(taking).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
-    modules = ["extract", "update", "summarize", "draft"] if taking is Reflection else []
+    modules = ["extract", "update", "summarize", "draft", "brief"] if taking is Reflection else []
     assert list(defaults)[: len(modules)] == modules
     defaults = {name: value for name, value in defaults.items() if name not in modules}
     assert list(defaults.items()) == list(GROUPS.get(taking, PINNED).items())

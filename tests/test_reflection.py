@@ -220,9 +220,9 @@ def test_attempts_say_which_experiences_only_some_of_them_were_given() -> None:
     ]
     text = attempts_text(shown, ["a", "b", "c"], libraries, ("by a teacher", "", ""), libraries[0])
     assert re.findall(r"^Attempt .*$", text, re.MULTILINE) == [
-        'Attempt 1 (score 1, advantage +1.22, with E2 as "Be very brief.")',
-        "Attempt 2 (score 0.5, advantage +0.00, with E2, by a teacher)",
-        "Attempt 3 (score 0, advantage -1.22, without E2)",
+        'Attempt 1 (score 1, advantage +1.22, with E1, E2 as "Be very brief.")',
+        "Attempt 2 (score 0.5, advantage +0.00, with E1, E2, by a teacher)",
+        "Attempt 3 (score 0, advantage -1.22, with E1)",
     ]
 
 

@@ -173,12 +173,13 @@ def test_extract_advantage_sees_all_that_it_needs_and_the_program_without_its_ba
         "experiences": "[E7*] Count twice.",
         "example": "question: question 0",
         "expected": "answer: label 0",
-        "max_words": "40",
+        "max_words": "80",
     }
     one, two = section(prompt, "attempts").split("\n\n")
-    assert one.startswith("Attempt 1 (score 1, advantage +1.00)")
+    assert one.startswith("Attempt 1 (score 1, advantage +1.00, with E7)")
     assert two == (
-        "Attempt 2 (score 0, advantage -1.00)\nFeedback: 0 is not enough.\nOutputs:\nanswer: 0"
+        "Attempt 2 (score 0, advantage -1.00, with E7)\n"
+        "Feedback: 0 is not enough.\nOutputs:\nanswer: 0"
     )
     assert "<experiences>" not in prompt
     assert "next id" not in prompt
@@ -530,11 +531,11 @@ def test_modules_of_the_users_own_take_the_place_of_ours_and_cost_one_answer_at_
 
 
 def test_add_lessons_takes_every_lesson_without_a_call() -> None:
-    told = lessons("Be exact.", "Be brief.", "word " * 41)
+    told = lessons("Be exact.", "Be brief.", "word " * 81)
     run = Run(ONE, (EXTRACT, told), update=AddLessons())
     assert run.texts(UPDATE) == []
     assert run.library.render() == "[E1*] Be exact.\n[E2*] Be brief."
-    assert run.refusals == ["", "", "41 words; at most 40 are allowed"]
+    assert run.refusals == ["", "", "81 words; at most 80 are allowed"]
     assert run.results.failures == {}
 
 

@@ -31,6 +31,7 @@ from tfgrpo_dspy.reflection.modules import (
     ExtractAdvantage,
     SummarizeTrajectory,
     UpdateLibrary,
+    WriteBrief,
 )
 from tfgrpo_dspy.settings import Execution, Reflection
 from tfgrpo_dspy.store.runs import best_so_far
@@ -41,5 +42,5 @@ __all__ = [
     "GateError", "GroupPlan", "LibraryError", "LibraryFormatError", "LocalLMUnavailableError",
     "Measured", "MetricError", "MissingRecordError", "NoGate", "Reflection", "RunEvidence",
     "RunFailedError", "SettingsError", "StoreError", "SummarizeTrajectory", "TrainingFreeGRPO",
-    "TrainingFreeGRPOError", "UpdateLibrary", "best_so_far",
+    "TrainingFreeGRPOError", "UpdateLibrary", "WriteBrief", "best_so_far",
 ]  # fmt: skip

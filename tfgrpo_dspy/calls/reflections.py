@@ -44,6 +44,7 @@ STAGES = {
     "update": ("update", "operations", 0, "update"),
     "draft": ("draft", "lessons", 1, "draft"),
     "lesson": ("extract", "lessons", 2, "example"),
+    "brief": ("brief", "brief", 1, "brief"),
     "summary": ("summarize", "summary", 2, "example"),
 }
 """By stage: the module of `Reflection` that is asked, the output that is wanted, the rank (of the

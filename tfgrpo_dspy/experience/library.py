@@ -12,7 +12,7 @@ from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience import library_files, programs, values
 from tfgrpo_dspy.experience.values import ALL, DEFAULT_LIMITS, Experience, Limits, Operation
 from tfgrpo_dspy.files import read_text, write_text
-from tfgrpo_dspy.outside import printable
+from tfgrpo_dspy.outside import cleaned_text, printable
 from tfgrpo_dspy.wording import meaning
 
 ProgramT = TypeVar("ProgramT")
@@ -23,7 +23,7 @@ Written = Operation | Mapping[str, Any]  # an operation, or a mapping as an LM w
 class ExperienceLibrary:
     """An immutable set of experiences, in the order of their ids, which are never used twice.
 
-    Two libraries are equal when ids, texts, scopes and the next free id are.
+    Two libraries are equal when briefs, ids, texts, scopes and the next free id are.
 
         >>> library = ExperienceLibrary([Experience(id="E1", text="Ask for the order number.")])
         >>> library = library.apply([{"op": "ADD", "text": "Say sorry first."}])
@@ -34,6 +34,7 @@ class ExperienceLibrary:
     Args:
         experiences: in any order.
         next_number: the number of the next free id; by default the highest in use plus one.
+        briefs: by predictor, the text that takes the place of its instructions.
 
     Raises:
         LibraryError: an id occurs twice, or `next_number` is not above every id in use.
@@ -41,9 +42,14 @@ class ExperienceLibrary:
 
     experiences: tuple[Experience, ...]
     next_number: int
+    briefs: tuple[tuple[str, str], ...]
 
     def __init__(
-        self, experiences: Iterable[Experience] = (), *, next_number: int | None = None
+        self,
+        experiences: Iterable[Experience] = (),
+        *,
+        next_number: int | None = None,
+        briefs: Mapping[str, str] | Iterable[tuple[str, str]] = (),  # of two, the last one
     ) -> None:
         experiences = tuple(sorted(experiences, key=lambda experience: experience.number))
         ids = [experience.id for experience in experiences]
@@ -55,6 +61,8 @@ class ExperienceLibrary:
             raise LibraryError(f"next_number={next_number!r}: give a number of at least {free}.")
         object.__setattr__(self, "experiences", experiences)
         object.__setattr__(self, "next_number", next_number)
+        texts = [(name, cleaned_text(text).strip()) for name, text in sorted(dict(briefs).items())]
+        object.__setattr__(self, "briefs", tuple((name, text) for name, text in texts if text))
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> "ExperienceLibrary":
@@ -84,8 +92,9 @@ class ExperienceLibrary:
         return self._by_id()[id_]
 
     def __str__(self) -> str:
-        """A line for each experience, with what is known of its worth: made for people."""
-        return printable("\n".join(map(str, self))) or "no experiences"
+        """The briefs, and a line for each experience with its worth: made for people."""
+        briefs = (f"Brief of {name}:\n{text}\n" for name, text in self.briefs)
+        return printable("\n".join([*briefs, *map(str, self)])) or "no experiences"
 
     def __repr__(self) -> str:
         return f"<ExperienceLibrary of {len(self)}: {', '.join(self._by_id()) or 'empty'}>"
@@ -102,8 +111,12 @@ class ExperienceLibrary:
         return "\n".join(lines)
 
     def holding(self, experiences: Iterable[Experience]) -> "ExperienceLibrary":
-        """A library of these experiences, with the next free id of this one."""
-        return ExperienceLibrary(experiences, next_number=self.next_number)
+        """A library of these experiences, with the briefs and the next free id of this one."""
+        return ExperienceLibrary(experiences, next_number=self.next_number, briefs=self.briefs)
+
+    def briefed(self, briefs: Iterable[tuple[str, str]]) -> "ExperienceLibrary":
+        """This library with these briefs, each in place of the one of its predictor."""
+        return ExperienceLibrary(self, next_number=self.next_number, briefs=[*self.briefs, *briefs])
 
     def apply(
         self, operations: Iterable[Written], limits: Limits = DEFAULT_LIMITS
@@ -111,7 +124,7 @@ class ExperienceLibrary:
         """The library after the operations; those that `refusals` names are left out.
 
         Unchanged experiences keep id, text and place; a MODIFY keeps id and place; an ADD goes
-        to the end under the next free id. `limits`: by default 30 experiences of 40 words.
+        to the end under the next free id. `limits`: by default 30 experiences of 80 words.
 
         Raises:
             LibraryError: an operation is malformed, such as one with a misspelt `op`.
@@ -136,7 +149,8 @@ class ExperienceLibrary:
                 malformed.append(values.Refusal(written, str(error)))
         after, accepted, refused = values.carry_out(parsed, self, self.next_number, limits)
         n_added = sum(isinstance(operation, values.Add) for _, operation in accepted)
-        library = ExperienceLibrary(after, next_number=self.next_number + n_added)
+        next_number = self.next_number + n_added
+        library = ExperienceLibrary(after, next_number=next_number, briefs=self.briefs)
         return Applied(library, tuple(accepted), (*malformed, *refused))
 
     def refusals(
@@ -146,9 +160,11 @@ class ExperienceLibrary:
         return self.applied(operations, limits).refused
 
     def diff(self, other: "ExperienceLibrary") -> str:
-        """A line for each experience that the two do not share; "" where there is none."""
+        """A line for each brief or experience that the two do not share; "" where there is none."""
         added, removed, changed = self.differences(other)
-        lines = [f"+ {new}" for new in added] + [f"- {old}" for old in removed]
+        lines = [f"+ brief of {name}: {text!r}" for name, text in {*other.briefs} - {*self.briefs}]
+        lines += [f"- brief of {name}: {text!r}" for name, text in {*self.briefs} - {*other.briefs}]
+        lines = [*sorted(lines), *(f"+ {new}" for new in added), *(f"- {old}" for old in removed)]
         return "\n".join(lines + [f"~ {old} -> {new}" for old, new in changed])
 
     def differences(
@@ -189,21 +205,25 @@ class ExperienceLibrary:
                 next_number += 1
             merged[experience.id] = experience
             id_by_meaning[_meaning(experience)] = experience.id
-        return ExperienceLibrary(merged.values(), next_number=next_number)
+        briefs = [*other.briefs, *self.briefs]
+        return ExperienceLibrary(merged.values(), next_number=next_number, briefs=briefs)
 
     def bake(self, program: ProgramT) -> ProgramT:
         """A copy of the program with this library in its instructions, in place of any other.
 
         The copy shares the program's LMs. An empty library leaves the instructions byte for byte as
-        they were before the first bake; with the block goes the memory of retired ids.
+        they were before the first bake; with the block goes the memory of retired ids. A brief
+        takes the place of its predictor's instructions; one that the program has stays without it.
 
         Raises:
-            LibraryError: not a DSPy program, or a scope is not the name of one of its predictors.
+            LibraryError: not a DSPy program, or a scope, or the predictor of a brief, is not the
+                name of one of its predictors.
         """
         programs.check_program(program)
         baked = programs.copy_to_change(program)
         predictors = dict(programs.named_predictors(baked))
-        unknown = sorted({experience.scope for experience in self} - {ALL, *predictors})
+        briefs = dict(self.briefs)
+        unknown = sorted({*briefs, *(each.scope for each in self)} - {ALL, *predictors})
         if unknown:
             raise LibraryError(
                 f"scopes {unknown} name no predictor of the program; it has {sorted(predictors)}."
@@ -212,6 +232,8 @@ class ExperienceLibrary:
             visible = [experience for experience in self if experience.scope in (ALL, name)]
             written = programs.write_block(visible, self.next_number) if visible else ""
             instructions = programs.replace_block(predictor.signature.instructions, written)
+            if name in briefs:
+                instructions = programs.with_brief(instructions, briefs[name])
             if instructions != predictor.signature.instructions:
                 predictor.signature = programs.with_instructions(predictor.signature, instructions)
         return baked
@@ -237,6 +259,7 @@ class ExperienceLibrary:
             for each in self
         ]
         content = {"next_number": self.next_number, "experiences": experiences}
+        content |= {"briefs": dict(self.briefs)} if self.briefs else {}
         values = library_files.FORMAT | content
         return dict(json.loads(json.dumps(values)))  # lists where the experiences have tuples
 
@@ -271,7 +294,8 @@ class ExperienceLibrary:
         """
         checked = library_files.checked_record(record, source)
         try:
-            return cls(checked.experiences, next_number=checked.next_number)
+            number, briefs = checked.next_number, checked.briefs
+            return cls(checked.experiences, next_number=number, briefs=briefs)
         except ValueError as error:
             raise LibraryFormatError(f"{source}: {error}") from error
 
@@ -279,9 +303,11 @@ class ExperienceLibrary:
 def library_in(program: Any) -> ExperienceLibrary:
     """The library that is baked into a program, as `from_program` gives it."""
     by_id: dict[str, Experience] = {}
+    briefs: dict[str, str] = {}
     next_number = 1
     for name, predictor in programs.named_predictors(program):
-        _, written, _ = programs.split_instructions(predictor.signature.instructions)
+        before, written, after = programs.split_instructions(predictor.signature.instructions)
+        briefs[name] = programs.brief_in(before if written else before + after)
         experiences, free = programs.parse_block(written, name) if written else ([], 1)
         next_number = max(next_number, free, *(each.number + 1 for each in experiences))
         for experience in experiences:
@@ -291,7 +317,7 @@ def library_in(program: Any) -> ExperienceLibrary:
                     f"Two lines disagree on an id: {first} and {experience}; give both the same "
                     f"text, or one of them another id."
                 )
-    return ExperienceLibrary(by_id.values(), next_number=next_number)
+    return ExperienceLibrary(by_id.values(), next_number=next_number, briefs=briefs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +331,7 @@ class Applied:
     library: ExperienceLibrary
     accepted: tuple[tuple[str, Operation], ...]
     refused: tuple[values.Refusal, ...]
+    briefs: tuple[Any, ...] = ()  # that are to be tried
 
     @property
     def operations(self) -> tuple[Operation, ...]:

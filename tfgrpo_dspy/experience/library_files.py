@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, StrictInt, ValidationError
+from pydantic import BaseModel, Field, StrictInt, ValidationError
 
 from tfgrpo_dspy.checked import faults_in, shown
 from tfgrpo_dspy.errors import LibraryFormatError, sentence
@@ -24,6 +24,7 @@ class LibraryRecord(BaseModel, extra="forbid"):
 
     experiences: list[Experience]
     next_number: StrictInt | None = None
+    briefs: dict[str, str] = Field(default_factory=dict)
     format: Literal["tfgrpo_dspy.library"] = "tfgrpo_dspy.library"
     version: Literal[1] = 1
 

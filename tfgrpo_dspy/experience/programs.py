@@ -18,6 +18,7 @@ from tfgrpo_dspy.user_code import loops_held_by
 ProgramT = TypeVar("ProgramT")
 BEGIN = "<experiences>"
 END = "</experiences>"
+BRIEF = "learned-brief"  # the tag around a text that has taken the place of the instructions
 RESULTS = "detailed_results"  # what GEPA and this package set on the program that they return
 HEADER = "Advice learned from earlier attempts:"
 PAPER_HEADER = (
@@ -34,11 +35,14 @@ _BEGUN = re.compile(rf"{BEGIN}{_TRAILING}\n{HEADER}{_TRAILING}\n")
 _BLOCK = re.compile(rf"^{_BEGUN.pattern}.*?\n{END}{_TRAILING}$", re.MULTILINE | re.DOTALL)
 _LINE = re.compile(rf"\[(E{NUMBER})(\*?)\] (.+)")
 _LAST_LINE = re.compile(rf"\(next id: E({NUMBER})\)")
+_BRIEF = re.compile(
+    rf"^<{BRIEF}>{_TRAILING}\n(.*?)\n</{BRIEF}>{_TRAILING}$", re.MULTILINE | re.DOTALL
+)
 _ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 _TO_ESCAPE = re.compile(
     r"\\(?=u[0-9a-f]{4})"  # a backslash that would read as one of our escapes
     r"|[\x00-\x1f\x7f-\x9f\u2028\u2029]"  # what ends a line somewhere, and other controls
-    r"|<(?=\s*/?\s*experiences)"  # our own delimiters
+    rf"|<(?=\s*/?\s*(?:experiences|{BRIEF}))"  # our own delimiters
     r"|\[(?=\[\s*##)",  # the section markers of DSPy's chat adapter
     re.IGNORECASE,
 )
@@ -53,10 +57,17 @@ def check_program(program: Any) -> None:
 def render_lines(experiences: Iterable[Experience]) -> str:
     """One line for each experience: `[E1*] text`; the star marks scope 'all'."""
     return "\n".join(
-        f"[{experience.id}{'*' if experience.scope == ALL else ''}] "
-        + _TO_ESCAPE.sub(lambda match: f"\\u{ord(match[0]):04x}", experience.text)
+        f"[{experience.id}{'*' if experience.scope == ALL else ''}] " + _escaped(experience.text)
         for experience in experiences
     )
+
+
+def _escaped(text: str, kept: str = "") -> str:
+    return _TO_ESCAPE.sub(lambda m: m[0] if m[0] in kept else f"\\u{ord(m[0]):04x}", text)
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPE.sub(lambda code: chr(int(code[1], 16)), text)
 
 
 def write_block(visible: Iterable[Experience], next_number: int) -> str:
@@ -109,15 +120,33 @@ def _parse_line(line: str, predictor: str) -> Experience:
         raise LibraryFormatError(
             f"{wrong}; a line is '[E<number>] text' (with a star behind the number for scope 'all')"
         )
-    text = _ESCAPE.sub(lambda code: chr(int(code[1], 16)), match[3])
     try:
-        return Experience(match[1], text, ALL if match[2] else predictor)
+        return Experience(match[1], _unescaped(match[3]), ALL if match[2] else predictor)
     except LibraryError as error:
         raise LibraryFormatError(f"{wrong}: {error}") from error
 
 
+def with_brief(instructions: str, text: str) -> str:
+    """The instructions with a brief in place of their brief, or of all that is before the block."""
+    escaped = _escaped(text, kept="\n\t")
+    written = f"<{BRIEF}>\n{escaped}\n</{BRIEF}>"
+    before, block, after = split_instructions(instructions)
+    if _BRIEF.search(before):
+        written = _BRIEF.sub(lambda _: written, before, count=1)
+    elif block:
+        written += "\n\n"
+    return written + block + after
+
+
+def brief_in(instructions: str) -> str:
+    """The brief in the instructions; "" where there is none."""
+    match = _BRIEF.search(instructions)
+    return _unescaped(match[1]) if match else ""
+
+
 def plain_instructions(instructions: str) -> str:
-    """The instructions with the experiences as plain lines. Raises LibraryFormatError."""
+    """The instructions without our delimiters. Raises LibraryFormatError."""
+    instructions = _without_tags(instructions)
     before, block, after = split_instructions(instructions)
     if not block:
         return instructions
@@ -140,8 +169,12 @@ def instructions_of(before: Any, after: Any) -> dict[str, tuple[str, str]]:
 
 
 def bare_instructions(predictor: Any) -> str:
-    """The predictor's instructions without the experiences that are baked into them."""
-    return replace_block(predictor.signature.instructions)
+    """The predictor's instructions, or its brief, without the experiences behind them."""
+    return _without_tags(replace_block(predictor.signature.instructions))
+
+
+def _without_tags(instructions: str) -> str:
+    return _BRIEF.sub(lambda match: _unescaped(match[1]), instructions)
 
 
 def with_instructions(signature: Any, instructions: str) -> Any:

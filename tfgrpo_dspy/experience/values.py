@@ -238,7 +238,7 @@ class Limits:
     """The limits of a library: `max_experiences` of at most `max_experience_words` words each."""
 
     max_experiences: int = 30
-    max_experience_words: int = 40
+    max_experience_words: int = 80
 
 
 DEFAULT_LIMITS = Limits()

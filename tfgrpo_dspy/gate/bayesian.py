@@ -64,7 +64,7 @@ class BayesianGate(Gate):
         library, rivals = _proposed(evidence)
         advice_sources = _known(evidence, [*library, *rivals.values()])
         data = _data(evidence, advice_sources)
-        counts = np.append(data.present.sum(axis=0), data.demos.sum(axis=0))
+        counts = np.append(data.present.sum(axis=0), data.arms.sum(axis=0))
         scale = NO_SCORES.including(data.scores.tolist())
         widest = math.inf if scale.is_flat else scale.highest - scale.lowest
         columns = (*posterior(data), counts, np.full(len(counts), widest))
@@ -105,7 +105,9 @@ class BayesianGate(Gate):
         deployable = [e for e in likely if e.id not in places]
         on_trial = [beliefs[e.advice] for e in kept.values() if e.is_on_trial]
         n, price = len(on_trial), PRICE * sd
-        gain = sum(above_zero(-abs(belief.mean - price), belief.sd) for belief in on_trial)
+        briefs = every[len(beliefs) + evidence.n_demo_sets :]
+        uncertain = (*on_trial, *briefs)
+        gain = sum(above_zero(-abs(belief.mean - price), belief.sd) for belief in uncertain)
         return Decision(
             library.holding(kept.values()),
             f"{len(kept) - n} settled, {n} on trial, {len(dropped)} dropped",
@@ -115,7 +117,8 @@ class BayesianGate(Gate):
             rivals={id_: rival for id_, rival in rivals.items() if id_ in kept},
             places=places,
             is_open=gain > OPEN_ABOVE * sd,  # what is expected of knowing every effect on trial
-            demos=tuple(every[len(beliefs) :]),
+            demos=tuple(every[len(beliefs) :][: evidence.n_demo_sets]),
+            briefs=tuple(briefs),
         )
 
     def assign(self, plan: GroupPlan) -> Sequence[ExperienceLibrary]:
@@ -150,6 +153,20 @@ class BayesianGate(Gate):
             drawn = [rng.gauss(mean, sd) for mean, sd in figures]
             sets.append(1 + drawn.index(max(drawn)) if share < chance else 0)
         return tuple(sets)
+
+    def briefs(self, plan: GroupPlan) -> Sequence[int]:
+        """The rollouts of a group differ in their brief, each the likeliest best one of those left.
+
+        The student's own instructions are one of them.
+        """
+        rng = random.Random(f"{plan.update}/{plan.example}/briefs")
+        figures = [(0.0, 0.0), *((belief.mean, belief.sd) for belief in plan.decision.briefs)]
+        chosen: list[int] = []
+        while len(chosen) < plan.n_rollouts:
+            drawn = [rng.gauss(mean, sd) for mean, sd in figures]
+            order = sorted(range(len(figures)), key=lambda arm: -drawn[arm])
+            chosen.append(next((arm for arm in order if arm not in chosen), order[0]))
+        return tuple(rng.sample(chosen, len(chosen)))
 
     def finalists(self, decision: Decision) -> Sequence[ExperienceLibrary]:
         """All that a program would be given, the whole library, the best 2, 4, 8, ..., three alone.
@@ -301,16 +318,30 @@ def _data(evidence: RunEvidence, advice_sources: Mapping[Advice, set[int]]) -> D
     present = np.zeros((len(scored), len(advice_sources)), dtype=bool)
     rows = [row for row, rollout in enumerate(scored) for _ in rollout.library]
     present[rows, [column[e.advice] for rollout in scored for e in rollout.library]] = True
-    shown = np.array([rollout.demo_set for rollout in scored], dtype=np.int64)
-    demos = shown[:, None] == np.arange(1, evidence.n_demo_sets + 1)
+    counts = evidence.n_demo_sets, len(evidence.parents)
+    had = np.array([(one.demo_set, one.brief) for one in scored], dtype=np.int64).reshape(-1, 2)
+    arms = [
+        of_sort[:, None] == np.arange(1, n + 1) for of_sort, n in zip(had.T, counts, strict=True)
+    ]
     return Data(
         examples=np.array([place[rollout.example] for rollout in scored], dtype=np.int64),
         scores=np.array([rollout.score for rollout in scored], dtype=float),
         present=present,
         relevance=np.array(near).reshape(len(advice_sources), len(training)),
         tells=np.array([tells for _, tells in relevances], dtype=bool),
-        demos=demos,
+        arms=np.hstack(arms),
+        are_briefs=np.repeat([False, True], counts),
+        chains=_chains(evidence),
     )
+
+
+def _chains(evidence: RunEvidence) -> Flags:
+    """For each arm, itself and what it is a revision of."""
+    chains = np.eye(evidence.n_demo_sets + len(evidence.parents), dtype=bool)
+    for row, parent in enumerate(evidence.parents, start=evidence.n_demo_sets):
+        if parent:
+            chains[row] |= chains[evidence.n_demo_sets + parent - 1]
+    return chains
 
 
 def _shares(plan: GroupPlan, tried: tuple[str, ...] | str) -> list[float]:

@@ -1,7 +1,7 @@
-"""A Bayesian linear model of what each experience adds to the score.
+"""A Bayesian linear model of what each experience, brief and set of demos adds to the score.
 
-    score of a rollout on example i
-        = level + ease of i + demos + sum over its experiences j of (m_j + a_j r_ij) + noise
+    score of a rollout on example i = level + ease of i + brief + demos
+        + sum over its experiences j of (m_j + a_j r_ij) + noise
 
 `m_j` is what experience j adds on every example, `a_j` what it adds besides on those that it is
 about, and `r_ij` (0 to 1, see `relevance`) says how much example i is one of these.
@@ -50,6 +50,10 @@ DEMOS, DEMOS_PRICE = (0.1, 0.5), 0.05
 """What demos add, its uncertainty, and what a set must add to be shown."""
 DEMOS_SPREADS = (0.03, 0.4)
 """How far one set of demos is from another: for some LMs that hardly matters, for others much."""
+BRIEFS, BRIEFS_SPREAD, BRIEFS_PRICE = (0.2, 0.5), 0.3, 0.05
+"""What briefs add, its uncertainty; how far one is from another; what one must add."""
+REVISIONS, REVISIONS_SPREAD = (0.1, 0.1), 0.2
+"""What revisions add to the brief that they revise, and how far one is from another."""
 EASE = 0.5  # spread of the ease of examples
 NOISE, NOISE_COUNT = 0.8, 5.0  # prior of the noise within an example, as sure as 5 rollouts make
 ROOT_2_PI = math.sqrt(2 * math.pi)
@@ -64,12 +68,14 @@ class Data:
     present: Flags  # which of the experiences each rollout was given; shape (n, J)
     relevance: Matrix  # of each example for each experience; shape (J, number of examples)
     tells: Flags  # whether an experience's text says what it is about; shape (J,)
-    demos: Flags  # which of the K sets of demos each rollout showed; shape (n, K)
+    arms: Flags  # which of the K briefs and sets of demos each rollout had; shape (n, K)
+    are_briefs: Flags  # which of these are briefs; shape (K,)
+    chains: Flags  # for each arm, itself and what it is a revision of; shape (K, K)
 
 
 Posterior = tuple[Matrix, Matrix, Matrix]
-"""Of the value of each experience and each set of demos, in points of the score: its mean, its
-standard deviation, and the probability that it exceeds its price; each of shape (J + K,)."""
+"""Of the value of each experience and each arm, in points of the score: its mean, its standard
+deviation, and the probability that it exceeds its price; each of shape (J + K,)."""
 
 
 def score_sd(scores: Sequence[float] | Matrix) -> float:
@@ -90,7 +96,7 @@ def _libraries() -> ThreadpoolController:
 
 
 def posterior(data: Data) -> Posterior:
-    """What the rollouts say of the value of each experience, and of each set of demos.
+    """What the rollouts say of the value of each experience, brief and set of demos.
 
     The value is the mean of `m_j + a_j r_ij` over the examples: what the experience adds on others
     like them. The regression is made twice. The first one tells how much better experiences leave
@@ -127,22 +133,25 @@ def _left_to_gain(data: Data, sums: "_Sums", weights: Matrix, first: Posterior) 
 
 def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Matrix]:
     """The posterior, and what rows of `_Sums` are multiplied by to fit scores; `left` is (J,)."""
-    n, n_sets = len(data.tells), data.demos.shape[1]
+    n, n_arms = len(data.tells), len(data.are_briefs)
     scale = score_sd(data.scores)
     parts = _parts(data, left)
     gram, projection = parts.T @ sums.gram @ parts, parts.T @ sums.projection
-    values = np.zeros((n + n_sets, 2 * n + n_sets + 1))
+    values = np.zeros((n + n_arms, 2 * n + n_arms + 1))
     values[:n, : 2 * n] = np.hstack([np.eye(n), np.diag(data.relevance.mean(axis=1))])
-    values[n:, 2 * n : -1] = np.eye(n_sets)
+    values[n:, 2 * n : -1] = data.chains
     values = values @ parts
-    expected, common = np.array([BROAD_MEAN, LOCAL_MEAN, ALIKE_MEAN, DEMOS, (0.0, 1.0)]).T
-    centre = np.concatenate([np.zeros(2 * n + n_sets), expected * scale])
+    means_of_sorts = [BROAD_MEAN, LOCAL_MEAN, ALIKE_MEAN, DEMOS, BRIEFS, REVISIONS, (0.0, 1.0)]
+    expected, common = np.array(means_of_sorts).T
+    centre = np.concatenate([np.zeros(2 * n + n_arms), expected * scale])
     centre[-1] = float(data.scores.mean()) if len(data.scores) else 0.0
     logs, means, weights, roots = [], [], [], []
-    of_demos = DEMOS_SPREADS if n_sets else (1.0,)  # any: there is no set
+    of_demos = (1.0,) if data.are_briefs.all() else DEMOS_SPREADS  # any: there is no set
     for local, broad, of_set in itertools.product(LOCAL_SPREADS, BROAD_SPREADS, of_demos):
         elsewhere = np.where(data.tells, min(TOLD_BROAD_SPREAD, broad), broad)
-        spreads = elsewhere, np.full(n, local), np.full(n_sets, of_set), common
+        of_arms = np.where(data.are_briefs, BRIEFS_SPREAD, of_set)
+        of_arms[data.chains.sum(axis=1) > 1] = REVISIONS_SPREAD
+        spreads = elsewhere, np.full(n, local), of_arms, common
         sd = np.concatenate(spreads) * scale
         root = cholesky(gram + np.diag(sd**-2.0), lower=True, check_finite=False)
         shifted = projection + centre / sd**2
@@ -155,7 +164,8 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
     share = np.exp(np.array(logs) - max(logs))
     share /= share.sum()
     covered = (COVERED_PRICE - PRICE) * data.tells * (1 - left) ** 2
-    price = np.append(PRICE + covered, np.full(n_sets, DEMOS_PRICE)) * scale
+    of_arms = np.where(data.are_briefs, BRIEFS_PRICE, DEMOS_PRICE)
+    price = np.append(PRICE + covered, of_arms) * scale
     return _mixture(share, np.array(means), roots, price), parts @ (share @ np.array(weights))
 
 
@@ -171,21 +181,24 @@ def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: Matrix) -
 def _parts(data: Data, left: Matrix) -> Matrix:
     """Which of the weights an effect consists of: its own deviation, and a mean in common.
 
-    The rows are the columns of `_Sums`: the broad effects, the local effects, the sets of demos,
-    and the level. The columns are the weights: a deviation for each effect, the common means of the
-    three sorts of experiences and of demos, and the level.
+    The rows are the columns of `_Sums`: the broad effects, the local effects, the arms, and the
+    level. The columns are the weights: a deviation for each effect, the common means of the three
+    sorts of experiences, of demos, of briefs and of revisions, and the level.
     """
-    n, n_effects = len(data.tells), 2 * len(data.tells) + data.demos.shape[1]
-    common = np.zeros((n_effects + 1, 5))
+    n, n_effects = len(data.tells), 2 * len(data.tells) + len(data.are_briefs)
+    common = np.zeros((n_effects + 1, 7))
     common[:n, 0] = ~data.tells
     common[n : 2 * n, 1], common[n : 2 * n, 2] = left * data.tells, left * ~data.tells
-    common[2 * n : -1, 3] = common[-1, 4] = 1.0
+    are_revisions = data.chains.sum(axis=1) > 1
+    sorts = ~data.are_briefs, data.are_briefs & ~are_revisions, are_revisions
+    common[2 * n : -1, 3:6] = np.column_stack(sorts)
+    common[-1, 6] = 1.0
     return np.hstack([np.eye(n_effects + 1, n_effects), common])
 
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    """The rollouts, summed up. A row x: what it was given, that by its relevance, demos, 1.
+    """The rollouts, summed up. A row x: what it was given, that by its relevance, arms, 1.
 
     W integrates out noise and the ease of each example; P = 2 J + K + 1.
     """
@@ -201,7 +214,7 @@ class _Sums:
         n_rollouts, n_examples = len(data.scores), data.relevance.shape[1]
         local = data.present * data.relevance.T[data.examples]
         level = np.ones(n_rollouts)
-        x = np.column_stack([data.present, local, data.demos, level])
+        x = np.column_stack([data.present, local, data.arms @ data.chains, level])
         places = data.examples, np.arange(n_rollouts)
         by_example = csr_array((np.ones(n_rollouts), places), (n_examples, n_rollouts))
         rows, scores = by_example @ x, by_example @ data.scores
@@ -216,7 +229,7 @@ class _Sums:
 
 def _noise(data: Data, scale: float) -> float:
     """The variance of the scores of one example with the same experiences."""
-    columns = np.column_stack([data.present, data.demos])
+    columns = np.column_stack([data.present, data.arms])
     cells = np.column_stack([data.examples, np.packbits(columns, axis=1)])
     _, cell = np.unique(cells, axis=0, return_inverse=True)
     counts = np.bincount(cell)

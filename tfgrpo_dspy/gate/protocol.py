@@ -17,7 +17,7 @@ MODEL_ERROR = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Belief:
-    """What a gate believes of one experience.
+    """What a gate believes of one experience, brief or set of demos.
 
     `mean` and `sd` are those of what it adds to the score on examples like the training examples;
     `chance` is the probability that this is worth its tokens, by `n_rollouts` rollouts. What is
@@ -61,13 +61,14 @@ class Measured:
 
     `example` is the example's position in its set. The score is None where the rollout has none,
     for instance because the provider failed. `demo_set`: which of the run's sets of demos the
-    program showed, from 1; 0: none.
+    program showed, from 1; 0: none. `brief`: which brief it had; 0: the student's instructions.
     """
 
     library: ExperienceLibrary
     example: int
     score: float | None
     demo_set: int = 0
+    brief: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class Decision:
             result, has at most one of the two.
         is_open: whether further rollouts could still change what a program would be given.
         demos: what is believed of each of the run's sets of demos; empty: nothing.
+        briefs: what is believed of each of its briefs.
     """
 
     library: ExperienceLibrary
@@ -98,6 +100,7 @@ class Decision:
     places: Mapping[str, str] = field(default_factory=dict)
     is_open: bool = False
     demos: tuple[Belief, ...] = ()
+    briefs: tuple[Belief, ...] = ()
 
     @property
     def result(self) -> ExperienceLibrary:
@@ -123,6 +126,7 @@ class RunEvidence:
         training: the positions of the examples that are trained on.
         limits: what the library may hold.
         n_demo_sets: how many sets of demos the run may show.
+        parents: for each of its briefs, the number of the one that it revises; 0: none.
     """
 
     previous: Decision
@@ -132,6 +136,7 @@ class RunEvidence:
     training: tuple[int, ...] = ()
     limits: Limits = field(default_factory=Limits)
     n_demo_sets: int = 0
+    parents: tuple[int, ...] = ()
 
     @property
     def proposed(self) -> ExperienceLibrary:
@@ -144,7 +149,8 @@ class GroupPlan:
     """A training group that is about to be made: `n_rollouts` of one example.
 
     `decision` is the latest one made in time for the group; `update` counts the updates from 0.
-    `n_demo_sets`: how many sets of demos the rollouts may show.
+    `n_demo_sets`: how many sets of demos the rollouts may show; `n_briefs`: how many briefs they
+    may have.
     """
 
     decision: Decision
@@ -152,6 +158,7 @@ class GroupPlan:
     update: int
     n_rollouts: int
     n_demo_sets: int = 0
+    n_briefs: int = 0
 
 
 class Gate:
@@ -172,6 +179,10 @@ class Gate:
 
     def demo_sets(self, plan: GroupPlan) -> Sequence[int]:
         """Which set of demos each rollout of a group shows, from 1; by default 0: none."""
+        return (0,) * plan.n_rollouts
+
+    def briefs(self, plan: GroupPlan) -> Sequence[int]:
+        """Which brief each rollout of a group has, from 1; by default 0: the instructions."""
         return (0,) * plan.n_rollouts
 
     def finalists(self, decision: Decision) -> Sequence[ExperienceLibrary]:

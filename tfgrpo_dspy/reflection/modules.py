@@ -121,6 +121,8 @@ def _read(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, A
     text_of_answer = finished(text_of_answer) if raw.is_cut else text_of_answer
     if text_of_answer != raw.text or not answer:
         answer = repaired(signature, text_of_answer) or ({} if raw.is_cut else answer)
+    for name, text in answer.items():  # what follows a marker is no more of the text
+        answer[name] = text.partition("[[ ##")[0] if isinstance(text, str) else text
     try:
         read = {name: READERS[name](answer[name]) for name in READERS.keys() & answer}
         read = {name: Read(v) if isinstance(v, list) else v for name, v in read.items()}

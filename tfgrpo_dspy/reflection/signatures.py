@@ -30,7 +30,7 @@ class SummarizeAttempt(dspy.Signature):
 class _ForLessons(dspy.Signature):
     program: str = dspy.InputField(desc=_PROGRAM)
     objective: str = dspy.InputField(desc="what the lessons should improve")
-    max_words: int = dspy.InputField(desc="the most words that one lesson may have")
+    max_words: int = dspy.InputField(desc="the most words that one lesson may have; few need them")
     experiences: str = dspy.InputField(desc=_KNOWN)
 
 
@@ -41,9 +41,9 @@ class CompareAttempts(_ForLessons):
     score is better. The advantage of an attempt says how far its score is above (+) or below (-)
     the mean of the attempts at the same example, in standard deviations.
 
-    The experiences below were in the program's prompt. Where attempts say, for instance, "with E2"
-    and "without E2", only some of them were given experience E2. If those with it score better, or
-    worse, E2 may be the reason: say so.
+    Below stand the experiences that were on trial, and the briefs: texts in place of a predictor's
+    instructions. Each attempt says which of them it was given ("with E1, brief 2"). If those with
+    E1 score better, or worse, than those without, E1 may be the reason: say so.
 
     First write semantic_advantage: what did the better attempts do that the worse ones did not?
     Name the step that made the difference. If no attempt is good, say what all of them missed.
@@ -77,8 +77,8 @@ class CritiqueAttempts(_ForLessons):
     The program was run several times on each example. Nobody knows the right answer, and there is
     no score. The answer that most attempts give is likely, but not certain, to be right.
 
-    The experiences below were in the program's prompt. Where attempts say, for instance, "with E2"
-    and "without E2", only some of them were given experience E2.
+    Below stand the experiences that were on trial. Each attempt says which of them it was given
+    ("with E1, E2").
 
     First write critique: check each step. What is wrong, missing or without reason? Where do the
     attempts disagree, and which of them has the better reason?
@@ -133,8 +133,10 @@ class ProposeOperations(dspy.Signature):
     was learned from and, where it was measured, its effect: by how much the score changes when the
     program is given it, plus or minus the standard error. "On trial" means: not yet certain. Below
     each lesson stands what it comes from: examples, the scores of the attempts at them, and the
-    reason. Texts that were tried and dropped did not help: do not propose them again, also not in
-    other words, unless the new lessons show what was wrong with them.
+    reason. Texts that were tried and dropped stand with the reason: do not propose again, also not
+    in other words, what did harm or did not help, unless the new lessons show what was wrong with
+    it. Put together what belongs together: lessons and examples may each hold a part of one table,
+    one procedure or one complete pattern, which may have all the words that a line may have.
 
     First write plan: in a few sentences, which lessons say the same, which are new, and which
     experiences they confirm, correct or contradict.
@@ -162,7 +164,8 @@ class ProposeOperations(dspy.Signature):
     objective: str = dspy.InputField(desc="what the experiences should improve")
     limits: str = dspy.InputField(desc="how much the library may hold")
     experiences: str = dspy.InputField(desc="the library: [id] text; a star: for every predictor")
-    dropped: str = dspy.InputField(desc="texts that were tried and did not help, with the reason")
+    dropped: str = dspy.InputField(desc="texts that were tried and are gone, with the reason")
+    examples: str = dspy.InputField(desc="inputs and labels of some examples, where known")
     lessons: str = dspy.InputField(desc="the new lessons, numbered")
     plan: str = dspy.OutputField(default="", desc="what the lessons call for, in a few sentences")
     operations: str = dspy.OutputField(desc="a JSON list; [] if the library stays as it is")

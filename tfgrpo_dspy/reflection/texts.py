@@ -19,6 +19,7 @@ from tfgrpo_dspy.wording import counted
 
 BYTES_PER_TOKEN = 3.5  # of UTF-8: an estimate, on the low side for English text
 NO_EXPERIENCES, UNKNOWN, HIDDEN = "(none yet)", "(not known)", "(hidden)"
+LEAST_SHOWN = 10  # rollouts, from which on an effect is told
 MOST_SOURCES, MOST_DROPPED = 3, 20  # scores of a lesson, dropped texts that are shown
 
 
@@ -121,17 +122,14 @@ def attempts_text(
 ) -> str:
     """The attempts of a group, the best first, each with its score, its advantage and its text.
 
-    Of the shown experiences that some attempts did not have, it says "with E2" or "without E2"; one
-    in other words is told with them. `libraries` holds the library of each of `all_rollouts`,
-    `aids` the hint or teacher that it had, in words ("": neither).
+    It says which experiences it had; one in other words than those that are shown is told with
+    them. `libraries` holds the library of each of `all_rollouts`, `aids` what it had besides, in
+    words: a brief, demos, a hint, a teacher ("": nothing).
     """
     ids = [rollout.rollout_id for rollout in group.all_rollouts]
     aid_of = dict(zip(ids, aids, strict=True))
-    had = {
-        id_: {experience.id: experience.text for experience in library}
-        for id_, library in zip(ids, libraries, strict=True)
-    }
-    varied = [e for e in shown if any(of_one.get(e.id) != e.text for of_one in had.values())]
+    library_of = dict(zip(ids, libraries, strict=True))
+    usual = {experience.id: experience.text for experience in shown}
     scores, shown_scores, advantages = group.scores, group.score_texts, group.advantages
     order = sorted(range(len(texts)), key=lambda index: -scores[index] if scores else index)
     parts = []
@@ -139,10 +137,12 @@ def attempts_text(
         about = []
         if scores:
             about = [f"score {shown_scores[index]}", f"advantage {advantages[index]:+z.2f}"]
-        for experience in varied:
-            text = had[group.rollouts[index].rollout_id].get(experience.id)
-            other = f' as "{text}"' if text not in (None, experience.text) else ""
-            about.append(f"with{'out' if text is None else ''} {experience.id}{other}")
+        had = [
+            e.id if usual.get(e.id) == e.text else f'{e.id} as "{e.text}"'
+            for e in library_of[group.rollouts[index].rollout_id]
+        ]
+        if usual or had:
+            about.append(f"with {', '.join(had) or 'no experience'}")
         about += filter(None, [aid_of[group.rollouts[index].rollout_id]])
         decisive = group.rollouts[index].decisive_step(group.least_decisive)
         about += [] if decisive is None else [f"decided by step {decisive + 1}"]
@@ -160,7 +160,8 @@ def library_text(library: ExperienceLibrary) -> str:
         about = []
         if experience.evidence:
             about = [f"learned from {counted(len(experience.evidence), 'example')}"]
-        if (effect := experience.effect) is not None:
+        effect = experience.effect
+        if effect is not None and effect.n_rollouts >= LEAST_SHOWN:
             measured = f"{effect.estimate:+z.2f} \N{PLUS-MINUS SIGN} {effect.standard_error:.2f}"
             about.append(f"measured effect on the score {measured}")
         about += ["on trial"] if experience.is_on_trial else []
@@ -171,6 +172,7 @@ def library_text(library: ExperienceLibrary) -> str:
 def lessons_text(lessons: Iterable[Lesson]) -> str:
     """The lessons, numbered; below each the examples that it comes from, and the reason."""
     lines = []
+    reasons: dict[str, int] = {}
     for number, lesson in enumerate(lessons, start=1):
         lines.append(f"{number}. {lesson.text}{scope_note(lesson.scope)}")
         if lesson.evidence:
@@ -180,7 +182,8 @@ def lessons_text(lessons: Iterable[Lesson]) -> str:
                 f"    from {counted(len(lesson.evidence), 'example')}: {'; '.join(sources)}"
             )
         if lesson.reason:
-            lines.append(f"    why: {lesson.reason}")
+            first = reasons.setdefault(lesson.reason, number)
+            lines.append(f"    why: {lesson.reason if first == number else f'as lesson {first}'}")
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results.curve import curve
 from tfgrpo_dspy.results.records import (
     Added,
+    BriefRecord,
     Candidate,
     Change,
     DemoRecord,
@@ -35,7 +36,7 @@ from tfgrpo_dspy.results.records import (
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.wording import aligned, counted, shortened
 
-REFLECTIONS = ("draft", "summary", "lesson", "update", "strategy")
+REFLECTIONS = ("brief", "draft", "summary", "lesson", "update", "strategy")
 """The purposes for which the reflection LM is asked."""
 OF_PROGRAM = ("rollout", "validation", "test")  # the roles of LM calls that the program made
 NOT_FINISHED = "not finished"  # the `ended_because` of a run that was killed, or still goes on
@@ -54,6 +55,7 @@ FAILURES_IN_WORDS = {
     "reflection parse": "an answer of the reflection LM could not be read",
     "unknown scope": "a lesson was for a predictor that the program does not have",
     "lesson refused": "a lesson was a copy of an example, too long, or asked for something unsafe",
+    "brief refused": "a brief was too long",
     "lesson too many": "an answer had more lessons than are read",
     "advice let in": "Reflection(guard=) let in what copies an example",
     "guard": "the function of Reflection(guard=) raised an error, so the advice was refused",
@@ -95,6 +97,7 @@ class RunResults:
     hold what was replayed too, at its original cost. `replayed` counts, by role, what was read
     from the run store. `nothing_learned` says why the result is the student ("": it is not).
     `n_demos` is how many more demos the result has than the student, `demos` shows them.
+    `briefs` are all that were tried, in the order of their numbers.
     `instructions` are those of each predictor, by name: of the student, then of the result; `lms`
     are the names of the policy and the reflection LM. `examples` are those of validation and test
     set, the worst of the result first. `program` is the student's class. `origin`, which `to_dict`
@@ -132,6 +135,7 @@ class RunResults:
     origin: Mapping[str, str] = field(default_factory=dict, compare=False)
     taken_because: str = ""
     switched: tuple[str, ...] = ()
+    briefs: tuple[BriefRecord, ...] = ()
 
     @property
     def is_finished(self) -> bool:
@@ -364,7 +368,13 @@ def candidates(run: RunResults, most: int = MOST_CANDIDATES) -> Section:
 
 
 def experiences(run: RunResults) -> Section:
-    """Each experience of the result, the strongest first, with effect, price and scope."""
+    """The briefs and each experience of the result, the strongest first, with effect and price."""
+    briefs = [
+        ["brief", effect_text(brief.effect), "", name, one_line(text)]
+        for brief in run.briefs
+        for name, text in brief.texts.items()
+        if brief.is_best
+    ]
     rows = [
         [
             experience.id,
@@ -377,6 +387,7 @@ def experiences(run: RunResults) -> Section:
     ]
     n = len(run.experiences)
     rows += [["...", f"{n - len(rows)} more", "", "", "see .experiences"]] if n > len(rows) else []
+    rows = [*briefs, *rows]
     title = learned_text(run)
     if run.nothing_learned:
         title = f"Nothing was learned: {one_line(run.nothing_learned)}"
@@ -389,7 +400,8 @@ def learned_text(run: RunResults) -> str:
     """`The result has 2 experiences and 1 demo: 120 tokens a call`."""
     demos = f" and {counted(run.n_demos, 'demo')}" if run.n_demos else ""
     price = f": {run.added}" if run.added.n_tokens else ""
-    return f"The result has {counted(len(run.experiences), 'experience')}{demos}{price}"
+    brief = "a brief, " if any(each.is_best for each in run.briefs) else ""
+    return f"The result has {brief}{counted(len(run.experiences), 'experience')}{demos}{price}"
 
 
 def gone(run: RunResults) -> list[Change]:

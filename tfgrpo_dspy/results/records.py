@@ -130,6 +130,20 @@ class DemoRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class BriefRecord:
+    """A brief that was tried: its text for each predictor, and whether it is in the result.
+
+    `effect` is what it adds to the score on examples like the training examples, None where no
+    rollout had it; `chance` is the probability that it is worth its tokens.
+    """
+
+    texts: Mapping[str, str]
+    effect: Effect | None
+    chance: float
+    is_best: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TriedAdvice:
     """The text and scope of an experience that rollouts were given, whether it was kept or not.
 
@@ -178,7 +192,8 @@ class Candidate:
     shows, from 1; 0: none. `score` is its mean on the examples that it was measured on; `chance` is
     the probability that it is better than the student, by training and validation rollouts
     together; `is_best` says whether it was returned. `objectives` are the means of the metric's
-    objectives, by name; `added` says what it adds to each call.
+    objectives, by name; `added` says what it adds to each call. `brief` is the number of its brief
+    among those of the run; 0: it has none.
     """
 
     name: str
@@ -189,6 +204,7 @@ class Candidate:
     is_best: bool
     objectives: Mapping[str, float] = field(default_factory=dict)
     added: Added = field(default_factory=Added)
+    brief: int = 0
     bake: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
 
     def program(self) -> Any:

@@ -14,6 +14,7 @@ from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_to_change
 from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
+from tfgrpo_dspy.run.briefing import Briefer
 from tfgrpo_dspy.run.final_choice import FinalChoice
 from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.history import History
@@ -47,7 +48,8 @@ class Run:
         self._calls = calls = Calls(settings, journal)
         self._client = client = ReflectionClient(inputs, calls)
         self._guards = Guards(inputs, calls.report)
-        self._reflector = Reflector(inputs, client, self._guards)
+        self._briefer = Briefer(inputs, client, calls)
+        self._reflector = Reflector(inputs, client, self._guards, self._briefer)
         self._strategies = Strategies(settings.strategies, client, calls)
         self._history = History(inputs, calls, client, self._strategies)
         self._groups = Groups(inputs, calls, self._history, self._strategies, recorded)
@@ -159,7 +161,11 @@ class Run:
             await self._updates[batch.update - 1]
         if self._is_cut(batch, extracted):
             return self._history.decision.library.applied(())
-        library, dropped = self._history.decision.library, self._history.dropped()
+        latest = self._history.latest
+        library, dropped = latest.decision.library, self._history.dropped()
+        revisions = self._client.spawn(
+            self._briefer.revisions(batch, latest, extracted.groups, dropped)
+        )
         context = self._history.context(batch, extracted)
         proposed = await self._strategies.proposed(context, batch)
         lessons, added = proposed.lessons, proposed.operations
@@ -173,7 +179,9 @@ class Run:
         compared = find(applied.operations, extracted.groups, extracted.lessons)
         proposal = Proposal(batch.update, library, applied.operations, compared)
         outcome = await approved(self._inputs, self._calls, proposal, applied, guard)
-        return replace(outcome, refused=(*refused, *applied.refused, *outcome.refused))
+        refused = [*refused, *applied.refused, *outcome.refused]
+        briefs = (*extracted.briefs, *await revisions)
+        return replace(outcome, refused=tuple(refused), briefs=briefs)
 
     async def decide(
         self, batch: Batch, extracted: Extracted, proposed: Applied

@@ -14,7 +14,7 @@ from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.rollout import FailureKind, Rollout
-from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Update
+from tfgrpo_dspy.run.updates import EXPLAINED, LEFT, NOT_ASKED, TEACHING, Update
 from tfgrpo_dspy.settings.schedule import RunInputs, RunSettings
 from tfgrpo_dspy.strategies.auto import may_rescue
 from tfgrpo_dspy.wording import shortened
@@ -91,7 +91,7 @@ def why_finished(
     n_epochs = 1 + may_rescue(inputs.settings.strategies, latest.groups)  # what failed in one
     n_idle = n_batches * n_epochs
     uses = {use for update in updates[1:][-n_idle:] for use in update.extracted.uses}
-    if n_trained >= n_idle and uses.isdisjoint((*TEACHING, NOT_ASKED)):
+    if n_trained >= n_idle and uses.isdisjoint((*TEACHING, NOT_ASKED, LEFT, EXPLAINED)):
         epochs = "two epochs" if n_idle > n_batches else "a whole epoch"
         return f"no group of {epochs} had anything to teach"
     n = max(UNCHANGED_EPOCHS * n_batches, UNCHANGED_UPDATES)

@@ -4,7 +4,7 @@ import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -18,12 +18,14 @@ from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import instructions_of, named_predictors
-from tfgrpo_dspy.gate.model import DEMOS_PRICE
+from tfgrpo_dspy.gate.bayesian import LIKELY
+from tfgrpo_dspy.gate.model import BRIEFS_PRICE, DEMOS_PRICE
 from tfgrpo_dspy.gate.race import Race, Scores
 from tfgrpo_dspy.listeners.rows import worst_first
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results.records import (
     Added,
+    BriefRecord,
     Candidate,
     DemoRecord,
     HeldOut,
@@ -45,6 +47,9 @@ DEMOS_SD = 0.3
 """How much demos that no training rollout showed may add, in standard deviations of the score."""
 DEMOS_ERROR = 0.25
 """How far the effect of demos on validation may be from that in training, in the same unit."""
+BRIEF = "brief"  # the first part of the name of one, among the parts of a candidate
+BRIEFS_ERROR, BRIEFS_MEASURED = 0.1, 3
+"""The same error of briefs; how many of them are candidates."""
 SMALLEST_ROUND = MIN_PROGRAMS_MEASURED * MIN_VALIDATION  # the fewest rollouts of a round
 
 
@@ -117,6 +122,7 @@ class FinalChoice:
             ),
             switched=self._history.switched,
             n_demos=len(additions.demos),
+            briefs=tuple(self._brief_records(additions)),
             demos=tuple(DemoRecord(demo.predictor, dict(demo.fields)) for demo in additions.demos),
             program=type(self._inputs.student).__name__,
             origin=self._journal.origin,
@@ -131,6 +137,13 @@ class FinalChoice:
         logger.info("the run ended (%s): %s", results.ended_because, results.in_a_line)
         optimized.detailed_results = results
         return optimized
+
+    def _brief_records(self, result: Additions) -> Iterator[BriefRecord]:
+        latest = self._history.latest
+        for brief, belief in zip(latest.briefs, latest.decision.briefs, strict=True):
+            texts = dict(brief.texts)
+            is_best = texts.items() <= dict(result.library.briefs).items()
+            yield BriefRecord(texts, belief.effect, belief.chance, is_best)
 
     def _added(self, additions: Additions) -> Added:
         prices = self._settings.execution.prices or {}
@@ -172,15 +185,23 @@ class FinalChoice:
         """The winner's place (0: student), all that took part by their places, and why it won."""
         account, sd = self._history.latest.account, self._history.score_sd
         candidates = [_parts(candidate) for candidate in measured.candidates]
-        parts = {part: (0.0, sd) for candidate in candidates for part in candidate}
+        parts: dict[Hashable, tuple[float, float]] = {
+            part: (0.0, sd) for candidate in candidates for part in candidate
+        }
         parts |= {advice: (b.mean, b.sd) for advice, b in self._history.decision.beliefs.items()}
         sets = range(1, self._history.demos.n_sets + 1)
         parts |= {number: (0.0, DEMOS_SD * sd) for number in sets}
+        briefs: dict[Hashable, tuple[float, float]] = {
+            (BRIEF, number): (belief.mean, math.hypot(belief.sd, BRIEFS_ERROR * sd))
+            for number, belief in enumerate(self._history.decision.briefs, start=1)
+        }
+        parts |= briefs
         beliefs = self._history.decision.demos
         if any(belief.n_rollouts for belief in beliefs):
             errors = (math.hypot(belief.sd, DEMOS_ERROR * sd) for belief in beliefs)
             parts |= zip(sets, zip((b.mean for b in beliefs), errors, strict=True), strict=True)
-        prices = dict.fromkeys(sets, DEMOS_PRICE * sd)
+        prices: dict[Hashable, float] = dict.fromkeys(sets, DEMOS_PRICE * sd)
+        prices |= dict.fromkeys(briefs, BRIEFS_PRICE * sd)
         race = Race(tuple(candidates), parts, prices, sd, measured.n_examples)
         is_untried = measured.candidates[1:] == [Additions(self._history.untried)]
         with suppress(RunStopped):  # what was measured by then decides
@@ -199,6 +220,7 @@ class FinalChoice:
                     name="student" if not c else "result" if c == best else f"candidate {n_others}",
                     ids=tuple(experience.id for experience in additions.library),
                     demo_set=additions.demo_set,
+                    brief=additions.brief,
                     score=ScoreSummary.of(measured.scores_of(c), measured.scale),
                     chance=race.chance(c, 0, scores),
                     is_best=c == best,
@@ -301,9 +323,16 @@ def _with_student(history: History, result: Additions) -> list[Additions]:
 def _candidates(history: History, hidden: Set[str]) -> list[Additions]:
     """The student and its rivals, each without and with the likeliest set of demos.
 
-    The other sets are there without advice.
+    The other sets are there without advice, and so are the briefs, but for the likeliest one.
     """
-    bare = [Additions(library) for library in (history.start, *history.finalists())]
+    latest, finalists = history.latest, history.finalists()
+    beliefs_of_briefs = enumerate(latest.decision.briefs, start=1)
+    means = {k: b.mean for k, b in beliefs_of_briefs if b.chance > LIKELY}
+    briefs = sorted(means, key=lambda k: -means[k])
+    bare = [Additions(library) for library in (history.start, *finalists)]
+    for place, number in enumerate(briefs[:BRIEFS_MEASURED]):
+        beside = (history.start, *finalists) if place == 0 else (history.start,)
+        bare += [Additions(latest.briefed(each, number), brief=number) for each in beside]
     candidates = {(each.library, each.demos): each for each in bare}
     beliefs = dict(enumerate(history.decision.demos, start=1))
     numbers = range(1, history.demos.n_sets + 1)
@@ -319,4 +348,5 @@ def _candidates(history: History, hidden: Set[str]) -> list[Additions]:
 def _parts(candidate: Additions) -> frozenset[Hashable]:
     """What a candidate adds to the bare program: a part for each advice, one for its demos."""
     advice: set[Hashable] = {experience.advice for experience in candidate.library}
+    advice |= {(BRIEF, candidate.brief)} if candidate.brief else set()
     return frozenset(advice | {candidate.demo_set} if candidate.demos else advice)

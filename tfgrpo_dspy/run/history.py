@@ -14,17 +14,19 @@ from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import GateError, RunStopped, described, shareable
 from tfgrpo_dspy.events import UpdateDecided
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary, library_in
-from tfgrpo_dspy.experience.values import Keep, Operation, supported
+from tfgrpo_dspy.experience.values import Advice, Keep, Operation, supported
 from tfgrpo_dspy.gate.model import score_sd
-from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
+from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.group import Group, floored
 from tfgrpo_dspy.listeners.changes import Changes
 from tfgrpo_dspy.listeners.rows import training_rows
 from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.reflection.texts import LEAST_SHOWN
 from tfgrpo_dspy.rollout import Rollout, fields_text
+from tfgrpo_dspy.run.briefing import leading
 from tfgrpo_dspy.run.planning import Planner
 from tfgrpo_dspy.run.strategy_calls import Strategies
-from tfgrpo_dspy.run.updates import Batch, Extracted, Update, record_of
+from tfgrpo_dspy.run.updates import Batch, Brief, Extracted, Update, record_of
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool
 from tfgrpo_dspy.scores import ScoreRange
@@ -63,7 +65,8 @@ class History:
         for batch in self.plan.batches[self.latest.number :]:
             n_lessons = math.ceil(len(batch.examples) / settings.groups_per_call)
             n_lessons += sum(batch.sizes) * settings.reflection.summarize_always
-            planned = 1 + (settings.drafts if batch.is_draft else n_lessons)
+            n_first = settings.drafts + settings.n_briefs * len(self._inputs.predictors)
+            planned = 1 + (n_first if batch.is_draft else n_lessons)
             n += max(0, planned - self._client.n_asked[batch.update])
         return self.latest.account.per_answer * n
 
@@ -104,8 +107,8 @@ class History:
 
     def assigned(self, batch: Batch, example: int, n: int) -> list[Additions]:
         """The additions of each rollout of a group. Raises GateError: the gate gave none."""
-        gate, n_sets = self._settings.gate, self.demos.n_sets
-        plan = GroupPlan(batch.base.decision, example, batch.update, n, n_sets)
+        gate, n_sets, n_briefs = self._settings.gate, self.demos.n_sets, len(batch.base.briefs)
+        plan = GroupPlan(batch.base.decision, example, batch.update, n, n_sets, n_briefs)
         libraries: Sequence[ExperienceLibrary] = (batch.library,) * n
         if any(experience.is_on_trial for experience in batch.library):
             wanted = f"return {n} libraries, one for each rollout of the group"
@@ -113,15 +116,24 @@ class History:
         best = batch.base.best if batch.epoch else ()  # before, there are few to choose from
         hidden = {self._inputs.examples[example].identity}
         sets = [(), *(self.demos.choose(k, best, hidden) for k in range(1, n_sets + 1))]
-        shown: Sequence[int] = (0,) * n
-        if any(sets):
-            wanted = f"return {n} numbers from 0 to {n_sets}, one for each rollout of the group"
-            chosen = self._asked("demo_sets", plan)
-            shown = _checked(gate, "chose the demos", chosen, wanted, n, int)
-            if not all(0 <= k <= n_sets for k in shown):
-                raise GateError(f"{type(gate).__name__} chose the demos {shown!r}; {wanted}.")
-        pairs = zip(libraries, shown, strict=True)
-        return [Additions(library, sets[k], demo_set=k) for library, k in pairs]
+        shown = self._arms("demo_sets", plan, n_sets if any(sets) else 0)
+        briefs = self._arms("briefs", plan, n_briefs)
+        return [
+            Additions(batch.base.briefed(library, b), sets[k], demo_set=k, brief=b)
+            for library, k, b in zip(libraries, shown, briefs, strict=True)
+        ]
+
+    def _arms(self, method: str, plan: GroupPlan, n_arms: int) -> Sequence[int]:
+        """The number that the gate chooses for each rollout of the group; 0: none."""
+        gate, n = self._settings.gate, plan.n_rollouts
+        if not n_arms:
+            return (0,) * n
+        wanted = f"return {n} numbers from 0 to {n_arms}, one for each rollout of the group"
+        verb = f"chose the {'demos' if method == 'demo_sets' else method}"
+        chosen = _checked(gate, verb, self._asked(method, plan), wanted, n, int)
+        if not all(0 <= k <= n_arms for k in chosen):
+            raise GateError(f"{type(gate).__name__} {verb} {chosen!r}; {wanted}.")
+        return chosen
 
     @cached_property
     def demos(self) -> DemoPool:
@@ -151,9 +163,12 @@ class History:
         rollouts = [] if self._settings.data.is_recorded else extracted.rollouts
         n_examples = self.plan.n_usual(batch, [s.group.example for s in extracted.groups])
         reflections = self._client.usage[batch.update]
+        taken = {brief.texts for brief in before.briefs} | {()}
+        new = {brief.texts: brief for brief in proposed.briefs if brief.texts not in taken}
+        briefs = (*before.briefs, *new.values())
         update = Update(
             number=before.number + 1,
-            decision=self._decision(proposed.operations),
+            decision=self._decision(proposed.operations, briefs),
             account=before.account.after_update(rollouts, reflections, n_examples),
             batch=batch,
             extracted=extracted,
@@ -162,6 +177,8 @@ class History:
             by_metric=_with_scores(before.by_metric, by_metric),
             n_in_vain=before.in_vain_with(extracted, proposed.operations),
             groups=(*before.groups, *extracted.groups),
+            briefs=briefs,
+            n_unwritten=before.n_unwritten + len(proposed.briefs) - len(new),
         )
         self.updates.append(update)
         self._log_switched()
@@ -196,7 +213,7 @@ class History:
         for sampled in new:
             self._measured += _measured(sampled, after)
 
-    def _decision(self, operations: tuple[Operation, ...]) -> Decision:
+    def _decision(self, operations: tuple[Operation, ...], briefs: Sequence[Brief]) -> Decision:
         """The gate's decision, with the evidence of all KEEPs."""
         gate = self._settings.gate
         evidence = RunEvidence(
@@ -207,6 +224,7 @@ class History:
             training=self._inputs.training,
             limits=self._settings.limits,
             n_demo_sets=self.demos.n_sets,
+            parents=tuple(brief.parent for brief in briefs),
         )
         decision: Decision = self._asked("decide", evidence)
         is_one = isinstance(decision, Decision)
@@ -234,7 +252,8 @@ class History:
 
     def result(self) -> ExperienceLibrary:
         """The library that a program would get if the run ended here."""
-        return self._like_start(self.decision.result)
+        library = self.latest.briefed(self.decision.result, leading(self.decision))
+        return self._like_start(library)
 
     def finalists(self) -> list[ExperienceLibrary]:
         """The libraries that are compared with the student at the end. Raises GateError."""
@@ -265,7 +284,8 @@ class History:
 
         Then nothing appears changed: ids retired since were never in a program.
         """
-        return self.start.holding(library) if list(library) == list(self.start) else library
+        is_like = list(library) == list(self.start) and library.briefs == self.start.briefs
+        return self.start.holding(library) if is_like else library
 
     @property
     def score_sd(self) -> float:
@@ -274,10 +294,21 @@ class History:
 
     def dropped(self) -> list[Lesson]:
         """The advice that was tried and is in the library no more, the most tried first."""
-        held = {experience.advice for experience in self.decision.library}
+        library = self.decision.library
+        held = {experience.advice for experience in library}
         beliefs = sorted(self.decision.beliefs.items(), key=lambda item: -item[1].n_rollouts)
+        id_of = {e.advice: e.id for update in self.updates for e in update.decision.library}
+
+        def reason(advice: Advice, belief: Belief) -> str:
+            if (id_ := id_of.get(advice)) in library:
+                return f"replaced by {id_}"
+            if belief.n_rollouts < LEAST_SHOWN:
+                return "hardly tried"
+            did = "did harm" if belief.mean + belief.sd < 0 else "did not help enough"
+            return f"{did}: {belief.in_words()}"
+
         return [
-            Lesson(text, scope, reason=belief.in_words())
+            Lesson(text, scope, reason=reason((text, scope), belief))
             for (text, scope), belief in beliefs
             if belief.n_rollouts and (text, scope) not in held
         ]
@@ -292,7 +323,7 @@ def _measured(sampled: SampledGroup, score_range: ScoreRange) -> Iterator[Measur
     additions = [one for one, aid in zip(sampled.additions, sampled.aids, strict=True) if not aid]
     scores = floored(sampled.unaided.all_rollouts, score_range, for_advice=True)
     for one, score in zip(additions, scores, strict=True):
-        yield Measured(one.library, sampled.group.example, score, one.demo_set)
+        yield Measured(one.library, sampled.group.example, score, one.demo_set, one.brief)
 
 
 def _checked(

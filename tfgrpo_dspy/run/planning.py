@@ -166,7 +166,8 @@ class Planner:
         n_decided = self._n_decided(number)
         account = self._updates[n_decided].account
         under_way = self.batches[n_decided:number]  # they take what is expected of them
-        n_drafts = self._settings.drafts * sum(batch.is_draft for batch in under_way)
+        of_draft = self._settings.drafts + self._settings.n_briefs * len(self._inputs.predictors)
+        n_drafts = of_draft * sum(batch.is_draft for batch in under_way)
         operations = account.per_answer * (len(under_way) + 1 + n_drafts)  # one for each update
         of_example = account.per_example(self._group_size, self._settings.groups_per_call)
         reserve = self._reserve.amount(account)

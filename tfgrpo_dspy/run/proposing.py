@@ -22,6 +22,8 @@ from tfgrpo_dspy.run.updates import Batch, Extracted
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings.schedule import RunInputs
 
+EXAMPLES_SHOWN, EXAMPLE_TOKENS = 6, 200  # of labelled examples in the prompt for operations
+
 
 class Guards:
     """Makes the guards of a run, by `Reflection(guard=)`."""
@@ -80,7 +82,8 @@ async def propose(
     shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
 
     async def operations_of(part: Sequence[Lesson]) -> list[Operation | Refusal]:
-        asked = {**shown, "lessons": texts.lessons_text(part)}
+        examples = _labelled(inputs, batch, part)
+        asked = {**shown, "examples": examples, "lessons": texts.lessons_text(part)}
         if len(part) > 1:
             answer = await client.ask("update", batch, batch.update, asked)
         else:
@@ -97,3 +100,14 @@ async def propose(
     every = [*itertools.chain(*answered), *allowed, *refused]
     operations = [retold(each, dropped) for each in every if not isinstance(each, Refusal)]
     return merge_keeps([*keeps, *operations]), [x for x in every if isinstance(x, Refusal)]
+
+
+def _labelled(inputs: RunInputs, batch: Batch, lessons: Sequence[Lesson]) -> str:
+    """Examples with labels: those that the lessons come from; of drafts, some of the training."""
+    sources = (evidence.example for lesson in lessons for evidence in lesson.evidence)
+    places = dict.fromkeys(inputs.training if batch.is_draft else sources)
+    settings = inputs.settings
+    is_shown = settings.metric is not None and settings.reflection.use_labels
+    labelled = [inputs.examples[k] for k in places if is_shown and inputs.examples[k].labels]
+    shown = (f"{each.text}\nLabels:\n{each.labels_text}" for each in labelled[:EXAMPLES_SHOWN])
+    return texts.by_example([texts.clip(text, EXAMPLE_TOKENS) for text in shown]) or "(none)"

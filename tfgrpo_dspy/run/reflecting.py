@@ -12,12 +12,18 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.lessons import Lesson, lessons_in, merge_lessons
+from tfgrpo_dspy.run.briefing import Briefer, leading
 from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless
 from tfgrpo_dspy.run.proposing import Guards
-from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING, Batch, Extracted
+from tfgrpo_dspy.run.updates import EXPLAINED, LEFT, NOT_ASKED, TEACHING, Batch, Extracted
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
-from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_DRAFT, RunInputs, n_unlike_drafts
+from tfgrpo_dspy.settings.schedule import (
+    DRAFTS_BESIDE,
+    EXAMPLES_OF_DRAFT,
+    RunInputs,
+    n_unlike_drafts,
+)
 from tfgrpo_dspy.wording import shortened
 
 REASON_BYTES, EXAMPLE_BYTES = 210, 87  # how long they may be in the prompt of an update
@@ -26,6 +32,10 @@ CLEAR_SHARE = 0.01
 contrast for sure: its lessons need not wait for the rest of the batch."""
 MOST_IN_VAIN = 8
 """After 8 groups in a row that gave nothing new, one call a batch asks for more."""
+LEFT_ABOVE = 0.97
+"""While a brief is better than the student's instructions with this probability, it is revised, and
+no lessons are drawn."""
+BRIEF_TOKENS = 400  # of each in a prompt for lessons
 NEIGHBOURS = 8  # groups that wait for each other, to share calls
 Found = tuple[list[Lesson], list[str]]
 """The lessons that are taken; the texts of those that are refused, each with the reason."""
@@ -34,10 +44,12 @@ Found = tuple[list[Lesson], list[str]]
 class Reflector:
     """Draws lessons from the groups and the labelled examples of one run."""
 
-    def __init__(self, inputs: RunInputs, client: ReflectionClient, guards: Guards) -> None:
+    def __init__(
+        self, inputs: RunInputs, client: ReflectionClient, guards: Guards, briefer: Briefer
+    ) -> None:
         self._settings, self._examples = inputs.settings, inputs.examples
         self._training, self._predictors = inputs.training, inputs.predictors
-        self._client, self._guards = client, guards
+        self._client, self._guards, self._briefer = client, guards, briefer
 
     async def extract(
         self,
@@ -52,6 +64,8 @@ class Reflector:
         all_groups = client.spawn(_all_of(groups))
         is_full = sum(e.is_on_trial for e in batch.library) >= settings.most_on_trial
         is_thrifty = settings.measures and not settings.data.is_recorded
+        lead = leading(batch.base.decision)
+        is_briefed = lead > 0 and batch.base.decision.briefs[lead - 1].chance >= LEFT_ABOVE
         is_in_vain = is_thrifty and batch.base.n_in_vain >= MOST_IN_VAIN
 
         async def asked(start: int) -> tuple[list[str], list[Found]]:
@@ -67,8 +81,10 @@ class Reflector:
                     sampled, note = await show(sampled)
                 use, group = await self._use_of(sampled.group, all_groups)
                 sampled = replace(sampled, group=group)
-                if use in TEACHING and (is_full or not n_left):
-                    use = "enough on trial" if is_full else NOT_ASKED
+                if use == "contrast" and is_thrifty and _is_explained(batch, sampled, lead):
+                    use = EXPLAINED
+                if use in TEACHING and (is_full or is_briefed or not n_left):
+                    use = LEFT if is_briefed else "enough on trial" if is_full else NOT_ASKED
                 n_left -= use in TEACHING
                 uses.append(use)
                 shown += [(sampled, note)] * (use in TEACHING)
@@ -161,7 +177,10 @@ class Reflector:
                 sampled.group,
                 of_group,
                 [additions.library for additions in sampled.additions],
-                sampled.aids,
+                [
+                    ", ".join(filter(None, (*one.arms, aid)))
+                    for one, aid in zip(sampled.additions, sampled.aids, strict=True)
+                ],
                 batch.library,
             )
             for (sampled, _), of_group in zip(shown, attempts, strict=True)
@@ -169,11 +188,21 @@ class Reflector:
         return {
             **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
             "objective": self._objective([note for _, note in shown]),
-            "experiences": batch.library.render() or texts.NO_EXPERIENCES,
+            "experiences": self._known(batch, [sampled for sampled, _ in shown]),
             "attempts": texts.by_example(parts),
             "feedback": "\n".join(filter(None, map(texts.feedback_text, groups))),
             "is_scored": bool(groups[0].scores),
         }
+
+    def _known(self, batch: Batch, shown: Sequence[SampledGroup]) -> str:
+        """The experiences on trial, and the briefs that some of these attempts had."""
+        numbers = sorted({one.brief for sampled in shown for one in sampled.additions} - {0})
+        briefs = (
+            f"Brief {number} of predictor {name}:\n{texts.clip(text, BRIEF_TOKENS)}"
+            for number in numbers
+            for name, text in batch.base.briefs[number - 1].texts
+        )
+        return "\n\n".join([batch.library.render() or texts.NO_EXPERIENCES, *briefs])
 
     def _objective(self, notes: Sequence[str]) -> str:
         """The objective, with the note of each example; what is noted of all stands there once."""
@@ -227,7 +256,10 @@ class Reflector:
         return lessons[: self._settings.reflection.lessons_per_group * len(examples)], refused
 
     async def draft(self, batch: Batch, note: str = "") -> Extracted:
-        """The lessons that at least two drafts give; all, if no two agree."""
+        """The lessons that at least two drafts give; all, if no two agree.
+
+        Where the reflection LM can write briefs, fewer drafts are made.
+        """
         settings, client = self._settings, self._client
         max_tokens = getattr(settings.reflection.draft, "shown_tokens", 12_000)
 
@@ -246,7 +278,11 @@ class Reflector:
             source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
             return self._read(answer, examples, source)
 
-        parts = [*enumerate(itertools.islice(self._draft_parts(), settings.drafts))]
+        briefs = tuple(await self._briefer.first(batch))
+        n_drafts = (
+            min(settings.drafts, DRAFTS_BESIDE) if any(b.texts for b in briefs) else settings.drafts
+        )
+        parts = [*enumerate(itertools.islice(self._draft_parts(), n_drafts))]
         first, rest = parts[:ANSWERS_IN_A_ROW], parts[ANSWERS_IN_A_ROW:]
         results = await client.at_once(itertools.starmap(one_draft, first))
         if not why_useless(client.answers, batch.update, settings.reflection_lm):
@@ -254,7 +290,8 @@ class Reflector:
         merged = merge_lessons(lesson for taken, _ in results for lesson in taken)
         repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
         lessons = tuple(replace(lesson, evidence=()) for lesson in repeated or merged)
-        return Extracted(lessons, tuple(text for _, refused in results for text in refused))
+        refused = tuple(text for _, of_draft in results for text in of_draft)
+        return Extracted(lessons, refused, briefs=briefs)
 
     def why_in_vain(self, batch: Batch) -> str:
         """Why no more reflections are worth asking for after this batch; "": they are."""
@@ -279,6 +316,19 @@ class Reflector:
 
 async def _all_of(groups: Sequence[Awaitable[SampledGroup]]) -> list[SampledGroup]:
     return [await group for group in groups]
+
+
+def _is_explained(batch: Batch, sampled: SampledGroup, lead: int) -> bool:
+    """Whether a best attempt had all that is known, and a worse one lacked some of it."""
+    ids = {experience.id for experience in batch.library}
+    had = [
+        (one.score, additions.brief == lead and {e.id for e in additions.library} >= ids)
+        for one in sampled.unaided.rollouts
+        for additions in [sampled.additions_of(one)]
+    ]
+    best = max(score or 0.0 for score, _ in had)
+    has_best = any(is_whole for score, is_whole in had if score == best)
+    return has_best and not any(is_whole for score, is_whole in had if score != best)
 
 
 def _is_clear(group: Group, labels: Mapping[str, str]) -> bool:

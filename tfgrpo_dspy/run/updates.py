@@ -16,8 +16,19 @@ from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
 
 TEACHING = ("contrast", "failure analysis", "no ground truth")
 """The uses of a group of which the reflection LM is asked for lessons."""
-NOT_ASKED = "no lesson of late"
-"""The use of a group of which it is not asked, because the groups before gave no lesson."""
+NOT_ASKED, LEFT, EXPLAINED = "no lesson of late", "left to the brief", "explained"
+"""The uses of a group of which it is not asked: because the groups before gave no lesson; because
+the brief that leads is revised instead; because its best attempts had more advice than the others.
+"""
+MOST_UNWRITTEN = 3  # briefs that were asked for in vain, before no more are asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """By predictor, the text that takes the place of its instructions; none: it was not written."""
+
+    texts: tuple[tuple[str, str], ...] = ()
+    parent: int = 0  # the number of the brief that it revises; 0: the student's own instructions
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,7 @@ class Extracted:
     refused: tuple[str, ...] = ()
     groups: tuple[SampledGroup, ...] = ()
     uses: tuple[str, ...] = ()
+    briefs: tuple[Brief, ...] = ()
 
     @property
     def rollouts(self) -> list[Rollout]:
@@ -87,12 +99,23 @@ class Update:
     by_metric: ScoreRange = NO_SCORES  # of the metric's scores, where strategies change those
     n_in_vain: int = 0  # how many groups in a row were asked for lessons and gave nothing new
     groups: tuple[SampledGroup, ...] = ()  # of the run: its own, and those of all updates before
+    briefs: tuple[Brief, ...] = ()  # of the run, in the order of their numbers
+    n_unwritten: int = 0  # how many briefs were asked for in vain
 
     def in_vain_with(self, extracted: Extracted, operations: Iterable[Operation]) -> int:
         """How many groups in a row gave nothing new, if these and their operations are the next."""
         n_asked = sum(use in TEACHING for use in extracted.uses)
         is_new = any(isinstance(operation, Add | Modify) for operation in operations)
         return 0 if is_new else self.n_in_vain + n_asked
+
+    @property
+    def may_brief(self) -> bool:
+        """Whether the reflection LM can write a brief, as far as is known."""
+        return self.n_unwritten < (MOST_UNWRITTEN if self.briefs else 1)
+
+    def briefed(self, library: ExperienceLibrary, number: int) -> ExperienceLibrary:
+        """The library with the brief of this number; 0: as it is."""
+        return library.briefed(self.briefs[number - 1].texts) if number else library
 
     @property
     def n_whole(self) -> int:

@@ -12,6 +12,7 @@ from tfgrpo_dspy.experience.values import ALL
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.demos import Demo, add_demos
+from tfgrpo_dspy.wording import counted
 
 HINT = "\n\nA hint for this input: "
 
@@ -25,12 +26,24 @@ class Additions:
     hint: str = ""  # at the end of the instructions
     teacher: Any = None  # a program, which runs as it is, or an LM, which the student runs on
     demo_set: int = 0  # which of the run's sets the demos are, from 1; 0: there are none
+    brief: int = 0  # which of the run's briefs the library has, from 1; 0: the student's own
 
     @property
     def aid(self) -> str:
         """The hint or the teacher in words; if it is not empty, the score is not the student's."""
         parts = [f'with the hint "{self.hint}"'] if self.hint else []
         return ", ".join([*parts, "by a teacher"] if self.teacher is not None else parts)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it has besides the student: `("E1", "brief 1", "16 demos")`."""
+        return (*(experience.id for experience in self.library), *self.arms)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Its brief and its demos in words."""
+        brief = [f"brief {self.brief}"] if self.brief else []
+        return (*brief, *([counted(len(self.demos), "demo")] if self.demos else []))
 
     def is_for_all(self, predictors: Iterable[str]) -> bool:
         """True if the instructions of each of these predictors hold experiences."""
@@ -64,6 +77,11 @@ class SampledGroup:
     measured: Group | None = None  # by the metric, where strategies have changed the scores
     probes: tuple[Rollout, ...] = ()  # rollouts that only helped to value the steps of others
     note: str = ""  # what the reflection LM reads before the group
+
+    def additions_of(self, rollout: Rollout) -> Additions:
+        """What the program of this rollout had."""
+        ids = [each.rollout_id for each in self.group.all_rollouts]
+        return self.additions[ids.index(rollout.rollout_id)]
 
     @property
     def aids(self) -> tuple[str, ...]:

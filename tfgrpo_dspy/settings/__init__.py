@@ -38,6 +38,7 @@ from tfgrpo_dspy.reflection.modules import (
     ExtractAdvantage,
     SummarizeTrajectory,
     UpdateLibrary,
+    WriteBrief,
 )
 from tfgrpo_dspy.strategies.auto import Auto
 from tfgrpo_dspy.strategies.base import METHODS, NOT_ASYNC, Strategy, overrides
@@ -126,6 +127,10 @@ def _checked_strategies(strategies: Sequence[Strategy] | str) -> tuple[Strategy,
     return tuple(strategies)
 
 
+def _brief(brief: dspy.Module | bool | None) -> dspy.Module | None:
+    return WriteBrief() if brief is True else brief or None
+
+
 def _checked_offline(offline: bool, others: ValidationInfo) -> bool:
     if offline and (log_dir := others.data.get("log_dir", "")) is None:
         raise ValueError(f"log_dir={log_dir} holds nothing to replay; pass that of a recorded run")
@@ -163,12 +168,14 @@ class Reflection:
 
     Args:
         extract: draws lessons from groups; default: `ExtractAdvantage()`. This module and the
-            next three can be replaced by any `dspy.Module` with the same fields.
+            next four can be replaced by any `dspy.Module` with the same fields.
         update: turns lessons into operations on the library; default: `UpdateLibrary()`.
         summarize: shortens trajectories that are too long; default: `SummarizeTrajectory()`.
         draft: draws lessons from labelled examples alone; default: `DraftLessons()`.
+        brief: writes the instructions of a predictor anew, from labelled examples or attempts;
+            default: `WriteBrief()`; None or False: no such text is tried.
         use_labels: False hides `example.labels()` from the reflection LM; scores are still used.
-        max_experience_words: how many words one experience may have.
+        max_experience_words: how many words one experience may have: a table needs many.
         drafts: how many calls of `draft`, each with ten labelled examples, are made beside the
             first batch (before one of more than eight examples); the lessons that several of them
             give (or all, if none is repeated) are the first update. Default: derived; 0: none.
@@ -188,8 +195,11 @@ class Reflection:
     update: dspy.Module = field(default_factory=UpdateLibrary)
     summarize: dspy.Module = field(default_factory=SummarizeTrajectory)
     draft: dspy.Module = field(default_factory=DraftLessons)
+    brief: Annotated[dspy.Module | StrictBool | None, AfterValidator(_brief)] = field(
+        default_factory=WriteBrief
+    )
     use_labels: StrictBool = True
-    max_experience_words: Least1 = 40
+    max_experience_words: Least1 = 80
     drafts: Least0 | None = None
     groups_per_call: Least1 | None = None
     show_images: StrictBool | None = None
@@ -206,7 +216,8 @@ class Reflection:
     @property
     def modules(self) -> list[Any]:
         """The modules that call the reflection LM."""
-        return [self.extract, self.update, self.summarize, self.draft]
+        usual = [self.extract, self.update, self.summarize, self.draft]
+        return [*usual, self.brief] if self.brief is not None else usual
 
 
 def _one_lesson() -> ExtractAdvantage:
@@ -233,6 +244,7 @@ class PaperReflection(Reflection):
     groups_per_call: Least1 | None = 1
     summarize_always: bool = True  # every trajectory, not only those that are too long
     failure_analysis: bool = False  # lessons also from groups that fail and have no contrast
+    brief: dspy.Module | None = None
     injection: bool = False  # the paper's own sentence stands before the experiences
 
 

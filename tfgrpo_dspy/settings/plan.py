@@ -21,7 +21,13 @@ from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.fields import Example, as_fields
 from tfgrpo_dspy.settings import Settings
-from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_DRAFT, RunSettings, usual_demos
+from tfgrpo_dspy.settings.schedule import (
+    DRAFTS_BESIDE,
+    EXAMPLES_OF_BRIEF,
+    EXAMPLES_OF_DRAFT,
+    RunSettings,
+    usual_demos,
+)
 from tfgrpo_dspy.wording import aligned, counted
 
 FORMAT_TOKENS, FIELD_TOKENS = 150, 8  # of DSPy's adapters: of a prompt; of a field of an answer
@@ -228,15 +234,16 @@ def _rows(settings: RunSettings, n_updates: int, n_final: float) -> dict[str, Ta
     n_lessons = math.ceil(settings.batch_size / settings.groups_per_call) * CONTRAST_SHARE
     group = data.tokens_of_example + settings.group_size * data.tokens_of_attempt
     n_changes = CHANGE_SHARE * (n_updates + (settings.drafts > 0))
+    n_briefs = settings.n_briefs * (settings.drafts > 0)
+    n_drafts = min(settings.drafts, DRAFTS_BESIDE) if n_briefs else settings.drafts
     is_summarized = settings.reflection.summarize_always
     of_test = "test set, on top of auto" if data.n_test and data.is_test_on_top else "test set"
     return {
         "student and final choice": rollouts(n_final),
         of_test: rollouts(data.n_of_test_set),
         "training rollouts": rollouts(n_training),
-        "drafts from labels": reflections(
-            settings.drafts, EXAMPLES_OF_DRAFT * data.tokens_of_example
-        ),
+        "briefs": reflections(n_briefs, EXAMPLES_OF_BRIEF * data.tokens_of_example),
+        "drafts from labels": reflections(n_drafts, EXAMPLES_OF_DRAFT * data.tokens_of_example),
         "summaries": reflections(n_training * is_summarized, data.tokens_of_attempt),
         "lessons": reflections(
             n_updates * n_lessons, settings.groups_per_call * min(MOST_SHOWN_TOKENS, group)

@@ -29,6 +29,8 @@ MIN_STALENESS, MAX_STALENESS, MANY_BATCHES = 1, 4, 12
 """From 12 batches on, and with more than `USUAL_THREADS`, one more batch is made at once."""
 ROLLOUTS_PER_THREAD = 1.5  # of the batches made at once: a thread that ends early finds another
 MAX_DRAFTS, CALLS_PER_DRAFT, EXAMPLES_OF_DRAFT, MAX_DEMOS = 12, 16, 10, 16
+MAX_BRIEFS, CALLS_PER_BRIEF, EXAMPLES_OF_BRIEF = 3, 50, 30
+DRAFTS_BESIDE = 4  # of lines, where the reflection LM writes briefs
 DEMO_TOKENS = 8_000  # demos are made fewer where they would take more of a prompt, as estimated
 DRAFTS_SHARE = 1 / 2
 """The largest share of the dollars that drafts take, as estimated; one draft is made anyway."""
@@ -117,6 +119,14 @@ class RunSettings(Settings):
         n_paid = _calls(self, self.data) / self.data.calls_per_rollout
         n_rollouts = min(self.epochs * self.data.n_training * self.group_size, n_paid)
         return max(MOST_ON_TRIAL, int(n_rollouts / ROLLOUTS_PER_TRIAL))
+
+    @property
+    def n_briefs(self) -> int:
+        """How many first briefs are written; 0: none is tried."""
+        is_tried = type(self.gate).briefs is not Gate.briefs and self.reflection.brief is not None
+        if not (is_tried and self.measures and self.data.n_validation) or self.data.is_recorded:
+            return 0
+        return int(min(MAX_BRIEFS, _calls(self, self.data) / CALLS_PER_BRIEF))
 
     @property
     def learning_limits(self) -> dict[str, float | None]:

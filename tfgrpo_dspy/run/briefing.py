@@ -1,0 +1,140 @@
+"""Briefs: the reflection LM writes the instructions of the predictors anew, as one text each.
+
+The first ones come from labelled examples, beside the first batch. Later ones revise the brief that
+leads, or the student's own instructions: several failures in one call, and a few successes.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tfgrpo_dspy.calls.paid import Calls
+from tfgrpo_dspy.calls.reflections import ReflectionClient
+from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.gate.protocol import Decision
+from tfgrpo_dspy.outside import cleaned_text
+from tfgrpo_dspy.reflection import texts
+from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.run.updates import Batch, Brief, Update
+from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_BRIEF, RunInputs
+from tfgrpo_dspy.wording import n_words
+
+MOST_WORDS = 2_000  # of a brief
+FAILURES, SUCCESSES, LEAST_FAILURES = 8, 3, 2
+"""Of the leading brief in the prompt of a revision: at most, and at least."""
+LEAST_TRIED, MOST_UNTRIED = 6, 2
+"""While 2 briefs have fewer than 6 rollouts, no other is written: it could not be tested."""
+
+
+class Briefer:
+    """Asks for the briefs of one run."""
+
+    def __init__(self, inputs: RunInputs, client: ReflectionClient, calls: Calls) -> None:
+        self._inputs, self._settings = inputs, inputs.settings
+        self._client, self._calls = client, calls
+        self._own = {name: bare_instructions(p) for name, p in named_predictors(inputs.student)}
+
+    async def first(self, batch: Batch) -> list[Brief]:
+        """The briefs from labelled examples: none, or as many as the budget tests."""
+        examples = self._inputs.examples
+        labelled = [k for k in self._inputs.training if examples[k].labels]
+
+        async def brief_of(number: int) -> Brief:
+            mixed = random.Random(f"{self._settings.seed}/briefs/{number}")
+            drawn = mixed.sample(labelled, min(len(labelled), EXAMPLES_OF_BRIEF))
+            shown = [f"{examples[k].text}\nLabels:\n{examples[k].labels_text}" for k in drawn]
+            return Brief(await self._written(batch, number, self._own, {"examples": shown}))
+
+        briefs = [await brief_of(0)] if self._settings.n_briefs and labelled else []
+        if any(
+            brief.texts for brief in briefs
+        ):  # an LM that cannot write one is not asked for more
+            numbers = range(1, self._settings.n_briefs)
+            briefs += await self._client.at_once(map(brief_of, numbers))
+        return briefs
+
+    async def revisions(
+        self,
+        batch: Batch,
+        before: Update,
+        groups: Sequence[SampledGroup],
+        dropped: Sequence[Lesson],
+    ) -> tuple[Brief, ...]:
+        """The revision of what leads before this batch, whose groups show failures of it."""
+        beliefs = before.decision.briefs
+        n_untried = sum(belief.n_rollouts < LEAST_TRIED for belief in beliefs)
+        if not self._settings.n_briefs or n_untried >= MOST_UNTRIED or not before.may_brief:
+            return ()
+        lead = leading(before.decision)
+        every = [*_attempts(reversed(groups), lead), *_attempts(reversed(before.groups), lead)]
+        scores = before.score_range.including(r.score for _, r in every)
+        enough = scores.highest - scores.least_contrast
+        failures = [(s, r) for s, r in every if (r.score or 0.0) < enough]
+        n_new = sum(any(s is group for group in groups) for s, _ in failures)
+        if scores.is_flat or len(failures) < LEAST_FAILURES or not n_new:
+            return ()
+        successes = [(s, r) for s, r in every if (r.score or 0.0) >= enough]
+        shown = [*failures[:FAILURES], *successes[:SUCCESSES]]
+        present = self._own | (dict(before.briefs[lead - 1].texts) if lead else {})
+        advice = [texts.library_text(before.decision.library)]
+        advice += ["Tried and dropped:\n" + texts.dropped_text(dropped)] if dropped else []
+        attempts = [self._attempt_text(sampled, rollout) for sampled, rollout in shown]
+        inputs = {"attempts": attempts, "experiences": ["\n\n".join(advice)]}
+        return (Brief(await self._written(batch, 0, present, inputs), parent=lead),)
+
+    def _attempt_text(self, sampled: SampledGroup, rollout: Rollout) -> str:
+        example = self._inputs.examples[rollout.example]
+        labels = example.labels_text if self._settings.reflection.use_labels else texts.HIDDEN
+        had = ", ".join(sampled.additions_of(rollout).parts)
+        return (
+            f"Score {rollout.score:.3g}{had and f', with {had}'}\n{example.text}\n"
+            f"Expected: {labels or texts.UNKNOWN}\n{texts.attempt_text(rollout)}"
+        )
+
+    async def _written(
+        self, batch: Batch, number: int, present: dict[str, str], shown: dict[str, list[str]]
+    ) -> tuple[tuple[str, str], ...]:
+        """A text for each predictor for which a usable one was written."""
+        max_tokens = getattr(self._settings.reflection.brief, "shown_tokens", 12_000)
+
+        def inputs(name: str, halving: int) -> dict[str, Any]:
+            parts = {
+                field: shown.get(field, []) for field in ("examples", "experiences", "attempts")
+            }
+            share = (max_tokens >> halving) // max(1, sum(map(len, parts.values())))
+            cut = {k: [texts.clip(text, share) for text in each] for k, each in parts.items()}
+            fields = {k: texts.by_example(each) or "(none)" for k, each in cut.items()}
+            return {"predictor": name, "present": present[name], **fields}
+
+        async def text_of(index: int, name: str) -> tuple[str, str]:
+            asked = lambda halving: inputs(name, halving)  # noqa: E731
+            answer = await self._client.ask_shorter("brief", batch, number, asked, index)
+            text = cleaned_text(str(answer.output or "")).strip()
+            if n_words(text) > MOST_WORDS:
+                why = f"it has {n_words(text)} words, of at most {MOST_WORDS}"
+                self._calls.report.count_failure("brief refused", f"{why}: {text}")
+                text = ""
+            return name, "" if text == present[name].strip() else text
+
+        pairs = await self._client.at_once(itertools.starmap(text_of, enumerate(present)))
+        written = {name: text for name, text in pairs if text}
+        others = {name: text for name, text in present.items() if text != self._own[name]}
+        return tuple({**others, **written}.items()) if written else ()
+
+
+def leading(decision: Decision) -> int:
+    """The brief with the highest expected score, from 1; 0: the student's own instructions."""
+    means = [0.0, *(b.mean if b.n_rollouts else 0.0 for b in decision.briefs)]
+    return means.index(max(means))
+
+
+def _attempts(groups: Iterator[SampledGroup], brief: int) -> Iterator[tuple[SampledGroup, Rollout]]:
+    """The worst scored attempt with this brief of each group, those with aid left out."""
+    for sampled in groups:
+        scored = [r for r in sampled.unaided.rollouts if r.score is not None]
+        attempts = [r for r in scored if sampled.additions_of(r).brief == brief]
+        if attempts:
+            yield sampled, min(attempts, key=lambda rollout: rollout.score or 0.0)
