@@ -199,3 +199,21 @@ def test_where_all_answers_are_those_of_labels_no_lesson_is_asked_for(
         trainset=[example.with_inputs("question") for example in examples],
     )
     assert set(run.uses) == {"no contrast" if is_right else "failure analysis"}
+
+
+def test_a_metric_that_scores_the_example_and_not_the_answer_is_asked_about_only_at_first() -> None:
+    """Its scores differ from example to example, and for other answers by noise alone."""
+    examples = [dspy.Example(q=f"q{n}", answer="north").with_inputs("q") for n in range(30)]
+
+    def answer(prompt: Prompt) -> str:
+        return chat(answer=f"bay {prompt.seed}")
+
+    def similar(example: Any, pred: Any, _trace: Any = None) -> float:
+        return 0.8 + int(example.q[1:]) / 300 + len(set(pred.answer)) * 1e-5
+
+    lm = scripted_lm([(EXTRACT, chat(lessons="Answer with north.")), ("", answer)])
+    with dspy.context(lm=lm):
+        optimizer = grpo(similar, max_lm_calls=300, max_staleness=0, progress=False, group_size=3)
+        optimizer.compile(dspy.Predict("q -> answer"), trainset=examples)
+    n_asked = sum("`semantic_advantage`" in prompt.system for prompt in lm.engine.prompts)
+    assert 1 <= n_asked <= 10

@@ -36,6 +36,9 @@ LEFT_ABOVE = 0.97
 """While a brief is better than the student's instructions with this probability, it is revised, and
 no lessons are drawn."""
 BRIEF_TOKENS = 400  # of each in a prompt for lessons
+FEWEST_ALIKE, SHOWN_ALIKE, MOVED_SHARE = 5, 40, 0.1
+"""From 5 groups on (of the last 40) whose answers differ while their scores do not, with contrast
+in fewer than a tenth as many, a middling score is taken for one of the example alone."""
 NEIGHBOURS = 8  # groups that wait for each other, to share calls
 Found = tuple[list[Lesson], list[str]]
 """The lessons that are taken; the texts of those that are refused, each with the reason."""
@@ -79,7 +82,7 @@ class Reflector:
                 sampled, note = await awaited, ""
                 if sampled.additions:
                     sampled, note = await show(sampled)
-                use, group = await self._use_of(sampled.group, all_groups)
+                use, group = await self._use_of(batch, sampled.group, all_groups)
                 sampled = replace(sampled, group=group)
                 if use == "contrast" and is_thrifty and _is_explained(batch, sampled, lead):
                     use = EXPLAINED
@@ -103,7 +106,7 @@ class Reflector:
         return Extracted(tuple(lessons), refused, sampled, tuple(use for _, use in used))
 
     async def _use_of(
-        self, group: Group, all_groups: Awaitable[list[SampledGroup]]
+        self, batch: Batch, group: Group, all_groups: Awaitable[list[SampledGroup]]
     ) -> tuple[str, Group]:
         """What a group is used as: one of `TEACHING`, or why it teaches nothing.
 
@@ -120,12 +123,14 @@ class Reflector:
         is_told = group.has_feedback or bool(labels and self._settings.reflection.use_labels)
         says_why = is_told or (is_single and not group.score_range.is_flat)
         is_analysed = self._settings.reflection.failure_analysis and says_why
+        groups = [sampled.group for sampled in batch.base.groups[-SHOWN_ALIKE:]]
         if (group.has_contrast or is_analysed) and not _is_clear(group, labels):
-            every = (r.score for each in await all_groups for r in each.group.all_rollouts)
+            groups += [sampled.group for sampled in await all_groups]
+            every = (rollout.score for each in groups for rollout in each.all_rollouts)
             group = replace(group, score_range=group.score_range.including(every))
         if group.has_contrast:
             return "contrast", group
-        if is_analysed and not group.is_at_best(labels):
+        if is_analysed and not (group.is_at_best(labels) or _is_only_hard(group, groups)):
             return "failure analysis", group
         return "no contrast", group
 
@@ -337,6 +342,23 @@ def _is_clear(group: Group, labels: Mapping[str, str]) -> bool:
         return not group.score_range.is_flat and not group.is_at_best(labels)
     low, high = min(group.scores), max(group.scores)
     return not group.score_range.is_flat or high - low > CLEAR_SHARE * max(abs(low), abs(high))
+
+
+def _is_only_hard(group: Group, others: Sequence[Group]) -> bool:
+    """Whether the group's middling score says how hard the example is, and nothing of the answers.
+
+    So it is where other answers have hardly ever another score, in the other groups.
+    """
+    others = [replace(each, score_range=group.score_range) for each in others]
+    n_moved = sum(each.has_contrast for each in others)
+    n_alike = sum(map(_has_unlike_answers, others)) - n_moved
+    is_lowest = min(group.scores) <= group.score_range.lowest + group.least_contrast
+    is_moot = n_alike >= FEWEST_ALIKE and n_moved < MOVED_SHARE * n_alike
+    return is_moot and not is_lowest and _has_unlike_answers(group)
+
+
+def _has_unlike_answers(group: Group) -> bool:
+    return len({rollout.answer for rollout in group.rollouts}) > 1
 
 
 def _shares(attempts: Sequence[str], max_tokens: int, halving: int) -> list[str]:
