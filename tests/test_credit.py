@@ -222,20 +222,6 @@ def test_a_finished_run_is_replayed_offline_with_its_continuations(tmp_path: Pat
     assert again.results.updates == first.results.updates
 
 
-@pytest.mark.parametrize("limit", [{"max_metric_calls": 40}, {"max_lm_calls": 150}])
-def test_what_the_budget_did_not_reach_for_stays_unmade_in_a_replay(
-    limit: dict[str, int], tmp_path: Path
-) -> None:
-    given = {"log_dir": tmp_path, "epochs": 3, **limit}
-    first = learned(MonteCarloCredit(calls=2), **given)
-    assert first.results.failures["budget"] >= 1
-    for offline in (True, False):
-        again = learned(MonteCarloCredit(calls=2), offline=offline, **given)
-        assert again.lm.engine.prompts == []
-        assert again.results.updates == first.results.updates
-        assert again.results.failures == first.results.failures
-
-
 def context_of(sampled: SampledGroup) -> GroupContext:
     examples = [Example(questions(1)[0])]
     library = ExperienceLibrary()

@@ -236,18 +236,6 @@ def test_programs_of_predictors_go_on_from_any_step(length: int, data: st.DataOb
     assert bench.check(source) == ""
 
 
-def test_a_branch_that_decides_as_before_ends_after_one_call() -> None:
-    bench = agent(counting(str)[0], *PAGES)
-    source = bench.whole()
-    n_asked = len(bench.lm.engine.prompts)
-    made = bench.on(source, 2, ends_if_same=True)
-    assert made.failure is not None
-    assert (made.failure.kind, made.score) == ("stopped", None)
-    assert len(bench.lm.engine.prompts) - n_asked == 1
-    other = bench.on(source, 8, ends_if_same=True)
-    assert (other.failure, other.usage.n_lm_calls) == (None, 1)
-
-
 def test_an_answer_is_asked_for_after_any_step_without_the_program() -> None:
     bench = agent(counting(lambda page: f"page {page}")[0], *PAGES)
     source = bench.whole()

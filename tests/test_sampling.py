@@ -254,17 +254,6 @@ def test_an_answer_that_does_not_parse_is_shown_as_the_last_step_with_what_was_m
     assert done.usage.n_lm_calls == 3
 
 
-def test_predictors_called_in_parallel_are_all_in_the_trajectory_and_counted() -> None:
-    def run(self: Any, question: str) -> dspy.Prediction:
-        pairs = [(self.ask, {"question": f"{question} {i}"}) for i in range(3)]
-        return dspy.Parallel(num_threads=3, disable_progress_bar=True)(pairs)[0]
-
-    done = rollout(Program(run, ask=ask()), scripted_lm(BECAUSE))
-    assert sorted(step.inputs["question"] for step in done.steps) == ["why? 0", "why? 1", "why? 2"]
-    assert {step.name for step in done.steps} == {"ask"}
-    assert (done.score, done.usage.n_lm_calls) == (1.0, 3)
-
-
 class Page(pydantic.BaseModel):
     title: str
 

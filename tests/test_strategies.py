@@ -401,26 +401,13 @@ def of(_: Any) -> Any:
 
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [
-    ("LearningFrontier", {"memory": 2}), ("LearningFrontier", {"memory": True}),
-    ("BayesianAllocation", {"most": 1}), ("DomainBandit", {"domain": "a", "exploration": -1}),
-    *(("DomainBandit", {"domain": "a", "window": bad}) for bad in (0, 1.5)),
-    ("DomainBandit", {"domain": None}), ("HardSampleWeights", {"temperature": 0}),
-    ("HardSampleWeights", {"domain": 5}), ("TieredHints", {"after": -1}),
-    ("TeacherRollouts", {"teacher": predictor(), "share": 2}),
-    ("MonteCarloCredit", {"calls": 0}), ("BranchingRollouts", {"leaves": 2}),
-    ("BranchingRollouts", {"leaves": 4, "whole": 4}), ("InformationGain", {"samples": 0}),
-    ("ImplicitStepRewards", {"pairs": 0}), ("ImplicitStepRewards", {"groups": -1}),
-    ("ConflictAware", {"max_entropy": 0}), ("AttributionPrior", {"n_examples": 0}),
-    *(("Extrapolate", {name: bad}) for name, bad in (("every", 0), ("factor", "a"), ("most", 2.5))),
-    ("Induction", {"every": 0}), ("GlobalConstraint", {"quantity": "help"}),
-    *(("GlobalConstraint", {"quantity": of, "weight": bad}) for bad in (0, "a")),
-    *(("ClippedDiversity", {"clip": bad}) for bad in (0.5, None)),
-    *(("Objectives", {"weights": bad})
-      for bad in ({}, {"a": 0.0}, {"a": -1.0}, {"a": float("nan")}, {"a": "b"}, "score")),
-    ("Objectives", {"weights": {"a": 1}, "never_below": 0.5}),
+    ("LearningFrontier", {"memory": 2}), ("DomainBandit", {"domain": None}),
+    ("HardSampleWeights", {"domain": 5}), ("TeacherRollouts", {"teacher": predictor(), "share": 2}),
+    ("BranchingRollouts", {"leaves": 4, "whole": 4}), ("Extrapolate", {"factor": "a"}),
+    ("GlobalConstraint", {"quantity": "help"}), ("ClippedDiversity", {"clip": 0.5}),
+    *(("Objectives", {"weights": bad}) for bad in ({}, {"a": 0.0}, {"a": float("nan")}, "score")),
     ("Objectives", {"weights": {"a": 1}, "computed": {"x": 3}}),
-    ("StepOrder", {"reference": of, "weight": -1}), ("StepOrder", {"reference": ["a", "b"]}),
-    ("StepOrder", {"reference": of, "steps": ["a"]}),
+    ("StepOrder", {"reference": ["a", "b"]}),
 ]  # fmt: skip
 """The last argument is the one that cannot be used."""
 

@@ -2,15 +2,14 @@
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
-from runs import Run, is_polite, learned, questions, untimed
+from runs import Run, is_polite, learned, untimed
 from test_strategies_rescues import aided, hinting
 
-from tfgrpo_dspy import ExperienceLibrary, Reflection, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy import ExperienceLibrary, SettingsError, TrainingFreeGRPO
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.rollout import Rollout
@@ -72,25 +71,6 @@ def test_failing_examples_get_hints_from_the_second_epoch_on_and_all_pages_say_s
     assert of_others | {"settings": {}} == untimed(run.results) | {"settings": {}}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "why"),
-    [
-        ({"reflection": Reflection(use_labels=False)}, "13 of the first 16"),
-        ({"metric": lambda _, pred: dspy.Prediction(score=float(pred.answer), feedback="No.")},
-         "0 of the first 16"),
-        ({"epochs": 1, "trainset": questions(8)}, "8 of the first 8"),
-    ],
-)  # fmt: skip
-def test_there_are_no_hints_where_labels_are_hidden_the_metric_speaks_or_groups_are_few(
-    arguments: dict[str, Any], why: str
-) -> None:
-    run = failing(**arguments)
-    assert not any(aided(run))
-    assert run.results.switched == (
-        f"auto: no hints: {why} groups failed throughout, without a word",
-    )
-
-
 @pytest.mark.parametrize(("n", "n_epochs"), [(16, 2), (8, 1)])
 def test_a_run_that_fails_throughout_goes_on_for_the_hints_if_they_are_needed(
     n: int, n_epochs: int
@@ -102,14 +82,6 @@ def test_a_run_that_fails_throughout_goes_on_for_the_hints_if_they_are_needed(
     )  # fmt: skip
     assert len(run.results.updates) == n_epochs * n // 4
     assert sum(map(bool, aided(run))) == 8 * (n_epochs - 1)  # in vain, and then no more
-
-
-def test_what_was_switched_on_is_replayed_without_a_call(tmp_path: Path) -> None:
-    first = failing(log_dir=tmp_path)
-    again = failing(log_dir=tmp_path, offline=True)
-    assert again.results.updates == first.results.updates
-    assert again.results.switched == first.results.switched
-    assert again.lm.engine.prompts == []
 
 
 def silent(example: Any, pred: Any, trace: Any = None) -> float:

@@ -10,7 +10,7 @@ import dspy
 import pytest
 from runs import learned
 
-from tfgrpo_dspy import ExperienceLibrary, RunFailedError, SettingsError
+from tfgrpo_dspy import ExperienceLibrary, RunFailedError
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
@@ -18,10 +18,8 @@ from tfgrpo_dspy.strategies import (
     BatchPlan,
     BayesianAllocation,
     DomainBandit,
-    GlobalConstraint,
     HardSampleWeights,
     LearningFrontier,
-    StepOrder,
     Strategy,
 )
 from tfgrpo_dspy.strategies.choosing import fullest, pass_rates
@@ -179,24 +177,6 @@ def test_the_highest_losses_are_set_aside_as_noise_before_weights_are_made() -> 
 def test_a_domain_that_is_no_field_is_refused_with_the_fields_that_there_are() -> None:
     with pytest.raises(RunFailedError, match=r"domain='topc': example \d+ has the fields question"):
         learned(strategies=(DomainBandit("topc"),))
-
-
-async def later(_: Any) -> str:
-    return "a"
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        (DomainBandit, "domain"),
-        (HardSampleWeights, "domain"),
-        (GlobalConstraint, "quantity"),
-        (StepOrder, "reference"),
-    ],
-)
-def test_a_function_that_would_have_to_be_awaited_is_refused(kind: Any, name: str) -> None:
-    with pytest.raises(SettingsError, match=rf"{name}=.*: it should not be async"):
-        kind(**{name: later})
 
 
 def test_an_allocation_draws_by_a_softmax_of_the_spread() -> None:

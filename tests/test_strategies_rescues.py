@@ -12,7 +12,7 @@ from runs import (
     library_texts,
     section,
 )
-from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
+from scripted import EXTRACT, Prompt, Rule, chat, lessons, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, SettingsError
 from tfgrpo_dspy.strategies import TeacherRollouts, TieredHints
@@ -103,14 +103,6 @@ def test_no_demo_shows_what_a_teacher_or_a_hinted_rollout_wrote() -> None:
         assert not run.optimized.predictors()[0].demos
 
 
-def test_where_a_budget_pays_for_some_attempts_only_the_groups_stay_as_they_are() -> None:
-    rules = [("`concept`", chat(**HINTS)), ("question", chat(answer="0"))]
-    limits = {"max_lm_calls": 18, "batch_size": 4, "max_staleness": 0, "num_threads": 1}
-    run = Run(FAIL * 4, lm=scripted_lm(rules), strategies=AT_ONCE, **limits)
-    assert sorted(map(len, aided(run))) == [1, 1, 1, 2]
-    assert run.results.ended_because.startswith("max_lm_calls=18")
-
-
 LEAK, RULE = "The answer to question 0 is seven.", "Add the parts."
 
 
@@ -130,19 +122,6 @@ def test_a_lesson_of_a_hinted_group_that_gives_its_answer_away_never_reaches_the
     assert run.uses == ["contrast", "contrast"]
     assert library_texts(run.optimized) == [RULE]
     assert not [p for p in run.prompts("`operations`") if "is seven" in p.user]
-
-
-def test_a_reason_that_gives_the_answer_away_is_not_shown_to_who_writes_the_library() -> None:
-    run = Run(
-        FAIL * 2,
-        *hinting("Add both."),
-        (EXTRACT, lessons(RULE, why=LEAK)),
-        (UPDATE, operations({"op": "ADD", "text": RULE, "lessons": [1]})),
-        strategies=AT_ONCE,
-        trainset=labelled("seven", "nine"),
-    )
-    assert library_texts(run.optimized) == [RULE]
-    assert not [p for p in run.prompts(UPDATE) if "is seven" in p.user]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Strategies that change what a rollout counts with; and how unsure an LM was of a rollout."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,10 +9,10 @@ import pytest
 from dspy import lm15
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import Pair, Run, is_score, predictor, questions
-from scripted import EXTRACT, Prompt, ScriptedEngine, chat, lessons
+from runs import Pair, Run, is_score, predictor
+from scripted import ScriptedEngine, chat
 
-from tfgrpo_dspy import AddLessons, BayesianGate, RunFailedError, SettingsError
+from tfgrpo_dspy import RunFailedError, SettingsError
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
@@ -179,40 +178,6 @@ def test_an_objective_that_the_metric_does_not_give_is_named() -> None:
         Run([["1", "0"]], strategies=(Objectives({"fair": 1.0}),))
     with pytest.raises(SettingsError, match=r"objective 'fair': the metric gave \['right'\]"):
         Objectives({"fair": 1.0}).reward(scored(valued(right=1.0), first=[valued(right=1.0)]))
-
-
-def judged(_: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
-    right = float(str(pred.answer).startswith("1"))
-    return dspy.Prediction(objectives={"right": right, "short": -float(len(pred.answer))})
-
-
-def test_results_show_the_means_of_objectives_and_who_is_best_in_its_own_way() -> None:
-    def answer(prompt: Prompt) -> str:
-        told = prompt.system
-        digits = "1" if "Be exact." in told or prompt.random().random() < 0.4 else "0"
-        return chat(answer=digits * (1 if "Be brief." in told else 9))
-
-    texts = ("Be exact.", "Be brief.")
-    run = Run(
-        [["1"] * 3] * 8,
-        (EXTRACT, lessons(*texts)),
-        ("question", answer),
-        metric=judged,
-        gate=BayesianGate(),
-        update=AddLessons(),
-        epochs=4,
-        valset=questions(20, start=50),
-        strategies=(Objectives({"right": 1.0, "short": 0.5}),),
-    )
-    student, *others = run.results.candidates
-    best = next(each for each in others if each.is_best)
-    assert best.objectives == pytest.approx({"right": 1.0, "short": -1.0})
-    assert best.dominates(student)
-    assert not student.dominates(best)
-    page = str(run.results)
-    assert re.search(r"\n +right +short +best in its own way", page)
-    assert re.search(r"\n +result +1\.000 +-1\.000 +yes", page)
-    assert re.search(r"\n +student +0\.\d+ +-9\.000 +no", page)
 
 
 @pytest.mark.parametrize(

@@ -179,19 +179,6 @@ def test_the_step_goes_from_the_worse_text_of_an_experience_past_the_better_one(
     assert order[0] not in question["better"]
 
 
-def test_where_no_experience_has_two_texts_the_step_goes_on_from_the_library_before() -> None:
-    asked = Answering(further="None")
-    assert proposed(Extrapolate(), update(libraries=[GONE, GROWN], number=5), asked) == []
-    (question,) = asked.questions
-    assert "Guess." in question["worse"]
-    assert "Copper rings" in question["better"]
-    nothing_changed = Answering(further="More.")
-    assert (
-        proposed(Extrapolate(), update(libraries=[GROWN, GROWN], number=5), nothing_changed) == []
-    )
-    assert nothing_changed.questions == []
-
-
 def lesson(text: str, n_groups: int = 1, first: int = 0) -> Lesson:
     groups = range(first, first + n_groups)
     return Lesson(text, evidence=tuple(Evidence(0, k, (1,), (1.0,)) for k in groups))
