@@ -19,6 +19,7 @@ from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.listeners.rows import worst_first
 from tfgrpo_dspy.listeners.run_report import RunReport
+from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.curve import ticks
 from tfgrpo_dspy.results.records import ExampleRow
@@ -226,3 +227,29 @@ def test_lines_stand_by_effect_and_the_next_step_names_those_that_may_not_be_wor
         f"strike {last.id} (more likely not worth their tokens), pass a testset"
     )
     assert f"\nNext: {doubtful.next_step}\n" in str(doubtful)
+
+
+def test_lines_of_the_student_that_the_result_leaves_out_are_listed(results: Any) -> None:
+    values = results.to_dict()
+    own = ExperienceLibrary.from_texts(["Be brief."]).bake(predictor()).signature.instructions
+    values["instructions"] = {"self": [own, "Answer."]}
+    values["library"] = ExperienceLibrary(next_number=9).to_dict()
+    values["updates"] = []
+    text = str(RunResults.from_dict(values))
+    assert "Not in the result: 1 experience, and why\n  E1  Be brief. (it did not win" in text
+    assert "Be brief." in html(values)
+
+
+def test_a_student_that_cannot_score_more_is_said_to_be_at_the_top() -> None:
+    with dspy.context(lm=None, adapter=None, callbacks=[]):
+        found = learned(metric=lambda *_: 1.0, max_lm_calls=150).detailed_results
+    assert found.nothing_learned.startswith("the student already scores 1.000")
+    assert "keep the student; more budget is not worth it: no attempt scored more" in str(found)
+
+
+def test_answers_that_came_from_a_cache_are_said(results: Any) -> None:
+    values = results.to_dict()
+    values["usage"]["rollout"]["n_cached_calls"] = 7
+    assert "; 7 more answers came from a cache, and cost nothing\n" in str(
+        RunResults.from_dict(values)
+    )

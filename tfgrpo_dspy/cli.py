@@ -21,6 +21,7 @@ from tfgrpo_dspy.interchange import FORMATS, format_of, parse, render
 from tfgrpo_dspy.listeners.rows import as_columns
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.report import html
+from tfgrpo_dspy.results import strongest_first
 from tfgrpo_dspy.store.database import DATABASE
 from tfgrpo_dspy.store.runs import SavedRun, runs_and_faults, saved_rows, saved_runs
 from tfgrpo_dspy.wording import aligned, shortened
@@ -222,11 +223,16 @@ def show(library: str, full: bool, as_json: bool) -> None:
     The effect is what an experience adds to the score; low and high bound it with 95 %
     confidence. Rollouts: how many were given it. Groups: from how many it was learned.
     """
-    if full:
-        results = _run(library).results
-        return _echo_json(results.to_dict()) if as_json else click.echo(printable(str(results)))
-    rows = [_values(each) for each in _library(library)]
-    return _echo_json(rows) if as_json else click.echo(_table(rows) if rows else "no experiences")
+    results = _run(library).results if full or _is_run(library) else None
+    lines = results.experiences if results else _library(library)
+    rows = [_values(each) for each in strongest_first(lines)]
+    text = _table(rows) if rows else "no experiences"
+    if results:
+        text = printable(str(results)) if full else f"{text}\nadds {results.added}"
+    if as_json:
+        _echo_json(results.to_dict() if full and results else rows)
+    else:
+        click.echo(text)
 
 
 def _values(experience: Experience) -> dict[str, Any]:

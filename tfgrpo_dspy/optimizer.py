@@ -49,10 +49,9 @@ class TrainingFreeGRPO(Teleprompter):
         batch_size: examples for each update; default: derived.
         epochs: passes over the training set, at most; default: 5; with a budget what it pays for.
         temperature: of training rollouts. The first of each group runs at the LM's own, as
-            validation does, unless the gate measures no result. "own": all run at that of each LM
-            and predictor, and nothing is sent that these do not send; default: 0.7, or a reasoning
-            model's own. What a provider refuses (this, or another sampling parameter) is left out
-            from then on.
+            validation does, unless the gate measures no result. "own": every rollout uses the LM's
+            own temperature; default: 0.7, or a reasoning model's own. A sampling parameter that a
+            provider refuses is left out from then on.
         max_experiences: how many experiences the library may hold (`BayesianGate` keeps 90 %).
         max_demos: how many labelled training examples (where no label fits a predictor: of the best
             training rollouts) a set of demos has. Several sets are tried by training rollouts; the

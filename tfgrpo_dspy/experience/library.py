@@ -302,11 +302,17 @@ class ExperienceLibrary:
 
 def library_in(program: Any) -> ExperienceLibrary:
     """The library that is baked into a program, as `from_program` gives it."""
+    predictors = programs.named_predictors(program)
+    return library_of({name: one.signature.instructions for name, one in predictors})
+
+
+def library_of(instructions: Mapping[str, str]) -> ExperienceLibrary:
+    """The library in the instructions of predictors, by name. Raises LibraryFormatError."""
     by_id: dict[str, Experience] = {}
     briefs: dict[str, str] = {}
     next_number = 1
-    for name, predictor in programs.named_predictors(program):
-        before, written, after = programs.split_instructions(predictor.signature.instructions)
+    for name, text in instructions.items():
+        before, written, after = programs.split_instructions(text)
         briefs[name] = programs.brief_in(before if written else before + after)
         experiences, free = programs.parse_block(written, name) if written else ([], 1)
         next_number = max(next_number, free, *(each.number + 1 for each in experiences))

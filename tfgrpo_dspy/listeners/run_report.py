@@ -4,6 +4,7 @@ A run tells its report what happens, and asks it for nothing but the results.
 """
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from tfgrpo_dspy.redaction import cleaned
 from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.lessons import TOO_MANY
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
-from tfgrpo_dspy.results.records import UpdateRecord
+from tfgrpo_dspy.results.records import Candidate, ScoreSummary, UpdateRecord
 from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.wording import counted, shortened
@@ -144,8 +145,7 @@ class RunReport:
 
     def results(self, is_student: bool, ended_because: str, **fields: Any) -> RunResults:
         """The results of the run; `fields`: those of them that the final choice knows."""
-        is_compared = len(fields.get("candidates", ())) > 1
-        why = self._why_nothing_was_learned(ended_because, is_compared) if is_student else ""
+        why = self._why_nothing_was_learned(ended_because, **fields) if is_student else ""
         if is_student and not self._ledger.is_failure:
             logger.warning("nothing was learned: %s", why)
         ledger = self._ledger
@@ -165,16 +165,27 @@ class RunReport:
             **fields,
         )
 
-    def _why_nothing_was_learned(self, ended_because: str, is_compared: bool) -> str:
+    def _why_nothing_was_learned(
+        self,
+        ended_because: str,
+        student: ScoreSummary | None = None,
+        candidates: Sequence[Candidate] = (),
+        **_: Any,
+    ) -> str:
+        most = max([score for update in self._updates for score in update.scores], default=math.inf)
+        if student and student.mean is not None and student.mean >= most:
+            return f"the student already scores {student}, and no attempt scored more"
         used = Counter(group.used_as for update in self._updates for group in update.groups)
         stood = [
             update.accepted
             for update in self._updates
             if any(op.op != "KEEP" and not op.refused for op in update.operations)
         ]
-        in_vain = "updates stood, but did not beat the student in the end"
-        if not is_compared:
-            in_vain = "updates stood, but no library was compared with the student"
+        changes = [change for update in self._updates for change in update.changes]
+        n_lines = len({change.text for change in changes if change.kind != "dropped"})
+        in_vain = "lines were tried, and none beat the student"
+        if len(candidates) < 2:
+            in_vain = "lines were learned, and none was compared with the student"
         few = "groups had fewer than two rollouts that count"
         if self._settings.data.is_recorded:
             few = "inputs have one trace, which has no feedback, and no score to learn from"
@@ -188,7 +199,7 @@ class RunReport:
             "answers were replayed from a cache": self._usage["rollout"].n_cached_calls,
             **{f"failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
             "updates were rejected by the gate": len(stood) - sum(stood),
-            in_vain: sum(stood),
+            in_vain: n_lines if any(stood) else 0,
             "updates brought no change that the library takes": 0 if stood else len(self._updates),
         }
         reasons = [_counted(n, what) for what, n in counts.items() if n]

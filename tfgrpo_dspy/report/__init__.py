@@ -157,18 +157,21 @@ def _lives(run: RunResults) -> Iterator[Life]:
     for record in run.updates:
         for change in record.changes:
             changes.setdefault(change.id, []).append((record, change))
+    missing = {change.id: change for change in page.gone(run)}
+    changes = changes | {id_: [] for id_ in missing if id_ not in changes}  # of the student
     tried = {(one.text, one.scope): one for one in run.tried}
     places = {record.update: place for place, record in enumerate(run.updates)}
     n = max(1, len(places))
     for id_, of in changes.items():
         experience = in_result.get(id_)
-        text, scope = experience.advice if experience else (of[-1][1].text, of[-1][1].scope)
+        now = experience or missing[id_]
+        text, scope = now.text, now.scope
         belief = tried.get((text, scope))
         texts = [experience, belief, *(change for _, change in reversed(of))]
         effect = next((one.effect for one in texts if one and one.effect), None)
-        why = "" if experience else page.why_gone(run, of[-1][1])
+        why = "" if experience else page.why_gone(run, missing[id_])
         first = places[of[0][0].update] if of and of[0][1].kind == "born" else 0
-        is_dropped = bool(why) and of[-1][1].kind == "dropped"
+        is_dropped = bool(why and of) and of[-1][1].kind == "dropped"
         end = places[of[-1][0].update] + 1 if is_dropped else n
         span = (100 * first / n, 100 * (end - first) / n)
         yield Life(id_, text, scope, of, experience, effect, belief, why, span)

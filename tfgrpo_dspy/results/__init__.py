@@ -6,14 +6,17 @@ dicts and lists). `run` collects their content; the page is computed from them.
 
 import functools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from jinja2 import Environment
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.errors import LibraryFormatError
+from tfgrpo_dspy.experience.library import ExperienceLibrary, library_of
 from tfgrpo_dspy.experience.values import ALL, Effect, Experience
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results.curve import curve
@@ -165,7 +168,7 @@ class RunResults:
     @property
     def strongest(self) -> list[Experience]:
         """The experiences of the result, those with the largest effect first."""
-        return sorted(self.experiences, key=lambda e: -e.effect.estimate if e.effect else 1e9)
+        return strongest_first(self.experiences)
 
     @property
     def front(self) -> list[Candidate]:
@@ -307,6 +310,11 @@ def scope_text(scope: str) -> str:
     return "every predictor" if scope == ALL else scope
 
 
+def strongest_first(library: Iterable[Experience]) -> list[Experience]:
+    """The experiences by their effects; those without one stand last."""
+    return sorted(library, key=lambda e: -e.effect.estimate if e.effect else math.inf)
+
+
 def total(usage: Mapping[str, Usage], roles: Iterable[str]) -> Usage:
     """The usage of all calls of these roles."""
     return sum((usage[role] for role in roles if role in usage), Usage())
@@ -405,8 +413,14 @@ def learned_text(run: RunResults) -> str:
 
 
 def gone(run: RunResults) -> list[Change]:
-    """The last change of each experience that is not in the library, the latest first."""
+    """The last change of each experience that is not in the library, the latest first.
+
+    Lines of the student that the result leaves out are there, too.
+    """
+    before = {name: before for name, (before, _) in run.instructions.items()}
     last: dict[str, Change] = {}
+    with suppress(LibraryFormatError):  # somebody's own text between our delimiters
+        last = {e.id: Change("born", e.id, e.text, e.scope) for e in library_of(before)}
     for update in run.updates:
         for change in update.changes:
             last.pop(change.id, None)

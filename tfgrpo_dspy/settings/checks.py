@@ -398,5 +398,5 @@ def _overlap_cautions(sets: Mapping[str, Sequence[Example]]) -> Iterator[str]:
         if n_shared:
             yield (
                 f"{n_shared} of {len(sets[held_out])} {held_out} examples are {used} examples "
-                f"too; scores on them are too optimistic."
+                f"too; scores on them are optimistic."
             )

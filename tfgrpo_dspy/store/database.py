@@ -19,7 +19,7 @@ from tfgrpo_dspy.redaction import cleaned
 DATABASE, FORMAT = "tfgrpo_store.db", 6
 BUSY_S = 60.0  # how long a process waits for another one that writes to the same store
 TABLE = "CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
-INTACT = "What was recorded before is intact: mend that, and the same compile goes on from there."
+INTACT = "Nothing is lost. Fix this and run the same compile again."
 TO_MEND = "restore its folder from a copy, or take another log_dir."
 
 Record = dict[str, Any]
