@@ -22,7 +22,7 @@ from small import grpo
 from test_promise_deterministic import chaotic_rules
 
 from tfgrpo_dspy import Gate, MissingRecordError, NoGate, SettingsError, StoreError, best_so_far
-from tfgrpo_dspy.budget import clock
+from tfgrpo_dspy.budget import ledger
 from tfgrpo_dspy.store.database import Store
 
 REFLECTION = f"{EXTRACT}|{UPDATE}"
@@ -181,7 +181,7 @@ def test_the_minutes_of_an_earlier_start_do_not_count(
             raise KeyboardInterrupt
 
     minutes = SimpleNamespace(monotonic=lambda: time.monotonic() + later[0])
-    monkeypatch.setattr(clock, "time", minutes)
+    monkeypatch.setattr(ledger, "time", minutes)
     settings = {"num_threads": 1, "max_minutes": 50}
     whole = compiled(lm=lm_of(), num_threads=1).detailed_results
     cut = compiled(lm=lm_of(before=call), **settings).detailed_results

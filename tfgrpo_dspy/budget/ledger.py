@@ -5,11 +5,11 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from typing import NamedTuple, NoReturn
 
-from tfgrpo_dspy.budget.clock import Clock
 from tfgrpo_dspy.errors import Raised, RunStopped, TrainingCut
 from tfgrpo_dspy.rollout import DECIMALS
 from tfgrpo_dspy.user_code import NOT_WANTED, check_wanted
@@ -17,6 +17,11 @@ from tfgrpo_dspy.user_code import NOT_WANTED, check_wanted
 logger = logging.getLogger(__name__)
 
 REFUSALS = {"max_cost": "could be exceeded by the next call"}  # of others: "is used up"
+UNSEEN = (
+    "a call of %s was seen only after it was made, as the code around it sets the callbacks of "
+    "dspy.context: such calls count, and one that is too many ends the run, but none is refused. "
+    "Leave callbacks= out, or add to dspy.settings.callbacks"
+)
 LENT_SHARE = 0.5  # of the dollars that are kept for the end
 
 
@@ -69,12 +74,13 @@ class Ledger:
         self.cost = self.used = 0.0
         self.n_metric_calls = self.n_metric_calls_made = 0
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
-        self.n_unseen, self._has_unseen = 0, False  # calls that nobody could refuse
+        self.n_unseen = 0  # calls that nobody could refuse
         self.dearest = 0.0  # the most dollars that were taken for one LM call, now or as recorded
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
         self.raised = Raised()
-        self.clock = Clock()
+        self._begun, self._stood_s = time.monotonic(), 0.0
+        self._stands_since: float | None = None  # a person was asked
         self._reserve, self._n_lessons = NOTHING, 0
         self._is_training = False
         self.is_late = False  # whether the clock has ended the training
@@ -89,6 +95,22 @@ class Ledger:
         """The calls and dollars that came to nothing: no result took them."""
         n = max(0, self.n_lm_calls - self.n_used)
         return n, max(0.0, self.cost - self.used) if n else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, but for the time in which its clock stood still."""
+        now = time.monotonic() if self._stands_since is None else self._stands_since
+        return now - self._begun - self._stood_s
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """The clock of the run stands still within it, as while a person is asked."""
+        self._stands_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._stood_s += time.monotonic() - self._stands_since
+            self._stands_since = None
 
     @property
     def refused_because(self) -> str:
@@ -207,15 +229,11 @@ class Ledger:
         self.n_lm_calls += n_calls
         self.cost = round(self.cost + cost, DECIMALS)
 
-    def take_first_unseen(self) -> bool:
-        """Whether no call that was made unasked was noted before, by any thread."""
-        with self._lock:
-            had, self._has_unseen = self._has_unseen, True
-        return not had
-
-    def charge(self, n_calls: int, cost: float) -> None:
+    def charge(self, model: str, n_calls: int, cost: float) -> None:
         """Count calls that were made unasked. Raises RunStopped: more than there was."""
         with self._lock:
+            if not self.n_unseen:
+                logger.warning(UNSEEN, model)
             self.n_unseen += n_calls
             self._add(n_calls, cost)
             for name in ("max_lm_calls", "max_cost"):
@@ -303,7 +321,7 @@ class Ledger:
     def seconds_left(self) -> float:
         """Until `max_minutes` are over, but for what is kept for the end; infinite without them."""
         limit = self.budget.max_minutes
-        return math.inf if limit is None else 60 * limit - self.seconds_kept - self.clock.seconds
+        return math.inf if limit is None else 60 * limit - self.seconds_kept - self.seconds
 
     @property
     def seconds_kept(self) -> float:

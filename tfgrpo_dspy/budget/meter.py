@@ -440,18 +440,11 @@ class CallWatcher(BaseCallback):
         meter.count(used)
         if not used.n_lm_calls:
             return
-        if ledger.take_first_unseen():
-            logger.warning(
-                "a call of %s was seen only after it was made, as the code around it sets the "
-                "callbacks of dspy.context: such calls count, and one that is too many ends the "
-                "run, but none is refused. Leave callbacks= out, or add to dspy.settings.callbacks",
-                lm.model,
-            )
         has_price = call.cost is not None or call.model in meter.prices
         if ledger.budget.max_cost is not None and not has_price:
             ledger.stop(f"max_cost: DSPy knows no price of {lm.model}.", is_failure=True)
         with meter.noting(lm):
-            ledger.charge(used.n_lm_calls, used.cost_usd)
+            ledger.charge(lm.model, used.n_lm_calls, used.cost_usd)
 
     def on_lm_end(
         self,

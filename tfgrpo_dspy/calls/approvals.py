@@ -48,7 +48,7 @@ async def approved(
 
     async def do() -> _Approved:
         try:
-            with calls.ledger.clock.standing():
+            with calls.ledger.standing():
                 approval = await calls.loop.in_thread(lambda: _whole(settled(ask(proposal))))
         except Exception as error:  # noqa: BLE001 - it ends the run
             calls.ledger.raised.note(error)

@@ -129,7 +129,7 @@ class RunReport:
                 n_lm_calls=ledger.n_lm_calls,
                 n_metric_calls=ledger.n_metric_calls_made,
                 cost_usd=ledger.cost,
-                minutes=ledger.clock.seconds / 60,
+                minutes=ledger.seconds / 60,
                 limits={name: value for name, value in limits.items() if value is not None},
             )
         )
@@ -159,7 +159,7 @@ class RunReport:
             failures=dict(sorted((+self.failures | +Counter(noted)).items())),
             ended_because=ledger.stopped_because if ledger.is_failure else ended_because,
             nothing_learned=why,
-            wall_time_s=ledger.clock.seconds,
+            wall_time_s=ledger.seconds,
             settings=cleaned(self._settings.result_scalars(), self._clean) | asdict(ledger.budget),
             schedule=self._settings.schedule,
             **fields,
