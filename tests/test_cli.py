@@ -36,7 +36,7 @@ from tfgrpo_dspy.store.runs import saved_runs
 
 MODULE = ["-m", "tfgrpo_dspy"]
 SEEN = (Evidence(0, 1, (1, 2), (0.0, 1.0)),)
-KNOWN = Experience("E1", "Ask first.", evidence=SEEN, effect=Effect(0.2, 0.1, 40), price=7)
+KNOWN = Experience("E1", "Ask first.", evidence=SEEN, effect=Effect(0.2, 0.1, 40), n_tokens=7)
 LIBRARY = ExperienceLibrary([KNOWN, Experience("E3", "Say ≥ 3.", "first")], next_number=5)
 
 

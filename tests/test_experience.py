@@ -30,7 +30,7 @@ LIBRARY = ExperienceLibrary(
     next_number=4,
 )
 """E3 is retired, E4 is free."""
-MEASURED = {"effect": Effect(0.12, 0.04, 80), "price": 9, "is_on_trial": True}
+MEASURED = {"effect": Effect(0.12, 0.04, 80), "n_tokens": 9, "is_on_trial": True}
 
 
 def annotated(library: ExperienceLibrary, **annotations: Any) -> ExperienceLibrary:
@@ -434,7 +434,7 @@ def test_one_text_in_place_of_a_list_is_refused() -> None:
 
 def test_in_a_shell_and_a_notebook_an_experience_is_a_line_and_hostile_text_stays_text() -> None:
     effect = Effect(0.123456789, 0.04, 12)
-    held = Experience("E1", "Say <b>please</b>.\u202e", scope="reply", effect=effect, price=9)
+    held = Experience("E1", "Say <b>please</b>.\u202e", scope="reply", effect=effect, n_tokens=9)
     assert repr(held) == f"<Experience {held}>"
     assert "effect +0.12 ± 0.04 by 12 rollouts, 9 tokens" in repr(held)
     assert "\n" not in repr(held) and "0.123456789" not in repr(held)

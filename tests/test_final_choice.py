@@ -88,8 +88,8 @@ def test_the_report_names_the_candidates_with_the_student_first_and_what_was_lea
         assert own.effect is not None
         assert 0 < own.effect.estimate <= 1
         assert own.effect.n_rollouts >= 4
-        assert own.price == 14  # "[E1*] When a case is of kind slate, answer T08.": 48 / 3.5
-        assert f"{own.price} tokens" in str(library)
+        assert own.n_tokens == 14  # "[E1*] When a case is of kind slate, answer T08.": 48 / 3.5
+        assert f"{own.n_tokens} tokens" in str(library)
 
 
 @pytest.mark.parametrize("lines", [list(WRONG.values()), ["Be kind."]], ids=["it harms", "a draw"])

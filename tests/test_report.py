@@ -203,7 +203,7 @@ def test_the_report_says_what_the_results_say(
     low, high = effect.estimate - half, effect.estimate + half
     assert f"{effect.estimate:+.2f} [{low:+.2f}, {high:+.2f}]" in text
     assert f"{effect.n_rollouts} rollouts had it" in text
-    assert f"{experience.price} tokens in each call" in text
+    assert f"{experience.n_tokens} tokens in each call" in text
     for score in (test.student, test.best, test.gain, polite.student, polite.best, polite.gain):
         assert str(score) in text
     n_calls = sum(usage.n_lm_calls for usage in polite.usage.values())

@@ -82,7 +82,7 @@ def test_the_lesson_is_added_to_the_library_with_the_five_rollouts_as_its_eviden
         "text": ADVICE,
         "scope": "*",
         "evidence": [evidence | {"scores": [0.8, 0.6, 0.4, 0.2, 0.5]}],
-        "price": 17,  # "[E1*] ", 50 characters and a line's end: 57 / 3.5, rounded up
+        "n_tokens": 17,  # "[E1*] ", 50 characters and a line's end: 57 / 3.5, rounded up
     }
 
 

@@ -244,7 +244,7 @@ def _values(experience: Experience) -> dict[str, Any]:
         "low": low,
         "high": high,
         "n_rollouts": effect and effect.n_rollouts,
-        "n_tokens": experience.price,
+        "n_tokens": experience.n_tokens,
         "n_groups": len(experience.evidence),
         "scope": experience.scope,
         "text": experience.text,

@@ -103,7 +103,7 @@ class Experience:
 
     `id` is "E" and a number from 1; `text` is without outer white space and what nobody sees, and
     must not be empty; `scope` is a predictor's name, or "*" for all. Evidence, the measured effect,
-    its price (the tokens that it adds to each call; None where they were not counted) and whether
+    its `n_tokens` (that it adds to each call; None where they were not counted) and whether
     it is on trial are annotations: they take no part in equality.
 
     Raises:
@@ -115,7 +115,7 @@ class Experience:
     scope: Scope = ALL
     evidence: tuple[Evidence, ...] = field(default=(), compare=False, repr=False)
     effect: Effect | None = field(default=None, compare=False)
-    price: int | None = field(default=None, compare=False)
+    n_tokens: int | None = field(default=None, compare=False)
     is_on_trial: bool = field(default=False, compare=False)
 
     @property
@@ -130,7 +130,7 @@ class Experience:
 
     def __str__(self) -> str:
         notes = [str(self.effect)] if self.effect is not None else []
-        notes += [f"{self.price} tokens"] if self.price is not None else []
+        notes += [f"{self.n_tokens} tokens"] if self.n_tokens is not None else []
         notes += ["on trial"] if self.is_on_trial else []
         line = f"[{self.id}] {self.text}{scope_note(self.scope)}"
         return line + (f"  ({', '.join(notes)})" if notes else "")

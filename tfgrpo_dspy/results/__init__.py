@@ -376,7 +376,7 @@ def candidates(run: RunResults, most: int = MOST_CANDIDATES) -> Section:
 
 
 def experiences(run: RunResults) -> Section:
-    """The briefs and each experience of the result, the strongest first, with effect and price."""
+    """The briefs and each experience of the result, the strongest first, with effect and length."""
     briefs = [
         ["brief", effect_text(brief.effect), "", name, one_line(text)]
         for brief in run.briefs
@@ -387,7 +387,7 @@ def experiences(run: RunResults) -> Section:
         [
             experience.id,
             effect_text(experience.effect),
-            f"{experience.price} tokens" if experience.price is not None else "",
+            f"{experience.n_tokens} tokens" if experience.n_tokens is not None else "",
             scope_text(experience.scope),
             one_line(experience.text),
         ]
@@ -400,7 +400,7 @@ def experiences(run: RunResults) -> Section:
     if run.nothing_learned:
         title = f"Nothing was learned: {one_line(run.nothing_learned)}"
         title += f". What the student has: {counted(n, 'experience')}" if rows else ""
-    header = ["", "effect on the score", "price", "read by", "text"] if rows else []
+    header = ["", "effect on the score", "adds", "read by", "text"] if rows else []
     return Section(title, rows, header)
 
 

@@ -269,7 +269,7 @@ class FinalChoice:
 
 def _priced(result: Additions) -> Additions:
     """The result, each experience with the tokens that it adds to a call."""
-    priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in result.library]
+    priced = [replace(e, n_tokens=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in result.library]
     return replace(result, library=result.library.holding(priced))
 
 

@@ -130,17 +130,19 @@ class DemoPool:
         program: Any,  # the student
         examples: Sequence[Example],  # to which rollouts refer by their position
         labelled: Sequence[int],  # positions of the examples whose labels may be shown
-        most: int,  # how many examples, or rollouts, become the demos of a set
+        max_demos: int,  # examples, or rollouts, that become the demos of a set
         seed: int,  # draws and mixes the examples
     ) -> None:
-        self._program, self._examples, self._most, self._seed = program, examples, most, seed
-        demos = {i: labelled_demos(examples[i].raw, program) for i in (labelled if most else ())}
+        self._program, self._examples = program, examples
+        self._max_demos, self._seed = max_demos, seed
+        shown_from = labelled if max_demos else ()
+        demos = {i: labelled_demos(examples[i].raw, program) for i in shown_from}
         self._warn_of_unshown(demos)
         unlike = {(examples[i].identity, shown): (i, shown) for i, shown in demos.items() if shown}
         whole = [one for one in unlike.values() if self._are_whole(one[1])]
         self._whole = {example for example, _ in whole}
         others = [one for one in unlike.values() if one[0] not in self._whole]
-        self.n_sets = N_SETS if most else 0
+        self.n_sets = N_SETS if max_demos else 0
         numbers = range(1, self.n_sets + 1 if unlike else 0)
         self._labelled = {k: self._mixed(whole, k) + self._mixed(others, k) for k in numbers}
 
@@ -155,12 +157,12 @@ class DemoPool:
                 for example, demos in self._labelled[number]
                 if self._examples[example].identity not in hidden
             )
-            shown = list(itertools.islice(others, self._most))
-        elif len(best) < min(LEAST_BEST, self._most):
+            shown = list(itertools.islice(others, self._max_demos))
+        elif len(best) < min(LEAST_BEST, self._max_demos):
             return ()
         else:
             of_best = (demos_of(rollout, self._program) for rollout in usable)
-            shown = list(itertools.islice(filter(None, of_best), self._most))
+            shown = list(itertools.islice(filter(None, of_best), self._max_demos))
             shown = shown if number == 1 else self._mixed(shown, number)
         return tuple(itertools.chain(*shown))
 

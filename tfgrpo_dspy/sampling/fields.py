@@ -6,7 +6,6 @@ import decimal
 import enum
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
@@ -73,7 +72,7 @@ class Example:
 def is_missing(value: Any) -> bool:
     """True if a value says that there is none: None, NaN, or what pandas writes for them."""
     if isinstance(value, float | decimal.Decimal):
-        return math.isnan(value)
+        return "nan" in str(value).lower()  # `math.isnan` raises for a signalling NaN
     return value is None or type(value).__name__ in _MISSING
 
 
