@@ -71,7 +71,8 @@ def libraries(draw: st.DrawFn, scopes: tuple[str, ...]) -> ExperienceLibrary:
         Experience(f"E{number}", draw(experience_texts), draw(st.sampled_from(scopes)))
         for number in numbers
     ]
-    return ExperienceLibrary(experiences, next_number=max(numbers) + draw(st.integers(1, 9)))
+    drawn = ExperienceLibrary(experiences, next_number=max(numbers) + draw(st.integers(1, 9)))
+    return ExperienceLibrary().merge(drawn)  # no line twice
 
 
 LIBRARY = ExperienceLibrary(

@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import dspy
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -66,7 +67,8 @@ def libraries(draw: st.DrawFn) -> ExperienceLibrary:
         for number in numbers
     ]
     free = max(numbers, default=0) + draw(st.integers(1, 4))
-    return ExperienceLibrary(experiences, next_number=free)
+    drawn = ExperienceLibrary(experiences, next_number=free)
+    return ExperienceLibrary().merge(drawn)  # no line twice
 
 
 ids = st.sampled_from(["E1", "E2", "E3", "E40"])
@@ -446,3 +448,11 @@ def test_an_interval_reaches_no_further_than_the_scale_of_the_scores() -> None:
     assert Effect(0.2, 0.1, 40).bounds == pytest.approx((0.2 - 0.196, 0.2 + 0.196))
     assert Effect(0.2, 0.5, 40, widest=0.6).bounds == (-0.6, 0.6)
     assert Effect(-0.2, 0.5, 40, widest=2.0).bounds == pytest.approx((-1.18, 0.78))
+
+
+def test_a_line_that_stands_twice_in_an_edited_library_or_program_is_one_line() -> None:
+    twice = [Experience(f"E{n}", text) for n, text in ((1, "Ask."), (2, "Wait."), (7, "ask!"))]
+    library = ExperienceLibrary.from_dict(ExperienceLibrary(twice).to_dict())
+    baked = ExperienceLibrary(twice).bake(dspy.Predict("question -> answer"))
+    for read in (library, ExperienceLibrary.from_program(baked)):
+        assert (read.render(), read.next_number) == ("[E1*] Ask.\n[E2*] Wait.", 8)

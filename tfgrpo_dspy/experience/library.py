@@ -295,9 +295,10 @@ class ExperienceLibrary:
         checked = library_files.checked_record(record, source)
         try:
             number, briefs = checked.next_number, checked.briefs
-            return cls(checked.experiences, next_number=number, briefs=briefs)
+            written = cls(checked.experiences, next_number=number, briefs=briefs)
         except ValueError as error:
             raise LibraryFormatError(f"{source}: {error}") from error
+        return cls().merge(written)  # a line that stands there twice is one
 
 
 def library_in(program: Any) -> ExperienceLibrary:
@@ -323,7 +324,8 @@ def library_of(instructions: Mapping[str, str]) -> ExperienceLibrary:
                     f"Two lines disagree on an id: {first} and {experience}; give both the same "
                     f"text, or one of them another id."
                 )
-    return ExperienceLibrary(by_id.values(), next_number=next_number, briefs=briefs)
+    library = ExperienceLibrary(by_id.values(), next_number=next_number, briefs=briefs)
+    return ExperienceLibrary().merge(library)
 
 
 @dataclass(frozen=True, slots=True)
