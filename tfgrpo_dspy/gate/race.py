@@ -41,6 +41,7 @@ class Race:
     prices: Mapping[Any, float]  # what a part must add to be worth its tokens; of others 0.0
     score_sd: float  # the standard deviation of the scores, as far as it is known
     n_examples: int  # of the validation set; they are measured in the order 0, 1, ...
+    first: int = 0  # a candidate that the first round measures, if it measures three
 
     def next(self, scores: Scores, n_left: int | None) -> list[tuple[int, int]]:
         """The (candidate, example) pairs to measure next, at most `n_left`; none: it is over."""
@@ -52,7 +53,10 @@ class Race:
         if n_left is not None:
             if not n_done:  # two, three if they fit, more only for half of what is left
                 n_fitting = n_left // size
-                running = sorted(running[: max(2, min(3, n_fitting), n_fitting // 2)])
+                n = max(2, min(3, n_fitting), n_fitting // 2)
+                is_sure = n > 2 and self.first in running
+                firsts = dict.fromkeys([0, self.first, *running] if is_sure else running)
+                running = sorted([*firsts][:n])
             size = min(size, n_left // len(running))
         return [(c, i) for i in range(n_done, n_done + size) for c in running]
 

@@ -34,6 +34,7 @@ from tfgrpo_dspy.results.records import (
     TriedAdvice,
     compared,
 )
+from tfgrpo_dspy.run.briefing import leading
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measurements import Measurements
 from tfgrpo_dspy.sampling.additions import Additions
@@ -202,7 +203,8 @@ class FinalChoice:
             parts |= zip(sets, zip((b.mean for b in beliefs), errors, strict=True), strict=True)
         prices: dict[Hashable, float] = dict.fromkeys(sets, DEMOS_PRICE * sd)
         prices |= dict.fromkeys(briefs, BRIEFS_PRICE * sd)
-        race = Race(tuple(candidates), parts, prices, sd, measured.n_examples)
+        first = int(leading(self._history.decision) > 0)  # what training alone would choose
+        race = Race(tuple(candidates), parts, prices, sd, measured.n_examples, first)
         is_untried = measured.candidates[1:] == [Additions(self._history.untried)]
         with suppress(RunStopped):  # what was measured by then decides
             while pairs := self._next_round(race, account, measured.scores()):
@@ -330,6 +332,8 @@ def _candidates(history: History, hidden: Set[str]) -> list[Additions]:
     means = {k: b.mean for k, b in beliefs_of_briefs if b.chance > LIKELY}
     briefs = sorted(means, key=lambda k: -means[k])
     bare = [Additions(library) for library in (history.start, *finalists)]
+    if lead := leading(latest.decision):
+        bare.insert(1, Additions(history.result(), brief=lead))
     for place, number in enumerate(briefs[:BRIEFS_MEASURED]):
         beside = (history.start, *finalists) if place == 0 else (history.start,)
         bare += [Additions(latest.briefed(each, number), brief=number) for each in beside]
