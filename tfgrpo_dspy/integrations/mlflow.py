@@ -35,6 +35,7 @@ from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import Row
+from tfgrpo_dspy.settings import Reflection
 from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -206,6 +207,8 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
             raise SettingsError(f"{fault}; leave it out.")
         self.reflection_lm = reflection_lm
         defaults = {"max_metric_calls": max_metric_calls, "max_demos": 0, "progress": False}
+        if isinstance(reflection := settings.get("reflection", Reflection()), Reflection):
+            settings["reflection"] = replace(reflection, brief=None)  # the prompts keep their text
         self.settings = {**defaults, **settings, "reflection_lm": reflection_lm}
         TrainingFreeGRPO(_metric, **self.settings)  # refuses what cannot be used
         self.results: RunResults | None = None
