@@ -49,6 +49,11 @@ def turn(prompt: Prompt) -> str:
     return chat(next_thought="go on", next_tool_name=tool, next_tool_args=arguments)
 
 
+def present(prompt: str) -> str:
+    """The instructions as they stand: no brief is tried."""
+    return re.findall(r"## present ## \]\]\n(.*?)\n\n\[\[ ##", prompt, re.DOTALL)[-1]
+
+
 def rules(*texts: str) -> list[Rule]:
     """The reflection LM writes these lessons; the program's LM follows `ADVICE` alone."""
     found = [{"op": "ADD", "text": text, "lessons": [n]} for n, text in enumerate(texts, start=1)]
@@ -56,7 +61,7 @@ def rules(*texts: str) -> list[Rule]:
         (EXTRACT, lessons(*texts)),
         (UPDATE, operations(*found)),
         ("`lessons`", chat(lessons="None")),
-        ("`brief`", chat(brief="Answer.")),
+        ("`brief`", lambda prompt: chat(brief=present(prompt.user))),
         (r"output fields are:\n1\. `topic`", chat(topic="numbers")),
         ("`next_tool_name`", turn),
         ("question", answer),

@@ -86,6 +86,7 @@ ANOTHER_RUN: dict[str, Any] = {
     "update": OtherUpdate(),
     "summarize": OtherSummary(),
     "draft": OtherDraft(),
+    "brief": True,
     "use_labels": False,
     "max_experience_words": 9,
     "drafts": 1,
