@@ -6,7 +6,6 @@ from typing import Any
 
 import dspy
 import pytest
-from coded_cases import FIRST_TEST, cases
 from runs import is_polite, learned_in, n_calls, polite_lm, predictor, questions
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from test_continuing import compiled
@@ -66,22 +65,6 @@ def test_under_a_smaller_budget_that_it_never_had_a_run_replays_what_is_paid(
     program, n_made = compiled(tmp_path, max_lm_calls=149)
     assert n_made < n_calls(program) <= 149
     assert program.detailed_results.gain is not None
-
-
-def test_a_test_set_is_measured_beside_a_budget_that_the_run_had_before_a_larger_one(
-    tmp_path: Path,
-) -> None:
-    first, _ = compiled(tmp_path, max_lm_calls=120)
-    compiled(tmp_path, max_lm_calls=170)
-    testset = cases(20, FIRST_TEST)
-    again, n_made = compiled(tmp_path, testset, max_lm_calls=120)
-    assert n_made == 2 * 20
-    assert again.detailed_results.test.best.n == 20
-    assert again.dump_state() == first.dump_state()
-    for is_offline in (False, True):
-        repeated, _ = compiled(tmp_path, testset, max_lm_calls=120, offline=is_offline)
-        assert repeated.detailed_results.settings == again.detailed_results.settings
-        assert repeated.detailed_results.settings["max_lm_calls"] == 120 + 2 * 20
 
 
 def of_dollars(log_dir: Path, max_cost: float, n_test: int = 0, **given: Any) -> tuple[Any, int]:

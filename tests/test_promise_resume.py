@@ -150,7 +150,7 @@ def interrupted_after(n: int) -> AtCall:
 
 @pytest.mark.parametrize(
     ("budget", "n_raced"),
-    [({"max_lm_calls": 30}, 8), ({"max_lm_calls": 47}, 0), ({"max_metric_calls": 40}, 8)],
+    [({"max_lm_calls": 30}, 8), ({"max_lm_calls": 47}, 8), ({"max_metric_calls": 40}, 8)],
     ids=str,
 )
 def test_a_run_that_a_budget_ended_replays_offline_and_goes_on_from_there_without_it(

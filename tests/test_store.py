@@ -145,7 +145,7 @@ def paths_in(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("stage", ["run", "rollout", "lesson"])
+@pytest.mark.parametrize("stage", ["run", "rollout"])
 def test_a_record_with_odd_types_never_raises_anything_but_our_own_errors(
     stage: str, run_folder: Path, tmp_path: Path
 ) -> None:
