@@ -144,7 +144,7 @@ def test_the_lessons_of_a_draft_have_no_rollouts_for_evidence_and_may_not_copy_a
 
 def test_an_update_from_a_draft_may_copy_no_example_whether_it_was_shown_or_not() -> None:
     copies = [f"{example.question} It weighs {example.answer}." for example in TRAINSET]
-    rules: list[Any] = [(DRAFT, RIGHT), (UPDATE, operations(*map(add, copies))), ("weigh", follow)]
+    rules: list[Any] = [(UPDATE, operations(*map(add, copies))), (DRAFT, RIGHT), ("weigh", follow)]
     lm = scripted_lm([(EXTRACT, chat(semantic_advantage="", lessons=[])), *rules])
     run = Run([["0", "0"]], metric=is_right, lm=lm, trainset=TRAINSET, drafts=1)
     (refused,) = (u.operations for u in run.results.updates if u.operations)
