@@ -32,6 +32,7 @@ from tfgrpo_dspy.store.runs import saved_runs
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
 ADVICE = "Give the number alone."
@@ -152,7 +153,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [README, CONTRIBUTING, *PAGES], ids=lambda page: page.stem)
 def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
     broken = []
@@ -262,6 +263,11 @@ def test_the_page_of_all_arguments_is_what_the_code_says() -> None:
     for kind in (TrainingFreeGRPO, Reflection, Execution):
         for name in inspect.signature(kind).parameters:
             assert f"| `{name}` |" in page
+
+
+def test_the_layout_for_contributors_is_what_the_files_say() -> None:
+    page = CONTRIBUTING.read_text(encoding="utf-8")
+    assert page == build_api().page_with_layout(page), "run: python docs/build_api.py --layout"
 
 
 @pytest.mark.filterwarnings("ignore")
