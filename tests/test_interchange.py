@@ -72,11 +72,6 @@ def test_what_people_write_by_hand_is_read(text: str, ids: str) -> None:
     assert {each.scope for each in library} <= {"*"}
 
 
-def test_further_lines_of_an_item_are_indented() -> None:
-    library = parse("- Ask.\n  - Once.\n\n  Then wait.\n\n-\tSay.\n\tLoudly.\n", "md")
-    assert [each.text for each in library] == ["Ask.\n- Once.\n\nThen wait.", "Say.\nLoudly."]
-
-
 @pytest.mark.parametrize(
     ("format", "text", "fault"),
     [
