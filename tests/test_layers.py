@@ -73,7 +73,7 @@ ONLY_IN = {
     "xllamacpp": {"local"},
     "argparse": set[str](),
     "click": {"cli"},
-    "yaml": set[str](),
+    "yaml": {"interchange"},
     "mlflow": {"integrations"},
 }
 """The libraries that only some modules may import, and these modules."""

@@ -1,13 +1,18 @@
-"""Libraries as files: JSON, which keeps everything; Markdown and SKILL.md, for people and agents.
+"""Libraries as files: JSON and YAML keep everything; Markdown, SKILL.md and CSV are for people.
 
 Markdown holds ids, texts, scopes and the next free id: a line `- **E2** (for "solve") text` for
 each experience, with its further lines indented. SKILL.md, which coding agents read, has front
-matter above the same list. People may leave out the ids, and write any heading.
+matter above the same list. People may leave out the ids, and write any heading. CSV has the columns
+id, text and scope.
 """
 
+import csv
+import io
 import json
 import re
 from pathlib import Path
+
+import yaml
 
 from tfgrpo_dspy.checked import shown
 from tfgrpo_dspy.errors import LibraryFormatError
@@ -16,7 +21,16 @@ from tfgrpo_dspy.experience.library_files import json_value, record_text
 from tfgrpo_dspy.experience.values import ALL, Experience
 from tfgrpo_dspy.files import read_text, write_text
 
-FORMATS = ("json", "md", "skill")
+FORMATS = ("json", "yaml", "md", "skill", "csv")
+ENDINGS = {
+    ".json": "json",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".md": "md",
+    ".txt": "md",
+    ".csv": "csv",
+}
+COLUMNS = ("id", "text", "scope")
 TITLE = "# Experiences"
 FRONT_MATTER = """\
 ---
@@ -38,12 +52,12 @@ def format_of(path: str | Path) -> str:
     """The format that the name of a file stands for. Raises LibraryFormatError: there is none."""
     if Path(path).name == "SKILL.md":
         return "skill"
-    ending = Path(path).suffix.lower()
-    if ending not in (".json", ".md"):
+    format = ENDINGS.get(Path(path).suffix.lower())
+    if format is None:
         raise LibraryFormatError(
-            f"{path}: no format has this ending; name the file .json, .md or SKILL.md."
+            f"{path}: no format has this ending; name the file SKILL.md, or {', '.join(ENDINGS)}."
         )
-    return ending.removeprefix(".")
+    return format
 
 
 def read_library(path: str | Path) -> ExperienceLibrary:
@@ -81,8 +95,12 @@ def parse(text: str, format: str, source: str = "the text") -> ExperienceLibrary
     if format not in FORMATS:
         raise LibraryFormatError(f"format={format!r}: the formats are {', '.join(FORMATS)}.")
     try:
+        if format == "yaml":
+            return ExperienceLibrary.from_dict(yaml.safe_load(text), source)
+        if format == "csv":
+            return _read_table(text)
         return _read_list(text.replace("\r\n", "\n"))
-    except ValueError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise LibraryFormatError(f"{source}: {error}") from error
 
 
@@ -92,6 +110,13 @@ def render(library: ExperienceLibrary, format: str) -> str:
         return record_text(library.to_dict())
     if format not in FORMATS:
         raise LibraryFormatError(f"format={format!r}: the formats are {', '.join(FORMATS)}.")
+    if format == "yaml":
+        return str(yaml.safe_dump(library.to_dict(), allow_unicode=True, sort_keys=False))
+    if format == "csv":
+        table = io.StringIO(newline="")
+        rows = [(each.id, each.text, each.scope) for each in library]
+        csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
+        return table.getvalue()
     lines = [TITLE, ""]
     for each in library:
         has_scope = each.scope != ALL or re.match(_SCOPE, each.text)
@@ -101,6 +126,19 @@ def render(library: ExperienceLibrary, format: str) -> str:
     if library.next_number > ExperienceLibrary(library).next_number:
         lines += ["", f"(next id: E{library.next_number})"]
     return FRONT_MATTER * (format == "skill") + "\n".join(lines) + "\n"
+
+
+def _read_table(text: str) -> ExperienceLibrary:
+    rows = [row for row in csv.DictReader(io.StringIO(text, newline="")) if any(row.values())]
+    if rows and "text" not in rows[0]:
+        raise LibraryFormatError(f"the columns are {[*rows[0]]}; name them {', '.join(COLUMNS)}.")
+    free = max([1, *(int(row["id"][1:]) + 1 for row in rows if row.get("id"))])
+    experiences = []
+    for row in rows:
+        id_ = row.get("id") or f"E{free}"
+        free += not row.get("id")
+        experiences.append(Experience(id_, row["text"] or "", row.get("scope") or ALL))
+    return ExperienceLibrary(experiences)
 
 
 def _read_list(text: str) -> ExperienceLibrary:
