@@ -52,7 +52,7 @@ def test_attempts_that_were_made_without_what_is_known_say_so() -> None:
         grpo(is_score, **given, progress=False).learn(predictor(), traces=traces)
     *_, first, second = run.texts(EXTRACT)
     assert "Attempt 1 (score 1, advantage +1.00)" in first
-    assert "Attempt 1 (score 1, advantage +1.00, without E1)" in second
+    assert "Attempt 1 (score 1, advantage +1.00, with no experience)" in second
 
 
 @pytest.mark.parametrize(("batch_size", "epochs"), [(1, 2), (2, 1)])
@@ -195,7 +195,7 @@ MANY = [f"Rule {chr(65 + n)} holds." for n in range(25)]
     ("said", "taken", "refused"),
     [
         (MANY, MANY[:10], "15 more lessons (10 lessons of an answer are read for each example)"),
-        (["word " * 121], [], f"{'word ' * 121}(more than 3 times as long as an experience)"),
+        (["word " * 241], [], f"{'word ' * 241}(more than 3 times as long as an experience)"),
     ],
     ids=["many", "a long one"],
 )

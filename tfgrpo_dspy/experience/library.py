@@ -61,7 +61,8 @@ class ExperienceLibrary:
             raise LibraryError(f"next_number={next_number!r}: give a number of at least {free}.")
         object.__setattr__(self, "experiences", experiences)
         object.__setattr__(self, "next_number", next_number)
-        texts = [(name, cleaned_text(text).strip()) for name, text in sorted(dict(briefs).items())]
+        pairs = sorted(dict(briefs).items())
+        texts = [(name, cleaned_text(text).expandtabs().strip()) for name, text in pairs]
         object.__setattr__(self, "briefs", tuple((name, text) for name, text in texts if text))
 
     @classmethod

@@ -44,6 +44,10 @@ FEWEST_WITHOUT = 16
 """An experience settles once so many rollouts lacked it that were given all settled ones: where
 some help only together, it is credited with what the others add until these tell them apart."""
 OPEN_ABOVE = 0.02  # standard deviations; the run may end when less is expected
+BRIEF_ABOVE, BRIEF_TRIALS = 0.9, 6
+"""A brief takes the place of the student's instructions in training above this probability; below,
+it is tried in so many rollouts only: where one says little, lines are learned better without it."""
+UNTRIED = Belief(0.0, 1.0, 0.5, 0)
 N_ALONE = 3  # how many of the best experiences are also compared with the student one by one
 SAME_INPUTS, SAME_CASE, RARE_LETTERS = 0.5, 1.05, 0.6
 """Two lines are about the same case if what they are about correlates so much, and so large is the
@@ -157,14 +161,21 @@ class BayesianGate(Gate):
     def briefs(self, plan: GroupPlan) -> Sequence[int]:
         """The rollouts of a group differ in their brief, each the likeliest best one of those left.
 
-        The student's own instructions are one of them.
+        Once a brief is surely better than the student's own instructions, only such ones are drawn;
+        until then these, and briefs that were hardly tried.
         """
+        beliefs = plan.decision.briefs or (UNTRIED,) * plan.n_briefs
+        better = [k for k, belief in enumerate(beliefs, 1) if belief.chance >= BRIEF_ABOVE]
+        new = [k for k, belief in enumerate(beliefs, 1) if belief.n_rollouts < BRIEF_TRIALS]
+        arms = list(dict.fromkeys([*(better or [0]), *new]))
         rng = random.Random(f"{plan.update}/{plan.example}/briefs")
-        figures = [(0.0, 0.0), *((belief.mean, belief.sd) for belief in plan.decision.briefs)]
         chosen: list[int] = []
         while len(chosen) < plan.n_rollouts:
+            figures = [
+                (beliefs[arm - 1].mean, beliefs[arm - 1].sd) if arm else (0, 0) for arm in arms
+            ]
             drawn = [rng.gauss(mean, sd) for mean, sd in figures]
-            order = sorted(range(len(figures)), key=lambda arm: -drawn[arm])
+            order = [arm for _, arm in sorted(zip(drawn, arms, strict=True), reverse=True)]
             chosen.append(next((arm for arm in order if arm not in chosen), order[0]))
         return tuple(rng.sample(chosen, len(chosen)))
 

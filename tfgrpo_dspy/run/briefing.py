@@ -12,6 +12,7 @@ from typing import Any
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.gate.bayesian import BRIEF_ABOVE
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.reflection import texts
@@ -25,6 +26,7 @@ from tfgrpo_dspy.wording import n_words
 MOST_WORDS = 2_000  # of a brief
 FAILURES, SUCCESSES, LEAST_FAILURES = 8, 3, 2
 """Of the leading brief in the prompt of a revision: at most, and at least."""
+MOST_IN_VAIN = 5  # briefs of which none is surely better than the student's own instructions
 LEAST_TRIED, MOST_UNTRIED = 6, 2
 """While 2 briefs have fewer than 6 rollouts, no other is written: it could not be tested."""
 
@@ -49,9 +51,7 @@ class Briefer:
             return Brief(await self._written(batch, number, self._own, {"examples": shown}))
 
         briefs = [await brief_of(0)] if self._settings.n_briefs and labelled else []
-        if any(
-            brief.texts for brief in briefs
-        ):  # an LM that cannot write one is not asked for more
+        if any(brief.texts for brief in briefs):  # one that cannot write is not asked for more
             numbers = range(1, self._settings.n_briefs)
             briefs += await self._client.at_once(map(brief_of, numbers))
         return briefs
@@ -69,6 +69,9 @@ class Briefer:
         if not self._settings.n_briefs or n_untried >= MOST_UNTRIED or not before.may_brief:
             return ()
         lead = leading(before.decision)
+        is_sure = lead and beliefs[lead - 1].chance >= BRIEF_ABOVE
+        if not is_sure and (n_untried or len(beliefs) >= MOST_IN_VAIN):
+            return ()
         every = [*_attempts(reversed(groups), lead), *_attempts(reversed(before.groups), lead)]
         scores = before.score_range.including(r.score for _, r in every)
         enough = scores.highest - scores.least_contrast

@@ -19,7 +19,6 @@ from tfgrpo_dspy.run.updates import EXPLAINED, LEFT, NOT_ASKED, TEACHING, Batch,
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings.schedule import (
-    DRAFTS_BESIDE,
     EXAMPLES_OF_DRAFT,
     RunInputs,
     n_unlike_drafts,
@@ -284,10 +283,7 @@ class Reflector:
             return self._read(answer, examples, source)
 
         briefs = tuple(await self._briefer.first(batch))
-        n_drafts = (
-            min(settings.drafts, DRAFTS_BESIDE) if any(b.texts for b in briefs) else settings.drafts
-        )
-        parts = [*enumerate(itertools.islice(self._draft_parts(), n_drafts))]
+        parts = [*enumerate(itertools.islice(self._draft_parts(), settings.drafts))]
         first, rest = parts[:ANSWERS_IN_A_ROW], parts[ANSWERS_IN_A_ROW:]
         results = await client.at_once(itertools.starmap(one_draft, first))
         if not why_useless(client.answers, batch.update, settings.reflection_lm):

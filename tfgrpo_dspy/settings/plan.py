@@ -22,7 +22,6 @@ from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.fields import Example, as_fields
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.schedule import (
-    DRAFTS_BESIDE,
     EXAMPLES_OF_BRIEF,
     EXAMPLES_OF_DRAFT,
     RunSettings,
@@ -42,7 +41,7 @@ MOST_SHOWN_TOKENS = 12_000  # of a group in a prompt for lessons
 FEWEST_UPDATES = 20
 """An easy task is learned in about 20 updates; a hard one takes all epochs, or all that the
 budget pays for, and most are hard. This and the next were chosen with simulated tasks."""
-CONTRAST_SHARE, CHANGE_SHARE = 0.6, 0.5  # of groups that teach; of updates with new lessons
+CONTRAST_SHARE, CHANGE_SHARE = 0.5, 0.5  # of groups that teach; of updates with new lessons
 LIKELY_CANDIDATES, LIKELY_FINALISTS = 8, 5  # of the first round of the race, and of the others
 
 Taken = tuple[float, float, float]
@@ -234,8 +233,7 @@ def _rows(settings: RunSettings, n_updates: int, n_final: float) -> dict[str, Ta
     n_lessons = math.ceil(settings.batch_size / settings.groups_per_call) * CONTRAST_SHARE
     group = data.tokens_of_example + settings.group_size * data.tokens_of_attempt
     n_changes = CHANGE_SHARE * (n_updates + (settings.drafts > 0))
-    n_briefs = settings.n_briefs * (settings.drafts > 0)
-    n_drafts = min(settings.drafts, DRAFTS_BESIDE) if n_briefs else settings.drafts
+    n_drafts, n_briefs = settings.drafts, settings.n_briefs * (settings.drafts > 0)
     is_summarized = settings.reflection.summarize_always
     of_test = "test set, on top of auto" if data.n_test and data.is_test_on_top else "test set"
     return {

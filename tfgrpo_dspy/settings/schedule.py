@@ -30,7 +30,6 @@ MIN_STALENESS, MAX_STALENESS, MANY_BATCHES = 1, 4, 12
 ROLLOUTS_PER_THREAD = 1.5  # of the batches made at once: a thread that ends early finds another
 MAX_DRAFTS, CALLS_PER_DRAFT, EXAMPLES_OF_DRAFT, MAX_DEMOS = 12, 16, 10, 16
 MAX_BRIEFS, CALLS_PER_BRIEF, EXAMPLES_OF_BRIEF = 3, 50, 30
-DRAFTS_BESIDE = 4  # of lines, where the reflection LM writes briefs
 DEMO_TOKENS = 8_000  # demos are made fewer where they would take more of a prompt, as estimated
 DRAFTS_SHARE = 1 / 2
 """The largest share of the dollars that drafts take, as estimated; one draft is made anyway."""
