@@ -114,7 +114,9 @@ def test_a_reflection_lm_that_never_gives_anything_of_use_is_given_up(
     with dspy.context(lm=lm):
         settings: dict[str, Any] = {"max_lm_calls": 300, "progress": False, "num_threads": 3}
         settings["max_demos"] = 0  # nothing else is learned
-        optimizer = TrainingFreeGRPO(is_right, reflection=Reflection(drafts=drafts), **settings)
+        optimizer = TrainingFreeGRPO(
+            is_right, reflection=Reflection(drafts=drafts, brief=None), **settings
+        )
         results = optimizer.compile(
             dspy.Predict("question -> answer"), trainset=questions(45)
         ).detailed_results

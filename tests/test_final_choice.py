@@ -99,7 +99,7 @@ def test_what_is_not_better_than_the_student_is_not_returned(lines: list[str]) -
     assert texts(program) == set()
     assert results.best == results.student
     assert results.gain == Gain(0.0, None, None, 12)
-    assert "did not beat the student" in results.nothing_learned
+    assert "none beat the student" in results.nothing_learned
 
 
 class Forgets(Gate):
@@ -226,8 +226,8 @@ def test_where_the_result_could_not_be_measured_the_student_comes_back_and_it_is
     assert ExperienceLibrary.from_program(program) == ExperienceLibrary()
     assert (results.student, results.best, results.gain) == (None, None, None)
     assert "the result could not be measured, so the student is returned" in caplog.text
-    assert "no library was compared with the student" in results.nothing_learned
-    assert "did not beat" not in results.nothing_learned
+    assert "none was compared with the student" in results.nothing_learned
+    assert "none beat" not in results.nothing_learned
 
 
 def test_the_test_set_is_measured_when_all_else_is_done_and_changes_nothing() -> None:

@@ -157,8 +157,11 @@ CHANGED: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "temperature": ({"temperature": 0.9}, SAMPLES),
     "seed": ({"seed": 1}, ALL),
-    "an input": ({"trainset": examples("one", "another")}, SAMPLES | {"lesson"}),
-    "a label": ({"trainset": examples("one", "two", label="Please")}, SAMPLES | {"lesson"}),
+    "an input": ({"trainset": examples("one", "another")}, SAMPLES | {"lesson", "update"}),
+    "a label": (
+        {"trainset": examples("one", "two", label="Please")},
+        SAMPLES | {"lesson", "update"},
+    ),
     "a label of the validation set": ({"valset": examples("three", label="Please")}, SAMPLES),
     "what the metric closes over": ({"metric": metric_of(1.0)}, SAMPLES),
     "the LM of the reflections": ({"reflection_lm": lm_of(top_p=0.5)}, REFLECTIONS),
@@ -283,7 +286,7 @@ def test_every_field_of_an_example_counts_by_its_text(
 def test_two_answers_to_one_prompt_are_two_records(tmp_path: Path) -> None:
     """Two of three drafts are shown the same examples; they differ by their seeds only."""
     engine = Engine()
-    draft = r"`lessons`(?s:.)*## examples ##"
+    draft = r"output fields are:\n1. `lessons`(?s:.)*## examples ##"
     engine.rules = [(draft, lambda prompt: lessons(f"Say {prompt.seed}.")), *engine.rules]
     run(tmp_path / "log", reflection_lm=lm_of(engine), drafts=3)
     prompts = [prompt.text for prompt in engine.prompts if re.search(draft, prompt.text)]

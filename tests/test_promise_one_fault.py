@@ -152,7 +152,7 @@ BAD: dict[str, dict[str, str]] = {
     "there is no E77": {"op": "DELETE", "id": "E77"},
     "id='the first'": {"op": "MODIFY", "id": "the first", "text": "Be brief."},
     "the text is empty": {"op": "ADD", "text": "   "},
-    "words; at most 40 are allowed": {"op": "ADD", "text": "When asked, be polite. " * 4_500},
+    "words; at most 80 are allowed": {"op": "ADD", "text": "When asked, be polite. " * 4_500},
     "says this already": {"op": "ADD", "text": ADVICE.upper()},
     "lone surrogates": {"op": "ADD", "text": "Be \\ud800 brief."},
 }

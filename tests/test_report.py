@@ -240,9 +240,9 @@ def test_a_life_lasts_from_birth_to_the_update_that_ended_it_and_has_the_last_re
         values["updates"][place]["changes"].append(change)
     view = view_of(RunResults.from_dict(values))
     spans = {life.id: (life.span, life.why_gone) for life in view["lives"]}
-    assert len(values["updates"]) == 7
-    assert spans["E8"] == (pytest.approx((100 / 7, 200 / 7)), "it did harm")
-    assert spans["E9"] == (pytest.approx((0.0, 200 / 7)), "no room")
+    width = 100 / len(values["updates"])
+    assert spans["E8"] == (pytest.approx((width, 2 * width)), "it did harm")
+    assert spans["E9"] == (pytest.approx((0.0, 2 * width)), "no room")
     (effect,) = (life.effect for life in view["lives"] if life.effect)
     assert view["scale"] == (0.0, effect.bounds[1])
 

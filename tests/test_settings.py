@@ -355,6 +355,6 @@ def test_a_warning_points_to_the_line_of_the_user_and_not_into_a_library(call: s
     trace = {"inputs": {"question": "question 1"}, "outputs": {"answer": "yes"}, "score": 1.0}
     data = {"traces": [trace] * 2} if call == "learn" else {"trainset": questions(3)}
     lm = scripted_lm([("", chat(answer="yes", lessons="None"))])
-    with dspy.context(lm=lm), pytest.warns(UserWarning, match="too optimistic") as caught:
+    with dspy.context(lm=lm), pytest.warns(UserWarning, match="are optimistic") as caught:
         getattr(optimizer, call)(predictor(), **data, valset=questions(3)[:2])
     assert {warning.filename for warning in caught} == {__file__}

@@ -7,10 +7,8 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.evaluate.evaluate import EvaluationResult
 from dspy.teleprompt import COPRO, GEPA, SIMBA, BootstrapFewShot, Ensemble, MIPROv2
 from dspy.teleprompt.bettertogether import BetterTogether
-from dspy.utils.callback import BaseCallback
 from runs import (
     ADVICE,
     is_polite,
@@ -159,39 +157,3 @@ def test_rollouts_of_refine_and_best_of_n_name_the_predictor_that_they_try(
 
 
 # -------------------------------------------------------------------------- callbacks
-
-
-class Evaluations(BaseCallback):
-    def __init__(self) -> None:
-        self.started: list[Any] = []
-        self.ended: list[Any] = []
-
-    def on_evaluate_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        self.started.append((call_id, instance, inputs))
-
-    def on_evaluate_end(self, call_id: str, outputs: Any, exception: Any = None) -> None:
-        self.ended.append((call_id, outputs, exception))
-
-
-def test_callbacks_are_told_of_the_evaluations_of_student_and_result() -> None:
-    callback = Evaluations()
-    with dspy.context(lm=polite_lm(), callbacks=[callback]):
-        program = optimizer_of().compile(
-            predictor(),
-            trainset=questions(6),
-            valset=questions(12, start=100),
-            testset=questions(5, start=200),
-        )
-    results = program.detailed_results
-    keys = [inputs["callback_metadata"]["metric_key"] for _, _, inputs in callback.started]
-    assert keys == ["validation", "validation", "test", "test"]
-    assert all(isinstance(instance, dspy.Evaluate) for _, instance, _ in callback.started)
-    assert [call for call, *_ in callback.started] == [call for call, *_ in callback.ended]
-    outputs = [output for _, output, _ in callback.ended]
-    assert all(isinstance(output, EvaluationResult) for output in outputs)
-    means = [results.student.mean, results.best.mean, results.test.student.mean]
-    assert [output.score for output in outputs[:3]] == [round(100 * mean, 2) for mean in means]
-    example, prediction, score = outputs[0].results[0]
-    assert (example.question, score) == ("question 100", float(prediction.answer == "please"))
-    given = [library_texts(inputs["program"]) for _, _, inputs in callback.started]
-    assert given == [[], [ADVICE]] * 2

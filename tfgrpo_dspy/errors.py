@@ -135,6 +135,10 @@ class RunStopped(BaseException):
     """No more calls in this run; it never leaves `compile`, and no `except Exception` stops it."""
 
 
+class CallSparedError(BaseException):
+    """Raised by a callback before an LM call is made, which costs nothing."""
+
+
 class TrainingCut(RunStopped):
     """A limit refuses more training: what is finished counts, and the end has what is kept for it.
 

@@ -33,7 +33,7 @@ from tfgrpo_dspy.dspy_seam import (
     sent,
     watching,
 )
-from tfgrpo_dspy.errors import RunStopped, described, sentence
+from tfgrpo_dspy.errors import CallSparedError, RunStopped, described, sentence
 from tfgrpo_dspy.experience.programs import HEADER
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import OWN, SEED_RANGE, Failure, FailureKind, Usage, rollout_id_for
@@ -147,6 +147,9 @@ class Meter:
             self.ledger.settle(taken, used.n_lm_calls, cost)
             return
         n, cost = taken.n_calls, taken.cost
+        if isinstance(error, CallSparedError):
+            self.ledger.settle(taken, 0, 0.0)
+            return
         if isinstance(error, dspy.LMError):
             if faults.is_rate_limit(error):
                 asked = faults.retry_after(error)

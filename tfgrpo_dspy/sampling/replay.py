@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn
 import dspy
 
 from tfgrpo_dspy.dspy_seam import ACTIVE_CALL_ID, caller
-from tfgrpo_dspy.errors import NotReplayedError
+from tfgrpo_dspy.errors import CallSparedError, NotReplayedError
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.rollout import (
     REASONING,
@@ -114,7 +114,7 @@ def _unlike(name: str) -> str:
     return f"tool {name!r} gives another result for the same arguments: {why}"
 
 
-class ReplayEndedError(BaseException):
+class ReplayEndedError(CallSparedError):
     """Ends a rollout, whatever the program catches."""
 
 
