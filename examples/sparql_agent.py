@@ -15,11 +15,15 @@ from statistics import fmean
 from typing import Any
 
 import dspy
-import rdflib
 from simulated import SimulatedEngine, arguments
 from simulated_rules import ProgramSide, Prompt
 
 from tfgrpo_dspy import TrainingFreeGRPO
+
+try:
+    import rdflib
+except ModuleNotFoundError as error:
+    raise SystemExit(f"{error}: this example needs rdflib; pip install rdflib") from error
 
 ART = rdflib.Namespace("http://example.org/art/")
 PREFIX = f"PREFIX art: <{ART}>"

@@ -68,6 +68,15 @@ def gain(text: str, row: str = "held-out test  gain ") -> tuple[float, float]:
     return float(mean), float(low)
 
 
+def test_an_example_that_needs_another_package_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "rdflib.py").write_text("raise ModuleNotFoundError('No module named rdflib')")
+    given = environment(tmp_path)
+    given["PYTHONPATH"] = os.pathsep.join([str(tmp_path), given["PYTHONPATH"]])
+    done = ran([EXAMPLES / "sparql_agent.py"], cwd=tmp_path, env=given)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "pip install rdflib" in done.stderr
+
+
 def test_a_program_of_ones_own_gains_and_is_saved_with_its_advice(tmp_path: Path) -> None:
     text = printed("own_program", tmp_path)
     assert gain(text)[1] > 0.1
