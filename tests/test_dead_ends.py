@@ -96,6 +96,16 @@ def test_a_program_of_which_some_of_the_first_answers_can_be_read_goes_on() -> N
     assert n_calls(done) > 100
 
 
+def test_a_run_whose_budget_pays_for_one_update_says_so() -> None:
+    never = scripted_lm([*polite_rules()[:2], ("", chat(answer="no", lessons="None"))])
+    with dspy.context(lm=never):
+        optimizer = TrainingFreeGRPO(is_right, max_metric_calls=8, progress=False)
+        student = dspy.Predict("question -> answer")
+        results = optimizer.compile(student, trainset=questions(20)).detailed_results
+    assert sum(bool(update.groups) for update in results.updates) == 1
+    assert "after one update; a larger budget has more" in results.nothing_learned
+
+
 @pytest.mark.parametrize("drafts", [0, None])
 @pytest.mark.parametrize(
     ("fault", "cause"),

@@ -173,7 +173,7 @@ class RunReport:
         **_: Any,
     ) -> str:
         most = max([score for update in self._updates for score in update.scores], default=math.inf)
-        if student and student.mean is not None and student.mean >= most:
+        if student and student.mean is not None and student.mean >= most > 0.0:
             return f"the student already scores {student}, and no attempt scored more"
         used = Counter(group.used_as for update in self._updates for group in update.groups)
         stood = [
@@ -205,7 +205,9 @@ class RunReport:
         reasons = [_counted(n, what) for what, n in counts.items() if n]
         is_early = bool(self._ledger.stopped_because) or ended_because.startswith("max_")
         if is_early or not reasons:  # without a reason it ended before there was one
-            reasons.insert(0, f"the run ended: {ended_because}")
+            is_one = sum(bool(update.groups) for update in self._updates) == 1
+            after = " after one update; a larger budget has more" if is_one else ""
+            reasons.insert(0, f"the run ended: {ended_because}{after}")
         return "; ".join(reasons)
 
 
