@@ -47,8 +47,10 @@ village villages, watch watches, wife wives, window windows, winter winters, wit
 wolf wolves, woman women
 """
 
-# DSPy would say of every long answer that it was cut, and of every evaluation its mean.
-for _name in ("dspy.clients.lm", "dspy.evaluate.evaluate"):
+# DSPy would say of every long answer that it was cut, and of every evaluation its mean; what a
+# reflection LM of this size writes in vain is counted in the last line.
+_QUIET = ("dspy.clients.lm", "dspy.clients.model_metadata", "dspy.evaluate.evaluate", "tfgrpo_dspy")
+for _name in _QUIET:
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
@@ -102,6 +104,7 @@ def optimizer_for(given: argparse.Namespace) -> TrainingFreeGRPO:
         update=AddLessons(),
         groups_per_call=1,
         drafts=0,
+        brief=None,
         max_experience_words=12,
     )
     return TrainingFreeGRPO(
@@ -164,6 +167,7 @@ def main() -> None:
     )
     seconds = time.monotonic() - started
     print(f"\n{n_policy} calls of the program and {n_reflection} of the reflection LM; ", end="")
+    print(f"{sum(results.failures.values())} answers were of no use; ", end="")
     print(f"{seconds:.0f} s in all, with both measurements.")
     if given.json:
         record = {
