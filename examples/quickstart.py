@@ -112,6 +112,7 @@ def optimizer_for(given: argparse.Namespace) -> TrainingFreeGRPO:
         reflection_lm=local_lm(temperature=0.7, max_tokens=60),
         max_lm_calls=MAX_LM_CALLS,
         max_experiences=5,
+        max_demos=4,  # an LM of this size is confused by more
         reflection=simple,
         seed=given.seed,
     )
@@ -157,7 +158,8 @@ def main() -> None:
     print(f"\nHeld-out score on {len(testset)} nouns")
     for name, of_one in zip(("before", "after"), scores, strict=True):
         print(f"  {name:<7}{sum(of_one) / len(of_one):.3f}")
-    print(f"  gain   {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] (95 % interval)")
+    interval = "" if gain.low is None else f" [{gain.low:+.3f}, {gain.high:+.3f}] (95 % interval)"
+    print(f"  gain   {gain.mean:+.3f}{interval}")
     print("\nLearned")
     print(f"  {results.n_demos} training examples that the prompt now shows")
     for experience in results.experiences:
