@@ -82,7 +82,7 @@ def right_word(example: Any, pred: Any, trace: Any = None) -> dspy.Prediction:  
         return dspy.Prediction(score=1.0, feedback="Right.")
     if example.plural in words:
         return dspy.Prediction(score=0.5, feedback="Write the plural alone, without a sentence.")
-    return dspy.Prediction(score=0.0, feedback=f"Write one word. Expected: {example.plural}")
+    return dspy.Prediction(score=0.0, feedback="Write one word: the plural of the noun.")
 
 
 def arguments() -> argparse.Namespace:

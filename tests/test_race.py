@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -42,6 +43,15 @@ def test_of_two_that_score_alike_the_one_without_the_dear_part_wins(names: tuple
     assert names[winner - 1] == "a"
     better, _ = run(race_of(*names), lambda c, i: 0.2 + 0.2 * (c and names[c - 1] == "aD") + i / 99)
     assert names[better - 1] == "aD"
+
+
+@pytest.mark.parametrize(("longer", "names"), [(0.6, "a"), (0.9, "ab")], ids=["alike", "better"])
+def test_the_shorter_candidate_wins_unless_the_longer_is_surely_better(
+    longer: float, names: str
+) -> None:
+    race = replace(race_of("a", "ab"), n_tokens=(0, 10, 30))
+    winner, _ = run(race, lambda c, i: float(luck(0, i) < (0.3, 0.6, longer)[c]))
+    assert ("student", "a", "ab")[winner] == names
 
 
 @pytest.mark.parametrize(("mean", "winner"), [(0.6, 1), (0.05, 0)], ids=["much", "little"])

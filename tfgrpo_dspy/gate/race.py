@@ -23,6 +23,9 @@ LEAVE_BELOW = 0.05
 """A candidate leaves when it is better than the leader with less than this probability."""
 RETURN_ABOVE = 0.92
 """A candidate is returned if it is better than the student with at least this probability."""
+SURELY = 0.8
+"""Of two candidates that surely beat the student, the longer one is returned if it is better than
+the shorter one with at least this probability."""
 MODEL_SD = 0.15
 """How far the sum of the parts' values may be off, in standard deviations of the score."""
 DIFFERENCE_SD, DIFFERENCE_COUNT = 0.5, 4.0
@@ -41,6 +44,7 @@ class Race:
     prices: Mapping[Any, float]  # what a part must add to be worth its tokens; of others 0.0
     score_sd: float  # the standard deviation of the scores, as far as it is known
     n_examples: int  # of the validation set; they are measured in the order 0, 1, ...
+    n_tokens: tuple[int, ...] = ()  # what each candidate adds to a call; empty: equally much
     first: int = 0  # a candidate that the first round measures, if it measures three
 
     def next(self, scores: Scores, n_left: int | None) -> list[tuple[int, int]]:
@@ -70,7 +74,10 @@ class Race:
         return [0, *(c for c in rivals if self.chance(c, leader, scores) >= LEAVE_BELOW)]
 
     def winner(self, scores: Scores) -> int:
-        """The best of those that beat the student, surely and in the mean; else the student."""
+        """The best of those that beat the student, surely and in the mean; else the student.
+
+        Of those that are not surely worse than the best one, the shortest.
+        """
         ahead = [
             c
             for c in self.running(scores)[1:]
@@ -80,7 +87,8 @@ class Race:
         best = ahead[0] if ahead else 0
         for candidate in ahead:
             best = candidate if self.chance(candidate, best, scores) > 0.5 else best
-        return best
+        close = (c for c in ahead if self.n_tokens and self.chance(best, c, scores) < SURELY)
+        return min([best, *close], key=lambda c: self.n_tokens[c] if self.n_tokens else 0)
 
     def why(self, scores: Scores) -> str:
         """Why the winner is it, in words."""

@@ -204,7 +204,8 @@ class FinalChoice:
         prices: dict[Hashable, float] = dict.fromkeys(sets, DEMOS_PRICE * sd)
         prices |= dict.fromkeys(briefs, BRIEFS_PRICE * sd)
         first = int(leading(self._history.decision) > 0)  # what training alone would choose
-        race = Race(tuple(candidates), parts, prices, sd, measured.n_examples, first)
+        n_tokens = tuple(self._added(each).n_tokens for each in measured.candidates)
+        race = Race(tuple(candidates), parts, prices, sd, measured.n_examples, n_tokens, first)
         is_untried = measured.candidates[1:] == [Additions(self._history.untried)]
         with suppress(RunStopped):  # what was measured by then decides
             while pairs := self._next_round(race, account, measured.scores()):
