@@ -162,9 +162,6 @@ def test_the_fields_of_an_example_are_where_they_were() -> None:
     example = dspy.Example({"question": "Who?", 3: "x"})
     assert dspy_seam.stored_in(example) == {"question": "Who?", 3: "x"}, LOST.format("_store")
     assert dspy_seam.stored_in(dspy.Prediction(answer="Ann")) == {"answer": "Ann"}
-    assert dspy_seam.input_names(example) is None
-    named = dspy_seam.input_names(dspy.Example(question="Who?").with_inputs("question"))
-    assert named == {"question"}, LOST.format("_input_keys")
 
 
 @pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")

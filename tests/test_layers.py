@@ -94,7 +94,7 @@ def dotted(path: Path) -> str:
 
 HOOKS = {
     "caller_modules", "caller_predict", "max_trace_size", "send_stream", "stream_listeners",
-    "update_history", "usage_tracker", "GLOBAL_HISTORY", "_store", "_input_keys",
+    "update_history", "usage_tracker", "GLOBAL_HISTORY", "_store",
 }  # fmt: skip
 """Names of what DSPy reads, or lets itself be given, and does not document."""
 DOCUMENTED_SETTINGS = {

@@ -80,11 +80,6 @@ def stored_in(example: dspy.Example) -> dict[Any, Any]:
     return dict(vars(example)["_store"])
 
 
-def input_names(example: dspy.Example) -> Any:
-    """The argument of `with_inputs`, in whatever form; None: it was not called."""
-    return vars(example).get("_input_keys")
-
-
 def can_be_saved(value: Any) -> bool:
     """True if the program of a demo with this value can be saved as JSON, by `save`."""
     try:

@@ -117,12 +117,6 @@ class Update:
         """The library with the brief of this number; 0: as it is."""
         return library.briefed(self.briefs[number - 1].texts) if number else library
 
-    @property
-    def n_whole(self) -> int:
-        """How many of its groups have all of their rollouts: no limit has cut one."""
-        groups = (sampled.group for sampled in self.extracted.groups)
-        return sum(not any(map(is_cut, group.all_rollouts)) for group in groups)
-
 
 def rollouts_of(groups: Sequence[SampledGroup]) -> list[Rollout]:
     """All rollouts of these groups."""
