@@ -19,8 +19,7 @@ from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, s
 from small import grpo
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate
-from tfgrpo_dspy.group import Group
-from tfgrpo_dspy.rollout import Rollout, Step, Usage, trajectory_text
+from tfgrpo_dspy.rollout import Group, Rollout, Step, Usage, trajectory_text
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.strategies import (

@@ -17,8 +17,7 @@ from scripted import Prompt, chat, lessons, scripted_lm
 from small import grpo
 
 from tfgrpo_dspy import ExperienceLibrary, Gate, StoreError, best_so_far
-from tfgrpo_dspy.group import Group
-from tfgrpo_dspy.rollout import Failure, Rollout, Step
+from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool, add_demos, demos_of
 from tfgrpo_dspy.sampling.fields import Example

@@ -23,11 +23,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"
 LAYERS = [
     {"outside", "dspy_seam"},
-    {"errors", "redaction", "scores", "wording"},
+    {"errors", "redaction", "wording"},
     {"checked", "files"},
     {"user_code"},
     {"experience", "rollout"},
-    {"group"},
     {"identity", "budget", "results", "interchange"},
     {"metric"},
     {"events"},
@@ -45,7 +44,7 @@ LAYERS = [
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 RANK["__init__"] = RANK["cli"]  # the package itself: neither `local` nor `metrics`
-NO_DSPY = "errors redaction scores files outside wording experience rollout group results events"
+NO_DSPY = "errors redaction files outside wording experience rollout results events"
 WITH_LOCKS = "integrations tasks budget user_code store local metrics cli"
 AWAITING = "tasks calls run budget local user_code"
 ONLY_IN = {
@@ -218,7 +217,7 @@ def test_a_file_imports_only_from_lower_layers_and_only_the_libraries_that_it_ma
     ("here", "name"),
     [
         ("rollout", "tfgrpo_dspy"),
-        ("rollout", "tfgrpo_dspy.group"),
+        ("rollout", "tfgrpo_dspy.metric"),
         ("gate", "tfgrpo_dspy.sampling"),
         ("gate", "dspy"),
         ("run", "dspy.adapters.base"),

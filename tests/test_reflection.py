@@ -21,7 +21,6 @@ from tfgrpo_dspy import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.answer_forms import resolve_scope, without_notes
 from tfgrpo_dspy.reflection.lessons import (
     Lesson,
@@ -38,8 +37,7 @@ from tfgrpo_dspy.reflection.texts import (
     feedback_text,
     library_text,
 )
-from tfgrpo_dspy.rollout import Failure, Rollout, Step
-from tfgrpo_dspy.scores import ScoreRange
+from tfgrpo_dspy.rollout import Failure, Group, Rollout, ScoreRange, Step
 
 GROUP_0 = Evidence(update=0, example=0, rollout_ids=(1, 2), scores=(1.0, 0.0))
 GROUP_1 = Evidence(update=0, example=1, rollout_ids=(3, 4), scores=(0.5, 0.0))

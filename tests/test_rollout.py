@@ -6,19 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from tfgrpo_dspy.group import Group, floored
 from tfgrpo_dspy.rollout import (
     Failure,
     FailureKind,
+    Group,
     Rollout,
+    ScoreRange,
     Step,
     Usage,
+    floored,
     rollout_id_for,
     trajectory_text,
 )
 from tfgrpo_dspy.run.endings import why_unreadable, why_unscored
 from tfgrpo_dspy.run.updates import is_cut
-from tfgrpo_dspy.scores import ScoreRange
 
 
 def scored(*scores: float | None) -> list[Rollout]:

@@ -12,9 +12,7 @@ from runs import ADVICE, UNPARSED, Run, library_texts, n_calls, polite_answer, q
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 
 from tfgrpo_dspy import TrainingFreeGRPO
-from tfgrpo_dspy.group import Group
-from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.scores import ScoreRange
+from tfgrpo_dspy.rollout import Group, Rollout, ScoreRange
 
 UNITS: dict[str, Callable[[float], float]] = {
     "0 to 1": lambda score: score,

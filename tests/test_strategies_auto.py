@@ -10,9 +10,8 @@ from runs import Run, is_polite, learned, untimed
 from test_strategies_rescues import aided, hinting
 
 from tfgrpo_dspy import ExperienceLibrary, SettingsError, TrainingFreeGRPO
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.strategies.auto import needs_hints, unlike_spreads
 

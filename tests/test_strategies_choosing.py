@@ -11,8 +11,7 @@ import pytest
 from runs import learned
 
 from tfgrpo_dspy import ExperienceLibrary, RunFailedError
-from tfgrpo_dspy.group import Group
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.strategies import (
     BatchPlan,

@@ -12,8 +12,7 @@ from scripted import EXTRACT, chat
 from small import Answering
 
 from tfgrpo_dspy import ExperienceLibrary
-from tfgrpo_dspy.group import Group
-from tfgrpo_dspy.rollout import Rollout, Step
+from tfgrpo_dspy.rollout import Group, Rollout, Step
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.strategies import (

@@ -13,9 +13,8 @@ from small import Answering
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Modify
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import Rollout, Step
+from tfgrpo_dspy.rollout import Group, Rollout, Step
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.strategies import (

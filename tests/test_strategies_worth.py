@@ -9,8 +9,7 @@ from runs import Run
 from scripted import chat
 
 from tfgrpo_dspy import ExperienceLibrary
-from tfgrpo_dspy.group import Group
-from tfgrpo_dspy.rollout import Rollout, Step, Usage
+from tfgrpo_dspy.rollout import Group, Rollout, Step, Usage
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.strategies import (
     ImplicitStepRewards,

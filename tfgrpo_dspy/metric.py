@@ -18,7 +18,7 @@ import dspy
 
 from tfgrpo_dspy.errors import MetricError, RunStopped, SettingsError, described, written
 from tfgrpo_dspy.experience.programs import language_models
-from tfgrpo_dspy.scores import MOST, number_of
+from tfgrpo_dspy.rollout import MOST, number_of
 from tfgrpo_dspy.user_code import held_by, settled, without_partials
 from tfgrpo_dspy.wording import shortened
 

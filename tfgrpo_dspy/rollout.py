@@ -1,12 +1,19 @@
-"""Rollouts as values: steps, outputs, scores, usage; whose a failure is; a trajectory as text."""
+"""Rollouts and groups as values: steps, scores and their range, usage; whose a failure is.
+
+`metric` makes the score of one rollout; here stands what is a difference between scores, and what
+a failure counts.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, SupportsFloat
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
@@ -320,3 +327,210 @@ def _outcome_lines(
     else:
         verb = "fell" if after < before else "rose"
         yield f"  after this step the {measure} {verb} from {before:.2f} to {after:.2f}"
+
+
+MIN_CONTRAST = 1e-9
+"""Scores that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
+CONTRAST_SHARE = 0.01
+"""Nor do scores count as unlike that differ by less than this share of all scores of the run. The
+noise of an embedding or of a judge's logits is smaller; one of 100 points, or of 40, is larger."""
+MOST = 1e150  # the largest size of a score: of larger ones no variance can be computed
+MOST_DIGITS = 17  # of a score: no two floats look alike then
+MOST_WHOLE = 1e9  # scores below are shown without an exponent
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRange:
+    """The lowest and the highest score that a run has seen. Scores have no other zero."""
+
+    lowest: float = math.inf
+    highest: float = -math.inf
+
+    def including(self, scores: Iterable[float | None]) -> "ScoreRange":
+        """The range with these scores, too; None is no score."""
+        finite = [score for score in scores if score is not None]
+        return ScoreRange(min([self.lowest, *finite]), max([self.highest, *finite]))
+
+    @property
+    def least_contrast(self) -> float:
+        """Two scores that differ by no more than this count as equal."""
+        rounding = MIN_CONTRAST * max(1.0, abs(self.lowest), abs(self.highest))
+        spread = self.highest - self.lowest
+        return max(rounding, CONTRAST_SHARE * spread) if spread > 0 else MIN_CONTRAST
+
+    @property
+    def is_flat(self) -> bool:
+        """True if the run has seen one score only, or none: nobody knows whether that is good."""
+        return self.highest - self.lowest <= self.least_contrast
+
+    @property
+    def failure_score(self) -> float:
+        """The score of a program's failure: the lowest score, or less if that is the only one.
+
+        `0.2 and 0.9 -> 0.2`; `1.0 alone -> 0.0`; `-3.0 alone -> -6.0`; 0.0 where there is none.
+        """
+        if not self.is_flat:
+            return self.lowest
+        if self.lowest > self.least_contrast:
+            return 0.0
+        return self.lowest - max(1.0, abs(self.lowest))
+
+    def texts(self, scores: Sequence[float]) -> tuple[str, ...]:
+        """The scores with at least three digits; those that do not count as equal look unlike."""
+        largest = max(map(abs, scores), default=0.0)
+        digits_of_whole = len(f"{largest:.0f}") if largest < MOST_WHOLE else 0
+        for digits in range(max(3, digits_of_whole), MOST_DIGITS + 1):
+            texts = tuple(f"{score:z.{digits}g}" for score in scores)
+            by_text: dict[str, list[float]] = {}
+            for text, score in zip(texts, scores, strict=True):
+                by_text.setdefault(text, []).append(score)
+            if all(max(s) - min(s) <= self.least_contrast for s in by_text.values()):
+                break
+        return texts
+
+
+def number_of(value: Any) -> float | None:
+    """The number that a value is, of Python's kinds or NumPy's; None: it is none below `MOST`."""
+    is_single = not getattr(value, "shape", ())  # NumPy makes a number of an array of one
+    if not is_single or isinstance(value, str) or not isinstance(value, SupportsFloat):
+        return None
+    try:
+        number = float(value)
+    except Exception:  # noqa: BLE001 - a huge integer, a torch tensor, a type of the user's
+        return None
+    return number if abs(number) < MOST else None
+
+
+def mean_of(numbers: Sequence[float]) -> float | None:
+    """Their mean; None: there are none."""
+    return statistics.fmean(numbers) if numbers else None
+
+
+NO_SCORES = ScoreRange()
+
+
+DECISIVE = 0.2
+"""A step decided a rollout if it changed the expected score by this share of the group's spread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The rollouts of one example."""
+
+    example: int
+    rollouts: tuple[Rollout, ...]  # to compare: all have finite scores, or none has a score
+    all_rollouts: tuple[Rollout, ...]  # that were made
+    score_range: ScoreRange = NO_SCORES  # of the scores that the run had seen before
+
+    @classmethod
+    def of(
+        cls,
+        example: int,
+        rollouts: Sequence[Rollout],
+        has_metric: bool,
+        score_range: ScoreRange = NO_SCORES,
+    ) -> "Group":
+        """The group of these, with `floored` scores; failures of provider and metric stay out."""
+        scores = floored(rollouts, score_range) if has_metric else [r.score for r in rollouts]
+        counted = [
+            rollout if rollout.score is score else replace(rollout, score=score)
+            for rollout, score in zip(rollouts, scores, strict=True)
+            if rollout.counts
+        ]
+        return cls(example, tuple(counted), tuple(rollouts), score_range)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """The scores of its rollouts; empty where there is no metric."""
+        return tuple(rollout.score for rollout in self.rollouts if rollout.score is not None)
+
+    @property
+    def advantages(self) -> tuple[float, ...]:
+        """The distance of each score from the mean, in population standard deviations.
+
+        `(0.0, 1.0) -> (-1.0, 1.0)`; all 0.0 without contrast; empty where there is no metric.
+        Scores that look alike in `score_texts` have the same advantage.
+        Source: GRPO, arXiv 2402.03300.
+        """
+        scores = [float(text) for text in self.score_texts]
+        if not self.has_contrast:
+            return (0.0,) * len(scores)
+        mean, deviation = statistics.mean(scores), statistics.pstdev(scores)
+        return tuple((score - mean) / deviation for score in scores)
+
+    @property
+    def decisive_predictor(self) -> str:
+        """The predictor whose step changed the expected score most in any rollout; "": no such."""
+        steps: list[tuple[float, str]] = []
+        for rollout in self.rollouts:
+            index = rollout.decisive_step(self.least_decisive)
+            if index is not None:
+                before, after = rollout.changes[index]
+                names = [s.name for s in rollout.steps[: index + 1] if s.kind == "predictor"]
+                steps.append((abs(after - before), names[-1] if names else ""))
+        return max(steps, key=lambda step: step[0])[1] if steps else ""
+
+    @property
+    def least_decisive(self) -> float:
+        """The least change of the values that decides a rollout."""
+        are_scores = self.scores and not any(rollout.measure for rollout in self.rollouts)
+        return DECISIVE * (max(self.scores) - min(self.scores) if are_scores else 1.0)
+
+    @property
+    def majority_answer(self) -> str:
+        """The answer that most rollouts give, as first given; the earliest of several."""
+        answered = [rollout for rollout in self.rollouts if rollout.failure is None]
+        n_by_answer = Counter(rollout.answer for rollout in answered)
+        if not answered:
+            return ""
+        return fields_text(max(answered, key=lambda rollout: n_by_answer[rollout.answer]).outputs)
+
+    @property
+    def has_feedback(self) -> bool:
+        """True if the metric, an error of the program, or values of steps say what was wrong."""
+        return any(r.words or r.failure or r.changes for r in self.rollouts)
+
+    @property
+    def has_contrast(self) -> bool:
+        """True if its scores differ, by more than a hundredth of all scores that are known."""
+        return bool(self.scores) and max(self.scores) - min(self.scores) > self.least_contrast
+
+    @property
+    def least_contrast(self) -> float:
+        """Two of its scores that differ by no more than this count as equal."""
+        return self.score_range.including(self.scores).least_contrast
+
+    @property
+    def score_texts(self) -> tuple[str, ...]:
+        """The scores as people and the reflection LM read them, by `ScoreRange.texts`."""
+        return self.score_range.including(self.scores).texts(self.scores)
+
+    def is_at_best(self, labels: Mapping[str, str]) -> bool:
+        """True if all have the best score that is known or, if only one is, the labels' answer."""
+        scores = self.score_range.including(self.scores)
+        if not self.scores:
+            return False
+        if scores.is_flat:
+            return all(rollout.agrees_with(labels) for rollout in self.rollouts)
+        return min(self.scores) >= scores.highest - scores.least_contrast
+
+
+def floored(
+    rollouts: Sequence[Rollout], score_range: ScoreRange, for_advice: bool = False
+) -> list[float | None]:
+    """The score that each rollout counts with; None: it has none.
+
+    The program's own failures have the `failure_score` of all scores, these and the known ones;
+    `for_advice`: so have all failures for which advice may be to blame. The score of a failed
+    rollout that was made elsewhere stands.
+    """
+    floor = score_range.including(rollout.score for rollout in rollouts).failure_score
+
+    def score_of(rollout: Rollout) -> float | None:
+        if rollout.failure is None or rollout.score is not None:
+            return rollout.score
+        failure = rollout.failure
+        is_low = failure.counts_against_advice if for_advice else failure.kind.is_programs_own
+        return floor if is_low else None
+
+    return [*map(score_of, rollouts)]

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Advice, Evidence, Modify, Operation
 from tfgrpo_dspy.gate.protocol import Decision
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import clip
 from tfgrpo_dspy.results.records import Change, ChangeKind, Comparison, RolloutSummary
-from tfgrpo_dspy.rollout import Rollout, fields_text
+from tfgrpo_dspy.rollout import Group, Rollout, fields_text
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.wording import WORD, shortened
 

@@ -10,11 +10,10 @@ from tfgrpo_dspy.dspy_seam import get_annotation_name
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.experience.values import Evidence, scope_note
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.outside import without_markers
 from tfgrpo_dspy.reflection.answer_forms import encodable
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import Rollout, fields_text, trajectory_text
+from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
 from tfgrpo_dspy.wording import counted
 
 BYTES_PER_TOKEN = 3.5  # of UTF-8: an estimate, on the low side for English text

@@ -11,9 +11,8 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.errors import sentence
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.answer import Answer
-from tfgrpo_dspy.rollout import FailureKind, Rollout
+from tfgrpo_dspy.rollout import FailureKind, Group, Rollout
 from tfgrpo_dspy.run.updates import EXPLAINED, LEFT, NOT_ASKED, TEACHING, Update
 from tfgrpo_dspy.settings.schedule import RunInputs, RunSettings
 from tfgrpo_dspy.strategies.auto import may_rescue

@@ -17,19 +17,17 @@ from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary, library_i
 from tfgrpo_dspy.experience.values import Advice, Keep, Operation, supported
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, RunEvidence
-from tfgrpo_dspy.group import Group, floored
 from tfgrpo_dspy.listeners.changes import Changes
 from tfgrpo_dspy.listeners.rows import training_rows
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import LEAST_SHOWN
-from tfgrpo_dspy.rollout import Rollout, fields_text
+from tfgrpo_dspy.rollout import Group, Rollout, ScoreRange, fields_text, floored
 from tfgrpo_dspy.run.briefing import leading
 from tfgrpo_dspy.run.planning import Planner
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Brief, Extracted, Update, record_of
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool
-from tfgrpo_dspy.scores import ScoreRange
 from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.strategies.auto import Auto, seen
 from tfgrpo_dspy.strategies.base import UpdateContext

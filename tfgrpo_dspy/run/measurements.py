@@ -11,7 +11,6 @@ from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.gate.race import Scores
-from tfgrpo_dspy.group import floored
 from tfgrpo_dspy.listeners.rows import example_rows, objective_means, rollout_row
 from tfgrpo_dspy.results.records import (
     UNBOUNDED,
@@ -22,7 +21,7 @@ from tfgrpo_dspy.results.records import (
     Scale,
     ScoreSummary,
 )
-from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
+from tfgrpo_dspy.rollout import FailureKind, Rollout, floored, rollout_id_for
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import Example

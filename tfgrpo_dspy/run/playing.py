@@ -6,9 +6,8 @@ from dataclasses import asdict, replace
 
 from tfgrpo_dspy.calls.rollouts import NO_MORE, Rollouts, Sample
 from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.identity import digest
-from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
+from tfgrpo_dspy.rollout import FailureKind, Group, Rollout, rollout_id_for
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.replay import Start, checks
 from tfgrpo_dspy.settings.schedule import RunSettings

@@ -8,10 +8,10 @@ from typing import Any
 
 from tfgrpo_dspy.calls.reflections import IMAGES, Inputs, ReflectionClient
 from tfgrpo_dspy.experience.values import ALL, Evidence
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.lessons import Lesson, lessons_in, merge_lessons
+from tfgrpo_dspy.rollout import Group
 from tfgrpo_dspy.run.briefing import Briefer, leading
 from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless
 from tfgrpo_dspy.run.proposing import Guards

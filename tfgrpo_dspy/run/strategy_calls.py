@@ -33,11 +33,10 @@ from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import as_input
-from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
+from tfgrpo_dspy.rollout import MOST, Failure, FailureKind, Rollout, number_of
 from tfgrpo_dspy.run.playing import Player
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.scores import MOST, number_of
 from tfgrpo_dspy.settings.schedule import MIN_GROUP_SIZE
 from tfgrpo_dspy.strategies.auto import (
     credited_in_vain,

@@ -10,9 +10,8 @@ from tfgrpo_dspy.experience.values import Add, Modify, Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.results.records import Change, GroupRecord, OperationRecord, UpdateRecord
-from tfgrpo_dspy.rollout import FailureKind, Rollout
+from tfgrpo_dspy.rollout import NO_SCORES, FailureKind, Rollout, ScoreRange
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
 
 TEACHING = ("contrast", "failure analysis", "no ground truth")
 """The uses of a group of which the reflection LM is asked for lessons."""

@@ -9,8 +9,7 @@ import dspy
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
 from tfgrpo_dspy.experience.values import ALL
-from tfgrpo_dspy.group import Group
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.demos import Demo, add_demos
 from tfgrpo_dspy.wording import counted
 

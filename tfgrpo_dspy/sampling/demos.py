@@ -18,9 +18,8 @@ import dspy
 import pydantic
 
 from tfgrpo_dspy.experience.programs import named_predictors
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.outside import cleaned_text
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.fields import (
     Example,
     as_text,

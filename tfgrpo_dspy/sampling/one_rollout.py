@@ -25,11 +25,10 @@ from tfgrpo_dspy.dspy_seam import (
 from tfgrpo_dspy.errors import MetricError, RunStopped, described, sentence
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
-from tfgrpo_dspy.rollout import OWN, SEED_RANGE, Failure, FailureKind, Rollout, Step
+from tfgrpo_dspy.rollout import OWN, SEED_RANGE, Failure, FailureKind, Rollout, Step, mean_of
 from tfgrpo_dspy.sampling.fields import as_fields, copied_example, with_values
 from tfgrpo_dspy.sampling.recorder import CallRecorder
 from tfgrpo_dspy.sampling.replay import REPLAY, Replay, ReplayEndedError, Start, answer_now
-from tfgrpo_dspy.scores import mean_of
 from tfgrpo_dspy.user_code import settled
 from tfgrpo_dspy.wording import shortened
 

@@ -8,10 +8,9 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter
-from tfgrpo_dspy.rollout import Step
+from tfgrpo_dspy.rollout import Step, mean_of
 from tfgrpo_dspy.sampling.fields import as_fields, containers_copied
 from tfgrpo_dspy.sampling.replay import REPLAY, Replay, with_result
-from tfgrpo_dspy.scores import mean_of
 from tfgrpo_dspy.user_code import in_loop
 
 

@@ -18,9 +18,8 @@ from tfgrpo_dspy.checked import shown, such_that, text_of
 from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, sentence
 from tfgrpo_dspy.experience.library_files import json_value, json_values
 from tfgrpo_dspy.files import read_text
-from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout, Step
+from tfgrpo_dspy.rollout import MOST, Failure, FailureKind, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields, is_missing, named_items
-from tfgrpo_dspy.scores import MOST
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tfgrpo_dspy.group import Group
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import MIN_CONTRAST, NO_SCORES, Group, Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.scores import MIN_CONTRAST, NO_SCORES
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,

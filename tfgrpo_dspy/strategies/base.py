@@ -17,12 +17,10 @@ from tfgrpo_dspy.checked import checked, such_that
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import NO_SCORES, Group, Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
-from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.user_code import is_coroutine_function
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.rollout import NO_SCORES
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.strategies.base import (
     NOT_ASYNC,
     BatchPlan,

@@ -13,9 +13,8 @@ from pydantic import Field
 
 from tfgrpo_dspy.errors import SettingsError, StrategyError
 from tfgrpo_dspy.reflection.texts import as_input
-from tfgrpo_dspy.rollout import REASONING, Rollout, fields_text
+from tfgrpo_dspy.rollout import MIN_CONTRAST, REASONING, Rollout, fields_text
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.scores import MIN_CONTRAST
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,

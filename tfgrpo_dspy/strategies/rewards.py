@@ -10,8 +10,7 @@ from pydantic import Field
 
 from tfgrpo_dspy.checked import such_that
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.scores import MIN_CONTRAST
+from tfgrpo_dspy.rollout import MIN_CONTRAST, Rollout
 from tfgrpo_dspy.strategies.base import NOT_ASYNC, Magnitude, Scored, Strategy, strategy
 
 PENALTY = 10.0

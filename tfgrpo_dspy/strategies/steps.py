@@ -19,11 +19,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import betaln, expit, log_expit
 
-from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.texts import UNKNOWN, clip
-from tfgrpo_dspy.rollout import Rollout, fields_text, trajectory_text
+from tfgrpo_dspy.rollout import MIN_CONTRAST, Group, Rollout, fields_text, trajectory_text
 from tfgrpo_dspy.sampling.replay import decision
-from tfgrpo_dspy.scores import MIN_CONTRAST
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Credit,
