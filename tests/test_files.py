@@ -91,10 +91,6 @@ TRACES: list[dict[str, Any]] = [
     for bay, score in (("A", 1.0), ("B", 0.5))
 ]  # fmt: skip
 LINES = "\n".join(json.dumps(trace, ensure_ascii=False) for trace in TRACES)
-ROWS = "inputs.note,outputs.bay,labels.bay,score,feedback\r\nfür 1,A,A,1,near\r\nfür 1,B,A,.5,near"
-AS_JSON = '{"note": "für 1"}'.replace('"', '""')
-CELLS = "inputs,outputs.bay,labels.bay,score,feedback\n"
-CELLS += f'"{AS_JSON}",A,A,1,near\n"{AS_JSON}",B,A,.5,near\n'
 FILES = {
     "lines.jsonl": LINES.encode(),
     "marked.jsonl": LINES.encode("utf-8-sig"),
@@ -102,9 +98,6 @@ FILES = {
     "array.json": json.dumps(TRACES).encode(),
     "pretty.json": json.dumps(TRACES, indent=2).encode("utf-16"),
     "objects.json": "\n".join(json.dumps(t, indent=1) for t in TRACES).encode(),
-    "excel.csv": ROWS.encode("utf-8-sig"),
-    "unicode.csv": ROWS.encode("utf-16"),
-    "cells.csv": CELLS.encode(),
 }
 
 
@@ -126,7 +119,6 @@ BROKEN = {
     "a list of long texts": (json.dumps(["x" * 5_000] * 500), ".json"),
     "an object of another tool": (json.dumps({"spans": [{"x": ["y" * 90] * 90}] * 900}), ".json"),
     "lines without inputs": (f"{json.dumps({'outputs': 'z' * 9_000})}\n" * 500, ".jsonl"),
-    "cells without end": ("inputs.a;score\n" + "x;a very long score\n" * 9_000, ".csv"),
     "half a file of UTF-8": ("é", ".jsonl"),
 }
 
@@ -140,23 +132,3 @@ def test_an_error_about_a_file_of_traces_is_short_whatever_the_file_is(
     with pytest.raises(SettingsError, match=r"JSON lines|UTF-8") as refused:
         read_traces(path)
     assert len(str(refused.value)) < 2_500 and str(refused.value).count("\n") < 20
-
-
-def test_a_table_of_traces_with_an_open_quote_or_an_unquoted_comma_is_refused(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "traces.csv"
-    for text, fault in {
-        'inputs.a,outputs.b\nx,"y\n': "line .: unexpected end of data",
-        "inputs.a,outputs.b\nx,y, z\n": "line 2: put texts that hold a comma in double quotes",
-    }.items():
-        path.write_text(text)
-        with pytest.raises(SettingsError, match=fault):
-            read_traces(path)
-
-
-def test_a_table_of_traces_without_their_columns_is_told_what_to_call_them(tmp_path: Path) -> None:
-    path = tmp_path / "traces.csv"
-    path.write_text("question,answer,score\na,b,1\n")
-    with pytest.raises(SettingsError, match=r"columns such as inputs\.question"):
-        read_traces(path)

@@ -114,7 +114,7 @@ class Table:
 
 @pytest.mark.parametrize(
     ("given", "fault"),
-    [(Table(), "traces is a Table: pass"), (traces(1)[0], "traces={'"), (5, "traces=5: pass")],
+    [(Table(), "traces=<"), (traces(1)[0], "traces={'"), (5, "traces=5: pass")],
     ids=["a table", "a single trace", "a number"],
 )
 def test_what_is_no_list_of_traces_is_refused_as_a_whole(given: Any, fault: str) -> None:

@@ -193,12 +193,11 @@ class TrainingFreeGRPO(Teleprompter):
 
         Args:
             student: a DSPy program; it is not changed.
-            traces: mappings, or a file of them (JSON lines, a JSON array; or CSV, with columns such
-                as `inputs.question`). They have "inputs" and "outputs" (mappings of fields) and,
-                where there are any, "score" (a number), "feedback", "labels" (a mapping), "steps"
-                (a list of mappings with "name", "inputs", "outputs" and, where they apply, "kind"
-                and "error") and "error" (the program failed). Traces with equal inputs form a
-                group, in the order of their first.
+            traces: mappings, or a file of them (JSON lines, or a JSON array). They have "inputs"
+                and "outputs" (mappings of fields) and, where there are any, "score" (a number),
+                "feedback", "labels" (a mapping), "steps" (a list of mappings with "name", "inputs",
+                "outputs" and, where they apply, "kind" and "error") and "error" (the program
+                failed). Traces with equal inputs form a group, in the order of their first.
             valset: what student and candidates are compared on at the end, by the optimizer's
                 metric.
             testset: as in `compile`.
