@@ -18,8 +18,7 @@ from small import grpo
 
 from tfgrpo_dspy import ExperienceLibrary, Gate, StoreError, best_so_far
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
-from tfgrpo_dspy.sampling.additions import Additions
-from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool, add_demos, demos_of
+from tfgrpo_dspy.sampling.additions import Additions, BestRollouts, Demo, DemoPool, demos_of
 from tfgrpo_dspy.sampling.fields import Example
 
 
@@ -217,6 +216,10 @@ def test_the_best_rollout_of_each_example_is_shown_where_it_is_above_the_mean(
     assert "".join(rollout.outputs["answer"] for rollout in best.above_mean()) == shown
 
 
+def baked(program: Any, demos: Sequence[Demo]) -> Any:
+    return Additions(ExperienceLibrary(), tuple(demos)).bake(program)
+
+
 class Agent(dspy.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -235,8 +238,7 @@ STEPS = (
 def test_every_predictor_is_shown_its_own_last_step() -> None:
     program = Agent()
     demos = demos_of(Rollout(0, 1, steps=STEPS, score=1.0), program)
-    baked = Additions(ExperienceLibrary(), demos).bake(program)
-    (act,), (say,) = (each.demos for each in baked.predictors())
+    (act,), (say,) = (each.demos for each in baked(program, demos).predictors())
     assert act.toDict() == {"question": "q", "history": "a b", "action": "end"}
     assert say.toDict() == {"history": "h", "reasoning": "r", "answer": [1, 2]}
     assert set(act.inputs().keys()) == {"question", "history"}
@@ -278,7 +280,7 @@ def answering(annotation: Any) -> dspy.Predict:
 )
 def test_a_value_comes_back_from_its_text(annotation: Any, text: str, value: Any) -> None:
     program = answering(annotation)
-    add_demos(program, demos_of(rollout(0, 1.0, text), program))
+    program = baked(program, demos_of(rollout(0, 1.0, text), program))
     (demo,) = program.demos
     assert demo.answer == value
     assert type(demo.answer) is type(value)
@@ -301,7 +303,7 @@ def test_a_program_with_demos_of_values_that_json_does_not_have_can_be_saved(
     annotation: Any, text: str, saved: Any, tmp_path: Path
 ) -> None:
     program, loaded = answering(annotation), answering(annotation)
-    add_demos(program, demos_of(rollout(0, 1.0, text), program))
+    program = baked(program, demos_of(rollout(0, 1.0, text), program))
     program.save(tmp_path / "program.json")
     loaded.load(tmp_path / "program.json")
     assert [demo["answer"] for demo in loaded.demos] == [saved]

@@ -17,7 +17,7 @@ from small import grpo
 from test_demos import world
 
 from tfgrpo_dspy import Gate, TrainingFreeGRPO
-from tfgrpo_dspy.sampling.demos import DemoPool, labelled_demos
+from tfgrpo_dspy.sampling.additions import DemoPool, labelled_demos
 from tfgrpo_dspy.sampling.fields import Example
 
 
@@ -106,31 +106,30 @@ def test_a_missing_label_is_shown_to_no_lm(missing: Any) -> None:
     assert 0 < optimized.detailed_results.n_demos <= 8
 
 
+@pytest.mark.parametrize(
+    ("annotation", "labels", "n_unshown", "written"),
+    [
+        (Literal["yes", "no"], ["Yes", "no", "No", "yes"], 2, "Yes"),
+        (Money, [Money(amount=1)], 1, "1.0 EUR"),  # DSPy writes it so, and does not read it
+    ],
+)
 def test_labels_that_their_field_cannot_hold_are_named_once(
+    annotation: Any,
+    labels: list[Any],
+    n_unshown: int,
+    written: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    program = dspy.Predict("question -> answer: Literal['yes', 'no']")
-    labels = ["Yes", "no", "No", "yes"]
+    fields = {"question": (str, dspy.InputField()), "answer": (annotation, dspy.OutputField())}
     rows = [dspy.Example(question=f"q{i}", answer=a) for i, a in enumerate(labels)]
     examples = [Example(row.with_inputs("question")) for row in rows]
+    program = dspy.Predict(dspy.Signature(fields, "Do."))
     with caplog.at_level(logging.WARNING, logger="tfgrpo_dspy"):
-        pool = DemoPool(program, examples, range(4), 4, seed=0)
+        pool = DemoPool(program, examples, range(len(rows)), 4, seed=0)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("2 labels of the field 'answer' cannot be shown as demos")
-    assert "the first label is Yes" in line
-    assert "give the examples labels of the field's type" in line
-    assert len(pool.choose(1, (), set())) == 2
-
-
-def test_labels_of_a_type_that_dspy_writes_and_does_not_read_are_said_to_be_that(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    fields = {"q": (str, dspy.InputField()), "answer": (Money, dspy.OutputField())}
-    row = Example(dspy.Example(q="a", answer=Money(amount=1)).with_inputs("q"))
-    with caplog.at_level(logging.WARNING, logger="tfgrpo_dspy"):
-        DemoPool(dspy.Predict(dspy.Signature(fields, "Do.")), [row], range(1), 4, seed=0)
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert "the first label is 1.0 EUR; DSPy writes it so, and does not read that text" in line
+    assert line.startswith(f"{n_unshown} label") and "of the field 'answer' cannot be shown" in line
+    assert f"writes of the first label is {written}, which that type does not read" in line
+    assert len(pool.choose(1, (), set())) == len(labels) - n_unshown
 
 
 def test_a_model_with_aliases_is_shown_as_the_lm_has_to_write_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from scripted import Prompt, chat, lessons
 from test_demos import compiled
 
 from tfgrpo_dspy.rollout import Rollout, Step
-from tfgrpo_dspy.sampling.demos import Demo, DemoPool
+from tfgrpo_dspy.sampling.additions import Demo, DemoPool
 from tfgrpo_dspy.sampling.fields import Example
 
 

@@ -26,8 +26,7 @@ from tfgrpo_dspy.run.briefing import leading
 from tfgrpo_dspy.run.planning import Planner
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Brief, Extracted, Update, record_of
-from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
-from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool
+from tfgrpo_dspy.sampling.additions import Additions, BestRollouts, DemoPool, SampledGroup
 from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.strategies.auto import Auto, seen
 from tfgrpo_dspy.strategies.base import UpdateContext

@@ -1,19 +1,54 @@
-"""Additions of a rollout's program to the student, and the group that rollouts form."""
+"""Additions of a rollout's program to the student: library, demos, hint, teacher; and its group.
 
-from collections.abc import Iterable, Sequence
+Demos are DSPy's own, in a predictor's `demos`: made from a rollout's record, or from the fields of
+a labelled example.
+"""
+
+import logging
+import math
+import random
+import statistics
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain, islice
+from typing import Any, TypeVar
 
 import dspy
+import pydantic
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
 from tfgrpo_dspy.experience.values import ALL
+from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.rollout import Group, Rollout
-from tfgrpo_dspy.sampling.demos import Demo, add_demos
-from tfgrpo_dspy.wording import counted
+from tfgrpo_dspy.sampling.fields import (
+    Example,
+    as_text,
+    has_none,
+    is_missing,
+    named_items,
+    parsed,
+    parsed_for_demo,
+)
+from tfgrpo_dspy.wording import counted, shortened
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 HINT = "\n\nA hint for this input: "
+N_SETS = 8
+"""The number of sets of demos that a run compares. For a small LM, the choice and order of the
+examples may matter more than whether any are shown (`docs/measurements.md`)."""
+LEAST_BEST = 4  # examples that must have a good rollout before demos are made of rollouts
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """One answer of a predictor: the name and the text of each of its fields, in and out."""
+
+    predictor: str
+    fields: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +81,28 @@ class Additions:
 
     def is_for_all(self, predictors: Iterable[str]) -> bool:
         """True if the instructions of each of these predictors hold experiences."""
-        if isinstance(self.teacher, dspy.Module):
-            return False
         scopes = {experience.scope for experience in self.library}
-        return ALL in scopes or scopes.issuperset(predictors)
+        is_program = isinstance(self.teacher, dspy.Module)
+        return not is_program and (ALL in scopes or scopes.issuperset(predictors))
 
     def bake(self, student: Any) -> Any:
-        """A copy of the student with these; or a copy of the teacher that is a program."""
+        """A copy of the student with these; or a copy of the teacher that is a program.
+
+        Raises KeyError, ValueError: the demos do not fit the student.
+        """
         if isinstance(self.teacher, dspy.Module):
             return copy_program(self.teacher)
         program = self.library.bake(student)
-        add_demos(program, self.demos)
-        if self.hint:
-            for _, predictor in named_predictors(program):
-                instructions = f"{predictor.signature.instructions}{HINT}{self.hint}"
-                predictor.signature = with_instructions(predictor.signature, instructions)
+        predictors = dict(named_predictors(program))
+        for demo in self.demos:
+            predictor = predictors[demo.predictor]
+            fields = predictor.signature.fields
+            values = {name: parsed_for_demo(t, fields[name].annotation) for name, t in demo.fields}
+            shown = dspy.Example(**values).with_inputs(*predictor.signature.input_fields)
+            predictor.demos = [*predictor.demos, shown]
+        for predictor in predictors.values() if self.hint else ():
+            instructions = f"{predictor.signature.instructions}{HINT}{self.hint}"
+            predictor.signature = with_instructions(predictor.signature, instructions)
         if self.teacher is not None:
             program.set_lm(self.teacher)
         return program
@@ -88,10 +130,11 @@ class SampledGroup:
 
         That is a hint, a teacher, or the steps of another rollout from which it goes on.
         """
-        return tuple(
-            one.aid or ("" if rollout.n_replayed is None else _goes_on(rollout.n_replayed))
-            for one, rollout in zip(self.additions, self.group.all_rollouts, strict=True)
-        )
+        n_steps = [rollout.n_replayed for rollout in self.group.all_rollouts]
+        going_on = ("" if n is None else f"goes on after step {n} of another attempt"
+                    for n in n_steps)  # fmt: skip
+        pairs = zip(self.additions, going_on, strict=True)
+        return tuple(one.aid or from_step for one, from_step in pairs)
 
     @property
     def advice(self) -> frozenset[str]:
@@ -109,18 +152,175 @@ class SampledGroup:
         return self._unaided(self.measured or self.group)
 
     def _unaided(self, group: Group) -> Group:
-        aids = self.aids
-        if not any(aids):
-            return group
-        pairs = zip(self.group.all_rollouts, aids, strict=True)
+        pairs = zip(self.group.all_rollouts, self.aids, strict=True)
         ids = {rollout.rollout_id for rollout, aid in pairs if not aid}
+        rollouts, every = (
+            tuple(rollout for rollout in of_group if rollout.rollout_id in ids)
+            for of_group in (group.rollouts, group.all_rollouts)
+        )
+        return replace(group, rollouts=rollouts, all_rollouts=every)
 
-        def kept(rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
-            return tuple(rollout for rollout in rollouts if rollout.rollout_id in ids)
 
-        every = kept(group.all_rollouts)
-        return replace(group, rollouts=kept(group.rollouts), all_rollouts=every)
+def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
+    """A demo of each predictor's last call, if all of its fields are there and can be read back."""
+    fields = {name: predictor.signature.fields for name, predictor in named_predictors(program)}
+    demos: dict[str, Demo] = {}
+    for step in rollout.steps:
+        if step.kind == "predictor" and step.name in fields:
+            texts = {k: cleaned_text(text) for k, text in {**step.inputs, **step.outputs}.items()}
+            wanted = fields[step.name].items()
+            if all(name in texts and _comes_back(texts[name], i.annotation) for name, i in wanted):
+                shown = tuple((name, texts[name]) for name, _ in wanted)
+                demos[step.name] = Demo(step.name, shown)
+    return tuple(demos.values())
 
 
-def _goes_on(n_steps: int) -> str:
-    return f"goes on after step {n_steps} of another attempt"
+def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
+    """A demo for each predictor of which the example has an input and an output, at least."""
+    values, inputs = dict(named_items(example)), set(example.inputs().keys())
+    labelled = []
+    for name, predictor in named_predictors(program):
+        signature, shown = predictor.signature, dict[str, str]()
+        for field, info in signature.fields.items():
+            is_output = field in signature.output_fields
+            text = _shown(values.get(field), info.annotation, is_output)
+            if field in values and text is not None:
+                shown[field] = text
+        has_input = shown.keys() & signature.input_fields.keys() & inputs
+        if has_input and shown.keys() & signature.output_fields.keys():
+            labelled.append(Demo(name, tuple(shown.items())))
+    return tuple(labelled)
+
+
+def _shown(value: Any, annotation: Any, is_output: bool) -> str | None:
+    """The text with which a field of this type shows a value of an example; None: it cannot.
+
+    A value that the type takes in another form is shown in that of the type: 4 as 4.0, a dict with
+    the defaults of its model. Of a list of accepted answers, where the output takes no list, the
+    first is shown.
+    """
+    if is_output and isinstance(value, list | tuple) and _as_type(value, annotation) is None:
+        value = value[0] if value else None
+    if is_missing(value) and not (value is None and has_none(annotation)):
+        return None
+    if _comes_back(text := as_text(value), annotation):
+        return text
+    text = as_text(_as_type(value, annotation))
+    return text if text != "None" and _comes_back(text, annotation) else None
+
+
+def _as_type(value: Any, annotation: Any) -> Any:
+    """The value as this type takes it; None: it does not."""
+    with suppress(Exception):  # a user's type may raise anything
+        return pydantic.TypeAdapter(annotation).validate_python(value)
+    return None
+
+
+def _comes_back(text: str, annotation: Any) -> bool:
+    """True if a field of this type that is written so has the same value again."""
+    try:
+        text.encode()  # half of a pair of surrogates cannot be sent to an LM
+        parsed(text, annotation)
+    except ValueError:
+        return False
+    return True
+
+
+class DemoPool:
+    """The sets of demos that a run may show: of labelled examples, else of the best rollouts.
+
+    An example that lacks an input of a predictor, as what an agent's tools returned, is shown after
+    those that lack none, and by its best rollout as soon as that is good. Of equal ones one is
+    shown.
+
+    `n_sets` is how many there are. Each set of labelled examples is another draw in another order;
+    the sets of the best rollouts differ in their order alone, and the first begins with the best.
+    """
+
+    def __init__(
+        self,
+        program: Any,  # the student
+        examples: Sequence[Example],  # to which rollouts refer by their position
+        labelled: Sequence[int],  # positions of the examples whose labels may be shown
+        max_demos: int,  # examples, or rollouts, that become the demos of a set
+        seed: int,  # draws and mixes the examples
+    ) -> None:
+        self._program, self._examples = program, examples
+        self._max_demos, self._seed = max_demos, seed
+        self.n_sets = N_SETS if max_demos else 0
+        demos = {i: labelled_demos(examples[i].raw, program) for i in labelled if max_demos}
+        self._warn_of_unshown(demos)
+        unlike = {(examples[i].identity, shown): (i, shown) for i, shown in demos.items() if shown}
+        inputs = {name: each.signature.input_fields for name, each in named_predictors(program)}
+        whole, others = list[tuple[int, tuple[Demo, ...]]](), list[tuple[int, tuple[Demo, ...]]]()
+        for example, shown in unlike.values():
+            lacking = (
+                name not in dict(demo.fields) and not has_none(field.annotation)
+                for demo in shown
+                for name, field in inputs[demo.predictor].items()
+            )
+            (others if any(lacking) else whole).append((example, shown))
+        self._whole = {example for example, _ in whole}
+        numbers = range(1, self.n_sets + 1 if unlike else 0)
+        self._labelled = {k: self._mixed(whole, k) + self._mixed(others, k) for k in numbers}
+
+    def choose(self, number: int, best: Sequence[Rollout], hidden: Set[str]) -> tuple[Demo, ...]:
+        """The demos of set `number`, from 1; not of `hidden` identities; `best` is in its order."""
+        usable = [one for one in best if self._examples[one.example].identity not in hidden]
+        of_best = ((one.example, demos_of(one, self._program)) for one in usable
+                   if one.example not in self._whole)  # fmt: skip
+        if self._labelled:
+            by_example = dict(of_best)
+            every: Iterator[tuple[Demo, ...]] = (
+                by_example.get(example) or demos
+                for example, demos in self._labelled[number]
+                if self._examples[example].identity not in hidden
+            )
+            return tuple(chain(*islice(every, self._max_demos)))
+        if len(best) < min(LEAST_BEST, self._max_demos):
+            return ()
+        shown = list(islice((demos for _, demos in of_best if demos), self._max_demos))
+        return tuple(chain(*(shown if number == 1 else self._mixed(shown, number))))
+
+    def _warn_of_unshown(self, demos: Iterable[int]) -> None:
+        """Log once for each output field which labels of examples it cannot show."""
+        for _, predictor in named_predictors(self._program):
+            for field, info in predictor.signature.output_fields.items():
+                having = [self._examples[i] for i in demos if field in self._examples[i].labels]
+                unshown = [one.labels[field] for one in having
+                           if _shown(one.raw[field], info.annotation, True) is None]  # fmt: skip
+                if unshown:
+                    logger.warning(
+                        "%s of the field %r cannot be shown as demos: it is a %s, and what DSPy "
+                        "writes of the first label is %s, which that type does not read",
+                        counted(len(unshown), "label"),
+                        field,
+                        getattr(info.annotation, "__name__", info.annotation),
+                        shortened(unshown[0], 80),
+                    )
+
+    def _mixed(self, items: Sequence[T], number: int) -> list[T]:
+        return random.Random(f"{self._seed}/demos/{number}").sample(items, len(items))
+
+
+class BestRollouts:
+    """The best rollout of each training example; of equally good ones the latest."""
+
+    def __init__(self) -> None:
+        self._scores: list[float] = []
+        self._by_example: dict[int, tuple[float, Rollout]] = {}
+
+    def add(self, group: Group) -> None:
+        """Look at the rollouts of a group."""
+        self._scores += group.scores
+        for rollout in group.rollouts:
+            score, (best, _) = rollout.score, self._by_example.get(rollout.example, (-math.inf, 0))
+            if rollout.failure is None and score is not None and score >= best:
+                self._by_example.pop(rollout.example, None)  # the latest stands last
+                self._by_example[rollout.example] = score, rollout
+
+    def above_mean(self) -> tuple[Rollout, ...]:
+        """The rollouts that score above the mean of all, the best first."""
+        mean = statistics.fmean(self._scores or [0.0])
+        good = [pair for pair in reversed(self._by_example.values()) if pair[0] > mean]
+        return tuple(rollout for _, rollout in sorted(good, key=lambda pair: -pair[0]))

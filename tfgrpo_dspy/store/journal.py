@@ -25,8 +25,7 @@ from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted, secret_varia
 from tfgrpo_dspy.reflection.guard import task_text
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import Row, UpdateRecord
-from tfgrpo_dspy.sampling.additions import Additions
-from tfgrpo_dspy.sampling.demos import Demo
+from tfgrpo_dspy.sampling.additions import Additions, Demo
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
