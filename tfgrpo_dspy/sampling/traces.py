@@ -84,7 +84,7 @@ def read_traces(
             examples.append(dspy.Example(inputs))
             rollouts.append([])
         examples[place] = dspy.Example({**labels, **examples[place]}).with_inputs(*inputs)
-        made = Rollout(
+        rollout = Rollout(
             place,
             number,
             as_fields(trace.outputs),
@@ -93,8 +93,8 @@ def read_traces(
             trace.feedback,
             failure=Failure(FailureKind.PROGRAM, trace.error) if trace.error else None,
         )
-        rollouts[place].append(made)
-    if any(rollout.score is not None for group in rollouts for rollout in group):
+        rollouts[place].append(rollout)
+    if any(one.score is not None for group in rollouts for one in group):
         usable = [[r for r in group if r.score is not None or r.failure] for group in rollouts]
         if n := sum(map(len, rollouts)) - sum(map(len, usable)):
             logger.warning("%d traces have no score, as others have, and are left out", n)
