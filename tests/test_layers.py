@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from tfgrpo_dspy.listeners.progress import Progress
-from tfgrpo_dspy.listeners.run_report import RunReport
+from tfgrpo_dspy.listeners.run_report import Progress, RunReport
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"

@@ -1,21 +1,27 @@
-"""The account of a run: costs, failures, updates, and why nothing was learned.
+"""The account of a run: costs, failures, updates, why nothing was learned; and a progress bar.
 
-A run tells its report what happens, and asks it for nothing but the results.
+A run tells its report what happens, and asks it for nothing but the results. The bar is tqdm's:
+refreshed on a terminal every second, elsewhere once a minute.
 """
 
+import contextlib
 import logging
 import math
 import re
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partialmethod
 from typing import Any
 
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
-from tfgrpo_dspy.listeners.progress import Progress
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.redaction import cleaned
 from tfgrpo_dspy.reflection.answer import Answer
@@ -23,6 +29,7 @@ from tfgrpo_dspy.reflection.lessons import TOO_MANY
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
 from tfgrpo_dspy.results.records import Candidate, ScoreSummary, UpdateRecord
 from tfgrpo_dspy.rollout import Rollout, Usage
+from tfgrpo_dspy.settings.plan import plan_of
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.wording import counted, shortened
 
@@ -31,6 +38,9 @@ logger = logging.getLogger(__name__)
 ROLES = ("rollout", "validation", "test", *REFLECTIONS, "metric")
 """The purposes of LM calls: training rollouts, the final choice, the test set, reflections,
 judges inside metrics."""
+PHASES = {"rollout": "training", "validation": "final choice", "test": "test set"}
+BAR = "{desc}, {percentage:.0f}% |{bar:10}| {elapsed}<{remaining}{postfix}"
+"""The most important stands first: a narrow terminal shows the beginning."""
 UNSHOWN = 5  # rollouts with experiences, none of which had them in a prompt, before that is said
 NOT_SHOWN = (
     "no prompt held the experiences that the program was given, so it cannot learn. Call the "
@@ -51,6 +61,75 @@ NO_OUTPUT = (
 LOGGED_BYTES = 500  # of a failure, whose message may quote a whole answer of an LM
 
 
+class Progress:
+    """Shows phase, LM calls of the budget, scores, update, experiences, and dollars.
+
+    In training there is one score: the mean of the latest update, with the advice that its rollouts
+    were given. Student and best candidate are compared in the final choice, student and result on
+    the test set: before, no two means are of the same examples.
+    """
+
+    def __init__(self, settings: RunSettings, ledger: Ledger) -> None:
+        self._ledger, self._max_lm_calls = ledger, settings.max_lm_calls
+        self._scores: dict[str, float] = {}
+        self._phase, self._about = PHASES["rollout"], "update 1"
+        is_shown = settings.progress and sys.stderr is not None
+        is_rewritten = is_shown and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        self._refresh_s, self._shown_s = 1.0 if is_rewritten else 60.0, time.monotonic()
+        self._open = contextlib.ExitStack()
+        if is_rewritten:
+            self._open.enter_context(logging_redirect_tqdm())
+        self._bar = tqdm(
+            total=max(1, math.ceil(plan_of(settings).total.n_rollouts)),
+            bar_format=BAR,
+            desc=self._state,
+            disable=not is_shown,
+            dynamic_ncols=True,
+            mininterval=math.inf,  # it is shown by `tick`
+        )
+        self._open.callback(self._bar.close)
+
+    @property
+    def _state(self) -> str:
+        limit = "" if self._max_lm_calls is None else f"/{self._max_lm_calls}"
+        scores = "".join(f", {name} {score:z.3f}" for name, score in self._scores.items())
+        return f"{self._phase} {self._ledger.n_lm_calls}{limit} calls{scores}"
+
+    def show_rollout(self, role: str) -> None:
+        """Move on by one rollout of this role."""
+        if self._phase != PHASES[role]:  # scores of one phase are not those of another
+            self._phase, self._scores = PHASES[role], {}
+        self._bar.total = max(self._bar.total or 0, self._bar.n + 1)  # maybe more than was planned
+        self._bar.update()
+        self.tick()
+
+    def show_scores(self, **scores: float) -> None:
+        """Show these mean scores, by what they are of, in place of those before."""
+        self._scores = scores
+        self.tick()
+
+    def show_update(self, record: UpdateRecord) -> None:
+        """Show the scores and the size of the library after an update."""
+        self._about = f"update {record.update + 1}, {counted(record.library_size, 'experience')}"
+        if record.mean_score is not None:
+            self._scores = {"score": record.mean_score}
+        self.tick()
+
+    def tick(self, is_end: bool = False) -> None:
+        """Refresh the bar, if it was not refreshed for a while."""
+        if is_end or time.monotonic() - self._shown_s >= self._refresh_s:
+            self._shown_s = time.monotonic()
+            dollars = f", ${self._ledger.cost:.4f}" if self._ledger.cost else ""
+            self._bar.set_description_str(self._state, refresh=False)
+            self._bar.set_postfix_str(f"{self._about}{dollars}")
+
+    def close(self) -> None:
+        """End the bar, which is full then, though a run may need fewer rollouts than planned."""
+        self._bar.n = self._bar.total = max(1, self._bar.n)
+        self.tick(is_end=True)
+        self._open.close()
+
+
 class RunReport:
     """Counts while the run goes on, in a log and a progress bar; `results` at its end."""
 
@@ -58,15 +137,13 @@ class RunReport:
         self, settings: RunSettings, ledger: Ledger, clean: Callable[[str], str] = str
     ) -> None:
         """`clean` takes secrets out of what is logged."""
+        self._settings, self._ledger, self._clean = settings, ledger, clean
         self._updates: list[UpdateRecord] = []
         self.failures: Counter[str] = Counter()
         self._usage = {role: Usage() for role in ROLES}
         self._replayed: Counter[str] = Counter()
         self._advice: Counter[bool | str | None] = Counter()  # whether it is shown, or NO_CALL
         self.progress = Progress(settings, ledger)
-        self._settings = settings
-        self._ledger = ledger
-        self._clean = clean
         self._listeners = [*filter(None, [settings.on_event]), *settings.trackers]
 
     def count(self, role: str, result: Any, is_replayed: bool) -> None:
@@ -85,12 +162,11 @@ class RunReport:
 
     def count_advice(self, rollout: Rollout) -> None:
         """Count whether a rollout with experiences called an LM, and showed them to it."""
-        is_shown = rollout.shows_advice if rollout.usage.n_answers else NO_CALL
         counts = self._advice
+        is_shown = rollout.shows_advice if rollout.usage.n_answers else NO_CALL
         counts[is_shown] += 1
         if is_shown == NO_CALL:
-            n_calling = counts.total() - counts[NO_CALL]
-            is_rule = counts[NO_CALL] >= max(UNSHOWN, n_calling)
+            is_rule = counts[NO_CALL] >= max(UNSHOWN, counts.total() - counts[NO_CALL])
             self.count_failure("no LM call", NO_CALL, is_rule)
         elif is_shown is False:
             is_rule = not counts[True] and counts[False] >= UNSHOWN
@@ -113,7 +189,7 @@ class RunReport:
 
     def add_update(self, decided: UpdateDecided) -> None:
         """Keep, log and show the record of the update; tell all listeners of it."""
-        record = decided.record
+        record, ledger = decided.record, self._ledger
         self._updates.append(record)
         for text in record.refused_lessons:
             kind = "lesson too many" if text.endswith(TOO_MANY) else "lesson refused"
@@ -123,16 +199,9 @@ class RunReport:
         for change in record.changes:
             self.tell(ExperienceChanged(record.update, change))
         self.tell(decided)
-        ledger, limits = self._ledger, asdict(self._settings.budget)
-        self.tell(
-            BudgetUsed(
-                n_lm_calls=ledger.n_lm_calls,
-                n_metric_calls=ledger.n_metric_calls_made,
-                cost_usd=ledger.cost,
-                minutes=ledger.seconds / 60,
-                limits={name: value for name, value in limits.items() if value is not None},
-            )
-        )
+        limits = {name: n for name, n in asdict(self._settings.budget).items() if n is not None}
+        n_metric_calls, minutes = ledger.n_metric_calls_made, ledger.seconds / 60
+        self.tell(BudgetUsed(ledger.n_lm_calls, n_metric_calls, ledger.cost, minutes, limits))
 
     def tell(self, event: Event) -> None:
         """Call each listener with the event; what it raises is counted, and ends nothing."""
@@ -145,10 +214,10 @@ class RunReport:
 
     def results(self, is_student: bool, ended_because: str, **fields: Any) -> RunResults:
         """The results of the run; `fields`: those of them that the final choice knows."""
-        why = self._why_nothing_was_learned(ended_because, **fields) if is_student else ""
-        if is_student and not self._ledger.is_failure:
-            logger.warning("nothing was learned: %s", why)
         ledger = self._ledger
+        why = self._why_nothing_was_learned(ended_because, **fields) if is_student else ""
+        if is_student and not ledger.is_failure:
+            logger.warning("nothing was learned: %s", why)
         n_lost, lost = ledger.lost
         noted = {"parameter left out": len(ledger.left_out), "unseen call": ledger.n_unseen}
         return RunResults(
@@ -172,40 +241,39 @@ class RunReport:
         candidates: Sequence[Candidate] = (),
         **_: Any,
     ) -> str:
-        most = max([score for update in self._updates for score in update.scores], default=math.inf)
+        updates = self._updates
+        most = max([score for update in updates for score in update.scores], default=math.inf)
         if student and student.mean is not None and student.mean >= most > 0.0:
             return f"the student already scores {student}, and no attempt scored more"
-        used = Counter(group.used_as for update in self._updates for group in update.groups)
-        stood = [
-            update.accepted
-            for update in self._updates
-            if any(op.op != "KEEP" and not op.refused for op in update.operations)
+        used = Counter(group.used_as for update in updates for group in update.groups)
+        proposing = [
+            u for u in updates if any(o.op != "KEEP" and not o.refused for o in u.operations)
         ]
-        changes = [change for update in self._updates for change in update.changes]
+        n_stood = sum(update.accepted for update in proposing)
+        changes = [change for update in updates for change in update.changes]
         n_lines = len({change.text for change in changes if change.kind != "dropped"})
-        in_vain = "lines were tried, and none beat the student"
-        if len(candidates) < 2:
-            in_vain = "lines were learned, and none was compared with the student"
         few = "groups had fewer than two rollouts that count"
         if self._settings.data.is_recorded:
             few = "inputs have one trace, which has no feedback, and no score to learn from"
+        not_asked = "groups were not asked for lessons"
+        in_vain = "tried, and none beat the student"
+        if len(candidates) < 2:
+            in_vain = "learned, and none was compared with the student"
         counts = {
             f"of {used.total()} groups had no contrast": used["no contrast"],
             few: used["too few rollouts"],
-            "groups were not asked for lessons: enough were on trial": used["enough on trial"],
-            "groups were not asked for lessons: those before gave nothing new": used[
-                "no lesson of late"
-            ],
+            f"{not_asked}: enough were on trial": used["enough on trial"],
+            f"{not_asked}: those before gave nothing new": used["no lesson of late"],
             "answers were replayed from a cache": self._usage["rollout"].n_cached_calls,
             **{f"failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
-            "updates were rejected by the gate": len(stood) - sum(stood),
-            in_vain: n_lines if any(stood) else 0,
-            "updates brought no change that the library takes": 0 if stood else len(self._updates),
+            "updates were rejected by the gate": len(proposing) - n_stood,
+            f"lines were {in_vain}": n_lines if n_stood else 0,
+            "updates brought no change that the library takes": 0 if proposing else len(updates),
         }
         reasons = [_counted(n, what) for what, n in counts.items() if n]
         is_early = bool(self._ledger.stopped_because) or ended_because.startswith("max_")
         if is_early or not reasons:  # without a reason it ended before there was one
-            is_one = sum(bool(update.groups) for update in self._updates) == 1
+            is_one = sum(bool(update.groups) for update in updates) == 1
             after = " after one update; a larger budget has more" if is_one else ""
             reasons.insert(0, f"the run ended: {ended_because}{after}")
         return "; ".join(reasons)
