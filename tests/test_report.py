@@ -208,7 +208,6 @@ def test_the_report_says_what_the_results_say(
         assert str(score) in text
     n_calls = sum(usage.n_lm_calls for usage in polite.usage.values())
     assert f"{n_calls} LM calls" in text
-    assert f"LM calls\t{n_calls}\t150\t{n_calls / 150:.0%}\tmax_lm_calls" in text
     assert "Why, says the reflection LM: The better attempts follow the advice." in text
     (pair, *_) = opened.page.locator(".pair").all_inner_texts()
     assert "alike" in pair or "Best rollout: score 1" in pair
@@ -257,7 +256,6 @@ def test_runs_without_an_end_a_metric_or_a_lesson_have_a_report(
     assert "The run is not finished." in page
     assert "1 experience so far" in page
     assert "0 calls of the metric" not in page
-    assert "Limits are recorded at the end of a run." in page
     assert "start the same compile with its log_dir again" in page
 
     with pytest.warns(UserWarning, match="without ground truth"):

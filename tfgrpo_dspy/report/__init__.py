@@ -4,7 +4,6 @@ Every text of a user or an LM is escaped; characters that would hide or turn tex
 their code points.
 """
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
@@ -104,7 +103,6 @@ def run_of(results: Any) -> RunResults:
     return run_of(held)
 
 
-@functools.cache
 def _template() -> Template:
     template = template_in("tfgrpo_dspy.report", "report.html.jinja", finalize=plain)
     template.globals.update(page=page, counted=counted, interval=interval, bounds_text=bounds_text)
@@ -135,16 +133,13 @@ class Life:
 def view_of(run: RunResults) -> dict[str, Any]:
     """Everything that the template shows besides the results themselves, by name."""
     lives = list(_lives(run))
-    intervals = [life.effect.bounds for life in lives if life.effect]
+    intervals = [(0.0, 0.0), *(life.effect.bounds for life in lives if life.effect)]
     return {
         "score_scale": scale_of(run.updates),
-        "curve": curve(run.updates, run.student, run.best, run.test),
+        "curve": curve(run),
         "candidates": page.candidates(run, len(run.candidates)),
         "lives": lives,
-        "scale": (
-            min([0.0, *(low for low, _ in intervals)]),
-            max([0.0, *(h for _, h in intervals)]),
-        ),
+        "scale": (min(low for low, _ in intervals), max(high for _, high in intervals)),
         "steps": [*_steps(run.updates)],
         "diffs": {name: [*_diff(old, new)] for name, (old, new) in run.instructions.items()},
     }
@@ -153,28 +148,26 @@ def view_of(run: RunResults) -> dict[str, Any]:
 def _lives(run: RunResults) -> Iterator[Life]:
     """All experiences of the run: those of the result, the strongest first, then the others."""
     in_result = {experience.id: experience for experience in run.strongest}
+    missing = page.gone(run)
     changes: dict[str, list[tuple[UpdateRecord, Change]]] = {id_: [] for id_ in in_result}
     for record in run.updates:
         for change in record.changes:
             changes.setdefault(change.id, []).append((record, change))
-    missing = {change.id: change for change in page.gone(run)}
-    changes = changes | {id_: [] for id_ in missing if id_ not in changes}  # of the student
+    changes |= {id_: [] for id_ in missing if id_ not in changes}  # of the student
     tried = {(one.text, one.scope): one for one in run.tried}
     places = {record.update: place for place, record in enumerate(run.updates)}
     n = max(1, len(places))
     for id_, of in changes.items():
-        experience = in_result.get(id_)
-        now = experience or missing[id_]
-        text, scope = now.text, now.scope
-        belief = tried.get((text, scope))
+        experience, (last, why) = in_result.get(id_), missing.get(id_, (None, ""))
+        now: Any = experience or last
+        belief = tried.get((now.text, now.scope))
         texts = [experience, belief, *(change for _, change in reversed(of))]
         effect = next((one.effect for one in texts if one and one.effect), None)
-        why = "" if experience else page.why_gone(run, missing[id_])
         first = places[of[0][0].update] if of and of[0][1].kind == "born" else 0
         is_dropped = bool(why and of) and of[-1][1].kind == "dropped"
         end = places[of[-1][0].update] + 1 if is_dropped else n
         span = (100 * first / n, 100 * (end - first) / n)
-        yield Life(id_, text, scope, of, experience, effect, belief, why, span)
+        yield Life(id_, now.text, now.scope, of, experience, effect, belief, why, span)
 
 
 def _steps(

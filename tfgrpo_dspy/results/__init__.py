@@ -200,20 +200,17 @@ class RunResults:
         elif self.gain and not self.test:
             steps += ["pass a testset (these examples chose the result)"]
         steps += ['save it (program.save("program.json"))'] * (not self.nothing_learned)
-        return f"{', '.join(steps)}; {self._more_budget}"
-
-    @property
-    def _more_budget(self) -> str:
         changed = [n for n, update in enumerate(self.updates, 1) if update.accepted]
         seen = [score for update in self.updates for score in update.scores]
         n, n_last = len(self.updates), changed[-1] if changed else 0
+        worth, why = "not worth it", f"nothing changed after update {n_last} of {n}"
         if self.best and self.best.mean is not None and self.best.mean >= max(seen, default=9e9):
-            return f"more budget is not worth it: no attempt scored more than {self.best.mean:z.3f}"
-        if self.ended_because.startswith("max_"):
-            return f"more budget is worth it: the run was cut off ({one_line(self.ended_because)})"
-        if n_last > 2 * n / 3:
-            return f"more budget is worth it: the library still changed in update {n_last} of {n}"
-        return f"more budget is not worth it: nothing changed after update {n_last} of {n}"
+            why = f"no attempt scored more than {self.best.mean:z.3f}"
+        elif self.ended_because.startswith("max_"):
+            worth, why = "worth it", f"the run was cut off ({one_line(self.ended_because)})"
+        elif n_last > 2 * n / 3:
+            worth, why = "worth it", f"the library still changed in update {n_last} of {n}"
+        return f"{', '.join(steps)}; more budget is {worth}: {why}"
 
     def sections(self) -> "list[Section]":
         """The parts of the page."""
@@ -252,8 +249,7 @@ class RunResults:
         return f"<RunResults: {self.in_a_line}>"
 
     def _repr_html_(self) -> str:
-        picture = curve(self.updates, self.student, self.best, self.test)
-        return _HTML.render(sections=self.sections(), curve=picture)
+        return _HTML.render(sections=self.sections(), curve=curve(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The results as dicts, lists, strings and numbers, ready for JSON."""
@@ -327,20 +323,19 @@ def total(usage: Mapping[str, Usage], roles: Iterable[str]) -> Usage:
 
 def scores(run: RunResults) -> Section:
     """The mean scores of student and result, first on the test examples, which count most."""
-    sets: dict[str, tuple[object, object, object]] = {}
-    if run.test:
-        sets["held-out test"] = (run.test.student, run.test.best, run.test.gain)
-    if run.student or run.best:
-        sets["validation"] = (run.student, run.best, run.gain)
-    if not sets:
-        return Section("Mean score: not measured")
+    held_out, chosen = run.test, run.student or run.best
+    sets = {
+        "held-out test": held_out and (held_out.student, held_out.best, held_out.gain),
+        "validation": chosen and (run.student, run.best, run.gain),
+    }
     rows = [
         [name, what, str(value or "not measured")]
         for name, values in sets.items()
-        for what, value in zip(("student", "result", "gain"), values, strict=True)
+        for what, value in zip(("student", "result", "gain"), values or (), strict=bool(values))
     ]
     optimistic = "" if run.test else "; optimistic: these scores chose the result"
-    return Section(f"Mean score [95 % interval]{optimistic}", rows)
+    title = f"Mean score [95 % interval]{optimistic}" if rows else "Mean score: not measured"
+    return Section(title, rows)
 
 
 def candidates(run: RunResults, most: int = MOST_CANDIDATES) -> Section:
@@ -351,33 +346,38 @@ def candidates(run: RunResults, most: int = MOST_CANDIDATES) -> Section:
     """
     if len(run.candidates) < 2:
         return Section("")
-    names = list(dict.fromkeys(name for each in run.candidates for name in each.objectives))
-    front, rivals = [*map(id, run.front)], [*map(id, compared(run.candidates))]
-    rows = []
+    names = dict.fromkeys(name for each in run.candidates for name in each.objectives)
+    optimal = {id(each): "no" for each in compared(run.candidates)}
+    optimal |= {id(each): "yes" for each in run.front}
     first, *others = run.candidates
-    others.sort(key=lambda other: (not other.is_best, id(other) not in front))
-    for each in [first, *others][:most]:
-        score = each.score
-        mean = "no score" if not score or score.mean is None else f"{score.mean:z.3f} on {score.n}"
-        means = [f"{each.objectives[n]:z.3f}" if n in each.objectives else "" for n in names]
-        optimal = ["yes" if id(each) in front else "no" if id(each) in rivals else ""]
-        dollars = each.added.dollars
-        price = [f"{each.added.n_tokens:,}", *([] if dollars is None else [f"{dollars:,.4f}"])]
-        parts = [*each.ids, *([f"demos {each.demo_set}"] if each.demo_set else [])]
-        parts += ["brief"] * bool(each.added.briefs)
-        is_kept = each.is_best and each is first
-        name = each.name + " (returned)" * is_kept
-        optimal = optimal if names else []
-        rows.append([name, mean, *means, *optimal, *price, one_line(", ".join(parts))])
-    header = ["", "mean score", *names, *(["Pareto-optimal"] if names else [])]
-    is_known = run.candidates[0].added.dollars is not None
-    header += ["tokens a call", *["$ for 1,000 calls"] * is_known, "consists of"]
-    n_more = len(run.candidates) - len(rows)
+    others.sort(key=lambda other: (not other.is_best, optimal.get(id(other)) != "yes"))
+    shown = [first, *others][:most]
+    columns = {
+        "": [each.name + " (returned)" * (each.is_best and each is first) for each in shown],
+        "mean score": [
+            "no score" if not one or one.mean is None else f"{one.mean:z.3f} on {one.n}"
+            for one in (each.score for each in shown)
+        ],
+    }
+    for name in names:
+        means = [each.objectives.get(name) for each in shown]
+        columns[name] = ["" if mean is None else f"{mean:z.3f}" for mean in means]
+    if names:
+        columns["Pareto-optimal"] = [optimal.get(id(each), "") for each in shown]
+    columns["tokens a call"] = [f"{each.added.n_tokens:,}" for each in shown]
+    if first.added.dollars is not None:
+        columns["$ for 1,000 calls"] = [f"{each.added.dollars or 0.0:,.4f}" for each in shown]
+    columns["consists of"] = [
+        one_line(", ".join([*each.ids, *[f"demos {each.demo_set}"] * each.has_demos,
+                            *["brief"] * bool(each.added.briefs)]))
+        for each in shown
+    ]  # fmt: skip
+    n_more = len(run.candidates) - len(shown)
     more = f"; {n_more} more: see .candidates" if n_more else ""
-    best = next((id(each) for each in run.candidates if each.is_best), 0)
-    if best in rivals and best not in front:
+    if any(each.is_best and optimal.get(id(each)) == "no" for each in run.candidates):
         more += "; the result has the best score, which counts the objectives as the metric does"
-    return Section(f"Candidates, on validation examples, and what each adds{more}", rows, header)
+    title = f"Candidates, on validation examples, and what each adds{more}"
+    return Section(title, [*zip(*columns.values(), strict=True)], [*columns])
 
 
 def experiences(run: RunResults) -> Section:
@@ -417,10 +417,10 @@ def learned_text(run: RunResults) -> str:
     return f"The result has {brief}{counted(len(run.experiences), 'experience')}{demos}{price}"
 
 
-def gone(run: RunResults) -> list[Change]:
-    """The last change of each experience that is not in the library, the latest first.
+def gone(run: RunResults) -> dict[str, tuple[Change, str]]:
+    """By id, the last change of each experience that is not in the result, the latest first.
 
-    Lines of the student that the result leaves out are there, too.
+    Lines of the student that the result leaves out are there, too. The text says why it is gone.
     """
     before = {name: before for name, (before, _) in run.instructions.items()}
     last: dict[str, Change] = {}
@@ -430,32 +430,28 @@ def gone(run: RunResults) -> list[Change]:
         for change in update.changes:
             last.pop(change.id, None)
             last[change.id] = change
-    library = run.experiences
-    return [change for change in reversed(last.values()) if change.id not in library]
-
-
-def why_gone(run: RunResults, change: Change) -> str:
-    """The reason that an experience is not in the result, by its last change and the candidates."""
-    if change.kind == "dropped":
-        return change.reason
-    if not run.is_finished:
-        return "no final choice was made yet"
-    if not any(change.id in candidate.ids for candidate in run.candidates):
-        return "it was not measured in the final choice"
-    return "it did not win the final choice"
+    measured = {id_ for candidate in run.candidates for id_ in candidate.ids}
+    library, found = run.experiences, {}
+    for change in reversed(last.values()):
+        why = "no final choice was made yet"
+        if change.kind == "dropped":
+            why = change.reason
+        elif run.is_finished:
+            why = "it did not win the final choice"
+            why = why if change.id in measured else "it was not measured in the final choice"
+        if change.id not in library:
+            found[change.id] = change, why
+    return found
 
 
 def dropped(run: RunResults) -> Section:
     """The experiences that were tried and are not in the result, the latest first, with reasons."""
-    if not (missing := gone(run)):
-        return Section("")
-    rows = [
-        [change.id, f"{one_line(change.text)} ({one_line(why_gone(run, change))})"]
-        for change in missing[:MOST_DROPPED]
-    ]
+    missing = [*gone(run).values()]
+    rows = [[c.id, f"{one_line(c.text)} ({one_line(why)})"] for c, why in missing[:MOST_DROPPED]]
     n_more = len(missing) - len(rows)
     rows += [["...", f"{n_more:,} more; see .updates"]] if n_more else []
-    return Section(f"Not in the result: {counted(len(missing), 'experience')}, and why", rows)
+    title = f"Not in the result: {counted(len(missing), 'experience')}, and why"
+    return Section(title if missing else "", rows)
 
 
 def costs(run: RunResults) -> Section:
@@ -483,25 +479,6 @@ def costs(run: RunResults) -> Section:
 
 def _dollars(spent: Usage) -> str:
     return f"{spent.cost_usd:.4f}" if spent.cost_usd else "0 or unknown"
-
-
-def budget(run: RunResults) -> Section:
-    """The part that was used of each limit that was set."""
-    used: dict[str, tuple[str, float, str]] = {
-        "max_lm_calls": ("LM calls", run.spent.n_lm_calls, ",.0f"),
-        "max_metric_calls": ("calls of the metric", run.metric_calls, ",.0f"),
-        "max_cost": ("dollars", run.spent.cost_usd, ",.4f"),
-        "max_minutes": ("minutes", run.wall_time_s / 60, ",.1f"),
-    }
-    rows = []
-    for name, (what, amount, form) in used.items():
-        if limit := run.settings.get(name):
-            share = f"{amount / limit:.0%}"
-            rows.append([what, f"{amount:{form}}", f"{limit:,}", share, name])
-    if not rows:
-        unknown = "Limits are recorded at the end of a run"
-        return Section("No limit was set" if run.settings else unknown)
-    return Section("Used of the limits", rows, ["", "used", "limit", "share", "set by"])
 
 
 def failures(run: RunResults) -> Section:

@@ -3,26 +3,32 @@
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from tfgrpo_dspy.results.records import UNBOUNDED, HeldOut, Scale, ScoreSummary, UpdateRecord
+from tfgrpo_dspy.results.records import UNBOUNDED, Scale, ScoreSummary, UpdateRecord
 
 N_TICKS = 4  # about as many on an axis
 LEAST_RANGE = 0.1  # of the scores on the vertical axis
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(NamedTuple):
     """A mean score after so many LM calls, with the bounds of its 95 % interval."""
 
     n_lm_calls: int
     score: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, score: ScoreSummary | None, n_lm_calls: int = 0) -> "Point | None":
+        """The point of a score; None: it has no mean."""
+        if score is None or score.mean is None:
+            return None
+        low, high = (score.mean if end is None else end for end in (score.low, score.high))
+        return cls(n_lm_calls, score.mean, low, high)
 
 
 def scale_of(updates: Sequence[UpdateRecord]) -> Scale:
@@ -34,20 +40,16 @@ def scale_of(updates: Sequence[UpdateRecord]) -> Scale:
 def points(updates: Sequence[UpdateRecord]) -> list[Point]:
     """The mean training score of each update that has scores."""
     scale = scale_of(updates)
-    by_update = ((update, ScoreSummary.of(update.scores, scale)) for update in updates)
-    return [p for update, score in by_update if (p := _point(score, update.n_lm_calls))]
+    found = (Point.of(ScoreSummary.of(each.scores, scale), each.n_lm_calls) for each in updates)
+    return [point for point in found if point]
 
 
-def curve(
-    updates: Sequence[UpdateRecord],
-    student: ScoreSummary | None = None,
-    best: ScoreSummary | None = None,
-    test: HeldOut | None = None,
-) -> str:
+def curve(run: Any) -> str:
     """The training scores, and those of student and result, with intervals; "": there are none."""
-    training = points(updates)
-    sets = {"validation": (student, best), **({"test": (test.student, test.best)} if test else {})}
-    pairs = {name: [*map(_point, pair)] for name, pair in sets.items() if any(map(_point, pair))}
+    training, sets = points(run.updates), {"validation": (run.student, run.best)}
+    sets |= {"test": (run.test.student, run.test.best)} if run.test else {}
+    pairs = {name: [*map(Point.of, pair)] for name, pair in sets.items()}
+    pairs = {name: pair for name, pair in pairs.items() if any(pair)}
     drawn = [*training, *(point for pair in pairs.values() for point in pair if point)]
     if not drawn:
         return ""
@@ -75,26 +77,15 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(k * step, 12) for k in range(first, last + 1)]
 
 
-def _point(score: ScoreSummary | None, n_lm_calls: int = 0) -> Point | None:
-    if score is None or score.mean is None:
-        return None
-    low, high = (score.mean if end is None else end for end in (score.low, score.high))
-    return Point(n_lm_calls, score.mean, low, high)
-
-
+@functools.cache
 def template_in(package: str, file: str, **settings: Any) -> Template:
     """The template in a file of this package; `settings` are those of its environment."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings
     )
-    source = resources.files(package).joinpath(file)
-    return environment.from_string(source.read_text(encoding="utf-8"))
-
-
-@functools.cache
-def _macros() -> Any:
-    return template_in("tfgrpo_dspy.results", "curve.svg.jinja").module
+    return environment.from_string(resources.files(package).joinpath(file).read_text("utf-8"))
 
 
 def _drawn(name: str, *values: Any) -> str:
-    return str(getattr(_macros(), name)(*values)).strip()
+    macros: Any = template_in("tfgrpo_dspy.results", "curve.svg.jinja").module
+    return str(getattr(macros, name)(*values)).strip()
