@@ -431,7 +431,7 @@ def gone(run: RunResults) -> dict[str, tuple[Change, str]]:
             last.pop(change.id, None)
             last[change.id] = change
     measured = {id_ for candidate in run.candidates for id_ in candidate.ids}
-    library, found = run.experiences, {}
+    library, by_id = run.experiences, {}
     for change in reversed(last.values()):
         why = "no final choice was made yet"
         if change.kind == "dropped":
@@ -440,8 +440,8 @@ def gone(run: RunResults) -> dict[str, tuple[Change, str]]:
             why = "it did not win the final choice"
             why = why if change.id in measured else "it was not measured in the final choice"
         if change.id not in library:
-            found[change.id] = change, why
-    return found
+            by_id[change.id] = change, why
+    return by_id
 
 
 def dropped(run: RunResults) -> Section:

@@ -40,8 +40,8 @@ def scale_of(updates: Sequence[UpdateRecord]) -> Scale:
 def points(updates: Sequence[UpdateRecord]) -> list[Point]:
     """The mean training score of each update that has scores."""
     scale = scale_of(updates)
-    found = (Point.of(ScoreSummary.of(each.scores, scale), each.n_lm_calls) for each in updates)
-    return [point for point in found if point]
+    every = (Point.of(ScoreSummary.of(each.scores, scale), each.n_lm_calls) for each in updates)
+    return [point for point in every if point]
 
 
 def curve(run: Any) -> str:
