@@ -69,13 +69,13 @@ class Changes:
                 self._comparisons[proposed.library[id_].advice] = comparisons
         old_of, changes = {each.id: each for each in before}, list[Change]()
         for new in after:
-            old, named = old_of.get(new.id), (new.id, new.text, new.scope)
+            old, effect = old_of.get(new.id), new.effect
             if old is None or old.advice != new.advice:
                 seen = self._comparisons.get(new.advice, ())
                 kind: ChangeKind = "born" if old is None else "changed"
-                changes.append(Change(kind, *named, effect=new.effect, comparisons=seen))
-            if not new.is_on_trial and (old is None or old.is_on_trial) and new.effect:
-                changes.append(Change("settled", *named, effect=new.effect))
+                changes.append(Change(kind, new.id, new.text, new.scope, "", effect, seen))
+            if not new.is_on_trial and (old is None or old.is_on_trial) and effect:
+                changes.append(Change("settled", new.id, new.text, new.scope, effect=effect))
         added = [id_ for id_, operation in proposed.accepted if isinstance(operation, Add)]
         return (
             *changes,
@@ -94,14 +94,15 @@ class Changes:
         for id_, advice in gone.items():
             if id_ in after or advice in rivals:
                 continue
+            text, scope = advice
             if id_ not in before:
                 seen = self._comparisons.get(advice, ())
-                yield Change("born", id_, *advice, comparisons=seen)
+                yield Change("born", id_, text, scope, comparisons=seen)
             reason = decision.dropped.get(id_, "the reflection LM deleted it")
             n, n_shown = self._refused[advice], self._shown[advice]
             if n >= MANY_REFUSED * n_shown > 0:
                 reason = f"the provider refused {n} of {n_shown} prompts with it; {reason}"
-            yield Change("dropped", id_, *advice, reason)
+            yield Change("dropped", id_, text, scope, reason)
 
     def compared(
         self,
