@@ -232,19 +232,6 @@ def with_values(text: str, *holders: Any) -> str:
     return re.sub(rf"(?:{forms})(?!\w)", lambda match: names[match[0]], text)
 
 
-def containers_copied(value: Any) -> Any:
-    """The value with copies of its containers, and of models that hold some; the rest is shared."""
-    if isinstance(value, pydantic.BaseModel) and not isinstance(value, dspy.Tool):
-        copies = {name: containers_copied(item) for name, item in vars(value).items()}
-        changed = {name: item for name, item in copies.items() if item is not vars(value)[name]}
-        return value.model_copy(update=changed) if changed else value
-    if type(value) is dict:
-        return {key: containers_copied(item) for key, item in value.items()}
-    if type(value) in (list, tuple, set):
-        return type(value)(containers_copied(item) for item in value)
-    return value
-
-
 def copied_example(example: dspy.Example) -> dspy.Example:
     """The example with copies of its values; what cannot be copied (a lock) is shared."""
     copies = {}

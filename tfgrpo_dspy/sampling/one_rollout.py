@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -27,8 +27,14 @@ from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import OWN, SEED_RANGE, Failure, FailureKind, Rollout, Step, mean_of
 from tfgrpo_dspy.sampling.fields import as_fields, copied_example, with_values
-from tfgrpo_dspy.sampling.recorder import CallRecorder
-from tfgrpo_dspy.sampling.replay import REPLAY, Replay, ReplayEndedError, Start, answer_now
+from tfgrpo_dspy.sampling.replay import (
+    REPLAY,
+    CallRecorder,
+    Replay,
+    ReplayEndedError,
+    Start,
+    answer_now,
+)
 from tfgrpo_dspy.user_code import settled
 from tfgrpo_dspy.wording import shortened
 
@@ -80,7 +86,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
     )
     if failure or task.metric is None or (task.start and task.start.is_check):
         return rollout
-    return _scored(rollout, task, prediction, trace, run.calls_to_ask_about(trace))
+    return replace(rollout, **run.verdict(task.metric, rollout, prediction, trace))
 
 
 class _Run:
@@ -123,12 +129,10 @@ class _Run:
 
     def context(self) -> Any:
         adapter = demo_keeping_adapter(dspy.settings.adapter, self.task.kept_demos)
-        if self.replay is not None:
-            adapter = replaying_adapter(adapter, self.replay)
         return dspy.context(
             **{REPLAY: self.replay},
             lm=self._lm_for_sample(dspy.settings.lm),
-            adapter=adapter,
+            adapter=adapter if self.replay is None else replaying_adapter(adapter, self.replay),
             **recording(self.tools.trace),  # the meter reads each call's entry
             **watching(self.tools),
         )
@@ -158,36 +162,82 @@ class _Run:
             failure = replace(failure, message=f"{cause}{failure.message}")
         return prediction, self.meter.provider_failure or failure
 
-    def calls_to_ask_about(self, trace: list[Any]) -> dict[str, PredictorTrace]:
-        """The calls of each predictor, by name, where the metric is asked about predictors."""
-        metric = self.task.metric
-        calls: dict[str, PredictorTrace] = {}
-        if metric and metric.asks_predictors and self.task.asks_predictors:
-            names = [name for name, _ in named_predictors(self.program)]
-            for predictor, inputs, outputs in trace:
-                name = self._name_of(predictor, "")
-                if name in names:
-                    calls.setdefault(name, []).append((predictor, inputs, outputs))
-        return calls
-
     def steps(self, trace: list[Any], failure: Failure | None) -> tuple[Step, ...]:
         """Predictor and tool calls in their order; an answer that did not parse stands last."""
         calls = [((at, 0), step) for at, step in self.tools.calls.values()]
         for position, (predictor, inputs, outputs) in enumerate(trace):
             name = self._name_of(predictor, type(predictor).__name__)
-            entropy = self.tools.trace.entropies[position]
-            step = Step("predictor", name, as_fields(inputs), as_fields(outputs), entropy=entropy)
+            texts, entropy = self.tools.trace.noted.get(id(outputs)) or (as_fields(inputs), None)
+            step = Step("predictor", name, texts, as_fields(outputs), entropy=entropy)
             calls.append(((position, 1), step))
         steps = [step for _, step in sorted(calls, key=itemgetter(0))]
         if (start := self.task.start) is not None:
             n_again = 0 if start.answers_now else start.n_steps
             steps = [*start.source.steps[: start.n_steps], *steps[n_again:]]
-        last = self.meter.last_call
-        if failure is not None and failure.kind is FailureKind.PARSE and last is not None:
-            caller, call = last
-            name, outputs = self._name_of(caller, "predictor"), {"unparsed answer": call.text}
+        if failure is not None and failure.kind is FailureKind.PARSE and self.meter.last_call:
+            asking, call = self.meter.last_call
+            name, outputs = self._name_of(asking, "predictor"), {"unparsed answer": call.text}
             steps.append(Step("predictor", name, {"prompt": call.prompt}, outputs, failure.message))
         return tuple(steps)
+
+    def verdict(
+        self, metric: ScoringFunction, rollout: Rollout, prediction: Any, trace: list[Any]
+    ) -> dict[str, Any]:
+        """What scoring adds to the rollout; an LM judge runs on the user's own LM, as it is set."""
+        task, score, failure, n_calls = self.task, None, None, 0
+        meter = Meter(task.ledger, task.prices, task.is_training)
+        calls: dict[str, PredictorTrace] = {}  # of each predictor that the metric is asked about
+        if metric.asks_predictors and task.asks_predictors:
+            names = {name for name, _ in named_predictors(self.program)}
+            for call in trace:
+                if (name := self._name_of(call[0], "")) in names:
+                    calls.setdefault(name, []).append(call)
+        feedback: dict[str, str] = {}
+
+        def asked(ask: Callable[..., Any], *about: Any) -> Any:
+            nonlocal n_calls
+            task.ledger.take_metric_call()
+            n_calls += 1
+            task.calls["metric"] = "the metric"
+            try:
+                return ask(*about, copied_example(task.example), prediction, trace)
+            finally:
+                del task.calls["metric"]
+
+        meter.check()
+        try:
+            with judging(meter):
+                score = asked(metric)
+                for name, of_predictor in calls.items():
+                    feedback[name] = asked(metric.feedback_on, name, of_predictor)
+        except MetricError as error:
+            task.ledger.raised.note(error.__cause__ or error)
+            is_providers = _failure_of(error.__cause__ or error).kind is FailureKind.PROVIDER
+            kind = FailureKind.PROVIDER if is_providers else FailureKind.METRIC
+            failure = Failure(kind, str(error))
+        meter.check()
+        if (
+            hidden := meter.provider_failure
+        ):  # where the metric hid it, what it returned is no score
+            message = f"the metric's LM failed: {hidden.message}"
+            failure = replace(hidden, message=message, refuses_prompt=False)
+        steps = list(rollout.steps)
+        for k in reversed(range(len(steps))):  # the last call of each predictor
+            text = feedback.pop(steps[k].name, "") if steps[k].kind == "predictor" else ""
+            if text and not (score and text == score.feedback):  # that on the whole is not repeated
+                text = with_values(text, task.example, prediction)
+                steps[k] = replace(steps[k], feedback=text)
+        added = {
+            "n_metric_calls": n_calls,
+            "metric_usage": meter.usage,
+            "dearest_call": max(rollout.dearest_call, meter.dearest_call),
+            "steps": tuple(steps),
+            "failure": failure,
+        }
+        if score is not None and failure is None:
+            words = with_values(score.feedback, task.example, prediction)
+            added |= {"score": score.value, "feedback": words, "objectives": score.objectives}
+        return added
 
 
 def _cause_of(call: Call) -> str:
@@ -205,6 +255,15 @@ def _called(program: Any, inputs: Mapping[str, Any]) -> Any:
     if getattr(forward, "__module__", "") == dspy.syncify.__module__:  # it would run a loop itself
         program, forward = getattr(program, "program", program), None
     return settled(program.acall(**inputs) if forward is None else program(**inputs))
+
+
+def _failure_of(error: BaseException) -> Failure:
+    if isinstance(error, dspy.AdapterParseError):
+        return Failure(FailureKind.PARSE, str(error).strip())
+    if isinstance(error, dspy.LMError) and is_too_long(error):
+        return Failure(FailureKind.PROGRAM, f"The prompt was too long for the LM: {error}")
+    is_providers = isinstance(error, dspy.LMError)
+    return Failure(FailureKind.PROVIDER if is_providers else FailureKind.PROGRAM, described(error))
 
 
 def allows_temperature(lm: Any, temperature: Any) -> bool:
@@ -238,76 +297,3 @@ def sampling_copy(lm: Any, rollout_id: int, temperature: float | str | None) -> 
         if has_engine_object or lm.kwargs.get("seed") is not None:
             changes["seed"] = rollout_id % SEED_RANGE
     return lm.copy(**changes)
-
-
-def _failure_of(error: BaseException) -> Failure:
-    if isinstance(error, dspy.AdapterParseError):
-        return Failure(FailureKind.PARSE, str(error).strip())
-    if isinstance(error, dspy.LMError) and is_too_long(error):
-        return Failure(FailureKind.PROGRAM, f"The prompt was too long for the LM: {error}")
-    is_providers = isinstance(error, dspy.LMError)
-    kind = FailureKind.PROVIDER if is_providers else FailureKind.PROGRAM
-    return Failure(kind, described(error))
-
-
-def _scored(
-    rollout: Rollout,
-    task: RolloutTask,
-    prediction: Any,
-    trace: list[Any],
-    predictor_calls: Mapping[str, PredictorTrace],
-) -> Rollout:
-    """The rollout with its score; an LM judge runs on the user's own LM, at its own settings."""
-    meter = Meter(task.ledger, task.prices, task.is_training)
-    score, failure, n_calls = None, None, 0
-    feedback: dict[str, str] = {}
-
-    def asked(ask: Callable[..., Any], *about: Any) -> Any:
-        nonlocal n_calls
-        task.ledger.take_metric_call()
-        n_calls += 1
-        task.calls["metric"] = "the metric"
-        try:
-            return ask(*about, copied_example(task.example), prediction, trace)
-        finally:
-            del task.calls["metric"]
-
-    meter.check()
-    try:
-        with judging(meter):
-            score = asked(task.metric)  # type: ignore[arg-type]
-            for name, calls in predictor_calls.items():
-                feedback[name] = asked(task.metric.feedback_on, name, calls)  # type: ignore[union-attr]
-    except MetricError as error:
-        task.ledger.raised.note(error.__cause__ or error)
-        kind = _failure_of(error.__cause__ or error).kind
-        kind = kind if kind is FailureKind.PROVIDER else FailureKind.METRIC
-        failure = Failure(kind, str(error))
-    meter.check()
-    if hidden := meter.provider_failure:  # where the metric hid it, what it returned is no score
-        message = f"the metric's LM failed: {hidden.message}"
-        failure = replace(hidden, message=message, refuses_prompt=False)
-    of_predictors = {
-        name: with_values(text, task.example, prediction)
-        for name, text in feedback.items()
-        if not score or text != score.feedback  # feedback on the whole program is not repeated
-    }
-    steps = _with_feedback(rollout.steps, of_predictors)
-    dearest = max(rollout.dearest_call, meter.dearest_call)
-    rollout = replace(
-        rollout, n_metric_calls=n_calls, steps=steps, metric_usage=meter.usage, dearest_call=dearest
-    )
-    if score is None or failure is not None:
-        return replace(rollout, failure=failure)
-    words = with_values(score.feedback, task.example, prediction)
-    return replace(rollout, score=score.value, feedback=words, objectives=score.objectives)
-
-
-def _with_feedback(steps: Sequence[Step], feedback: Mapping[str, str]) -> tuple[Step, ...]:
-    """The steps; the last call of each predictor with what the metric says of the predictor."""
-    left = dict(feedback)
-    changed = [
-        replace(s, feedback=left.pop(s.name, "")) if s.kind == "predictor" else s
-        for s in reversed(steps)
-    ]
-    return tuple(reversed(changed))

@@ -1,4 +1,4 @@
-"""Replays a recorded rollout up to a step, and goes on from there with fresh samples.
+"""Notes the steps of a rollout as DSPy tells of them; feeds those of another one back up to a step.
 
 The program runs again, but the recorded outputs of predictors and results of tools are fed back, so
 nothing before the step costs a call of an LM or a tool. Each call is verified: its name and its
@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn
 
 import dspy
 
+from tfgrpo_dspy.budget.meter import CallWatcher, Meter
 from tfgrpo_dspy.dspy_seam import ACTIVE_CALL_ID, caller
 from tfgrpo_dspy.errors import CallSparedError, NotReplayedError
 from tfgrpo_dspy.experience.programs import named_predictors
@@ -28,10 +29,11 @@ from tfgrpo_dspy.rollout import (
     FailureKind,
     Rollout,
     Step,
+    mean_of,
     trajectory_text,
 )
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, parsed
-from tfgrpo_dspy.user_code import without_partials
+from tfgrpo_dspy.user_code import in_loop, without_partials
 
 REPLAY = "tfgrpo_replay"
 """Under this name DSPy's settings hold the `Replay` of the rollout that is being made."""
@@ -151,10 +153,9 @@ class Replay:
             return None
         step = self.start.source.steps[self._n_fed]
         self._n_fed += 1
-        texts = [
-            {n: _PASSING.sub("", t) for n, t in each.items()} for each in (step.inputs, inputs)
-        ]
-        changed = [n for n in {**texts[0], **texts[1]} if texts[0].get(n) != texts[1].get(n)]
+        was, now = ({n: _PASSING.sub("", t) for n, t in each.items()}
+                    for each in (step.inputs, inputs))  # fmt: skip
+        changed = [n for n in {**was, **now} if was.get(n) != now.get(n)]
         if (step.kind, step.name) != (kind, name):
             self._end(f"step {self._n_fed} is {kind} {name!r}, and was {step.kind} {step.name!r}")
         elif step.error and kind == "predictor":  # its answer could not be read: that ended it
@@ -167,8 +168,9 @@ class Replay:
         """The recorded outputs of the predictor that is called now; None: the call is fresh."""
         self._go_on()
         module = caller()
-        name = self._name_of(module, type(module).__name__)
-        step = self._next("predictor", name, as_fields(inputs))
+        step = self._next(
+            "predictor", self._name_of(module, type(module).__name__), as_fields(inputs)
+        )
         self._go_on()
         if step is None:
             return None
@@ -190,9 +192,9 @@ class Replay:
     def lm_called(self) -> None:
         """End the rollout before it pays for a call that it was to be spared."""
         if self.start.is_check or self._n_fed < self.start.n_steps:
-            why = "that is no call of a predictor through the adapter of the run"
             again = f"the program calls an LM in step {self._n_fed + 1} again"
-            self.refuse(f"{again}: {why}", FailureKind.REPLAY)
+            why = f"{again}: that is no call of a predictor through the adapter of the run"
+            self.refuse(why, FailureKind.REPLAY)
 
     def tool_called(self, call_id: str, name: str, inputs: Mapping[str, str]) -> None:
         """Note which tool is called."""
@@ -207,10 +209,9 @@ class Replay:
         if step is None and is_marked:
             wanted = ("tool", name, as_fields(arguments))
             steps = self.start.source.steps
-            step = next((s for s in steps if (s.kind, s.name, dict(s.inputs)) == wanted), None)
+            step = next((s for s in steps if (s.kind, s.name, s.inputs) == wanted), None)
             if step is None:
-                why = "is replay_only, and has no result for these arguments"
-                self.refuse(f"tool {name!r} {why}")
+                self.refuse(f"tool {name!r} is replay_only, and has no result for these arguments")
         if step is None or (is_called and not is_marked):
             return function(**arguments)
         if step.error:
@@ -220,13 +221,12 @@ class Replay:
         text = step.outputs.get("result", "")
         return _value(text) if step.form == "json" else text
 
-    def tool_ended(self, call_id: str, outputs: Any, exception: BaseException | None) -> None:
+    def tool_ended(self, call_id: str, now: Step) -> None:
         """Compare what a tool gave with what it had given, where it was called to find out."""
         _, before, is_called = self._tools[call_id]
-        if is_called and before and not self.failure:
-            now = with_result(before, outputs, exception)
-            if (now.outputs, now.error) != (before.outputs, before.error):
-                self._end(_unlike(before.name))
+        is_same = before is None or (now.outputs, now.error) == (before.outputs, before.error)
+        if is_called and not is_same:
+            self._end(_unlike(now.name))
 
     def finish(self, outputs: Mapping[str, str], failure: Failure | None) -> None:
         """Verify how the program ends, and that it made all calls of the record."""
@@ -234,11 +234,108 @@ class Replay:
         if self._n_fed < self.start.n_steps:
             self._end(f"the program ends after {self._n_fed} of {self.start.n_steps} steps")
         if self.start.is_check:
-            failed = [each.kind if each and each.kind.is_programs_own else ""
-                      for each in (failure, source.failure)]  # fmt: skip
-            is_same = bool(failed[0]) or decision(outputs) == decision(source.outputs)
-            if failed[0] != failed[1] or not is_same:
+            failed, had_failed = (each.kind if each and each.kind.is_programs_own else ""
+                                  for each in (failure, source.failure))  # fmt: skip
+            is_same = bool(failed) or decision(outputs) == decision(source.outputs)
+            if failed != had_failed or not is_same:
                 self._end("the program returns something else after the same steps")
+
+
+class _Trace(list[Any]):
+    """DSPy's trace; of each answer, the inputs as they were at the call, and its entropy."""
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self.noted: dict[int, tuple[dict[str, str], float | None]] = {}  # by the outputs' id
+        self._surprisals, self._n_seen = meter.surprisals, 0
+
+    def append(self, call: Any) -> None:
+        _, inputs, outputs = call
+        self.noted[id(outputs)] = as_fields(inputs), mean_of(self._surprisals[self._n_seen :])
+        self._n_seen = len(self._surprisals)
+        super().append(call)
+
+    def extend(self, calls: Any) -> None:  # what Refine has traced elsewhere
+        self._n_seen = len(self._surprisals)
+        super().extend(calls)
+
+
+class _Dispatcher:
+    """Stands in a tool for its function: async ones run in the loop, a replay has the results."""
+
+    def __init__(self, function: Any) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.n_users = 0
+
+    def __call__(self, *args: Any, **arguments: Any) -> Any:
+        replay: Replay | None = dspy.settings.get(REPLAY)
+        function = self.function
+        result = (
+            function(*args, **arguments) if replay is None else replay.result(function, arguments)
+        )
+        return in_loop(result) if inspect.iscoroutine(result) else result
+
+
+class CallRecorder(CallWatcher):
+    """The tool calls of one rollout, each with how many predictor calls were answered before it.
+
+    Calls of tools and LMs that have begun, and not ended, are in `begun`. The tools that the
+    rollout calls, wherever it takes them from, hold a dispatcher until it is closed. `replay`:
+    where the rollout goes on from a step of another one.
+    """
+
+    def __init__(self, meter: Meter, begun: dict[str, str], replay: Replay | None = None) -> None:
+        super().__init__(meter)
+        self.trace = _Trace(meter)
+        self.calls: dict[str, tuple[int, Step]] = {}
+        self._begun, self._replay = begun, replay
+        self._changed: list[dspy.Tool] = []  # tools that hold a dispatcher
+
+    def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Begin the record of the call, and change the tool before its function is called."""
+        name, arguments = str(instance.name), as_fields(inputs.get("kwargs", inputs))
+        if self._replay is not None:
+            self._replay.tool_called(call_id, name, arguments)
+        self._begun[call_id] = f"tool {name!r}"
+        self.calls[call_id] = (len(self.trace), Step("tool", name, arguments, {}))
+        with dspy.settings.lock:
+            if not isinstance(instance.func, _Dispatcher):
+                vars(instance)["func"] = _Dispatcher(instance.func)
+            instance.func.n_users += 1
+            self._changed.append(instance)
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Note that the call has begun, and count it. Raises RunStopped."""
+        if self._replay is not None:
+            self._replay.lm_called()
+        self._begun[call_id] = f"a call of {getattr(instance, 'model', 'an LM')}"
+        super().on_lm_start(call_id, instance, inputs)
+
+    def on_lm_end(
+        self, call_id: str, outputs: Any | None, exception: BaseException | None = None
+    ) -> None:
+        """Note that the call is over, and settle it."""
+        self._begun.pop(call_id, None)
+        super().on_lm_end(call_id, outputs, exception)
+
+    def on_tool_end(
+        self, call_id: str, outputs: Any | None, exception: BaseException | None = None
+    ) -> None:
+        """Note what came of the call."""
+        self._begun.pop(call_id, None)
+        position, step = self.calls[call_id]
+        self.calls[call_id] = position, _with_result(step, outputs, exception)
+        if self._replay is not None:
+            self._replay.tool_ended(call_id, self.calls[call_id][1])
+
+    def close(self) -> None:
+        """Give the tools their functions back, unless another rollout needs the dispatchers."""
+        with dspy.settings.lock:
+            for tool in self._changed:
+                tool.func.n_users -= 1
+                if not tool.func.n_users:
+                    vars(tool)["func"] = tool.func.function
 
 
 def answer_now(program: Any, start: Start, inputs: Mapping[str, Any]) -> Any:
@@ -271,7 +368,7 @@ def decision(outputs: Mapping[str, str]) -> dict[str, str]:
     return decided or dict(outputs)
 
 
-def with_result(step: Step, outputs: Any, exception: BaseException | None) -> Step:
+def _with_result(step: Step, outputs: Any, exception: BaseException | None) -> Step:
     """The call of a tool with what it gave, or raised."""
     if exception is not None:
         return replace(step, error=f"{type(exception).__name__}: {exception}")
