@@ -24,6 +24,7 @@ from tfgrpo_dspy.wording import shortened
 
 SHOWN_BYTES = 120  # how much of an example or a value an error message quotes
 OF_PREDICTORS = ["pred_name", "pred_trace"]  # arguments of GEPA's metrics
+VERDICT = {"score", "objectives", "objective_scores"}  # the last is GEPA's name of the second
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class ScoringFunction:
 
     @contextmanager
     def _blaming(self, what: str, example: Any) -> Iterator[None]:
-        """Raises MetricError for whatever is raised, which code of the user's is."""
+        """Raises MetricError for whatever the user's code raises."""
         try:
             yield
         except (RunStopped, KeyboardInterrupt, MetricError):
@@ -89,14 +90,12 @@ class ScoringFunction:
     def as_score(self, verdict: Any, example: Any) -> Score:
         """The score that the metric returned. Raises MetricError: it is none."""
         value, feedback, objectives, part = verdict, "", dict[str, float](), ""
-        if isinstance(verdict, dspy.Prediction | Mapping) and (
-            "score" in verdict or "objectives" in verdict or "objective_scores" in verdict
-        ):
-            by_name = verdict.get("objectives", verdict.get("objective_scores"))  # the name in GEPA
-            if by_name is not None and not isinstance(by_name, Mapping):
+        if isinstance(verdict, dspy.Prediction | Mapping) and VERDICT & {*verdict.keys()}:
+            by_name = verdict.get("objectives", verdict.get("objective_scores")) or {}
+            if not isinstance(by_name, Mapping):
                 hint = "; return a dict of finite numbers by name."
                 raise self._error(f"returned objectives={_shown(by_name)}", example, hint)
-            for name, each in (by_name or {}).items():
+            for name, each in by_name.items():
                 if each is not None:  # it applies to the example
                     part = f" as objective {str(name)!r}"
                     objectives[str(name)] = self._finite(each, example, part)
@@ -153,41 +152,42 @@ def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.P
     is no metric, or a weight is no positive number.
     """
     if isinstance(metrics, Mapping):
-        pairs = [(str(k), v if isinstance(v, tuple) else (v, 1.0)) for k, v in metrics.items()]
+        by_name = {str(name): metric for name, metric in metrics.items()}
     else:
-        weighted = [v if isinstance(v, tuple) else (v, 1.0) for v in metrics]
-        names = [metric_name(v[0]) for v in weighted]
+        names = [metric_name(each[0] if isinstance(each, tuple) else each) for each in metrics]
         unique = (n if names.count(n) == 1 else f"{n} {k}" for k, n in enumerate(names, 1))
-        pairs = list(zip(unique, weighted, strict=True))
-    if not pairs:
+        by_name = dict(zip(unique, metrics, strict=True))
+    if not by_name:
         hint = "pass at least one metric, or metric=None."  # pydantic names the value
         raise SettingsError(hint)
-    for name, pair in pairs:
-        weight = number_of(pair[1]) if len(pair) == 2 else None
+    weights, functions = dict[str, float](), list[Any]()
+    for name, pair in by_name.items():
+        function, *rest = pair if isinstance(pair, tuple) else (pair, 1.0)
+        weight = number_of(rest[0]) if len(rest) == 1 else None
         if weight is None or weight <= 0:
             raise SettingsError(f"{name!r}: pass a metric, or (metric, weight above 0).")
-        adapt_metric(pair[0])
-    weights = {name: float(pair[1]) for name, pair in pairs}
-    return functools.partial(weighted_mean, *(pair[0] for _, pair in pairs), weights=weights)
+        adapt_metric(function)
+        weights[name] = weight
+        functions.append(function)
+    return functools.partial(weighted_mean, *functions, weights=weights)
 
 
 def weighted_mean(*arguments: Any, weights: Mapping[str, float]) -> dspy.Prediction:
     """The weighted mean of the metrics that apply; `arguments`: metrics, example, prediction."""
     *metrics, example, prediction = arguments
-    verdicts: dict[str, Score] = {}
-    for name, metric in zip(weights, metrics, strict=True):
-        scoring = adapt_metric(metric)
+    scores: dict[str, Score] = {}
+    for name, scoring in zip(weights, map(adapt_metric, metrics), strict=True):
         verdict = scoring.ask(example, prediction, None)
         if verdict is not None:
-            verdicts[name] = scoring.as_score(verdict, example)
-    if not verdicts:
+            scores[name] = scoring.as_score(verdict, example)
+    if not scores:
         names = ", ".join(weights)
         raise MetricError(f"none of the metrics ({names}) applies to the example {_shown(example)}")
-    total = sum(weights[name] for name in verdicts)
+    total = sum(weights[name] for name in scores)
     return dspy.Prediction(
-        score=sum(weights[name] * each.value for name, each in verdicts.items()) / total,
-        feedback="\n".join(f"{name}: {v.feedback}" for name, v in verdicts.items() if v.feedback),
-        objectives={name: each.value for name, each in verdicts.items()},
+        score=sum(weights[name] * each.value for name, each in scores.items()) / total,
+        feedback="\n".join(f"{name}: {s.feedback}" for name, s in scores.items() if s.feedback),
+        objectives={name: each.value for name, each in scores.items()},
     )
 
 

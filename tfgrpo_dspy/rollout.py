@@ -9,7 +9,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -22,10 +22,22 @@ from tfgrpo_dspy.wording import rest_after
 EXPECTED = "expected score"
 SEED_RANGE = 2**31  # seeds are below this, which every sampler takes
 OWN = "own"  # the `temperature` of training rollouts that leaves each LM and predictor at its own
-Count = Annotated[int, Field(ge=0, le=10**15)]
 WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory", "history", "termination_reason"})
 """Outputs that DSPy's ChainOfThought and ReAct add to those of the signature."""
 REASONING = WAYS_TO_AN_ANSWER | {"next_thought"}  # what an agent of DSPy thinks before each tool
+DECIMALS = 12
+"""Decimal places of sums of dollars, which are rounded so that the order does not change them."""
+MIN_CONTRAST = 1e-9
+"""Scores that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
+CONTRAST_SHARE = 0.01
+"""Nor do scores count as unlike that differ by less than this share of all scores of the run. The
+noise of an embedding or of a judge's logits is smaller; one of 100 points, or of 40, is larger."""
+DECISIVE = 0.2
+"""A step decided a rollout if it changed the expected score by this share of the group's spread."""
+MOST = 1e150  # the largest size of a score: of larger ones no variance can be computed
+MOST_DIGITS = 17  # of a score: no two floats look alike then
+MOST_WHOLE = 1e9  # scores below are shown without an exponent
+Count = Annotated[int, Field(ge=0, le=10**15)]
 
 
 class FailureKind(StrEnum):
@@ -91,10 +103,6 @@ class Failure:
     def counts_against_advice(self) -> bool:
         """True if advice may be to blame: then it counts as the lowest score of a rollout."""
         return self.refuses_prompt or self.kind.counts_against_advice
-
-
-DECIMALS = 12
-"""Decimal places of sums of dollars, which are rounded so that the order does not change them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +216,8 @@ class Rollout:
 
     def valued(self, values: Sequence[float | None], measure: str = "") -> "Rollout":
         """The rollout with these `values`; where one is None, what was known stays."""
-        start, *rest = [old if new is None else float(new)
-                        for new, old in zip(values, self.values, strict=True)]  # fmt: skip
+        pairs = zip(values, self.values, strict=True)
+        start, *rest = [old if new is None else float(new) for new, old in pairs]
         steps = (replace(s, value=value) for s, value in zip(self.steps, rest, strict=True))
         return replace(self, start_value=start, steps=tuple(steps), measure=measure)
 
@@ -240,35 +248,33 @@ class Rollout:
     @property
     def words(self) -> str:
         """The metric's feedback on the whole and on the predictors, several with their names."""
-        names = {step.name for step in self.steps if step.kind == "predictor"}
-        of_steps = (
-            f"{step.name}: {step.feedback}" if len(names) > 1 else step.feedback
-            for step in self.steps
-            if step.feedback
-        )
+        has_several = len({step.name for step in self.steps if step.kind == "predictor"}) > 1
+        with_words = [step for step in self.steps if step.feedback]
+        of_steps = (f"{s.name}: {s.feedback}" if has_several else s.feedback for s in with_words)
         return "\n".join(filter(None, dict.fromkeys([self.feedback, *of_steps])))
 
     def agrees_with(self, labels: Mapping[str, str]) -> bool:
-        """True if it gives the labels, in those of its outputs that have one."""
-        pairs = [(labels[name], value) for name, value in self.outputs.items() if name in labels]
-        return bool(pairs) and all(_is_label(label, value) for label, value in pairs)
+        """True if it gives the labels, in those of its outputs that have one.
+
+        In their words or as JSON; of a label that is a list of answers, one of them.
+        """
+        labelled = [name for name in self.outputs if name in labels]
+        for name in labelled:
+            accepted, value = [labels[name]], self.outputs[name]
+            with suppress(ValueError, RecursionError):
+                read = json.loads(labels[name])
+                accepted += map(str, read) if isinstance(read, list) else []
+                if read == json.loads(value):
+                    continue
+            if all(each.casefold().split() != value.casefold().split() for each in accepted):
+                return False
+        return bool(labelled)
 
     @property
     def answer(self) -> str:
         """The outputs as one text, without the reasoning, to find out which rollouts agree."""
         values = [value for name, value in self.outputs.items() if name not in WAYS_TO_AN_ANSWER]
         return " ".join("\n".join(values or self.outputs.values()).casefold().split())
-
-
-def _is_label(label: str, value: str) -> bool:
-    """True if an output is the label, in its words or as JSON, or one of a list of answers."""
-    accepted, words = [label], value.casefold().split()
-    with suppress(ValueError, RecursionError):
-        read = json.loads(label)
-        accepted += map(str, read) if isinstance(read, list) else []
-        if read == json.loads(value):
-            return True
-    return any(each.casefold().split() == words for each in accepted)
 
 
 ROLLOUTS = TypeAdapter(Rollout)
@@ -293,7 +299,7 @@ def trajectory_text(rollout: Rollout) -> str:
     """
     parts: list[str] = []
     last_inputs: dict[tuple[str, str], str] = {}
-    changes = rollout.changes
+    changes, measure = rollout.changes, rollout.measure or EXPECTED
     for index, step in enumerate(rollout.steps):
         lines = [f"Step {index + 1}, {step.kind} {step.name}"]
         for name, value in step.inputs.items():
@@ -303,40 +309,21 @@ def trajectory_text(rollout: Rollout) -> str:
             if rest is not None:
                 value = f"(as before, and) {rest}" if rest else "(as before)"
             lines.append(f"  in {name}: {value}")
-        before, after = changes.get(index, (step.value, step.value))
-        lines.extend(_outcome_lines(step, rollout.measure or EXPECTED, before, after))
+        lines += [f"  out {name}: {value}" for name, value in step.outputs.items()]
+        lines += [f"  error: {step.error}"] if step.error else []
+        lines += [f"  feedback on {step.name}: {step.feedback}"] if step.feedback else []
+        if step.value is not None:
+            before, after = (f"{value:.2f}" for value in changes.get(index, (step.value,) * 2))
+            verb = "fell" if float(after) < float(before) else "rose"
+            change = f"  after this step the {measure} {verb} from {before} to {after}"
+            lines += [f"  {measure} after this step: {after}" if before == after else change]
         parts += lines if index >= (rollout.n_replayed or 0) else []
     if rollout.failure is not None:
         parts.append(f"The program failed: {rollout.failure.message}")
     return "\n".join(parts)
 
 
-def _outcome_lines(
-    step: Step, measure: str, before: float | None, after: float | None
-) -> Iterator[str]:
-    """Outputs, error, feedback and value of a step, each on a line."""
-    yield from (f"  out {name}: {value}" for name, value in step.outputs.items())
-    if step.error:
-        yield f"  error: {step.error}"
-    if step.feedback:
-        yield f"  feedback on {step.name}: {step.feedback}"
-    if before is None or after is None:
-        return
-    if f"{before:.2f}" == f"{after:.2f}":
-        yield f"  {measure} after this step: {after:.2f}"
-    else:
-        verb = "fell" if after < before else "rose"
-        yield f"  after this step the {measure} {verb} from {before:.2f} to {after:.2f}"
-
-
-MIN_CONTRAST = 1e-9
-"""Scores that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
-CONTRAST_SHARE = 0.01
-"""Nor do scores count as unlike that differ by less than this share of all scores of the run. The
-noise of an embedding or of a judge's logits is smaller; one of 100 points, or of 40, is larger."""
-MOST = 1e150  # the largest size of a score: of larger ones no variance can be computed
-MOST_DIGITS = 17  # of a score: no two floats look alike then
-MOST_WHOLE = 1e9  # scores below are shown without an exponent
+# ------------------------------------------------------------------------------ scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +376,9 @@ class ScoreRange:
         return texts
 
 
+NO_SCORES = ScoreRange()
+
+
 def number_of(value: Any) -> float | None:
     """The number that a value is, of Python's kinds or NumPy's; None: it is none below `MOST`."""
     is_single = not getattr(value, "shape", ())  # NumPy makes a number of an array of one
@@ -406,16 +396,28 @@ def mean_of(numbers: Sequence[float]) -> float | None:
     return statistics.fmean(numbers) if numbers else None
 
 
-NO_SCORES = ScoreRange()
+def floored(
+    rollouts: Sequence[Rollout], score_range: ScoreRange, for_advice: bool = False
+) -> list[float | None]:
+    """The score that each rollout counts with; None: it has none.
 
-
-DECISIVE = 0.2
-"""A step decided a rollout if it changed the expected score by this share of the group's spread."""
+    The program's own failures have the `failure_score` of all scores, these and the known ones;
+    `for_advice`: so have all failures for which advice may be to blame. The score of a failed
+    rollout that was made elsewhere stands.
+    """
+    floor = score_range.including(rollout.score for rollout in rollouts).failure_score
+    scores = []
+    for score, failure in ((rollout.score, rollout.failure) for rollout in rollouts):
+        is_low = failure is not None and (
+            failure.counts_against_advice if for_advice else failure.kind.is_programs_own
+        )
+        scores.append(floor if score is None and is_low else score)
+    return scores
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The rollouts of one example."""
+    """The rollouts of one example: which may be compared, whether they differ, their advantages."""
 
     example: int
     rollouts: tuple[Rollout, ...]  # to compare: all have finite scores, or none has a score
@@ -481,9 +483,8 @@ class Group:
         """The answer that most rollouts give, as first given; the earliest of several."""
         answered = [rollout for rollout in self.rollouts if rollout.failure is None]
         n_by_answer = Counter(rollout.answer for rollout in answered)
-        if not answered:
-            return ""
-        return fields_text(max(answered, key=lambda rollout: n_by_answer[rollout.answer]).outputs)
+        most = max(answered, key=lambda rollout: n_by_answer[rollout.answer], default=None)
+        return fields_text(most.outputs) if most else ""
 
     @property
     def has_feedback(self) -> bool:
@@ -508,29 +509,6 @@ class Group:
     def is_at_best(self, labels: Mapping[str, str]) -> bool:
         """True if all have the best score that is known or, if only one is, the labels' answer."""
         scores = self.score_range.including(self.scores)
-        if not self.scores:
-            return False
         if scores.is_flat:
-            return all(rollout.agrees_with(labels) for rollout in self.rollouts)
-        return min(self.scores) >= scores.highest - scores.least_contrast
-
-
-def floored(
-    rollouts: Sequence[Rollout], score_range: ScoreRange, for_advice: bool = False
-) -> list[float | None]:
-    """The score that each rollout counts with; None: it has none.
-
-    The program's own failures have the `failure_score` of all scores, these and the known ones;
-    `for_advice`: so have all failures for which advice may be to blame. The score of a failed
-    rollout that was made elsewhere stands.
-    """
-    floor = score_range.including(rollout.score for rollout in rollouts).failure_score
-
-    def score_of(rollout: Rollout) -> float | None:
-        if rollout.failure is None or rollout.score is not None:
-            return rollout.score
-        failure = rollout.failure
-        is_low = failure.counts_against_advice if for_advice else failure.kind.is_programs_own
-        return floor if is_low else None
-
-    return [*map(score_of, rollouts)]
+            return bool(self.scores) and all(one.agrees_with(labels) for one in self.rollouts)
+        return bool(self.scores) and min(self.scores) >= scores.highest - scores.least_contrast
