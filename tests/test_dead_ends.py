@@ -8,6 +8,7 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy import lm15
 from runs import Run, n_calls, polite_answer, polite_rules, questions
 from scripted import (
     EXTRACT,
@@ -26,6 +27,7 @@ from tfgrpo_dspy import Execution, Reflection, RunFailedError, TrainingFreeGRPO
 from tfgrpo_dspy.experience.programs import HEADER
 from tfgrpo_dspy.strategies import Strategy
 
+TOO_LONG = lm15.ContextLengthError("at most 512 tokens")
 RAMBLING = "We need to find out what the customer"
 
 
@@ -134,6 +136,33 @@ def test_a_reflection_lm_that_never_gives_anything_of_use_is_given_up(
     for said in (results.ended_because, results.nothing_learned):
         assert "answers in a row that are of no use" in said and cause in said
         assert ("max_tokens (now 77)" in said) == cause.startswith("could not be read")
+
+
+@pytest.mark.parametrize(("drafts", "most"), [(0, 14), (None, 24)])
+def test_a_reflection_lm_whose_context_is_too_small_is_given_up_soon_and_costs_no_calls(
+    drafts: int | None, most: int
+) -> None:
+    refused: list[Prompt] = []
+
+    def fits(prompt: Prompt) -> None:
+        if len(prompt.text) > 2000:
+            refused.append(prompt)
+            raise TOO_LONG
+
+    lm = scripted_lm(polite_rules(), num_retries=0)
+    reader = scripted_lm(polite_rules(), num_retries=0, before=fits)
+    with dspy.context(lm=lm):
+        given: dict[str, Any] = {"max_lm_calls": 120, "progress": False, "num_threads": 3}
+        results = (
+            TrainingFreeGRPO(
+                is_right, reflection_lm=reader, reflection=Reflection(drafts=drafts), **given
+            )
+            .compile(dspy.Predict("question -> answer"), trainset=questions(45))
+            .detailed_results
+        )
+    assert 8 <= len(refused) == results.failures["reflection error"] <= most
+    assert results.reflection_usage.n_lm_calls == 0
+    assert "pass a reflection_lm with a larger context" in results.ended_because
 
 
 def test_the_log_has_the_first_answer_of_the_reflection_lm_that_could_not_be_read(

@@ -80,7 +80,7 @@ def is_refused(error: BaseException) -> bool:
     """Whether the provider did nothing but refuse the request, which nobody bills then."""
     status = _status(error)
     is_clients = isinstance(status, int) and 400 <= status < 500 and status != TIMED_OUT
-    return is_clients or isinstance(error, dspy.LMRateLimitError)
+    return is_clients or isinstance(error, dspy.LMRateLimitError) or is_too_long(error)
 
 
 def is_rate_limit(error: BaseException) -> bool:

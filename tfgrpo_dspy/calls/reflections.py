@@ -117,6 +117,15 @@ class ReflectionClient:
         tasks = [self.spawn(each) for each in asking]
         return [await task for task in tasks]
 
+    async def in_turn(
+        self, asking: Iterable[Callable[[Any], Coroutine[Any, Any, Any]]], earlier: Any = None
+    ) -> list[Any]:
+        """The results of all, begun at once; each can await the one before it, first `earlier`."""
+        tasks = [earlier]
+        for each in asking:
+            tasks.append(self.spawn(each(tasks[-1])))
+        return [await task for task in tasks[1:]]
+
     async def ask_shorter(
         self,
         stage: str,
@@ -124,22 +133,28 @@ class ReflectionClient:
         number: int,
         inputs: Callable[[int], Inputs],
         index: int = 0,
+        earlier: Awaitable[Any] | None = None,
     ) -> Answer:
         """The answer to `inputs(0)` or, where that is too long for the LM, to shorter inputs.
 
         `inputs(n)` shows as much as fits into a prompt that was halved n times, as far as it can;
-        then the longest texts are cut, whatever they are.
+        then the longest texts are cut, whatever they are. If `earlier` gives None, no prompt fits.
         """
 
         return await self._until_it_fits(
-            lambda shown: self.ask(stage, batch, number, shown, index), inputs
+            lambda shown: self.ask(stage, batch, number, shown, index), inputs, earlier
         )
 
     async def _until_it_fits(
-        self, asked: Callable[[Inputs], Awaitable[Answer]], inputs: Callable[[int], Inputs]
+        self,
+        asked: Callable[[Inputs], Awaitable[Answer]],
+        inputs: Callable[[int], Inputs],
+        earlier: Awaitable[Any] | None = None,
     ) -> Answer:
         whole = {**self.common, **inputs(0)}
         answer = await asked(whole)
+        if answer.is_too_long and earlier is not None and await earlier is None:
+            return answer
         for halving in range(1, MAX_HALVINGS + 1):
             cut = shorter({**self.common, **inputs(halving)}, tokens_of(whole) >> halving)
             if not answer.is_too_long or tokens_of(cut) >= tokens_of(whole):

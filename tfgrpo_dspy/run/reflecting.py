@@ -2,8 +2,9 @@
 
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tfgrpo_dspy.calls.reflections import IMAGES, Inputs, ReflectionClient
@@ -39,8 +40,9 @@ FEWEST_ALIKE, SHOWN_ALIKE, MOVED_SHARE = 5, 40, 0.1
 """From 5 groups on (of the last 40) whose answers differ while their scores do not, with contrast
 in fewer than a tenth as many, a middling score is taken for one of the example alone."""
 NEIGHBOURS = 8  # groups that wait for each other, to share calls
-Found = tuple[list[Lesson], list[str]]
-"""The lessons that are taken; the texts of those that are refused, each with the reason."""
+Found = tuple[list[Lesson], list[str]] | None
+"""The lessons that are taken; the texts of those that are refused, each with the reason. None: no
+prompt of any length fits into the LM's context; then later ones are not shortened in vain."""
 
 
 class Reflector:
@@ -75,7 +77,7 @@ class Reflector:
             if is_in_vain:
                 n_left = 0 if start else n_shown
             uses: list[str] = []
-            calls: list[Awaitable[Found]] = []
+            calls: list[Awaitable[Found]] = []  # each knows the one before it
             shown: list[tuple[SampledGroup, str]] = []
             for awaited in part:
                 sampled, note = await awaited, ""
@@ -91,18 +93,19 @@ class Reflector:
                 uses.append(use)
                 shown += [(sampled, note)] * (use in TEACHING)
                 if shown and (len(shown) == n_shown or len(uses) == len(part)):
-                    calls.append(client.spawn(self._lessons_of(batch, shown)))
+                    asking = self._lessons_of(batch, shown, earlier=calls[-1] if calls else None)
+                    calls.append(client.spawn(asking))
                     shown = []
             return uses, [await call for call in calls]
 
         parts = await client.at_once(asked(start) for start in range(0, len(groups), size))
         uses = [use for of_part, _ in parts for use in of_part]
         used = [pair for pair in zip(await all_groups, uses, strict=True) if pair[0].additions]
-        results = [one for _, of_part in parts for one in of_part]
-        lessons = merge_lessons(lesson for taken, _ in results for lesson in taken)
-        refused = tuple(text for _, refused in results for text in refused)
+        lessons, refused = _together(one for _, of_part in parts for one in of_part)
         sampled = tuple(group for group, _ in used)
-        return Extracted(tuple(lessons), refused, sampled, tuple(use for _, use in used))
+        return Extracted(
+            tuple(merge_lessons(lessons)), tuple(refused), sampled, tuple(use for _, use in used)
+        )
 
     async def _use_of(
         self, batch: Batch, group: Group, all_groups: Awaitable[list[SampledGroup]]
@@ -138,11 +141,12 @@ class Reflector:
         batch: Batch,
         shown: list[tuple[SampledGroup, str]],
         attempts: Sequence[list[str]] = (),
+        earlier: Awaitable[Found] | None = None,
     ) -> Found:
         """The lessons that ExtractAdvantage draws from these groups, in one call.
 
         Where they are too long for one prompt, each has its own. `attempts` are the texts of their
-        rollouts, where these are known.
+        rollouts, where these are known, `earlier` is what the call before this one found.
         """
         client, groups = self._client, [sampled.group for sampled, _ in shown]
         max_tokens = getattr(self._settings.reflection.extract, "shown_tokens", 12_000)
@@ -156,12 +160,16 @@ class Reflector:
         if len(shown) > 1:
             answer = await client.ask("lesson", batch, groups[0].example, inputs(0))
             if answer.is_too_long:
-                pairs = zip(shown, attempts, strict=True)
-                parts = await client.at_once(self._lessons_of(batch, [s], [a]) for s, a in pairs)
-                taken, refused = zip(*parts, strict=True)
-                return list(itertools.chain(*taken)), list(itertools.chain(*refused))
+                each = [
+                    partial(self._lessons_of, batch, [s], [a])
+                    for s, a in zip(shown, attempts, strict=True)
+                ]
+                found = await client.in_turn(each, earlier)
+                return _together(found) if any(found) else None
         else:
-            answer = await client.ask_shorter("lesson", batch, groups[0].example, inputs)
+            answer = await client.ask_shorter(
+                "lesson", batch, groups[0].example, inputs, earlier=earlier
+            )
         examples = [self._examples[group.example] for group in groups]
         scope = _decisive_predictor(groups, self._predictors)
         evidence = (_evidence(batch, group) for group in groups)
@@ -251,6 +259,8 @@ class Reflector:
         self, answer: Answer, examples: Sequence[Example], *evidence: Evidence, scope: str = ALL
     ) -> Found:
         """The lessons of an answer about these examples."""
+        if answer.is_too_long:
+            return None
         shown = [shortened(example.text, EXAMPLE_BYTES) for example in examples]
         reason = shortened(answer.explanation, REASON_BYTES)
         blank = Lesson("", scope, evidence, reason)
@@ -267,7 +277,9 @@ class Reflector:
         settings, client = self._settings, self._client
         max_tokens = getattr(settings.reflection.draft, "shown_tokens", 12_000)
 
-        async def one_draft(number: int, examples: Sequence[Example]) -> Found:
+        async def one_draft(
+            number: int, examples: Sequence[Example], earlier: Awaitable[Found] | None
+        ) -> Found:
             labelled = [f"{each.text}\nLabels:\n{each.labels_text}" for each in examples]
 
             def inputs(halving: int) -> Inputs:
@@ -278,21 +290,22 @@ class Reflector:
                 shown_as = texts.by_example(shown)
                 return {"objective": objective, "experiences": library, "examples": shown_as}
 
-            answer = await client.ask_shorter("draft", batch, number, inputs)
+            answer = await client.ask_shorter("draft", batch, number, inputs, earlier=earlier)
             source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
             return self._read(answer, examples, source)
 
         briefs = tuple(await self._briefer.first(batch))
         parts = [*enumerate(itertools.islice(self._draft_parts(), settings.drafts))]
-        first, rest = parts[:ANSWERS_IN_A_ROW], parts[ANSWERS_IN_A_ROW:]
-        results = await client.at_once(itertools.starmap(one_draft, first))
+        n_useless = sum(answer.is_useless for answer in client.answers[batch.update])  # briefs
+        n_first = max(1, ANSWERS_IN_A_ROW - n_useless)
+        results = await client.in_turn(partial(one_draft, *part) for part in parts[:n_first])
         if not why_useless(client.answers, batch.update, settings.reflection_lm):
-            results += await client.at_once(itertools.starmap(one_draft, rest))
-        merged = merge_lessons(lesson for taken, _ in results for lesson in taken)
+            results += await client.in_turn(partial(one_draft, *part) for part in parts[n_first:])
+        found, refused = _together(results)
+        merged = merge_lessons(found)
         repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
         lessons = tuple(replace(lesson, evidence=()) for lesson in repeated or merged)
-        refused = tuple(text for _, of_draft in results for text in of_draft)
-        return Extracted(lessons, refused, briefs=briefs)
+        return Extracted(lessons, tuple(refused), briefs=briefs)
 
     def why_in_vain(self, batch: Batch) -> str:
         """Why no more reflections are worth asking for after this batch; "": they are."""
@@ -313,6 +326,12 @@ class Reflector:
                 if frozenset(part) not in seen or len(seen) == n_unlike:
                     seen.add(frozenset(part))
                     yield [labelled[k] for k in part]
+
+
+def _together(found: Iterable[Found]) -> tuple[list[Lesson], list[str]]:
+    """What all these calls found."""
+    pairs = [*filter(None, found)]
+    return [x for taken, _ in pairs for x in taken], [x for _, refused in pairs for x in refused]
 
 
 async def _all_of(groups: Sequence[Awaitable[SampledGroup]]) -> list[SampledGroup]:
