@@ -74,15 +74,16 @@ def test_a_program_whose_empty_answers_score_unlike_is_not_given_up() -> None:
     assert n_calls(done) > 30
 
 
-@pytest.mark.parametrize("answer", ["", "I am sorry"])
-def test_answers_that_a_content_filter_held_back_are_called_so(answer: str) -> None:
-    ended = failing([("question", Filtered(answer))])
-    assert "The first: A content filter of the provider held the answer back." in str(ended)
-
-
-def test_answers_that_the_lm_refused_to_give_are_called_so() -> None:
-    ended = failing([("question", Refused("I cannot help with that."))])
-    assert "The first: The LM refused to answer: I cannot help with that." in str(ended)
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Filtered(""), "A content filter of the provider held the answer back."),
+        (Filtered("I am sorry"), "A content filter of the provider held the answer back."),
+        (Refused("I cannot help with that."), "The LM refused to answer: I cannot help with that."),
+    ],
+)
+def test_answers_that_were_held_back_or_refused_are_called_so(answer: str, said: str) -> None:
+    assert f"The first: {said}" in str(failing([("question", answer)]))
 
 
 def test_a_program_of_which_some_of_the_first_answers_can_be_read_goes_on() -> None:
@@ -153,13 +154,10 @@ def test_a_reflection_lm_whose_context_is_too_small_is_given_up_soon_and_costs_n
     reader = scripted_lm(polite_rules(), num_retries=0, before=fits)
     with dspy.context(lm=lm):
         given: dict[str, Any] = {"max_lm_calls": 120, "progress": False, "num_threads": 3}
-        results = (
-            TrainingFreeGRPO(
-                is_right, reflection_lm=reader, reflection=Reflection(drafts=drafts), **given
-            )
-            .compile(dspy.Predict("question -> answer"), trainset=questions(45))
-            .detailed_results
-        )
+        given |= {"reflection_lm": reader, "reflection": Reflection(drafts=drafts)}
+        student = dspy.Predict("question -> answer")
+        program = TrainingFreeGRPO(is_right, **given).compile(student, trainset=questions(45))
+    results = program.detailed_results
     assert 8 <= len(refused) == results.failures["reflection error"] <= most
     assert results.reflection_usage.n_lm_calls == 0
     assert "pass a reflection_lm with a larger context" in results.ended_because

@@ -21,14 +21,15 @@ from tfgrpo_dspy import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.reflection.answer_forms import resolve_scope, without_notes
 from tfgrpo_dspy.reflection.lessons import (
     Lesson,
     is_same_lesson,
     merge_lessons,
     read_lesson,
+    resolve_scope,
     sources_of,
 )
+from tfgrpo_dspy.reflection.reading import bare_line
 from tfgrpo_dspy.reflection.texts import (
     attempt_text,
     attempts_text,
@@ -120,6 +121,8 @@ LONGER = LESSON.replace("angry", "very angry")
         ("Use at most 60 words in each reply.", "Use at most 6 words in each reply.", False),
         *((f"When the balance is {sign} 0 $, refuse to send.", "When the balance is < 0 $, refuse "
            "to send.", sign == "<") for sign in "<>="),
+        ("Name the bay in words.", "Please name the bay  in words!", True),
+        ("Name the bay in words.", "As a rule, always name the bay in words.\r\n", True),
         ("当客户抱怨时要先道歉", "当客户抱怨时不要先道歉", False),
         ("Gib dem Kunden gleich das Geld.", "Gib dem Kunden nicht gleich das Geld.", False),
         ("Si le client demande, rembourse.", "Si le client ne demande pas, rembourse.", False),
@@ -165,7 +168,7 @@ def test_an_operation_without_numbers_rests_on_the_lessons_that_its_text_is_like
 def test_what_an_operation_rests_on_is_found_in_any_language() -> None:
     refund, ask = Lesson("商品损坏时退款。"), Lesson("先问订单号。")
     assert sources_of("如果商品损坏,就退款。", [refund, ask]) == [refund]
-    assert sources_of("Say sorry.", [ask]) == [ask], "the only lesson there is"
+    assert sources_of("Say sorry.", [ask]) == [ask]
 
 
 # ---------------------------------------------------------------------- texts
@@ -252,7 +255,7 @@ def test_what_the_prompt_says_beside_an_experience_is_no_part_of_its_text_when_i
 ) -> None:
     experience = Experience("E1", "Be exact.", "*", tuple(evidence), effect, is_on_trial)
     answer = " ".join(library_text(ExperienceLibrary([experience])).split())
-    assert without_notes(answer) == "Be exact."
+    assert bare_line(answer) == "Be exact."
 
 
 @pytest.mark.parametrize(
@@ -265,7 +268,7 @@ def test_what_the_prompt_says_beside_an_experience_is_no_part_of_its_text_when_i
     ],
 )
 def test_advice_that_speaks_of_trials_and_examples_stays_as_it_is(text: str) -> None:
-    assert without_notes(text) == text
+    assert bare_line(text) == text
 
 
 def test_update_library_sees_the_first_twenty_texts_that_were_dropped() -> None:

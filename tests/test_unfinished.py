@@ -8,11 +8,9 @@ from scripted import EXTRACT, UPDATE, Cut, Prompt, lessons
 
 from tfgrpo_dspy.dspy_seam import Call
 from tfgrpo_dspy.experience.values import Add
-from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.reflection.operations import retold
-from tfgrpo_dspy.reflection.unfinished import finished, without_thoughts
+from tfgrpo_dspy.reflection.lessons import Lesson, settled
+from tfgrpo_dspy.reflection.reading import finished, without_thoughts
 from tfgrpo_dspy.rollout import Rollout, Step, trajectory_text
-from tfgrpo_dspy.wording import meaning, says_same
 
 OPEN = "[[ ## semantic_advantage ## ]]\nSo.\n\n[[ ## lessons ## ]]\n"
 DRAFT = "- Wait, is it the first desk?\n- Maybe the second one, I should look."
@@ -135,30 +133,8 @@ def test_blanks_behind_a_tool_result_do_not_repeat_an_agents_history(blank: str)
     assert text.count("found it") == 1 and "(as before, and)" in text
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        "name the bay in words",
-        "Name the bay  in words.\r\n",
-        "Please name the bay in words!",
-        "As a rule, always name the bay in words.",
-    ],
-)
-def test_layout_case_and_fillers_make_no_new_text(other: str) -> None:
-    assert says_same("Name the bay in words.", other)
-    assert meaning("Name the bay in words.") == meaning(other)
-
-
-@pytest.mark.parametrize(
-    "other",
-    ["Do not name the bay in words.", "Name the bay in digits.", "Name the 2 bays in words."],
-)
-def test_other_words_make_another_text(other: str) -> None:
-    assert not says_same("Name the bay in words.", other)
-
-
 def test_reworded_advice_that_was_dropped_comes_back_in_the_words_that_were_tried() -> None:
     dropped = [Lesson("Shout at them."), Lesson("Name the bay in words.")]
-    (add,) = (retold(each, dropped) for each in [Add("Please, always name the bay in words!")])
-    assert add == Add("Name the bay in words.")
-    assert retold(Add("Name the bay in digits."), dropped) == Add("Name the bay in digits.")
+    new = Add("Name the bay in digits.")
+    told = settled([Add("Please, always name the bay in words!"), new], dropped)
+    assert told == [Add("Name the bay in words."), new]

@@ -14,7 +14,7 @@ from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import AnyOperation, Keep, Operation, Refusal, operation_from
 from tfgrpo_dspy.reflection.guard import Guard
-from tfgrpo_dspy.reflection.operations import admitted
+from tfgrpo_dspy.reflection.lessons import admitted
 from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.user_code import settled
 
@@ -87,15 +87,12 @@ def _made(
     inputs: RunInputs, proposal: Proposal, answer: Sequence[Operation], guard: Guard
 ) -> Applied:
     """The library with the operations of an answer, and those that are refused."""
-    passed: list[Operation] = []
+    checked = [
+        op if op in proposal.operations else admitted(op, inputs.predictors, guard) for op in answer
+    ]
     refused = [Refusal(op, REJECTED) for op in proposal.operations if op not in answer]
-    for operation in answer:
-        if operation in proposal.operations:
-            passed.append(operation)
-            continue
-        taken, refusals = admitted([operation], inputs.predictors, guard)
-        passed += taken
-        refused += refusals
+    refused += [each for each in checked if isinstance(each, Refusal)]
+    passed = [each for each in checked if not isinstance(each, Refusal)]
     applied = proposal.library.applied(passed, inputs.settings.limits)
     return replace(applied, refused=(*refused, *applied.refused))
 

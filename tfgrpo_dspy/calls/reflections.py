@@ -3,7 +3,6 @@
 Nothing that a module does can end the run: what it raises is counted and costs its own answer.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,9 +19,8 @@ from tfgrpo_dspy.dspy_seam import abilities_of, watching
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.listeners.rows import reflection_row
-from tfgrpo_dspy.reflection.answer import Answer
-from tfgrpo_dspy.reflection.answer_forms import encodable
-from tfgrpo_dspy.reflection.modules import AnswerQuestion, Read, read_output
+from tfgrpo_dspy.reflection.modules import Answer, AnswerQuestion, read_output
+from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
 from tfgrpo_dspy.sampling.fields import Example, media_in
@@ -264,12 +262,8 @@ class ReflectionClient:
             if not (n_unparsed or hasattr(prediction, question.output)):  # it would pass for none
                 form = f"dspy.Prediction({question.output}=...)"
                 raise TypeError(f"forward returned {value_shown(prediction)}; return {form}")
-            output = getattr(prediction, question.output, None)
-            if not isinstance(output, Read):  # a module of the user's own may give anything
-                plain = json.loads(json.dumps(output, default=_as_json))
-                output = read_output(question.output, plain)
             answer = Answer(
-                output,
+                read_output(question.output, getattr(prediction, question.output, None)),
                 meter.usage,
                 n_unparsed,
                 explanation=str(why),
@@ -295,8 +289,3 @@ def _without(why: TrainingCut | TimeoutError) -> Answer:
     if isinstance(why, TrainingCut):
         return NOT_ASKED
     return Answer(None, error=f"the reflection {why}", is_lost=True)
-
-
-def _as_json(item: Any) -> Any:
-    """An output of a pydantic type, or in a sequence that JSON does not have."""
-    return item.model_dump(mode="json") if hasattr(item, "model_dump") else list(item)

@@ -13,8 +13,8 @@ from typing import Any
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Advice, Experience, Modify, Operation
 from tfgrpo_dspy.gate.protocol import Decision
-from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.reflection.texts import clip
 from tfgrpo_dspy.results.records import (
     Change,

@@ -24,8 +24,8 @@ from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.redaction import cleaned
-from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.lessons import TOO_MANY
+from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
 from tfgrpo_dspy.results.records import Candidate, ScoreSummary, UpdateRecord
 from tfgrpo_dspy.rollout import Rollout, Usage

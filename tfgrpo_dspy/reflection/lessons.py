@@ -1,14 +1,27 @@
-"""Lessons as values: how an answer is read, which lessons are held back, which say the same."""
+"""Lessons and operations as values: which are held back, which say the same, what they rest on."""
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from tfgrpo_dspy.experience.values import ALL, Evidence, supported
-from tfgrpo_dspy.reflection.answer_forms import resolve_scope
+from tfgrpo_dspy.errors import LibraryError
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import (
+    ALL,
+    Add,
+    Evidence,
+    Keep,
+    Modify,
+    Operation,
+    Refusal,
+    operation_from,
+    supported,
+)
 from tfgrpo_dspy.reflection.guard import Guard
+from tfgrpo_dspy.reflection.reading import bare_line
 from tfgrpo_dspy.wording import letter_groups, n_words, says_same
 
 LESSONS_PER_EXAMPLE = 10  # are read of an answer, for each example that it was shown
@@ -17,6 +30,7 @@ LONGEST_LESSON = 3  # times as long as an experience: UpdateLibrary may shorten 
 LIKE_SHARE, LEAST_SHARE = 0.5, 0.2
 """A text rests on each lesson of which it holds the first share of letter groups; if there is
 none, on the lesson of which it holds the most, from the second share on."""
+_FOR_ALL = ("", "*", "all", "any", "both", "every", "everything", "program", "the program")
 _SCOPED = re.compile(r"[\[\u3010][^\]\u3011]+[\]\u3011]\s*[:\uff1a]?\s*.+")
 _END_OF_SCOPE = re.compile(r"[\]\u3011]\s*[:\uff1a]?\s*(?=\S)")  # maybe: a name is `steps[0]`, too
 _SOURCES = re.compile(
@@ -25,6 +39,7 @@ _SOURCES = re.compile(
     r"\d{1,3}(?:\s*(?:,|;|\u3001|&|and|und|et|y|e|и|和)\s*#?\d{1,3})*\s*[\])\uff09]\s*[.\u3002]?$",
     re.IGNORECASE,
 )
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +60,7 @@ def lessons_in(
     guard: Guard,
     examples: Sequence[str],
     max_words: int,
-    unknown_scope: Callable[[str], None],
+    unknown_scope: Tell,
 ) -> tuple[list[Lesson], list[str]]:
     """The lessons of these lines; the texts of those that are refused, each with the reason.
 
@@ -53,9 +68,8 @@ def lessons_in(
     those that name no examples. `unknown_scope` is told of each scope that names no predictor.
     """
     most = LESSONS_PER_EXAMPLE * len(examples)
-    taken, refused = [], []
-    if len(lines) > most:
-        refused.append(f"{len(lines) - most} more lessons {TOO_MANY}")
+    taken = []
+    refused = [f"{len(lines) - most} more lessons {TOO_MANY}"] if len(lines) > most else []
     for line in lines[:most]:
         text, scope = read_lesson(line, predictors, blank.scope)
         if len(predictors) > 1 and _SCOPED.fullmatch(text):
@@ -66,9 +80,11 @@ def lessons_in(
         if reason:
             refused.append(f"{text} ({reason})")
         elif text:
-            evidence = _named(line, blank.evidence)
-            place = blank.evidence.index(evidence[0]) if evidence else 0
-            taken.append(Lesson(text, scope, evidence, blank.reason, examples[place]))
+            note = _SOURCES.search(" ".join(line.split()))
+            named = {*map(int, re.findall(r"\d+", note[0]))} if note else set()
+            places = [n for n in range(len(blank.evidence)) if n + 1 in named]
+            evidence = tuple(blank.evidence[n] for n in places) or blank.evidence
+            taken.append(Lesson(text, scope, evidence, blank.reason, examples[(places or [0])[0]]))
     return taken, refused
 
 
@@ -86,11 +102,24 @@ def read_lesson(line: str, predictors: Sequence[str], usual: str = ALL) -> tuple
     return text, usual
 
 
-def _named(line: str, evidence: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
-    """The groups that the note on its sources names, by their places in the call; else all."""
-    note = _SOURCES.search(" ".join(line.split()))
-    numbers = set(map(int, re.findall(r"\d+", note[0]))) if note else set()
-    return tuple(one for n, one in enumerate(evidence, 1) if n in numbers) or evidence
+def resolve_scope(name: str, predictors: Sequence[str]) -> str | None:
+    """The predictor that a name, or its only beginning or end, stands for; "*": all; None: none."""
+    wanted = name.strip(" \"'`*:").removeprefix("predictor ").casefold()
+    wanted = wanted[1:-1] if wanted[:1] + wanted[-1:] == "[]" else wanted
+    if wanted in _FOR_ALL:
+        return ALL
+    part, dotted = f".{wanted}.", {each: f".{each}.".casefold() for each in predictors}
+    same = [each for each in predictors if dotted[each] == part]
+    near = [p for p in predictors if dotted[p].startswith(part) or dotted[p].endswith(part)]
+    return (same or near)[0] if len(same or near) == 1 else None
+
+
+# ---------------------------------------------------------------------------------- comparisons
+
+
+def is_same_lesson(lesson: Lesson, other: Lesson) -> bool:
+    """True if two lessons of one scope say the same."""
+    return lesson.scope == other.scope and says_same(lesson.text, other.text)
 
 
 def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
@@ -98,17 +127,11 @@ def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
     merged: list[Lesson] = []
     for lesson in lessons:
         places = (i for i, earlier in enumerate(merged) if is_same_lesson(earlier, lesson))
-        same = next(places, None)
-        if same is None:
+        if (same := next(places, None)) is None:
             merged.append(lesson)
         else:
             merged[same] = supported(merged[same], lesson)
     return sorted(merged, key=lambda lesson: -len(lesson.evidence))
-
-
-def is_same_lesson(lesson: Lesson, other: Lesson) -> bool:
-    """True if two lessons of one scope say the same."""
-    return lesson.scope == other.scope and says_same(lesson.text, other.text)
 
 
 def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:
@@ -130,3 +153,104 @@ def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:
     shares = [weight(grams & in_text) / (weight(grams) or 1.0) for grams in groups]
     least = LIKE_SHARE if max(shares) >= LIKE_SHARE else max(LEAST_SHARE, *shares)
     return [lesson for lesson, share in zip(lessons, shares, strict=True) if share >= least]
+
+
+# ----------------------------------------------------------------------------------- operations
+
+
+def known_lessons(
+    lessons: Iterable[Lesson], library: ExperienceLibrary
+) -> tuple[list[Keep], list[Lesson]]:
+    """A KEEP for each lesson that the library has already, in nearly the same words; the others."""
+    keeps, new = [], []
+    for lesson in lessons:
+        same = (e.id for e in library if is_same_lesson(Lesson(e.text, e.scope), lesson))
+        if id_ := next(same, ""):
+            keeps.append(Keep(id_, reason="seen again", evidence=lesson.evidence))
+        else:
+            new.append(lesson)
+    return keeps, new
+
+
+def operations_in(
+    items: Sequence[Any] | None,
+    lessons: Sequence[Lesson],
+    library: ExperienceLibrary,
+    predictors: Sequence[str],
+    guard: Guard,
+    unknown_scope: Tell,
+) -> list[Operation | Refusal]:
+    """The operations that these items are; what is refused stands in its place.
+
+    Where nothing could be read, they are the lessons as ADDs. The evidence of an operation is that
+    of the lessons that it names or, if it names none, resembles. An ADD that names no scope has
+    the scope that they share.
+    """
+    if items is None:
+        adds = (Add(each.text, each.scope, evidence=each.evidence) for each in lessons)
+        return [admitted(add, predictors, guard) for add in adds]
+    operations: list[Operation | Refusal] = []
+    for item in items:
+        named = None
+        if isinstance(item, Mapping):
+            text, in_text = read_lesson(bare_line(item["text"]), predictors, "")
+            scope = named = item["scope"] or in_text or None
+            if named and len(predictors) == 1:
+                scope = ALL
+            elif named and not (scope := resolve_scope(named, predictors)):
+                unknown_scope(f"scope {named!r} of {text!r} names none of {[*predictors]}")
+            item = {**item, "text": text, "scope": scope}
+        try:
+            operation = admitted(operation_from(item), predictors, guard)
+        except LibraryError as error:
+            operation = Refusal(item, str(error))
+        if not isinstance(operation, Refusal):
+            id_ = getattr(operation, "id", "")
+            text = getattr(operation, "text", "") or (library[id_].text if id_ in library else "")
+            numbers = sorted({*item["lessons"]})
+            based = [lessons[n - 1] for n in numbers if 0 < n <= len(lessons)]
+            based = based or sources_of(text, lessons)
+            if isinstance(operation, Add) and item["scope"] is None:
+                first, *others = {lesson.scope for lesson in based} or {ALL}
+                operation = replace(operation, scope=ALL if others else first)
+            for lesson in based:
+                operation = supported(operation, lesson)
+        operations.append(operation)
+    return operations
+
+
+def admitted(operation: Operation, predictors: Sequence[str], guard: Guard) -> Operation | Refusal:
+    """The operation, if its scope is a predictor and the guard lets its text in; else why not.
+
+    Everybody's operations come through here: those of the reflection LM, of a person, of a
+    strategy. A scope may be written as an LM writes it.
+    """
+    if isinstance(operation, Add | Modify) and operation.scope is not None:
+        scope = resolve_scope(operation.scope, predictors)
+        if scope is None:
+            names = f"scope {operation.scope!r} names none of {[*predictors]}"
+            return Refusal(operation, names)
+        operation = replace(operation, scope=scope)
+    reason = guard.reason(getattr(operation, "text", ""))
+    return Refusal(operation, reason) if reason else operation
+
+
+def settled(operations: Sequence[Operation], dropped: Sequence[Lesson]) -> list[Operation]:
+    """The operations, an ADD that only rewords dropped advice in the words that were tried.
+
+    The KEEPs of an experience are one, or evidence of the operation that changes it.
+    """
+    keeps: dict[str, Keep] = {}
+    others: list[Operation] = []
+    for operation in operations:
+        if isinstance(operation, Keep):
+            keeps[operation.id] = supported(keeps.get(operation.id, operation), operation)
+            continue
+        if isinstance(operation, Add):
+            new = Lesson(operation.text, operation.scope)
+            same = (old.text for old in dropped if is_same_lesson(old, new))
+            operation = replace(operation, text=next(same, new.text))
+        others.append(operation)
+    ids = {getattr(operation, "id", "") for operation in others}
+    changed = [supported(op, keeps.get(getattr(op, "id", ""), op)) for op in others]
+    return [*(keep for id_, keep in keeps.items() if id_ not in ids), *changed]

@@ -5,31 +5,49 @@ it asks once more and says which form is wanted; when that fails too, the answer
 `parse_failures` says so.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dspy
 
 from tfgrpo_dspy.budget.meter import RawAnswer, more_room, raw_answers
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.reflection import signatures
-from tfgrpo_dspy.reflection.answer_forms import read_instructions, read_lessons, repaired
-from tfgrpo_dspy.reflection.operations import read_operations
-from tfgrpo_dspy.reflection.unfinished import finished, without_thoughts
+from tfgrpo_dspy.reflection import reading, signatures
+from tfgrpo_dspy.rollout import Usage
 
-WANTED = {
-    "lessons": "one lesson a line, or the word None",
-    "operations": 'a JSON list such as [{"op": "ADD", "text": "...", "lessons": [1]}], or []',
-    "brief": "the text of the new instructions",
+READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "lessons": (reading.read_lessons, "one lesson a line, or the word None"),
+    "operations": (
+        reading.read_operations,
+        'a JSON list such as [{"op": "ADD", "text": "...", "lessons": [1]}], or []',
+    ),
+    "brief": (reading.read_instructions, "the text of the new instructions"),
 }
+"""By the name of an output: what reads its value, or raises ValueError; the form that is wanted."""
 SHOWN_UNREAD = 300  # characters of an answer that could not be read
-READERS: dict[str, Callable[[Any], Any]] = {
-    "lessons": read_lessons,
-    "operations": read_operations,
-    "brief": read_instructions,
-}
-"""By the name of an output: what reads its value, and raises ValueError where it cannot."""
+FILTERED = "a content filter of the provider held the answer back"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A module's answer, and what went wrong, as the run keeps and records it."""
+
+    output: Any  # None if no part of it can be used
+    usage: Usage = field(default_factory=Usage)
+    parse_failures: int = 0
+    error: str = ""
+    is_too_long: bool = False  # the prompt was, for the model
+    is_lost: bool = False  # the provider or the clock failed
+    explanation: str = ""  # what an extraction gives beside its lessons
+    unread: str = ""  # how an answer begins that could not be read
+
+    @property
+    def is_useless(self) -> bool:
+        """True if the call failed, or nothing in the answer could be read."""
+        return self.output is None and bool(self.error or self.parse_failures)
 
 
 class Read(list[Any]):
@@ -37,13 +55,24 @@ class Read(list[Any]):
 
 
 def read_output(name: str, value: Any) -> Any:
-    """The value of an output: lessons or operations as they are read; None: they cannot be."""
-    if name not in ("lessons", "operations") or value is None:
+    """The value of an output; lessons and operations are read, unless the module has done so.
+
+    None: they cannot be; a module of the user's own may answer anything.
+    """
+    if isinstance(value, Read):
         return value
+    plain = json.loads(json.dumps(value, default=_as_json))
+    if name not in ("lessons", "operations") or plain is None:
+        return plain
     try:
-        return READERS[name](value)
-    except ValueError:  # a module of the user's own may answer anything
+        return READERS[name][0](plain)
+    except ValueError:
         return None
+
+
+def _as_json(item: Any) -> Any:
+    """An output of a pydantic type, or in a sequence that JSON does not have."""
+    return item.model_dump(mode="json") if hasattr(item, "model_dump") else list(item)
 
 
 class _ReflectionModule(dspy.Module):
@@ -58,21 +87,17 @@ class _ReflectionModule(dspy.Module):
     ) -> None:
         super().__init__()
         self.ask = dspy.Predict(signature or self.default_signature)
-        self._check_outputs()
+        outputs = [*self.ask.signature.output_fields]
+        for name in self.default_signature.output_fields if self.default_signature else ():
+            if name in (*READERS, "summary") and name not in outputs:
+                raise SettingsError(
+                    f"{type(self).__name__}: the signature has the outputs {outputs}; add "
+                    f"{name!r}, which is what the run reads."
+                )
         if self.unscored_signature:
             self.ask_unscored = dspy.Predict(signature or self.unscored_signature)
         self.adapter = adapter
         self.shown_tokens = shown_tokens or self.default_tokens
-
-    def _check_outputs(self) -> None:
-        """Raises SettingsError: the signature lacks an output that the run reads."""
-        default, there = self.default_signature, list(self.ask.signature.output_fields)
-        needed = {*READERS, "summary"}.intersection(default.output_fields if default else ())
-        if lacking := sorted(needed.difference(there)):
-            raise SettingsError(
-                f"{type(self).__name__}: the signature has the outputs {there}; add "
-                f"{lacking[0]!r}, which is what the run reads."
-            )
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The predictor's answer, with `parse_failures` (0 to 2; 2: all outputs are absent).
@@ -84,30 +109,25 @@ class _ReflectionModule(dspy.Module):
         signature = ask.signature
         accepted = {name: value for name, value in inputs.items() if name in signature.input_fields}
         with dspy.context(adapter=self.adapter or dspy.settings.adapter):
-            answer, first = _read(ask, signature, accepted)
+            answer, first = _asked(ask, signature, accepted)
             if answer:
                 return dspy.Prediction(**answer, parse_failures=0)
             if first.is_filtered:  # asked again, it would be again
                 return dspy.Prediction(parse_failures=1, unread=FILTERED)
-            field = dspy.InputField(desc="why your previous answer could not be used")
-            corrected = signature.append("correction", field, type_=str)
-            accepted["correction"] = _correction(signature, first.is_cut)
+            again = accepted | {"correction": _correction([*signature.output_fields], first.is_cut)}
             if first.is_cut and (room := more_room(ask.lm or dspy.settings.lm)):
-                accepted["config"] = room
-            answer, _ = _read(ask, corrected, accepted)
-            answer = _without_echo(answer, accepted["correction"])
-        n_failures = 1 if answer else 2
+                again["config"] = room
+            why = dspy.InputField(desc="why your previous answer could not be used")
+            answer, _ = _asked(ask, signature.append("correction", why, type_=str), again)
         unread = (first.text or first.refusal)[:SHOWN_UNREAD]
-        return dspy.Prediction(**answer, parse_failures=n_failures, unread=unread)
+        return dspy.Prediction(**answer, parse_failures=1 if answer else 2, unread=unread)
 
 
-FILTERED = "a content filter of the provider held the answer back"
-
-
-def _read(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], RawAnswer]:
+def _asked(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], RawAnswer]:
     """The outputs of one call, none where they cannot be read; and the answer as it came.
 
-    An answer that is a thought without an end counts as cut, too.
+    An answer that is a thought without an end counts as cut, too. Texts that a small LM has only
+    copied from the correction are left out.
     """
     text = ""
     with raw_answers() as seen:
@@ -116,39 +136,33 @@ def _read(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, A
         except dspy.AdapterParseError as error:
             answer, text = {}, str(error.lm_response or "")
     raw = seen[-1] if seen else RawAnswer(text, is_cut=False)
-    text_of_answer, only_thinks = without_thoughts(raw.text)
+    text, only_thinks = reading.without_thoughts(raw.text)
     raw = replace(raw, is_cut=raw.is_cut or only_thinks)
-    text_of_answer = finished(text_of_answer) if raw.is_cut else text_of_answer
-    if text_of_answer != raw.text or not answer:
-        answer = repaired(signature, text_of_answer) or ({} if raw.is_cut else answer)
-    for name, text in answer.items():  # what follows a marker is no more of the text
-        answer[name] = text.partition("[[ ##")[0] if isinstance(text, str) else text
+    text = reading.finished(text) if raw.is_cut else text
+    if text != raw.text or not answer:
+        answer = reading.fields_in(signature, text) or ({} if raw.is_cut else answer)
+    for name, value in answer.items():  # what follows a marker is no more of the text
+        answer[name] = value.partition("[[ ##")[0] if isinstance(value, str) else value
     try:
-        read = {name: READERS[name](answer[name]) for name in READERS.keys() & answer}
-        read = {name: Read(v) if isinstance(v, list) else v for name, v in read.items()}
+        read = {name: READERS[name][0](answer[name]) for name in READERS.keys() & answer}
     except ValueError:
         return {}, raw
-    is_empty = raw.is_cut and text_of_answer != raw.text and not all(read.values())
-    return ({} if is_empty else answer | read), raw
+    if raw.is_cut and text != raw.text and not all(read.values()):
+        return {}, raw
+    correction = str(inputs.get("correction", "")).casefold()
+    for name, value in read.items():
+        if isinstance(value, list):
+            is_new = [
+                not isinstance(x, str) or x.strip().casefold() not in correction for x in value
+            ]
+            value = Read(itertools.compress(value, is_new))
+        answer[name] = value
+    return answer, raw
 
 
-def _without_echo(answer: dict[str, Any], correction: str) -> dict[str, Any]:
-    """The answer without texts that a small LM has only copied from the correction."""
-    asked = correction.casefold()
-
-    def is_new(item: Any) -> bool:
-        return not isinstance(item, str) or item.strip().casefold() not in asked
-
-    return {
-        name: Read(filter(is_new, value)) if isinstance(value, list) else value
-        for name, value in answer.items()
-    }
-
-
-def _correction(signature: Any, is_cut: bool) -> str:
+def _correction(names: Sequence[str], is_cut: bool) -> str:
     """A note on the wanted form, in the prompt's words; the unread answer would only be noise."""
-    names = list(signature.output_fields)
-    form = "; ".join(f"{name}: {WANTED[name]}" for name in names if name in WANTED)
+    form = "; ".join(f"{name}: {READERS[name][1]}" for name in names if name in READERS)
     fault = "was cut off before its end; be brief" if is_cut else "could not be read"
     return (
         f"Your previous answer {fault}. Answer again with the output fields "

@@ -11,8 +11,8 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.experience.values import Evidence, scope_note
 from tfgrpo_dspy.outside import without_markers
-from tfgrpo_dspy.reflection.answer_forms import encodable
 from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
 from tfgrpo_dspy.wording import counted
 

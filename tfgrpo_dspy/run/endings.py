@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.errors import sentence
-from tfgrpo_dspy.reflection.answer import Answer
+from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import FailureKind, Group, Rollout
 from tfgrpo_dspy.run.updates import EXPLAINED, LEFT, NOT_ASKED, TEACHING, Update
 from tfgrpo_dspy.settings.schedule import RunInputs, RunSettings

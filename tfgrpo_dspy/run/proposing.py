@@ -10,14 +10,7 @@ from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.listeners.run_report import RunReport
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.guard import Guard, Task, task_text
-from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.reflection.operations import (
-    admitted,
-    known_lessons,
-    merge_keeps,
-    operations_in,
-    retold,
-)
+from tfgrpo_dspy.reflection.lessons import Lesson, admitted, known_lessons, operations_in, settled
 from tfgrpo_dspy.run.updates import Batch, Extracted
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings.schedule import RunInputs
@@ -96,10 +89,10 @@ async def propose(
 
     max_tokens = getattr(inputs.settings.reflection.update, "shown_tokens", 4_000)
     answered = await client.at_once(map(operations_of, texts.packed_lessons(new, max_tokens)))
-    allowed, refused = admitted(added, inputs.predictors, guard)
-    every = [*itertools.chain(*answered), *allowed, *refused]
-    operations = [retold(each, dropped) for each in every if not isinstance(each, Refusal)]
-    return merge_keeps([*keeps, *operations]), [x for x in every if isinstance(x, Refusal)]
+    every = [*keeps, *itertools.chain(*answered)]
+    every += [admitted(operation, inputs.predictors, guard) for operation in added]
+    operations = [each for each in every if not isinstance(each, Refusal)]
+    return settled(operations, dropped), [x for x in every if isinstance(x, Refusal)]
 
 
 def _labelled(inputs: RunInputs, batch: Batch, lessons: Sequence[Lesson]) -> str:

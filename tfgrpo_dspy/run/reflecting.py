@@ -10,8 +10,8 @@ from typing import Any
 from tfgrpo_dspy.calls.reflections import IMAGES, Inputs, ReflectionClient
 from tfgrpo_dspy.experience.values import ALL, Evidence
 from tfgrpo_dspy.reflection import texts
-from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.lessons import Lesson, lessons_in, merge_lessons
+from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import Group
 from tfgrpo_dspy.run.briefing import Briefer, leading
 from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless
@@ -160,12 +160,12 @@ class Reflector:
         if len(shown) > 1:
             answer = await client.ask("lesson", batch, groups[0].example, inputs(0))
             if answer.is_too_long:
-                each = [
+                singles = [
                     partial(self._lessons_of, batch, [s], [a])
                     for s, a in zip(shown, attempts, strict=True)
                 ]
-                found = await client.in_turn(each, earlier)
-                return _together(found) if any(found) else None
+                results = await client.in_turn(singles, earlier)
+                return _together(results) if any(results) else None
         else:
             answer = await client.ask_shorter(
                 "lesson", batch, groups[0].example, inputs, earlier=earlier
@@ -301,8 +301,8 @@ class Reflector:
         results = await client.in_turn(partial(one_draft, *part) for part in parts[:n_first])
         if not why_useless(client.answers, batch.update, settings.reflection_lm):
             results += await client.in_turn(partial(one_draft, *part) for part in parts[n_first:])
-        found, refused = _together(results)
-        merged = merge_lessons(found)
+        drawn, refused = _together(results)
+        merged = merge_lessons(drawn)
         repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
         lessons = tuple(replace(lesson, evidence=()) for lesson in repeated or merged)
         return Extracted(lessons, tuple(refused), briefs=briefs)
@@ -328,9 +328,9 @@ class Reflector:
                     yield [labelled[k] for k in part]
 
 
-def _together(found: Iterable[Found]) -> tuple[list[Lesson], list[str]]:
+def _together(results: Iterable[Found]) -> tuple[list[Lesson], list[str]]:
     """What all these calls found."""
-    pairs = [*filter(None, found)]
+    pairs = [*filter(None, results)]
     return [x for taken, _ in pairs for x in taken], [x for _, refused in pairs for x in refused]
 
 

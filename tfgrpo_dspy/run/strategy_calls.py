@@ -30,8 +30,8 @@ from tfgrpo_dspy.errors import (
 )
 from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify
 from tfgrpo_dspy.outside import printable
-from tfgrpo_dspy.reflection.answer import Answer
 from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.reflection.texts import as_input
 from tfgrpo_dspy.rollout import MOST, Failure, FailureKind, Rollout, number_of
 from tfgrpo_dspy.run.playing import Player
