@@ -82,9 +82,13 @@ def saved(tmp_path: Path) -> Path:
 def test_runs_lists_every_run_below_a_folder_with_its_scores_and_calls(stores: Path) -> None:
     first, second, third = values("runs", stores)
     expected = saved_runs(stores / "a")[-1]
-    assert (second["run"], second["finished"], second["n_experiences"]) == (expected.id, True, 1)
-    assert second["before"] == expected.results.student.mean < second["after"]
-    assert second["n_LM_calls"] == sum(u.n_lm_calls for u in expected.results.usage.values())
+    assert (second["run"], second["finished"], second["n_experiences"]) == (
+        expected.origin["run"],
+        True,
+        1,
+    )
+    assert second["before"] == expected.student.mean < second["after"]
+    assert second["n_LM_calls"] == sum(u.n_lm_calls for u in expected.usage.values())
     assert first["n_experiences"] == 0
     folders = [Path(each["run_dir"]) for each in (first, second, third)]
     assert folders == [stores / "a", stores / "a", stores / "deep" / "b"]
@@ -109,7 +113,7 @@ def test_runs_says_with_exit_code_1_that_there_are_none_and_names_unreadable_sto
 
 def test_show_has_the_effects_of_a_run_and_of_a_library_file(stores: Path, saved: Path) -> None:
     (shown,) = values("show", stores / "a")
-    (known,) = saved_runs(stores / "a")[-1].results.experiences
+    (known,) = saved_runs(stores / "a")[-1].experiences
     assert (shown["id"], shown["text"], shown["effect"]) == ("E1", ADVICE, known.effect.estimate)
     assert shown["n_groups"] == len(known.evidence) > 0
     first, second = values("show", saved / "library.json")
@@ -133,12 +137,12 @@ def test_show_has_the_effects_of_a_run_and_of_a_library_file(stores: Path, saved
 
 
 def test_an_earlier_run_is_named_by_the_beginning_of_its_id(stores: Path) -> None:
-    first, second = saved_runs(stores / "a")
-    assert values("show", f"{stores / 'a'}#{first.id[:6]}") == []
+    first, second = (run.origin["run"] for run in saved_runs(stores / "a"))
+    assert values("show", f"{stores / 'a'}#{first[:6]}") == []
     assert "validation" in run("show", stores / "a", "--full").stdout
-    assert values("show", f"{stores / 'a'}#{first.id}", "--full")["ended_because"]
+    assert values("show", f"{stores / 'a'}#{first}", "--full")["ended_because"]
     said = refusal("show", f"{stores / 'a'}#zz")
-    assert first.id[:8] in said and second.id[:8] in said
+    assert first[:8] in said and second[:8] in said
 
 
 def test_a_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
@@ -220,7 +224,7 @@ def test_a_damaged_record_hides_no_other_run_of_the_store(
 ) -> None:
     store = tmp_path / "a"
     shutil.copytree(stores / "a", store)
-    first, last = (run.id for run in saved_runs(store))
+    first, last = (run.origin["run"] for run in saved_runs(store))
     with closing(Store(store)) as opened:
         damaged = next(key for key in opened.keys(which) if first in key)
         opened.replace(damaged, {"odd": 1})
@@ -315,7 +319,7 @@ def test_a_run_that_was_interrupted_shows_what_was_decided(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         learned(lm=lm, log_dir=tmp_path, batch_size=2, num_threads=1)
     (stopped,) = saved_runs(tmp_path)
-    n_decided = len(stopped.results.updates)
+    n_decided = len(stopped.updates)
     assert n_decided
     assert {row["update"] for row in values("rollouts", tmp_path)} == set(range(n_decided))
     learned(log_dir=tmp_path, batch_size=2, num_threads=1)

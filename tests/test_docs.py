@@ -179,7 +179,7 @@ def test_the_commands_of_the_page_on_results_run_as_they_stand(
 ) -> None:
     for seed in (0, 1):
         learned(log_dir=tmp_path / "runs" / "support", seed=seed)
-    ids = [run.id[:8] for run in saved_runs(tmp_path / "runs" / "support")]
+    ids = [run.origin["run"][:8] for run in saved_runs(tmp_path / "runs" / "support")]
     (block,) = blocks(ROOT / "docs" / "results.md", "bash")
     block = block.replace("#3f2c", f"#{ids[0]}").replace("#91ab", f"#{ids[1]}")
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,7 @@ from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, ope
 from small import grpo
 
 from tfgrpo_dspy import ExtractAdvantage, NoGate, UpdateLibrary
-from tfgrpo_dspy.store import keys as store_keys
+from tfgrpo_dspy.store import journal
 from tfgrpo_dspy.strategies import Ask, Credit, GroupContext, Play, Strategy
 
 ALL = {"rollout", "score", "lesson", "update"}
@@ -184,7 +184,7 @@ def test_another_minor_version_of_dspy_may_write_other_prompts(
     recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(recorded, tmp_path / "log")
-    monkeypatch.setattr(store_keys, "DSPY", "3.99")
+    monkeypatch.setattr(journal, "DSPY", "3.99")
     assert run(tmp_path / "log") == ALL
 
 

@@ -111,7 +111,7 @@ def test_a_real_runs_report_is_accessible_and_fits_phone_and_desktop_in_light_an
     text = opened.text()
     assert "begun 20" in text
     (run,) = saved_runs(real_run)
-    compared = [one for step in run.results.updates for c in step.changes for one in c.comparisons]
+    compared = [one for step in run.updates for c in step.changes for one in c.comparisons]
     for one in compared:  # none if the small LM wrote no usable lesson
         assert f"Training example {one.example + 1}\n" in text
         assert one.good.feedback in text

@@ -189,9 +189,9 @@ def test_a_folder_that_is_no_store_of_this_format_is_refused_and_left_alone(
         (folder, "of format 77; this version of tfgrpo_dspy reads format"),
         (
             tmp_path / "older",
-            "of format 4; .* reads format 6: take another folder, or the version that wrote it",
+            "of format 4; .* reads format 7: take another folder, or the version that wrote it",
         ),
-        (tmp_path / "foreign", "is a run store of format 0; this version"),
+        (tmp_path / "foreign", "^log_dir=.* is a run store of format 0; this version"),
         (tmp_path / "other", r"Cannot open the run store .* is damaged"),
         (tmp_path / "a file", "Cannot open the run store log_dir="),
         (tmp_path / "a file" / "log", "Cannot open the run store log_dir="),

@@ -1,6 +1,5 @@
 """A run's records are found again although its rollouts change what tools and metrics hold."""
 
-import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -9,10 +8,8 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import AtCall, agent_lm, polite_lm, records
-from test_promise_resume import compiled, facts, offline, replayed
-
-from tfgrpo_dspy import best_so_far
+from runs import agent_lm, polite_lm
+from test_promise_resume import compiled, facts, offline
 
 
 def agent_with(tool: Callable[..., Any]) -> dspy.ReAct:
@@ -83,60 +80,6 @@ def test_a_program_whose_rollouts_share_state_is_replayed_whole(
     assert facts(compiled(tmp_path, lm, student=program())) == facts(first)
     assert lm.engine.n_calls() == 0
     assert facts(offline(tmp_path, student=program())) == facts(first)
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_what_a_run_has_left_of_a_program_is_still_that_program(
-    program: Callable[[], Any], tmp_path: Path
-) -> None:
-    student = program()
-    first = compiled(tmp_path, agent_lm(), student=student)
-    for _ in range(2):
-        lm = agent_lm()
-        assert facts(compiled(tmp_path, lm, student=student)) == facts(first)
-        assert lm.engine.n_calls() == 0
-    assert best_so_far(tmp_path, student=student).dump_state() == first.dump_state()
-
-
-class Counting:
-    """A metric that counts its calls and remembers what it has scored."""
-
-    def __init__(self, right: str = "please") -> None:
-        self.right, self.n_calls, self.scores = right, 0, dict[str, float]()
-
-    def __call__(self, _example: Any, pred: Any, _trace: Any = None) -> float:
-        self.n_calls += 1
-        return self.scores.setdefault(pred.answer, float(pred.answer == self.right))
-
-
-def remembering(scores: dict[str, float], _example: Any, pred: Any, _trace: Any = None) -> float:
-    return scores.setdefault(pred.answer, float(pred.answer == "please"))
-
-
-@pytest.mark.parametrize("make", [Counting, lambda: functools.partial(remembering, {})])
-def test_an_interrupted_run_goes_on_with_a_metric_that_remembers(
-    make: Callable[[], Any], tmp_path: Path
-) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    metric, lm = make(), polite_lm(before=AtCall(20, interrupt))
-    with pytest.raises(KeyboardInterrupt):
-        compiled(tmp_path, lm, metric=metric, num_threads=1)
-    n_first = len(records(tmp_path, "rollout"))
-    again = compiled(tmp_path, polite_lm(), metric=metric, num_threads=1)
-    assert replayed(again)["rollout"] == n_first > 0
-
-
-def test_a_metric_that_its_user_has_changed_since_is_another(tmp_path: Path) -> None:
-    metric = Counting()
-    compiled(tmp_path, polite_lm(), metric=metric)
-    metric.right, metric.scores = "no", {}
-    lm = polite_lm()
-    assert not replayed(compiled(tmp_path, lm, metric=metric)).get("rollout")
-    same_as_it_was_left = Counting()
-    vars(same_as_it_was_left).update(vars(metric))
-    assert not replayed(compiled(tmp_path, lm, metric=same_as_it_was_left)).get("rollout")
 
 
 class AsyncOnly(dspy.Module):

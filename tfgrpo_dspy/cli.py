@@ -21,9 +21,9 @@ from tfgrpo_dspy.interchange import FORMATS, format_of, parse, render
 from tfgrpo_dspy.listeners.rows import as_columns
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.results import strongest_first
+from tfgrpo_dspy.results import RunResults, strongest_first
 from tfgrpo_dspy.store.database import DATABASE
-from tfgrpo_dspy.store.runs import SavedRun, runs_and_faults, saved_rows, saved_runs
+from tfgrpo_dspy.store.runs import runs_and_faults, saved_rows, saved_runs
 from tfgrpo_dspy.wording import aligned, shortened
 
 SHOWN_BYTES = 60  # of a cell in the terminal
@@ -77,13 +77,13 @@ def _is_run(name: str) -> bool:
     return Path(name).is_dir() or ("#" in name and not Path(name).exists())
 
 
-def _run(name: str) -> SavedRun:
+def _run(name: str) -> RunResults:
     """The run that RUN_DIR or RUN_DIR#ID names. Raises StoreError: there is none, or several."""
     folder, _, run_id = (name, "", "") if Path(name).is_dir() else name.rpartition("#")
     runs = saved_runs(folder or name)
-    matching = [run for run in runs if run.id.startswith(run_id)]
+    matching = [run for run in runs if run.origin["run"].startswith(run_id)]
     if not matching or (run_id and len(matching) > 1):
-        ids = ", ".join(run.id[:8] for run in runs) or "no run yet"
+        ids = ", ".join(run.origin["run"][:8] for run in runs) or "no run yet"
         fault = "several runs" if matching else "no run"
         raise StoreError(f"{name}: {fault} of that id; the store holds {ids}.")
     return matching[-1]
@@ -92,7 +92,7 @@ def _run(name: str) -> SavedRun:
 def _library(name: str) -> ExperienceLibrary:
     """The library that LIBRARY names. Raises LibraryFormatError, StoreError, OSError."""
     if _is_run(name):
-        return _run(name).results.experiences
+        return _run(name).experiences
     if name.endswith(".pkl"):
         raise LibraryFormatError(
             f"{name}: a pickle is not read; save the program with program.save('x.json')."
@@ -198,17 +198,16 @@ def runs(ctx: click.Context, folder: str, as_json: bool) -> None:
     ctx.exit(2 if faults else 0 if rows else 1)
 
 
-def _run_values(folder: str, run: SavedRun) -> dict[str, Any]:
-    results, usage = run.results, run.results.usage.values()
+def _run_values(folder: str, run: RunResults) -> dict[str, Any]:
     return {
-        "run": run.id,
-        "begun": run.begun,
+        "run": run.origin["run"],
+        "begun": run.origin["begun"],
         "finished": run.is_finished,
-        "before": results.student and results.student.mean,
-        "after": results.best and results.best.mean,
-        "n_experiences": len(results.experiences),
-        "n_LM_calls": sum(each.n_lm_calls for each in usage),
-        "dollars": float(sum(each.cost_usd for each in usage)),
+        "before": run.student and run.student.mean,
+        "after": run.best and run.best.mean,
+        "n_experiences": len(run.experiences),
+        "n_LM_calls": run.spent.n_lm_calls,
+        "dollars": float(run.spent.cost_usd),
         "run_dir": folder,
     }
 
@@ -223,7 +222,7 @@ def show(library: str, full: bool, as_json: bool) -> None:
     The effect is what an experience adds to the score; low and high bound it with 95 %
     confidence. Rollouts: how many were given it. Groups: from how many it was learned.
     """
-    results = _run(library).results if full or _is_run(library) else None
+    results = _run(library) if full or _is_run(library) else None
     lines = results.experiences if results else _library(library)
     rows = [_values(each) for each in strongest_first(lines)]
     text = _table(rows) if rows else "no experiences"
@@ -256,7 +255,7 @@ def _values(experience: Experience) -> dict[str, Any]:
 @click.option("-o", "--output", default="report.html", show_default=True, type=click.Path())
 def report(run_dir: str, output: str) -> None:
     """Write the report of a run as an HTML page; with `-o -` to stdout."""
-    _write(output, html(_run(run_dir).results))
+    _write(output, html(_run(run_dir)))
     if output != "-":
         click.echo(output)
 

@@ -13,9 +13,7 @@ import inspect
 import json
 import re
 import textwrap
-import weakref
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -65,14 +63,13 @@ def without_addresses(text: str) -> str:
 class Identities:
     """The identities of what one run depends on; rollouts that change a thing do not change its.
 
-    A tool, say, that closes over a cache is shared by all rollouts. What an earlier run of this
-    process left as it is now counts as what that run began with.
+    A tool, say, that closes over a cache is shared by all rollouts.
     """
 
     def __init__(self) -> None:
         self.by_name = set[str]()  # names of what is known by its name only
         self.path = list[int]()  # ids of what is being looked at, outermost first
-        self._first = dict[int, tuple[Any, Any, list[int], str]]()
+        self._first = dict[int, tuple[Any, str]]()
 
     def of(self, value: Any) -> Any:
         """The identity of a program, a metric, an LM, an example, or of anything they hold."""
@@ -97,23 +94,11 @@ class Identities:
         state = {n: each for n, each in held.items() if n not in others and n[:2] != "__"}
         return [self.of(type(value)), self.of(state)]
 
-    def leave(self) -> None:
-        """Note what has become of all that was looked at, for the next run of this process."""
-        now = Identities()
-        for value, look, now.path, before in self._first.values():
-            with suppress(RuntimeError, TypeError):  # it is being changed; or not to be referred to
-                if (after := digest(look.__func__(now, value))) != before:
-                    _LEFT_BEHIND[id(value)] = (weakref.ref(value), after, before)
-
     def _once(self, value: Any, look: Callable[[Any], Any]) -> str:
         """The digest of what `look` gave at first, whatever rollouts have made of it since."""
         if id(value) not in self._first:
-            identity = digest(look(value))
-            reference, left, before = _LEFT_BEHIND.get(id(value), (None, "", ""))
-            if reference is not None and reference() is value and left == identity:
-                identity = before
-            self._first[id(value)] = (value, look, [*self.path], identity)
-        return self._first[id(value)][-1]
+            self._first[id(value)] = value, digest(look(value))
+        return self._first[id(value)][1]
 
     def _named(self, name: str) -> str:
         self.by_name.add(name)
@@ -224,10 +209,6 @@ class Identities:
         if text is None:
             self._named(_name_of(code))
         return text
-
-
-_LEFT_BEHIND: dict[int, tuple[Callable[[], Any], str, str]] = {}
-"""By the id of what a run has changed: the thing, what the run left, what it began with."""
 
 
 def _counts(value: Any) -> bool:

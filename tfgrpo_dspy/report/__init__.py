@@ -86,7 +86,7 @@ def run_of(results: Any) -> RunResults:
         return results
     if isinstance(results, str | PathLike):
         if runs := saved_runs(results):
-            return runs[-1].results
+            return runs[-1]
         folder = fspath(results)
         raise StoreError(f"log_dir={folder!r} holds no run yet; compile with this log_dir first.")
     if isinstance(results, Mapping):

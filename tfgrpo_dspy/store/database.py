@@ -16,7 +16,7 @@ from tfgrpo_dspy.checked import text_of
 from tfgrpo_dspy.errors import StoreError, described, sentence
 from tfgrpo_dspy.redaction import cleaned
 
-DATABASE, FORMAT = "tfgrpo_store.db", 6
+DATABASE, FORMAT = "tfgrpo_store.db", 7
 BUSY_S = 60.0  # how long a process waits for another one that writes to the same store
 TABLE = "CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 INTACT = "Nothing is lost. Fix this and run the same compile again."
@@ -41,6 +41,8 @@ def reading(key: str) -> Iterator[None]:
 def _faults(doing: str, folder: str | PathLike[str]) -> Iterator[None]:
     try:
         yield
+    except StoreError:
+        raise
     except (sqlite3.Error, OSError, RuntimeError) as error:
         is_damaged = type(error) is sqlite3.DatabaseError or "UTF-8" in str(error)
         raise StoreError(
@@ -67,7 +69,19 @@ class Store:
         with _faults("open", folder):
             self.folder = Path(folder).expanduser().absolute()
             self._clean, self._lock = clean, threading.Lock()
-            self._connection = self._read_only() if is_read_only else self._connected()
+            file, how = self.folder / DATABASE, "mode=rwc"
+            if is_read_only:  # no file is changed, unless a killed run left rows in the log
+                log = file.with_name(f"{DATABASE}-wal")
+                how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+            else:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(
+                f"{file.as_uri()}?{how}",
+                BUSY_S,
+                isolation_level=None,
+                check_same_thread=False,
+                uri=True,
+            )
             try:
                 self._check_format(is_read_only)
             except BaseException:
@@ -81,19 +95,6 @@ class Store:
             file = Path(folder).expanduser().absolute() / DATABASE
             is_there = file.exists() and file.stat().st_size > 0
         return cls(folder, is_read_only=True) if is_there else None
-
-    def _connected(self) -> sqlite3.Connection:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return sqlite3.connect(
-            self.folder / DATABASE, BUSY_S, isolation_level=None, check_same_thread=False
-        )
-
-    def _read_only(self) -> sqlite3.Connection:
-        """A connection that changes no file, unless a killed run left rows in the log beside it."""
-        file = self.folder / DATABASE
-        log = file.with_name(f"{DATABASE}-wal")
-        how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
-        return sqlite3.connect(f"{file.as_uri()}?{how}", uri=True, check_same_thread=False)
 
     def _check_format(self, is_read_only: bool) -> None:
         """Refuse a database that is not ours; make the table where there is none."""

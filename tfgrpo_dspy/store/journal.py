@@ -1,4 +1,4 @@
-"""The journal of a run: what it has paid for, found and kept by key; and the run itself.
+"""The journal of a run: what it has paid for, found and kept by key; the keys; the run itself.
 
 An entry is written once, as soon as its result is there; so to resume or to replay a run is to
 start it again. The run is the outermost entry: what it is of, under which limits, its best program
@@ -14,67 +14,74 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 import dspy
-from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
+from pydantic import Field, PlainSerializer, TypeAdapter
 
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary, library_in
-from tfgrpo_dspy.experience.programs import named_predictors
-from tfgrpo_dspy.identity import digest
+from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
+from tfgrpo_dspy.gate.protocol import Gate
+from tfgrpo_dspy.identity import Identities, digest, without_addresses
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted, secret_variables
 from tfgrpo_dspy.reflection.guard import task_text
-from tfgrpo_dspy.results import RunResults
+from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import Row, UpdateRecord
+from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.additions import Additions, Demo
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store.database import Store, reading
-from tfgrpo_dspy.store.keys import Keys
+from tfgrpo_dspy.strategies.base import Strategy
 
 logger = logging.getLogger(__name__)
 
+TASK = ("program", "metric", "traces")  # and the examples: what an approval is about
+DSPY = ".".join(dspy.__version__.split(".")[:2])  # a minor version may write other prompts
 LOST, RUN, UPDATE = "lost:", "run:", "decided:"  # how keys begin; of what was lost, its own follows
 END = "end"  # stands in a key for the number of an update
 Kept = TypeVar("Kept")
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-Spent = tuple[Count, Annotated[float, Field(ge=0, lt=1e15)]]  # LM calls and dollars
-Library = Annotated[
-    ExperienceLibrary,
-    PlainValidator(ExperienceLibrary.from_dict),
-    PlainSerializer(ExperienceLibrary.to_dict),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunEntry:
-    """A run under its limits."""
+    """A run under its limits, with what it reports, and its best program so far."""
 
     begun: str
     parts: dict[str, str]
     limits: dict[str, float | None]
     schedule: dict[str, Count]
     n_test: Count
-    library: Library  # the best so far, as `demos`; no evidence, which grows
-    demos: tuple[Demo, ...]
-    paid: Spent
-    lost: Spent = (0, 0.0)  # what of that came to nothing, of a run that is finished
-    ended_because: str = ""  # "": it is not finished
+    results: Annotated[RunResults, PlainSerializer(RunResults.to_dict)]  # without updates
+    demos: tuple[Demo, ...] = ()  # of the best program, whose library the results have
+    lost: tuple[Count, Annotated[float, Field(ge=0, lt=1e15)]] = (0, 0.0)
+    """LM calls and dollars that came to nothing, of a run that is finished."""
     cut_because: str = ""  # what refused or stopped something
-    results: dict[str, Any] | None = None
 
     @property
     def key(self) -> str:
         """The name by which it is known."""
-        return key_of(self.parts, self.limits)
+        return f"{RUN}{digest(self.parts, self.limits)}"
 
 
 ENTRIES = TypeAdapter(RunEntry)
 
 
-def key_of(parts: Mapping[str, str], limits: Mapping[str, float | None]) -> str:
-    """The key of the run with these parts and limits."""
-    return f"{RUN}{digest(parts, limits)}"
+def unfinished(library: ExperienceLibrary, spent: Usage) -> RunResults:
+    """The results of a run that goes on; of its library no evidence, which grows."""
+    bare = library.holding(replace(experience, evidence=()) for experience in library)
+    return RunResults(
+        student=None,
+        best=None,
+        updates=(),
+        usage={"rollout": spent},
+        failures={},
+        ended_because=NOT_FINISHED,
+        nothing_learned="",
+        wall_time_s=0.0,
+        library=bare.to_dict(),
+    )
 
 
 def entries_and_faults(store: Store) -> tuple[list[RunEntry], list[StoreError]]:
@@ -87,6 +94,107 @@ def entries_and_faults(store: Store) -> tuple[list[RunEntry], list[StoreError]]:
         except StoreError as error:  # the others can be read
             faults.append(error)
     return entries, faults
+
+
+class Keys:
+    """The keys of one run ("" without a store); `identities`: what they are made of."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.is_used = settings.log_dir is not None
+        self.identities = Identities()
+        self.parts = dict[str, str]()
+        """By name, the digest of each part that the result of the run depends on."""
+        self._digests: dict[int, str] = {}
+        self._lm = self._identity(dspy.settings.lm)
+        self._adapter = self._identity(dspy.settings.adapter or dspy.ChatAdapter())
+        self._reflection_lm = self._identity(settings.reflection_lm or dspy.settings.lm)
+        self._versions = DSPY, settings.version
+        self._task = ""  # what answers of a person are about; known by `parts_of_run`
+
+    def _identity(self, value: Any) -> str:
+        """The digest of an object that the run holds until its end; looked up once."""
+        if id(value) not in self._digests:
+            parts = _parts_of(value) if isinstance(value, dspy.Example) else value
+            self._digests[id(value)] = digest(self.identities.of(parts))
+        return self._digests[id(value)]
+
+    def program(self, program: Any) -> str:
+        """The digest of a program with its library."""
+        return digest(self.identities.of(program)) if self.is_used else ""
+
+    def rollout(
+        self,
+        program: str,
+        example: Any,
+        metric: Any,
+        rollout_id: int,
+        temperature: float | str | None,
+    ) -> str:
+        """The key of a rollout: all that its outputs and its score depend on."""
+        if not self.is_used:
+            return ""
+        parts = [program, self._lm, self._adapter, self._identity(example), self._identity(metric)]
+        return f"rollout:{digest(*parts, rollout_id, temperature, self._versions)}"
+
+    def reflection(
+        self, stage: str, module: Any, rollout_id: int, inputs: Mapping[str, Any]
+    ) -> str:
+        """The key of an answer: the module, its LM and adapter, all that it is shown."""
+        if not self.is_used:
+            return ""
+        parts = [self._identity(module), self._reflection_lm, self._adapter, dict(inputs)]
+        return f"{stage}:{digest(*parts, rollout_id, self._versions)}"
+
+    def approval(self, shown: Any) -> str:
+        """The key of a person's answer: program, metric, data, and what was shown."""
+        return f"approval:{digest(self._task, shown)}" if self.is_used else ""
+
+    def parts_of_run(
+        self, settings: RunSettings, student: Any, sets: Mapping[str, Sequence[Any]], recorded: Any
+    ) -> dict[str, str]:
+        """By name, the digest of each part that the result of a run depends on; no limits."""
+        identity = self._identity
+        arguments = settings.identifying
+        lms = [identity(lm) for lm in language_models(student)]
+        parts: dict[str, Any] = {
+            "program": program_digest(student, self.identities),
+            "metric": identity(arguments.pop("metric")),
+            **{f"{name} examples": [*map(identity, each)] for name, each in sets.items()},
+            "traces": recorded and [[each.to_dict() for each in group] for group in recorded],
+            "LM": [self._lm, lms],
+            "adapter": self._adapter,
+            "DSPy": DSPY,
+            "reflection LM": self._reflection_lm,
+            "reflection modules": [identity(module) for module in settings.reflection.modules],
+        }
+        modules = {id(module) for module in settings.reflection.modules}
+        for name, value in sorted(arguments.items()):
+            if value is not None and name != "reflection_lm" and id(value) not in modules:
+                parts[name] = _argument_identity(value, self.identities)
+        of_task = [parts[name] for name in parts if name in TASK or name.endswith(" examples")]
+        self._task = digest(of_task, settings.version)
+        self.parts = {name: digest(part) for name, part in parts.items()}
+        return self.parts
+
+
+def program_digest(program: Any, identities: Identities) -> str:
+    """The digest of a program with its library, whatever its LMs are."""
+    bare = copy_program(program, lambda _lm: None)
+    return digest(identities.of(bare))
+
+
+def _argument_identity(value: Any, identities: Identities) -> Any:
+    """The identity of an argument; of a gate and of strategies all that they hold."""
+    if isinstance(value, tuple):
+        return [_argument_identity(each, identities) for each in value]
+    is_whole = isinstance(value, Gate | Strategy)
+    return identities.whole(value) if is_whole else identities.of(value)
+
+
+def _parts_of(example: dspy.Example) -> list[Any]:
+    """Inputs, labels, and each field as text: some types' identity is only their name."""
+    texts = [f"{name}: {without_addresses(text)}" for name, text in as_fields(example).items()]
+    return [dict(example.inputs()), dict(example.labels()), texts]
 
 
 class Journal:
@@ -103,6 +211,7 @@ class Journal:
         is not recorded something was refused for this reason."""
         self.asked: list[Row] = []  # of the reflection LM, until its update is recorded
         self._run: RunEntry | None = None
+        self._entries: list[RunEntry] = []  # of the runs that the store held at the start
         visible = "\n".join(_own_texts(student, examples))
         lms = [*all_lms(settings, student), dspy.settings.lm]
         self._secrets = known_secrets(lms, visible)
@@ -168,12 +277,13 @@ class Journal:
         settings = self._settings
         if self.store is None:
             return settings
+        self._entries, _ = entries_and_faults(self.store)
         parts = self.keys.parts_of_run(settings, student, sets, recorded)
         same = self._same_with_less(parts)
         if same is None:
             return settings
         names, data = settings.derived - {"epochs"}, settings.data
-        if same.ended_because and same.limits == self._limits:
+        if same.results.is_finished and same.limits == self._limits:
             names |= {"reserve", "n_validation"}
             if data.is_test_on_top and settings.max_lm_calls:
                 n_calls = 2 * (data.n_test - same.n_test) * data.calls_per_rollout
@@ -193,14 +303,14 @@ class Journal:
 
     def _same_with_less(self, parts: Mapping[str, str]) -> RunEntry | None:
         """The run to go on with; of several, one with the same limits before the last of others."""
-        assert self.store is not None  # noqa: S101 - whoever asks has looked
-        entries, _ = entries_and_faults(self.store)
-        derived, limits = self._settings.derived, self._limits
-        for entry in sorted(reversed(entries), key=lambda entry: entry.limits != limits):
+        derived, limits, most = self._settings.derived, self._limits, self._settings.learning_limits
+        for entry in sorted(reversed(self._entries), key=lambda entry: entry.limits != limits):
             names = {*entry.parts, *parts} - derived
             is_same = all(entry.parts.get(name) == parts.get(name) for name in names)
             is_whole = entry.schedule.keys() == self._settings.schedule.keys()  # nobody changed it
-            if is_same and is_whole and _reach(entry.limits, self._settings.learning_limits):
+            limits_had = ((entry.limits.get(name), now) for name, now in most.items())
+            is_more = all(now is None or (had or math.inf) <= now for had, now in limits_had)
+            if is_same and is_whole and is_more:
                 return entry
         return None
 
@@ -208,43 +318,38 @@ class Journal:
         """Note that the run has begun, or go on with what it has paid for."""
         if self.store is None:
             return
-        parts, settings = self.keys.parts, self._settings
-        key = key_of(parts, self._limits)
-        with reading(key):
-            record = self.store.get(key)
-            earlier = None if record is None else ENTRIES.validate_python(record)
+        settings = self._settings
+        entry = RunEntry(
+            begun=datetime.now(UTC).isoformat(timespec="seconds"),
+            parts=self.keys.parts,
+            limits=self._limits,
+            schedule=settings.schedule,
+            n_test=settings.data.n_test,
+            results=unfinished(library_in(student), Usage()),
+        )
+        with reading(entry.key):
+            record = self.store.get(entry.key)
+            entry = entry if record is None else ENTRIES.validate_python(record)
         names = self.keys.identities.by_name
         if names and settings.version is None:
-            (logger.info if earlier is None else logger.warning)(
+            (logger.info if record is None else logger.warning)(
                 "known by name only, so that a change in them is not noticed (pass version=... "
                 "when they change): %s",
                 ", ".join(sorted(names)),
             )
-        if earlier is None:
-            if others := self._differences():
-                logger.warning(
-                    "log_dir=%r holds no run of this compile; from the nearest one it differs in "
-                    "%s",
-                    str(settings.log_dir),
-                    others,
-                )
-            earlier = RunEntry(
-                begun=datetime.now(UTC).isoformat(timespec="seconds"),
-                parts=parts,
-                limits=self._limits,
-                schedule=settings.schedule,
-                n_test=settings.data.n_test,
-                library=library_in(student),
-                demos=(),
-                paid=(0, 0.0),
+        if record is None and (others := self._differences()):
+            logger.warning(
+                "log_dir=%r holds no run of this compile; from the nearest one it differs in %s",
+                str(settings.log_dir),
+                others,
             )
-        elif earlier.ended_because:
+        elif entry.results.is_finished:
             budget = (settings.max_lm_calls, settings.max_metric_calls, settings.max_cost)
             self.is_over = any(limit is not None for limit in budget)
-            self.cut_because = earlier.cut_because * (self.is_over or settings.offline)
+            self.cut_because = entry.cut_because * (self.is_over or settings.offline)
             if self.is_over:
-                ledger.spend(*earlier.lost)
-        self._write(earlier)
+                ledger.spend(*entry.lost)
+        self._write(entry)
 
     def _write(self, entry: RunEntry) -> None:
         self._run = entry
@@ -261,8 +366,10 @@ class Journal:
         if self._run is None:
             return
         self._put_rows(f"{self._run.key}:{update.update}", rollouts, update)
-        if not self._run.ended_because:
-            self._write(replace(self._run, **_program(best), paid=(ledger.n_lm_calls, ledger.cost)))
+        if not self._run.results.is_finished:
+            spent = Usage(n_lm_calls=ledger.n_lm_calls, cost_usd=ledger.cost)
+            results = unfinished(best.library, spent)
+            self._write(replace(self._run, results=results, demos=best.demos))
 
     def note_end(
         self,
@@ -273,18 +380,15 @@ class Journal:
         ledger: Ledger,
     ) -> None:
         """Record the program of the run, what it reports, and the rollouts of the final choice."""
-        if self._run is None or (self._run.ended_because and not ended_because):
+        if self._run is None or (self._run.results.is_finished and not ended_because):
             return
         self._put_rows(f"{self._run.key}:{END}", rollouts)
-        program = _program(best) if ended_because else {}
         entry = replace(
             self._run,
-            **program,
-            paid=(ledger.n_lm_calls, ledger.cost),
+            results=replace(results, updates=(), ended_because=ended_because or NOT_FINISHED),
+            demos=best.demos,
             lost=ledger.lost,
-            ended_because=ended_because,
             cut_because=ledger.refused_because,
-            results=replace(results, updates=()).to_dict(),
         )
         self._write(entry)
 
@@ -305,15 +409,12 @@ class Journal:
         return {"run": run, "begun": self._run.begun, "log_dir": folder}
 
     def close(self) -> None:
-        """Close the store, and note what has become of program and metric meanwhile."""
-        if self.keys.is_used:
-            self.keys.identities.leave()
+        """Close the store."""
         if self.store is not None:
             self.store.close()
 
     def missing(self, name: str) -> MissingRecordError:
         """The error that says, offline, which record is not there, and what may be the reason."""
-        assert self.store is not None  # noqa: S101 - offline, there is one
         reason = "this run was not recorded there"
         if (others := self._differences()) is None:
             reason = "the recorded run did not come so far"
@@ -329,28 +430,15 @@ class Journal:
 
         "": there is no run; None: it differs in nothing but its limits.
         """
-        assert self.store is not None  # noqa: S101 - whoever asks has looked
-        entries, _ = entries_and_faults(self.store)
         parts, derived = self.keys.parts, self._settings.derived
         differing = [
             [name for name in {**parts, **entry.parts} if parts.get(name) != entry.parts.get(name)]
-            for entry in reversed(entries)
+            for entry in reversed(self._entries)
         ]
         if [] in differing:
             return None
         nearest = min(differing, key=len, default=[])
         return ", ".join(f"{name} (derived)" if name in derived else name for name in nearest)
-
-
-def _program(best: Additions) -> dict[str, Any]:
-    bare = (replace(experience, evidence=()) for experience in best.library)
-    return {"library": best.library.holding(bare), "demos": best.demos}
-
-
-def _reach(before: Mapping[str, float | None], now: Mapping[str, float | None]) -> bool:
-    """True if no limit is lower than it was; None: there is none."""
-    limits = ((before.get(name), now[name]) for name in now)
-    return all((math.inf if b is None else b) >= (a or math.inf) for a, b in limits)
 
 
 def _own_texts(student: Any, examples: Iterable[Any]) -> Iterator[str]:

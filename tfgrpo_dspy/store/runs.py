@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -12,13 +12,11 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.experience.programs import check_program, introduced
 from tfgrpo_dspy.identity import Identities, digest
-from tfgrpo_dspy.results import NOT_FINISHED, RunResults
+from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
-from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.store.database import Record, Store, reading
-from tfgrpo_dspy.store.journal import END, RUN, UPDATE, RunEntry, entries_and_faults
-from tfgrpo_dspy.store.keys import program_digest
+from tfgrpo_dspy.store.journal import END, RUN, UPDATE, RunEntry, entries_and_faults, program_digest
 
 logger = logging.getLogger(__name__)
 
@@ -26,24 +24,12 @@ UPDATES = TypeAdapter(UpdateRecord)
 _ROWS = TypeAdapter(list[dict[str, Any]])
 
 
-@dataclass(frozen=True, slots=True)
-class SavedRun:
-    """A run in a run store: its id, when it was begun (UTC), and what it reports.
-
-    A run that was not finished has no scores of student and result.
-    """
-
-    id: str
-    begun: str
-    is_finished: bool
-    results: RunResults
-
-
-def saved_runs(log_dir: str | PathLike[str]) -> list[SavedRun]:
+def saved_runs(log_dir: str | PathLike[str]) -> list[RunResults]:
     """The runs in the run store of this folder; the one that was begun last stands last.
 
-    A run of which a record is damaged is left out, which the log says. Raises StoreError: the store
-    cannot be read, the folder has none, or no run in it can be read.
+    Their `origin` says which they are. One that was not finished has no scores of student and
+    result. One of which a record is damaged is left out, which the log says. Raises StoreError: the
+    store cannot be read, the folder has none, or no run in it can be read.
     """
     runs, faults = runs_and_faults(log_dir)
     if faults and not runs:
@@ -53,9 +39,9 @@ def saved_runs(log_dir: str | PathLike[str]) -> list[SavedRun]:
     return runs
 
 
-def runs_and_faults(log_dir: str | PathLike[str]) -> tuple[list[SavedRun], list[StoreError]]:
+def runs_and_faults(log_dir: str | PathLike[str]) -> tuple[list[RunResults], list[StoreError]]:
     """As `saved_runs`, and why others cannot be read. Raises StoreError: of the store itself."""
-    runs: list[SavedRun] = []
+    runs: list[RunResults] = []
     with _store_in(log_dir) as store:
         entries, faults = entries_and_faults(store)
         for entry in entries:
@@ -80,44 +66,38 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
         LibraryError: the student is no program.
     """
     check_program(student)
+    folder, with_injection = str(log_dir), introduced(student)  # as `paper(injection=True)` runs it
+    wanted = {digest(program_digest(ran, Identities())): ran for ran in (with_injection, student)}
     with _store_in(log_dir) as store:
-        entry, student = _last_run_of(store, student, str(log_dir))
-        results = _saved(store, entry).results
+        entries, faults = entries_and_faults(store)
+        entry = next(
+            (each for each in reversed(entries) if each.parts.get("program") in wanted), None
+        )
+        if entry is None and faults:
+            raise faults[0]
+        if entry is None:
+            raise StoreError(
+                f"log_dir={folder!r} holds no run of this program, of {len(entries)} in all; pass "
+                f"the student that was compiled, with its code as it was then. `tfgrpo runs "
+                f"{folder}` lists them all."
+            )
+        results = _saved(store, entry)
     try:
-        program = Additions(entry.library, entry.demos).bake(student)
+        additions = Additions(results.experiences, entry.demos)
+        program = additions.bake(wanted[entry.parts["program"]])
     except (KeyError, ValueError) as error:
         raise StoreError(
-            f"what is recorded in log_dir={str(log_dir)!r} is not of this program ({error}); "
-            f"pass the student that was compiled."
+            f"what is recorded in log_dir={folder!r} is not of this program ({error}); pass the "
+            f"student that was compiled."
         ) from error
     program.detailed_results = results
     return program
 
 
-def _last_run_of(store: Store, student: Any, log_dir: str) -> tuple[RunEntry, Any]:
-    """The run, and the student as it ran. Raises StoreError: there is none that can be read."""
-    with_injection = introduced(student)  # as `paper(metric, injection=True)` runs it
-    wanted = {digest(program_digest(ran, Identities())): ran for ran in (with_injection, student)}
-    entries, faults = entries_and_faults(store)
-    for entry in reversed(entries):
-        ran = wanted.get(entry.parts.get("program", ""))
-        if ran is not None:
-            return entry, ran
-    if faults:
-        raise faults[0]
-    if not entries:
-        raise StoreError(f"log_dir={log_dir!r} holds no run yet.")
-    raise StoreError(
-        f"log_dir={log_dir!r} holds no run of this program, of {len(entries)} in all; pass the "
-        f"student that was compiled, with its code as it was then. `tfgrpo runs {log_dir}` lists "
-        f"them all."
-    )
-
-
-def saved_rows(run: SavedRun, name: str) -> list[Any]:
+def saved_rows(run: RunResults, name: str) -> list[Any]:
     """The "rollouts" or the "reflections" of a run, in their order. Raises StoreError."""
-    with _store_in(run.results.origin["log_dir"]) as store:
-        return [row for _, record in _updates(store, run.id)
+    with _store_in(run.origin["log_dir"]) as store:
+        return [row for _, record in _updates(store, run.origin["run"])
                 for row in _ROWS.validate_python(record[name])]  # fmt: skip
 
 
@@ -141,28 +121,10 @@ def _store_in(log_dir: str | PathLike[str]) -> Iterator[Store]:
         store.close()
 
 
-def _saved(store: Store, entry: RunEntry) -> SavedRun:
+def _saved(store: Store, entry: RunEntry) -> RunResults:
     run = entry.key.removeprefix(RUN)
     records = [record for place, record in _updates(store, run) if place != END]
     with reading(entry.key):
         updates = tuple(UPDATES.validate_python(record["update"]) for record in records)
-        results = RunResults.from_dict(entry.results) if entry.results else _unfinished(entry)
     origin = {"run": run, "begun": entry.begun, "log_dir": str(store.folder)}
-    results = replace(results, updates=updates, origin=origin)
-    return SavedRun(run, entry.begun, bool(entry.ended_because), results)
-
-
-def _unfinished(entry: RunEntry) -> RunResults:
-    """The results of a run that was not finished."""
-    n_calls, cost = entry.paid
-    return RunResults(
-        student=None,
-        best=None,
-        updates=(),
-        usage={"rollout": Usage(n_lm_calls=n_calls, cost_usd=cost)},
-        failures={},
-        ended_because=NOT_FINISHED,
-        nothing_learned="",
-        wall_time_s=0.0,
-        library=entry.library.to_dict(),
-    )
+    return replace(entry.results, updates=updates, origin=origin)
