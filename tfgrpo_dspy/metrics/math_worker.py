@@ -22,27 +22,6 @@ PLAIN = replace(LatexExtractionConfig().normalization_config, units=False, boxed
 FORMULA = LatexExtractionConfig(normalization_config=PLAIN)
 
 
-def serve() -> None:
-    """Answer requests until the input ends."""
-    replies = os.dup(1)
-    os.dup2(2, 1)  # what libraries print goes to stderr, not among the replies
-    logging.disable(logging.CRITICAL)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    with contextlib.suppress(OSError, ValueError):  # macOS has no such limit
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    os.write(replies, b"ready\n")
-    for line in sys.stdin:
-        answer, expected, timeout_s = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, timeout_s)
-        is_equal = False
-        with contextlib.suppress(Exception):  # what sympy cannot compare is unequal
-            is_equal = are_equal(answer, expected)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        os.write(replies, b"1\n" if is_equal else b"0\n")
-
-
 def are_equal(answer: str, expected: str) -> bool:
     """True if both texts mean the same, or one is a rounding of the other."""
     formula, wanted = read(answer), read(expected)
@@ -67,4 +46,20 @@ def is_rounding(decimal: str, value: Any) -> bool:
     return not has_decimal and bool(abs(value - Rational(decimal)) * 2 * 10 ** len(places) <= 1)
 
 
-serve()
+replies = os.dup(1)
+os.dup2(2, 1)  # what libraries print goes to stderr, not among the replies
+logging.disable(logging.CRITICAL)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+signal.signal(signal.SIGALRM, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+with contextlib.suppress(OSError, ValueError):  # macOS has no such limit
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+os.write(replies, b"ready\n")
+for line in sys.stdin:
+    *formulas, timeout_s = json.loads(line)
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    is_equal = False
+    with contextlib.suppress(Exception):  # what sympy cannot compare is unequal
+        is_equal = are_equal(*formulas)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    os.write(replies, b"1\n" if is_equal else b"0\n")
