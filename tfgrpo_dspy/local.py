@@ -115,10 +115,11 @@ class LlamaEngine:
     n_ctx: int = 4096
     n_threads: int = 1
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the GGUF's content, 64 hex digits: equal on every machine."""
-        return _sha256_of(model_path(self.gguf))
+        with model_path(self.gguf).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def complete(self, request: lm15.Request) -> lm15.Response:
         """The answer to one request.
@@ -169,41 +170,31 @@ class AsyncLlamaEngine(LlamaEngine):
 def _request_body(request: lm15.Request) -> dict[str, Any]:
     """The request in the form of llama.cpp's chat endpoint."""
     config = request.config
+    turns = [(message.role, message.parts) for message in request.messages]
+    if request.system is not None:
+        turns.insert(0, ("system", request.system))
+    parts = [part for _, content in turns if not isinstance(content, str) for part in content]
     asked = {field.name for field in fields(config) if getattr(config, field.name) is not None}
     refused = [f"config.{name}" for name in sorted(asked - READ)]
     refused += ["tools"] if request.tools else []
+    refused += [f"part of type {part.type!r}" for part in parts if part.type != "text"]
     if refused:
         message = f"the local LM has no {', '.join(refused)}; leave it out, or use another LM"
         raise lm15.UnsupportedFeatureError(message, feature=refused[0])
-    messages = [] if request.system is None else [("system", request.system)]
-    messages += [(message.role, message.parts) for message in request.messages]
     sampling = {name: getattr(config, name) for name in SAMPLING if name in asked}
     if config.seed is not None:
         digest = hashlib.sha256(f"{config.seed}/0".encode()).digest()
         sampling["seed"] = int.from_bytes(digest[:8], "big") % (2**32 - 1)  # which means "any seed"
     if config.stop:
         sampling["stop"] = list(config.stop)
+    texts = (c if isinstance(c, str) else "\n".join(part.text for part in c) for _, c in turns)
+    pairs = zip(turns, texts, strict=True)
     return {
         **(config.extensions or {}),
         **sampling,
-        "messages": [{"role": role, "content": _text(content)} for role, content in messages],
+        "messages": [{"role": role, "content": text} for (role, _), text in pairs],
         "cache_prompt": config.cache is None or config.cache.mode != "off",
     }
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if other := [part.type for part in content if part.type != "text"]:
-        message = f"the local LM reads text only, no part of type {other[0]!r}"
-        raise lm15.UnsupportedFeatureError(message, feature=other[0])
-    return "\n".join(part.text for part in content)
-
-
-@functools.cache
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Model:
@@ -222,20 +213,18 @@ class Model:
         self._pool = ThreadPoolExecutor(n_parallel, thread_name_prefix="llama")
         self._free = [(self._new_context(), "")]  # each with its last prompt
 
-    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, body: dict[str, Any]) -> Any:
         """llama.cpp's answer to a chat request, from the context that holds most of its prompt."""
         return self._pool.submit(self._answer, body).result()  # which Ctrl-C may interrupt
 
-    def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, body: dict[str, Any]) -> Any:
         prompt = "\n".join(message["content"] for message in body["messages"])
         with self._lock:
             shared = [len(os.path.commonprefix([last, prompt])) for _, last in self._free]  # noqa: RUF071
             context = self._free.pop(shared.index(max(shared)))[0] if shared else None
-        if context is None:
-            context = self._new_context()
+        context = context or self._new_context()
         try:
-            answer: dict[str, Any] = context.handle_chat_completions(body)
-            return answer
+            return context.handle_chat_completions(body)
         finally:
             self._free.append((context, prompt))
 
@@ -266,28 +255,20 @@ def _context(path: Path, n_ctx: int, n_threads: int) -> Any:
         ) from error
 
 
-_models: dict[tuple[Any, ...], Model] = {}
-_lock = threading.Lock()
-_of_parent: list[Any] = []  # kept, as freeing a model would wait for threads that a fork lacks
+_models: dict[int, dict[tuple[Any, ...], Model]] = {}
+"""The opened models of each process; a fork keeps, and does not use, those of its parent, as to
+free them would wait for threads that it lacks."""
+_lock = functools.cache(lambda _process: threading.Lock())
+atexit.register(lambda: _models.pop(os.getpid(), None))
 
 
 def opened_model(settings: tuple[Any, ...]) -> Model:
     """The model with these arguments of `Model`; opened if it is not."""
-    with _lock:
-        if settings not in _models:
-            _models[settings] = Model(*settings)
-        return _models[settings]
-
-
-def _start_anew_in_a_forked_child() -> None:
-    global _models, _lock
-    _of_parent.append(_models)
-    _models, _lock = {}, threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew_in_a_forked_child)
-atexit.register(lambda: _models.clear())
+    with _lock(os.getpid()):
+        models = _models.setdefault(os.getpid(), {})
+        if settings not in models:
+            models[settings] = Model(*settings)
+        return models[settings]
 
 
 def model_path(gguf: str | None) -> Path:
