@@ -35,7 +35,7 @@ MODULES = (
     "tfgrpo_dspy.rollout",
     "tfgrpo_dspy.strategies",
     "tfgrpo_dspy.experience.values",
-    "tfgrpo_dspy.settings.plan",
+    "tfgrpo_dspy.settings.schedule",
 )
 
 

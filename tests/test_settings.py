@@ -61,17 +61,6 @@ def set_to(lm: Any) -> Any:
     return student
 
 
-class Passing(dspy.Module):
-    """Passes its question on."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, question: str) -> Any:
-        return self.inner(question=question)
-
-
 def frozen() -> dspy.Module:
     inner = dspy.ChainOfThought("question -> answer")
     inner._compiled = True  # noqa: SLF001 - how DSPy marks what no optimizer may change
@@ -88,8 +77,8 @@ def damaged() -> Any:
     [
         ({"trainset": []}, ["trainset=[]: pass a list of at least one dspy.Example."]),
         ({"trainset": ()}, ["trainset=(): pass a list"]),
-        ({"trainset": iter(questions(3))}, ["trainset is a list_iterator: pass a list"]),
-        ({"valset": np.array(questions(3))}, ["valset is a ndarray: pass a list"]),
+        ({"trainset": iter(questions(3))}, ["trainset=<list_iterator", ": pass a list"]),
+        ({"valset": np.array(questions(3))}, ["valset=array(", ": pass a list"]),
         ({"testset": []}, ["testset=[]: pass a list"]),
         ({"trainset": [*questions(1), UNMARKED, *questions(1), UNMARKED]},
          ["trainset: 2 of 4 examples have no inputs (the first at position 1); call "]),
@@ -113,10 +102,6 @@ def damaged() -> Any:
         ({"student": set_to(dspy.LM)}, ["is no LM; configure"]),
         ({"reflection": Reflection(update=set_to("openai/o3"))}, ["lm='openai/o3' is no LM"]),
         ({"strategies": [TeacherRollouts(set_to("openai/o3"))]}, ["lm='openai/o3' is no LM"]),
-        ({"student": dspy.Predict("demos, question -> answer")},
-         ["predictor 'self' has the input 'demos', which DSPy takes for an argument"]),
-        ({"student": Passing(dspy.Predict("config: dict, question -> answer"))},
-         ["predictor 'inner' has the input 'config'"]),
         ({"trainset": [dspy.Prediction(question="?", answer="yes").with_inputs("question")]},
          ["trainset: position 0 is of type Prediction, not a dspy.Example"]),
         ({"lm": None}, ["lm=None: no LM is configured; call dspy.configure(lm=dspy.LM(...))"]),

@@ -17,8 +17,7 @@ from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
 from tfgrpo_dspy.settings.checks import code_of, prepare
-from tfgrpo_dspy.settings.plan import Plan, plan_of
-from tfgrpo_dspy.settings.schedule import RunInputs, RunSettings
+from tfgrpo_dspy.settings.schedule import Plan, RunInputs, RunSettings, plan_of
 from tfgrpo_dspy.tasks.caller import awaited
 from tfgrpo_dspy.user_code import one_loop
 

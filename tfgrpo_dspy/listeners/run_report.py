@@ -29,8 +29,7 @@ from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
 from tfgrpo_dspy.results.records import Candidate, ScoreSummary, UpdateRecord
 from tfgrpo_dspy.rollout import Rollout, Usage
-from tfgrpo_dspy.settings.plan import plan_of
-from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.settings.schedule import RunSettings, plan_of
 from tfgrpo_dspy.wording import counted, shortened
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ One message names every fault, before the first LM call. `checks` looks at stude
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import KW_ONLY, field, fields
 from numbers import Real
@@ -53,29 +53,21 @@ All others are part of it."""
 P = ParamSpec("P")
 S = TypeVar("S")
 OTHERS = {
-    "bsize": "batch_size=",
-    "candidate_selection_strategy": "gate=, or nothing: the race chooses among several candidates",
-    "demo_input_field_maxlen": "max_demos=",
-    "init_temperature": "temperature=",
-    "instruction_proposer": "reflection=Reflection(extract=..., update=...)",
-    "max_bootstrapped_demos": "max_demos=",
-    "max_full_evals": "max_lm_calls= or max_metric_calls=",
-    "max_labeled_demos": "max_demos=",
-    "max_steps": "epochs=",
-    "minibatch_size": "batch_size=",
-    "num_candidates": "group_size=",
-    "num_trials": "max_lm_calls= or auto=",
-    "prompt_model": "reflection_lm=",
-    "reflection_minibatch_size": "batch_size=",
-    "teacher_settings": "strategies=(TeacherRollouts(lm),), of tfgrpo_dspy.strategies",
-    "temperature_for_candidates": "temperature=, or one on reflection_lm",
-    "temperature_for_sampling": "temperature=",
-    "use_wandb": "on_event=, a function that logs; see docs/dspy.md",
-    "verbose": "progress=",
-    "wandb_api_key": "on_event=, a function that logs; see docs/dspy.md",
-    "wandb_init_kwargs": "on_event=, a function that logs; see docs/dspy.md",
+    "batch_size=": "bsize minibatch_size reflection_minibatch_size",
+    "epochs=": "max_steps",
+    "gate=, or nothing: the race chooses among candidates": "candidate_selection_strategy",
+    "group_size=": "num_candidates",
+    "max_demos=": "demo_input_field_maxlen max_bootstrapped_demos max_labeled_demos",
+    "max_lm_calls= or auto=": "num_trials",
+    "max_lm_calls= or max_metric_calls=": "max_full_evals",
+    "on_event=, a function that logs": "use_wandb wandb_api_key wandb_init_kwargs",
+    "progress=": "verbose",
+    "reflection=Reflection(extract=..., update=...)": "instruction_proposer",
+    "reflection_lm=": "prompt_model",
+    "strategies=(TeacherRollouts(lm),), of tfgrpo_dspy.strategies": "teacher_settings",
+    "temperature=": "init_temperature temperature_for_candidates temperature_for_sampling",
 }
-"""By the name of an argument of GEPA, MIPROv2 or SIMBA, what to pass here in its place."""
+"""What to pass in place of arguments of GEPA, MIPROv2 and SIMBA."""
 
 
 def _number(value: Any) -> Any:
@@ -89,10 +81,6 @@ def _lm(value: Any) -> Any:
     if isinstance(value, str):
         raise ValueError(f"it should be an LM: dspy.LM({value!r})")
     return value
-
-
-Metric = Callable[..., Any] | Sequence[Any] | Mapping[str, Any]
-"""A metric, or several with or without weights, which `combined` makes one."""
 
 
 def _checked_metric(metric: Any) -> Any:
@@ -133,7 +121,7 @@ def _brief(brief: dspy.Module | bool | None) -> dspy.Module | None:
 
 def _checked_offline(offline: bool, others: ValidationInfo) -> bool:
     if offline and (log_dir := others.data.get("log_dir", "")) is None:
-        raise ValueError(f"log_dir={log_dir} holds nothing to replay; pass that of a recorded run")
+        raise ValueError(f"{log_dir=} holds nothing to replay; pass that of a recorded run")
     return offline
 
 
@@ -154,12 +142,6 @@ Positive = Annotated[Finite, Field(gt=0)]
 Folder = Annotated[
     str | PathLike[str], SkipValidation, such_that(_is_folder, "give a folder of this machine")
 ]
-
-
-def refuse(faults: Iterable[str]) -> None:
-    """Raise a SettingsError that names all the faults, if there are any."""
-    if message := " ".join(faults):
-        raise SettingsError(message)
 
 
 @checked(SettingsError)
@@ -285,7 +267,10 @@ class Execution:
 class Settings:
     """The arguments of `TrainingFreeGRPO`, which documents them. None: derived, or the default."""
 
-    metric: Annotated[Metric | None, BeforeValidator(_checked_metric)]
+    metric: Annotated[
+        Callable[..., Any] | Sequence[Any] | Mapping[str, Any] | None,
+        BeforeValidator(_checked_metric),
+    ]
     _: KW_ONLY
     reflection_lm: Annotated[dspy.BaseLM | None, BeforeValidator(_lm)] = None
     objective: str | None = None
@@ -393,10 +378,11 @@ def taking(
 
 def _instead_of(name: str, names: list[str]) -> str:
     """Advice for an argument that the optimizer, which has `names`, does not have."""
-    kinds = (kind for kind in (Reflection, Execution) if name in kind.__annotations__)
-    if kind := next((kind.__name__ for kind in kinds), ""):
-        return f"pass {kind.lower()}={kind}({name}=...)"
-    if name in OTHERS:
-        return f"pass {OTHERS[name]}"
+    for kind in (Reflection, Execution):
+        if name in kind.__annotations__:
+            return f"pass {kind.__name__.lower()}={kind.__name__}({name}=...)"
+    for instead, theirs in OTHERS.items():
+        if name in theirs.split():
+            return f"pass {instead}"
     nearest = difflib.get_close_matches(name, names, 1)
     return f"the nearest one is {nearest[0]}=" if nearest else "docs/settings.md lists all"

@@ -1,6 +1,5 @@
 """Student, data and LMs of a run: what is refused, what is warned of, and the split of the data."""
 
-import collections
 import inspect
 import itertools
 import logging
@@ -15,7 +14,7 @@ import dspy
 
 from tfgrpo_dspy.budget.prices import price_of
 from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE, stored_in
-from tfgrpo_dspy.errors import caution
+from tfgrpo_dspy.errors import SettingsError, caution
 from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.experience.programs import introduced, language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
@@ -23,16 +22,13 @@ from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import Example, has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
-from tfgrpo_dspy.settings import AUTO, PaperReflection, Settings, refuse
-from tfgrpo_dspy.settings.plan import assumed, plan_of
-from tfgrpo_dspy.settings.schedule import RunData, RunInputs, RunSettings, derive
+from tfgrpo_dspy.settings import AUTO, PaperReflection, Settings
+from tfgrpo_dspy.settings.schedule import RunData, RunInputs, assumed, derive, plan_of
 from tfgrpo_dspy.user_code import held_by
 
 logger = logging.getLogger(__name__)
 
 MAX_HELD_OUT, MIN_EXAMPLES_TO_SPLIT = 100, 6
-OF_PREDICT = frozenset({"config", "demos", "lm", "new_signature", "self", "signature"})
-"""Arguments of `dspy.Predict` itself; an input of such a name never reaches the LM."""
 
 
 def prepare(
@@ -53,9 +49,12 @@ def prepare(
         settings = _for_recorded(settings, recorded, {"valset": valset, "testset": testset})
     if isinstance(valset, Sequence) and not valset:
         valset = None  # BetterTogether passes an empty list
-    settings = _with_reflection_lm(settings, student)
+    if not (settings.reflection_lm or dspy.settings.lm) and isinstance(student, dspy.Module):
+        lms = {id(predictor.lm): predictor.lm for _, predictor in named_predictors(student)}
+        settings = replace(settings, reflection_lm=lms.popitem()[1]) if len(lms) == 1 else settings
     data = {"trainset": trainset, "valset": valset, "testset": testset}
-    refuse(_faults(settings, student, data, recorded))
+    if faults := " ".join(_faults(settings, student, data, recorded)):
+        raise SettingsError(faults)
     reflection = settings.arguments["reflection"]
     if isinstance(reflection, PaperReflection) and reflection.injection:
         student = introduced(student)
@@ -65,32 +64,43 @@ def prepare(
         [Example(each, nullable) for each in of_one or ()] for of_one in data.values()
     )
     sets = {"training": examples, "validation": held_out, "test": tested}
-    cautions = _cautions(settings, teacher, recorded is not None)
-    for each in itertools.chain(cautions, _overlap_cautions(sets)):
-        caution(each)
+    if teacher is not None:
+        caution("teacher: this optimizer uses no teacher, and ignores it.")
+    if settings.metric is None and recorded is None:
+        caution(
+            "metric=None: lessons are drawn from agreement and self-critique, without ground "
+            "truth; nothing checks that the result is not worse than the student."
+        )
+    for used, held in itertools.combinations(sets, 2):
+        inputs = {example.identity for example in sets[used]}
+        if n_shared := sum(example.identity in inputs for example in sets[held]):
+            caution(
+                f"{n_shared} of {len(sets[held])} {held} examples are {used} examples too; scores "
+                f"on them are optimistic."
+            )
     training, validation = split(settings, examples, held_out)
     trained_on = [examples[index] for index in training]
+    n_predictors = len(named_predictors(student))
+    asks_predictors = settings.metric is not None and adapt_metric(settings.metric).asks_predictors
     run_data = RunData(
         n_training=len(training),
         n_validation=len(validation) if settings.metric is not None else 0,
         n_test=len(tested),
         n_labelled=sum(bool(example.labels) for example in trained_on),
         is_recorded=recorded is not None,
-        n_metric_calls=_n_metric_calls(settings, student),
+        n_metric_calls=1 + asks_predictors * n_predictors * (n_predictors > 1),
         **assumed(settings, student, trained_on),
     )
-    run_settings = _derived(settings, run_data)
+    if settings.auto is not None and settings.max_lm_calls is None:
+        per_example, at_least = AUTO[settings.auto]
+        n_calls = max(at_least, per_example * run_data.n_training * run_data.calls_per_rollout)
+        n_calls += run_data.n_of_test_set * run_data.calls_per_rollout
+        settings = replace(settings, max_lm_calls=n_calls)
+        run_data = replace(run_data, is_test_on_top=True)
+    run_settings = derive(settings, run_data)
     if not settings.offline:
         logger.info("the plan:\n%s", plan_of(run_settings))
     return RunInputs(run_settings, student, examples, (*training,), validation, tested)
-
-
-def _with_reflection_lm(settings: Settings, student: Any) -> Settings:
-    """The settings; where no LM is configured, with the one LM of the student for reflection."""
-    if settings.reflection_lm or dspy.settings.lm or not isinstance(student, dspy.Module):
-        return settings
-    lms = {id(predictor.lm): predictor.lm for _, predictor in named_predictors(student)}
-    return replace(settings, reflection_lm=lms.popitem()[1]) if len(lms) == 1 else settings
 
 
 def _for_recorded(
@@ -99,8 +109,8 @@ def _for_recorded(
     is_scored = any(rollout.score is not None for group in recorded for rollout in group)
     if settings.metric is None or not is_scored:
         needed = "a metric" if is_scored else "traces with scores"
-        names = [name for name, examples in measured.items() if examples is not None]
-        refuse([f"{name}: measuring on it needs {needed}; else pass no {name}." for name in names])
+        for name in [name for name, examples in measured.items() if examples is not None]:
+            raise SettingsError(f"{name}: measuring on it needs {needed}; else pass no {name}.")
     if not is_scored:
         return replace(settings, metric=None, gate=NoGate())
     is_gated = isinstance(measured["valset"], Sequence) and measured["valset"] and settings.measures
@@ -111,23 +121,6 @@ def _for_recorded(
 def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
     """Stands for the unknown metric that scored the traces. Never called: nothing is run."""
     raise NotImplementedError((example, prediction, trace))
-
-
-def _derived(settings: Settings, data: RunData) -> RunSettings:
-    """The schedule; `auto` stands for a number of calls, and the test set's come on top of it."""
-    if settings.auto is None or settings.max_lm_calls is not None:
-        return derive(settings, data)
-    per_example, at_least = AUTO[settings.auto]
-    n_calls = max(at_least, per_example * data.n_training * data.calls_per_rollout)
-    n_calls += data.n_of_test_set * data.calls_per_rollout
-    return derive(replace(settings, max_lm_calls=n_calls), replace(data, is_test_on_top=True))
-
-
-def _n_metric_calls(settings: Settings, student: Any) -> int:
-    """The calls of the metric for a training rollout: also about each of the predictors."""
-    n_predictors = len(named_predictors(student))
-    asks = settings.metric is not None and adapt_metric(settings.metric).asks_predictors
-    return 1 + n_predictors if asks and n_predictors > 1 else 1
 
 
 def split(
@@ -216,10 +209,9 @@ def _faults(
     elif not named_predictors(student):
         yield (
             f"student={type(student).__name__} has no predictors into whose instructions "
-            f"experiences could be baked (sub-modules with _compiled=True are frozen; dspy.Flex "
-            f"writes its own predictors while it runs; DSPy finds none that `forward` makes, or "
-            f"that stand in a list or dict within another one: make them in `__init__`, and hold "
-            f"them in attributes, or in lists or dicts that are attributes)."
+            f"experiences could be baked (sub-modules with _compiled=True are frozen; DSPy finds "
+            f"none that `forward` makes, or that stand in a list or dict within another one: make "
+            f"them in `__init__`, and hold them in attributes, or in lists or dicts of one)."
         )
     if is_module:
         if (n := len(library_in(student))) > settings.max_experiences:
@@ -237,7 +229,15 @@ def _faults(
         names = {} if recorded is None else {"trainset": "traces"}
         usable = {names.get(n, n): examples for n, examples in sets.items() if not faults[n]}
         yield from _input_faults(student, usable)
-        yield from _output_faults(student, recorded or ())
+        outputs = {f for _, p in named_predictors(student) for f in p.signature.output_fields}
+        is_known = type(student).__module__.startswith("dspy.")
+        for rollout in itertools.chain(*(recorded if recorded and is_known else ())):
+            if rollout.outputs and not outputs & rollout.outputs.keys():
+                yield (
+                    f"traces: {type(student).__name__} gives the outputs {sorted(outputs)}, and "
+                    f"trace {rollout.rollout_id} has {sorted(rollout.outputs)}; rename its fields."
+                )
+                break
 
 
 def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
@@ -273,9 +273,7 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
 def _data_fault(name: str, examples: Any) -> str:
     """The first fault of a set; "" if there is none."""
     if not isinstance(examples, Sequence) or not examples:
-        is_empty = isinstance(examples, Sequence) or examples is None
-        shown = f"{name}={examples!r}" if is_empty else f"{name} is a {type(examples).__name__}"
-        return f"{shown}: pass a list of at least one dspy.Example."
+        return f"{name}={examples!r:.80}: pass a list of at least one dspy.Example."
     for index, example in enumerate(examples):
         if not isinstance(example, dspy.Example) or isinstance(example, dspy.Prediction):
             return (
@@ -303,27 +301,10 @@ def _inputs_of(example: Any) -> set[str]:
 
 def _input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     """A sentence for each set with examples that lack inputs of the program, or have too many."""
-    entry, name = _entry(student), type(student).__name__
-    if entry is None:
-        yield (
-            f"student={name} has no method `forward` (or `aforward`): define "
-            "there, and not in `__call__`, what the program does."
-        )
+    name = type(student).__name__
+    if (entry := _entry(student)) is None or inspect.isgeneratorfunction(entry):
+        yield f"student={name}: define `forward` (or `aforward`), which returns a prediction."
         return
-    if inspect.isgeneratorfunction(entry) or inspect.isasyncgenfunction(entry):
-        yield (
-            f"student={name}: its `{entry.__name__}` yields, so that it returns "
-            f"no prediction to score: return one, and stream with dspy.streamify(program)."
-        )
-        return
-    for predictor_name, predictor in named_predictors(student):
-        fields = predictor.signature.input_fields
-        if reserved := sorted(n for n in OF_PREDICT & fields.keys() if fields[n].is_required()):
-            yield (
-                f"predictor {predictor_name!r} has the input {reserved[0]!r}, which DSPy takes for "
-                f"an argument of the predictor itself: the LM would never read it; rename it."
-            )
-            return
     needed, taken = _taken_by(student)
     for set_name, examples in sets.items():
         for position, inputs in enumerate(map(_inputs_of, examples)):
@@ -334,20 +315,6 @@ def _input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[s
                     f"fields, or choose them with example.with_inputs(...)."
                 )
                 break
-
-
-def _output_faults(student: Any, recorded: Sequence[Sequence[Rollout]]) -> Iterator[str]:
-    """A sentence on the first trace without outputs of the program, if that is one of DSPy's."""
-    fields = [predictor.signature.output_fields for _, predictor in named_predictors(student)]
-    names = {name for of_one in fields for name in of_one}
-    is_known = type(student).__module__.startswith("dspy.")
-    for rollout in itertools.chain.from_iterable(recorded if is_known else ()):
-        if rollout.outputs and not names & rollout.outputs.keys():
-            yield (
-                f"traces: {type(student).__name__} gives the outputs {sorted(names)}, and trace "
-                f"{rollout.rollout_id} has {sorted(rollout.outputs)}; rename its fields."
-            )
-            return
 
 
 def _entry(module: Any) -> Any:
@@ -374,29 +341,3 @@ def _taken_by(module: Any) -> tuple[set[str], set[str] | None]:
     named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = {each.name for each in named if each.default is each.empty}
     return needed, None if is_open else {each.name for each in named}
-
-
-# --------------------------------------------------------------------------------------- warnings
-
-
-def _cautions(settings: Settings, teacher: Any, is_recorded: bool) -> Iterator[str]:
-    """A sentence on each thing that a run can use, and does not as somebody may expect."""
-    if teacher is not None:
-        yield "teacher: this optimizer uses no teacher, and ignores it."
-    if settings.metric is None and not is_recorded:
-        yield (
-            "metric=None: lessons are drawn from agreement and self-critique, without ground "
-            "truth; nothing checks that the result is not worse than the student."
-        )
-
-
-def _overlap_cautions(sets: Mapping[str, Sequence[Example]]) -> Iterator[str]:
-    """A sentence on each two sets with examples of the same inputs."""
-    inputs = {name: collections.Counter(each.identity for each in sets[name]) for name in sets}
-    for used, held_out in itertools.combinations(sets, 2):
-        n_shared = sum(n for one, n in inputs[held_out].items() if one in inputs[used])
-        if n_shared:
-            yield (
-                f"{n_shared} of {len(sets[held_out])} {held_out} examples are {used} examples "
-                f"too; scores on them are optimistic."
-            )

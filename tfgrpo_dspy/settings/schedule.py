@@ -1,18 +1,32 @@
-"""The schedule of a run, derived from its budget and its data; settings and data of one run."""
+"""The schedule of a run, derived from its budget and its data; the plan of what it will take.
 
+What a call takes is assumed: agents take more or fewer turns, and answers are longer or shorter.
+Retries after the faults of a provider are in no row of a plan, nor prompts that must be split.
+"""
+
+import html
 import math
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+import dspy
+
+from tfgrpo_dspy.budget.prices import price_of, token_price
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.events import Listener
-from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.gate.protocol import Gate
-from tfgrpo_dspy.sampling.fields import Example
+from tfgrpo_dspy.gate.race import FIRST_ROUND
+from tfgrpo_dspy.metric import held_lms
+from tfgrpo_dspy.outside import printable
+from tfgrpo_dspy.reflection.texts import estimate_tokens
+from tfgrpo_dspy.sampling.fields import Example, as_fields
 from tfgrpo_dspy.settings import NOT_WHICH, Execution, Reflection, Settings
 from tfgrpo_dspy.strategies.base import Strategy
+from tfgrpo_dspy.wording import aligned, counted
 
 TEMPERATURE = 0.7
 CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 = 15
@@ -22,7 +36,7 @@ USUAL_BATCHES_PER_EPOCH, MIN_USUAL_BATCH_SIZE, MAX_USUAL_BATCH_SIZE = 8, 5, 8
 USUAL_THREADS, MIN_BATCHES_PER_EPOCH, MIN_BATCHES = 8, 4, 6
 """With more threads batches grow in proportion (`benchmarks/utilisation.py` compares). An epoch
 still has at least 4 batches, and all LM calls pay for at least 6."""
-MAX_BATCHES_PER_EPOCH, CALLS_PER_GROUP = 64, 4
+MOST_BATCHES, CALLS_PER_GROUP = 64, 4
 """With thousands of examples within reach batches grow: each decision reads all rollouts so far."""
 EPOCHS, MAX_EPOCHS_WITHIN_BUDGET = 5, 50
 MIN_STALENESS, MAX_STALENESS, MANY_BATCHES = 1, 4, 12
@@ -47,7 +61,6 @@ MOST_ON_TRIAL, ROLLOUTS_PER_TRIAL = 16, 50
 """With 16 experiences on trial no more lessons are drawn: they could not be tested. A large budget
 tests more, one for each 50 rollouts that it pays for."""
 MIN_GROUP_SIZE, MIN_BATCH_SIZE, MIN_VALIDATION = 2, 2, 2  # a small budget reduces them to these
-
 
 DERIVED = ("group_size", "batch_size", "epochs", "max_staleness", "drafts", "groups_per_call",
            "max_demos")  # fmt: skip
@@ -223,20 +236,25 @@ def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[st
     drafts = min(most_drafts, calls / CALLS_PER_DRAFT)
     if settings.max_cost is not None and data.dollars_per_draft > 0:
         drafts = min(drafts, max(1, DRAFTS_SHARE * settings.max_cost / data.dollars_per_draft))
-    n_within_reach = 0 if has_budget and calls == math.inf else min(n, calls / CALLS_PER_GROUP)
+    n_reached = 0 if has_budget and calls == math.inf else min(n, calls / CALLS_PER_GROUP)
     epochs = MAX_EPOCHS_WITHIN_BUDGET if has_budget else EPOCHS
     n_programs = MAX_PROGRAMS_MEASURED if settings.measures else MIN_PROGRAMS_MEASURED
     share = max(data.smallest_end, RESERVE_SHARE * calls / data.calls_per_rollout)
     reserve = int(min(n_programs * data.n_validation, share))
     n_validation = min(data.n_validation, reserve // MIN_PROGRAMS_MEASURED)
+    n_groups, n_threads = calls / CALLS_PER_GROUP, settings.threads
+    size = max(MIN_USUAL_BATCH_SIZE, math.ceil(n / USUAL_BATCHES_PER_EPOCH))
+    size = min(MAX_USUAL_BATCH_SIZE, size)
+    in_proportion = math.ceil(size * n_threads / USUAL_THREADS)
+    for_threads = min(in_proportion, n / MIN_BATCHES_PER_EPOCH, n_groups / MIN_BATCHES)
     sizes = {
         "group_size": 3 if calls >= CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 * n else 2,
-        "batch_size": _batch_size(n, n_within_reach, calls / CALLS_PER_GROUP, settings.threads),
+        "batch_size": max(size, math.ceil(for_threads), math.ceil(n_reached / MOST_BATCHES)),
     } | chosen
     rollouts_of_batch = sizes["batch_size"] * sizes["group_size"]
-    has_many = calls / CALLS_PER_GROUP / sizes["batch_size"] >= MANY_BATCHES
-    fewest = MIN_STALENESS + (settings.threads > USUAL_THREADS and has_many)
-    staleness = math.ceil(ROLLOUTS_PER_THREAD * settings.threads / rollouts_of_batch) - 1
+    has_many = n_groups / sizes["batch_size"] >= MANY_BATCHES
+    fewest = MIN_STALENESS + (n_threads > USUAL_THREADS and has_many)
+    staleness = math.ceil(ROLLOUTS_PER_THREAD * n_threads / rollouts_of_batch) - 1
     return {
         "temperature": settings.temperature or TEMPERATURE,
         "epochs": 1 if data.is_recorded else epochs,
@@ -267,14 +285,6 @@ def _calls(settings: Settings, data: RunData) -> float:
         n_rollouts = (settings.max_metric_calls - data.n_of_test_set) / data.n_metric_calls
         calls = min(calls, n_rollouts * (data.calls_per_rollout + 0.5))
     return max(0, calls)
-
-
-def _batch_size(n: int, n_within_reach: float, n_groups: float, n_threads: int) -> int:
-    share = math.ceil(n / USUAL_BATCHES_PER_EPOCH)
-    size = min(MAX_USUAL_BATCH_SIZE, max(MIN_USUAL_BATCH_SIZE, share))
-    in_proportion = math.ceil(size * n_threads / USUAL_THREADS)
-    for_threads = min(in_proportion, n / MIN_BATCHES_PER_EPOCH, n_groups / MIN_BATCHES)
-    return max(size, *map(math.ceil, (for_threads, n_within_reach / MAX_BATCHES_PER_EPOCH)))
 
 
 def _reductions(run_settings: RunSettings) -> Iterator[dict[str, int]]:
@@ -313,3 +323,234 @@ def _unpaid(run_settings: RunSettings, calls_per_rollout: int) -> str:
                 f"and {n_reflections} reflection calls. Pass {name}={enough} or more."
             )
     return ""
+
+
+# ------------------------------------------------------------------------------------- the plan
+
+FORMAT_TOKENS, FIELD_TOKENS = 150, 8  # of DSPy's adapters: of a prompt; of a field of an answer
+TEXT_TOKENS = 80  # of a text that an LM writes, where no label says how long it is
+TURN_TOKENS = 100  # of a turn of an agent in the prompts of those that follow
+AGENT_TURNS = 4  # how many calls an agent is likely to make, unless `max_iters` allows fewer
+LIBRARY_TOKENS = 100  # of the experiences in a prompt, on average
+DEMOS_SHARE = 0.8  # of the rollouts show demos, in runs in twelve random worlds
+REFLECTION_TOKENS, ADVICE_TOKENS = 900, 200
+"""Of the prompt of a reflection without what it shows, and of its answer (48 real runs)."""
+MOST_SHOWN_TOKENS = 12_000  # of a group in a prompt for lessons
+FEWEST_UPDATES = 20
+"""An easy task is learned in about 20 updates; a hard one takes all epochs, or all that the
+budget pays for, and most are hard. This and the next were chosen with simulated tasks."""
+CONTRAST_SHARE, CHANGE_SHARE = 0.5, 0.5  # of groups that teach; of updates with new lessons
+LIKELY_CANDIDATES, LIKELY_FINALISTS = 8, 5  # of the first round of the race, and of the others
+
+Taken = tuple[float, float, float]
+"""Rollouts, LM calls and US dollars, which are nan where a price is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """The whole rollouts and LM calls that one purpose is likely to take, and the US dollars.
+
+    `cost` is None where a price is missing, which the plan names.
+    """
+
+    purpose: str
+    n_rollouts: int
+    n_lm_calls: int
+    cost: float | None
+
+    @property
+    def texts(self) -> tuple[str, str, str, str]:
+        """The row as a table shows it."""
+        dollars = "?" if self.cost is None else f"{self.cost:.3g}"
+        return self.purpose, f"{self.n_rollouts:,}", f"{self.n_lm_calls:,}", dollars
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The likely course of a compile; `str` is a table, with the schedule below it.
+
+    The last row of `rows` is their sum, `total`, which is within the `limits` that are set. Where
+    one lesson solves the task, a run takes less. What strategies try and ask besides is in no row.
+    `unpriced` says what is missing to know the dollars.
+    """
+
+    rows: tuple[PlanRow, ...]
+    n_updates: int
+    schedule: Mapping[str, int]
+    limits: Mapping[str, float]
+    has_strategies: bool = False
+    unpriced: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> PlanRow:
+        """All rollouts, all LM calls and all dollars."""
+        return self.rows[-1]
+
+    @property
+    def _limits(self) -> str:
+        limits = (f"{name}={limit:.9g}" for name, limit in self.limits.items())
+        return ", ".join(limits) or "none is set"
+
+    def __repr__(self) -> str:
+        return f"<Plan: likely {self.total.n_lm_calls:,} LM calls; limits: {self._limits}>"
+
+    def _repr_html_(self) -> str:
+        style = "font-family: monospace; white-space: pre-wrap"
+        return f'<pre style="{style}">{html.escape(str(self))}</pre>'
+
+    def __str__(self) -> str:
+        head = ("likely", "rollouts", "calls", "dollars")
+        lines = [
+            *aligned([head, *(row.texts for row in self.rows)], range(1, 4)),
+            f"in {counted(self.n_updates, 'update')}; limits: {self._limits}",
+            *(f"?: {why}" for why in self.unpriced if self.total.cost is None),
+            *["what the strategies try and ask besides is not known"] * self.has_strategies,
+            "",
+            *(f"{name:<16}{value:>6}" for name, value in self.schedule.items()),
+        ]
+        return printable("\n".join(lines))
+
+
+def assumed(settings: Settings, student: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """The assumptions about a rollout, as fields of `RunData`; the first examples stand for all."""
+    examples, prices = examples[:100], settings.arguments["prices"] or {}
+    iterations = [getattr(each, "max_iters", 0) for _, each in student.named_sub_modules()]
+    n_besides = sum(min(n, AGENT_TURNS - 1) for n in iterations)
+    most = sum(iterations) - n_besides  # turns that an agent may take besides
+    inputs = _mean_tokens(each.inputs for each in examples)
+    whole = _mean_tokens(as_fields(dict(each.raw.items())) for each in examples)
+    n_demos = settings.arguments["max_demos"]
+    demos = whole * (usual_demos(whole) if n_demos is None else n_demos) * settings.measures
+    beside, calls, attempt, dollars, longest = LIBRARY_TOKENS + DEMOS_SHARE * demos, 0, 0.0, 0.0, 0
+    lms: list[Any] = []
+    for _, predictor in named_predictors(student):
+        lms.append(lm := predictor.lm or dspy.settings.lm)
+        n = predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1
+        n_calls, n_turns = n * (1 + n_besides), n_besides
+        n_besides = 0  # the first predictor is that of the agent
+        answer = 0.0  # as long as the labels, where there are any
+        for name, field in predictor.signature.output_fields.items():
+            labels = [{name: each.labels[name]} for each in examples if name in each.labels]
+            usual = TEXT_TOKENS if field.annotation is str else FIELD_TOKENS
+            answer += FIELD_TOKENS + (_mean_tokens(labels) if labels else usual)
+        longest = int(estimate_tokens(bare_instructions(predictor)) + FORMAT_TOKENS + inputs)
+        prompt = longest + beside + n_turns * TURN_TOKENS / 2
+        calls, most = calls + n_calls, most + n_calls
+        attempt += n_calls * answer + n_turns * TURN_TOKENS
+        dollars += n_calls * _cost(lm, settings, prompt, answer)
+    judges = {id(lm): lm for lm in held_lms(settings.metric)}.values()  # a call each
+    dollars += sum(_cost(lm, settings, longest, TEXT_TOKENS) for lm in judges)
+    calls, most, lms = calls + len(judges), most + len(judges), [*lms, *judges]
+    lms += [lm for strategy in settings.strategies for lm in held_lms(strategy)]  # a teacher's
+    prices_of_calls = [price_of(lm, prices) for lm in lms]
+    dearest = [(longest + int(demos)) * each.prompt + each.max_tokens * each.completion
+               for each in prices_of_calls if not isinstance(each, str)]  # fmt: skip
+    reflection_lm = settings.reflection_lm or dspy.settings.lm
+    unknown = (token_price(lm, prices) for lm in (*lms, reflection_lm))
+    return {
+        "calls_per_rollout": calls,
+        "most_calls_per_rollout": most,
+        "tokens_of_example": int(whole),
+        "tokens_of_attempt": int(attempt),
+        "dollars_per_rollout": dollars,
+        "dollars_per_draft": _reflection_cost(settings, EXAMPLES_OF_DRAFT * whole),
+        "dollars_of_dearest_call": max(dearest, default=0.0) if len(dearest) == len(lms) else 0.0,
+        "unpriced": tuple(dict.fromkeys(each for each in unknown if isinstance(each, str))),
+    }
+
+
+def _mean_tokens(fields: Iterable[Mapping[str, str]]) -> float:
+    return statistics.fmean(estimate_tokens(" ".join(texts.values())) for texts in fields)
+
+
+def _cost(lm: Any, settings: Settings, prompt: float, answer: float) -> float:
+    """Dollars of a call with so many tokens."""
+    price = token_price(lm, settings.arguments["prices"] or {})
+    if isinstance(price, str):
+        return math.nan
+    return prompt * price.prompt + min(answer, price.max_tokens or math.inf) * price.completion
+
+
+def _reflection_cost(settings: Settings, n_shown: float) -> float:
+    """Dollars of a call of the reflection LM that is shown so many tokens of examples."""
+    lm = settings.reflection_lm or dspy.settings.lm
+    return _cost(lm, settings, REFLECTION_TOKENS + n_shown, ADVICE_TOKENS)
+
+
+def plan_of(settings: RunSettings) -> Plan:
+    """The plan of a run within its limits."""
+    data, budget, n_kept = settings.data, settings.budget, settings.reserve
+    most = (budget.max_metric_calls, budget.max_lm_calls, budget.max_cost)
+    n_scores, n_calls, cost = (math.inf if limit is None else limit for limit in most)
+    limits = (min(n_scores / data.n_metric_calls, n_calls), n_calls, cost)
+
+    def taken(n_updates: int, n_final: float) -> list[float]:
+        return [*map(sum, zip(*_rows(settings, n_updates, n_final).values(), strict=True))]
+
+    def affordable(fixed: list[float], with_one: list[float]) -> float:
+        """The number of times that the limits pay for one more beside what is fixed."""
+        numbers = zip(limits, fixed, with_one, strict=True)
+        return min((max(0.0, (m - a) / (b - a)) for m, a, b in numbers if b > a), default=math.inf)
+
+    n_batches = math.ceil(data.n_training / settings.batch_size)
+    every = (settings.drafts > 0) + settings.epochs * n_batches
+    n_paid = min(every, affordable(taken(0, n_kept), taken(1, n_kept)))
+    n_updates = math.ceil(min(n_paid, FEWEST_UPDATES**0.25 * n_paid**0.75))
+    n_validation = data.n_validation if n_kept else 0
+    n_first = min(FIRST_ROUND, n_validation)
+    n_race = LIKELY_CANDIDATES * n_first + LIKELY_FINALISTS * (n_validation - n_first)
+    n_left = max(n_kept, affordable(taken(n_updates, 0), taken(n_updates, 1)))
+    n_final = min(n_race, n_left) if settings.measures else n_kept
+    rows = [_row(name, each) for name, each in _rows(settings, n_updates, n_final).items()]
+    whole = (sum(r.n_rollouts for r in rows), sum(r.n_lm_calls for r in rows))
+    in_all = (*whole, taken(n_updates, n_final)[2])
+    return Plan(
+        rows=(*rows, _row("in all", map(min, in_all, limits))),
+        n_updates=n_updates,
+        schedule=settings.schedule,
+        limits={name: most for name, most in asdict(budget).items() if most is not None},
+        has_strategies=bool(settings.strategies),
+        unpriced=data.unpriced,
+    )
+
+
+def _rows(settings: RunSettings, n_updates: int, n_final: float) -> dict[str, Taken]:
+    """By purpose, what `n_updates` and `n_final` rollouts of the final choice take."""
+    data = settings.data
+
+    def rollouts(n: float) -> Taken:
+        return (n, n * data.calls_per_rollout, n and n * data.dollars_per_rollout)
+
+    def reflections(n: float, n_shown: float) -> Taken:
+        return (0, n, n and n * _reflection_cost(settings, n_shown))
+
+    n_training = n_updates * settings.rollouts_of_update
+    n_lessons = math.ceil(settings.batch_size / settings.groups_per_call) * CONTRAST_SHARE
+    group = data.tokens_of_example + settings.group_size * data.tokens_of_attempt
+    has_drafts, is_summarized = settings.drafts > 0, settings.reflection.summarize_always
+    of_test = "test set, on top of auto" if data.n_test and data.is_test_on_top else "test set"
+    return {
+        "student and final choice": rollouts(n_final),
+        of_test: rollouts(data.n_of_test_set),
+        "training rollouts": rollouts(n_training),
+        "briefs": reflections(
+            settings.n_briefs * has_drafts, EXAMPLES_OF_BRIEF * data.tokens_of_example
+        ),
+        "drafts from labels": reflections(
+            settings.drafts, EXAMPLES_OF_DRAFT * data.tokens_of_example
+        ),
+        "summaries": reflections(n_training * is_summarized, data.tokens_of_attempt),
+        "lessons": reflections(
+            n_updates * n_lessons, settings.groups_per_call * min(MOST_SHOWN_TOKENS, group)
+        ),
+        "updates of the library": reflections(
+            CHANGE_SHARE * (n_updates + has_drafts), ADVICE_TOKENS
+        ),
+    }
+
+
+def _row(purpose: str, taken: Iterable[float]) -> PlanRow:
+    """The row with whole rollouts and LM calls."""
+    n_rollouts, n_lm_calls, dollars = taken
+    cost = None if math.isnan(dollars) else dollars
+    return PlanRow(purpose, math.ceil(n_rollouts - 1e-9), math.ceil(n_lm_calls - 1e-9), cost)
