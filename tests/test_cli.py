@@ -1,7 +1,5 @@
 """The command line, on run directories of real compiles."""
 
-import csv
-import io
 import json
 import shutil
 import tomllib
@@ -24,7 +22,7 @@ from runs import (
     predictor,
     questions,
 )
-from scripted import EXTRACT, chat, scripted_lm
+from scripted import EXTRACT, scripted_lm
 from warm import ENVIRONMENT, TESTS, ran
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, NoGate
@@ -168,9 +166,6 @@ def test_diff_ends_with_1_where_libraries_differ_and_with_0_where_they_do_not(
     differs = run("diff", saved / "library.json", saved / "changed.json")
     assert differs.exit_code == 1
     assert [line[:6] for line in differs.stdout.splitlines()] == ["+ [E4]", "- [E3]", "~ [E1]"]
-    found = values("diff", saved / "library.json", saved / "changed.json", exit_code=1)
-    assert [each["id"] for each in (found["added"][0], found["removed"][0])] == ["E4", "E3"]
-    assert [each["text"] for each in found["changed"][0]] == ["Ask first.", "Ask twice."]
     assert run("diff", stores / "a", stores / "deep" / "b").exit_code == 0  # the same advice
 
 
@@ -269,31 +264,15 @@ def test_every_rollout_of_the_updates_and_of_the_choice_is_a_row(done: Any) -> N
     assert [row["score"] for of in rows for row in of] == [row["score"] for row in found]
 
 
-def test_csv_and_json_have_the_same_rows_and_the_terminal_the_beginning_of_long_texts(
+def test_json_has_columns_for_objectives_and_the_terminal_the_beginning_of_long_texts(
     done: Any,
 ) -> None:
     log_dir, _, _ = done
-    for name in ("rollouts", "reflections"):
-        read = csv.DictReader(io.StringIO(run(name, log_dir, "--csv").stdout))
-        as_json = [{k: "" if v is None else str(v) for k, v in row.items()}
-                   for row in values(name, log_dir)]  # fmt: skip
-        assert list(read) == as_json
     assert {row["objective polite"] for row in values("rollouts", log_dir)} == {1.0, None}
     asked = max((row["asked"] for row in values("reflections", log_dir)), key=len)
     beginning = asked[:20].replace("\n", " ")
     lines = [line for line in run("reflections", log_dir).stdout.split("\n") if beginning in line]
     assert lines and all(" ..." in line and len(line) < len(asked) for line in lines)
-
-
-def test_a_cell_that_a_spreadsheet_would_run_is_a_text(tmp_path: Path) -> None:
-    rules = [("question", chat(answer="please")), *polite_rules()]
-    ids = "=HYPERLINK(1)"
-
-    def metric(example: Any, pred: Any, trace: Any = None) -> dspy.Prediction:
-        return dspy.Prediction(score=is_polite(example, pred, trace).score, feedback=ids)
-
-    learned(lm=scripted_lm(rules), metric=metric, log_dir=tmp_path, epochs=1)
-    assert f'"\'{ids}"' in run("rollouts", tmp_path, "--csv").stdout
 
 
 def test_what_the_reflection_lm_answered_is_shown_also_where_it_could_not_be_read(

@@ -1,7 +1,5 @@
 """The command line `tfgrpo`: looks at runs, and at the libraries that they learned."""
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -80,10 +78,10 @@ def _is_run(name: str) -> bool:
 def _run(name: str) -> RunResults:
     """The run that RUN_DIR or RUN_DIR#ID names. Raises StoreError: there is none, or several."""
     folder, _, run_id = (name, "", "") if Path(name).is_dir() else name.rpartition("#")
-    runs = saved_runs(folder or name)
-    matching = [run for run in runs if run.origin["run"].startswith(run_id)]
+    by_id = {run.origin["run"]: run for run in saved_runs(folder or name)}
+    matching = [run for id_, run in by_id.items() if id_.startswith(run_id)]
     if not matching or (run_id and len(matching) > 1):
-        ids = ", ".join(run.origin["run"][:8] for run in runs) or "no run yet"
+        ids = ", ".join(id_[:8] for id_ in by_id) or "no run yet"
         fault = "several runs" if matching else "no run"
         raise StoreError(f"{name}: {fault} of that id; the store holds {ids}.")
     return matching[-1]
@@ -98,20 +96,17 @@ def _library(name: str) -> ExperienceLibrary:
             f"{name}: a pickle is not read; save the program with program.save('x.json')."
         )
     text, format = read_text(name), format_of(name)
-    if format == "json" and '"signature"' in text:
-        return ExperienceLibrary.from_program(_program(json_value(text, name)))
-    return parse(text, format, source=name)
-
-
-def _program(state: Any) -> Any:
-    """A saved program in the shape in which a library is found in it; its class is not needed."""
+    if format != "json" or '"signature"' not in text:
+        return parse(text, format, source=name)
+    state = json_value(text, name)  # of a program, whose class is not needed
     predictors = {"self": state, **state} if isinstance(state, dict) else {}
     signatures = {
         name: SimpleNamespace(signature=SimpleNamespace(**each["signature"]))
         for name, each in predictors.items()
         if isinstance(each, dict) and isinstance(each.get("signature"), dict)
     }
-    return SimpleNamespace(named_predictors=lambda: signatures.items())
+    program = SimpleNamespace(named_predictors=lambda: signatures.items())
+    return ExperienceLibrary.from_program(program)
 
 
 def _write(path: str, text: str) -> None:
@@ -145,23 +140,10 @@ def _echo_json(value: Any) -> None:
     click.echo(json.dumps(finite, indent=2))
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as CSV. A text that a spreadsheet would run as a formula has `'` in front."""
-    written = io.StringIO(newline="")
-    writer = csv.writer(written, quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(rows[0] if rows else ())
-    for row in rows:
-        cells = ["" if value is None else value for value in row.values()]
-        is_formula = [str(cell).startswith(tuple("=+-@")) for cell in cells]
-        pairs = zip(cells, is_formula, strict=True)
-        writer.writerow(f"'{c}" if isinstance(c, str) and risky else c for c, risky in pairs)
-    return written.getvalue()
-
-
 # ---------------------------------------------------------------------------------- commands
 
-LIBRARY = click.Path()
-RUN_DIR = click.Path()
+library_argument = click.argument("library", type=click.Path())
+run_argument = click.argument("run_dir", type=click.Path())
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 output = click.option(
     "-o", "--output", "out", default="-", type=click.Path(), help="A file; by default stdout."
@@ -177,20 +159,32 @@ def runs(ctx: click.Context, folder: str, as_json: bool) -> None:
 
     Before and after are the mean validation scores of student and result.
     """
-    rows: list[dict[str, Any]] = []
+    listed: list[RunResults] = []
     faults: list[StoreError] = []
     for store in sorted(path.parent for path in Path(folder).rglob(DATABASE)):
         try:
-            runs, damaged = runs_and_faults(store)
-            rows += [_run_values(str(store), run) for run in runs]
-            faults += damaged
+            of_store, damaged = runs_and_faults(store)
+            listed, faults = [*listed, *of_store], [*faults, *damaged]
         except StoreError as error:  # the other stores can be listed
             faults.append(error)
-    rows.sort(key=lambda run: run["begun"])
+    rows = [
+        {
+            "run": run.origin["run"],
+            "begun": run.origin["begun"],
+            "finished": run.is_finished,
+            "before": run.student and run.student.mean,
+            "after": run.best and run.best.mean,
+            "n_experiences": len(run.experiences),
+            "n_LM_calls": run.spent.n_lm_calls,
+            "dollars": float(run.spent.cost_usd),
+            "run_dir": run.origin["log_dir"],
+        }
+        for run in sorted(listed, key=lambda run: run.origin["begun"])
+    ]
     if as_json:
         _echo_json(rows)
     elif rows:
-        click.echo(_table([{**run, "run": run["run"][:8]} for run in rows]))
+        click.echo(_table([{**row, "run": str(row["run"])[:8]} for row in rows]))
     elif not faults:
         click.echo(f"no runs in {folder}: pass the log_dir of a compile, or above", err=True)
     for fault in faults:
@@ -198,22 +192,8 @@ def runs(ctx: click.Context, folder: str, as_json: bool) -> None:
     ctx.exit(2 if faults else 0 if rows else 1)
 
 
-def _run_values(folder: str, run: RunResults) -> dict[str, Any]:
-    return {
-        "run": run.origin["run"],
-        "begun": run.origin["begun"],
-        "finished": run.is_finished,
-        "before": run.student and run.student.mean,
-        "after": run.best and run.best.mean,
-        "n_experiences": len(run.experiences),
-        "n_LM_calls": run.spent.n_lm_calls,
-        "dollars": float(run.spent.cost_usd),
-        "run_dir": folder,
-    }
-
-
 @tfgrpo.command()
-@click.argument("library", type=LIBRARY)
+@library_argument
 @click.option("--full", is_flag=True, help="Of a run: its results, as print(detailed_results).")
 @as_json
 def show(library: str, full: bool, as_json: bool) -> None:
@@ -251,7 +231,7 @@ def _values(experience: Experience) -> dict[str, Any]:
 
 
 @tfgrpo.command()
-@click.argument("run_dir", type=RUN_DIR)
+@run_argument
 @click.option("-o", "--output", default="report.html", show_default=True, type=click.Path())
 def report(run_dir: str, output: str) -> None:
     """Write the report of a run as an HTML page; with `-o -` to stdout."""
@@ -261,34 +241,23 @@ def report(run_dir: str, output: str) -> None:
 
 
 @tfgrpo.command()
-@click.argument("a", type=LIBRARY)
-@click.argument("b", type=LIBRARY)
-@as_json
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
 @click.pass_context
-def diff(ctx: click.Context, a: str, b: str, as_json: bool) -> None:
+def diff(ctx: click.Context, a: str, b: str) -> None:
     """Compare two libraries: + only in B, - only in A, ~ changed. Exit code 1: they differ.
 
     Texts and scopes are compared; ids, effects and evidence are not. Where no text is the same, two
     experiences of one id count as changed.
     """
-    old, new = _library(a), _library(b)
-    text = old.diff(new)
-    if as_json:
-        added, removed, changed = old.differences(new)
-        _echo_json(
-            {
-                "added": [_values(each) for each in added],
-                "removed": [_values(each) for each in removed],
-                "changed": [[_values(one), _values(other)] for one, other in changed],
-            }
-        )
-    elif text:
+    text = _library(a).diff(_library(b))
+    if text:
         click.echo(printable(text))
     ctx.exit(1 if text else 0)
 
 
 @tfgrpo.command()
-@click.argument("library", type=LIBRARY)
+@library_argument
 @output
 @click.option("--format", type=click.Choice(FORMATS), help="By default json, or that of OUTPUT.")
 def export(library: str, out: str, format: str | None) -> None:
@@ -297,8 +266,8 @@ def export(library: str, out: str, format: str | None) -> None:
 
 
 @tfgrpo.command()
-@click.argument("library", type=LIBRARY)
-@click.argument("others", type=LIBRARY, nargs=-1, required=True)
+@library_argument
+@click.argument("others", type=click.Path(), nargs=-1, required=True)
 @output
 def merge(library: str, others: tuple[str, ...], out: str) -> None:
     """Merge libraries: LIBRARY keeps its ids, and gets what OTHERS have besides.
@@ -314,24 +283,23 @@ def merge(library: str, others: tuple[str, ...], out: str) -> None:
 def _rows_command(name: str, help: str) -> Callable[..., None]:
     """A command that shows the rows of this name in a run."""
 
-    def show(run_dir: str, as_json: bool, as_csv: bool) -> None:
+    def show(run_dir: str, as_json: bool) -> None:
         rows = as_columns(saved_rows(_run(run_dir), name))
+        shown = [
+            {
+                name: shortened(value, SHOWN_BYTES) if isinstance(value, str) else value
+                for name, value in row.items()
+                if name not in NOT_SHOWN
+            }
+            for row in rows
+        ]
         if as_json:
             _echo_json(rows)
-        elif as_csv:
-            _write("-", _csv(rows))
         else:
-            short = [
-                {k: shortened(v, SHOWN_BYTES) if isinstance(v, str) else v for k, v in row.items()}
-                for row in rows
-            ]
-            shown = [{k: v for k, v in row.items() if k not in NOT_SHOWN} for row in short]
             click.echo(_table(shown) if shown else f"no {name}")
 
-    show = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")(as_json(show))
-    show = click.argument("run_dir", type=RUN_DIR)(show)
-    more = "Long texts are cut; --csv and --json have them whole, and more columns."
-    return tfgrpo.command(name, help=f"{help}\n\n{more}")(show)
+    more = "Long texts are cut; --json has them whole, and more columns."
+    return tfgrpo.command(name, help=f"{help}\n\n{more}")(run_argument(as_json(show)))
 
 
 rollouts = _rows_command(

@@ -65,7 +65,13 @@ def sentence(text: object) -> str:
 
 
 class TrainingFreeGRPOError(Exception):
-    """The base of every exception of this package."""
+    """The base of every exception of this package.
+
+    `program` is the best program so far where it ended a compile, as `compile` would have returned
+    it; else None.
+    """
+
+    program: Any = None
 
 
 class SettingsError(TrainingFreeGRPOError, ValueError):
@@ -81,12 +87,7 @@ class LibraryFormatError(LibraryError):
 
 
 class GateError(TrainingFreeGRPOError, RuntimeError):
-    """A method of a gate raised, or gave something else than docs/how-it-works.md asks for.
-
-    `program` is the best program so far.
-    """
-
-    program: Any = None
+    """A method of a gate raised, or gave something else than docs/how-it-works.md asks for."""
 
 
 class StrategyError(TrainingFreeGRPOError, ValueError):
@@ -106,12 +107,7 @@ class MetricError(TrainingFreeGRPOError, ValueError):
 
 
 class StoreError(TrainingFreeGRPOError, RuntimeError):
-    """The run store cannot be opened, read or written, or was changed by something else.
-
-    `program` is the best program so far where that happened in the middle of a compile.
-    """
-
-    program: Any = None
+    """The run store cannot be opened, read or written, or was changed by something else."""
 
 
 class MissingRecordError(StoreError):
@@ -119,12 +115,7 @@ class MissingRecordError(StoreError):
 
 
 class RunFailedError(TrainingFreeGRPOError, RuntimeError):
-    """Failures ended the run: a refused key, a broken executor, more than `max_errors`, ...
-
-    `program` is the best program so far, as `compile` would have returned it, or None.
-    """
-
-    program: Any = None
+    """Failures ended the run: a refused key, a broken executor, more than `max_errors`, ..."""
 
 
 class UserCodeError(TrainingFreeGRPOError, RuntimeError):

@@ -57,19 +57,18 @@ def is_autologging() -> bool:
 @contextlib.contextmanager
 def tracked(settings: RunSettings) -> Iterator[RunSettings]:
     """The settings with a listener to this compile's run of MLflow, which may be a new one."""
-    if not is_autologging():
-        yield settings
-        return
     trackers: tuple[MlflowListener, ...] = ()
-    is_own, status = mlflow.active_run() is None, "FAILED"
-    with _logged("this compile is not shown in MLflow"):
-        run = mlflow.active_run() or mlflow.start_run()  # where autolog did not know this package
-        trackers = (MlflowListener(run.info.run_id),)
+    is_own, status = False, "FAILED"
+    if is_autologging():
+        with _logged("this compile is not shown in MLflow"):
+            is_own = mlflow.active_run() is None  # where autolog did not know this package
+            run = mlflow.active_run() or mlflow.start_run()
+            trackers = (MlflowListener(run.info.run_id),)
     try:
         yield replace(settings, trackers=trackers)
         status = "FINISHED"
     finally:
-        if is_own and trackers:
+        if is_own:
             with _logged("the run of MLflow could not be ended"):
                 mlflow.end_run(status)
 
@@ -110,33 +109,29 @@ class MlflowListener:
             return
         self._has_failed = True
         if isinstance(event, UpdateDecided):
-            self._log_update(event)
+            record = event.record
+            self._rollouts += event.rollouts
+            figures = {
+                "training_score": record.mean_score,
+                "experiences": record.library_size,
+                "lm_calls": record.n_lm_calls,
+                "cost_usd": record.cost_usd,
+                "groups_without_contrast": record.share_without_contrast,
+            }
+            self._log_metrics(self._run_id, record.update, figures)
+            file = f"library/update_{record.update:04}.json"
+            self._client.log_dict(self._run_id, event.library.to_dict(), file)
         elif isinstance(event, RunEnded):
             self._log_end(event)
         self._has_failed = False
 
-    def _log_update(self, event: UpdateDecided) -> None:
-        record = event.record
-        self._rollouts += event.rollouts
-        figures = {
-            "training_score": record.mean_score,
-            "experiences": record.library_size,
-            "lm_calls": record.n_lm_calls,
-            "cost_usd": record.cost_usd,
-            "groups_without_contrast": record.share_without_contrast,
-        }
-        self._log_metrics(self._run_id, record.update, figures)
-        text = json.dumps(event.library.to_dict(), ensure_ascii=False, indent=2)
-        self._client.log_text(self._run_id, text, f"library/update_{record.update:04}.json")
-
     def _log_end(self, event: RunEnded) -> None:
         client, run_id, results = self._client, self._run_id, event.results
+        settings = {**results.settings, **results.schedule}.items()
         parameters = [
-            Param(f"tfgrpo.{name}", str(value)[:LONGEST_PARAMETER])
-            for name, value in {**results.settings, **results.schedule}.items()
-            if value is not None
+            (f"tfgrpo.{k}", str(v)[:LONGEST_PARAMETER]) for k, v in settings if v is not None
         ]
-        client.log_batch(run_id, params=parameters)
+        client.log_batch(run_id, params=[Param(name, value) for name, value in parameters])
         used = {"lm_calls": results.spent.n_lm_calls, "cost_usd": results.spent.cost_usd}
         shown = dict(_shown(results))
         self._log_metrics(run_id, 0, shown["student"])
@@ -171,8 +166,11 @@ def _shown(results: RunResults) -> Iterator[tuple[str, dict[str, Any]]]:
     tested = {"student": test and test.student, "result": test and test.best}
     scores = {"student": results.student, **{name: each.score for name, each in by_name.items()}}
     for name, score in (scores | {"result": results.best}).items():
-        figures = {"validation_score": score, "test_score": tested.get(name)}
-        means: dict[str, Any] = {key: value and value.mean for key, value in figures.items()}
+        on_test = tested.get(name)
+        means: dict[str, Any] = {
+            "validation_score": score and score.mean,
+            "test_score": on_test and on_test.mean,
+        }
         if candidate := by_name.get(name):
             means["tokens_added_to_a_call"] = candidate.added.n_tokens
             objectives = candidate.objectives.items()
