@@ -54,6 +54,18 @@ def test_the_shorter_candidate_wins_unless_the_longer_is_surely_better(
     assert ("student", "a", "ab")[winner] == names
 
 
+@pytest.mark.parametrize("budget", [None, 20, 60])
+@pytest.mark.parametrize(("doubted", "name"), [(0.3, "a"), (0.7, "a"), (0.9, "ab")])
+def test_a_doubtful_part_is_in_a_result_only_if_the_same_without_it_was_measured_and_lost(
+    doubted: float, name: str, budget: int | None
+) -> None:
+    race = replace(race_of("ab", "a", sd=0.2), n_tokens=(0, 30, 10), doubtful=frozenset("b"))
+    winner, scores = run(race, lambda c, i: float(luck(0, i) < (0.2, doubted, 0.7)[c]), budget)
+    assert (2, 0) in scores
+    taken = "a" if budget == 20 else name  # 20: ten examples of the student and of one more
+    assert ("student", "ab", "a")[winner] == taken
+
+
 @pytest.mark.parametrize(("mean", "winner"), [(0.6, 1), (0.05, 0)], ids=["much", "little"])
 def test_what_training_promised_decides_where_validation_gains_little(
     mean: float, winner: int

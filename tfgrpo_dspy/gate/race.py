@@ -6,6 +6,7 @@ training rollouts say of its parts is the prior of a candidate's gain: a gain th
 is believed sooner than one on the validation set alone.
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping
@@ -46,6 +47,7 @@ class Race:
     n_examples: int  # of the validation set; they are measured in the order 0, 1, ...
     n_tokens: tuple[int, ...] = ()  # what each candidate adds to a call; empty: equally much
     first: int = 0  # a candidate that the first round measures, if it measures three
+    doubtful: frozenset[Hashable] = frozenset()  # parts that are probably not worth their tokens
 
     def next(self, scores: Scores, n_left: int | None) -> list[tuple[int, int]]:
         """The (candidate, example) pairs to measure next, at most `n_left`; none: it is over."""
@@ -58,9 +60,9 @@ class Race:
             if not n_done:  # two, three if they fit, more only for half of what is left
                 n_fitting = n_left // size
                 n = max(2, min(3, n_fitting), n_fitting // 2)
-                is_sure = n > 2 and self.first in running
-                firsts = dict.fromkeys([0, self.first, *running] if is_sure else running)
-                running = sorted([*firsts][:n])
+                firsts = [self.first] if n > 2 and self.first in running else []
+                pairs = ((self.without_doubtful(c), c) for c in [0, *firsts, *running])
+                running = [*dict.fromkeys(itertools.chain.from_iterable(pairs))][:n]
             size = min(size, n_left // len(running))
         return [(c, i) for i in range(n_done, n_done + size) for c in running]
 
@@ -76,19 +78,28 @@ class Race:
     def winner(self, scores: Scores) -> int:
         """The best of those that beat the student, surely and in the mean; else the student.
 
-        Of those that are not surely worse than the best one, the shortest.
+        Of those that are not surely worse than the best one, the shortest. One with doubtful parts
+        is taken only if the same without them was measured.
         """
+        measured = {candidate for candidate, _ in scores}
         ahead = [
             c
             for c in self.running(scores)[1:]
             if self.differences(c, 0, scores).sum() > 1e-9
             and self.chance(c, 0, scores) >= RETURN_ABOVE
+            and self.without_doubtful(c) in measured
         ]
         best = ahead[0] if ahead else 0
         for candidate in ahead:
             best = candidate if self.chance(candidate, best, scores) > 0.5 else best
         close = (c for c in ahead if self.n_tokens and self.chance(best, c, scores) < SURELY)
         return min([best, *close], key=lambda c: self.n_tokens[c] if self.n_tokens else 0)
+
+    def without_doubtful(self, candidate: int) -> int:
+        """The largest candidate of the parts of this one that are not doubtful."""
+        sure = self.candidates[candidate] - self.doubtful
+        among = [c for c, parts in enumerate(self.candidates) if parts <= sure]
+        return max(among, key=lambda c: len(self.candidates[c]), default=0)
 
     def why(self, scores: Scores) -> str:
         """Why the winner is it, in words."""

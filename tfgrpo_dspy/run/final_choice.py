@@ -203,9 +203,14 @@ class FinalChoice:
             parts |= zip(sets, zip((b.mean for b in beliefs), errors, strict=True), strict=True)
         prices: dict[Hashable, float] = dict.fromkeys(sets, DEMOS_PRICE * sd)
         prices |= dict.fromkeys(briefs, BRIEFS_PRICE * sd)
+        of_lines = self._history.decision.beliefs.items()
+        doubtful = frozenset(advice for advice, b in of_lines if b.chance < LIKELY)
+        doubtful -= candidates[0]  # what the student had is not of this run
         first = int(leading(self._history.decision) > 0)  # what training alone would choose
         n_tokens = tuple(self._added(each).n_tokens for each in measured.candidates)
-        race = Race(tuple(candidates), parts, prices, sd, measured.n_examples, n_tokens, first)
+        race = Race(
+            tuple(candidates), parts, prices, sd, measured.n_examples, n_tokens, first, doubtful
+        )
         is_untried = measured.candidates[1:] == [Additions(self._history.untried)]
         with suppress(RunStopped):  # what was measured by then decides
             while pairs := self._next_round(race, account, measured.scores()):
