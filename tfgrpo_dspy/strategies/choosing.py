@@ -68,11 +68,11 @@ class Choosing(Strategy):
         return dict.fromkeys(plan.training, 1.0)
 
     def sizes(self, plan: BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
-        """How many rollouts each of these gets."""
+        """The number of rollouts of each of these."""
         return dict(zip(chosen, plan.sizes.values(), strict=False))
 
     def _is_in_vain(self, past: Sequence[SampledGroup]) -> bool:
-        """Whether the first halves of the latest batches teach often, or no less than the second"""
+        """True if the first halves of the latest batches teach often, or no less than the second"""
         usual, chosen = list[bool](), list[bool]()
         for _, of_update in groupby(past[-LATEST:], key=lambda sampled: sampled.update):
             batch = [_teaches(sampled) for sampled in of_update]
@@ -83,7 +83,7 @@ class Choosing(Strategy):
 
 
 def _teaches(sampled: SampledGroup) -> bool:
-    """Whether lessons can come of the group: it has contrast, or fails with feedback."""
+    """True if lessons can come of the group: it has contrast, or fails with feedback."""
     group = sampled.unaided
     return group.has_contrast or (group.has_feedback and not group.is_at_best({}))
 
@@ -109,8 +109,8 @@ class PassRate:
     def after(self, shares: Sequence[float], weight: float = 1.0) -> "PassRate":
         """The distribution after rollouts that had these shares of a success."""
         n = sum(shares)
-        successes, failures = self.successes + weight * n, self.failures
-        return PassRate(successes, failures + weight * (len(shares) - n))
+        failures = self.failures + weight * (len(shares) - n)
+        return PassRate(self.successes + weight * n, failures)
 
 
 def fullest(sampled: SampledGroup) -> tuple[float, ...]:
@@ -118,11 +118,10 @@ def fullest(sampled: SampledGroup) -> tuple[float, ...]:
 
     So advice that is on trial makes no example look as if its success were a matter of luck.
     """
-    pairs = zip(sampled.group.all_rollouts, sampled.additions, strict=True)
-    sizes = {rollout.rollout_id: len(additions.library) for rollout, additions in pairs}
     rollouts = [r for r in sampled.unaided.rollouts if r.score is not None]
-    most = max((sizes[r.rollout_id] for r in rollouts), default=0)
-    return tuple(r.score or 0.0 for r in rollouts if sizes[r.rollout_id] == most)
+    sizes = [len(sampled.additions_of(rollout).library) for rollout in rollouts]
+    pairs = zip(rollouts, sizes, strict=True)
+    return tuple(r.score or 0.0 for r, size in pairs if size == max(sizes))
 
 
 def success_shares(past: Sequence[SampledGroup]) -> list[list[float]]:
@@ -135,29 +134,25 @@ def success_shares(past: Sequence[SampledGroup]) -> list[list[float]]:
 def pass_rates(
     past: Sequence[SampledGroup], training: Iterable[int], weights: Sequence[float]
 ) -> dict[int, PassRate]:
-    """The pass rate of each training example; `weights` say how much each past group counts."""
+    """The pass rate of each training example; `weights` say how much each past group counts.
+
+    The prior is the Beta distribution of the examples' chances, by the moments of all groups: where
+    most have no contrast, its mass lies at both ends. Its correlation within a group is 1/3, that
+    of equal chances from 0 to 1, with the weight of `PRIOR_GROUPS` groups.
+    """
     all_shares = success_shares(past)
-    usual = _prior([shares for shares in all_shares if len(shares) > 1])
+    groups = [shares for shares in all_shares if len(shares) > 1]
+    every = [share for group in groups for share in group]
+    mean = (sum(every) + 1) / (len(every) + 2)
+    within = [len(g) / (len(g) - 1) * fmean(g) * (1 - fmean(g)) for g in groups]
+    alike_within = [1 - min(1.0, each / (mean * (1 - mean))) for each in within]
+    size = (len(groups) + PRIOR_GROUPS) / (sum(alike_within) + PRIOR_GROUPS / 3) - 1
+    usual = PassRate(max(mean * size, LEAST), max((1 - mean) * size, LEAST))
     rates = dict.fromkeys(training, usual)
     for sampled, shares, weight in zip(past, all_shares, weights, strict=True):
         example = sampled.group.example
         rates[example] = rates.get(example, usual).after(shares, weight)
     return rates
-
-
-def _prior(groups: Sequence[Sequence[float]]) -> PassRate:
-    """The Beta distribution of the examples' chances, by the moments of all groups.
-
-    Where most groups have no contrast, its mass lies at both ends. Its correlation within a group
-    is 1/3, that of equal chances from 0 to 1, with the weight of `PRIOR_GROUPS` groups.
-    """
-    shares = [share for group in groups for share in group]
-    mean = (sum(shares) + 1) / (len(shares) + 2)
-    within = [len(g) / (len(g) - 1) * fmean(g) * (1 - fmean(g)) for g in groups]
-    alike_within = [1 - min(1.0, each / (mean * (1 - mean))) for each in within]
-    correlation = (sum(alike_within) + PRIOR_GROUPS / 3) / (len(groups) + PRIOR_GROUPS)
-    size = 1 / correlation - 1
-    return PassRate(max(mean * size, LEAST), max((1 - mean) * size, LEAST))
 
 
 def _still_open(plan: BatchPlan) -> dict[int, float]:
@@ -166,9 +161,11 @@ def _still_open(plan: BatchPlan) -> dict[int, float]:
     return {example: 1 / (1 + max(0, taught[example] - LESSONS)) for example in plan.training}
 
 
-def _domains(plan: BatchPlan, domain: Domain) -> Mapping[int, Any]:
-    """The domain of each example that may be chosen."""
+def _domains(plan: BatchPlan, domain: Domain | None) -> Mapping[int, Hashable]:
+    """The domain of each example that may be chosen; None: each is its own."""
     examples = {index: plan.trainset[index] for index in plan.training}
+    if domain is None:
+        return {index: index for index in examples}
     if not isinstance(domain, str):
         return {index: domain(example) for index, example in examples.items()}
     if lacking := [index for index, example in examples.items() if domain not in example]:
@@ -220,9 +217,8 @@ class BayesianAllocation(Choosing):
     The pass rate p of each example has a Beta posterior, in which groups count less, the more the
     library has changed since. The standard deviation s of a rollout's score is the root of the
     expectation of p (1 - p). Examples are sampled with chances proportional to exp(s /
-    temperature), and those drawn have rollouts in proportion to s: from 2 to `most`. Examples from
-    which lessons were drawn already count less (see `LearningFrontier`), and half of each batch is
-    as usual.
+    temperature), and those drawn have rollouts in proportion to s: from 2 to `most`. Half of each
+    batch is as usual, and what was taught already counts less, as in `LearningFrontier`.
 
     **Source.** CurES (arXiv 2510.01037): the chances of prompts are a softmax, rollouts go where
     the variance is, and pass rates are estimated by Bayes' rule.
@@ -248,8 +244,7 @@ class BayesianAllocation(Choosing):
         """The usual group size for the first half; sizes by the spread for the drawn examples."""
         n_usual, left = math.ceil(len(plan.sizes) / 2), sum(plan.sizes.values())
         spreads, sizes = self._spreads(plan), dict[int, int]()
-        drawn = [spreads[example] for example in chosen[n_usual:]]
-        usual = sum(drawn) / len(drawn) if drawn else 1.0
+        usual = fmean([spreads[example] for example in chosen[n_usual:]] or [1.0])
         for place, example in enumerate(chosen):
             size = plan.group_size
             if place >= n_usual:
@@ -307,14 +302,12 @@ class DomainBandit(Choosing):
                 taught[domain_of[sampled.group.example]].append(fmean(map(abs, advantages)))
         n_all = sum(map(len, taught.values()))
         share = {example: 4.0 ** -times[example] for example in domain_of}
-        whole: defaultdict[Hashable, float] = defaultdict(float)
+        whole, bounds = Counter[Hashable](), dict[Hashable, float]()
         for example, domain in domain_of.items():
-            whole[domain] += share[example]
-        bounds = {}
-        for domain in whole:
-            latest = taught[domain][-self.window :]
+            whole[domain] += share[example]  # type: ignore[assignment]
             unsure = math.sqrt(2 * math.log(n_all + 1) / (len(taught[domain]) + 1))
-            bounds[domain] = (fmean(latest) if latest else 0.0) + self.exploration * unsure
+            latest = fmean(taught[domain][-self.window :] or [0.0])
+            bounds[domain] = latest + self.exploration * unsure
         highest = max(bounds.values(), default=0.0)
         return {
             example: math.exp((bounds[domain] - highest) / self.temperature)
@@ -339,8 +332,7 @@ class HardSampleWeights(Choosing):
     **When to use.** The worst domain counts, and has fewer examples than others.
 
     Args:
-        domain: the name of the field, or the function of an example, that gives its domain; None:
-            every example is its own.
+        domain: as for `DomainBandit`; None: every example is its own.
         temperature: .01 to 1,000; the higher, the more equal are the weights.
         window: how many of the latest groups of a domain count, at least 1.
         noise: at most this share of the examples is set aside; 0 to 0.5.
@@ -354,8 +346,7 @@ class HardSampleWeights(Choosing):
 
     def weights(self, plan: BatchPlan) -> Mapping[int, float]:
         """exp(loss / temperature) of each example that is not set aside."""
-        alone: dict[int, Hashable] = {example: example for example in plan.training}
-        domain_of = alone if self.domain is None else _domains(plan, self.domain)
+        domain_of = _domains(plan, self.domain)
         scores: defaultdict[Hashable, list[float]] = defaultdict(list)
         of_example: defaultdict[int, list[float]] = defaultdict(list)
         for sampled, shares in zip(plan.past, success_shares(plan.past), strict=True):

@@ -59,29 +59,28 @@ class Objectives(Strategy):
     def reward(self, scored: Scored) -> Sequence[float | None]:
         """The weighted mean of the scaled objectives, less what is lacking to the bounds."""
         names = dict.fromkeys([*self.weights, *self.never_below])
-        scale = {name: self._scale(name, scored.first) for name in names}
+        scale: dict[str, float] = {}
+        for name in names:
+            values = [self._value(name, rollout) for rollout in scored.first]
+            numbers = [value for value in values if value is not None]
+            if values and not numbers:
+                raise SettingsError(
+                    f"objective {name!r}: the metric gave {sorted(scored.first[0].objectives)}; "
+                    f"return dspy.Prediction(objectives={{{name!r}: ...}}), or leave the name out."
+                )
+            scale[name] = _spread(numbers)
         bounds = {} if scored.is_training else self.never_below
         total, rewards = sum(self.weights.values()), list[float | None]()
         for rollout in scored.rollouts:
-            values = {name: self._value(name, rollout) for name in names}
-            numbers = {name: value for name, value in values.items() if value is not None}
-            if len(numbers) < len(values):
+            of_rollout = {name: self._value(name, rollout) for name in names}
+            by_name = {name: value for name, value in of_rollout.items() if value is not None}
+            if len(by_name) < len(names):
                 rewards.append(None)
                 continue
-            mean = sum(w * numbers[name] / scale[name] for name, w in self.weights.items())
-            lacking = (max(0.0, low - numbers[n]) / scale[n] for n, low in bounds.items())
+            mean = sum(w * by_name[name] / scale[name] for name, w in self.weights.items())
+            lacking = (max(0.0, low - by_name[n]) / scale[n] for n, low in bounds.items())
             rewards.append(mean / total - PENALTY * sum(lacking))
         return rewards
-
-    def _scale(self, name: str, rollouts: Sequence[Rollout]) -> float:
-        values = [self._value(name, rollout) for rollout in rollouts]
-        numbers = [value for value in values if value is not None]
-        if values and not numbers:
-            raise SettingsError(
-                f"objective {name!r}: the metric gave {sorted(rollouts[0].objectives)}; return "
-                f"dspy.Prediction(objectives={{{name!r}: ...}}), or leave the name out."
-            )
-        return _spread(numbers)
 
     def _value(self, name: str, rollout: Rollout) -> float | None:
         if name in self.computed:
