@@ -21,8 +21,7 @@ from small import grpo
 
 from tfgrpo_dspy import SettingsError
 from tfgrpo_dspy.reflection.texts import attempt_text
-from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
-from tfgrpo_dspy.sampling.replay import Start
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, run_rollout
 
 ADAPTERS: dict[str, Callable[[], Any]] = {
     "default": lambda: None,

@@ -101,7 +101,7 @@ DOCUMENTED_SETTINGS = {
 STANDING = {
     # of `_Metered`, which test_dspy_seam watches
     "budget/meter.py": {"update_history", "super().update_history", "self.history"},
-    "sampling/replay.py": {"dspy.settings.lock"},  # a lock of all threads; any other would do
+    "sampling/one_rollout.py": {"dspy.settings.lock"},  # a lock of all threads; any other would do
     "experience/programs.py": {"_store"},  # of demos, by their shape: a library needs no DSPy
     "tasks/executors.py": {"_max_workers", "_client"},
     "user_code.py": {"asyncio._get_running_loop"},  # these are not DSPy's

@@ -15,8 +15,7 @@ from scripted import Prompt, chat, scripted_lm
 
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Rollout, Step
-from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
-from tfgrpo_dspy.sampling.replay import Start, checks
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, checks, run_rollout
 from tfgrpo_dspy.strategies import replay_only
 
 EXAMPLE = dspy.Example(question="Who wrote it?", answer="0.5").with_inputs("question")

@@ -13,8 +13,7 @@ from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import ROLLOUTS, Failure, FailureKind, Rollout
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import Example
-from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
-from tfgrpo_dspy.sampling.replay import Start
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, run_rollout
 from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.tasks.loop import Activity, Priority
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle

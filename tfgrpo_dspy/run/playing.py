@@ -9,7 +9,7 @@ from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
 from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.rollout import FailureKind, Group, Rollout, rollout_id_for
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.sampling.replay import Start, checks
+from tfgrpo_dspy.sampling.one_rollout import Start, checks
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.tasks.loop import Loop, Priority
 

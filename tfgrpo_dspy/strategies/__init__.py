@@ -3,7 +3,7 @@
 docs/strategies.md says which problem calls for which strategy, and how to write one.
 """
 
-from tfgrpo_dspy.sampling.replay import replay_only
+from tfgrpo_dspy.sampling.one_rollout import replay_only
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,

@@ -21,7 +21,7 @@ from scipy.special import betaln, expit, log_expit
 
 from tfgrpo_dspy.reflection.texts import UNKNOWN, clip
 from tfgrpo_dspy.rollout import MIN_CONTRAST, Group, Rollout, fields_text, trajectory_text
-from tfgrpo_dspy.sampling.replay import decision
+from tfgrpo_dspy.sampling.one_rollout import decision
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Credit,
