@@ -1,6 +1,6 @@
 """What the optimizer costs beside its LM calls, and how it scales. SIMULATED: an LM of canned text.
 
-    python benchmarks/speed.py [--only overhead others replay processes code]
+    python benchmarks/speed.py [--only overhead others replay]
 
 Run it on a quiet machine. Prints a table with the bars and writes `results/speed.json`.
 
@@ -13,8 +13,6 @@ Run it on a quiet machine. Prints a table with the bars and writes `results/spee
   this optimizer.
 - *replay*: a run of 10,000 rollouts is recorded, then replayed offline in another process, with
   `NoGate()` and with the default gate.
-- *processes*: rollouts a second with an executor of one process per core.
-- *code*: files, functions and classes of the package that a compile of 30 examples in memory runs.
 """
 
 import argparse
@@ -30,7 +28,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,7 +39,7 @@ from dspy import lm15
 from simlm import Prompt, output_fields
 
 import tfgrpo_dspy
-from tfgrpo_dspy import Execution, Gate, NoGate, Reflection, TrainingFreeGRPO
+from tfgrpo_dspy import Gate, NoGate, Reflection, TrainingFreeGRPO
 
 OUT = running.RESULTS / "speed.json"
 PACKAGE = Path(tfgrpo_dspy.__file__).parent
@@ -270,48 +268,10 @@ def replay() -> list[Row]:
     return rows
 
 
-def processes() -> list[Row]:
-    settings: dict[str, Any] = {"gate": NoGate(), "reflection": Reflection(drafts=0), "epochs": 1}
-    cases = examples(2_000)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        execution = Execution(executor=pool)
-        compiled(CannedEngine(), cases[:20], execution=execution, **settings)  # starts the workers
-        began = time.perf_counter()
-        results = compiled(CannedEngine(), cases, execution=execution, **settings).detailed_results
-        rate = results.metric_calls / (time.perf_counter() - began)
-    return [{"what": "rollouts a second", "rate": rate, "bar": "at least 500"}]
-
-
-def code() -> list[Row]:
-    functions: set[Any] = set()
-    classes: set[str] = set()
-
-    def note(frame: Any, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(str(PACKAGE)):
-            functions.add(frame.f_code)
-            owner = frame.f_code.co_qualname.partition(".")[0]
-            if owner[:1].isupper() or owner[:2].strip("_").istitle():
-                classes.add(f"{frame.f_code.co_filename}:{owner}")
-
-    threading.setprofile(note)
-    sys.setprofile(note)
-    try:
-        compiled(CannedEngine(), examples(30), max_lm_calls=300)
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
-    files = {found.co_filename for found in functions}
-    named = {f for f in functions if not f.co_name.startswith("<")}  # no comprehensions
-    counts = {"files": len(files), "functions": len(named), "classes": len(classes)}
-    return [{"what": "30 examples", **counts, "bar": "40, 450, 50"}]
-
-
 ROWS: dict[str, Callable[[], list[Row]]] = {
     "overhead": overhead,
     "others": others,
     "replay": replay,
-    "processes": processes,
-    "code": code,
 }
 
 

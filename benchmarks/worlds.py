@@ -46,6 +46,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -53,9 +54,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import dspy
 from compare_optimizers import Observer
 from running import RESULTS, append, command, parser_of, results, silence, stored, versions, write
+from running import show as print_table
+from scipy.stats import spearmanr
 from worlds_engine import BudgetSpentError, WorldEngine, lms_of
 from worlds_model import N_TRAIN, STAGES, WORDINGS, Cell, Lesson, World
-from worlds_report import show
 
 from tfgrpo_dspy import NoGate, TrainingFreeGRPO
 from tfgrpo_dspy.strategies import Strategy
@@ -69,10 +71,10 @@ QUICK = (
     *("kinds/chinese/named/.25", "kinds/no when/unnamed/.25", "kinds/unlike/named/.25"),
     *("kinds/codes/named/.25 agree", "broad/5/1", "leaks", "nothing/kinds ignored"),
 )
-
-
+Runs = Sequence[Mapping[str, Any]]
 Held = tuple[Lesson, str]
 """A lesson and its scope."""
+Z_90 = 1.6449
 
 
 def cells() -> dict[str, Cell]:
@@ -239,6 +241,60 @@ def true_effect(world: World, key: Held, held: Sequence[Held]) -> float:
 # ---------------------------------------------------------------- the command
 def _key(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return record["cell"], record["row"], record["budget"], record["seed"]
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """Prints a result file."""
+    runs, seeds = results["runs"], results["seeds"]
+    rows = list(dict.fromkeys(run["row"] for run in runs))
+    print(f"{results['command']}  (seeds {seeds[0]} to {seeds[-1]}; simulated)")
+    for budget in sorted({run["budget"] for run in runs}):
+        of_budget = [run for run in runs if run["budget"] == budget]
+        lines = [
+            _line(cell, [run for run in of_budget if run["cell"] == cell], rows)
+            for cell in dict.fromkeys(run["cell"] for run in of_budget)
+        ]
+        title = f"{budget} LM calls: held-out score (harmful left)"
+        print_table(("cell", "student", "best", *rows, "unchanged"), lines, title)
+    title = "Stated effects: 90 % intervals that hold the true one, rank correlation"
+    print_table(("cells", "effects", "covered", "rank"), list(_covered(runs)), title)
+    print(f"{len(runs)} runs in {results['seconds']} s")
+
+
+def _line(cell: str, runs: Runs, rows: Sequence[str]) -> list[str]:
+    by_row = {row: [run for run in runs if run["row"] == row] for row in rows}
+    scores = [
+        f"{mean(own, 'score'):.3f} ({fmean(r['left']['harmful'] for r in own):.1f})" if own else ""
+        for own in by_row.values()
+    ]
+    first = next(own for own in by_row.values() if own)
+    unchanged = f"{mean(first, 'unchanged'):.0%}"
+    return [cell, f"{mean(runs, 'student'):.3f}", f"{mean(runs, 'best'):.3f}", *scores, unchanged]
+
+
+def mean(runs: Runs, name: str) -> float:
+    """The mean of a figure over runs."""
+    return fmean(float(run[name]) for run in runs)
+
+
+def _covered(runs: Runs) -> Iterator[Sequence[str]]:
+    """All stated effects of this optimizer together, and those of each family of cells."""
+    ours = [run for run in runs if run["row"] == "tfgrpo"]
+    for family in ("all", *dict.fromkeys(run["cell"].split("/")[0] for run in ours)):
+        effects = [
+            effect
+            for run in ours
+            if family in ("all", run["cell"].split("/")[0])
+            for effect in run["effects"]
+        ]
+        if len(effects) < 10:
+            continue
+        stated, true = ([own[name] for own in effects] for name in ("estimate", "true"))
+        covered = fmean(
+            abs(own["estimate"] - own["true"]) <= Z_90 * own["standard_error"] for own in effects
+        )
+        rank = spearmanr(stated, true).statistic
+        yield family, str(len(effects)), f"{covered:.0%}", f"{rank:.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import dspy
-from coin import Coin
+from derived import Coin, Stages
 from houses import Extraction, Routing
 from models import MODELS, default_cache, fetched
 from public import FunctionCalls, Reasoning
 from sql import Sql
-from stages import Stages
 from stock import Stock
 from tasks import Task, in_gepas_form, plain, seeded
 

@@ -19,11 +19,11 @@ import effects
 import real_tasks
 import run
 import tables
-from coin import Coin
 from compare_cells import Cell, Options, run_cell
+from derived import Coin
 from houses import Extraction, Routing
 from models import MODELS, difference, join
-from public import _fault, described
+from public import _fault
 from running import append, stored
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from sql import Sql
@@ -102,20 +102,6 @@ def test_a_call_is_compared_on_its_syntax_tree(text: str, fault: str) -> None:
     assert _fault(text, "get", CALL) == fault
 
 
-def test_a_function_is_described_with_what_is_optional_and_which_values_there_are() -> None:
-    properties = {
-        "name": {"type": "string", "description": "Who it is."},
-        "order": {"type": "string", "description": "How.", "enum": ["up", "down"]},
-    }
-    function = {"name": "get", "description": "Finds a person."}
-    parameters = {"properties": properties, "required": ["name"]}
-    assert described({**function, "parameters": parameters}).splitlines() == [
-        "get: Finds a person.",
-        "name (string): Who it is.",
-        "order (string, optional): How. One of up, down.",
-    ]
-
-
 def record(task: str, row: str, mean: float, seed: int = 0, label: str = "") -> dict[str, object]:
     spent = {"policy": {"calls": 10, "prompt_tokens": 5, "completion_tokens": 1}}
     named = {"task": task, "model": "0.5B", "row": row, "budget": 0 if row in run.FREE else 200}
@@ -137,11 +123,6 @@ def test_what_has_its_line_is_not_run_again_and_a_line_cut_short_does_not_count(
     append(path, record("sql", "tfgrpo", 0.5, label="v2"))
     append(path, record("sql", "tfgrpo", 0.5, label="v3"))
     assert [run.key_of(r)[-1] for r in stored(path)] == ["", "", "v2", "v3"]
-
-
-def test_only_rows_of_ours_are_run_again_for_another_label() -> None:
-    assert run.label_of("tfgrpo", "v3") == "v3"
-    assert run.label_of("gepa", "v3") == ""
 
 
 def test_the_table_says_how_many_runs_ended_below_their_own_student() -> None:
@@ -168,13 +149,6 @@ def test_the_published_page_holds_hashes_dates_commits_columns_and_the_command(
     assert row[11:] == ["10", "6", "1.0", "2026-11-01", "2026-11-02", "c0,", "c1"]
     assert "  tfgrpo              1 of 2" in text.splitlines()
     assert len(stored(path)) == 4  # nothing was run
-
-
-def test_the_table_counts_what_returned_the_student_and_needs_no_student() -> None:
-    same = {**record("coin", "gepa", 0.5, 1), "instructions": {"self": "none"}}
-    records = [*(record("coin", "none", 0.5, s) for s in (0, 1)), record("coin", "gepa", 0.5), same]
-    assert shown(records)[2].split()[9] == "0.50"
-    assert shown([record("sql", "gepa", 0.5)])[1].split()[8:10] == ["?", "?"]
 
 
 def test_the_interval_of_the_table_holds_the_luck_of_seeds_and_of_examples() -> None:
@@ -323,23 +297,3 @@ def test_coverage_counts_the_errors_of_both_and_ranks_follow_the_truth() -> None
     assert "3 experiences" in alone
     few = effects.report(runs, {}, 8).splitlines()[-2]
     assert few == "alone: 0 experiences measured, too few to compare"
-
-
-def test_effects_need_runs_that_say_what_they_tried(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = tmp_path / "real.jsonl"
-    append(runs, record("routing", "tfgrpo", 0.5, label="v2"))
-    with pytest.raises(SystemExit):
-        effects.main(["--task", "routing", "--runs", str(runs)])
-    assert "run run.py --rows tfgrpo first" in capsys.readouterr().err
-
-
-def test_what_labelled_demos_add_is_told_in_standard_deviations_of_both_rows() -> None:
-    place = {"task": "sql", "model": "0.5B", "seed": 0}
-    records = [
-        place | {"row": "none", "scores": [0.0, 0.0, 0.0, 1.0]},
-        place | {"row": "labelled", "scores": [1.0, 1.0, 1.0, 0.0]},
-        place | {"row": "none", "seed": 1, "scores": [0.0, 1.0]},
-    ]
-    assert effects.demo_gains(records) == [("sql 0.5B 0", 1.0)]

@@ -112,24 +112,6 @@ def test_a_true_effect_is_taken_besides_halves_of_the_others() -> None:
     assert true_effect(world, right, [right, wrong]) == pytest.approx(with_wrong, abs=0.006)
 
 
-def test_a_table_is_printed_from_a_result_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    record = {
-        **{"cell": "kinds/codes/named/0", "budget": 400, "student": 0.35, "best": 0.97},
-        **{"left": {"right": 9, "harmful": 0, "useless": 1}, "calls": {}, "unchanged": False},
-        **{"ended": "", "seconds": 0.5, "effects": [], "seed": 1},
-    }
-    scores = {"tfgrpo": 0.96, "no gate": 0.97, "gepa-8": 0.9}
-    runs = [record | {"row": row, "score": score} for row, score in scores.items()]
-    results = {"command": "c", "versions": {}, "seeds": [1], "runs": runs, "seconds": 2}
-    (tmp_path / "worlds.json").write_text(json.dumps(results))
-    main(["--show", str(tmp_path / "worlds.json")])
-    printed = capsys.readouterr().out
-    assert "0.960 (0.0)" in printed
-    assert "0.970 (0.0)" in printed
-
-
 def test_a_run_that_was_made_before_a_stop_is_not_made_again(tmp_path: Path) -> None:
     cell = "nothing/kinds ignored"
     record = {
