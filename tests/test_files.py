@@ -11,7 +11,7 @@ from warm import ran
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.errors import LibraryFormatError, SettingsError
 from tfgrpo_dspy.files import read_text, write_text
-from tfgrpo_dspy.sampling.traces import read_traces
+from tfgrpo_dspy.sampling.fields import read_traces
 
 TWO = ExperienceLibrary.from_texts(["Ask first.", "Sag „bitte“."])
 KILLED = """

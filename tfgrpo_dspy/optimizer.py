@@ -14,7 +14,7 @@ from tfgrpo_dspy.identity import Identities
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.updates import Batch
-from tfgrpo_dspy.sampling.traces import read_traces
+from tfgrpo_dspy.sampling.fields import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
 from tfgrpo_dspy.settings.checks import code_of, prepare
 from tfgrpo_dspy.settings.schedule import Plan, RunInputs, RunSettings, plan_of

@@ -1,4 +1,4 @@
-"""Values that go into a program and come out of it, as text; examples, and copies of them."""
+"""What goes into a program and comes out of it, as text; examples; rollouts made elsewhere."""
 
 import copy
 import dataclasses
@@ -6,15 +6,19 @@ import decimal
 import enum
 import itertools
 import json
+import logging
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, get_args
+from os import PathLike
+from typing import Annotated, Any, Self, get_args
 
 import dspy
 import pydantic
+from pydantic import BeforeValidator
 
+from tfgrpo_dspy.checked import shown, such_that, text_of
 from tfgrpo_dspy.dspy_seam import (
     can_be_saved,
     custom_types_in,
@@ -22,12 +26,17 @@ from tfgrpo_dspy.dspy_seam import (
     parse_value,
     stored_in,
 )
-from tfgrpo_dspy.errors import written
+from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, sentence, written
+from tfgrpo_dspy.experience.library_files import json_values
+from tfgrpo_dspy.files import read_text
 from tfgrpo_dspy.identity import Identities, digest, without_addresses
-from tfgrpo_dspy.rollout import fields_text
+from tfgrpo_dspy.rollout import MOST, Failure, FailureKind, Rollout, Step, fields_text
+
+logger = logging.getLogger(__name__)
 
 MEDIA = (dspy.Image, dspy.Audio, dspy.File)
 JSONABLE = pydantic.TypeAdapter(Any)
+MOST_FAULTS = 10  # of traces, in one message
 _MISSING = ("NAType", "NaTType")  # of pandas
 
 
@@ -119,18 +128,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     fields = _fields_of(value)
-    if any(isinstance(each, (*MEDIA, set, frozenset)) for each in _all_in(fields)):
-        return _plain(fields)
-    return value
+    is_opened = any(isinstance(each, (*MEDIA, set, frozenset)) for each in _all_in(fields))
+    return _plain(fields) if is_opened else value
 
 
 def _fields_of(value: Any) -> dict[str, Any]:
     """The fields of a model or a dataclass by name; empty for any other value."""
-    if isinstance(value, pydantic.BaseModel):
-        return {name: getattr(value, name) for name in type(value).model_fields}
+    names = list(getattr(type(value), "model_fields", ()))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {}
+        names = [field.name for field in dataclasses.fields(value)]
+    return {name: getattr(value, name) for name in names}
 
 
 def _all_in(value: Any) -> Iterator[Any]:
@@ -181,18 +188,16 @@ def parsed(text: str, annotation: Any) -> Any:
         return text
     if any(issubclass(kind, MEDIA) for kind in custom_types_in(annotation)):
         raise ValueError(f"{annotation} is written as a text that does not hold all of it")
-
-    def member(_text: str, _annotation: Any) -> Any:  # DSPy knows texts as values of an Enum only
-        return next(each for each in annotation if as_text(each) == text)
-
-    def validated(_text: str, _annotation: Any) -> Any:  # DSPy takes that of a Decimal for a float
-        return pydantic.TypeAdapter(annotation).validate_python(text)
-
     if text == "None" and has_none(annotation):  # as a text, DSPy would take it for a word
         return None
-    for read in (member, parse_value, validated):
+    readers: tuple[Callable[[], Any], ...] = (
+        lambda: next(each for each in annotation if as_text(each) == text),  # of an Enum
+        lambda: parse_value(text, annotation),
+        lambda: pydantic.TypeAdapter(annotation).validate_python(text),  # a Decimal
+    )
+    for read in readers:
         with suppress(Exception):  # a user's type may raise anything
-            value = read(text, annotation)
+            value = read()
             if as_text(value) == text:
                 return value
     raise ValueError(f"{text[:80]!r} is not the text of a {annotation}")
@@ -219,9 +224,7 @@ def has_none(annotation: Any) -> bool:
 
 def with_values(text: str, *holders: Any) -> str:
     """The text with members of the holders' Enums as DSPy writes them, not as `Bay.NORTH`."""
-    if "." not in text:
-        return text
-    held = itertools.chain(*map(_all_in, holders))
+    held = itertools.chain(*map(_all_in, holders if "." in text else ()))
     names: dict[str, str] = {}
     for kind in {type(each) for each in held if isinstance(each, enum.Enum)}:
         for name, member in kind.__members__.items():
@@ -234,9 +237,126 @@ def with_values(text: str, *holders: Any) -> str:
 
 def copied_example(example: dspy.Example) -> dspy.Example:
     """The example with copies of its values; what cannot be copied (a lock) is shared."""
-    copies = {}
+    copies = dict(example.items())
     for name, value in example.items():
-        copies[name] = value
         with suppress(Exception):  # a user's type may raise anything
             copies[name] = copy.deepcopy(value)
     return example.copy(**copies)
+
+
+# ------------------------------------------------------------------------------ made elsewhere
+
+
+def _or(value: Any, nothing: Any) -> Any:
+    """The value; `nothing` where it is empty or missing, as the cells of a DataFrame are."""
+    return nothing if is_missing(value) or not value else value
+
+
+def _mapping_of(value: Any) -> Any:
+    """The inputs of an Example that names them, all fields of any other; all else as it is."""
+    with suppress(AttributeError, ValueError):  # a Prediction does not know, an Example may not
+        value = value.inputs() if isinstance(value, dspy.Example) else value
+    return dict(named_items(value)) if isinstance(value, dspy.Example) else _or(value, {})
+
+
+AsText = Annotated[str, BeforeValidator(lambda value: str(_or(value, "")))]
+AsFields = Annotated[Mapping[str, str], BeforeValidator(as_fields)]
+Fields = Annotated[Mapping[str, Any], BeforeValidator(_mapping_of)]
+IS_SCORE = such_that(lambda score: abs(score) < MOST, f"give a number below {MOST:g}, or None")
+
+
+class TraceStep(pydantic.BaseModel):
+    """A step of a rollout that was made elsewhere."""
+
+    name: Annotated[str, BeforeValidator(str)]
+    kind: Annotated[str, BeforeValidator(lambda k: k if k == "tool" else "predictor")] = "predictor"
+    inputs: AsFields = {}
+    outputs: AsFields = {}
+    error: AsText = ""
+
+
+class Trace(pydantic.BaseModel):
+    """A rollout that was made elsewhere. Values may be absent, null or NaN where it has none.
+
+    A score may not be NaN: it is rather a metric that failed than none.
+    """
+
+    inputs: Annotated[Fields, such_that(bool, "give a mapping of fields")]
+    outputs: Fields = {}
+    error: AsText = ""
+    labels: Fields = {}
+    score: Annotated[float, IS_SCORE] | None = None
+    feedback: AsText = ""
+    steps: Annotated[list[TraceStep], BeforeValidator(lambda value: _or(value, []))] = []
+
+    @pydantic.model_validator(mode="after")
+    def _has_ended(self) -> Self:
+        if not (self.outputs or self.error):
+            raise ValueError(f"outputs={self.outputs!r}: give a mapping of fields, or an error")
+        return self
+
+
+def read_traces(
+    traces: str | PathLike[str] | Iterable[Mapping[str, Any]],
+) -> tuple[list[dspy.Example], list[list[Rollout]]]:
+    """An example for each distinct input, and its rollouts. Raises SettingsError: the faults."""
+    examples, rollouts, places = list[dspy.Example](), list[list[Rollout]](), dict[str, int]()
+    for number, trace in enumerate(_accepted(traces), start=1):
+        inputs, labels = dict(trace.inputs), dict(trace.labels)
+        key = json.dumps(inputs, sort_keys=True, default=str)
+        place = places.setdefault(key, len(examples))
+        if place == len(examples):
+            examples.append(dspy.Example(inputs))
+            rollouts.append([])
+        examples[place] = dspy.Example({**labels, **examples[place]}).with_inputs(*inputs)
+        rollout = Rollout(
+            place,
+            number,
+            as_fields(trace.outputs),
+            tuple(Step(**dict(step)) for step in trace.steps),
+            trace.score,
+            trace.feedback,
+            failure=Failure(FailureKind.PROGRAM, trace.error) if trace.error else None,
+        )
+        rollouts[place].append(rollout)
+    if any(one.score is not None for group in rollouts for one in group):
+        usable = [[r for r in group if r.score is not None or r.failure] for group in rollouts]
+        if n := sum(map(len, rollouts)) - sum(map(len, usable)):
+            logger.warning("%d traces have no score, as others have, and are left out", n)
+        rollouts = usable
+    return examples, rollouts
+
+
+def _accepted(traces: Any) -> list[Trace]:
+    """The traces. Raises SettingsError: some have faults, or there is none."""
+    form, values = "Write a trace as {'inputs': {...}, 'outputs': {...}, 'score': 0.5}.", traces
+    if isinstance(traces, str | PathLike):
+        form = f"{traces}: write JSON lines, or a JSON array."
+        try:
+            text = read_text(traces)
+        except (OSError, LibraryFormatError) as error:
+            fault = f"traces={str(traces)!r} cannot be read: {sentence(error)}"
+            raise SettingsError(fault) from error
+        lists = (each if isinstance(each, list) else [each] for each in json_values(text, "it"))
+        values = itertools.chain.from_iterable(lists)
+    elif isinstance(traces, Mapping) or hasattr(traces, "columns"):  # a DataFrame
+        values = None
+    if not isinstance(values, Iterable):
+        raise SettingsError(f"traces={shown(traces)}: pass a file, or a list of mappings.")
+    accepted, faults = list[Trace](), list[str]()
+    for number, value in enumerate(values, start=1):
+        try:
+            if isinstance(value, LibraryFormatError):  # it stands in the place of a broken line
+                raise value
+            fields = dict(value) if isinstance(value, Mapping) else value
+            accepted.append(Trace.model_validate(fields))
+        except (LibraryFormatError, pydantic.ValidationError) as error:
+            faults.append(f"trace {number}: {text_of(error)}")
+        if len(faults) > MOST_FAULTS:
+            faults[MOST_FAULTS:] = ["There are more."]
+            break
+    if not (accepted or faults):
+        faults = [f"traces={shown(traces)}: there is none in it."]
+    if faults:
+        raise SettingsError(" ".join([*faults, form]))
+    return accepted
