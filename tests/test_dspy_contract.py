@@ -1,7 +1,6 @@
 """What DSPy 3.4 asks of an optimizer, point by point."""
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ from runs import (
     learned,
     library_texts,
     optimizer_of,
-    polite_answer,
     polite_lm,
     predictor,
     questions,
 )
-from scripted import Prompt, scripted_lm
 
 from tfgrpo_dspy import SettingsError, TrainingFreeGRPO
 
@@ -108,17 +105,6 @@ def test_another_optimizer_that_comes_after_keeps_the_advice() -> None:
     assert len(optimized.demos) == 2
 
 
-def test_it_runs_inside_an_event_loop_with_an_async_metric() -> None:
-    async def metric(example: Any, pred: Any) -> dspy.Prediction:
-        await asyncio.sleep(0)
-        return is_polite(example, pred)
-
-    async def main() -> Any:
-        return learned(metric=metric)
-
-    assert library_texts(asyncio.run(main())) == [ADVICE]
-
-
 class Learning(dspy.Module):
     """A program that compiles another one."""
 
@@ -162,18 +148,3 @@ def test_neither_trace_nor_settings_of_the_caller_are_touched() -> None:
         learned(lm=lm)
         assert dict(dspy.settings.config) == before
     assert trace == []
-
-
-def test_the_callers_adapter_holds_in_training_and_in_trials() -> None:
-    def as_json(prompt: Prompt) -> str:
-        if "`semantic_advantage`" in prompt.text:
-            return json.dumps({"semantic_advantage": "manners", "lessons": [ADVICE]})
-        if "`operations`" in prompt.text:
-            return json.dumps({"operations": [{"op": "ADD", "text": ADVICE, "lessons": [1]}]})
-        return json.dumps({"answer": "please" if "please" in polite_answer(prompt) else "no"})
-
-    lm = scripted_lm([("", as_json)])
-    with dspy.context(adapter=dspy.JSONAdapter()):
-        optimized = learned(lm=lm)
-    assert library_texts(optimized) == [ADVICE]
-    assert lm.engine.n_calls("JSON object") == lm.engine.n_calls()

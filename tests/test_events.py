@@ -2,8 +2,6 @@
 
 import itertools
 import logging
-import signal
-import threading
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -13,7 +11,6 @@ import pytest
 from runs import (
     ADVICE,
     Asked,
-    AtCall,
     add,
     is_polite,
     knowing,
@@ -172,19 +169,6 @@ def test_offline_a_decision_that_was_not_recorded_is_named(tmp_path: Path) -> No
         learned(approve=Asked(True), log_dir=tmp_path, offline=True, **GATED)
 
 
-def test_ctrl_c_hands_the_best_program_back_on_the_exception() -> None:
-    def interrupt() -> None:
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    lm = polite_lm(before=AtCall(60, interrupt))
-    with pytest.raises(KeyboardInterrupt) as raised:
-        learned(lm=lm, gate=NoGate(), epochs=12)
-    program = raised.value.program  # type: ignore[attr-defined]
-    assert library_texts(program) == [ADVICE]
-    assert program.detailed_results.ended_because == "interrupted"
-    assert program.detailed_results.best is None
-
-
 @pytest.mark.parametrize(("staleness", "n_paid"), [(1, 3), (0, 3 + 3)])
 def test_a_metric_that_cannot_work_is_found_out_within_three_rollouts(
     staleness: int, n_paid: int
@@ -200,23 +184,6 @@ def test_a_metric_that_cannot_work_is_found_out_within_three_rollouts(
         optimizer.compile(predictor(), trainset=questions(9))
     assert "the metric gave no score to any of the first 3 rollouts" in str(raised.value)
     assert lm.engine.n_calls() == n_paid
-
-
-@pytest.mark.parametrize("staleness", [0, 1, 2])
-def test_the_first_rollouts_are_made_once(staleness: int) -> None:
-    lm = scripted_lm([("`examples`", chat(lessons="None")), *polite_rules()])
-    learned(lm=lm, drafts=2, max_staleness=staleness, gate=Gate(), epochs=2)
-    asked = [repr(prompt) for prompt in lm.engine.prompts if "question 1" in prompt.user]
-    assert len(asked) == len(set(asked)) > 0
-
-
-def test_a_metric_that_fails_on_some_of_the_first_rollouts_does_not_end_the_run() -> None:
-    def metric(example: Any, pred: Any, _trace: Any = None) -> Any:
-        return is_polite(example, pred) if example.question != "question 1" else None
-
-    results = learned(metric=metric, **GATED).detailed_results
-    assert results.failures["metric"] >= 1
-    assert results.ended_because == "all epochs are done"
 
 
 class NoForward(dspy.Module):

@@ -1,13 +1,11 @@
 """One run under several budgets, larger and smaller ones: each gives its own result again."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
 from runs import is_polite, learned_in, n_calls, polite_lm, predictor, questions
-from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from test_continuing import compiled
 
 from tfgrpo_dspy import Execution, TrainingFreeGRPO, best_so_far
@@ -105,58 +103,3 @@ def test_offline_a_budget_that_the_run_never_had_is_no_end_of_it(tmp_path: Path)
     compiled(tmp_path, max_lm_calls=120)
     with pytest.raises(MissingRecordError, match="did not come so far"):
         compiled(tmp_path, max_lm_calls=250, offline=True)
-
-
-N_TRAINING = 14
-
-
-def unsteady(prompt: Prompt) -> str:
-    """Training cases are right with demos, and four of ten times without.
-
-    Of validation cases six of ten answers cannot be read, and take a second call, which no
-    training rollout foretells.
-    """
-    number = int(re.findall(r"case (\d+)", prompt.user)[-1])
-    is_lucky = prompt.random().random() < 0.4
-    if number >= N_TRAINING:
-        return chat(answer=str(bool(number % 2))) if is_lucky else "@@"
-    is_right = is_lucky or prompt.user.count("case ") > 1
-    return chat(answer=str(bool(number % 2) == is_right))
-
-
-def is_same(example: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> bool:
-    return bool(pred.answer == example.answer)
-
-
-def of_unsteady(log_dir: Path, max_lm_calls: int, **given: Any) -> tuple[Any, int]:
-    rules: list[Any] = [
-        (EXTRACT, lessons("Answer plainly.")),
-        (UPDATE, operations({"op": "ADD", "text": "Answer plainly.", "lessons": [1]})),
-        ("", unsteady),
-    ]
-    examples = [
-        dspy.Example(question=f"case {i}", answer=bool(i % 2)).with_inputs("question")
-        for i in range(24)
-    ]
-    optimizer = TrainingFreeGRPO(
-        is_same, max_lm_calls=max_lm_calls, log_dir=log_dir, num_threads=1, progress=False, **given
-    )
-    lm = scripted_lm(rules)
-    with dspy.context(lm=lm):
-        program = optimizer.compile(
-            dspy.Predict("question -> answer: bool"),
-            trainset=examples[:N_TRAINING],
-            valset=examples[N_TRAINING:],
-        )
-    return program, lm.engine.n_calls()
-
-
-@pytest.mark.parametrize("max_lm_calls", [111, 113])
-def test_a_race_that_a_limit_cut_replays_offline(max_lm_calls: int, tmp_path: Path) -> None:
-    program, n_made = of_unsteady(tmp_path, max_lm_calls)
-    assert program.detailed_results.best.n < 10, "else the limit cut no race"
-    assert n_made == max_lm_calls
-    for is_offline in (True, False):
-        again, n_made = of_unsteady(tmp_path, max_lm_calls, offline=is_offline)
-        assert n_made == 0
-        assert facts(again) == facts(program)

@@ -127,28 +127,6 @@ def test_no_phase_shows_the_scores_of_another(settings: str) -> None:
     assert "100%" in shown[-1]
 
 
-SLOW = """
-import threading
-import dspy
-from runs import polite_lm, predictor, questions
-from small import grpo
-
-waiting = threading.Event()
-with dspy.context(lm=polite_lm(before=lambda prompt: waiting.wait(4.2))):
-    grpo(lambda *_: 0.0, epochs=1, group_size=2, num_threads=1, max_minutes=4.0 / 60).compile(
-        predictor(), trainset=questions(2), valset=questions(2, start=9)
-    )
-"""
-
-
-@pytest.mark.timeout(60)
-def test_the_bar_is_refreshed_every_second_though_no_rollout_ends() -> None:
-    seconds = {
-        found[1] for state in states(script(SLOW)) if (found := re.search(r" 00:0(\d)<", state))
-    }
-    assert len(seconds - {"0"}) >= 2  # of four: a loaded machine misses some
-
-
 @pytest.mark.timeout(60)
 def test_a_file_gets_hardly_more_than_the_first_and_the_last_state(tmp_path: Path) -> None:
     code = COMPILE.format(budget=150, out=str(tmp_path / "out"))  # less than a minute

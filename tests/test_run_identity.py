@@ -2,14 +2,12 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import dspy
-import pydantic
 import pytest
 from runs import (
     ADVICE,
@@ -38,7 +36,7 @@ from tfgrpo_dspy import (
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.store.runs import saved_runs
-from tfgrpo_dspy.strategies import DomainBandit, LearningFrontier
+from tfgrpo_dspy.strategies import DomainBandit
 
 
 def is_short(_example: Any, pred: Any, _trace: Any = None) -> float:
@@ -169,29 +167,6 @@ def test_the_page_about_runs_names_the_arguments_that_make_no_other_run() -> Non
     assert re.findall(r"`(\w+)`", sentence) == sorted(THE_SAME)
 
 
-class Named(NoGate):
-    """Holds what its class does not tell."""
-
-    def __init__(self, name: str) -> None:
-        vars(self)["name"] = name
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ({"strategies": [DomainBandit("a")]}, {"strategies": [DomainBandit("b")]}),
-        ({"strategies": [LearningFrontier()]}, {"strategies": [LearningFrontier(memory=0.9)]}),
-        ({"guard": lambda _text, _reason: True}, {"guard": lambda text, _reason: "!" in text}),
-        ({"gate": Named("a")}, {"gate": Named("b")}),
-    ],
-    ids=["a field of strategies", "a number of them", "the code of a guard", "a gate"],
-)
-def test_what_an_argument_holds_counts(one: Any, other: Any, tmp_path: Path) -> None:
-    for changes, n in ((one, 1), (one, 1), (other, 2)):
-        learned(log_dir=tmp_path, epochs=1, **changes)
-        assert len(saved_runs(tmp_path)) == n
-
-
 def test_the_same_compile_is_the_same_run_and_says_what_it_cannot_see(
     finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,44 +179,6 @@ def test_the_same_compile_is_the_same_run_and_says_what_it_cannot_see(
     assert "holds no run" not in caplog.text
     (line,) = (each.getMessage() for each in caplog.records if each.levelname == "WARNING")
     assert "pass version=... when they change): scripted.ScriptedEngine" in line
-
-
-class Model(pydantic.BaseModel):
-    shelves: frozenset[int]
-
-
-@dataclass
-class Parcel:
-    shelves: set[int]
-
-
-class Shown:
-    """An object that shows its address."""
-
-    def __init__(self, shelves: set[int]) -> None:
-        self.shelves = len(shelves)
-
-
-@pytest.mark.parametrize(
-    "kind", [lambda shelves: Model(shelves=shelves), Parcel, Shown, lambda shelves: lambda: shelves]
-)
-def test_the_order_of_sets_and_the_addresses_of_objects_are_no_part_of_a_run(
-    kind: Callable[[set[int]], Any], tmp_path: Path
-) -> None:
-    assert [*{0, 8}] != [*{8, 0}]
-    found, kept = [], []
-    for shelves in ({0, 8}, {8, 0}):
-        examples = [
-            dspy.Example(**example, parcel=kind(shelves)).with_inputs("question", "parcel")
-            for example in questions(12)
-        ]
-        kept.append(examples)
-        with dspy.context(lm=polite_lm()):
-            optimizer = optimizer_of(log_dir=tmp_path, epochs=2, drafts=1, offline=len(kept) == 2)
-            student = dspy.Predict("question, parcel -> answer")
-            optimized = optimizer.compile(student, trainset=examples[:6], valset=examples[6:])
-        found.append((library_texts(optimized), optimized.detailed_results.to_dict()["updates"]))
-    assert found[0] == found[1]
 
 
 def test_another_lm_in_the_same_folder_is_said_to_be_one(
@@ -354,14 +291,3 @@ def test_traces_of_another_day_are_another_run(changes: dict[str, Any], tmp_path
     assert len(saved_runs(tmp_path)) == 1
     assert library_texts(learn(traces(**changes))) == [ADVICE]
     assert len(saved_runs(tmp_path)) == 2
-
-
-def test_questions_alone_do_not_make_a_run(tmp_path: Path) -> None:
-    """Labels, order and further examples of the data count, too."""
-    given = {"gate": NoGate(), "epochs": 1, "log_dir": tmp_path, "progress": False}
-    sets = [questions(6), questions(7), questions(6)[::-1]]
-    sets += [[example.copy(answer="Please") for example in questions(6)]]
-    for examples in sets:
-        with dspy.context(lm=polite_lm()):
-            grpo(is_polite, **given).compile(predictor(), trainset=examples)
-    assert len(saved_runs(tmp_path)) == len(sets)

@@ -4,24 +4,16 @@ Databases are changed by sqlite3 in a closed store.
 """
 
 import contextlib
-import itertools
-import json
 import multiprocessing
-import os
-import random
 import shutil
-import signal
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import dspy
 import pytest
-from runs import contents, learned, records
+from runs import contents, records
 
-from tfgrpo_dspy import NoGate, TrainingFreeGRPOError
 from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.redaction import redacted
 from tfgrpo_dspy.store.database import DATABASE, Store
@@ -124,47 +116,6 @@ def test_a_store_that_is_only_read_changes_no_file_and_reads_what_a_killed_run_l
         assert files.items() <= contents(path).items()
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of a small run."""
-    folder = tmp_path_factory.mktemp("store") / "log"
-    dspy.configure_cache(enable_disk_cache=False)
-    learned(log_dir=folder, gate=NoGate(), epochs=1, batch_size=6)
-    return folder
-
-
-ODD = (None, 7, "x", [], {}, [[[]]], {"a": [1]}, -1, int("9" * 4200))
-
-
-def paths_in(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something could stand in a JSON value; of a list its first place only."""
-    yield before
-    places = value if isinstance(value, dict) else range(isinstance(value, list) and bool(value))
-    for place in places:
-        yield from paths_in(value[place], (*before, place))
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("stage", ["run", "rollout"])
-def test_a_record_with_odd_types_never_raises_anything_but_our_own_errors(
-    stage: str, run_folder: Path, tmp_path: Path
-) -> None:
-    key, record = next(iter(records(run_folder, stage).items()))
-    cases = [(path, odd) for path in paths_in(record) for odd in ODD]
-    for number, (path, odd) in enumerate(random.Random(stage).sample(cases, min(len(cases), 12))):
-        changed: Any = {"record": json.loads(json.dumps(record))}
-        place = changed
-        for name in ("record", *path)[:-1]:
-            place = place[name]
-        place[("record", *path)[-1]] = odd
-        folder = tmp_path / str(number)
-        shutil.copytree(run_folder, folder)
-        text = json.dumps(changed["record"])
-        change(folder, "UPDATE entries SET value = :text WHERE key = :key", text=text, key=key)
-        with contextlib.suppress(TrainingFreeGRPOError):
-            learned(log_dir=folder, gate=NoGate(), epochs=1, batch_size=6)
-
-
 def older(folder: Path, version: int = 4) -> sqlite3.Connection:
     """A store as earlier versions made it; of version 0, somebody's database."""
     folder.mkdir()
@@ -226,35 +177,3 @@ def test_several_processes_write_at_once_and_nothing_is_lost_or_written_twice(
     owners = {number: name for name, numbers in first.items() for number in numbers}
     assert owners == {n: written[f"rollout:{n}"]["by"] for n in range(150)}
     assert sum(map(len, first.values())) == 150
-
-
-def write_until_killed(folder: Path, to_parent: Any) -> None:
-    store = Store(folder)
-    for number in itertools.count():
-        store.put(f"rollout:{number}", {"text": "x" * 30_000})
-        to_parent.send(number)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n_before", [1, 7, 40])
-def test_what_was_put_before_a_kill_is_there_and_what_is_there_is_whole(
-    n_before: int, tmp_path: Path
-) -> None:
-    from_child, to_parent = multiprocessing.Pipe(duplex=False)
-    child = multiprocessing.Process(target=write_until_killed, args=(tmp_path, to_parent))
-    child.start()
-    to_parent.close()
-    for _ in range(n_before):
-        from_child.recv()
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    n_sent = n_before
-    with contextlib.suppress(EOFError):
-        while True:
-            n_sent = from_child.recv() + 1
-    store = Store(tmp_path)
-    n_stored = len(store.keys(""))
-    assert n_sent <= n_stored <= n_sent + 1
-    assert all(store.get(key) == {"text": "x" * 30_000} for key in store.keys(""))
-    store.close()
