@@ -232,7 +232,7 @@ def test_the_page_of_a_result_says_in_words_what_each_kind_of_failure_is() -> No
     kinds = re.findall(r'count_failure[,(]\s*"([^"]+)"', "\n".join(sources))
     kinds += [kind.value for kind in FailureKind if kind.is_counted]
     kinds += ["parameter left out", "unseen call", "listener", "lesson refused", "lesson too many"]
-    assert {"replay", "unknown scope", "guard"} < {*kinds}
+    assert {"replay", "guard"} < {*kinds}
     assert {*kinds} == FAILURES_IN_WORDS.keys()
 
 

@@ -12,9 +12,8 @@ import click
 
 from tfgrpo_dspy.errors import LibraryFormatError, StoreError, TrainingFreeGRPOError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.library_files import json_value
 from tfgrpo_dspy.experience.values import Experience
-from tfgrpo_dspy.files import read_text, write_text
+from tfgrpo_dspy.files import json_value, read_text, write_text
 from tfgrpo_dspy.interchange import FORMATS, format_of, parse, render
 from tfgrpo_dspy.listeners.rows import as_columns
 from tfgrpo_dspy.outside import printable

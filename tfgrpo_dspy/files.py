@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
+from typing import Any
 
-from tfgrpo_dspy.errors import LibraryFormatError
+from tfgrpo_dspy.errors import LibraryFormatError, sentence
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -35,3 +37,40 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def json_value(text: str, source: str) -> Any:
+    """The value of a JSON text. Raises LibraryFormatError: it is none, or more than one."""
+    values = json_values(text or "?", source)
+    if len(values) > 1:
+        raise LibraryFormatError(f"{source} is not JSON: there is more than one value.")
+    return values[0]
+
+
+def json_values(text: str, source: str) -> list[Any]:
+    """The values of a JSON text, such as those of JSON lines. Raises LibraryFormatError."""
+    decoder = json.JSONDecoder(object_pairs_hook=_without_repeats)
+    values, place = list[Any](), 0
+    try:
+        while (begun := re.compile(r"[^ \t\r\n]").search(text, place)) is not None:
+            value, place = decoder.raw_decode(text, begun.start())
+            values.append(value)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        fault = f"{source} is not JSON: {where}: {sentence(error.msg)}"
+        raise LibraryFormatError(fault) from error
+    except RecursionError as error:
+        raise LibraryFormatError(f"{source} cannot be read: it is nested too deeply.") from error
+    except ValueError as error:
+        raise LibraryFormatError(f"{source} cannot be read: {sentence(error)}") from error
+    return values
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these fields. Raises ValueError: a name occurs twice."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r:.80} occurs twice in one object")
+    return fields

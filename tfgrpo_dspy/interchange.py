@@ -16,10 +16,9 @@ import yaml
 
 from tfgrpo_dspy.checked import shown
 from tfgrpo_dspy.errors import LibraryFormatError
-from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.library_files import json_value, record_text
+from tfgrpo_dspy.experience.library import ExperienceLibrary, record_text
 from tfgrpo_dspy.experience.values import ALL, Experience
-from tfgrpo_dspy.files import read_text, write_text
+from tfgrpo_dspy.files import json_value, read_text, write_text
 
 FORMATS = ("json", "yaml", "md", "skill", "csv")
 ENDINGS = {

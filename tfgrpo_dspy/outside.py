@@ -4,9 +4,10 @@ Letters that nobody sees may carry orders to an LM; codes for terminals move wha
 markers of adapters close the section that a text stands in.
 """
 
+import functools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 _COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _NEXT = r"[^\x00-\u02af\u2000-\u206f]"
@@ -14,27 +15,14 @@ _STRAY = re.compile(rf"(?<!{_NEXT})[\u200c\u200d]|[\u200c\u200d](?!{_NEXT})")
 """Joiners that are not between letters of Persian, Hindi and others, or of two emoji."""
 
 
-class _Seen(dict[int, str]):
-    """For `str.translate`: what is seen as it is, and all else as `shown` gives it."""
-
-    def __init__(self, shown: Callable[[str], str]) -> None:
-        super().__init__()
-        self._shown = shown
-
-    def __missing__(self, code: int) -> str:
-        char = chr(code)
-        is_seen = char.isprintable() or char in "\n\t\u200c\u200d"
-        is_kept = is_seen or unicodedata.category(char) == "Zs"  # such as the wide blank of Chinese
-        self[code] = char if is_kept else self._shown(char)
-        return self[code]
+@functools.cache
+def _is_seen(char: str) -> bool:
+    is_letter = char.isprintable() or char in "\n\t\u200c\u200d"
+    return is_letter or unicodedata.category(char) == "Zs"  # such as the wide blank of Chinese
 
 
 def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode()
-
-
-_CLEANED = _Seen(lambda char: " " if char.isspace() else "")
-_PRINTABLE = _Seen(_escaped)
 
 
 def cleaned_text(text: str) -> str:
@@ -42,14 +30,16 @@ def cleaned_text(text: str) -> str:
     if text.isprintable():
         return text
     text = _COLOURS.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
-    return _STRAY.sub("", text).translate(_CLEANED)
+    kept = (char if _is_seen(char) else " " * char.isspace() for char in _STRAY.sub("", text))
+    return "".join(kept)
 
 
 def printable(text: str) -> str:
     """The text with control and invisible characters as escapes: it cannot steer a terminal."""
     if text.isprintable():
         return text
-    return _STRAY.sub(lambda match: _escaped(match[0]), text).translate(_PRINTABLE)
+    text = _STRAY.sub(lambda match: _escaped(match[0]), text)
+    return "".join(char if _is_seen(char) else _escaped(char) for char in text)
 
 
 def without_markers(text: str, tags: Iterable[str] = ()) -> str:

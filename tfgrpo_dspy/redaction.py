@@ -54,11 +54,10 @@ def known_secrets(lms: Iterable[Any], visible: str = "") -> list[str]:
     secrets: set[str] = set()
     held = (text for lm in lms for text in _held_secrets(lm))
     for text in {*_texts([*secret_variables().values()]), *held}:
-        shown = {text}
+        forms = {text}
         for _ in range(2):  # a text of JSON may stand in another
-            shown |= {form(each)[1:-1] for each in shown for form in FORMS}
-        if not any(each in visible for each in shown):
-            secrets |= shown
+            forms |= {form(each)[1:-1] for each in forms for form in FORMS}
+        secrets |= set() if any(form in visible for form in forms) else forms
     return sorted(secrets, key=lambda secret: (-len(secret), secret))
 
 

@@ -109,15 +109,11 @@ def rest_after(beginning: str, text: str) -> str | None:
         if beginning[end - 1] in "[{" or added.startswith(","):
             return added.lstrip(", ")
     sought = [line.rstrip() for line in beginning.splitlines() if line.strip()]
-    lines, n_found = text.splitlines(), 0
-    for index, line in enumerate(lines):
-        if n_found == len(sought):
-            return "\n".join(lines[index:]).strip()
-        if line.strip():
-            if line.rstrip() != sought[n_found]:
-                return None
-            n_found += 1
-    return "" if n_found == len(sought) else None
+    lines = text.splitlines()
+    places = [place for place, line in enumerate(lines) if line.strip()]
+    if [lines[place].rstrip() for place in places[: len(sought)]] != sought:
+        return None
+    return "\n".join(lines[places[len(sought)] :]).strip() if len(places) > len(sought) else ""
 
 
 def says_same(text: str, other: str) -> bool:

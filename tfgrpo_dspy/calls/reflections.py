@@ -83,7 +83,7 @@ class ReflectionClient:
     def __init__(self, inputs: RunInputs, calls: Calls) -> None:
         settings = self._settings = inputs.settings
         self._calls = calls
-        self.spawn, self.unknown_scope = calls.loop.spawn, calls.report.unknown_scope
+        self.spawn = calls.loop.spawn
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._adapter = dspy.settings.adapter or ASKED_ONCE
         self._modules: dict[Any, AnswerQuestion] = {}  # of strategies, by signature

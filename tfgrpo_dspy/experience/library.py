@@ -1,21 +1,28 @@
 """The library: an immutable, ordered set of experiences; apply, compare, merge, bake, save."""
 
+import functools
 import html
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from pydantic import BaseModel, Field, StrictInt, ValidationError
+
+from tfgrpo_dspy.checked import faults_in
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience import library_files, programs, values
+from tfgrpo_dspy.experience import programs, values
 from tfgrpo_dspy.experience.values import ALL, DEFAULT_LIMITS, Experience, Limits, Operation
-from tfgrpo_dspy.files import read_text, write_text
+from tfgrpo_dspy.files import json_value, read_text, write_text
 from tfgrpo_dspy.outside import cleaned_text, printable
 from tfgrpo_dspy.wording import meaning
 
 ProgramT = TypeVar("ProgramT")
+FORMAT = {"format": "tfgrpo_dspy.library", "version": 1}
+FORM = 'Write version 1 of the form: {"experiences": [{"id": "E1", "text": "..."}]}.'
+MOST_FAULTS = 5  # in one message
 Written = Operation | Mapping[str, Any]  # an operation, or a mapping as an LM writes it
 
 
@@ -141,18 +148,33 @@ class ExperienceLibrary:
         punctuation, spacing and fillers such as "please", where the scopes meet); changes nothing;
         or adds to a full library (the deletions of the list make room first).
         """
+        accepted: list[tuple[str, Operation]] = []
+        refused: list[values.Refusal] = []
         parsed: list[Operation] = []
-        malformed: list[values.Refusal] = []
         for written in operations:
             try:
                 parsed.append(values.operation_from(written))
             except LibraryError as error:
-                malformed.append(values.Refusal(written, str(error)))
-        after, accepted, refused = values.carry_out(parsed, self, self.next_number, limits)
-        n_added = sum(isinstance(operation, values.Add) for _, operation in accepted)
-        next_number = self.next_number + n_added
-        library = ExperienceLibrary(after, next_number=next_number, briefs=self.briefs)
-        return Applied(library, tuple(accepted), (*malformed, *refused))
+                refused.append(values.Refusal(written, str(error)))
+        before, number = self._by_id(), self.next_number
+        first = {op.id: op for op in reversed(parsed) if not isinstance(op, values.Add)}
+        now = {k: v for k, v in before.items() if not isinstance(first.get(k), values.Delete)}
+        for operation in parsed:
+            if reason := values.reason_against(operation, before, now, first, limits):
+                refused.append(values.Refusal(operation, reason))
+                continue
+            if isinstance(operation, values.Add):
+                new = Experience(f"E{number}", operation.text, operation.scope)
+                number += 1
+            else:
+                new = before[operation.id]
+            accepted.append((new.id, operation))
+            if isinstance(operation, values.Modify):  # what was measured of the old text goes
+                new = Experience(new.id, operation.text, operation.scope or new.scope, new.evidence)
+            if not isinstance(operation, values.Delete):
+                now[new.id] = values.supported(new, operation)
+        library = ExperienceLibrary(now.values(), next_number=number, briefs=self.briefs)
+        return Applied(library, tuple(accepted), tuple(refused))
 
     def refusals(
         self, operations: Iterable[Written], limits: Limits = DEFAULT_LIMITS
@@ -259,10 +281,9 @@ class ExperienceLibrary:
             {name: value for name, value in asdict(each).items() if value not in (None, False)}
             for each in self
         ]
-        content = {"next_number": self.next_number, "experiences": experiences}
+        content = {**FORMAT, "next_number": self.next_number, "experiences": experiences}
         content |= {"briefs": dict(self.briefs)} if self.briefs else {}
-        values = library_files.FORMAT | content
-        return dict(json.loads(json.dumps(values)))  # lists where the experiences have tuples
+        return dict(json.loads(json.dumps(content)))  # lists where the experiences have tuples
 
     def save(self, path: str | Path) -> None:
         """Write the library, with its evidence, as JSON text.
@@ -270,7 +291,7 @@ class ExperienceLibrary:
         Raises:
             OSError: the file cannot be written; it is as it was.
         """
-        write_text(path, library_files.record_text(self.to_dict()))
+        write_text(path, record_text(self.to_dict()))
 
     @classmethod
     def load(cls, path: str | Path) -> "ExperienceLibrary":
@@ -284,7 +305,7 @@ class ExperienceLibrary:
                 wrong, and what to write.
             OSError: the file cannot be read.
         """
-        return cls.from_dict(library_files.json_value(read_text(path), str(path)), source=str(path))
+        return cls.from_dict(json_value(read_text(path), str(path)), source=str(path))
 
     @classmethod
     def from_dict(cls, record: Any, source: str = "the record") -> "ExperienceLibrary":
@@ -293,13 +314,42 @@ class ExperienceLibrary:
         Raises:
             LibraryFormatError: the record is not a library; the message calls it `source`.
         """
-        checked = library_files.checked_record(record, source)
         try:
-            number, briefs = checked.next_number, checked.briefs
-            written = cls(checked.experiences, next_number=number, briefs=briefs)
-        except ValueError as error:
+            content = dict(LibraryRecord.model_validate(record))
+            number, briefs = content["next_number"], content["briefs"]
+            written = cls(content["experiences"], next_number=number, briefs=briefs)
+        except ValidationError as error:
+            faults = faults_in(error)
+            more = [f"And {len(faults) - MOST_FAULTS} more."] if len(faults) > MOST_FAULTS else []
+            message = " ".join([f"{source}:", *faults[:MOST_FAULTS], *more, FORM])
+            raise LibraryFormatError(message) from error
+        except LibraryError as error:
             raise LibraryFormatError(f"{source}: {error}") from error
         return cls().merge(written)  # a line that stands there twice is one
+
+
+class LibraryRecord(BaseModel, extra="forbid"):
+    """The record of `ExperienceLibrary.to_dict`, with experiences as values."""
+
+    experiences: list[Experience]
+    next_number: StrictInt | None = None
+    briefs: dict[str, str] = Field(default_factory=dict)
+    format: Literal["tfgrpo_dspy.library"] = "tfgrpo_dspy.library"
+    version: Literal[1] = 1
+
+
+def record_text(record: Mapping[str, Any]) -> str:
+    """The record as JSON: each field of an experience has a line, and all its evidence just one."""
+    to_json = functools.partial(json.dumps, ensure_ascii=False)
+    experiences = [
+        ",\n".join(
+            f"      {to_json(k)}: {to_json(v)}" for k, v in each.items() if v not in ([], ())
+        )
+        for each in record["experiences"]
+    ]
+    head = [f"  {to_json(k)}: {to_json(v)},\n" for k, v in record.items() if k != "experiences"]
+    body = ",\n".join(f"    {{\n{lines}\n    }}" for lines in experiences)
+    return f'{{\n{"".join(head)}  "experiences": [' + (f"\n{body}\n  " if body else "") + "]\n}\n"
 
 
 def library_in(program: Any) -> ExperienceLibrary:

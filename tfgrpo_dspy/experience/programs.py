@@ -7,9 +7,7 @@ adapter is written as `\\uXXXX`.
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience.values import ALL, NUMBER, Experience
@@ -26,9 +24,9 @@ PAPER_HEADER = (
     "and experiences:"
 )
 
-_REFUSING: WeakValueDictionary[int, Any] = WeakValueDictionary()
-"""Objects that refused to be copied, by id. It is not tried for each rollout: that may take long,
-and half a copy of an object may complain where it is deleted."""
+_REFUSING: set[type] = set()
+"""Types that refused to be copied. It is not tried for each rollout: that may take long, and half a
+copy of an object may complain where it is deleted."""
 
 _TRAILING = r"[ \t\r]*"  # what editors and prompt registries add to lines, or change their ends to
 _BEGUN = re.compile(rf"{BEGIN}{_TRAILING}\n{HEADER}{_TRAILING}\n")
@@ -56,10 +54,8 @@ def check_program(program: Any) -> None:
 
 def render_lines(experiences: Iterable[Experience]) -> str:
     """One line for each experience: `[E1*] text`; the star marks scope 'all'."""
-    return "\n".join(
-        f"[{experience.id}{'*' if experience.scope == ALL else ''}] " + _escaped(experience.text)
-        for experience in experiences
-    )
+    stars = ((each, "*" if each.scope == ALL else "") for each in experiences)
+    return "\n".join(f"[{each.id}{star}] {_escaped(each.text)}" for each, star in stars)
 
 
 def _escaped(text: str, kept: str = "") -> str:
@@ -110,20 +106,20 @@ def parse_block(text: str, predictor: str) -> tuple[list[Experience], int]:
             f"The experiences baked into predictor {predictor!r} end with {last!r:.200}; restore "
             f"the line '(next id: E<number>)', or remove all from {BEGIN} to {END}."
         )
-    return [_parse_line(line, predictor) for line in lines], int(match[1])
-
-
-def _parse_line(line: str, predictor: str) -> Experience:
-    wrong = f"The experiences baked into predictor {predictor!r} hold the line {line!r:.200}"
-    match = _LINE.fullmatch(line)
-    if match is None:
-        raise LibraryFormatError(
-            f"{wrong}; a line is '[E<number>] text' (with a star behind the number for scope 'all')"
-        )
-    try:
-        return Experience(match[1], _unescaped(match[3]), ALL if match[2] else predictor)
-    except LibraryError as error:
-        raise LibraryFormatError(f"{wrong}: {error}") from error
+    experiences = []
+    for line in lines:
+        fault = "a line is '[E<number>] text' (with a star behind the number for scope 'all')"
+        try:
+            if (parts := _LINE.fullmatch(line)) is None:
+                raise LibraryError(fault)
+            id_, star, advice = parts.groups()
+            experiences.append(Experience(id_, _unescaped(advice), ALL if star else predictor))
+        except LibraryError as error:
+            raise LibraryFormatError(
+                f"The experiences baked into predictor {predictor!r} hold the line {line!r:.200}: "
+                f"{error}"
+            ) from error
+    return experiences, int(match[1])
 
 
 def with_brief(instructions: str, text: str) -> str:
@@ -207,19 +203,25 @@ def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm
     """
     modules = _modules_of(program)
     held_things = _held_by(modules)
-    lms = {id(lm): lm_for(lm) for lm in held_things if is_lm(lm)}
-    kept = (held for held in held_things if held is _REFUSING.get(id(held)) or _holds_a_loop(held))
-    shared = {id(held): _shared(held) for held in kept}
-    shared |= {id(held): held.copy() for held in held_things if _is_of_texts(held)}
+    shared: dict[int, Any] = {}
+    for held in held_things:
+        if is_lm(held):
+            shared[id(held)] = lm_for(held)
+        elif _is_of_texts(held):
+            shared[id(held)] = held.copy()
+        elif type(held) in _REFUSING or _holds_a_loop(held):
+            shared[id(held)] = _shared(held)
     try:
-        copied = copy.deepcopy(program, {**shared, **lms})
+        copied = copy.deepcopy(program, dict(shared))
     except Exception:  # noqa: BLE001 - anything that a program holds may refuse to be copied
-        stuck = [held for held in held_things if not _can_be_copied(held, {**shared, **lms})]
-        shared |= {id(held): _shared(held) for held in stuck}
-        copied = copy.deepcopy(program, {**shared, **lms})
+        stuck = [held for held in held_things if not _can_be_copied(held, shared)]
+        copied = copy.deepcopy(program, shared | {id(held): _shared(held) for held in stuck})
     if any(RESULTS in vars(module) for module in modules):
         for module in _modules_of(copied):
-            if _is_of_optimizer(vars(module).get(RESULTS)):
+            results = vars(module).get(RESULTS)  # a program may use the name, too
+            is_read = isinstance(results, dict) and "ended_because" in results
+            kind = type(results).__module__
+            if is_read or kind.startswith(("tfgrpo_dspy.", "dspy.teleprompt.")):
                 del vars(module)[RESULTS]
     return copied
 
@@ -238,12 +240,6 @@ def copy_to_change(program: ProgramT) -> ProgramT:
 
 def _modules_of(program: Any) -> list[Any]:
     return [module for _, module in program.named_sub_modules()]
-
-
-def _is_of_optimizer(results: Any) -> bool:
-    """True if an optimizer, of this package or DSPy, left these: programs may use the name, too."""
-    is_read = isinstance(results, dict) and "ended_because" in results
-    return is_read or type(results).__module__.startswith(("tfgrpo_dspy.", "dspy.teleprompt."))
 
 
 def language_models(program: Any) -> list[Any]:
@@ -290,13 +286,11 @@ def _shared(held: Any) -> Any:
     return held.model_copy() if _is_tool(held) else held
 
 
-def _can_be_copied(value: Any, lms: Mapping[int, Any]) -> bool:
+def _can_be_copied(value: Any, shared: Mapping[int, Any]) -> bool:
     try:
-        copy.deepcopy(value, dict(lms))
-    except TypeError:  # such as that of a lock; another error may pass
-        with suppress(TypeError):  # not everything can be referred to weakly
-            _REFUSING[id(value)] = value
-        return False
-    except Exception:  # noqa: BLE001 - as above
+        copy.deepcopy(value, dict(shared))
+    except Exception as error:  # noqa: BLE001 - as above
+        if isinstance(error, TypeError):  # such as that of a lock; another error may pass
+            _REFUSING.add(type(value))
         return False
     return True

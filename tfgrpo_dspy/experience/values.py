@@ -7,7 +7,7 @@ import html
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -245,71 +245,40 @@ DEFAULT_LIMITS = Limits()
 NO_LIMITS = Limits(sys.maxsize, sys.maxsize)  # where those of the run were checked before
 
 
-def carry_out(
-    operations: Sequence[Operation],
-    library: Iterable[Experience],
-    next_number: int,
-    limits: Limits,
-) -> tuple[list[Experience], list[tuple[str, Operation]], list[Refusal]]:
-    """The experiences afterwards; the accepted operations, each with its id; those refused."""
-    before = {experience.id: experience for experience in library}
-    first = {op.id: op for op in reversed(operations) if not isinstance(op, Add)}
-    now = {id_: before[id_] for id_ in before if not isinstance(first.get(id_), Delete)}
-    accepted: list[tuple[str, Operation]] = []
-    refused: list[Refusal] = []
-    for operation in operations:
-        if reason := _reason(operation, before, now, first, limits):
-            refused.append(Refusal(operation, reason))
-            continue
-        if isinstance(operation, Add):
-            new = Experience(f"E{next_number}", operation.text, operation.scope)
-            next_number += 1
-        else:
-            new = before[operation.id]
-        accepted.append((new.id, operation))
-        if isinstance(operation, Modify):  # what was measured of the old text is not kept
-            new = Experience(new.id, operation.text, operation.scope or new.scope, new.evidence)
-        if not isinstance(operation, Delete):
-            now[new.id] = supported(new, operation)
-    return [*now.values()], accepted, refused
-
-
-def _reason(
+def reason_against(
     operation: Operation,
     before: Mapping[str, Experience],
     now: Mapping[str, Experience],
     first: Mapping[str, Operation],
     limits: Limits,
 ) -> str:
-    """The reason to refuse the operation; "" if it is accepted."""
+    """The reason to refuse the operation; "" if it is accepted.
+
+    `before` and `now` are the experiences at the start of the list and at its turn, `first` is the
+    first operation of the list on each.
+    """
+    others, scope = [*now.values()], getattr(operation, "scope", None)
     if isinstance(operation, Add):
         if len(now) >= limits.max_experiences:
             return f"the library is full: {len(now)} experiences"
-        return _text_reason(operation.text, operation.scope, now.values(), limits)
-    if operation.id not in before:
+    elif operation.id not in before:
         return f"there is no {operation.id}"
-    if first[operation.id] is not operation:
+    elif first[operation.id] is not operation:
         return f"an earlier operation of this list names {operation.id}; the first one counts"
-    if not isinstance(operation, Modify):
+    elif not isinstance(operation, Modify):
         return ""
-    old = before[operation.id]
-    scope = operation.scope or old.scope
-    if (operation.text, scope) == (old.text, old.scope):
-        return f"{old.id} says just this already"
-    others = [experience for experience in now.values() if experience.id != old.id]
-    return _text_reason(operation.text, scope, others, limits)
-
-
-def _text_reason(text: str, scope: str, others: Iterable[Experience], limits: Limits) -> str:
-    words = n_words(text)
-    if not words:
-        return "the text is empty"
-    if words > limits.max_experience_words:
-        return f"{words} words; at most {limits.max_experience_words} are allowed"
-    for other in others:
-        if is_repeated(text, scope, other):
-            return f"{other.id} says this already"
-    return ""
+    else:
+        old = before[operation.id]
+        scope = scope or old.scope
+        if (operation.text, scope) == old.advice:
+            return f"{old.id} says just this already"
+        others = [experience for experience in others if experience.id != old.id]
+    n = n_words(operation.text)
+    if not 0 < n <= limits.max_experience_words:
+        most = f"{n} words; at most {limits.max_experience_words} are allowed"
+        return most if n else "the text is empty"
+    same = (each.id for each in others if is_repeated(operation.text, scope or ALL, each))
+    return next((f"{id_} says this already" for id_ in same), "")
 
 
 def is_repeated(text: str, scope: str, other: Experience) -> bool:

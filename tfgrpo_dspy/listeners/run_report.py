@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partialmethod
 from typing import Any
 
 from tqdm import tqdm
@@ -183,8 +182,6 @@ class RunReport:
             shown = shortened(printable(self._clean(message)), LOGGED_BYTES)
             logger.warning("first failure of kind %r: %s", kind, shown)
         self.failures[kind] += times
-
-    unknown_scope = partialmethod(count_failure, "unknown scope")
 
     def add_update(self, decided: UpdateDecided) -> None:
         """Keep, log and show the record of the update; tell all listeners of it."""

@@ -62,17 +62,8 @@ def task_text(program: Any, objective: str = "") -> str:
         for field, info in predictor.signature.fields.items():
             parts += [field, str((info.json_schema_extra or {}).get("desc", ""))]
             schema = schema_of(info.annotation)
-            parts += _texts_in(str(info.annotation) if schema is None else schema)
+            parts.append(str(info.annotation if schema is None else schema))
     return "\n".join(parts)
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from itertools.chain.from_iterable(map(_texts_in, [*value, *value.values()]))
-    elif isinstance(value, list):
-        yield from itertools.chain.from_iterable(map(_texts_in, value))
 
 
 class Guard:
@@ -91,14 +82,14 @@ class Guard:
         for fields in examples:
             inputs, labels = ([words_of(text) for text in each.values()] for each in fields)
             self._labels.update(labels)
-            for parts in (*inputs, *labels):
-                self._runs.update(_runs(parts, _scale(parts)))
-            wholes = [[parts] for parts in inputs if len(parts) >= COPIED_INPUT * _scale(parts)]
-            wholes += [[parts] for parts in labels if len(parts) >= COPIED_LABEL * _scale(parts)]
-            example, every = [*inputs, *labels], [*itertools.chain(*inputs, *labels)]
-            if labels and all(example) and len(every) >= COPIED_EXAMPLE * _scale(every):
+            example = [*inputs, *labels]
+            sizes = [COPIED_INPUT] * len(inputs) + [COPIED_LABEL] * len(labels)
+            wholes = [[parts] for parts, n in zip(example, sizes, strict=True) if _has(parts, n)]
+            if labels and all(example) and _has([*itertools.chain(*example)], COPIED_EXAMPLE):
                 wholes.append(example)
             self._wholes += [[*map(" ".join, whole)] for whole in wholes]
+            for parts in example:
+                self._runs.update(_runs(parts, _scale(parts)))
 
     def reason(self, text: str) -> str:
         """The reason to refuse the text, with the words that it copies; "" if there is none."""
@@ -121,6 +112,10 @@ class Guard:
 def _scale(parts: Sequence[str]) -> int:
     """2 where most words are single characters of a script without spaces, else 1."""
     return 2 if n_single_letters(parts) > len(parts) / 2 else 1
+
+
+def _has(parts: Sequence[str], n: int) -> bool:
+    return len(parts) >= n * _scale(parts)
 
 
 def _runs(parts: tuple[str, ...], scale: int) -> Iterator[tuple[str, ...]]:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +39,6 @@ _SOURCES = re.compile(
     r"\d{1,3}(?:\s*(?:,|;|\u3001|&|and|und|et|y|e|и|和)\s*#?\d{1,3})*\s*[\])\uff09]\s*[.\u3002]?$",
     re.IGNORECASE,
 )
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +59,17 @@ def lessons_in(
     guard: Guard,
     examples: Sequence[str],
     max_words: int,
-    unknown_scope: Tell,
 ) -> tuple[list[Lesson], list[str]]:
     """The lessons of these lines; the texts of those that are refused, each with the reason.
 
     `blank` has the reason of all of them, the scope of those that name none, and the evidence of
-    those that name no examples. `unknown_scope` is told of each scope that names no predictor.
+    those that name no examples.
     """
     most = LESSONS_PER_EXAMPLE * len(examples)
     taken = []
     refused = [f"{len(lines) - most} more lessons {TOO_MANY}"] if len(lines) > most else []
     for line in lines[:most]:
         text, scope = read_lesson(line, predictors, blank.scope)
-        if len(predictors) > 1 and _SCOPED.fullmatch(text):
-            unknown_scope(f"{text!r} names none of {list(predictors)}; it is taken for all")
         reason = f"more than {LONGEST_LESSON} times as long as an experience"
         if n_words(text) <= LONGEST_LESSON * max_words:
             reason = guard.reason(text)
@@ -178,7 +174,6 @@ def operations_in(
     library: ExperienceLibrary,
     predictors: Sequence[str],
     guard: Guard,
-    unknown_scope: Tell,
 ) -> list[Operation | Refusal]:
     """The operations that these items are; what is refused stands in its place.
 
@@ -191,14 +186,10 @@ def operations_in(
         return [admitted(add, predictors, guard) for add in adds]
     operations: list[Operation | Refusal] = []
     for item in items:
-        named = None
         if isinstance(item, Mapping):
             text, in_text = read_lesson(bare_line(item["text"]), predictors, "")
-            scope = named = item["scope"] or in_text or None
-            if named and len(predictors) == 1:
-                scope = ALL
-            elif named and not (scope := resolve_scope(named, predictors)):
-                unknown_scope(f"scope {named!r} of {text!r} names none of {[*predictors]}")
+            if scope := item["scope"] or in_text or None:
+                scope = resolve_scope(scope, predictors) if len(predictors) > 1 else ALL
             item = {**item, "text": text, "scope": scope}
         try:
             operation = admitted(operation_from(item), predictors, guard)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from tfgrpo_dspy.dspy_seam import get_annotation_name
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
-from tfgrpo_dspy.experience.values import Evidence, scope_note
+from tfgrpo_dspy.experience.values import scope_note
 from tfgrpo_dspy.outside import without_markers
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.reading import encodable
@@ -71,18 +71,18 @@ def describe_program(program: Any) -> str:
             for field, info in getattr(signature, f"{kind_of_field}_fields").items():
                 desc = (info.json_schema_extra or {}).get("desc", "")
                 meaning = f": {desc}" if desc not in ("", f"${{{field}}}") else ""
-                annotation = get_annotation_name(info.annotation) + values_text(info.annotation)
+                annotation = get_annotation_name(info.annotation) + _values_text(info.annotation)
                 lines.append(f"- {kind_of_field} {field} ({annotation}){meaning}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def values_text(annotation: Any) -> str:
+def _values_text(annotation: Any) -> str:
     """The values of each Enum in an annotation, in words; "" where there is none."""
     if isinstance(annotation, enum.EnumMeta):
-        members: list[enum.Enum] = list(annotation)
-        return f"; {annotation.__name__} is one of {', '.join(str(m.value) for m in members)}"
-    return "".join(dict.fromkeys(map(values_text, get_args(annotation))))
+        values = ", ".join(str(member.value) for member in list(annotation))  # type: ignore[var-annotated]
+        return f"; {annotation.__name__} is one of {values}"
+    return "".join(dict.fromkeys(map(_values_text, get_args(annotation))))
 
 
 def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
@@ -133,17 +133,16 @@ def attempts_text(
     order = sorted(range(len(texts)), key=lambda index: -scores[index] if scores else index)
     parts = []
     for place, index in enumerate(order, start=1):
-        about = []
+        rollout, about = group.rollouts[index], list[str]()
         if scores:
             about = [f"score {shown_scores[index]}", f"advantage {advantages[index]:+z.2f}"]
         had = [
             e.id if usual.get(e.id) == e.text else f'{e.id} as "{e.text}"'
-            for e in library_of[group.rollouts[index].rollout_id]
+            for e in library_of[rollout.rollout_id]
         ]
-        if usual or had:
-            about.append(f"with {', '.join(had) or 'no experience'}")
-        about += filter(None, [aid_of[group.rollouts[index].rollout_id]])
-        decisive = group.rollouts[index].decisive_step(group.least_decisive)
+        about += [f"with {', '.join(had) or 'no experience'}"] if usual or had else []
+        about += [aid] if (aid := aid_of[rollout.rollout_id]) else []
+        decisive = rollout.decisive_step(group.least_decisive)
         about += [] if decisive is None else [f"decided by step {decisive + 1}"]
         title = f" ({', '.join(about)})" if about else ""
         parts.append(f"Attempt {place}{title}\n{texts[index]}")
@@ -175,11 +174,13 @@ def lessons_text(lessons: Iterable[Lesson]) -> str:
     for number, lesson in enumerate(lessons, start=1):
         lines.append(f"{number}. {lesson.text}{scope_note(lesson.scope)}")
         if lesson.evidence:
-            sources = _scores_texts(lesson.evidence)
+            n, sources = len(lesson.evidence), list[str]()
+            for evidence in lesson.evidence[:MOST_SOURCES]:
+                scores = ", ".join(f"{s:.3g}" for s in evidence.scores if s is not None)
+                sources.append(f"scores {scores}" if scores else "no scores")
             sources[0] += f' at "{lesson.example}"' if lesson.example else ""
-            lines.append(
-                f"    from {counted(len(lesson.evidence), 'example')}: {'; '.join(sources)}"
-            )
+            sources += ["..."] * (n > MOST_SOURCES)
+            lines.append(f"    from {counted(n, 'example')}: {'; '.join(sources)}")
         if lesson.reason:
             first = reasons.setdefault(lesson.reason, number)
             lines.append(f"    why: {lesson.reason if first == number else f'as lesson {first}'}")
@@ -202,11 +203,10 @@ def packed_lessons(lessons: Iterable[Lesson], max_tokens: int) -> list[list[Less
 
 def dropped_text(dropped: Sequence[Lesson]) -> str:
     """The lessons that were tried and dropped, as text; of many the first, the most tried ones."""
-    shown = [(f"{d.text}{scope_note(d.scope)}", d.reason) for d in dropped[:MOST_DROPPED]]
-    return "\n".join(f"- {text}{reason and f': {reason}'}" for text, reason in shown) or "(none)"
-
-
-def _scores_texts(evidence: Sequence[Evidence]) -> list[str]:
-    scores = ([f"{s:.3g}" for s in e.scores if s is not None] for e in evidence[:MOST_SOURCES])
-    parts = [f"scores {', '.join(texts)}" if texts else "no scores" for texts in scores]
-    return [*parts, *["..."] * (len(evidence) > MOST_SOURCES)]
+    return (
+        "\n".join(
+            f"- {each.text}{scope_note(each.scope)}{each.reason and f': {each.reason}'}"
+            for each in dropped[:MOST_DROPPED]
+        )
+        or "(none)"
+    )

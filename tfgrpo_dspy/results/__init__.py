@@ -56,7 +56,6 @@ FAILURES_IN_WORDS = {
     "worker": "the worker of a rollout was lost",
     "reflection error": "a call of the reflection LM failed",
     "reflection parse": "an answer of the reflection LM could not be read",
-    "unknown scope": "a lesson was for a predictor that the program does not have",
     "lesson refused": "a lesson was a copy of an example, too long, or asked for something unsafe",
     "brief refused": "a brief was too long",
     "lesson too many": "an answer had more lessons than are read",

@@ -84,8 +84,7 @@ async def propose(
         if answer.is_too_long and len(part) > 1:
             middle = len(part) // 2
             return [*await operations_of(part[:middle]), *await operations_of(part[middle:])]
-        tell = client.unknown_scope
-        return operations_in(answer.output, part, library, inputs.predictors, guard, tell)
+        return operations_in(answer.output, part, library, inputs.predictors, guard)
 
     max_tokens = getattr(inputs.settings.reflection.update, "shown_tokens", 4_000)
     answered = await client.at_once(map(operations_of, texts.packed_lessons(new, max_tokens)))

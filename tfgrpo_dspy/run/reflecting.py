@@ -265,8 +265,8 @@ class Reflector:
         reason = shortened(answer.explanation, REASON_BYTES)
         blank = Lesson("", scope, evidence, reason)
         most, guard = self._settings.limits.max_experience_words, self._guards.against(examples)
-        names, tell = self._predictors, self._client.unknown_scope
-        lessons, refused = lessons_in(answer.output or (), blank, names, guard, shown, most, tell)
+        names = self._predictors
+        lessons, refused = lessons_in(answer.output or (), blank, names, guard, shown, most)
         return lessons[: self._settings.reflection.lessons_per_group * len(examples)], refused
 
     async def draft(self, batch: Batch, note: str = "") -> Extracted:

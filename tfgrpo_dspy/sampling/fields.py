@@ -27,8 +27,7 @@ from tfgrpo_dspy.dspy_seam import (
     stored_in,
 )
 from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, sentence, written
-from tfgrpo_dspy.experience.library_files import json_values
-from tfgrpo_dspy.files import read_text
+from tfgrpo_dspy.files import json_values, read_text
 from tfgrpo_dspy.identity import Identities, digest, without_addresses
 from tfgrpo_dspy.rollout import MOST, Failure, FailureKind, Rollout, Step, fields_text
 
@@ -333,12 +332,11 @@ def _accepted(traces: Any) -> list[Trace]:
     if isinstance(traces, str | PathLike):
         form = f"{traces}: write JSON lines, or a JSON array."
         try:
-            text = read_text(traces)
+            read = json_values(read_text(traces), "it")
         except (OSError, LibraryFormatError) as error:
-            fault = f"traces={str(traces)!r} cannot be read: {sentence(error)}"
+            fault = f"traces={str(traces)!r} cannot be read: {sentence(error)} {form}"
             raise SettingsError(fault) from error
-        lists = (each if isinstance(each, list) else [each] for each in json_values(text, "it"))
-        values = itertools.chain.from_iterable(lists)
+        values = [v for each in read for v in (each if isinstance(each, list) else [each])]
     elif isinstance(traces, Mapping) or hasattr(traces, "columns"):  # a DataFrame
         values = None
     if not isinstance(values, Iterable):
@@ -346,11 +344,9 @@ def _accepted(traces: Any) -> list[Trace]:
     accepted, faults = list[Trace](), list[str]()
     for number, value in enumerate(values, start=1):
         try:
-            if isinstance(value, LibraryFormatError):  # it stands in the place of a broken line
-                raise value
             fields = dict(value) if isinstance(value, Mapping) else value
             accepted.append(Trace.model_validate(fields))
-        except (LibraryFormatError, pydantic.ValidationError) as error:
+        except pydantic.ValidationError as error:
             faults.append(f"trace {number}: {text_of(error)}")
         if len(faults) > MOST_FAULTS:
             faults[MOST_FAULTS:] = ["There are more."]
