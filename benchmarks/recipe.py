@@ -50,7 +50,7 @@ class BestLessons(Strategy):
 
     n: int
 
-    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:  # noqa: ARG002
+    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:  # noqa: ARG002
         return Proposed(context.lessons[: self.n])
 
 

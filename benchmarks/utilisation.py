@@ -43,6 +43,7 @@ from worlds_engine import WorldEngine, lms_of
 from worlds_model import World
 
 from tfgrpo_dspy import Execution, TrainingFreeGRPO
+from tfgrpo_dspy.events import Event, UpdateDecided
 
 OUT = running.RESULTS / "utilisation.json"
 CELLS = ("kinds/words/named/.25", "kinds/codes/unnamed/.25", "kinds/words/unnamed/.5", "broad/5/1")
@@ -76,18 +77,6 @@ class SleepingEngine(WorldEngine):
         return super().complete(request)
 
 
-class Timed(TrainingFreeGRPO):
-    """Notes when its training ended."""
-
-    trained_s = 0.0
-
-    async def _loop(self, pipeline: Any) -> None:
-        try:
-            await super()._loop(pipeline)
-        finally:  # a budget may end it anywhere
-            self.trained_s = time.perf_counter()
-
-
 def run(*case: Any) -> dict[str, Any]:
     """One compile of a `Case`, measured."""
     cell, budget, seed, threads, staleness, median_s = case
@@ -95,13 +84,20 @@ def run(*case: Any) -> dict[str, Any]:
     world = World(cells()[cell], seed)
     engine = SleepingEngine(world, median_s)
     policy, reflection = lms_of(engine)
-    optimizer = Timed(
+    trained_s = [0.0]
+
+    def note(event: Event) -> None:
+        if isinstance(event, UpdateDecided):
+            trained_s.append(time.perf_counter())
+
+    optimizer = TrainingFreeGRPO(
         world.metric,
         reflection_lm=reflection,
         max_lm_calls=budget,
         num_threads=threads,
         seed=seed,
         progress=False,
+        on_event=note,
         execution=None if staleness is None else Execution(max_staleness=staleness),
     )
     began = time.perf_counter()
@@ -119,7 +115,7 @@ def run(*case: Any) -> dict[str, Any]:
         "updates": len(results.updates),
         "wall_s": ended - began,
         "work_s": sum(end - start for start, end in engine.slept),
-        "training": used(engine.slept, began, optimizer.trained_s, threads),
+        "training": used(engine.slept, began, trained_s[-1], threads),
         "whole": used(engine.slept, began, ended, threads),
     }
 

@@ -49,7 +49,7 @@ class Answering:
     def __init__(self, **answer: str) -> None:
         self.answer, self.questions = answer, list[Mapping[str, Any]]()
 
-    async def __call__(self, signature: Any, **inputs: Any) -> Mapping[str, Any]:
+    def __call__(self, signature: Any, **inputs: Any) -> Mapping[str, Any]:
         assert set(inputs) <= set(signature.input_fields)
         self.questions.append(inputs)
         return self.answer

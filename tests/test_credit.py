@@ -1,6 +1,5 @@
 """Strategies that value steps, seen through a compile: what is found, shown, counted and kept."""
 
-import asyncio
 import functools
 import itertools
 import math
@@ -234,12 +233,12 @@ def test_it_is_asked_first_a_step_past_the_middle_for_what_follows_costs_less_th
     sampled = SampledGroup(Group(0, rollouts, rollouts), (Additions(ExperienceLibrary()),) * 2)
     asked: list[int] = []
 
-    async def play(rollout: Rollout, n_steps: int, n: int) -> list[Rollout]:
+    def play(rollout: Rollout, n_steps: int, n: int) -> list[Rollout]:
         asked.append(n_steps)
         return [replace(rollout, rollout_id=10 + k, n_replayed=n_steps) for k in range(n)]
 
     context = context_of(sampled)
-    asyncio.run(MonteCarloCredit().credit(context, None, play))  # type: ignore[arg-type]
+    MonteCarloCredit().credit(context, None, play)  # type: ignore[arg-type]
     assert asked[0] == 5
 
 
@@ -260,13 +259,13 @@ def branches_of(*rollouts: Rollout) -> tuple[list[tuple[int, int]], Credit]:
     )
     asked: list[tuple[int, int]] = []
 
-    async def play(rollout: Rollout, n_steps: int, **_: Any) -> list[Rollout]:
+    def play(rollout: Rollout, n_steps: int, **_: Any) -> list[Rollout]:
         asked.append((rollout.rollout_id, n_steps))
         branch = len(asked) + 10
         return [replace(rollout, rollout_id=branch, n_replayed=n_steps)]
 
     context = context_of(sampled)
-    return asked, asyncio.run(BranchingRollouts(leaves=4).credit(context, None, play))  # type: ignore[arg-type]
+    return asked, BranchingRollouts(leaves=4).credit(context, None, play)  # type: ignore[arg-type]
 
 
 def test_rollouts_branch_first_where_the_entropy_of_the_next_answer_rises_most() -> None:
@@ -384,10 +383,10 @@ class Odd(Strategy):
 
     how: str
 
-    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Any:  # noqa: ARG002
+    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Any:  # noqa: ARG002
         first = context.group.rollouts[0]
         if self.how in ("n_steps", "play"):
-            await play(first, 4 if self.how == "n_steps" else 1)
+            play(first, 4 if self.how == "n_steps" else 1)
         return {
             "type": [0.5],
             "length": Credit({first.rollout_id: [0.5]}),

@@ -179,7 +179,7 @@ class Broken(Strategy):
     def __init__(self) -> None:
         self.n_asked = 0
 
-    async def show(self, context: Any, ask: Any) -> Any:
+    def show(self, context: Any, ask: Any) -> Any:
         del ask
         self.n_asked += 1
         raise LookupError(f"no {context.group.example}")
@@ -188,10 +188,10 @@ class Broken(Strategy):
 class BrokenAtFirst(Broken):
     """Fails in the first update."""
 
-    async def show(self, context: Any, ask: Any) -> Any:
+    def show(self, context: Any, ask: Any) -> Any:
         if context.past:
-            return await Strategy.show(self, context, ask)
-        return await Broken.show(self, context, ask)
+            return Strategy.show(self, context, ask)
+        return Broken.show(self, context, ask)
 
 
 def test_a_method_of_a_strategy_that_always_fails_is_asked_no_more() -> None:
@@ -206,10 +206,10 @@ def test_a_method_of_a_strategy_that_always_fails_is_asked_no_more() -> None:
 
 def test_a_method_that_worked_once_is_asked_on() -> None:
     class Half(Broken):
-        async def show(self, context: Any, ask: Any) -> Any:
+        def show(self, context: Any, ask: Any) -> Any:
             if context.group.example == 0:
-                return await Strategy.show(self, context, ask)
-            return await Broken.show(self, context, ask)
+                return Strategy.show(self, context, ask)
+            return Broken.show(self, context, ask)
 
     half = Half()
     given: dict[str, Any] = {"batch_size": 6, "max_staleness": 0, "epochs": 2}

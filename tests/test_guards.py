@@ -189,7 +189,7 @@ def test_what_a_person_writes_and_cannot_be_made_is_refused_and_asked_for_again(
 class Misspelling(Strategy):
     """Proposes advice for a predictor that there is not, and some that copies an example."""
 
-    async def propose(self, context: UpdateContext, _ask: Any) -> Proposed:
+    def propose(self, context: UpdateContext, _ask: Any) -> Proposed:
         odd = Add("Be kind.", "slove"), Add("Now: question number zero of them all."), Add("Be it.")
         return Proposed(context.lessons, odd)
 

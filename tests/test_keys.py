@@ -200,10 +200,10 @@ def test_each_part_of_a_key_changed_alone_makes_its_stages_anew(
 class Plays(Strategy):
     """Goes on from a step of a rollout in each group; how is set by a test, and is in no key."""
 
-    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:  # noqa: ARG002
+    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:  # noqa: ARG002
         how = {"source": 0, "n_steps": 2, **HOW}
         source = context.group.rollouts[how.pop("source")]
-        return Credit({}, tuple(await play(source, how.pop("n_steps"), **how)))
+        return Credit({}, tuple(play(source, how.pop("n_steps"), **how)))
 
 
 HOW: dict[str, Any] = {}

@@ -42,7 +42,7 @@ def test_a_strategy_that_raises_anything_is_counted_and_the_run_goes_on(
     error: type[BaseException],
 ) -> None:
     class Raising(Strategy):
-        async def show(self, _context: Any, _ask: Any) -> Any:
+        def show(self, _context: Any, _ask: Any) -> Any:
             raise error
 
     results = learned(strategies=(Raising(),)).detailed_results

@@ -155,7 +155,7 @@ class Judge(Metric):
 class GroupRescue(Strategy):
     """Gives each group that fails two more rollouts, twice."""
 
-    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:  # noqa: ARG002
+    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:  # noqa: ARG002
         n_extra = sum(bool(one.aid) for one in context.sampled.additions)
         is_wanted = context.fails and n_extra < 4
         return [Attempt(hint=f"Try again ({n}).") for n in range(2)] if is_wanted else ()

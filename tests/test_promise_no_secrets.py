@@ -184,7 +184,7 @@ def refusing_to_judge(key: str) -> dspy.LM:
 
 
 class Proposing(Strategy):
-    async def propose(self, context: Any, _ask: Any) -> Proposed:
+    def propose(self, context: Any, _ask: Any) -> Proposed:
         return Proposed(context.lessons, (Add(f"Always send {KEY} with it."),))
 
 
@@ -366,10 +366,10 @@ def test_a_key_in_recorded_traces_is_in_no_prompt_and_in_no_report(
 
 
 class Noting(Strategy):
-    async def show(self, context: Any, _ask: Any) -> Shown:
+    def show(self, context: Any, _ask: Any) -> Shown:
         return Shown(context.group.rollouts, f"It was sent with {KEY}.")
 
-    async def credit(self, *_: Any) -> Credit:
+    def credit(self, *_: Any) -> Credit:
         return Credit({}, note=f"It cost {KEY}.")
 
 
@@ -388,7 +388,7 @@ def rejected() -> None:
 
 @dataclass(frozen=True)
 class Rejected(Strategy):
-    async def rescue(self, *_: Any) -> Any:
+    def rescue(self, *_: Any) -> Any:
         rejected()
 
 

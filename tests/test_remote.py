@@ -3,8 +3,8 @@
 The executor is one that keeps what it is given, until the test says what came of it.
 """
 
-import asyncio
 import functools
+import threading
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any
 
@@ -14,7 +14,7 @@ from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.tasks.executors import RemoteRollouts
-from tfgrpo_dspy.tasks.loop import Loop
+from tfgrpo_dspy.tasks.pool import Job, Pool
 from tfgrpo_dspy.tasks.worker import Reply, Request, run_request
 
 FIRST = 16
@@ -48,34 +48,32 @@ class Coordinator:
 
     def __init__(self, n_at_once: int, timeout_s: float | None = None, **limits: Any) -> None:
         self.held, self.ledger = Held(), Ledger(Budget(**limits))
-        self.loop = Loop(self.ledger, 1, timeout_s, n_remote=n_at_once)
+        self.pool = Pool(self.ledger, 1, timeout_s, n_remote=n_at_once)
         self.remote = RemoteRollouts(self.ledger, self.held, n_at_once)
 
-    def start(self, n: int = 1) -> "list[asyncio.Future[Any]]":
-        begin = functools.partial(self.remote.rollout, Request(b"", b"", b""))
-        return [self.loop.submit(begin, (0,), lambda made: made, "remote") for _ in range(n)]
+    def start(self, n: int = 1) -> list[Job[Any]]:
+        do = functools.partial(self.remote.rollout, Request(b"", b"", b""))
+        jobs: list[Job[Any]] = [Job(do, lambda result: result, "remote") for _ in range(n)]
+        return [self.pool.submit(job, (0,)) for job in jobs]
 
-    async def comes(self, *replies: Reply | BaseException) -> None:
+    def comes(self, *replies: Reply | BaseException) -> None:
         """What the requests came to, in the order in which they were handed over."""
         for reply in replies:
-            await self.handed_over(self.held.n_answered + 1)
+            self.handed_over(self.held.n_answered + 1)
             self.held.answer(reply)
 
-    async def handed_over(self, n: int) -> list[int | None]:
+    def handed_over(self, n: int) -> list[int | None]:
         """The calls that are reserved for each request, when so many are handed over."""
         while len(self.held.given) < n:
-            await asyncio.sleep(0.001)
+            threading.Event().wait(0.001)
         return [budget.max_lm_calls for _, budget, _ in self.held.given]
 
     def result_after(self, *replies: Reply | BaseException) -> Any:
         """What becomes of one request, when these replies have come."""
-
-        async def test() -> Any:
-            (task,) = self.start()
-            await self.comes(*replies)
-            return await task
-
-        return self.loop.run(test())
+        with self.pool.running():
+            (job,) = self.start()
+            self.comes(*replies)
+            return self.pool.result(job)
 
 
 def made(n_calls: int = 1, n_metric_calls: int = 0) -> Reply:
@@ -95,31 +93,25 @@ def test_a_reservation_that_was_too_small_is_followed_by_a_larger_one_also_where
 
 def test_about_twice_what_requests_take_is_reserved_and_never_more_than_is_left() -> None:
     run = Coordinator(4, max_lm_calls=1000)
-
-    async def test() -> list[int | None]:
+    with run.pool.running():
         run.start(6)
-        assert await run.handed_over(4) == [FIRST] * 4
-        await run.comes(made(30))
-        assert (await run.handed_over(5))[4] == 60
-        await run.comes(made(2))
-        return await run.handed_over(6)
-
-    assert run.loop.run(test())[5] == 60
+        assert run.handed_over(4) == [FIRST] * 4
+        run.comes(made(30))
+        assert run.handed_over(5)[4] == 60
+        run.comes(made(2))
+        assert run.handed_over(6)[5] == 60
     assert run.ledger.n_lm_calls == 30 + 2 + 2 * FIRST + 2 * 60
 
 
 def test_a_request_waits_for_what_those_under_way_may_give_back() -> None:
     run = Coordinator(4, max_lm_calls=4)
-
-    async def test() -> list[int | None]:
+    with run.pool.running():
         run.start(5)
-        assert await run.handed_over(4) == [1] * 4
-        await run.comes(made(1))
-        await asyncio.sleep(0.05)  # the fifth finds all calls reserved
-        await run.comes(made(0))
-        return await run.handed_over(5)
-
-    assert run.loop.run(test()) == [1] * 5
+        assert run.handed_over(4) == [1] * 4
+        run.comes(made(1))
+        threading.Event().wait(0.05)  # the fifth finds all calls reserved
+        run.comes(made(0))
+        assert run.handed_over(5) == [1] * 5
 
 
 def test_a_worker_that_cannot_read_its_request_says_why_and_what_it_needs() -> None:

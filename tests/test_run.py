@@ -28,6 +28,7 @@ from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings.schedule import RunData, RunInputs, derive
 from tfgrpo_dspy.store.journal import Journal
 from tfgrpo_dspy.strategies import Ask, Credit, GroupContext, Play, Strategy
+from tfgrpo_dspy.tasks.pool import Pool
 
 CORRECTION = r"## correction ##"
 ONE = [["1", "0"]]
@@ -449,8 +450,7 @@ def consolidated(
         batch = Batch(0, Update(0, Decision(known, "start"), calls.reserve.account))
         guard = Guards(inputs, calls.report).of_update(batch, Extracted(tuple(drawn)))
         client = ReflectionClient(inputs, calls)
-        asked = propose(inputs, client, batch, known, drawn, dropped, (), guard)
-        return calls.loop.run(asked)
+        return propose(inputs, client, batch, known, drawn, dropped, (), guard)
 
 
 def drawn_lessons(n: int, n_words: int = 1) -> list[Lesson]:
@@ -554,9 +554,9 @@ class GoingOn(Strategy):
     n: int
     raised: list[str] = field(default_factory=list)
 
-    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:  # noqa: ARG002
+    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:  # noqa: ARG002
         try:
-            await play(context.group.rollouts[0], 0, self.n)
+            play(context.group.rollouts[0], 0, self.n)
         except UnpaidError as error:
             self.raised.append(str(error))
         return Credit({})
@@ -578,6 +578,6 @@ def test_before_the_first_rollout_the_end_is_kept_for_a_program_that_takes_all_i
     )
     settings_ = derive(grpo(is_score, batch_size=2, group_size=2, **limits).settings, data)
     ledger = Ledger(settings_.budget)
-    Reserve(settings_, ledger)
+    Reserve(settings_, ledger, Pool(ledger, 1))
     assert ledger.left("max_lm_calls") == 100 - 2 * 2 * 10
     assert ledger.left("max_cost") == pytest.approx(1 - 2 * 2 * 10 * 0.01 / 2)  # half is refused

@@ -104,7 +104,7 @@ class Broken(Strategy):
             raise RuntimeError(plan.update)
         return self.sizes
 
-    async def propose(self, context: UpdateContext, ask: Ask) -> Any:
+    def propose(self, context: UpdateContext, ask: Ask) -> Any:
         return context.update
 
 
@@ -167,11 +167,11 @@ class Asks(Strategy):
         plan.sizes.clear()  # type: ignore[attr-defined]
         return plan.sizes
 
-    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
         return [self.attempt] if self.attempt else ()
 
-    async def show(self, context: GroupContext, ask: Ask) -> Shown:
-        await ask(self.signature, topic="all")
+    def show(self, context: GroupContext, ask: Ask) -> Shown:
+        ask(self.signature, topic="all")
         return Shown(())
 
 
@@ -192,10 +192,10 @@ def test_wrong_questions_attempts_and_changes_are_counted_and_the_run_goes_on(
 class Hint(Strategy):
     """A group that fails gets an attempt with a hint that the reflection LM writes."""
 
-    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
         if context.group.has_contrast or len(context.group.all_rollouts) > 2:
             return ()
-        answer = await ask("topic -> advice", topic="all")
+        answer = ask("topic -> advice", topic="all")
         return [Attempt(hint=answer["advice"])]
 
 
@@ -221,7 +221,7 @@ def test_the_score_of_an_aided_rollout_is_no_evidence_for_experiences_and_stands
 
     @dataclass(frozen=True)
     class Past(Strategy):
-        async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+        def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
             told.extend(context.groups)
             return Proposed(context.lessons)
 
@@ -245,7 +245,7 @@ class Taught(Strategy):
 
     teacher: Any
 
-    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
         done = len(context.group.all_rollouts) > 2 or context.group.has_contrast
         return () if done else [Attempt(teacher=self.teacher)]
 
@@ -287,11 +287,11 @@ def test_what_a_rollout_counts_with_is_known_to_the_gate_the_lessons_and_the_fin
 class Extremes(Strategy):
     """Shows the best and the worst rollout, with the value of each step."""
 
-    async def show(self, context: GroupContext, ask: Ask) -> Shown:
+    def show(self, context: GroupContext, ask: Ask) -> Shown:
         ranked = sorted(context.group.rollouts, key=lambda rollout: rollout.score or 0.0)
         return Shown((ranked[0], ranked[-1]), "Look at the first word.")
 
-    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         rollouts = context.group.rollouts
         return Credit({each.rollout_id: [None, *[0.25] * len(each.steps)] for each in rollouts})
 
@@ -313,10 +313,10 @@ class Prior(Strategy):
 
     proposes_first = True
 
-    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         if context.groups:
             return Proposed(())
-        answer = await ask("topic -> advice", topic="all")
+        answer = ask("topic -> advice", topic="all")
         return Proposed((), (Add(answer["advice"]),))
 
 

@@ -1,6 +1,5 @@
 """Strategies that make failing groups teach: marks of a teacher, states as tasks, exploration."""
 
-import asyncio
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -65,9 +64,7 @@ class Played:
     def __init__(self, *scores: float) -> None:
         self.scores, self.states = scores, list[int]()
 
-    async def __call__(
-        self, rollout: Rollout, n_steps: int, n: int = 1, **_: Any
-    ) -> Sequence[Rollout]:
+    def __call__(self, rollout: Rollout, n_steps: int, n: int = 1, **_: Any) -> Sequence[Rollout]:
         self.states.append(n_steps)
         ways = [step.outputs["way"] for step in rollout.steps[:n_steps]]
         first = 1000 * len(self.states)
@@ -77,12 +74,12 @@ class Played:
         ]
 
 
-async def never(*_: Any, **__: Any) -> Any:
+def never(*_: Any, **__: Any) -> Any:
     raise AssertionError
 
 
 def credit(strategy: Any, group: GroupContext, ask: Any = never, play: Any = never) -> Credit:
-    found = asyncio.run(strategy.credit(group, ask, play))
+    found = strategy.credit(group, ask, play)
     assert isinstance(found, Credit)
     return found
 

@@ -1,6 +1,5 @@
 """Strategies that propose, narrow and extrapolate advice."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -55,14 +54,14 @@ def update(
 
 
 def proposed(strategy: Strategy, context: UpdateContext, asked: Answering) -> list[Any]:
-    return list(asyncio.run(strategy.propose(context, asked)).operations)
+    return list(strategy.propose(context, asked).operations)
 
 
 def shown(strategy: Strategy, *rollouts: Rollout) -> Shown:
     """What is shown of a group of these rollouts."""
     sampled = SampledGroup(Group.of(0, rollouts, True), (Additions(WITH),) * len(rollouts))
     context = GroupContext(sampled=sampled, past=(), library=WITH, training=(0,), examples=EXAMPLES)
-    return asyncio.run(strategy.show(context, Answering()))
+    return strategy.show(context, Answering())
 
 
 def test_a_rollout_of_high_entropy_is_not_compared_unless_the_contrast_needs_it() -> None:
@@ -187,7 +186,7 @@ def test_a_lesson_that_rests_on_something_else_gives_way_to_one_that_explains_it
     asked = Answering(matters="The material decides.", others="1, 3")
     town, twice, date = lesson("Go by town."), lesson("Go by day.", 2), lesson("Go by date.", 1, 7)
     context = replace(update(), lessons=(town, lesson("Go by material."), date, twice))
-    kept = asyncio.run(AttributionPrior().propose(context, asked)).lessons
+    kept = AttributionPrior().propose(context, asked).lessons
     assert [one.text for one in kept] == ["Go by material.", "Go by day.", "Go by date."]
     assert asked.questions[-1]["lines"] == "1. Go by town.\n2. Go by material.\n3. Go by date."
 
@@ -202,7 +201,7 @@ def test_a_prior_that_the_effects_refute_pulls_no_more() -> None:
         context = replace(
             update(libraries=[library]), lessons=(lesson("A."), lesson("Go by town."))
         )
-        found = asyncio.run(AttributionPrior().propose(context, asked)).lessons
+        found = AttributionPrior().propose(context, asked).lessons
         assert [one.text for one in found if "town" in one.text] == kept
 
 

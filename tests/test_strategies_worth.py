@@ -72,7 +72,7 @@ def test_a_program_of_one_turn_has_no_step_to_value_and_takes_no_call_for_it(
 class UselessHint(Strategy):
     """Gives each failing group a hint that changes nothing."""
 
-    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:  # noqa: ARG002
+    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:  # noqa: ARG002
         done = len(context.group.all_rollouts) > 2 or context.group.has_contrast
         return () if done else [Attempt(hint="Look again.")]
 

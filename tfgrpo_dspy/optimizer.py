@@ -8,18 +8,15 @@ from os import PathLike
 from typing import Any
 
 from tfgrpo_dspy.dspy_seam import Teleprompter
-from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.identity import Identities
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
-from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.fields import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
-from tfgrpo_dspy.settings.checks import code_of, prepare
+from tfgrpo_dspy.settings.checks import prepare, refuse_blocked
 from tfgrpo_dspy.settings.schedule import Plan, RunInputs, RunSettings, plan_of
 from tfgrpo_dspy.tasks.caller import awaited
-from tfgrpo_dspy.user_code import one_loop
 
 
 class TrainingFreeGRPO(Teleprompter):
@@ -159,23 +156,12 @@ class TrainingFreeGRPO(Teleprompter):
         self, inputs: RunInputs, recorded: Sequence[Sequence[Rollout]] | None = None
     ) -> Any:
         settings = inputs.settings
+        refuse_blocked(settings, inputs.student)
         with (
-            one_loop(code_of(settings, inputs.student), settings.offline),
             _tracked(settings) as settings,
             Run(replace(inputs, settings=settings), recorded) as run,
         ):
-            return run.run(self._loop(run))
-
-    async def _loop(self, run: Run) -> None:
-        await run.try_out()
-        async for batch in run.batches():  # until all updates are decided
-            run.begin(self._update(run, batch))  # which overlaps with the next batches
-
-    async def _update(self, run: Run, batch: Batch) -> ExperienceLibrary:
-        groups = run.sample(batch)  # none for a draft
-        extracted = await run.extract(batch, groups)  # while later groups are made
-        operations = await run.propose(batch, extracted)
-        return await run.decide(batch, extracted, operations)
+            return run.run()
 
     def learn(
         self,

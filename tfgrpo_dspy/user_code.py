@@ -1,8 +1,8 @@
 """The user's functions: what they refer to, and the event loop in which the async ones run.
 
 All async programs, tools, metrics and callbacks of a run are awaited in one event loop: that of who
-awaits `acompile`; else a running one that they hold, such as that of an MCP session; else one that
-this process has for all its runs. Rollouts are made in threads, which wait for it.
+awaits `acompile`, else one that this process has for all its runs. Rollouts are made in threads,
+which wait for it.
 """
 
 import asyncio
@@ -12,15 +12,13 @@ import inspect
 import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Awaitable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Iterator
+from contextlib import suppress
 from contextvars import ContextVar
-from gc import get_referents, is_tracked
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
-from tfgrpo_dspy.errors import RunStopped, SettingsError, UserCodeError, described
+from tfgrpo_dspy.errors import RunStopped, UserCodeError, described
 
 Result = TypeVar("Result")
 LOOP: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("tfgrpo_loop", default=None)
@@ -33,13 +31,6 @@ HAS_ENDED = (
 )
 POLL_S = 0.1  # how often a thread that waits looks whether that is still wanted, and can still come
 LIBRARIES = sys.stdlib_module_names | {"dspy", "tfgrpo_dspy"}
-MOST_OBJECTS = 2_000  # that are looked at on the way to an event loop, the nearest first
-MOST_ITEMS = 500  # a longer list or mapping holds data
-FOLLOWED = {"builtins", "asyncio", "_asyncio", "collections", "functools", "contextlib"}
-NOT_FOLLOWED = {"IPython", "ipykernel", "ipywidgets", "traitlets", "tornado", "zmq"} | (
-    sys.stdlib_module_names - FOLLOWED
-)
-"""Modules whose objects lead to loops that the user's code does not need."""
 
 
 def check_wanted() -> None:
@@ -111,61 +102,21 @@ def held_by(value: Any) -> Iterator[Any]:
         yield from (each for _, each in named_by(function))
 
 
-def loops_held_by(code: Any) -> Iterator[asyncio.AbstractEventLoop]:
-    """The event loops that code holds, the nearest first; not through LMs, classes, modules."""
-    waiting, seen = deque(held_by(code)), dict[int, Any]()
-    while waiting and len(seen) < MOST_OBJECTS:
-        held = waiting.popleft()
-        if id(held) not in seen and _is_followed(held):
-            seen[id(held)] = held  # kept, so that no other object gets its id
-            if issubclass(type(held), asyncio.AbstractEventLoop):
-                yield held
-            is_function = issubclass(type(held), FunctionType)
-            waiting += held_by(held) if is_function else get_referents(held)
-
-
-def _is_followed(held: Any) -> bool:
-    kind = type(held)
-    if issubclass(kind, asyncio.AbstractEventLoop):
-        return True
-    if issubclass(kind, (list, dict, tuple, set, frozenset)):
-        return len(held) <= MOST_ITEMS
-    is_lm = any(each.__name__ == "BaseLM" for each in kind.__mro__)  # of DSPy
-    if not is_tracked(held) or is_lm or issubclass(kind, (type, ModuleType)):
-        return False
-    module = held.__module__ if issubclass(kind, FunctionType) else kind.__module__
-    return str(module).partition(".")[0] not in NOT_FOLLOWED
-
-
 # ------------------------------------------------------------------------------ its event loop
 
 
-@contextmanager
-def one_loop(code: Iterable[tuple[str, Any]], is_offline: bool) -> Iterator[None]:
-    """Choose the event loop of all async code that is run within; `code` has names for errors.
+def loops_here() -> list[asyncio.AbstractEventLoop]:
+    """The event loops of who awaits the run, and of this thread: a copy would be half a loop."""
+    return [loop for loop in (LOOP.get(), _running_loop()) if loop is not None]
 
-    Raises SettingsError: code holds the loop of this thread, which is blocked until the run is
-    over; names all of it.
-    """
-    blocked = asyncio._get_running_loop()  # noqa: SLF001 - the public function raises if there is none
-    faults, loop = [], LOOP.get()
-    for name, each in () if loop else code:
-        held = next((held for held in loops_held_by(each) if held.is_running()), None)
-        if held is not None and held is blocked and is_coroutine_function(each):
-            faults.append(name)
-        loop = loop or (None if held is blocked else held)
-    if faults and not is_offline:
-        raise SettingsError(
-            f"{', '.join(faults)}: needs the event loop that is running here, and compile blocks "
-            f"it until the run is over; call `await optimizer.acompile(...)` (of `learn`: "
-            f"`alearn`), or run compile in a thread: `await asyncio.to_thread(optimizer.compile, "
-            f"...)`."
-        )
-    token = LOOP.set(loop)
-    try:
-        yield
-    finally:
-        LOOP.reset(token)
+
+def is_in_a_loop() -> bool:
+    """True if an event loop runs in this thread, which `compile` blocks until the run is over."""
+    return _running_loop() is not None
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    return asyncio._get_running_loop()  # noqa: SLF001 - the public function raises if there is none
 
 
 _ONE_AT_A_TIME = threading.Lock()  # a cache alone may make two loops at once

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.calls.paid import Calls, PaidCall
-from tfgrpo_dspy.errors import LibraryError, described
+from tfgrpo_dspy.calls.paid import Calls
+from tfgrpo_dspy.errors import LibraryError, RunStopped, described
 from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import AnyOperation, Keep, Operation, Refusal, operation_from
@@ -32,7 +32,7 @@ class _Approved:
 ANSWERS = TypeAdapter(_Approved)
 
 
-async def approved(
+def approved(
     inputs: RunInputs, calls: Calls, proposal: Proposal, applied: Applied, guard: Guard
 ) -> Applied:
     """The library with the operations that the user lets through, or gives in their place.
@@ -46,30 +46,16 @@ async def approved(
     if ask is None or all(isinstance(operation, Keep) for operation in proposed):
         return replace(applied, refused=())
 
-    async def do() -> _Approved:
-        try:
-            with calls.ledger.standing():
-                approval = await calls.loop.in_thread(lambda: _whole(settled(ask(proposal))))
-        except Exception as error:  # noqa: BLE001 - it ends the run
-            calls.ledger.raised.note(error)
-            calls.ledger.fail(f"approve raised {described(error)}", error)
-        try:
-            return _Approved(tuple(_operations(approval, proposed)))
-        except LibraryError as error:
-            return _Approved((), calls.journal.redacted(str(error)))
-
     @functools.cache  # a guard is asked once, and counted once
     def outcome_of(operations: tuple[Operation, ...]) -> Applied:
         return _made(inputs, proposal, operations, guard)
 
-    call = PaidCall(
-        name=f"approval of update {proposal.update}",
-        key=calls.journal.keys.approval(_shown(proposal)),
-        kind=ANSWERS,
-        do=do,
-        is_void=lambda answer: bool(answer.error or _faults(outcome_of(answer.operations))),
-    )
-    answer = await calls.recorded(call, priority=None)
+    key = calls.journal.keys.approval(_shown(proposal))
+    answer = calls.lookup(f"approval of update {proposal.update}", key, ANSWERS)
+    if answer is None:
+        answer = _asked(ask, calls, proposal)
+        if not (answer.error or _faults(outcome_of(answer.operations))):
+            answer = calls.journal.keep(key, answer, ANSWERS, is_lost=False)
     if answer.error:
         calls.report.count_failure("approval", answer.error)
         refused = tuple(Refusal(op, f"approve failed: {answer.error}") for op in proposed)
@@ -77,6 +63,22 @@ async def approved(
     for fault in _faults(outcome_of(answer.operations)):
         calls.report.count_failure("approval", f"{fault.operation}: {fault.reason}")
     return outcome_of(answer.operations)
+
+
+def _asked(ask: Any, calls: Calls, proposal: Proposal) -> _Approved:
+    """The answer of the user, while the clock of the run stands still."""
+    try:
+        with calls.ledger.standing():
+            approval = calls.pool.call(lambda: _whole(settled(ask(proposal))))
+    except (RunStopped, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever the user's function raises ends the run
+        calls.ledger.raised.note(error)
+        calls.ledger.fail(f"approve raised {described(error)}", error)
+    try:
+        return _Approved(tuple(_operations(approval, proposal.operations)))
+    except LibraryError as error:
+        return _Approved((), calls.journal.redacted(str(error)))
 
 
 def _faults(applied: Applied) -> list[Refusal]:

@@ -4,7 +4,7 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
-from tfgrpo_dspy.calls.paid import Calls, PaidCall
+from tfgrpo_dspy.calls.paid import NOT_ASKED, Calls
 from tfgrpo_dspy.checked import shown as value_shown
 from tfgrpo_dspy.dspy_seam import abilities_of, watching
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
@@ -22,13 +22,16 @@ from tfgrpo_dspy.listeners.rows import reflection_row
 from tfgrpo_dspy.reflection.modules import Answer, AnswerQuestion, read_output
 from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
-from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
+from tfgrpo_dspy.rollout import Usage, rollout_id_for
 from tfgrpo_dspy.sampling.fields import Example, media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 from tfgrpo_dspy.settings.schedule import RunInputs
-from tfgrpo_dspy.tasks.loop import Activity
+from tfgrpo_dspy.tasks.pool import Activity, Job
 
 Inputs = Mapping[str, Any]
+Waited = Callable[..., Answer]
+"""A question that is asked; called, it waits for the answer. If its argument, a function, gives
+False, one that is too long for the LM is not asked again with shorter inputs."""
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
 ASKED_ONCE = dspy.ChatAdapter(use_json_adapter_fallback=False)
 """DSPy's default adapter asks again in JSON; then all that an LM rambles is taken for a lesson."""
@@ -46,7 +49,7 @@ STAGES = {
     "summary": ("summarize", "summary", 2, "example"),
 }
 """By stage: the module of `Reflection` that is asked, the output that is wanted, the rank (of the
-tasks that wait, those with the lowest rank are begun first), and what the question is about."""
+jobs that wait, those with the lowest rank are begun first), and what the question is about."""
 STRATEGY_RANK = 2
 
 
@@ -63,7 +66,6 @@ class Occasion(Protocol):
 
 
 ANSWERS = TypeAdapter(Answer)
-NOT_ASKED = Answer(None)  # a limit has ended the training; it is neither recorded nor counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class ReflectionClient:
     def __init__(self, inputs: RunInputs, calls: Calls) -> None:
         settings = self._settings = inputs.settings
         self._calls = calls
-        self.spawn = calls.loop.spawn
+        self.beside = calls.pool.beside
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._adapter = dspy.settings.adapter or ASKED_ONCE
         self._modules: dict[Any, AnswerQuestion] = {}  # of strategies, by signature
@@ -110,93 +112,71 @@ class ReflectionClient:
             return []
         return images
 
-    async def at_once(self, asking: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-        """The results of all, in order."""
-        tasks = [self.spawn(each) for each in asking]
-        return [await task for task in tasks]
-
-    async def in_turn(
-        self, asking: Iterable[Callable[[Any], Coroutine[Any, Any, Any]]], earlier: Any = None
-    ) -> list[Any]:
-        """The results of all, begun at once; each can await the one before it, first `earlier`."""
-        tasks = [earlier]
-        for each in asking:
-            tasks.append(self.spawn(each(tasks[-1])))
-        return [await task for task in tasks[1:]]
-
-    async def ask_shorter(
+    def begin(
         self,
         stage: str,
         batch: Occasion,
         number: int,
         inputs: Callable[[int], Inputs],
         index: int = 0,
-        earlier: Awaitable[Any] | None = None,
-    ) -> Answer:
-        """The answer to `inputs(0)` or, where that is too long for the LM, to shorter inputs.
+    ) -> Waited:
+        """Ask about an example, a draft or an update, by its number.
 
         `inputs(n)` shows as much as fits into a prompt that was halved n times, as far as it can;
-        then the longest texts are cut, whatever they are. If `earlier` gives None, no prompt fits.
-        """
-
-        return await self._until_it_fits(
-            lambda shown: self.ask(stage, batch, number, shown, index), inputs, earlier
-        )
-
-    async def _until_it_fits(
-        self,
-        asked: Callable[[Inputs], Awaitable[Answer]],
-        inputs: Callable[[int], Inputs],
-        earlier: Awaitable[Any] | None = None,
-    ) -> Answer:
-        whole = {**self.common, **inputs(0)}
-        answer = await asked(whole)
-        if answer.is_too_long and earlier is not None and await earlier is None:
-            return answer
-        for halving in range(1, MAX_HALVINGS + 1):
-            cut = shorter({**self.common, **inputs(halving)}, tokens_of(whole) >> halving)
-            if not answer.is_too_long or tokens_of(cut) >= tokens_of(whole):
-                break
-            answer = await asked(cut)
-        return answer
-
-    async def ask(
-        self, stage: str, batch: Occasion, number: int, inputs: Inputs, index: int = 0
-    ) -> Answer:
-        """The answer about an example, a draft or an update, by its number; maybe a recorded one.
-
-        `index` tells the rollouts of an example apart. Raises RunStopped: the run has ended;
-        MissingRecordError: offline, and the answer is not recorded.
+        then the longest texts are cut, whatever they are. So it is asked again where `inputs(0)` is
+        too long for the LM. `index` tells the rollouts of an example apart. Raises RunStopped: the
+        run has ended; MissingRecordError: offline, and the answer is not recorded.
         """
         name, output, rank, noun = STAGES[stage]
         module = getattr(self._settings.reflection, name)
         purpose = "update/0/0" if stage == "update" else stage  # as in earlier runs
         rollout_id = rollout_id_for(self._settings.seed, batch.epoch, number, index, purpose)
-        question = _Question(stage, module, output, rollout_id, {**self.common, **inputs})
-        return await self._answered(question, batch, rank, f"{noun} {number}")
 
-    async def ask_for_strategy(self, batch: Occasion, signature: Any, inputs: Inputs) -> Answer:
-        """The answer to the question of a strategy: `output` holds the output fields by name."""
+        def ask(shown: Inputs) -> Job[Answer]:
+            question = _Question(stage, module, output, rollout_id, shown)
+            return self._asked(question, batch, rank, f"{noun} {number}")
+
+        return self._begun(ask, lambda halving: {**self.common, **inputs(halving)})
+
+    def _begun(
+        self, ask: Callable[[Inputs], Job[Answer]], inputs: Callable[[int], Inputs]
+    ) -> Waited:
+        whole = inputs(0)
+        job = ask(whole)
+
+        def wait(shortens: Callable[[], bool] = lambda: True) -> Answer:
+            answer = self._calls.pool.result(job)
+            if not answer.is_too_long or not shortens():
+                return answer
+            for halving in range(1, MAX_HALVINGS + 1):
+                cut = shorter(inputs(halving), tokens_of(whole) >> halving)
+                if not answer.is_too_long or tokens_of(cut) >= tokens_of(whole):
+                    break
+                answer = self._calls.pool.result(ask(cut))
+            return answer
+
+        return wait
+
+    def begin_for_strategy(self, batch: Occasion, signature: Any, inputs: Inputs) -> Waited:
+        """Ask the question of a strategy: `output` holds the output fields by name."""
         if signature not in self._modules:
             self._modules[signature] = AnswerQuestion(signature)
         rollout_id = rollout_id_for(self._settings.seed, 0, 0, 0, "strategy")
         module = self._modules[signature]
 
-        def asked(shown: Inputs) -> Awaitable[Answer]:
+        def ask(shown: Inputs) -> Job[Answer]:
             question = _Question("strategy", module, "answer", rollout_id, shown)
-            return self._answered(question, batch, STRATEGY_RANK, f"update {batch.update}")
+            return self._asked(question, batch, STRATEGY_RANK, f"update {batch.update}")
 
-        return await self._until_it_fits(asked, lambda _: inputs)
+        whole = {**self.common, **inputs}
+        return self._begun(ask, lambda _: whole)
 
-    async def _answered(
-        self, question: "_Question", batch: Occasion, rank: int, about: str
-    ) -> Answer:
+    def _asked(self, question: "_Question", batch: Occasion, rank: int, about: str) -> Job[Answer]:
         calls, stage = self._calls, question.stage
-        activity = Activity(f"the {stage} of {about}", "a call of the reflection LM")
 
-        async def do() -> Any:
+        def do() -> Answer:
             self._note_asked(batch)
-            return await calls.loop.in_thread(lambda: self._answer(question))
+            return self._answer(question)
 
         def count(answer: Answer, seconds: float | None) -> None:
             if seconds is None:
@@ -208,31 +188,30 @@ class ReflectionClient:
             if stage != "strategy":  # of several updates, the first to come asks for that
                 self.answers[batch.update].append(answer)
 
-        call = PaidCall(
+        return calls.begin(
             name=f"{stage} of {about}",
             key=calls.journal.keys.reflection(
                 stage, question.module, question.rollout_id, question.inputs
             ),
             kind=ANSWERS,
             role=stage,
-            activity=activity,
             do=do,
             without=_without,
-            taken=lambda answer: (answer.usage.n_lm_calls, answer.usage.cost_usd, 0),
-            failure_of=_failure_of,
-            is_void=lambda answer: answer is NOT_ASKED,
             count=count,
+            priority=(rank, batch.update),
+            activity=Activity(f"the {stage} of {about}", "a call of the reflection LM"),
         )
-        return await calls.recorded(call, (rank, batch.update))
 
     def charge(self, usage: Usage, before: int, update: int) -> None:
         """Charge what an answer has cost to another update than before."""
-        self.usage[before] -= usage
-        self.usage[update] += usage
+        with self._calls.pool.lock:
+            self.usage[before] -= usage
+            self.usage[update] += usage
 
     def _note_asked(self, batch: Occasion) -> None:
-        self.n_asked[batch.update] += 1
-        self._calls.reserve.renew()
+        with self._calls.pool.lock:
+            self.n_asked[batch.update] += 1
+            self._calls.reserve.renew()
 
     def _answer(self, question: "_Question") -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
@@ -278,10 +257,6 @@ class ReflectionClient:
             answer = Answer(None, meter.usage, 0, message, is_long, lost is not None)
         meter.check()
         return answer
-
-
-def _failure_of(answer: Answer) -> Failure | None:
-    return Failure(FailureKind.PROVIDER, answer.error) if answer.is_lost else None
 
 
 def _without(why: TrainingCut | TimeoutError) -> Answer:

@@ -5,10 +5,9 @@ decided updates says how the next batch is planned, that of all rollouts so far 
 the clock) what the ledger refuses.
 """
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tfgrpo_dspy.budget.account import COST_MARGIN, LIMITS, Account, Amount
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
@@ -19,6 +18,7 @@ from tfgrpo_dspy.settings.schedule import (
     MOST_SHARE,
     RunSettings,
 )
+from tfgrpo_dspy.tasks.pool import Pool
 
 BESIDE_S = 1.0  # of the time at the end, for what is no rollout
 TIME_MARGIN = 2.0  # how much longer than expected the end may take, and what is under way then
@@ -27,17 +27,17 @@ TIME_MARGIN = 2.0  # how much longer than expected the end may take, and what is
 class Reserve:
     """Keeps in the ledger what the end of a run needs; `account` holds all rollouts so far."""
 
-    def __init__(self, settings: RunSettings, ledger: Ledger) -> None:
+    def __init__(self, settings: RunSettings, ledger: Ledger, pool: Pool) -> None:
         data = settings.data
         dollars = 0.0 if math.isnan(data.dollars_per_rollout) else data.dollars_per_rollout
         assumed = Amount(data.calls_per_rollout, data.n_metric_calls)
         answer = Amount(1.0, 0, dollars)
         self.account = Account(settings.budget, assumed=assumed, assumed_answer=answer)
-        self._settings, self._ledger = settings, ledger
+        self._settings, self._ledger, self._pool = settings, ledger, pool
         self._seconds: list[float] = []
         self.lessons: Callable[[], Amount] = Amount  # what the batches under way still need
-        self._under_way = 0
-        self._turn, self._ended = asyncio.Lock(), asyncio.Event()
+        self.n_begun = 0  # training rollouts that are under way
+        self._turns: list[object] = []
         self.renew()
 
     def n_rollouts(self, account: Account) -> int:
@@ -74,29 +74,31 @@ class Reserve:
         """Count a training rollout and the seconds that it took; None if it was replayed."""
         self.account = self.account.after_rollouts([rollout])
         is_cut = rollout.failure is not None and rollout.failure.kind.is_cut_short
+        self.n_begun -= seconds is not None
         if seconds is not None and not is_cut:
             self._seconds.append(seconds)
         self.renew()
 
     def renew(self) -> None:
         """Let nothing else take what the end of the run needs, by what rollouts took so far."""
-        account, data = self.account, self._settings.data
-        amount = self.amount(account, self._ledger.dearest)
-        if not account.n_rollouts and self.n_rollouts(account):  # nobody knows what one takes
-            dearest = MIN_PROGRAMS_MEASURED * CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
-            half = MOST_SHARE * (self._settings.max_lm_calls or math.inf)
-            dollars = dearest * account.per_answer.cost / data.calls_per_rollout
-            most = MOST_SHARE * (self._settings.max_cost or math.inf)
-            amount |= Amount(min(dearest, half), cost=min(dollars, most))
-        self._ledger.set_reserve(
-            Budget(
-                max_lm_calls=math.ceil(amount.n_lm_calls),
-                max_metric_calls=math.ceil(amount.n_metric_calls),
-                max_cost=self._dollars(account, amount.cost),
-                max_minutes=self._minutes(self.n_rollouts(account) + data.n_of_test_set),
-            ),
-            n_lessons=math.ceil(self.lessons().n_lm_calls),
-        )
+        with self._pool.lock:
+            account, data = self.account, self._settings.data
+            amount = self.amount(account, self._ledger.dearest)
+            if not account.n_rollouts and self.n_rollouts(account):  # nobody knows what one takes
+                dearest = MIN_PROGRAMS_MEASURED * CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
+                half = MOST_SHARE * (self._settings.max_lm_calls or math.inf)
+                dollars = dearest * account.per_answer.cost / data.calls_per_rollout
+                most = MOST_SHARE * (self._settings.max_cost or math.inf)
+                amount |= Amount(min(dearest, half), cost=min(dollars, most))
+            self._ledger.set_reserve(
+                Budget(
+                    max_lm_calls=math.ceil(amount.n_lm_calls),
+                    max_metric_calls=math.ceil(amount.n_metric_calls),
+                    max_cost=self._dollars(account, amount.cost),
+                    max_minutes=self._minutes(self.n_rollouts(account) + data.n_of_test_set),
+                ),
+                n_lessons=math.ceil(self.lessons().n_lm_calls),
+            )
 
     def _dollars(self, account: Account, planned: float) -> float:
         """Less than planned with, to cut no batch, but the smallest end, and two dear rollouts."""
@@ -127,28 +129,27 @@ class Reserve:
         n = self.n_rollouts(self.account) + 2 * self._settings.rollouts_of_update
         return not self._pays_for(2 * n)
 
-    @asynccontextmanager
-    async def making(self, n_rollouts: int, is_extra: bool) -> AsyncIterator[bool]:
-        """Whether these rollouts may begin; extra ones only if all of them are paid for.
+    @contextmanager
+    def turn(self, n_rollouts: int) -> Iterator[bool]:
+        """Whether so many further rollouts may begin within: all of them are paid for.
 
         They come out of what is left beside what is kept, and what the rollouts under way take.
         They are let in one after the other, in the order in which they ask; if the rollouts under
         way may leave enough, they are waited for.
         """
-        async with self._turn if is_extra else nullcontext():
-            while not (is_paid := not is_extra or self._pays_for(n_rollouts)) and self._under_way:
-                self._ended.clear()
-                await self._ended.wait()
-            n_begun = n_rollouts * is_paid
-            self._under_way += n_begun
+        turn, turns = object(), self._turns
+        turns.append(turn)
         try:
-            yield is_paid
+            self._pool.until(
+                lambda: turns[0] is turn and (not self.n_begun or self._pays_for(n_rollouts))
+            )
+            yield self._pays_for(n_rollouts)
         finally:
-            self._under_way -= n_begun
-            self._ended.set()
+            turns.remove(turn)
+            self._pool.wake()
 
     def _pays_for(self, n_rollouts: int) -> bool:
-        needed = self.account.expected(self._under_way + n_rollouts) + self.lessons()
+        needed = self.account.expected(self.n_begun + n_rollouts) + self.lessons()
         pairs = zip(LIMITS, needed, strict=True)
         return not n_rollouts or all(n <= self._ledger.left(name) for name, n in pairs)
 

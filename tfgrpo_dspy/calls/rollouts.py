@@ -1,13 +1,11 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
-import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfgrpo_dspy.calls.paid import Calls, PaidCall
+from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.errors import TrainingCut
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import ROLLOUTS, Failure, FailureKind, Rollout
@@ -15,7 +13,7 @@ from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, run_rollout
 from tfgrpo_dspy.settings.schedule import RunInputs
-from tfgrpo_dspy.tasks.loop import Activity, Priority
+from tfgrpo_dspy.tasks.pool import Activity, Job, Priority
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
 KEPT_PROGRAMS, KEPT_SENT, KEPT_DIGESTS = 4, 64, 1024
@@ -59,68 +57,63 @@ class Rollouts:
         )
         self._sent = functools.lru_cache(KEPT_SENT)(lambda sent: packed(sent, "the library"))
         self._prices = settings.execution.prices or {}
-        self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
+        self._begun: dict[Sample, Job[Rollout]] = {}
         self._kept_demos: dict[Any, Any] = {}
         self._bundle = b""
         if calls.remote is not None and not settings.offline:
             plain = calls.journal.plain
             self._bundle = packed_bundle(inputs.student, self._metric, self._prices, plain)
 
-    @asynccontextmanager
-    async def paying(self, samples: Sequence[Sample], is_extra: bool) -> AsyncIterator[bool]:
-        """Whether these may begin; those that run or are recorded may. A refusal is noted."""
-        others = [sample for sample in samples if sample not in self._early]
-        records = [self._calls.journal.find(self._key(sample), ROLLOUTS) for sample in others]
-        if any(record is not None and record.failure == NO_MORE for record in records):
-            yield False
-            return
-        missing = [sample for sample, record in zip(others, records, strict=True) if record is None]
-        async with self._calls.reserve.making(len(missing), is_extra) as is_paid:
-            for sample in () if is_paid or self._inputs.settings.offline else missing:
-                refusal = sample.failed(NO_MORE)
-                self._calls.journal.keep(self._key(sample), refusal, ROLLOUTS, is_lost=True)
-            yield is_paid
+    def begin(self, sample: Sample, priority: Priority) -> Job[Rollout]:
+        """The rollout of the sample, recorded or to come; asked again, it is the same.
 
-    def make_early(
-        self, samples: Sequence[Sample], priority: Priority
-    ) -> "list[asyncio.Task[list[Rollout]]]":
-        """Start these rollouts now; `make` returns them later."""
-        tasks = [self._calls.loop.spawn(self._make([sample], priority)) for sample in samples]
-        self._early |= zip(samples, tasks, strict=True)
-        return tasks
-
-    async def make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
-        """A rollout for each sample, in their order.
-
-        One that a limit cuts in training has a failure of kind "budget". Raises RunStopped: the run
-        has ended; MissingRecordError: offline, and one is not recorded.
+        One that a limit cuts in training has a failure of kind "budget".
         """
-        early = {sample: self._early.pop(sample) for sample in samples if sample in self._early}
-        others = [sample for sample in samples if sample not in early]
-        rollouts = dict(zip(others, await self._make(others, priority), strict=True))
-        rollouts |= {sample: (await task)[0] for sample, task in early.items()}
-        return [rollouts[sample] for sample in samples]
-
-    async def _make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
-        return [await each for each in [self._recorded(sample, priority) for sample in samples]]
-
-    def _recorded(self, sample: Sample, priority: Priority) -> Awaitable[Rollout]:
+        if sample in self._begun:
+            return self._begun[sample]
         place, usual = THREADS if self._calls.remote is None else OTHER_PROCESSES
         about = f"rollout of {self._set} example {sample.example}"
         activity = Activity(f"the {about}", usual)
-        call = PaidCall(
-            name=f"{self._set} {about}",
-            key=self._key(sample),
-            kind=ROLLOUTS,
-            role=self._role,
-            activity=activity,
-            do=lambda: self._done(sample, activity),
-            without=lambda why: self._without(why, sample, activity),
-            taken=_taken,
-            failure_of=lambda rollout: rollout.failure,
-            count=lambda rollout, seconds: self._count(sample, rollout, seconds),
-        )
-        return self._calls.recorded(call, priority, place)
+        with self._calls.pool.lock:
+            job = self._begun[sample] = self._calls.begin(
+                name=f"{self._set} {about}",
+                key=self._key(sample),
+                kind=ROLLOUTS,
+                role=self._role,
+                do=lambda: self._done(sample, activity),
+                without=lambda why: self._without(why, sample, activity),
+                count=lambda rollout, seconds: self._count(sample, rollout, seconds),
+                priority=priority,
+                activity=activity,
+                place=place,
+            )
+            self._calls.reserve.n_begun += self._role == "rollout" and not job.is_done
+        return job
+
+    def begin_extra(
+        self, samples: Sequence[Sample], priority: Priority
+    ) -> list[Job[Rollout]] | None:
+        """Further training rollouts; None if not all of them are paid for, which is noted.
+
+        Those that are begun or recorded are.
+        """
+        others = [sample for sample in samples if sample not in self._begun]
+        records = [self._calls.journal.find(self._key(sample), ROLLOUTS) for sample in others]
+        if any(record is not None and record.failure == NO_MORE for record in records):
+            return None
+        missing = [sample for sample, record in zip(others, records, strict=True) if record is None]
+        with self._calls.reserve.turn(len(missing)) as is_paid:
+            if is_paid:
+                return [self.begin(sample, priority) for sample in samples]
+        for sample in () if self._inputs.settings.offline else missing:
+            refusal = sample.failed(NO_MORE)
+            self._calls.journal.keep(self._key(sample), refusal, ROLLOUTS, is_lost=True)
+        return None
+
+    def again(self, sample: Sample, priority: Priority) -> Job[Rollout]:
+        """The rollout, made once more."""
+        del self._begun[sample]
+        return self.begin(sample, priority)
 
     def _key(self, sample: Sample) -> str:
         keys = self._calls.journal.keys
@@ -150,7 +143,7 @@ class Rollouts:
         if is_whole and sample.additions.is_for_all(self._inputs.predictors):
             self._calls.report.count_advice(rollout)
 
-    async def _done(self, sample: Sample, activity: Activity) -> Rollout:
+    def _done(self, sample: Sample, activity: Activity) -> Rollout:
         """The rollout, made in a thread or in another process."""
         calls = self._calls
         if calls.remote is not None:
@@ -158,12 +151,9 @@ class Rollouts:
             request = Request(self._bundle, self._sent(sample.additions), of_example)
             n_metric_calls = 1 + len(self._inputs.predictors) * sample.asks_predictors
             n_metric_calls *= self._metric is not None
-            reply = await calls.remote.rollout(request, n_metric_calls)
+            reply = calls.remote.rollout(request, n_metric_calls)
             return reply if isinstance(reply, Rollout) else sample.failed(reply)
-        rollout: Rollout = await calls.loop.in_thread(
-            lambda: run_rollout(self._task(sample, activity))
-        )
-        return rollout
+        return run_rollout(self._task(sample, activity))
 
     def _task(self, sample: Sample, activity: Activity) -> RolloutTask:
         return RolloutTask(
@@ -188,8 +178,3 @@ class Rollouts:
             "asks_predictors": sample.asks_predictors,
             "advice": tuple(experience.text for experience in sample.additions.library),
         }
-
-
-def _taken(rollout: Rollout) -> tuple[int, float, int]:
-    usage = rollout.usage + rollout.metric_usage
-    return usage.n_lm_calls, usage.cost_usd, rollout.n_metric_calls

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience.values import ALL, NUMBER, Experience
-from tfgrpo_dspy.user_code import loops_held_by
+from tfgrpo_dspy.user_code import loops_here
 
 ProgramT = TypeVar("ProgramT")
 BEGIN = "<experiences>"
@@ -197,19 +197,19 @@ def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm
     """A deep copy; in place of each LM stands what `lm_for` gives for it, by default the same LM.
 
     The results of an earlier optimizer, which would be taken for those of the copy, stay behind.
-    What holds an event loop, and what else refuses to be copied (a lock, a connection), is shared,
-    but never a module (DSPy's own copy would share the predictors of a list that holds such a
-    thing), nor a tool, whose function is shared.
+    What refuses to be copied (a lock, a connection, an event loop) is shared, but never a module
+    (DSPy's own copy would share the predictors of a list that holds such a thing), nor a tool,
+    whose function is shared.
     """
     modules = _modules_of(program)
     held_things = _held_by(modules)
-    shared: dict[int, Any] = {}
+    shared: dict[int, Any] = {id(loop): loop for loop in loops_here()}
     for held in held_things:
         if is_lm(held):
             shared[id(held)] = lm_for(held)
         elif _is_of_texts(held):
             shared[id(held)] = held.copy()
-        elif type(held) in _REFUSING or _holds_a_loop(held):
+        elif type(held) in _REFUSING:
             shared[id(held)] = _shared(held)
     try:
         copied = copy.deepcopy(program, dict(shared))
@@ -273,12 +273,6 @@ def _is_of_texts(held: Any) -> bool:
 
 def _is_tool(held: Any) -> bool:
     return hasattr(held, "func") and hasattr(held, "model_copy")
-
-
-def _holds_a_loop(held: Any) -> bool:
-    """True if a tool, or an object of the user's, holds an event loop."""
-    is_dspys = type(held).__module__.startswith("dspy.")
-    return (not is_dspys or _is_tool(held)) and any(True for _ in loops_held_by(held))
 
 
 def _shared(held: Any) -> Any:

@@ -2,7 +2,8 @@
 
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, described, sentence
 from tfgrpo_dspy.events import Proposal
-from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
+from tfgrpo_dspy.experience.library import Applied
 from tfgrpo_dspy.experience.programs import copy_to_change
 from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
 from tfgrpo_dspy.run.briefing import Briefer
@@ -22,7 +23,6 @@ from tfgrpo_dspy.run.proposing import Guards, propose
 from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, rollouts_of
-from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.store.journal import Journal
 
@@ -53,8 +53,6 @@ class Run:
         self._strategies = Strategies(settings.strategies, client, calls)
         self._history = History(inputs, calls, client, self._strategies)
         self._groups = Groups(inputs, calls, self._history, self._strategies, recorded)
-        self._updates: list[Awaitable[ExperienceLibrary]] = []
-        self._ready: list[Batch | None] = []
 
     def __enter__(self) -> "Run":
         return self
@@ -65,8 +63,8 @@ class Run:
         self._calls.journal.close()
         self._calls.report.progress.close()
 
-    def run(self, loop: Coroutine[Any, Any, None]) -> Any:
-        """Run the loop, which a budget or the clock may end at any point; then choose the result.
+    def run(self) -> Any:
+        """Train, which a budget or the clock may end at any point; then choose the result.
 
         Raises RunFailedError, StoreError, KeyboardInterrupt: they ended it. Their `program` is the
         best so far; that of a StoreError is None offline, or before the first update.
@@ -74,7 +72,8 @@ class Run:
         ledger, ended_because = self._calls.ledger, ""
         try:
             try:
-                self._calls.loop.run(loop)
+                with self._calls.pool.running():
+                    self._train()
                 if ledger.is_failure:  # of the last results: nothing raised it any more
                     ledger.check()
                 ended_because = ledger.cut_because
@@ -107,96 +106,74 @@ class Run:
         why = ended_because or self._history.plan.ended_because
         return FinalChoice(self._inputs, self._calls, self._history, why)
 
-    async def try_out(self) -> None:
-        """Make the first rollouts, if they need no drafts, to see what works. Raises RunStopped."""
+    def _train(self) -> None:
+        """Sample, learn and decide, a few batches at a time. Raises RunStopped."""
         self._calls.journal.begin(self._inputs.student, self._calls.ledger)
-        plan = self._history.plan
+        plan, window = self._history.plan, deque[tuple[Batch, Callable[[], Extracted]]]()
+        planned = self._tried_out()
+        while (batch := planned.pop(0) if planned else plan.next()) or window:
+            if batch:  # its library may lack the last updates
+                window.append((batch, self._extracted(batch)))
+                continue
+            batch, extracted = window.popleft()
+            lessons = extracted()
+            if batch.is_draft or lessons.groups or not self._calls.ledger.cut_because:
+                self._decide(batch, lessons, self._propose(batch, lessons))
+
+    def _tried_out(self) -> list[Batch]:
+        """The first batches, if they need no drafts; their first rollouts show what works."""
+        plan, planned = self._history.plan, list[Batch]()
         if not self.settings.data.is_recorded and not plan.n_awaited(plan.n_drafts):
-            self._ready = [plan.batch(number) for number in range(plan.n_drafts + 1)]
-            if batch := self._ready[-1]:
-                await self._groups.try_out(batch)
+            planned = [b for _ in range(plan.n_drafts + 1) if (b := plan.next())]
+            if len(planned) > plan.n_drafts:
+                self._groups.try_out(planned[-1])
+        return planned
 
-    async def batches(self) -> AsyncIterator[Batch]:
-        """The batches that are planned, each when its library is there; a draft may be first.
+    def _extracted(self, batch: Batch) -> Callable[[], Extracted]:
+        """Begin the rollouts of a batch, and a thread that asks for the lessons of its groups.
 
-        They end when every update is decided.
+        What is given waits for these: those of labels for a draft; else of the groups that can
+        teach, several in a call.
         """
-        plan = self._history.plan
-        for number in range(plan.n_updates):
-            if n_awaited := plan.n_awaited(number):
-                await self._updates[n_awaited - 1]
-            batch = self._ready.pop(0) if self._ready else plan.batch(number)
-            if batch is None and plan.postpone(number):
-                await self._updates[number - 1]
-                batch = plan.batch(number)
-            if batch is None:
-                break
-            if number == plan.n_drafts and not self.settings.data.is_recorded:
-                await self._groups.try_out(batch)
-            yield batch
-        for update in self._updates:
-            await update
-
-    def begin(self, update: Coroutine[Any, Any, ExperienceLibrary]) -> None:
-        """Begin what gives the library after the latest batch."""
-        self._updates.append(self._calls.loop.spawn(update))
-
-    def sample(self, batch: Batch) -> Sequence[Awaitable[SampledGroup]]:
-        """The groups of the batch: `group_size` rollouts of each example with its library."""
-        return self._groups.of(batch)
-
-    async def extract(self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]) -> Extracted:
-        """The lessons of the groups that can teach, several in a call; of labels for a draft."""
         if batch.is_draft:
-            context = self._history.context(batch, Extracted())
-            note = (await self._strategies.proposed(context, batch)).note
-            return await self._reflector.draft(batch, note)
-        valued = self._groups.credited(batch, groups)
+            return self._calls.pool.beside(lambda: self._drafted(batch))
+        if batch.update == self._history.plan.n_drafts:
+            self._groups.try_out(batch)
+        groups = self._groups.of(batch)
         show = functools.partial(self._groups.shown, batch)
-        return await self._reflector.extract(batch, valued, show)
+        return self._calls.pool.beside(lambda: self._reflector.extract(batch, groups, show))
 
-    async def propose(self, batch: Batch, extracted: Extracted) -> Applied:
+    def _drafted(self, batch: Batch) -> Extracted:
+        context = self._history.context(batch, Extracted())
+        return self._reflector.draft(batch, self._strategies.proposed(context, batch).note)
+
+    def _propose(self, batch: Batch, extracted: Extracted) -> Applied:
         """The library of the update before with the operations that the lessons call for."""
-        if batch.update:
-            await self._updates[batch.update - 1]
-        if self._is_cut(batch, extracted):
-            return self._history.decision.library.applied(())
         latest = self._history.latest
         library, dropped = latest.decision.library, self._history.dropped()
-        revisions = self._client.spawn(
-            self._briefer.revisions(batch, latest, extracted.groups, dropped)
-        )
+        revisions = self._briefer.revisions(batch, latest, extracted.groups, dropped)
         context = self._history.context(batch, extracted)
-        proposed = await self._strategies.proposed(context, batch)
+        proposed = self._strategies.proposed(context, batch)
         lessons, added = proposed.lessons, proposed.operations
         shown = replace(extracted, lessons=tuple(lessons))
         guard = self._guards.of_update(batch, shown, added)
-        operations, refused = await propose(
+        operations, refused = propose(
             self._inputs, self._client, batch, library, lessons, dropped, added, guard
         )
         applied = library.applied(operations, self.settings.limits)
         find = self._history.changes.compared
         compared = find(applied.operations, extracted.groups, extracted.lessons)
         proposal = Proposal(batch.update, library, applied.operations, compared)
-        outcome = await approved(self._inputs, self._calls, proposal, applied, guard)
+        outcome = approved(self._inputs, self._calls, proposal, applied, guard)
         refused = [*refused, *applied.refused, *outcome.refused]
-        briefs = (*extracted.briefs, *await revisions)
+        briefs = (*extracted.briefs, *revisions())
         return replace(outcome, refused=tuple(refused), briefs=briefs)
 
-    async def decide(
-        self, batch: Batch, extracted: Extracted, proposed: Applied
-    ) -> ExperienceLibrary:
-        """The library after the gate has decided on the operations."""
-        if self._is_cut(batch, extracted):
-            return self._history.decision.library
-        library = self._history.decide(batch, extracted, proposed)
+    def _decide(self, batch: Batch, extracted: Extracted, proposed: Applied) -> None:
+        """Let the gate decide on the operations: the next update. Raises RunStopped."""
+        self._history.decide(batch, extracted, proposed)
         self._groups.check_readable(rollouts_of(self._history.latest.groups))
         if why := self._reflector.why_in_vain(batch):
             logger.warning("no more is learned: %s", why)
             self._calls.ledger.stop(why)  # the final choice follows
             self._calls.ledger.check()
-        return library
-
-    def _is_cut(self, batch: Batch, extracted: Extracted) -> bool:
-        """Whether a limit ended the training before any rollout of the batch was made."""
-        return not (batch.is_draft or extracted.groups) and bool(self._calls.ledger.cut_because)

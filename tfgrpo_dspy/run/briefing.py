@@ -4,9 +4,9 @@ The first ones come from labelled examples, beside the first batch. Later ones r
 leads, or the student's own instructions: several failures in one call, and a few successes.
 """
 
-import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from tfgrpo_dspy.calls.paid import Calls
@@ -17,6 +17,7 @@ from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.updates import Batch, Brief, Update
 from tfgrpo_dspy.sampling.additions import SampledGroup
@@ -39,46 +40,53 @@ class Briefer:
         self._client, self._calls = client, calls
         self._own = {name: bare_instructions(p) for name, p in named_predictors(inputs.student)}
 
-    async def first(self, batch: Batch) -> list[Brief]:
+    def first(self, batch: Batch) -> list[Brief]:
         """The briefs from labelled examples: none, or as many as the budget tests."""
         examples = self._inputs.examples
         labelled = [k for k in self._inputs.training if examples[k].labels]
 
-        async def brief_of(number: int) -> Brief:
+        def shown(number: int) -> dict[str, list[str]]:
             mixed = random.Random(f"{self._settings.seed}/briefs/{number}")
             drawn = mixed.sample(labelled, min(len(labelled), EXAMPLES_OF_BRIEF))
-            shown = [f"{examples[k].text}\nLabels:\n{examples[k].labels_text}" for k in drawn]
-            return Brief(await self._written(batch, number, self._own, {"examples": shown}))
+            return {
+                "examples": [
+                    f"{examples[k].text}\nLabels:\n{examples[k].labels_text}" for k in drawn
+                ]
+            }
 
-        briefs = [await brief_of(0)] if self._settings.n_briefs and labelled else []
+        n = self._settings.n_briefs if labelled else 0
+        briefs = [Brief(self._begun(batch, 0, self._own, shown(0))())] if n else []
         if any(brief.texts for brief in briefs):  # one that cannot write is not asked for more
-            numbers = range(1, self._settings.n_briefs)
-            briefs += await self._client.at_once(map(brief_of, numbers))
+            begun = [self._begun(batch, k, self._own, shown(k)) for k in range(1, n)]
+            briefs += [Brief(wait()) for wait in begun]
         return briefs
 
-    async def revisions(
+    def revisions(
         self,
         batch: Batch,
         before: Update,
         groups: Sequence[SampledGroup],
         dropped: Sequence[Lesson],
-    ) -> tuple[Brief, ...]:
-        """The revision of what leads before this batch, whose groups show failures of it."""
+    ) -> Callable[[], tuple[Brief, ...]]:
+        """Ask for a revision of what leads before this batch, whose groups show failures of it.
+
+        What is given waits for it.
+        """
         beliefs = before.decision.briefs
         n_untried = sum(belief.n_rollouts < LEAST_TRIED for belief in beliefs)
         if not self._settings.n_briefs or n_untried >= MOST_UNTRIED or not before.may_brief:
-            return ()
+            return tuple
         lead = leading(before.decision)
         is_sure = lead and beliefs[lead - 1].chance >= BRIEF_ABOVE
         if not is_sure and (n_untried or len(beliefs) >= MOST_IN_VAIN):
-            return ()
+            return tuple
         every = [*_attempts(reversed(groups), lead), *_attempts(reversed(before.groups), lead)]
         scores = before.score_range.including(r.score for _, r in every)
         enough = scores.highest - scores.least_contrast
         failures = [(s, r) for s, r in every if (r.score or 0.0) < enough]
         n_new = sum(any(s is group for group in groups) for s, _ in failures)
         if scores.is_flat or len(failures) < LEAST_FAILURES or not n_new:
-            return ()
+            return tuple
         successes = [(s, r) for s, r in every if (r.score or 0.0) >= enough]
         shown = [*failures[:FAILURES], *successes[:SUCCESSES]]
         present = self._own | (dict(before.briefs[lead - 1].texts) if lead else {})
@@ -86,7 +94,8 @@ class Briefer:
         advice += ["Tried and dropped:\n" + texts.dropped_text(dropped)] if dropped else []
         attempts = [self._attempt_text(sampled, rollout) for sampled, rollout in shown]
         inputs = {"attempts": attempts, "experiences": ["\n\n".join(advice)]}
-        return (Brief(await self._written(batch, 0, present, inputs), parent=lead),)
+        written = self._begun(batch, 0, present, inputs)
+        return lambda: (Brief(written(), parent=lead),)
 
     def _attempt_text(self, sampled: SampledGroup, rollout: Rollout) -> str:
         example = self._inputs.examples[rollout.example]
@@ -97,10 +106,10 @@ class Briefer:
             f"Expected: {labels or texts.UNKNOWN}\n{texts.attempt_text(rollout)}"
         )
 
-    async def _written(
+    def _begun(
         self, batch: Batch, number: int, present: dict[str, str], shown: dict[str, list[str]]
-    ) -> tuple[tuple[str, str], ...]:
-        """A text for each predictor for which a usable one was written."""
+    ) -> Callable[[], tuple[tuple[str, str], ...]]:
+        """Ask for a text for each predictor; what is given waits for those that are usable."""
         max_tokens = getattr(self._settings.reflection.brief, "shown_tokens", 12_000)
 
         def inputs(name: str, halving: int) -> dict[str, Any]:
@@ -112,20 +121,31 @@ class Briefer:
             fields = {k: texts.by_example(each) or "(none)" for k, each in cut.items()}
             return {"predictor": name, "present": present[name], **fields}
 
-        async def text_of(index: int, name: str) -> tuple[str, str]:
-            asked = lambda halving: inputs(name, halving)  # noqa: E731
-            answer = await self._client.ask_shorter("brief", batch, number, asked, index)
-            text = cleaned_text(str(answer.output or "")).strip()
-            if n_words(text) > MOST_WORDS:
-                why = f"it has {n_words(text)} words, of at most {MOST_WORDS}"
-                self._calls.report.count_failure("brief refused", f"{why}: {text}")
-                text = ""
-            return name, "" if text == present[name].strip() else text
+        asked = {
+            name: self._client.begin("brief", batch, number, partial(inputs, name), index)
+            for index, name in enumerate(present)
+        }
 
-        pairs = await self._client.at_once(itertools.starmap(text_of, enumerate(present)))
-        written = {name: text for name, text in pairs if text}
-        others = {name: text for name, text in present.items() if text != self._own[name]}
-        return tuple({**others, **written}.items()) if written else ()
+        def written() -> tuple[tuple[str, str], ...]:
+            texts_ = {name: self._usable(wait()) for name, wait in asked.items()}
+            new = {name: text for name, text in texts_.items() if text != present[name].strip()}
+            others = {name: text for name, text in present.items() if text != self._own[name]}
+            return (
+                tuple((others | {k: v for k, v in new.items() if v}).items())
+                if any(new.values())
+                else ()
+            )
+
+        return written
+
+    def _usable(self, answer: Answer) -> str:
+        """The text of an answer; "": it is too long."""
+        text = cleaned_text(str(answer.output or "")).strip()
+        if n_words(text) <= MOST_WORDS:
+            return text
+        why = f"it has {n_words(text)} words, of at most {MOST_WORDS}"
+        self._calls.report.count_failure("brief refused", f"{why}: {text}")
+        return ""
 
 
 def leading(decision: Decision) -> int:

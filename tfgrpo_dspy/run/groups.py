@@ -1,8 +1,8 @@
 """Rollouts of a batch become groups: made or recorded, helped by strategies, rewarded, valued."""
 
-import asyncio
+import functools
 import itertools
-from collections.abc import Awaitable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tfgrpo_dspy.calls.paid import Calls
@@ -17,8 +17,10 @@ from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.settings.checks import policy_lms
 from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.strategies.base import Attempt, GroupContext
+from tfgrpo_dspy.tasks.pool import Priority
 
-TRAINING_PRIORITY = (3,)  # training rollouts are begun last, those of the earlier update first
+Waited = Callable[[], SampledGroup]
+"""A group that is begun; called, it waits for it."""
 
 
 class Groups:
@@ -35,30 +37,33 @@ class Groups:
         self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
         self._history, self._strategies, self._recorded = history, strategies, recorded
         self._sampler = Rollouts(inputs, calls, "rollout", inputs.examples)
-        self._has_first = asyncio.Event()
-        self._is_tried = self._is_readable = False
+        self._has_first = self._is_tried = self._is_readable = False
 
-    async def try_out(self, batch: Batch) -> None:
+    def try_out(self, batch: Batch) -> None:
         """Make the first rollouts of the first batch, once, until one works. Raises RunStopped."""
-        if self._is_tried:
+        if self._is_tried or self._recorded is not None:
             return
         self._is_tried = True
-        groups = [self._samples(batch, example) for example in batch.examples]
+        groups = self._calls.pool.call(lambda: self._samples(batch))
         by_turns = filter(None, itertools.chain(*itertools.zip_longest(*groups)))
         samples = list(itertools.islice(by_turns, FIRST_ROLLOUTS))
         rollouts: list[Rollout] = []
         for wave in filter(None, (samples[:N_FIRST], samples[N_FIRST:])):
-            begun = self._sampler.make_early(wave, (*TRAINING_PRIORITY, batch.update))
+            begun = [self._sampler.begin(each, self._priority(batch)) for each in wave]
             if self._calls.reserve.is_tight:  # what they take says what may begin besides
-                await asyncio.wait(begun)
-            for done in asyncio.as_completed(begun):
-                (rollout,) = await done
+                self._calls.pool.until(lambda: all(job.is_done for job in begun))  # noqa: B023
+            for rollout in self._calls.pool.as_done(begun):
                 if _works(rollout):
                     return
-            rollouts += [rollout for task in begun for rollout in await task]
+            rollouts += [job.result() for job in begun]
             if why := why_unscored(rollouts):
                 self._calls.ledger.fail(why)
         self._check(rollouts)
+
+    @staticmethod
+    def _priority(batch: Batch) -> Priority:
+        """Training rollouts are begun last, those of the earlier update first."""
+        return 3, batch.update
 
     def check_readable(self, rollouts: Sequence[Rollout]) -> None:
         """End the run where none of its rollouts so far could be read. Raises RunStopped."""
@@ -72,21 +77,29 @@ class Groups:
             self._calls.report.count_without_output(rollouts)
             self._is_readable = True
 
-    def of(self, batch: Batch) -> Sequence[Awaitable[SampledGroup]]:
-        """A group for each example of the batch, begun now; rewarded, where strategies do that."""
-        spawn, strategies = self._calls.loop.spawn, self._strategies
-        make = self._made if self._recorded is None else self._recorded_group
-        groups = [spawn(make(batch, example)) for example in batch.examples]
-        if not (groups and strategies.overriding("reward")) or self._settings.metric is None:
-            return groups
-        together = spawn(self._rewarded(batch, groups))
+    def of(self, batch: Batch) -> Sequence[Waited]:
+        """A group for each example of the batch, begun now; what is given waits for it.
 
-        async def rewarded(place: int) -> SampledGroup:
-            return (await together)[place]
+        They are rewarded and credited, where strategies do that.
+        """
+        beside, overriding = self._calls.pool.beside, self._strategies.overriding
+        groups: list[Waited]
+        if self._recorded is None:
+            samples = self._calls.pool.call(lambda: self._samples(batch))
+            groups = [functools.cache(self._begun(batch, each)) for each in samples]
+        else:
+            groups = [functools.partial(self._recorded_group, batch, e) for e in batch.examples]
+        rewards = bool(overriding("reward")) and self._settings.metric is not None
+        if rewards or overriding("rescue") or overriding("credit"):
+            groups = [beside(group) for group in groups]
+        if rewards and groups:
+            together = beside(functools.partial(self._rewarded, batch, groups))
+            groups = [lambda k=k: together()[k] for k in range(len(groups))]  # type: ignore[misc]
+        if overriding("credit"):
+            groups = [beside(functools.partial(self._credited, batch, each)) for each in groups]
+        return groups
 
-        return [spawn(rewarded(place)) for place in range(len(groups))]
-
-    async def _recorded_group(self, batch: Batch, example: int) -> SampledGroup:
+    def _recorded_group(self, batch: Batch, example: int) -> SampledGroup:
         """Rollouts that were made elsewhere, and knew nothing of what this run has learned."""
         recorded = self._recorded or ()
         scores = NO_SCORES.including(r.score for of_example in recorded for r in of_example)
@@ -112,12 +125,14 @@ class Groups:
             asks_predictors=batch.asks_predictors,
         )
 
-    def _samples(self, batch: Batch, example: int) -> list[Sample]:
-        """One `Sample` for each rollout of the example."""
-        size, _ = batch.size_and_visit(example)
+    def _samples(self, batch: Batch) -> list[list[Sample]]:
+        """For each example, one `Sample` for each of its rollouts."""
         return [
-            self._sample(batch, example, k, additions)
-            for k, additions in enumerate(self._history.assigned(batch, example, size))
+            [
+                self._sample(batch, example, k, additions)
+                for k, additions in enumerate(self._history.assigned(batch, example, size))
+            ]
+            for example, size in zip(batch.examples, batch.sizes, strict=True)
         ]
 
     def _extra(
@@ -133,35 +148,41 @@ class Groups:
             samples.append(replace(sample, temperature=warmer))
         return samples
 
-    async def _made(self, batch: Batch, example: int) -> SampledGroup:
-        """The group, with extra attempts; without rollouts where a limit has ended the training."""
-        priority = (*TRAINING_PRIORITY, batch.update)
-        samples = self._samples(batch, example)
-        sampled = SampledGroup(Group(example, (), ()), (), batch.update)
-        rollouts: list[Rollout] = []
-        while samples:
-            async with self._sampler.paying(samples, is_extra=bool(rollouts)) as is_paid:
-                if not is_paid:
-                    break
-                latest = await self._sampler.make(samples, priority)
-            if all(map(is_cut, latest)):
-                break
-            rollouts += latest
-            additions = (*sampled.additions, *(sample.additions for sample in samples))
-            has_metric = self._settings.metric is not None
-            group = Group.of(example, rollouts, has_metric, batch.base.by_metric)
-            sampled = SampledGroup(group, additions, batch.update)
-            if not self._strategies.overriding("rescue"):
-                break
-            attempts = await self._strategies.attempts(self._context(batch, sampled), batch)
-            samples = self._extra(batch, example, attempts, len(additions))
-        return sampled
+    def _begun(self, batch: Batch, samples: Sequence[Sample]) -> Callable[[], SampledGroup]:
+        """Begin these rollouts; what is given waits for their group, with extra attempts.
 
-    async def shown(self, batch: Batch, sampled: SampledGroup) -> tuple[SampledGroup, str]:
+        It is without rollouts where a limit has ended the training.
+        """
+        begin, result = self._sampler.begin, self._calls.pool.result
+        jobs = [begin(sample, self._priority(batch)) for sample in samples]
+
+        def gathered() -> SampledGroup:
+            every, latest = list(samples), [result(job) for job in jobs]
+            sampled = SampledGroup(Group(samples[0].example, (), ()), (), batch.update)
+            rollouts: list[Rollout] = []
+            while not all(map(is_cut, latest)):
+                rollouts += latest
+                has_metric, scores = self._settings.metric is not None, batch.base.by_metric
+                group = Group.of(samples[0].example, rollouts, has_metric, scores)
+                additions = tuple(sample.additions for sample in every)
+                sampled = SampledGroup(group, additions, batch.update)
+                if not self._strategies.overriding("rescue"):
+                    break
+                attempts = self._strategies.attempts(self._context(batch, sampled), batch)
+                extra = self._extra(batch, group.example, attempts, len(every))
+                more = self._sampler.begin_extra(extra, self._priority(batch)) if extra else None
+                if more is None:
+                    break
+                every, latest = [*every, *extra], [result(job) for job in more]
+            return sampled
+
+        return gathered
+
+    def shown(self, batch: Batch, sampled: SampledGroup) -> tuple[SampledGroup, str]:
         """The rollouts of the group that the reflection LM compares, and a note on it."""
         if not self._strategies.overriding("show"):
             return sampled, sampled.note
-        return await self._strategies.shown(self._context(batch, sampled), batch)
+        return self._strategies.shown(self._context(batch, sampled), batch)
 
     def _context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
         """What strategies know of the group."""
@@ -175,17 +196,16 @@ class Groups:
             group_size=self._settings.group_size,
         )
 
-    async def _rewarded(
-        self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]
-    ) -> list[SampledGroup]:
+    def _rewarded(self, batch: Batch, groups: Sequence[Waited]) -> list[SampledGroup]:
         """The groups with what their rollouts count with; those of the first batch come first."""
-        sampled_groups = [await group for group in groups]
+        sampled_groups = [group() for group in groups]
         rollouts = [rollout for sampled in sampled_groups for rollout in sampled.group.all_rollouts]
         is_first = batch.update == self._history.plan.n_drafts
         if is_first:
             self._history.first = tuple(r for r in rollouts if r.score is not None)
-            self._has_first.set()
-        await self._has_first.wait()
+            self._has_first = True
+            self._calls.pool.wake()
+        self._calls.pool.until(lambda: self._has_first)
         aided = [bool(aid) for sampled in sampled_groups for aid in sampled.aids]
         rewarded = iter(self._strategies.rewarded(rollouts, self._history.first, aided, is_first))
         return [
@@ -202,24 +222,17 @@ class Groups:
             for sampled in sampled_groups
         ]
 
-    def credited(
-        self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]
-    ) -> Sequence[Awaitable[SampledGroup]]:
-        """The groups with the values of their steps, where a strategy gives such."""
-        if not self._strategies.overriding("credit"):
-            return groups
-        return [self._calls.loop.spawn(self._credited(batch, group)) for group in groups]
-
-    async def _credited(self, batch: Batch, group: Awaitable[SampledGroup]) -> SampledGroup:
-        sampled = await group
+    def _credited(self, batch: Batch, group: Waited) -> SampledGroup:
+        """The group with the values of its steps, where a strategy gives such."""
+        sampled = group()
         if not sampled.additions:  # a limit has ended the training
             return sampled
         sampler = self._sampler if self._recorded is None else None
-        priority = (*TRAINING_PRIORITY, batch.update)
         _, visit = batch.size_and_visit(sampled.group.example)
-        asks, reward, loop = batch.asks_predictors, self._history.reward, self._calls.loop
-        player = Player(self._settings, loop, sampler, priority, sampled, visit, asks, reward)
-        return await self._strategies.credited(self._context(batch, sampled), batch, player)
+        asks, reward, pool = batch.asks_predictors, self._history.reward, self._calls.pool
+        priority = self._priority(batch)
+        player = Player(self._settings, pool, sampler, priority, sampled, visit, asks, reward)
+        return self._strategies.credited(self._context(batch, sampled), batch, player)
 
 
 def _works(rollout: Rollout) -> bool:

@@ -164,7 +164,7 @@ class History:
         briefs = (*before.briefs, *new.values())
         update = Update(
             number=before.number + 1,
-            decision=self._decision(proposed.operations, briefs),
+            decision=calls.pool.call(lambda: self._decision(proposed.operations, briefs)),
             account=before.account.after_update(rollouts, reflections, n_examples),
             batch=batch,
             extracted=extracted,
@@ -255,7 +255,7 @@ class History:
         """The libraries that are compared with the student at the end. Raises GateError."""
         gate, answer = self._settings.gate, (self.decision.result,)
         with suppress(RunStopped):  # it hangs
-            answer = self._calls.loop.call(lambda: self._asked("finalists", self.decision))
+            answer = self._calls.pool.call(lambda: self._asked("finalists", self.decision))
         proposed = _checked(gate, "gave as finalists", answer, "return a sequence of libraries")
         if not self.latest.account.n_rollouts:  # of rollouts made elsewhere none has tried it
             proposed = (*proposed, self.decision.consistent)

@@ -26,6 +26,7 @@ from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings.schedule import RunInputs
+from tfgrpo_dspy.tasks.pool import Job
 
 PRIORITY = (1,)  # these rollouts are begun before reflections and training rollouts
 
@@ -55,8 +56,7 @@ class Measurements:
         self._order = mixed.sample(range(len(examples)), len(examples))
         self._maker = Rollouts(inputs, calls, role, examples)
         self._reward, self._score_range = history.reward, history.latest.score_range
-        self._made: dict[tuple[int, int], Rollout] = {}  # by pair, as they came
-        self._rollouts: dict[tuple[int, int], Rollout] = {}  # those that count
+        self._rollouts: dict[tuple[int, int], Rollout] = {}  # by pair, those that count
 
     def make(self, pairs: Sequence[tuple[int, int]]) -> Sequence[Rollout]:
         """Make those of these rollouts that are not made yet, and give all.
@@ -69,39 +69,31 @@ class Measurements:
             example = self._order[place]
             rollout_id = rollout_id_for(self._settings.seed, 0, example, 0, "validation")
             samples.append(Sample(self.candidates[candidate], example, rollout_id))
-        rollout_of: dict[int, Rollout] = {}
-
-        async def make(k: int) -> None:
-            if pairs[k] not in self._made:
-                (self._made[pairs[k]],) = await self._maker.make([samples[k]], PRIORITY)
-            rollout_of[k] = self._made[pairs[k]]
-
-        has_clock = self._settings.max_minutes is not None
-
-        async def every() -> None:
-            places = [place for _, place in pairs]
-            done = 0
-            while done < len(pairs):
-                n = self._n_at_once(places[done:], rollout_of.values())
-                # one candidate after the other: their prompts begin alike, which providers and
-                # llama.cpp read only once; with a clock, which may end it, one example after it
-                order = sorted(range(done, done + n), key=lambda k: k if has_clock else pairs[k][0])
-                for task in [self._calls.loop.spawn(make(k)) for k in order]:
-                    await task
-                done += n
-
-        async def every_and_again() -> None:
-            await every()
-            for k in [k for k, one in rollout_of.items() if _is_passing(one)]:  # once more
-                del self._made[pairs[k]]
-                await make(k)
-
+        begun: dict[int, Job[Rollout]] = {}
+        has_clock, pool = self._settings.max_minutes is not None, self._calls.pool
+        places = [place for _, place in pairs]
         try:
-            self._calls.loop.run(every_and_again())
+            with pool.running():
+                while (n_begun := len(begun)) < len(pairs):
+                    more = [job.result() for job in begun.values()]
+                    last = n_begun + self._n_at_once(places[n_begun:], more)
+                    # one candidate after the other: their prompts begin alike, which providers and
+                    # llama.cpp read only once; with a clock, which may end it, one example after it
+                    order = sorted(
+                        range(n_begun, last), key=lambda k: (0, k) if has_clock else pairs[k]
+                    )
+                    begun |= {k: self._maker.begin(samples[k], PRIORITY) for k in order}
+                    for k in order:
+                        pool.result(begun[k])
+                for k in [k for k, job in begun.items() if _is_passing(job.result())]:  # once more
+                    again = self._maker.again(samples[k], PRIORITY)
+                    pool.result(again)
+                    begun[k] = again
         finally:
+            rollout_of = {k: job.result() for k, job in begun.items() if job.is_made}
             cut = {place for k, (_, place) in enumerate(pairs) if k not in rollout_of}
             kept = [k for k, (_, place) in enumerate(pairs) if place < min(cut, default=math.inf)]
-            rollouts = self._calls.loop.call(lambda: self._reward([rollout_of[k] for k in kept]))
+            rollouts = pool.call(lambda: self._reward([rollout_of[k] for k in kept]))
             self._rollouts |= zip([pairs[k] for k in kept], rollouts, strict=True)
         return rollouts
 

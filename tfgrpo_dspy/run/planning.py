@@ -53,7 +53,20 @@ class Planner:
         self._ledger, self._reserve = ledger, reserve
         self._group_size = 0 if is_recorded else settings.group_size
         self._visits: Counter[int] = Counter()
+        self._is_over = False
         self._late: set[int] = set()  # numbers of updates planned when all earlier are decided
+
+    def next(self) -> Batch | None:
+        """The next batch, maybe a draft; None: not before another update is decided, or none."""
+        number, n_decided = len(self.batches), len(self._updates) - 1
+        if self._is_over or number == self.n_updates or n_decided < self.n_awaited(number):
+            return None
+        batch = self._planned(number)
+        if batch is not None:
+            self.batches.append(batch)
+        elif not self._postpones(number):
+            self._is_over = True
+        return batch
 
     def n_awaited(self, number: int) -> int:
         """How many updates are decided before the batch of the update with this number is made."""
@@ -64,26 +77,19 @@ class Planner:
     def _n_decided(self, number: int) -> int:
         return number if number in self._late else max(0, number - self._settings.max_staleness)
 
-    def postpone(self, number: int) -> bool:
+    def _postpones(self, number: int) -> bool:
         """Plan the batch, which is not paid for, when all before it are decided; False: do not.
 
         Where nothing but an assumption says what a rollout takes, those under way will tell. Then
         it follows if they take far fewer calls, as of a program that calls few predictors.
         """
-        if self._ledger.cut_because or number <= self.n_drafts:
+        if self._ledger.cut_because or number <= self.n_drafts or number in self._late:
             return False
         if not self._updates[self._n_decided(number)].account.n_rollouts:
             self._late.add(number)
         return number in self._late
 
-    def batch(self, number: int) -> Batch | None:
-        """The batch of the next update, which may be a draft; None: the run ends."""
-        batch = self._next(number)
-        if batch is not None:
-            self.batches.append(batch)
-        return batch
-
-    def _next(self, number: int) -> Batch | None:
+    def _planned(self, number: int) -> Batch | None:
         if self._ledger.cut_because:
             return None
         base = self._updates[self.n_awaited(number)]

@@ -1,6 +1,5 @@
 """Rollouts that go on from a step of another one, for the strategies that value steps."""
 
-import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
@@ -11,7 +10,7 @@ from tfgrpo_dspy.rollout import FailureKind, Group, Rollout, rollout_id_for
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import Start, checks
 from tfgrpo_dspy.settings.schedule import RunSettings
-from tfgrpo_dspy.tasks.loop import Loop, Priority
+from tfgrpo_dspy.tasks.pool import Job, Pool, Priority
 
 
 class Player:
@@ -20,7 +19,7 @@ class Player:
     def __init__(
         self,
         settings: RunSettings,
-        loop: Loop,
+        pool: Pool,
         sampler: Rollouts | None,  # None if the group comes from traces: it gets no more rollouts
         priority: Priority,
         sampled: SampledGroup,
@@ -28,16 +27,15 @@ class Player:
         asks_predictors: bool,
         reward: Callable[[Sequence[Rollout]], list[Rollout]],  # with what they count with
     ) -> None:
-        self._settings, self._loop = settings, loop
+        self._settings, self._pool = settings, pool
         self._sampler, self._priority = sampler, priority
         self._group, self._reward = sampled.group, reward
         self._visit, self._asks_predictors = visit, asks_predictors
         ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
         self._additions = dict(zip(ids, sampled.additions, strict=True))
-        self._tasks: dict[tuple[object, ...], asyncio.Task[Rollout]] = {}
         self._made: dict[int, Rollout] = {}
 
-    async def __call__(
+    def __call__(
         self,
         rollout: Rollout,
         n_steps: int,
@@ -56,16 +54,15 @@ class Player:
         if self._sampler is None:
             raise NotReplayedError(f"example {self._group.example}: rollouts were made elsewhere")
         for k, check in enumerate([] if answers_now else checks(rollout)):
-            failure = (await self._begun(check, k)).failure
+            failure = self._pool.result(self._begun(check, k)).failure
             if failure is not None and not failure.kind.is_programs_own:  # or nobody knows
                 raise NotReplayedError(failure.message)
         start = Start(rollout, n_steps, answers_now, ends_if_same)
         samples = [self._sample(start, k) for k in range(n)]
-        async with self._sampler.paying(samples, is_extra=True) as is_paid:
-            if not is_paid:
-                raise UnpaidError(f"example {self._group.example}: {NO_MORE.message}")
-            begun = [self._begun(start, k) for k in range(n)]
-            rollouts = [await each for each in begun]
+        jobs = self._sampler.begin_extra(samples, self._priority)
+        if jobs is None:
+            raise UnpaidError(f"example {self._group.example}: {NO_MORE.message}")
+        rollouts = [self._pool.result(job) for job in jobs]
         self._made |= {each.rollout_id: each for each in rollouts}
         for each in rollouts:
             if each.failure is not None and each.failure.kind is FailureKind.REPLAY:
@@ -76,19 +73,9 @@ class Player:
         rewarded = self._reward(rollouts)
         return list(Group.of(self._group.example, rewarded, True, score_range).rollouts)
 
-    def _begun(self, start: Start, index: int) -> "asyncio.Task[Rollout]":
-        """The rollout, which is made once."""
-        kind = start.answers_now, start.ends_if_same, start.is_check
-        key = (start.source.rollout_id, start.n_steps, kind, index)
-        if key not in self._tasks:
-            self._tasks[key] = self._loop.spawn(self._rollout(self._sample(start, index)))
-        return self._tasks[key]
-
-    async def _rollout(self, sample: Sample) -> Rollout:
+    def _begun(self, start: Start, index: int) -> Job[Rollout]:
         assert self._sampler is not None  # noqa: S101 - `__call__` has looked
-        self._additions[sample.rollout_id] = sample.additions
-        (rollout,) = await self._sampler.make([sample], self._priority)
-        return rollout
+        return self._sampler.begin(self._sample(start, index), self._priority)
 
     def _sample(self, start: Start, index: int) -> Sample:
         example, source = self._group.example, start.source
@@ -96,7 +83,7 @@ class Player:
         kind = f"{start.answers_now:d}{start.ends_if_same:d}{start.is_check:d}"
         purpose = f"from/{source.rollout_id}/{kind}/{digest(steps)}"
         rollout_id = rollout_id_for(self._settings.seed, self._visit, example, index, purpose)
-        additions = self._additions[source.rollout_id]
+        additions = self._additions[rollout_id] = self._additions[source.rollout_id]
         temperature, asks = self._settings.temperature, self._asks_predictors
         return Sample(additions, example, rollout_id, temperature, start, asks)
 

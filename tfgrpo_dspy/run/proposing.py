@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Sequence
 
-from tfgrpo_dspy.calls.reflections import ReflectionClient
+from tfgrpo_dspy.calls.reflections import ReflectionClient, Waited
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal
@@ -55,7 +55,7 @@ class Guards:
         return refuses
 
 
-async def propose(
+def propose(
     inputs: RunInputs,
     client: ReflectionClient,
     batch: Batch,
@@ -74,21 +74,25 @@ async def propose(
     keeps, new = known_lessons(lessons, library)
     shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
 
-    async def operations_of(part: Sequence[Lesson]) -> list[Operation | Refusal]:
-        examples = _labelled(inputs, batch, part)
-        asked = {**shown, "examples": examples, "lessons": texts.lessons_text(part)}
-        if len(part) > 1:
-            answer = await client.ask("update", batch, batch.update, asked)
-        else:
-            answer = await client.ask_shorter("update", batch, batch.update, lambda _: asked)
+    def begin(part: Sequence[Lesson]) -> Waited:
+        asked = {
+            **shown,
+            "examples": _labelled(inputs, batch, part),
+            "lessons": texts.lessons_text(part),
+        }
+        return client.begin("update", batch, batch.update, lambda _: asked)
+
+    def operations_of(part: Sequence[Lesson], wait: Waited) -> list[Operation | Refusal]:
+        answer = wait(lambda: len(part) == 1)
         if answer.is_too_long and len(part) > 1:
             middle = len(part) // 2
-            return [*await operations_of(part[:middle]), *await operations_of(part[middle:])]
+            halves = [(half, begin(half)) for half in (part[:middle], part[middle:])]
+            return [*itertools.chain(*itertools.starmap(operations_of, halves))]
         return operations_in(answer.output, part, library, inputs.predictors, guard)
 
     max_tokens = getattr(inputs.settings.reflection.update, "shown_tokens", 4_000)
-    answered = await client.at_once(map(operations_of, texts.packed_lessons(new, max_tokens)))
-    every = [*keeps, *itertools.chain(*answered)]
+    begun = [(part, begin(part)) for part in texts.packed_lessons(new, max_tokens)]
+    every = [*keeps, *itertools.chain(*itertools.starmap(operations_of, begun))]
     every += [admitted(operation, inputs.predictors, guard) for operation in added]
     operations = [each for each in every if not isinstance(each, Refusal)]
     return settled(operations, dropped), [x for x in every if isinstance(x, Refusal)]

@@ -2,12 +2,12 @@
 
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
-from tfgrpo_dspy.calls.reflections import IMAGES, Inputs, ReflectionClient
+from tfgrpo_dspy.calls.reflections import IMAGES, Inputs, ReflectionClient, Waited
 from tfgrpo_dspy.experience.values import ALL, Evidence
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.lessons import Lesson, lessons_in, merge_lessons
@@ -54,61 +54,58 @@ class Reflector:
         self._settings, self._examples = inputs.settings, inputs.examples
         self._training, self._predictors = inputs.training, inputs.predictors
         self._client, self._guards, self._briefer = client, guards, briefer
+        self._beside = client.beside
 
-    async def extract(
+    def extract(
         self,
         batch: Batch,
-        groups: Sequence[Awaitable[SampledGroup]],
-        show: Callable[[SampledGroup], Awaitable[tuple[SampledGroup, str]]],
+        groups: Sequence[Callable[[], SampledGroup]],  # each waits for one
+        show: Callable[[SampledGroup], tuple[SampledGroup, str]],
     ) -> Extracted:
         """The lessons of the groups; `show` gives what to compare of a group, with a note."""
-        settings, client = self._settings, self._client
+        settings = self._settings
         n_shown = settings.groups_per_call
         size = max(NEIGHBOURS, n_shown)
-        all_groups = client.spawn(_all_of(groups))
+        all_groups = cache(lambda: [group() for group in groups])
         is_full = sum(e.is_on_trial for e in batch.library) >= settings.most_on_trial
         is_thrifty = settings.measures and not settings.data.is_recorded
         lead = leading(batch.base.decision)
         is_briefed = lead > 0 and batch.base.decision.briefs[lead - 1].chance >= LEFT_ABOVE
         is_in_vain = is_thrifty and batch.base.n_in_vain >= MOST_IN_VAIN
 
-        async def asked(start: int) -> tuple[list[str], list[Found]]:
-            part, n_left = groups[start : start + size], size  # of them may be asked
-            if is_in_vain:
-                n_left = 0 if start else n_shown
-            uses: list[str] = []
-            calls: list[Awaitable[Found]] = []  # each knows the one before it
-            shown: list[tuple[SampledGroup, str]] = []
-            for awaited in part:
-                sampled, note = await awaited, ""
-                if sampled.additions:
-                    sampled, note = await show(sampled)
-                use, group = await self._use_of(batch, sampled.group, all_groups)
-                sampled = replace(sampled, group=group)
-                if use == "contrast" and is_thrifty and _is_explained(batch, sampled, lead):
-                    use = EXPLAINED
-                if use in TEACHING and (is_full or is_briefed or not n_left):
-                    use = LEFT if is_briefed else "enough on trial" if is_full else NOT_ASKED
-                n_left -= use in TEACHING
-                uses.append(use)
-                shown += [(sampled, note)] * (use in TEACHING)
-                if shown and (len(shown) == n_shown or len(uses) == len(part)):
-                    asking = self._lessons_of(batch, shown, earlier=calls[-1] if calls else None)
-                    calls.append(client.spawn(asking))
-                    shown = []
-            return uses, [await call for call in calls]
-
-        parts = await client.at_once(asked(start) for start in range(0, len(groups), size))
-        uses = [use for of_part, _ in parts for use in of_part]
-        used = [pair for pair in zip(await all_groups, uses, strict=True) if pair[0].additions]
-        lessons, refused = _together(one for _, of_part in parts for one in of_part)
-        sampled = tuple(group for group, _ in used)
+        uses: list[str] = []
+        calls: list[Callable[[], Found]] = []
+        shown: list[tuple[SampledGroup, str]] = []
+        for place, waited in enumerate(groups):
+            if place % size == 0:
+                n_left = (0 if place else n_shown) if is_in_vain else size  # may be asked
+            sampled, note = waited(), ""
+            if sampled.additions:
+                sampled, note = show(sampled)
+            use, group = self._use_of(batch, sampled.group, all_groups)
+            sampled = replace(sampled, group=group)
+            if use == "contrast" and is_thrifty and _is_explained(batch, sampled, lead):
+                use = EXPLAINED
+            if use in TEACHING and (is_full or is_briefed or not n_left):
+                use = LEFT if is_briefed else "enough on trial" if is_full else NOT_ASKED
+            n_left -= use in TEACHING
+            uses.append(use)
+            shown += [(sampled, note)] * (use in TEACHING)
+            is_last = len(uses) == len(groups) or len(uses) % size == 0
+            if shown and (len(shown) == n_shown or is_last):
+                earlier = calls[-1] if len(calls) else None
+                calls.append(self._beside(partial(self._lessons_of, batch, shown, earlier=earlier)))
+                shown = []
+        pairs = zip(all_groups(), uses, strict=True)
+        used = [(group, use) for group, use in pairs if group.additions]
+        lessons, refused = _together(call() for call in calls)
+        of_uses = tuple(group for group, _ in used)
         return Extracted(
-            tuple(merge_lessons(lessons)), tuple(refused), sampled, tuple(use for _, use in used)
+            tuple(merge_lessons(lessons)), tuple(refused), of_uses, tuple(use for _, use in used)
         )
 
-    async def _use_of(
-        self, batch: Batch, group: Group, all_groups: Awaitable[list[SampledGroup]]
+    def _use_of(
+        self, batch: Batch, group: Group, all_groups: Callable[[], list[SampledGroup]]
     ) -> tuple[str, Group]:
         """What a group is used as: one of `TEACHING`, or why it teaches nothing.
 
@@ -127,7 +124,7 @@ class Reflector:
         is_analysed = self._settings.reflection.failure_analysis and says_why
         groups = [sampled.group for sampled in batch.base.groups[-SHOWN_ALIKE:]]
         if (group.has_contrast or is_analysed) and not _is_clear(group, labels):
-            groups += [sampled.group for sampled in await all_groups]
+            groups += [sampled.group for sampled in all_groups()]
             every = (rollout.score for each in groups for rollout in each.all_rollouts)
             group = replace(group, score_range=group.score_range.including(every))
         if group.has_contrast:
@@ -136,12 +133,12 @@ class Reflector:
             return "failure analysis", group
         return "no contrast", group
 
-    async def _lessons_of(
+    def _lessons_of(
         self,
         batch: Batch,
         shown: list[tuple[SampledGroup, str]],
         attempts: Sequence[list[str]] = (),
-        earlier: Awaitable[Found] | None = None,
+        earlier: Callable[[], Found] | None = None,
     ) -> Found:
         """The lessons that ExtractAdvantage draws from these groups, in one call.
 
@@ -151,25 +148,21 @@ class Reflector:
         client, groups = self._client, [sampled.group for sampled, _ in shown]
         max_tokens = getattr(self._settings.reflection.extract, "shown_tokens", 12_000)
         images = client.images_of(self._examples[group.example] for group in groups)
-        attempts = attempts or [await self._attempts(batch, g, max_tokens) for g in groups]
+        attempts = attempts or [self._attempts(batch, g, max_tokens) for g in groups]
 
         def inputs(halving: int) -> Inputs:
             cut = [_shares(of_group, max_tokens, halving) for of_group in attempts]
             return self._inputs(batch, shown, cut) | ({IMAGES: images} if images else {})
 
-        if len(shown) > 1:
-            answer = await client.ask("lesson", batch, groups[0].example, inputs(0))
-            if answer.is_too_long:
-                singles = [
-                    partial(self._lessons_of, batch, [s], [a])
-                    for s, a in zip(shown, attempts, strict=True)
-                ]
-                results = await client.in_turn(singles, earlier)
-                return _together(results) if any(results) else None
-        else:
-            answer = await client.ask_shorter(
-                "lesson", batch, groups[0].example, inputs, earlier=earlier
-            )
+        wait = client.begin("lesson", batch, groups[0].example, inputs)
+        if len(shown) == 1:
+            answer = wait(lambda: earlier is None or earlier() is not None)
+        elif (answer := wait(lambda: False)).is_too_long:
+            results: list[Found] = []
+            for one, text in zip(shown, attempts, strict=True):
+                results.append(self._lessons_of(batch, [one], [text], earlier))
+                earlier = lambda: results[-1]  # noqa: E731
+            return _together(results) if any(results) else None
         examples = [self._examples[group.example] for group in groups]
         scope = _decisive_predictor(groups, self._predictors)
         evidence = (_evidence(batch, group) for group in groups)
@@ -232,7 +225,7 @@ class Reflector:
             labels = texts.HIDDEN
         return {"example": example.text, "expected": labels or texts.UNKNOWN}
 
-    async def _attempts(self, batch: Batch, group: Group, max_tokens: int) -> list[str]:
+    def _attempts(self, batch: Batch, group: Group, max_tokens: int) -> list[str]:
         """A text for each rollout: whole where all fit, a summary where they are too long."""
         attempts = [texts.attempt_text(rollout) for rollout in group.rollouts]
         sizes = [texts.estimate_tokens(text) for text in attempts]
@@ -240,20 +233,19 @@ class Reflector:
         longest = share if sum(sizes) > max_tokens else max_tokens
         if self._settings.reflection.summarize_always:
             longest = 0
-
-        async def shorter(index: int) -> str:
-            rollout, text = group.rollouts[index], attempts[index]
-            if sizes[index] <= longest:
-                return text
-            score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
-            attempt = f"{score}{texts.clip(text, max_tokens)}"
-            inputs, ask = {**self._about(group), "attempt": attempt}, self._client.ask_shorter
-            answer = await ask("summary", batch, group.example, lambda _: inputs, index)
-            if answer.output:
-                text = texts.attempt_text(rollout, str(answer.output))
-            return texts.clip(text, share)
-
-        return await self._client.at_once(map(shorter, range(len(attempts))))
+        asked: dict[int, Waited] = {}
+        for index, (rollout, text) in enumerate(zip(group.rollouts, attempts, strict=True)):
+            if sizes[index] > longest:
+                score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
+                attempt = f"{score}{texts.clip(text, max_tokens)}"
+                inputs = {**self._about(group), "attempt": attempt}
+                as_asked = partial(lambda inputs, _: inputs, inputs)
+                asked[index] = self._client.begin("summary", batch, group.example, as_asked, index)
+        for index, wait in asked.items():
+            if summary := wait().output:
+                attempts[index] = texts.attempt_text(group.rollouts[index], str(summary))
+            attempts[index] = texts.clip(attempts[index], share)
+        return attempts
 
     def _read(
         self, answer: Answer, examples: Sequence[Example], *evidence: Evidence, scope: str = ALL
@@ -269,7 +261,7 @@ class Reflector:
         lessons, refused = lessons_in(answer.output or (), blank, names, guard, shown, most)
         return lessons[: self._settings.reflection.lessons_per_group * len(examples)], refused
 
-    async def draft(self, batch: Batch, note: str = "") -> Extracted:
+    def draft(self, batch: Batch, note: str = "") -> Extracted:
         """The lessons that at least two drafts give; all, if no two agree.
 
         Where the reflection LM can write briefs, fewer drafts are made.
@@ -277,9 +269,7 @@ class Reflector:
         settings, client = self._settings, self._client
         max_tokens = getattr(settings.reflection.draft, "shown_tokens", 12_000)
 
-        async def one_draft(
-            number: int, examples: Sequence[Example], earlier: Awaitable[Found] | None
-        ) -> Found:
+        def asked(number: int, examples: Sequence[Example]) -> Waited:
             labelled = [f"{each.text}\nLabels:\n{each.labels_text}" for each in examples]
 
             def inputs(halving: int) -> Inputs:
@@ -290,17 +280,20 @@ class Reflector:
                 shown_as = texts.by_example(shown)
                 return {"objective": objective, "experiences": library, "examples": shown_as}
 
-            answer = await client.ask_shorter("draft", batch, number, inputs, earlier=earlier)
-            source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
-            return self._read(answer, examples, source)
+            return client.begin("draft", batch, number, inputs)
 
-        briefs = tuple(await self._briefer.first(batch))
+        briefs = tuple(self._briefer.first(batch))
         parts = [*enumerate(itertools.islice(self._draft_parts(), settings.drafts))]
+        results: list[Found] = []
         n_useless = sum(answer.is_useless for answer in client.answers[batch.update])  # briefs
         n_first = max(1, ANSWERS_IN_A_ROW - n_useless)
-        results = await client.in_turn(partial(one_draft, *part) for part in parts[:n_first])
-        if not why_useless(client.answers, batch.update, settings.reflection_lm):
-            results += await client.in_turn(partial(one_draft, *part) for part in parts[n_first:])
+        for some in (parts[:n_first], parts[n_first:]):
+            if results and why_useless(client.answers, batch.update, settings.reflection_lm):
+                break
+            for number, examples, wait in [(n, shown, asked(n, shown)) for n, shown in some]:
+                source = Evidence(batch.update, number, (), ())  # tells the drafts apart in merging
+                answer = wait(lambda: not results or results[-1] is not None)
+                results.append(self._read(answer, examples, source))
         drawn, refused = _together(results)
         merged = merge_lessons(drawn)
         repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
@@ -332,10 +325,6 @@ def _together(results: Iterable[Found]) -> tuple[list[Lesson], list[str]]:
     """What all these calls found."""
     pairs = [*filter(None, results)]
     return [x for taken, _ in pairs for x in taken], [x for _, refused in pairs for x in refused]
-
-
-async def _all_of(groups: Sequence[Awaitable[SampledGroup]]) -> list[SampledGroup]:
-    return [await group for group in groups]
 
 
 def _is_explained(batch: Batch, sampled: SampledGroup, lead: int) -> bool:

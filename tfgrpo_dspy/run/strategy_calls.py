@@ -6,12 +6,12 @@ first three batches, and rewards that fail in the first, end the run; another me
 always failed is asked no more. Without strategies nothing here does anything.
 """
 
-import asyncio
 import contextlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -55,7 +55,6 @@ from tfgrpo_dspy.strategies.base import (
     Shown,
     Strategy,
     UpdateContext,
-    answer_of,
     overrides,
 )
 from tfgrpo_dspy.user_code import check_wanted
@@ -106,7 +105,8 @@ class Strategies:
     ) -> None:
         self._strategies, self._client = strategies, client
         self._report, self._ledger, self._journal = calls.report, calls.ledger, calls.journal
-        self._asked: dict[str, asyncio.Task[Answer]] = {}
+        self._lock, self._call = calls.pool.lock, calls.pool.call
+        self._asked: dict[str, Callable[[], Answer]] = {}
         self._charged: dict[str, int] = {}  # the update that an answer is charged to
         self._hanging: set[tuple[int, str]] = set()  # or asked now
         self.switched_off: dict[tuple[int, str], str] = {}  # with why, in words
@@ -149,12 +149,12 @@ class Strategies:
         for strategy in self.overriding("choose"):
             plan = replace(plan, sizes=MappingProxyType(dict(plan.sizes)))
             with self._counting(strategy, "choose", ends=MOST_FAILURES):
-                sizes = strategy.choose(plan)
+                sizes = self._call(partial(strategy.choose, plan))
                 check_sizes(sizes, plan)
                 plan = replace(plan, sizes=sizes)
         return dict(plan.sizes)
 
-    async def attempts(self, context: GroupContext, batch: Batch) -> list[Attempt]:
+    def attempts(self, context: GroupContext, batch: Batch) -> list[Attempt]:
         """The extra attempts that the group gets next."""
         why = "no extra attempt of the latest rescued groups was better than the others"
         if self._is_in_vain(rescued_in_vain(context.past), "rescue", why):
@@ -162,7 +162,7 @@ class Strategies:
         extra: list[Attempt] = []
         for strategy in self._asked_still("rescue", batch):
             with self._counting(strategy, "rescue", batch):
-                attempts = list(await answer_of(strategy.rescue(context, self._ask(batch))))
+                attempts = list(strategy.rescue(context, self._ask(batch)))
                 wanted = (
                     "Attempts; a hint is a text without field markers, a teacher a program or an "
                     "LM, a temperature from 0 to 2"
@@ -203,12 +203,12 @@ class Strategies:
                 counting[k] = replace(counting[k], score=reward, failure=failure)
         return counting
 
-    async def shown(self, context: GroupContext, batch: Batch) -> tuple[SampledGroup, str]:
+    def shown(self, context: GroupContext, batch: Batch) -> tuple[SampledGroup, str]:
         """The group that the reflection LM compares, and all notes on it."""
         notes = [context.sampled.note]
         for strategy in self._asked_still("show", batch):
             with self._counting(strategy, "show", batch):
-                shown = await answer_of(strategy.show(context, self._ask(batch)))
+                shown = strategy.show(context, self._ask(batch))
                 check(isinstance(shown, Shown), shown, "a Shown")
                 are_its = all(rollout in context.group.rollouts for rollout in shown.rollouts)
                 check(are_its, shown.rollouts, "rollouts of context.group.rollouts")
@@ -217,7 +217,7 @@ class Strategies:
                 notes.append(self._journal.redacted(str(shown.note)).strip())
         return context.sampled, "\n".join(filter(None, notes))
 
-    async def credited(self, context: GroupContext, batch: Batch, player: Player) -> SampledGroup:
+    def credited(self, context: GroupContext, batch: Batch, player: Player) -> SampledGroup:
         """The group with values of its steps, if these repeat, and rollouts made for it."""
         past, place = context.past, batch.examples.index(context.group.example)
         why = "hardly any group had a step that decided"
@@ -227,7 +227,7 @@ class Strategies:
             if not (pays or overrides(strategy, "choose")):  # in place of whole rollouts
                 continue
             with self._counting(strategy, "credit", batch):
-                credit = await answer_of(strategy.credit(context, self._ask(batch), player))
+                credit = strategy.credit(context, self._ask(batch), player)
                 check(isinstance(credit, Credit), credit, "a Credit")
                 sampled = player.with_beside(context.sampled, credit.beside)
                 n_values = {each.rollout_id: len(each.values) for each in sampled.group.rollouts}
@@ -247,7 +247,7 @@ class Strategies:
                 context = replace(context, sampled=replace(sampled, group=group, note=note))
         return replace(context.sampled, probes=player.others(context.group))
 
-    async def proposed(self, context: UpdateContext, batch: Batch) -> Proposed:
+    def proposed(self, context: UpdateContext, batch: Batch) -> Proposed:
         """The lessons that UpdateLibrary is shown, and the operations beside its own."""
         operations: list[Any] = []
         notes: list[str] = []
@@ -255,7 +255,7 @@ class Strategies:
             if batch.is_draft and not strategy.proposes_first:
                 continue
             with self._counting(strategy, "propose", batch):
-                proposed = await answer_of(strategy.propose(context, self._ask(batch)))
+                proposed = self._call(partial(strategy.propose, context, self._ask(batch)))
                 check(isinstance(proposed, Proposed), proposed, "a Proposed")
                 are_lessons = all(isinstance(each, Lesson) for each in proposed.lessons)
                 check(are_lessons, proposed.lessons, "lessons")
@@ -271,19 +271,21 @@ class Strategies:
     def _ask(self, batch: Batch) -> Ask:
         """Asks the reflection LM; the same question is asked once in the run."""
 
-        async def ask(signature: Any, **inputs: Any) -> Mapping[str, Any]:
+        def ask(signature: Any, **inputs: Any) -> Mapping[str, Any]:
             asked = dspy.ensure_signature(signature)
             is_signature = isinstance(asked, type) and issubclass(asked, dspy.Signature)
             check(is_signature, signature, "a signature to ask")
             key = json.dumps([repr(signature), inputs], sort_keys=True, default=repr)
-            if key not in self._asked:
-                asking = self._client.ask_for_strategy(batch, signature, inputs)
-                self._asked[key] = self._client.spawn(asking)
-                self._charged[key] = batch.update
-            answer = await self._asked[key]
-            if batch.update < self._charged[key]:  # the first update that needs the answer pays
-                self._client.charge(answer.usage, self._charged[key], batch.update)
-                self._charged[key] = batch.update
+            with self._lock:
+                if key not in self._asked:
+                    begun = self._client.begin_for_strategy(batch, signature, inputs)
+                    self._asked[key] = self._client.beside(begun)
+                    self._charged[key] = batch.update
+            answer = self._asked[key]()
+            with self._lock:
+                if batch.update < self._charged[key]:  # the first update that needs the answer pays
+                    self._client.charge(answer.usage, self._charged[key], batch.update)
+                    self._charged[key] = batch.update
             return answer.output if isinstance(answer.output, Mapping) else {}
 
         return ask
@@ -308,10 +310,8 @@ class Strategies:
             self._report.count_failure("budget", str(error))
         except (StoreError, RunStopped, KeyboardInterrupt):  # not the strategy's, too
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever a user's method raises is counted
             check_wanted()
-            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
-                raise  # the run has ended
             self._ledger.raised.note(error)
             message = f"{type(strategy).__name__}.{method}: {described(error)}"
             self._report.count_failure("strategy", message)
@@ -326,12 +326,3 @@ class Strategies:
 
     def _note(self, key: tuple[int, str], batch: Batch | None, worked: bool) -> None:
         self._outcomes[key].append((batch.update if batch else 0, worked))
-
-
-def _is_cancelled() -> bool:
-    """Whether it is the run that has cancelled this task, and not a strategy's own code."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # there is no event loop: the final choice
-        return False
-    return task is not None and task.cancelling() > 0

@@ -106,7 +106,7 @@ def _checked_strategies(strategies: Sequence[Strategy] | str) -> tuple[Strategy,
     for one in strategies:
         if type(one) is not Strategy and not any(overrides(one, name) for name in METHODS):
             raise ValueError(f"{one!r} overrides none of {', '.join(METHODS)}")
-        for name in ("choose", "reward"):
+        for name in METHODS:
             if is_coroutine_function(getattr(one, name)):
                 raise ValueError(f"{type(one).__name__}.{name} should not be async")
     names = [type(one).__name__ for one in strategies if overrides(one, "credit")]

@@ -7,7 +7,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from types import FunctionType, MethodType
 from typing import Any
 
 import dspy
@@ -23,8 +22,15 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import Example, has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, PaperReflection, Settings
-from tfgrpo_dspy.settings.schedule import RunData, RunInputs, assumed, derive, plan_of
-from tfgrpo_dspy.user_code import held_by
+from tfgrpo_dspy.settings.schedule import (
+    RunData,
+    RunInputs,
+    RunSettings,
+    assumed,
+    derive,
+    plan_of,
+)
+from tfgrpo_dspy.user_code import held_by, is_coroutine_function, is_in_a_loop
 
 logger = logging.getLogger(__name__)
 
@@ -178,19 +184,23 @@ def programs_of(settings: Settings, student: Any) -> list[Any]:
     return [student, *(each for each in held if isinstance(each, dspy.Module))]
 
 
-def code_of(settings: Settings, student: Any) -> Iterator[tuple[str, Any]]:
-    """The user's code that a run calls, with names for errors."""
+def refuse_blocked(settings: RunSettings, student: Any) -> None:
+    """Raise SettingsError where async code may need the loop of this thread, which is blocked."""
+    if settings.offline or not is_in_a_loop():
+        return
+    code = [(name, getattr(settings, name)) for name in ("metric", "approve")]
     for program in programs_of(settings, student):
-        for _, tool in program.named_sub_modules(dspy.Tool):
-            yield f"tool {tool.name!r}", tool.func
-        for _, module in program.named_sub_modules():
-            if not type(module).__module__.startswith("dspy."):
-                for name in ("aforward", "forward"):  # `getattr` would warn
-                    function = inspect.getattr_static(module, name, None)
-                    bound = isinstance(function, FunctionType) and MethodType(function, module)
-                    yield f"program {type(module).__name__}", bound or function
-    for name in ("metric", "approve"):
-        yield name, getattr(settings, name)
+        tools = program.named_sub_modules(dspy.Tool)
+        code += [(f"tool {tool.name!r}", tool.func) for _, tool in tools]
+        forward = inspect.getattr_static(program, "forward", None)
+        is_syncified = getattr(forward, "__module__", "") == dspy.syncify.__module__
+        awaits = forward is None or is_syncified or is_coroutine_function(forward)
+        name = f"program {type(getattr(program, 'program', program)).__name__}"
+        code.append((name, program.acall if awaits else None))
+    if names := ", ".join(name for name, function in code if is_coroutine_function(function)):
+        fault = "may need the event loop that is running here, and compile blocks it until the run"
+        way = "call `await optimizer.acompile(...)` (of `learn`: `alearn`)"
+        raise SettingsError(f"{names}: {fault} is over; {way}.")
 
 
 # ----------------------------------------------------------------------------------------- faults

@@ -43,14 +43,14 @@ CREDIT_SHARE = 0.5
 class Auto(Strategy):
     """`TieredHints` where the first groups fail in silence; `Objectives` where scales differ."""
 
-    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
         """Hints, if they are needed."""
         is_needed = context.shows_labels and needs_hints(context.past)
-        return await HINTS.rescue(context, ask) if is_needed else ()
+        return HINTS.rescue(context, ask) if is_needed else ()
 
-    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """The lessons, without those that give away what a hint was written from."""
-        return await HINTS.propose(context, ask)
+        return HINTS.propose(context, ask)
 
     def reward(self, scored: Scored) -> Sequence[float | None]:
         """The scores; or the mean of the scaled objectives, as the first batch decides."""

@@ -5,9 +5,8 @@ a function of its arguments alone: it reads no clock, no state and no random num
 it draws with a seed of its arguments. So a run that is resumed or replayed decides the same.
 """
 
-import inspect
 import typing
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -41,19 +40,19 @@ def strategy(kind: type[T]) -> type[T]:
 
 
 class Ask(Protocol):
-    """Asks the reflection LM: `answer = await ask(signature, field=...)`.
+    """Asks the reflection LM: `answer = ask(signature, field=...)`.
 
     `signature` is a class or a string, as for `dspy.Predict`. The answer holds the output fields by
     name; it is empty where the LM failed or its answer could not be read. The call is metered and
     recorded, and the same question is asked once in a run.
     """
 
-    def __call__(self, signature: Any, **inputs: Any) -> Awaitable[Mapping[str, Any]]:
+    def __call__(self, signature: Any, **inputs: Any) -> Mapping[str, Any]:
         """The output fields by name."""
 
 
 class Play(Protocol):
-    """Goes on from a step of a rollout: `made = await play(rollout, n_steps, n)`.
+    """Goes on from a step of a rollout: `made = play(rollout, n_steps, n)`.
 
     The first `n_steps` steps are fed back from the record of the rollout, and cost nothing; what
     follows is sampled anew, with the same library, and scored. The calls are metered and recorded.
@@ -77,7 +76,7 @@ class Play(Protocol):
         *,
         answers_now: bool = False,
         ends_if_same: bool = False,
-    ) -> Awaitable[Sequence[Rollout]]:
+    ) -> Sequence[Rollout]:
         """The rollouts, in the order of their samples."""
 
 
@@ -260,7 +259,7 @@ class Strategy:
         """
         return plan.sizes
 
-    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
         """Extra attempts for a group; asked again with these in the group, until there are none."""
         return ()
 
@@ -268,7 +267,7 @@ class Strategy:
         """The score that each of the rollouts counts with; None: it has no score."""
         return [rollout.score or 0.0 for rollout in scored.rollouts]
 
-    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The values of the steps of the group's rollouts, and further rollouts for the group.
 
         The reflection LM is shown the values, and the lessons of the group are for the predictor
@@ -276,22 +275,17 @@ class Strategy:
         """
         return Credit({})
 
-    async def show(self, context: GroupContext, ask: Ask) -> Shown:
+    def show(self, context: GroupContext, ask: Ask) -> Shown:
         """The rollouts of `context.group` that the reflection LM compares, and a note."""
         return Shown(context.group.rollouts)
 
-    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """The lessons that UpdateLibrary is shown, and operations beside its own."""
         return Proposed(context.lessons)
 
 
 METHODS = tuple(name for name, one in vars(Strategy).items() if callable(one) and name[0] != "_")
 """The decisions that a strategy may take."""
-
-
-async def answer_of(answer: Any) -> Any:
-    """The answer of a strategy's method, or the result of the coroutine that it gave."""
-    return await answer if inspect.isawaitable(answer) else answer
 
 
 def overrides(strategy: object, method: str) -> bool:

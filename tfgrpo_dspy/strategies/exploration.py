@@ -71,7 +71,7 @@ class ClippedDiversity(Strategy):
     explore: Share = 0.5
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
 
-    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
         """Attempts that must differ from those that agree and fail; once."""
         rollouts, additions = context.sampled.unaided.rollouts, context.sampled.additions
         agree = len({rollout.answer for rollout in rollouts}) == 1 and rollouts[0].answer
@@ -158,7 +158,7 @@ class BranchingRollouts(Strategy):
             return plan.sizes
         return {example: min(self.whole, size) for example, size in plan.sizes.items()}
 
-    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """Branches beside the whole rollouts, and the values of the tree."""
         scored = _scored(context.sampled)
         if not _places([*scored, *_scored(*context.past)]):
@@ -177,14 +177,14 @@ class BranchingRollouts(Strategy):
         for rollout, state in _places(scored):
             if len(branches) >= wanted or n_tries < 0:
                 break
-            more = await play(rollout, state, ends_if_same=True)
+            more = play(rollout, state, ends_if_same=True)
             branches += more
             n_tries -= not more
         for rollout, state in _places(scored):  # where no place is left that is unsure
             if len(branches) >= wanted:
                 break
             ids = {branch.rollout_id for branch in branches}
-            branches += [r for r in await play(rollout, state) if r.rollout_id not in ids]
+            branches += [r for r in play(rollout, state) if r.rollout_id not in ids]
         return Credit(tree_values([*scored, *branches]), tuple(branches))
 
 
@@ -228,7 +228,7 @@ class StateTasks(Strategy):
 
     rollouts: Least2 = 2
 
-    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The rollouts that go on from a learnable state, and the values of all states."""
         group = context.sampled.unaided
         scored = _scored(context.sampled)
@@ -239,7 +239,7 @@ class StateTasks(Strategy):
         rates = _rates(context)
         chance = random.Random(f"{group.example}/{context.sampled.update}/StateTasks")
         (state,) = chance.choices(inner, [rates[n].variance_of_a_rollout ** 2 for n in inner])
-        rollouts = await play(source, state, self.rollouts)
+        rollouts = play(source, state, self.rollouts)
         every = (*scored, *rollouts)
         if not replace(group, rollouts=every).has_contrast:
             return Credit({}, tuple(rollouts))  # values that are all alike teach nothing

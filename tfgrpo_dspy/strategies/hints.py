@@ -70,7 +70,7 @@ class TieredHints(Strategy):
 
     after: Least0 = 1
 
-    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
         """The next hint, if the group still fails."""
         earlier, failed = context.earlier, context.sampled.unaided.rollouts
         latest = earlier[len(earlier) - self.after :]
@@ -80,7 +80,7 @@ class TieredHints(Strategy):
         every = context.shown_example.labels
         outputs = {name for rollout in context.group.all_rollouts for name in rollout.outputs}
         labels = {name: text for name, text in every.items() if name in outputs} or every
-        answer = await ask(
+        answer = ask(
             WriteHints,
             example=context.shown_example.text,
             expected=fields_text(labels) if context.shows_labels and labels else UNKNOWN,
@@ -92,7 +92,7 @@ class TieredHints(Strategy):
         usable = (hint for hint in left if not gives_away(hint, labels))
         return [Attempt(hint=hint) for hint in usable][:1]
 
-    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """The lessons that do not give away the label of an example that had a hint.
 
         A label that other training examples have, too, names a class and may be told. A reason that
@@ -166,7 +166,7 @@ class TeacherRollouts(Strategy):
     share: Annotated[float, Field(ge=0.01, le=1)] = 0.5
     shares_library: bool = False
 
-    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
         """The teacher's rollouts, once."""
         if not context.fails or any(each.teacher is not None for each in context.sampled.additions):
             return ()

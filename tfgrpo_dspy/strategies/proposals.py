@@ -69,7 +69,7 @@ class ConflictAware(Strategy):
 
     max_entropy: Magnitude = math.log(2)
 
-    async def show(self, context: GroupContext, ask: Ask) -> Shown:
+    def show(self, context: GroupContext, ask: Ask) -> Shown:
         """The attempts of low entropy, and what good and bad ones share."""
         group = context.group
         kept = [r for r in group.rollouts if r.entropy is None or r.entropy <= self.max_entropy]
@@ -149,14 +149,14 @@ class Extrapolate(Strategy):
     every: Least1 = 5
     most: Least1 = 2
 
-    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """Advice past the better of two states; asked for after each `every` updates."""
         pair = None if context.update % self.every else _two_states(context)
         if not context.update or pair is None:
             return Proposed(context.lessons)
         worse, better = (_lines(state) for state in pair)
         n, factor = self.most, self.factor
-        answer = await ask(GoPast, max_candidates=n, worse=worse, better=better, factor=factor)
+        answer = ask(GoPast, max_candidates=n, worse=worse, better=better, factor=factor)
         evidence = tuple(dict.fromkeys(e for one in pair[1] for e in one.evidence))
         lines = read_lessons(answer.get("further", "None"))[:n]
         read = (read_lesson(line, context.predictors, pair[1][0].scope) for line in lines)
@@ -242,7 +242,7 @@ class Induction(Strategy):
     every: Least1 = 10
     most: Least1 = 3
 
-    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """Rules behind the experiences that stayed; asked for after each `every` updates."""
         operations: tuple[Add | Modify, ...] = ()
         is_asked = context.update and not context.update % self.every
@@ -252,10 +252,10 @@ class Induction(Strategy):
             if texts and not any(_effect(e) > 0 for e in libraries[-1] if e.text in texts):
                 return Proposed(context.lessons)
             then = replace(context, library=libraries[-1], libraries=libraries)
-            operations = await self._operations(then, ask)  # earlier answers are remembered
+            operations = self._operations(then, ask)  # earlier answers are remembered
         return Proposed(context.lessons, operations)
 
-    async def _operations(self, context: UpdateContext, ask: Ask) -> tuple[Add | Modify, ...]:
+    def _operations(self, context: UpdateContext, ask: Ask) -> tuple[Add | Modify, ...]:
         """The operations that the reflection LM answers; each rests on what it resembles."""
         start, *later = context.libraries
         of_start = {experience.advice for experience in start}
@@ -264,7 +264,7 @@ class Induction(Strategy):
             return ()
         now = {experience.advice for experience in context.library}
         went = {one.advice: one for one in itertools.chain(start, *later) if one.advice not in now}
-        answer = await ask(
+        answer = ask(
             FindRules,
             max_candidates=self.most,
             before=_lines(start),
@@ -336,14 +336,14 @@ class AttributionPrior(Strategy):
     proposes_first = True
     n_examples: Least1 = 6
 
-    async def show(self, context: GroupContext, ask: Ask) -> Shown:
+    def show(self, context: GroupContext, ask: Ask) -> Shown:
         """All rollouts, with a note on what matters."""
-        matters = await self._matters(context, ask)
+        matters = self._matters(context, ask)
         return Shown(context.group.rollouts, f"{MATTERS}{matters}" if matters else "")
 
-    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """What matters, for the drafts before the first rollout; then the lessons that obey."""
-        matters = await self._matters(context, ask)
+        matters = self._matters(context, ask)
         if not context.update:
             return Proposed(context.lessons, note=f"{MATTERS}{matters}" if matters else "")
         measured = [one for one in context.library if one.effect is not None]
@@ -352,7 +352,7 @@ class AttributionPrior(Strategy):
         others = set[str]()
         if single and matters:
             lines = "\n".join(f"{n}. {text}" for n, text in enumerate(texts, 1))
-            answer = await ask(FindOthers, matters=matters, lines=lines)
+            answer = ask(FindOthers, matters=matters, lines=lines)
             numbers = {int(n) for n in re.findall(r"\d{1,3}", str(answer.get("others", "")))}
             others = {text for n, text in enumerate(texts, 1) if n in numbers}
         obeyed = [_effect(one) for one in measured if one.text not in others]
@@ -365,7 +365,7 @@ class AttributionPrior(Strategy):
         kept = [one for one in rest if not explained & {e.example for e in one.evidence}]
         return Proposed((*obeying, *kept))
 
-    async def _matters(self, context: RunContext, ask: Ask) -> str:
+    def _matters(self, context: RunContext, ask: Ask) -> str:
         """The answer to the one question, which is always the same; "" where it says nothing."""
         n = min(self.n_examples, len(context.training))
         positions = random.Random("attribution").sample(sorted(context.training), n)
@@ -374,6 +374,6 @@ class AttributionPrior(Strategy):
             labels = example.labels_text if context.shows_labels else ""
             texts = (example.text, "Labels:", labels or UNKNOWN)
             parts.append("\n".join(shortened(text, FIELD_BYTES) for text in texts))
-        answer: Mapping[str, Any] = await ask(SayWhatMatters, examples=by_example(parts))
+        answer: Mapping[str, Any] = ask(SayWhatMatters, examples=by_example(parts))
         matters = shortened(answer.get("matters", ""), FIELD_BYTES)
         return matters if read_lessons(matters) else ""

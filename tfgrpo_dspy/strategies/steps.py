@@ -179,7 +179,7 @@ class MonteCarloCredit(Strategy):
 
     calls: Multiple = 1.0
 
-    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The values of the steps of one rollout, and one beside it from the decisive state."""
         group = context.sampled.unaided
         if not group.has_contrast:
@@ -208,7 +208,7 @@ class MonteCarloCredit(Strategy):
             state = max(worth, key=lambda state: worth[state])
             n_asked[state] += 1
             left -= costs[state]
-            played[state] = await play(rollout, state, n_asked[state])
+            played[state] = play(rollout, state, n_asked[state])
         falls = [abs(after - before) for before, after in itertools.pairwise(values.means)]
         before = ends[falls.index(max(falls))] if falls else 0
         score = rollout.score or 0.0
@@ -243,7 +243,7 @@ class InformationGain(Strategy):
     samples: Least1 = 2
     calls: Multiple = 1.0
 
-    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The values of the turns of the rollouts; at the end a value is the score."""
         group, values_of = context.sampled.unaided, dict[int, list[float | None]]()
         left = self.calls * sum(rollout.usage.n_answers for rollout in group.all_rollouts)
@@ -254,7 +254,7 @@ class InformationGain(Strategy):
                 break
             values: list[float | None] = [None] * len(rollout.values)
             for state in before_end:
-                answers = await play(rollout, state, self.samples, answers_now=True)
+                answers = play(rollout, state, self.samples, answers_now=True)
                 values[state] = expected_score(answers) if answers else None
             values[-1] = rollout.score
             values_of[rollout.rollout_id] = values
@@ -314,7 +314,7 @@ class ImplicitStepRewards(Strategy):
     pairs: Least1 = 3
     groups: Least0 = 20
 
-    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The value of each turn of each rollout that was compared."""
         past = context.past[len(context.past) - self.groups :] if self.groups else ()
         here = letter_groups(context.shown_example.text, (4,))
@@ -326,7 +326,7 @@ class ImplicitStepRewards(Strategy):
             for first, second in self._pairs(sampled.unaided) if weight > 0 else ():
                 ahead = (first.score or 0.0) - (second.score or 0.0)
                 if first.score is None:  # there is no metric
-                    ahead = await _preference(example.text, first, second, ask)
+                    ahead = _preference(example.text, first, second, ask)
                 if abs(ahead) > sampled.group.least_contrast:
                     winner, loser = (first, second) if ahead > 0 else (second, first)
                     rows.append((winner, loser, weight))
@@ -393,13 +393,13 @@ def _features(rollout: Rollout) -> list[list[object]]:
     return features
 
 
-async def _preference(example: str, first: Rollout, second: Rollout, ask: Ask) -> float:
+def _preference(example: str, first: Rollout, second: Rollout, ask: Ask) -> float:
     """1 where the reflection LM prefers the first, -1 where the second, else 0."""
     texts = [
         clip(f"{trajectory_text(rollout)}\nOutputs:\n{fields_text(rollout.outputs)}", PAIR_TOKENS)
         for rollout in (first, second)
     ]
-    answer = await ask(PreferAttempt, example=example, attempt_1=texts[0], attempt_2=texts[1])
+    answer = ask(PreferAttempt, example=example, attempt_1=texts[0], attempt_2=texts[1])
     digits = [digit for digit in str(answer.get("better", "")) if digit in "012"]
     return {"1": 1.0, "2": -1.0}.get(digits[0] if digits else "", 0.0)
 
@@ -444,7 +444,7 @@ class TeacherMarks(Strategy):
 
     earlier: Least0 = 8
 
-    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The marks of each turn of each rollout, as shares of ten."""
         group = context.sampled.unaided
         if not group.rollouts or not (group.has_contrast or context.fails or not group.scores):
@@ -455,7 +455,7 @@ class TeacherMarks(Strategy):
             for n, r in enumerate(group.rollouts, 1)
         ]
         labels = context.shown_example.labels_text if context.shows_labels else ""
-        answer = await ask(
+        answer = ask(
             MarkSteps,
             example=context.shown_example.text,
             expected=labels or UNKNOWN,

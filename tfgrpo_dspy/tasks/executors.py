@@ -1,19 +1,21 @@
 """Runs rollouts in the user's executor (`concurrent.futures`, dask), which is never shut down."""
 
-import asyncio
 import itertools
 import math
+import threading
 import uuid
-from concurrent.futures import BrokenExecutor, Executor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, wait
 
 from tfgrpo_dspy.budget.ledger import Budget, Ledger, Reservation
-from tfgrpo_dspy.errors import described
+from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
 from tfgrpo_dspy.tasks.worker import Reply, Request, run_request
+from tfgrpo_dspy.user_code import check_wanted
 
 MAX_LOST_WORKERS = 3  # A request that lost this many workers is not sent again
-POLL_S = 0.02
-"""The interval at which a request that waits for budget looks for calls given back."""
+POLL_S, WATCH_S = 0.02, 0.1
+"""How often a request that waits for budget looks for calls given back; and one that waits for its
+reply, whether anybody still waits for it."""
 LEAST = {"max_lm_calls": 1.0, "max_cost": 1e-9}
 FIRST = {"max_lm_calls": 16.0, "max_cost": 0.0}
 """The most that is reserved for a rollout before any cost is known; 0: a part of what is left."""
@@ -44,16 +46,16 @@ class RemoteRollouts:
         self._executor = executor
         self._n_at_once = n_at_once
         self._largest = {"max_lm_calls": 0.0, "max_cost": 0.0}
-        self._names = (f"{uuid.uuid4().hex}/{i}" for i in itertools.count())
+        self._name, self._count = uuid.uuid4().hex, itertools.count()
 
-    async def rollout(self, request: Request, n_metric_calls: int = 0) -> Rollout | Failure:
+    def rollout(self, request: Request, n_metric_calls: int = 0) -> Rollout | Failure:
         """The rollout, or a failure if too many workers are lost to it. Raises RunStopped."""
         n_losses, why = 0, ""
         while n_losses < MAX_LOST_WORKERS:
             while (share := self._reserve(n_metric_calls)) is None:
-                await asyncio.sleep(POLL_S)
+                threading.Event().wait(POLL_S)
             try:
-                reply = await self._reply(share, request)
+                reply = self._reply(share, request)
             except Exception as error:  # noqa: BLE001 - whatever an executor raises
                 self._check_usable(error)
                 why = f"the executor raised {described(error)}"
@@ -104,7 +106,7 @@ class RemoteRollouts:
                 self._ledger.use_up(limit)
             self._largest[limit] = max(self._largest[limit], 2.0 * reserved)
 
-    async def _reply(self, share: Reservation, request: Request) -> Reply:
+    def _reply(self, share: Reservation, request: Request) -> Reply:
         """The reply to the request; of one that takes too long the whole share counts as spent."""
         limits, seconds_left = self._ledger.budget, self._ledger.seconds_left()
         budget = Budget(
@@ -112,20 +114,21 @@ class RemoteRollouts:
             max_cost=None if limits.max_cost is None else share.cost,
             max_minutes=None if math.isinf(seconds_left) else max(0.0, seconds_left) / 60,
         )
-        name = next(self._names)  # dask runs tasks of equal arguments only once
+        name = f"{self._name}/{next(self._count)}"  # dask runs tasks of equal arguments only once
         try:
-            reply = asyncio.wrap_future(self._executor.submit(run_request, request, budget, name))
-        except Exception as error:  # closed, or whatever it raises then; or this is no future
-            raise BrokenExecutor(described(error)) from error
-        try:
-            await asyncio.wait({reply})
-        except asyncio.CancelledError:  # it took too long, or the run has ended
+            reply = self._executor.submit(run_request, request, budget, name)
+            while not reply.done():
+                wait([reply], WATCH_S)
+                check_wanted()
+        except RunStopped:  # it took too long, or the run has ended
             reply.cancel()
             share.abandoned.set()
             raise
+        except Exception as error:  # closed, or whatever it raises then; or this is no future
+            raise BrokenExecutor(described(error)) from error
         try:
             return reply.result()
-        except asyncio.CancelledError as error:
+        except CancelledError as error:
             raise RuntimeError(f"the executor cancelled request {name}") from error
 
     def _check_usable(self, error: Exception) -> None:

@@ -1,0 +1,176 @@
+"""The threads of a run by themselves: what is begun when, what is raised where, what hangs."""
+
+import re
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfgrpo_dspy.budget.ledger import Ledger
+from tfgrpo_dspy.budget.meter import Meter
+from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.tasks.pool import Activity, Job, Pool
+
+WAIT_S = 10.0
+"""How long a test waits for what should come; it does not come where something waits in vain."""
+
+
+def as_it_is(result: Any) -> Any:
+    return result
+
+
+def all_of(pool: Pool, works: list[Callable[[], Any]]) -> list[Any]:
+    with pool.running():
+        jobs = [pool.submit(Job(work, as_it_is), (0,)) for work in works]
+        return [pool.result(job) for job in jobs]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
+@settings(max_examples=30)
+def test_of_tasks_that_wait_the_lowest_priority_is_begun_first_and_of_equals_the_earlier(
+    priorities: list[tuple[int, int]],
+) -> None:
+    pool, may_begin = Pool(Ledger(), 1), threading.Event()
+    begun: list[Any] = []
+    first = pool.submit(Job(lambda: may_begin.wait(WAIT_S), as_it_is), (0,))
+    pool.until(lambda: first.begun_s > 0)
+    rest = [
+        pool.submit(Job(partial(begun.append, (priority, i)), as_it_is), priority)
+        for i, priority in enumerate(priorities)
+    ]
+    may_begin.set()
+    for job in (first, *rest):
+        pool.result(job)
+    assert begun == sorted((priority, i) for i, priority in enumerate(priorities))
+
+
+def test_what_a_result_leads_to_is_begun_before_the_tasks_that_wait() -> None:
+    pool, begun = Pool(Ledger(), 1), list[str]()
+
+    def job(name: str, priority: int) -> Job[Any]:
+        return pool.submit(Job(partial(begun.append, name), as_it_is), (priority,))
+
+    with pool.running():
+        first, *others = [job("rollout", 3) for _ in range(3)]
+
+        def lesson() -> None:
+            pool.result(first)
+            pool.result(job("lesson", 2))
+
+        wait = pool.beside(lesson)
+        for other in others:
+            pool.result(other)
+        wait()
+    assert begun == ["rollout", "lesson", "rollout", "rollout"]
+
+
+@pytest.mark.parametrize("where", ["beside", "a job", "what records the result"])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_what_is_raised_anywhere_ends_the_run_and_leaves_nothing_running(
+    where: str, error: type[BaseException]
+) -> None:
+    """Two threads: one job hangs, others wait for its place; then the error is raised."""
+    pool, hangs, released = Pool(Ledger(), 2), threading.Event(), threading.Event()
+    begun: list[int] = []
+
+    def hang(i: int) -> None:
+        begun.append(i)
+        hangs.set()
+        released.wait(WAIT_S)
+
+    def fail(_: Any = None) -> Any:
+        assert where == "what records the result" or hangs.wait(WAIT_S)  # that is under the lock
+        raise error
+
+    with pytest.raises(error), pool.running():
+        work = fail if where == "a job" else lambda: None
+        record = fail if where == "what records the result" else as_it_is
+        failing = pool.submit(Job(work, record), (0,))
+        pool.beside(fail if where == "beside" else lambda: pool.result(failing))
+        jobs = [pool.submit(Job(partial(hang, i), as_it_is), (1,)) for i in range(5)]
+        for job in jobs:  # nobody waits for what fails
+            pool.result(job)
+    n_begun = len(begun)
+    assert n_begun <= 2
+    assert all_of(pool, [partial(int, i) for i in range(4)]) == [0, 1, 2, 3]
+    released.set()  # what hung finds nobody, and nothing that waited for its place
+    assert all_of(pool, [partial(int, i) for i in range(4)]) == [0, 1, 2, 3]
+    assert len(begun) == n_begun
+
+
+def test_a_stopped_run_records_what_comes_soon_and_begins_nothing_more() -> None:
+    ledger, begun = Ledger(), []
+    pool, may_end, has_begun = Pool(ledger, 2), threading.Event(), threading.Barrier(3)
+
+    def work(i: int) -> int:
+        begun.append(i)
+        has_begun.wait(WAIT_S)
+        may_end.wait(WAIT_S)
+        return i
+
+    recorded: list[int] = []
+    with pytest.raises(RunStopped, match="told to"), pool.running():
+        jobs = [pool.submit(Job(partial(work, i), recorded.append), (0,)) for i in range(6)]
+        has_begun.wait(WAIT_S)
+        ledger.stop("told to")
+        threading.Timer(0.3, may_end.set).start()
+        pool.result(jobs[5])
+    assert sorted(begun) == sorted(recorded) == [0, 1]
+
+
+@pytest.mark.parametrize("n_hung", [1, 12])
+def test_a_task_that_takes_too_long_is_an_error_and_its_place_is_free(n_hung: int) -> None:
+    pool, released = Pool(Ledger(), 3, timeout_s=0.4), threading.Event()
+    together = threading.Barrier(3)
+    hung = all_of(pool, [lambda: released.wait(60)] * n_hung)
+    assert {str(result) for result in hung} == {"took over 0.4 s"}
+    assert [type(result) for result in hung] == [TimeoutError] * n_hung
+    wide = all_of(pool, [lambda: together.wait(0.35)] * 3)  # while the others still hang
+    assert sorted(wide) == [0, 1, 2]
+    released.set()
+
+
+def test_a_task_that_took_too_long_can_make_no_more_calls() -> None:
+    pool, late, refused = Pool(Ledger(), 1, timeout_s=0.05), threading.Event(), threading.Event()
+
+    def work() -> None:
+        meter = Meter(pool.ledger)
+        late.wait(WAIT_S)
+        try:
+            meter.check()
+        except RunStopped:
+            refused.set()
+
+    assert isinstance(all_of(pool, [work])[0], TimeoutError)
+    late.set()
+    assert refused.wait(WAIT_S)
+
+
+def test_without_a_timeout_the_log_names_once_what_has_no_result_after_a_while(
+    caplog: Any,
+) -> None:
+    pool, released = Pool(Ledger(), 2, patience_s=0.1), threading.Event()
+    activities = [Activity(f"the rollout of training example {k}", "the program") for k in (3, 4)]
+
+    def on_wait() -> None:
+        if any("has no result" in line for line in caplog.messages):
+            released.set()
+
+    pool.on_wait = on_wait
+    with pool.running():
+        jobs = [
+            pool.submit(Job(lambda: released.wait(60), as_it_is, activity=each), (k,))
+            for k, each in enumerate(activities)
+        ]
+        for job in jobs:
+            pool.result(job)
+    (line,) = (line for line in caplog.messages if "has no result" in line)
+    assert re.match(
+        r"the rollout of training example [34] has no result after 0.1 s: it is in the program;",
+        line,
+    )
+    assert "rollout_timeout_s" in line
