@@ -116,7 +116,9 @@ class Identities:
         if isinstance(value, enum.Enum):
             return [_name_of(kind), value.name]
         if getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", None):
-            return self._once(value, self._fields)
+            names = getattr(kind, "model_fields", None) or kind.__dataclass_fields__
+            fields = {name: getattr(value, name, None) for name in names}
+            return self._once(value, lambda _: [self.of(kind), self.of(fields)])
         if (fingerprint := getattr(value, "fingerprint", None)) is not None:  # as of an LM's engine
             return [_name_of(kind), str(fingerprint() if callable(fingerprint) else fingerprint)]
         if kind.__module__ in PLAIN:
@@ -125,20 +127,14 @@ class Identities:
             return _name_of(kind)
         return [self._named(_name_of(kind)), self._class(kind)]
 
-    def _fields(self, value: Any) -> Any:
-        """A pydantic model or a dataclass by its class and its fields."""
-        kind = type(value)
-        names = getattr(kind, "model_fields", None) or kind.__dataclass_fields__
-        fields = {name: getattr(value, name, None) for name in names}
-        return [self.of(kind), self.of(fields)]
-
     def _code(self, value: Any) -> Any:
         if is_lm(value):
             return self._lm(value)
         if isinstance(value, type):
             return signature_identity(value) if _is_signature(value) else self._class(value)
         if isinstance(value, functools.partial):
-            return self._once(value, self._partial)
+            parts = [value.func, value.args, value.keywords]
+            return self._once(value, lambda _: ["partial", *map(self.of, parts)])
         if isinstance(value, MethodType):
             return ["method", value.__name__, self._once(value.__self__, self.whole)]
         if isinstance(value, FunctionType):
@@ -152,9 +148,6 @@ class Identities:
         kind = type(value)
         is_known = is_users_own(kind.__module__) or kind.__module__.partition(".")[0] in SILENT
         return self._once(value, self.whole) if is_known else self._named(_name_of(kind))
-
-    def _partial(self, value: Any) -> Any:
-        return ["partial", self.of(value.func), self.of(value.args), self.of(value.keywords)]
 
     def _function(self, function: FunctionType) -> Any:
         """A function: its name, source, defaults, what it closes over and what it names."""

@@ -20,7 +20,7 @@ from tfgrpo_dspy.experience.values import Effect, Experience
 from tfgrpo_dspy.files import write_text
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results import RunResults
-from tfgrpo_dspy.results.curve import curve, scale_of, template_in, value_curve
+from tfgrpo_dspy.results.curve import curve, scale_of, template_in
 from tfgrpo_dspy.results.records import (
     CHANGES_IN_WORDS,
     Change,
@@ -105,8 +105,8 @@ def run_of(results: Any) -> RunResults:
 
 def _template() -> Template:
     template = template_in("tfgrpo_dspy.report", "report.html.jinja", finalize=plain)
-    template.globals.update(page=page, counted=counted, interval=interval, bounds_text=bounds_text)
-    template.globals.update(value_curve=value_curve, in_words=CHANGES_IN_WORDS)
+    template.globals.update(page=page, counted=counted, bounds_text=bounds_text)
+    template.globals.update(interval=interval, in_words=CHANGES_IN_WORDS)
     return template
 
 

@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from typing import Any
 
-from jinja2 import Environment
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.errors import LibraryFormatError
@@ -74,15 +74,6 @@ FAILURES_IN_WORDS = {
     "parameter left out": "a provider refused a sampling parameter, so it was not sent again",
     "unseen call": "an LM call was counted after it was made, so no limit could refuse it",
 }
-_HTML = Environment(autoescape=True).from_string("""\
-<div style="max-width: 60em">{{ curve | safe }}
-{% for section in sections if section.title %}<h4>{{ section.title }}</h4>
-<table>{% if section.header %}
-<tr>{% for cell in section.header %}<th scope="col" style="text-align: left">{{ cell }}</th>
-{%- endfor %}</tr>{% endif %}{% for row in section.rows %}
-<tr>{% for cell in row %}<td style="text-align: left">{{ cell }}</td>{% endfor %}</tr>
-{%- endfor %}</table>
-{% endfor %}</div>""")
 
 
 @dataclass(frozen=True)
@@ -107,7 +98,7 @@ class RunResults:
     `taken_because` says why the result was chosen. `switched` says what strategies have switched on
     or off by themselves, and by what they saw.
 
-    `print(results)` gives a page of at most 40 lines; a notebook shows the same as tables.
+    `print(results)` gives a page of at most 40 lines; a notebook shows it with a chart.
     """
 
     student: ScoreSummary | None
@@ -248,7 +239,7 @@ class RunResults:
         return f"<RunResults: {self.in_a_line}>"
 
     def _repr_html_(self) -> str:
-        return _HTML.render(sections=self.sections(), curve=curve(self))
+        return f"<pre>{escape(str(self))}</pre>{curve(self)}"
 
     def to_dict(self) -> dict[str, Any]:
         """The results as dicts, lists, strings and numbers, ready for JSON."""

@@ -56,13 +56,8 @@ def curve(run: Any) -> str:
     low, high = min(point.low for point in drawn), max(point.high for point in drawn)
     middle, half = (low + high) / 2, max(high - low, LEAST_RANGE) / 2
     calls = ticks(0, max(1, *(point.n_lm_calls for point in drawn)))
-    return _drawn("curve", training, pairs, ticks(middle - half, middle + half), calls)
-
-
-def value_curve(values: Sequence[tuple[str, float]], measure: str) -> str:
-    """The values of a `RolloutSummary` along the rollout, as SVG; `measure`: what they are."""
-    scores = [value for _, value in values]
-    return _drawn("value_curve", values, measure, max(LEAST_RANGE, max(scores) - min(scores)))
+    macros: Any = template_in("tfgrpo_dspy.results", "curve.svg.jinja").module
+    return str(macros.curve(training, pairs, ticks(middle - half, middle + half), calls)).strip()
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -84,8 +79,3 @@ def template_in(package: str, file: str, **settings: Any) -> Template:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings
     )
     return environment.from_string(resources.files(package).joinpath(file).read_text("utf-8"))
-
-
-def _drawn(name: str, *values: Any) -> str:
-    macros: Any = template_in("tfgrpo_dspy.results", "curve.svg.jinja").module
-    return str(getattr(macros, name)(*values)).strip()

@@ -105,49 +105,41 @@ class Keys:
         self.parts = dict[str, str]()
         """By name, the digest of each part that the result of the run depends on."""
         self._digests: dict[int, str] = {}
+        self._versions = DSPY, settings.version
         self._lm = self._identity(dspy.settings.lm)
         self._adapter = self._identity(dspy.settings.adapter or dspy.ChatAdapter())
         self._reflection_lm = self._identity(settings.reflection_lm or dspy.settings.lm)
-        self._versions = DSPY, settings.version
         self._task = ""  # what answers of a person are about; known by `parts_of_run`
 
     def _identity(self, value: Any) -> str:
         """The digest of an object that the run holds until its end; looked up once."""
-        if id(value) not in self._digests:
+        if self.is_used and id(value) not in self._digests:
             parts = _parts_of(value) if isinstance(value, dspy.Example) else value
             self._digests[id(value)] = digest(self.identities.of(parts))
-        return self._digests[id(value)]
+        return self._digests.get(id(value), "")
+
+    def _key(self, stage: str, *parts: Any) -> str:
+        return f"{stage}:{digest(*parts, self._versions)}" if self.is_used else ""
 
     def program(self, program: Any) -> str:
         """The digest of a program with its library."""
         return digest(self.identities.of(program)) if self.is_used else ""
 
     def rollout(
-        self,
-        program: str,
-        example: Any,
-        metric: Any,
-        rollout_id: int,
-        temperature: float | str | None,
+        self, program: str, example: Any, metric: Any, number: int, temperature: float | str | None
     ) -> str:
         """The key of a rollout: all that its outputs and its score depend on."""
-        if not self.is_used:
-            return ""
-        parts = [program, self._lm, self._adapter, self._identity(example), self._identity(metric)]
-        return f"rollout:{digest(*parts, rollout_id, temperature, self._versions)}"
+        scored = self._identity(example), self._identity(metric)
+        return self._key("rollout", program, self._lm, self._adapter, scored, number, temperature)
 
-    def reflection(
-        self, stage: str, module: Any, rollout_id: int, inputs: Mapping[str, Any]
-    ) -> str:
+    def reflection(self, stage: str, module: Any, number: int, inputs: Mapping[str, Any]) -> str:
         """The key of an answer: the module, its LM and adapter, all that it is shown."""
-        if not self.is_used:
-            return ""
-        parts = [self._identity(module), self._reflection_lm, self._adapter, dict(inputs)]
-        return f"{stage}:{digest(*parts, rollout_id, self._versions)}"
+        asked = self._identity(module), self._reflection_lm, self._adapter
+        return self._key(stage, asked, dict(inputs), number)
 
     def approval(self, shown: Any) -> str:
         """The key of a person's answer: program, metric, data, and what was shown."""
-        return f"approval:{digest(self._task, shown)}" if self.is_used else ""
+        return self._key("approval", self._task, shown)
 
     def parts_of_run(
         self, settings: RunSettings, student: Any, sets: Mapping[str, Sequence[Any]], recorded: Any
@@ -172,7 +164,7 @@ class Keys:
             if value is not None and name != "reflection_lm" and id(value) not in modules:
                 parts[name] = _argument_identity(value, self.identities)
         of_task = [parts[name] for name in parts if name in TASK or name.endswith(" examples")]
-        self._task = digest(of_task, settings.version)
+        self._task = digest(of_task)
         self.parts = {name: digest(part) for name, part in parts.items()}
         return self.parts
 
