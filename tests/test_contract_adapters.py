@@ -6,7 +6,6 @@ DSPy 3.5 makes XMLAdapter with native function calling its default, `reasoning` 
 
 import itertools
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,6 @@ from scripted import Prompt, chat, scripted_lm
 from small import grpo
 
 from tfgrpo_dspy import SettingsError
-from tfgrpo_dspy.reflection.texts import attempt_text
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, run_rollout
 
 ADAPTERS: dict[str, Callable[[], Any]] = {
@@ -117,41 +115,6 @@ def test_a_program_learns_and_is_never_worse(student_of: Any, adapter: Any) -> N
     assert library_texts(fresh) == library_texts(optimized)
 
 
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
-@pytest.mark.parametrize(
-    ("name", "use_labels"),
-    [("predict", True), ("a Reasoning field", True), ("a Reasoning field", False)],
-)
-def test_labels_and_the_best_rollouts_become_demos(
-    name: str, adapter: Any, use_labels: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    shown: list[int] = []
-
-    def watched(prompt: Prompt) -> str:
-        shown.append(len(set(re.findall(r"question \d+", prompt.text))))
-        return policy(prompt)
-
-    _, asked = lms()
-    program = dspy.LM("program", engine=scripted_lm([("question", watched)]).engine, cache=False)
-    with dspy.context(lm=program, adapter=adapter()):
-        results = (
-            grpo(
-                is_polite,
-                reflection_lm=asked,
-                max_demos=2,
-                use_labels=use_labels,
-                epochs=2,
-                progress=False,
-            )
-            .compile(PROGRAMS[name](), trainset=questions(6), valset=questions(6, start=100))
-            .detailed_results
-        )
-    assert max(shown) == 3, "two demos before the question"
-    assert results.failures == {}
-    assert not [line for line in caplog.messages if "demo" in line.lower()]
-
-
 @pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
 @pytest.mark.parametrize("name", ["ReAct", "ReActV2"])
 def test_the_answer_of_an_agent_is_what_its_signature_promises(name: str, adapter: Any) -> None:
@@ -173,16 +136,6 @@ def test_a_rollout_of_an_agent_goes_on_from_each_of_its_steps(name: str, adapter
         fresh = [run_rollout(replace(task, rollout_id=2, start=Start(source, n))) for n in n_steps]
     assert [one.failure for one in fresh] == [None] * len(source.steps)
     assert fresh[-1].answer == source.answer
-
-
-def test_a_step_of_an_agent_shows_its_history_as_it_was_then_and_nothing_of_it_twice() -> None:
-    program, _ = lms()
-    with dspy.context(lm=program):
-        rollout = run_rollout(RolloutTask(PROGRAMS["ReActV2"](), questions(1)[0], 0, 1, 0.7, None))
-    calls = [step.inputs["history"] for step in rollout.steps if step.kind == "predictor"]
-    assert ["page 7" in history for history in calls] == [False, True]
-    assert not any("submit" in history for history in calls)
-    assert attempt_text(rollout).count("call_0_0") == 1
 
 
 class CallingEngine:

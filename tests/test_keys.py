@@ -14,13 +14,12 @@ from typing import Any
 import dspy
 import pytest
 from dspy import lm15
-from runs import agent, agent_lm, records
+from runs import records
 from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
 from small import grpo
 
 from tfgrpo_dspy import ExtractAdvantage, NoGate, UpdateLibrary
 from tfgrpo_dspy.store import journal
-from tfgrpo_dspy.strategies import Ask, Credit, GroupContext, Play, Strategy
 
 ALL = {"rollout", "score", "lesson", "update"}
 SAMPLES, REFLECTIONS = {"rollout", "score"}, {"lesson", "update"}
@@ -195,69 +194,6 @@ def test_each_part_of_a_key_changed_alone_makes_its_stages_anew(
     shutil.copytree(recorded, tmp_path / "log")
     assert run(tmp_path / "log", **changes) == anew
     assert run(tmp_path / "log") == set()  # the records of the first run stand beside the others
-
-
-class Plays(Strategy):
-    """Goes on from a step of a rollout in each group; how is set by a test, and is in no key."""
-
-    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:  # noqa: ARG002
-        how = {"source": 0, "n_steps": 2, **HOW}
-        source = context.group.rollouts[how.pop("source")]
-        return Credit({}, tuple(play(source, how.pop("n_steps"), **how)))
-
-
-HOW: dict[str, Any] = {}
-
-
-def branches(log_dir: Path, **changes: Any) -> set[str]:
-    """The keys of rollouts that went on from a step of another one."""
-    how = {name: changes.pop(name) for name in PLAYED & changes.keys()}
-    vars_of = {"student": agent(), "lm": agent_lm(), "reflection_lm": agent_lm()}
-    HOW.clear()
-    HOW.update(how)
-    run(log_dir, **{**vars_of, "strategies": [Plays()], "trainset": examples("one"), **changes})
-    HOW.clear()
-    return branches_in(log_dir)
-
-
-def branches_in(log_dir: Path) -> set[str]:
-    kept = records(log_dir, "rollout")
-    return {key for key, record in kept.items() if record["n_replayed"] is not None}
-
-
-PLAYED = {"source", "n_steps", "n", "answers_now", "ends_if_same"}
-EVERY = -1
-NEW_BRANCHES: dict[str, tuple[dict[str, Any], int]] = {
-    "nothing": ({}, 0),
-    "threads": ({"num_threads": 4}, 0),
-    "a budget that is not reached": ({"max_lm_calls": 1000}, 0),
-    "the LM of the reflections": ({"reflection_lm": agent_lm(), "objective": "Manners."}, 0),
-    "one more from there": ({"n": 2}, 1),
-    "another step": ({"n_steps": 3}, 1),
-    "the whole start": ({"n_steps": 0}, 1),
-    "an answer at once": ({"answers_now": True}, 1),
-    "an end where the step is the same": ({"ends_if_same": True}, 1),
-    "another rollout of the group": ({"source": 1}, EVERY),
-    "seed": ({"seed": 1}, EVERY),
-}
-"""Checks come before the first branch: they are made anew where the source is another one."""
-
-
-@pytest.fixture(scope="module")
-def branched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("branches") / "log"
-    assert len(branches(folder)) > 1
-    return folder
-
-
-@pytest.mark.parametrize(("changes", "n_new"), NEW_BRANCHES.values(), ids=NEW_BRANCHES)
-def test_each_part_of_a_branchs_key_changed_alone_makes_it_anew(
-    changes: dict[str, Any], n_new: int, branched: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(branched, tmp_path / "log")
-    before = branches_in(branched)
-    new = branches(tmp_path / "log", **changes) - before
-    assert len(new) == (len(before) if n_new == EVERY else n_new)
 
 
 class Page:

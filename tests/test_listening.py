@@ -5,9 +5,9 @@ import logging
 from typing import Any
 
 import pytest
-from runs import learned, library_texts, polite_lm
+from runs import learned, library_texts
 
-from tfgrpo_dspy import Reflection, RunFailedError, UpdateLibrary
+from tfgrpo_dspy import RunFailedError
 from tfgrpo_dspy.strategies.base import Strategy
 
 
@@ -48,20 +48,3 @@ def test_a_strategy_that_raises_anything_is_counted_and_the_run_goes_on(
     results = learned(strategies=(Raising(),)).detailed_results
     assert results.failures["strategy"] >= 1
     assert results.ended_because == "all epochs are done"
-
-
-@pytest.mark.parametrize("error", ENDS[:3])
-def test_a_guard_and_a_reflection_module_that_raise_anything_are_named_and_counted(
-    error: type[BaseException], caplog: pytest.LogCaptureFixture
-) -> None:
-    def raising(*_: Any, **_named: Any) -> Any:
-        raise error
-
-    module = type("Own", (UpdateLibrary,), {"forward": raising})()
-    label = polite_lm("please")
-    guarded = learned(lm=label, reflection=Reflection(guard=raising)).detailed_results
-    own = learned(reflection=Reflection(update=module)).detailed_results
-    assert guarded.failures["guard"] >= 1
-    assert own.failures["reflection error"] >= 1
-    assert f"guard raised {error.__name__}" in caplog.text
-    assert f"Own raised {error.__name__}" in caplog.text

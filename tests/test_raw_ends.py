@@ -11,8 +11,6 @@ import dspy
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from runs import is_polite, learned, polite_lm, questions
 from scripted import scripted_lm
 from small import grpo
@@ -21,7 +19,6 @@ from tfgrpo_dspy import Execution, NoGate, RunFailedError, SettingsError
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.errors import TrainingFreeGRPOError
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.sampling.fields import as_fields, as_text
 from tfgrpo_dspy.strategies import Strategy
 
 ODD: dict[str, Callable[[], Any]] = {
@@ -109,13 +106,6 @@ def test_an_odd_output_ends_nothing(tmp_path: Path) -> None:
     assert again.detailed_results.experiences == program.detailed_results.experiences
 
 
-def test_an_output_whose_name_is_no_text_is_shown_by_the_text_of_its_name() -> None:
-    prediction = dspy.Prediction(answer="yes")
-    prediction[3] = "three"
-    assert as_fields(prediction) == {"answer": "yes", "3": "three"}
-    assert learned_from_twelve(Giving(lambda _: "three", 3)).detailed_results.failures == {}
-
-
 @pytest.mark.parametrize("inputs", [(), ("odd",)], ids=["label", "input"])
 def test_an_odd_field_of_an_example_ends_nothing(inputs: tuple[str, ...]) -> None:
     examples = questions(13)
@@ -135,30 +125,6 @@ def test_an_input_whose_name_is_no_text_is_refused_before_any_call(name: Any) ->
     with dspy.context(lm=lm), pytest.raises(SettingsError, match="position 4 has a field named"):
         grpo(is_polite).compile(dspy.Predict("question -> answer"), trainset=examples)
     assert lm.engine.prompts == []
-
-
-held = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.binary() | st.decimals()
-    | st.text(st.characters(exclude_categories=[])),
-    lambda inner: st.lists(inner) | st.dictionaries(st.integers() | st.binary(), inner),
-)  # fmt: skip
-
-
-@settings(deadline=None, max_examples=40)
-@given(value=held)
-def test_every_value_has_a_text(value: Any) -> None:
-    assert isinstance(as_text(value), str)
-
-
-@pytest.mark.parametrize("reward", [1e308, float("nan"), "1"])
-def test_rewards_that_are_no_numbers_to_count_with_are_the_strategy_s_failure(reward: Any) -> None:
-    class Odd(Strategy):
-        def reward(self, scored: Any) -> list[Any]:
-            return [reward for _ in scored.rollouts]
-
-    with pytest.raises(RunFailedError, match=r"Odd\.reward: .*numbers below 1e\+150") as ended:
-        learned(strategies=(Odd(),))
-    assert ended.value.program is not None
 
 
 def test_json_of_the_command_line_is_json_where_an_effect_is_no_number(tmp_path: Path) -> None:
