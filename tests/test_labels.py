@@ -157,17 +157,6 @@ def test_a_model_with_aliases_is_shown_as_the_lm_has_to_write_it(tmp_path: Path)
     assert ann in texts and "full_name" not in texts
 
 
-def test_an_example_knows_its_texts_and_makes_them_once() -> None:
-    raw = dspy.Example(question="q", note=None, answer=4, hint=float("nan")).with_inputs("question")
-    example = Example(raw, {"note"})
-    assert (example.text, example.labels_text) == ("question: q", "note: None\nanswer: 4")
-    assert Example(raw).labels == {"answer": "4"}, "a None counts only where a field may be None"
-    assert example.identity == Example(raw.copy(answer=5)).identity, "labels are no part of it"
-    assert example.identity != Example(raw.copy(question="p")).identity
-    for name in ("inputs", "labels", "identity"):
-        assert getattr(example, name) is getattr(example, name)
-
-
 @pytest.mark.parametrize(
     ("annotation", "label", "answer", "is_right"),
     [

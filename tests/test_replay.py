@@ -3,7 +3,6 @@
 import itertools
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from scripted import Prompt, chat, scripted_lm
 
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.rollout import Rollout, Step
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, checks, run_rollout
 from tfgrpo_dspy.strategies import replay_only
 
@@ -195,18 +194,6 @@ def test_a_tool_whose_results_depend_on_earlier_calls_is_recognised() -> None:
     assert "gives another result for the same arguments" in bench.check(source)
 
 
-def test_what_is_verified_calls_no_tool_at_first_and_then_one_after_the_other_once() -> None:
-    calls = [("look", "a"), ("ask", ""), ("look", "b"), ("send", "a"), ("look", "a")]
-    steps = [
-        Step("predictor" if name == "ask" else "tool", name, {"page": page}, {"result": "x"})
-        for name, page in calls
-    ]
-    starts = checks(Rollout(0, 1, {"answer": "0.5"}, tuple(steps)))
-    assert [(start.n_steps, start.called) for start in starts] == [
-        (5, called) for called in (-1, 0, 2, 3)
-    ]
-
-
 class Chain(dspy.Module):
     """Predictors one after the other, with typed outputs."""
 
@@ -255,25 +242,3 @@ def test_a_rollout_that_ended_in_an_answer_that_cannot_be_read_is_replayed_to_it
     bench.lm.engine.rules[1] = ("question", answer)
     made = bench.on(source, 8)
     assert (made.failure, made.usage.n_lm_calls) == (None, 1)
-
-
-def sql_tool() -> Callable[..., str]:
-    def query(text: str) -> str:
-        """Runs a query and shows the rows."""
-        with closing(sqlite3.connect(":memory:")) as database:
-            database.execute("CREATE TABLE books (title TEXT, pages INT)")
-            database.executemany("INSERT INTO books VALUES (?, ?)", [("A", 100), ("B", 250)])
-            return str(database.execute(text).fetchall())
-
-    return query
-
-
-def test_an_agent_with_a_real_database_is_replayed() -> None:
-    texts = ("title FROM books", "pages FROM nowhere", "sum(pages) FROM books")
-    bench = agent(sql_tool(), *[{"text": f"SELECT {text}"} for text in texts])
-    source = bench.whole()
-    errors = [bool(step.error) for step in source.steps if step.name == "query"]
-    assert errors == [False, True, False]
-    assert bench.check(source) == ""
-    for n_steps in range(len(source.steps)):
-        assert bench.on(source, n_steps).failure is None

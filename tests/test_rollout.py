@@ -18,8 +18,6 @@ from tfgrpo_dspy.rollout import (
     rollout_id_for,
     trajectory_text,
 )
-from tfgrpo_dspy.run.endings import why_unreadable, why_unscored
-from tfgrpo_dspy.run.updates import is_cut
 
 
 def scored(*scores: float | None) -> list[Rollout]:
@@ -214,19 +212,3 @@ def test_a_prompt_that_the_provider_refuses_counts_against_the_advice_in_it() ->
     rollouts = [Rollout(0, 0, score=0.5), Rollout(0, 1, failure=refused)]
     assert floored(rollouts, ScoreRange(0.2, 0.9)) == [0.5, None]
     assert floored(rollouts, ScoreRange(0.2, 0.9), for_advice=True) == [0.5, 0.2]
-
-
-@pytest.mark.parametrize("kind", FailureKind)
-def test_what_a_failure_means_for_the_end_of_a_run_depends_on_its_kind_alone(
-    kind: FailureKind,
-) -> None:
-    rollout = Rollout(0, 1, failure=Failure(kind, "why"))
-    means = bool(why_unscored([rollout])), bool(why_unreadable([rollout], [])), is_cut(rollout)
-    assert means == (kind == "metric", kind == "parse", kind == "budget")
-
-
-@pytest.mark.parametrize("kind", FailureKind)
-def test_the_kind_of_a_failure_is_a_text_in_records(kind: FailureKind) -> None:
-    record = json.loads(json.dumps(Rollout(0, 1, failure=Failure(kind, "why")).to_dict()))
-    assert record["failure"]["kind"] == kind.value
-    assert Rollout.from_dict(record).failure == Failure(kind, "why")
