@@ -4,7 +4,6 @@ import datetime
 import re
 from collections import Counter
 from collections.abc import Callable
-from decimal import Decimal
 from enum import Enum
 from types import MappingProxyType
 from typing import Any
@@ -279,10 +278,6 @@ class Size(Enum):
     SMALL, LARGE = 1, 2
 
 
-class Shade(str, Enum):  # noqa: UP042 - as many programs have it
-    DARK = "dark"
-
-
 class Unprintable:
     def __str__(self) -> str:
         raise RuntimeError
@@ -296,22 +291,14 @@ class Unprintable:
         (MappingProxyType({"a": Page(title="T")}), '{"a": {"title": "T"}}'),
         (Page(title="später"), '{"title": "später"}'),
         ({"b", "a"}, '["a", "b"]'),
-        ({(1, 2): 3}, '{"1,2": 3}'),
         (Aliased(Title="T"), '{"Title": "T"}'),
-        (b"\xff", r"b'\xff'"),
-        ({frozenset({1}): 2}, "{frozenset({1}): 2}"),
         (Grade.GOOD, "very good"),
         ([Grade.GOOD, Size.SMALL], '["very good", 1]'),
-        (Shade.DARK, "dark"),
         (datetime.date(2025, 1, 2), "2025-01-02"),
-        (Decimal("1.50"), "1.50"),
-        (None, "None"),
-        ({"a": None}, '{"a": null}'),
         (dspy.Reasoning(content="so"), "so"),
         (A_CIRCLE, "<list>"),
         (AN_IMAGE, "<image>"),
         (Shown(title="T", images=[AN_IMAGE]), '{"title": "T", "images": ["<image>"]}'),
-        (True, "True"),
         (Unprintable(), "<Unprintable>"),
     ],
     ids=lambda value: type(value).__name__,
