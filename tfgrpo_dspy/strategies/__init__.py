@@ -23,8 +23,7 @@ from tfgrpo_dspy.strategies.choosing import (
     HardSampleWeights,
     LearningFrontier,
 )
-from tfgrpo_dspy.strategies.exploration import BranchingRollouts, ClippedDiversity, StateTasks
-from tfgrpo_dspy.strategies.hints import TeacherRollouts, TieredHints
+from tfgrpo_dspy.strategies.hints import ClippedDiversity, TeacherRollouts, TieredHints
 from tfgrpo_dspy.strategies.proposals import (
     AttributionPrior,
     ConflictAware,
@@ -33,9 +32,11 @@ from tfgrpo_dspy.strategies.proposals import (
 )
 from tfgrpo_dspy.strategies.rewards import GlobalConstraint, Objectives, StepOrder
 from tfgrpo_dspy.strategies.steps import (
+    BranchingRollouts,
     ImplicitStepRewards,
     InformationGain,
     MonteCarloCredit,
+    StateTasks,
     TeacherMarks,
 )
 

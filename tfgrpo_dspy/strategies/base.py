@@ -6,9 +6,9 @@ it draws with a seed of its arguments. So a run that is resumed or replayed deci
 """
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
@@ -39,45 +39,29 @@ def strategy(kind: type[T]) -> type[T]:
     return checked(SettingsError, f"{kind.__name__}: ", strict=True)(kind)
 
 
-class Ask(Protocol):
-    """Asks the reflection LM: `answer = ask(signature, field=...)`.
+Ask = Callable[..., Mapping[str, Any]]
+"""Asks the reflection LM: `answer = ask(signature, field=...)`.
 
-    `signature` is a class or a string, as for `dspy.Predict`. The answer holds the output fields by
-    name; it is empty where the LM failed or its answer could not be read. The call is metered and
-    recorded, and the same question is asked once in a run.
-    """
+`signature` is a class or a string, as for `dspy.Predict`. The answer holds the output fields by
+name; it is empty where the LM failed or its answer could not be read. The call is metered and
+recorded, and the same question is asked once in a run.
+"""
+Play = Callable[..., Sequence[Rollout]]
+"""Goes on from a step of a rollout: `made = play(rollout, n_steps, n=1)`, in the order of samples.
 
-    def __call__(self, signature: Any, **inputs: Any) -> Mapping[str, Any]:
-        """The output fields by name."""
+The first `n_steps` steps are fed back from the record of the rollout, and cost nothing; what
+follows is sampled anew, with the same library, and scored. The calls are metered and recorded.
+`n_steps` is at least 0 and less than `len(rollout.steps)`, `n` at least 1. Asked again for the
+same steps, it gives the same rollouts first. Those without a score are left out.
 
+With `answers_now=True`, the LM is asked for the outputs after these steps, in one call. With
+`ends_if_same=True`, a rollout whose first fresh step decides as the record did ends there, and is
+left out.
 
-class Play(Protocol):
-    """Goes on from a step of a rollout: `made = play(rollout, n_steps, n)`.
-
-    The first `n_steps` steps are fed back from the record of the rollout, and cost nothing; what
-    follows is sampled anew, with the same library, and scored. The calls are metered and recorded.
-    `n_steps` is at least 0 and less than `len(rollout.steps)`, `n` at least 1. Asked again for the
-    same steps, it gives the same rollouts first. Those without a score are left out.
-
-    With `answers_now`, the LM is asked for the outputs after these steps, in one call. With
-    `ends_if_same`, a rollout whose first fresh step decides as the record did ends there, and is
-    left out.
-
-    Raises NotReplayedError: the program does not repeat the recorded steps exactly; UnpaidError:
-    the budget does not reach for these rollouts beside what the final choice needs. Let them pass:
-    the run then takes no values for the group, and goes on.
-    """
-
-    def __call__(
-        self,
-        rollout: Rollout,
-        n_steps: int,
-        n: int = 1,
-        *,
-        answers_now: bool = False,
-        ends_if_same: bool = False,
-    ) -> Sequence[Rollout]:
-        """The rollouts, in the order of their samples."""
+Raises NotReplayedError: the program does not repeat the recorded steps exactly; UnpaidError: the
+budget does not reach for these rollouts beside what the final choice needs. Let them pass: the run
+then takes no values for the group, and goes on.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,30 +106,17 @@ class RunContext:
     examples: Sequence[Example]  # all of the training set with their texts, by position
     shows_labels: bool = True  # whether the reflection LM may be shown labels
 
-    @property
-    def trainset(self) -> list[Any]:
-        """The user's own examples, by position."""
-        return [example.raw for example in self.examples]
-
 
 @dataclass(frozen=True, kw_only=True)
 class GroupContext(RunContext):
-    """A group of a batch: `sampled`, as it is now, with the extra attempts so far.
+    """A group of a batch."""
 
-    `group_size` is the usual number of rollouts of an example.
-    """
-
-    sampled: SampledGroup
-    group_size: int = 0
+    sampled: SampledGroup  # as it is now, with the extra attempts so far
+    group_size: int = 0  # the usual number of rollouts of an example
 
     @property
-    def example(self) -> Any:
-        """The user's own example of the group."""
-        return self.shown_example.raw
-
-    @property
-    def shown_example(self) -> Example:
-        """The example of the group as the reflection LM is shown it, with its texts and labels."""
+    def example(self) -> Example:
+        """The example of the group, with its texts and labels; `raw` is the user's own."""
         return self.examples[self.group.example]
 
     @property
@@ -162,18 +133,18 @@ class GroupContext(RunContext):
 
     @property
     def fails(self) -> bool:
-        """Whether the group, with all attempts so far, `has_failed`."""
+        """True if the group, with all attempts so far, `has_failed`."""
         return self.has_failed(self.sampled.measured or self.group)
 
     def has_failed(self, group: Group) -> bool:
-        """Whether a group has no contrast, and scores of the metric that are too low.
+        """True if a group has no contrast, and scores of the metric that are too low.
 
         That is less than what any earlier rollout without aid scored. Where there was one score
         only, it is too low unless the answers are those of the labels.
         """
         score_range = NO_SCORES.including(s for each in self.past for s in each.by_metric.scores)
         group = replace(group, score_range=score_range)
-        is_at_best = group.is_at_best(self.shown_example.labels)
+        is_at_best = group.is_at_best(self.example.labels)
         return bool(group.scores) and not group.has_contrast and not is_at_best
 
 
@@ -289,5 +260,5 @@ METHODS = tuple(name for name, one in vars(Strategy).items() if callable(one) an
 
 
 def overrides(strategy: object, method: str) -> bool:
-    """Whether the strategy decides on this."""
+    """True if the strategy decides on this."""
     return getattr(type(strategy), method, None) is not getattr(Strategy, method)

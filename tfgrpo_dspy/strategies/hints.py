@@ -1,9 +1,12 @@
-"""Strategies that help where a group fails throughout: hints, and a teacher's own attempts."""
+"""Strategies that help where a group fails throughout: hints, a teacher, attempts that differ."""
 
+import bisect
 import re
+import statistics
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Annotated, Any
 
 import dspy
@@ -13,21 +16,27 @@ from tfgrpo_dspy.checked import such_that
 from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.experience.values import ALL
 from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
-from tfgrpo_dspy.rollout import fields_text
+from tfgrpo_dspy.rollout import MIN_CONTRAST, REASONING, Rollout, fields_text
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,
     GroupContext,
     Least0,
     Proposed,
+    Scored,
+    Share,
     Strategy,
     UpdateContext,
     strategy,
 )
+from tfgrpo_dspy.wording import alike, letter_groups, shortened
 
 TIERS = ("concept", "plan", "step")
 LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 """A letter or digit of a script that sets spaces between words."""
+GRAM = 3  # characters
+SHOWN_BYTES = 400  # of the answer on which the attempts agree
+DIFFER = "several attempts agree, and are not right: {answer}. Take another way to another answer."
 SHORT = 3  # letters: "A", "no", "1" stand in many sentences that do not give them as the answer
 STATED = (
     r"(?:\b(?:is|be|say|answer|choose|pick|write|output|option|label)\W*|[=:\"'(\u201c]\W*"
@@ -77,12 +86,12 @@ class TieredHints(Strategy):
         is_stuck = len(earlier) >= self.after and all(map(context.has_failed, latest))
         if not (context.fails and is_stuck and failed):
             return ()
-        every = context.shown_example.labels
+        every = context.example.labels
         outputs = {name for rollout in context.group.all_rollouts for name in rollout.outputs}
         labels = {name: text for name, text in every.items() if name in outputs} or every
         answer = ask(
             WriteHints,
-            example=context.shown_example.text,
+            example=context.example.text,
             expected=fields_text(labels) if context.shows_labels and labels else UNKNOWN,
             attempt=f"{fields_text(failed[0].outputs)}\n{failed[0].words}".strip() or "(no answer)",
         )
@@ -176,3 +185,87 @@ class TeacherRollouts(Strategy):
             teacher = context.library.holding(everywhere).bake(teacher)
         n_student = sum(not each.aid for each in context.sampled.additions)
         return [Attempt(teacher=teacher)] * max(1, int(self.share * n_student))
+
+
+@strategy
+class ClippedDiversity(Strategy):
+    """Explores where attempts agree, and lets the unusual one of equal attempts count for more.
+
+    Where all attempts of a group give the same answer and fail, further ones are told that answer,
+    and to take another way. They stand beside the group as a hinted attempt does.
+
+    In every group, a rollout counts with its score, plus or minus its entropy compared with that of
+    the rollouts with the same score: at most `clip` times the distance to the next score of the
+    group, so a worse rollout never reaches a better one. The entropy is `rollout.entropy` where all
+    have one (ask for it with `dspy.LM(..., logprobs=True)`); otherwise it is how unlike the others'
+    reasoning, or outputs, a rollout's own is, in groups of three characters. Student and result are
+    compared by the score.
+
+    **Source.** EGPO, for function calling (arXiv 2508.05118): the entropy of the reasoning is added
+    to the advantage, and clipped to a share of it. That others follow attempts which agree is ours.
+    **When to use.** The usual way is wrong on many inputs, and the metric is strict and silent.
+
+    Args:
+        clip: the largest change, as a share of the distance to the nearest other score of the
+            group; above 0 and below 0.5.
+        explore: how many further attempts, as a share of the first ones, above 0 to 1, and at
+            least one; 0: none.
+        temperature: of these attempts, 0 to 2; where the run's own is higher, or is "own", that
+            counts. With 1.5, which not all providers take, more attempts of a real LM differed.
+    """
+
+    clip: Annotated[float, Field(gt=0, lt=0.5)] = 0.25
+    explore: Share = 0.5
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+
+    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+        """Attempts that must differ from those that agree and fail; once."""
+        rollouts, additions = context.sampled.unaided.rollouts, context.sampled.additions
+        agree = len({rollout.answer for rollout in rollouts}) == 1 and rollouts[0].answer
+        is_done = any(one.aid for one in additions) or not self.explore
+        if is_done or not (agree and len(rollouts) > 1 and context.fails):
+            return ()
+        shown = shortened(as_input(fields_text(rollouts[0].outputs)), SHOWN_BYTES)
+        hint = DIFFER.format(answer=as_input(shown))
+        n = max(1, int(self.explore * len(rollouts)))
+        return [Attempt(hint=hint, temperature=self.temperature)] * n
+
+    def reward(self, scored: Scored) -> Sequence[float]:
+        """The scores, changed by less than what sets them apart from others of the group."""
+        rewards = [rollout.score or 0.0 for rollout in scored.rollouts]
+        groups: dict[int, list[int]] = {}
+        for place, rollout in enumerate(scored.rollouts if scored.is_training else ()):
+            if not any(scored.aided[place : place + 1]):
+                groups.setdefault(rollout.example, []).append(place)
+        for places in groups.values():
+            levels = list[float]()  # the scores that differ by more than rounding does
+            for score in sorted(rewards[place] for place in places):
+                if not levels or score - levels[-1] > MIN_CONTRAST:
+                    levels.append(score)
+            gaps = [high - low for low, high in pairwise(levels)]
+            if not gaps:
+                continue
+            entropies = _entropies([scored.rollouts[place] for place in places])
+            ranks = [bisect.bisect(levels, rewards[place]) - 1 for place in places]
+            for place, rank, entropy in zip(places, ranks, entropies, strict=True):
+                alike_scored = (e for e, r in zip(entropies, ranks, strict=True) if r == rank)
+                room = min(gaps[max(0, rank - 1) : rank + 1])  # to the next score, up or down
+                rewards[place] += self.clip * room * (entropy - statistics.fmean(alike_scored))
+        return rewards
+
+
+def _entropies(group: Sequence[Rollout]) -> list[float]:
+    """From 0 to 1: by log-probabilities, as a share of the highest; or by texts."""
+    entropies = [rollout.entropy for rollout in group if rollout.entropy is not None]
+    if len(entropies) == len(group):
+        return [max(0.0, entropy) / (max(entropies) or 1.0) for entropy in entropies]
+    grams = []  # of its reasoning; where it has none, of all its outputs
+    for rollout in group:
+        fields = [*(step.outputs for step in rollout.steps), rollout.outputs]
+        texts = [(name in REASONING, text) for each in fields for name, text in each.items()]
+        chosen = [text for is_reasoning, text in texts if is_reasoning] or [t for _, t in texts]
+        grams.append(letter_groups(" ".join(chosen), (GRAM,)))
+    return [
+        statistics.fmean(1.0 - alike(gram, other) for j, other in enumerate(grams) if j != i)
+        for i, gram in enumerate(grams)
+    ]

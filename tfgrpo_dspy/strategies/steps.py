@@ -8,31 +8,37 @@ import itertools
 import math
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 import dspy
 import numpy as np
+from pydantic import Field
 from scipy.optimize import minimize
 from scipy.special import betaln, expit, log_expit
 
+from tfgrpo_dspy.errors import SettingsError, StrategyError
 from tfgrpo_dspy.reflection.texts import UNKNOWN, clip
 from tfgrpo_dspy.rollout import MIN_CONTRAST, Group, Rollout, fields_text, trajectory_text
+from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import decision
 from tfgrpo_dspy.strategies.base import (
     Ask,
+    BatchPlan,
     Credit,
     GroupContext,
     Least0,
     Least1,
+    Least2,
     Multiple,
     Play,
     Strategy,
     strategy,
 )
+from tfgrpo_dspy.strategies.choosing import PassRate
 from tfgrpo_dspy.wording import alike, letter_groups
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -49,6 +55,9 @@ RIDGE = 0.3  # how strongly rewards are drawn to 0, in the scale of log-odds
 PAIR_TOKENS, GROUP_TOKENS = 1_500, 4_000  # of one attempt of a pair; of all attempts of a group
 HIGHEST, BEFORE = 10, 0.5
 """The best mark; and what a state is worth before the first step, when nothing is known."""
+FIRST = 2 / 3  # of the steps: earlier branches cost more, later ones differ in less
+TRIES = 0.2  # LM calls for branches that end at once, as a share of those of the whole rollouts
+LEAST_WHOLE = 2  # rollouts of an example, which a batch must have at least
 LINE = re.compile(r"(\d+)\D*?:\s*([\d.,; ]+)")
 
 
@@ -78,10 +87,15 @@ def tree_values(rollouts: Sequence[Rollout]) -> dict[int, list[float | None]]:
 
 def by_unlikeness(group: Group) -> list[Rollout]:
     """The rollouts, those first whose score is furthest from the mean; of two, the lower one."""
-    mean = fmean(group.scores)
-    scored = [(rollout, rollout.score or 0.0) for rollout in group.rollouts]
-    ranked = sorted(scored, key=lambda pair: (-round(abs(pair[1] - mean), 9), pair[1]))
-    return [rollout for rollout, _ in ranked]
+    scores = {rollout.rollout_id: rollout.score or 0.0 for rollout in group.rollouts}
+    far = {id_: -round(abs(score - fmean(group.scores)), 9) for id_, score in scores.items()}
+    return sorted(group.rollouts, key=lambda r: (far[r.rollout_id], scores[r.rollout_id]))
+
+
+def _attempt(rollout: Rollout, max_tokens: int) -> str:
+    """The trajectory and the outputs, as the reflection LM is shown them."""
+    text = f"{trajectory_text(rollout)}\nOutputs:\n{fields_text(rollout.outputs)}"
+    return clip(text, max_tokens)
 
 
 @dataclass(frozen=True)
@@ -317,7 +331,7 @@ class ImplicitStepRewards(Strategy):
     def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The value of each turn of each rollout that was compared."""
         past = context.past[len(context.past) - self.groups :] if self.groups else ()
-        here = letter_groups(context.shown_example.text, (4,))
+        here = letter_groups(context.example.text, (4,))
         rows: list[tuple[Rollout, Rollout, float]] = []
         for sampled in (*past, context.sampled):
             example = context.examples[sampled.group.example]
@@ -395,10 +409,7 @@ def _features(rollout: Rollout) -> list[list[object]]:
 
 def _preference(example: str, first: Rollout, second: Rollout, ask: Ask) -> float:
     """1 where the reflection LM prefers the first, -1 where the second, else 0."""
-    texts = [
-        clip(f"{trajectory_text(rollout)}\nOutputs:\n{fields_text(rollout.outputs)}", PAIR_TOKENS)
-        for rollout in (first, second)
-    ]
+    texts = [_attempt(rollout, PAIR_TOKENS) for rollout in (first, second)]
     answer = ask(PreferAttempt, example=example, attempt_1=texts[0], attempt_2=texts[1])
     digits = [digit for digit in str(answer.get("better", "")) if digit in "012"]
     return {"1": 1.0, "2": -1.0}.get(digits[0] if digits else "", 0.0)
@@ -450,14 +461,11 @@ class TeacherMarks(Strategy):
         if not group.rollouts or not (group.has_contrast or context.fails or not group.scores):
             return Credit({})
         share = GROUP_TOKENS // len(group.rollouts)
-        shown = [
-            f"Attempt {n}\n{clip(trajectory_text(r), share)}\nOutputs:\n{fields_text(r.outputs)}"
-            for n, r in enumerate(group.rollouts, 1)
-        ]
-        labels = context.shown_example.labels_text if context.shows_labels else ""
+        shown = [f"Attempt {n}\n{_attempt(r, share)}" for n, r in enumerate(group.rollouts, 1)]
+        labels = context.example.labels_text if context.shows_labels else ""
         answer = ask(
             MarkSteps,
-            example=context.shown_example.text,
+            example=context.example.text,
             expected=labels or UNKNOWN,
             earlier=self._earlier(context) or "(none)",
             attempts="\n\n".join(shown),
@@ -486,3 +494,149 @@ class TeacherMarks(Strategy):
             and (score := scores.get(rollout.rollout_id)) is not None
         ]
         return "\n".join(marked[len(marked) - self.earlier :] if self.earlier else [])
+
+
+@strategy
+class BranchingRollouts(Strategy):
+    """Makes a part of each group by branching rollouts after a step, in place of whole rollouts.
+
+    A rollout branches after results of tools (after any turn, if it calls none), first where the
+    entropy of the next answer rises most above that of the first one (ask for it with
+    `dspy.LM(..., logprobs=True)`); without log-probabilities, first after two thirds of the steps.
+    A branch whose first step decides as the rollout did ends after that one call. A program of one
+    turn cannot branch: that is counted, and groups become as large as usual. Values are the mean
+    scores of all leaves of the tree below a state: shared along a common beginning, then apart.
+
+    **Source.** ARPO (arXiv 2507.19849): branches after tool results where entropy rises, shared and
+    apart advantages.
+    **When to use.** Long agents whose groups are dear. Branches count for no experience, so the
+    gate learns from fewer rollouts.
+
+    Args:
+        leaves: rollouts of a group, branches included, at least 3; no more than the group size.
+        whole: how many of these are whole rollouts, at least 2, below `leaves`.
+    """
+
+    leaves: Annotated[int, Field(ge=LEAST_WHOLE + 1)] = 5
+    whole: Least2 = 2
+
+    def __post_init__(self) -> None:
+        if self.whole >= self.leaves:
+            raise SettingsError(f"whole={self.whole!r}: pass less than leaves={self.leaves!r}.")
+
+    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
+        """Fewer whole rollouts of each example, unless none so far could branch."""
+        if plan.past and not _places(_scored(*plan.past)):
+            return plan.sizes
+        return {example: min(self.whole, size) for example, size in plan.sizes.items()}
+
+    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+        """Branches beside the whole rollouts, and the values of the tree."""
+        scored = _scored(context.sampled)
+        if not _places([*scored, *_scored(*context.past)]):
+            raise StrategyError(
+                f"no rollout of example {context.sampled.group.example} with a score has more than "
+                f"one turn, so none can branch, and the group stays small; leave the strategy out."
+            )
+        if 0 < context.group_size <= self.whole:
+            raise StrategyError(
+                f"group_size={context.group_size}: a group of so few rollouts is made of whole "
+                f"ones; pass group_size={self.leaves}, or leave the strategy out."
+            )
+        wanted = min(self.leaves, context.group_size or self.leaves) - len(scored)
+        n_tries = TRIES * sum(rollout.usage.n_answers for rollout in scored)
+        branches: list[Rollout] = []
+        for rollout, state in _places(scored):
+            if len(branches) >= wanted or n_tries < 0:
+                break
+            more = play(rollout, state, ends_if_same=True)
+            branches += more
+            n_tries -= not more
+        for rollout, state in _places(scored):  # where no place is left that is unsure
+            if len(branches) >= wanted:
+                break
+            ids = {branch.rollout_id for branch in branches}
+            branches += [r for r in play(rollout, state) if r.rollout_id not in ids]
+        return Credit(tree_values([*scored, *branches]), tuple(branches))
+
+
+def _scored(*groups: SampledGroup) -> list[Rollout]:
+    return [r for sampled in groups for r in sampled.unaided.rollouts if r.score is not None]
+
+
+def _places(rollouts: Sequence[Rollout]) -> list[tuple[Rollout, int]]:
+    """Where to branch, the most uncertain first; the rollouts take turns."""
+    ranked = []
+    for rollout in rollouts:
+        steps, turns = rollout.steps, states(rollout)[1:-1]
+        first = steps[0].entropy if steps else None
+        order = list[tuple[float, float, int]]()
+        for n in [n for n in turns if steps[n - 1].kind == "tool"] or turns:
+            entropy = steps[n].entropy
+            rise = 0.0 if entropy is None or first is None else entropy - first
+            order.append((-rise, abs(n - FIRST * len(steps)), n))
+        ranked.append([(rollout, n) for *_, n in sorted(order)])
+    return [
+        place
+        for of_turn in itertools.zip_longest(*ranked)
+        for place in of_turn
+        if place is not None
+    ]
+
+
+@strategy
+class StateTasks(Strategy):
+    """Goes on from a state of a group that fails throughout, where success may be within reach.
+
+    Where all rollouts of a group fail alike, `rollouts` further ones go on from one of its states.
+    It is drawn with a chance in proportion to the square of its learnability: the expectation of
+    p (1 - p), where p is the chance of success from there, by what earlier ones of this example
+    with as many steps have scored. They stand beside the group; if one of them succeeds, the group
+    has contrast, and the values of the states say which step decides.
+
+    **Source.** AceGRPO (arXiv 2602.07906): an evolving data buffer turns execution traces into
+    tasks that can be trained on again, sampled by learnability potential. `LearningFrontier` is the
+    counterpart for whole examples.
+    **When to use.** Long agents that fail on most examples, whose tools can be replayed.
+
+    Args:
+        rollouts: how many go on from the state, at least 2.
+    """
+
+    rollouts: Least2 = 2
+
+    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+        """The rollouts that go on from a learnable state, and the values of all states."""
+        group = context.sampled.unaided
+        scored = _scored(context.sampled)
+        source = max(scored, key=lambda rollout: len(rollout.steps), default=None)
+        inner = states(source)[1:-1] if source else []
+        if source is None or not inner or not context.fails:
+            return Credit({})
+        rates = _rates(context)
+        chance = random.Random(f"{group.example}/{context.sampled.update}/StateTasks")
+        (state,) = chance.choices(inner, [rates[n].variance_of_a_rollout ** 2 for n in inner])
+        rollouts = play(source, state, self.rollouts)
+        every = (*scored, *rollouts)
+        if not replace(group, rollouts=every).has_contrast:
+            return Credit({}, tuple(rollouts))  # values that are all alike teach nothing
+        return Credit(tree_values(every), tuple(rollouts))
+
+
+def _rates(context: GroupContext) -> "defaultdict[int, PassRate]":
+    """By the number of replayed steps, the chance of success of this example from there."""
+    scores = [r.score or 0.0 for sampled in context.past for r in sampled.group.rollouts]
+    low, high = min(scores, default=0.0), max(scores, default=1.0)
+    by_id: dict[int, Rollout] = {
+        rollout.rollout_id: rollout
+        for sampled in context.past
+        if sampled.group.example == context.group.example
+        for rollout in (*sampled.group.rollouts, *sampled.probes)
+        if rollout.n_replayed and rollout.score is not None
+    }
+    rates: defaultdict[int, PassRate] = defaultdict(PassRate)
+    for rollout in by_id.values():
+        share = ((rollout.score or 0.0) - low) / ((high - low) or 1.0)
+        n = rollout.n_replayed or 0
+        rates[n] = rates[n].after([min(max(share, 0.0), 1.0)])
+    return rates
