@@ -46,7 +46,6 @@ PLAIN = ("builtins", "datetime", "decimal", "re")  # modules whose values their 
 SILENT = {"builtins", "dspy", "pydantic", "typing", "tfgrpo_dspy", "logging", "_thread"}
 """Modules of whose values nobody is told that they are known by name only."""
 MAX_DEPTH = 100
-MOST_NAMED = 1_000  # functions and classes whose names are followed
 
 
 def digest(*parts: Any) -> str:
@@ -177,8 +176,6 @@ class Identities:
 
     def _names_of(self, functions: Iterable[FunctionType]) -> dict[str, Any]:
         """The values that these close over, and name in the user's own modules, by name."""
-        if len(self._first) > MOST_NAMED:
-            return {"": self._named(f"what is named by more than {MOST_NAMED} functions")}
         named = (pair for function in functions for pair in named_by(function))
         return {name: value for name, value in named if name[:2] != "__" and _counts(value)}
 

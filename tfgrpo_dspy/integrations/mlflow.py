@@ -109,14 +109,15 @@ class MlflowListener:
             return
         self._has_failed = True
         if isinstance(event, UpdateDecided):
-            record = event.record
+            record, n_groups = event.record, len(event.record.groups)
+            n_without = sum(group.used_as == "no contrast" for group in record.groups)
             self._rollouts += event.rollouts
             figures = {
                 "training_score": record.mean_score,
                 "experiences": record.library_size,
                 "lm_calls": record.n_lm_calls,
                 "cost_usd": record.cost_usd,
-                "groups_without_contrast": record.share_without_contrast,
+                "groups_without_contrast": n_without / n_groups if n_groups else None,
             }
             self._log_metrics(self._run_id, record.update, figures)
             file = f"library/update_{record.update:04}.json"

@@ -9,7 +9,6 @@ import logging
 import math
 import re
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from tfgrpo_dspy.redaction import cleaned
 from tfgrpo_dspy.reflection.lessons import TOO_MANY
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
-from tfgrpo_dspy.results.records import Candidate, ScoreSummary, UpdateRecord
+from tfgrpo_dspy.results.records import CHANGES_IN_WORDS, Candidate, ScoreSummary, UpdateRecord
 from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.settings.schedule import RunSettings, plan_of
 from tfgrpo_dspy.wording import counted, shortened
@@ -73,7 +72,6 @@ class Progress:
         self._phase, self._about = PHASES["rollout"], "update 1"
         is_shown = settings.progress and sys.stderr is not None
         is_rewritten = is_shown and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-        self._refresh_s, self._shown_s = 1.0 if is_rewritten else 60.0, time.monotonic()
         self._open = contextlib.ExitStack()
         if is_rewritten:
             self._open.enter_context(logging_redirect_tqdm())
@@ -83,7 +81,8 @@ class Progress:
             desc=self._state,
             disable=not is_shown,
             dynamic_ncols=True,
-            mininterval=math.inf,  # it is shown by `tick`
+            mininterval=1.0 if is_rewritten else 60.0,
+            miniters=0,
         )
         self._open.callback(self._bar.close)
 
@@ -98,8 +97,7 @@ class Progress:
         if self._phase != PHASES[role]:  # scores of one phase are not those of another
             self._phase, self._scores = PHASES[role], {}
         self._bar.total = max(self._bar.total or 0, self._bar.n + 1)  # maybe more than was planned
-        self._bar.update()
-        self.tick()
+        self.tick(n=1)
 
     def show_scores(self, **scores: float) -> None:
         """Show these mean scores, by what they are of, in place of those before."""
@@ -113,18 +111,18 @@ class Progress:
             self._scores = {"score": record.mean_score}
         self.tick()
 
-    def tick(self, is_end: bool = False) -> None:
-        """Refresh the bar, if it was not refreshed for a while."""
-        if is_end or time.monotonic() - self._shown_s >= self._refresh_s:
-            self._shown_s = time.monotonic()
-            dollars = f", ${self._ledger.cost:.4f}" if self._ledger.cost else ""
-            self._bar.set_description_str(self._state, refresh=False)
-            self._bar.set_postfix_str(f"{self._about}{dollars}")
+    def tick(self, n: int = 0) -> None:
+        """Move on by `n` rollouts, and refresh the bar, if it was not refreshed for a while."""
+        dollars = f", ${self._ledger.cost:.4f}" if self._ledger.cost else ""
+        self._bar.set_description_str(self._state, refresh=False)
+        self._bar.set_postfix_str(f"{self._about}{dollars}", refresh=False)
+        self._bar.update(n)
 
     def close(self) -> None:
         """End the bar, which is full then, though a run may need fewer rollouts than planned."""
         self._bar.n = self._bar.total = max(1, self._bar.n)
-        self.tick(is_end=True)
+        self.tick()
+        self._bar.refresh()
         self._open.close()
 
 
@@ -289,9 +287,11 @@ def in_words(record: UpdateRecord) -> str:
     mean = "" if record.mean_score is None else f", mean score {record.mean_score:z.3f}"
     source = f"{counted(len(record.groups), 'example')}{mean}"
     source = source if record.groups else "labelled examples"
+    kinds = Counter(CHANGES_IN_WORDS[change.kind] for change in record.changes)
+    changes = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "no change"
     return (
         f"update {record.update + 1} (epoch {record.epoch + 1}): {source}; "
         f"{counted(len(record.lessons), 'lesson')}; experiences: "
-        f"{record.changes_in_words or 'no change'}, {record.library_size} in the library; "
+        f"{changes}, {record.library_size} in the library; "
         f"{record.n_lm_calls} LM calls so far"
     )

@@ -358,7 +358,7 @@ def candidates(run: RunResults, most: int = MOST_CANDIDATES) -> Section:
     if first.added.dollars is not None:
         columns["$ for 1,000 calls"] = [f"{each.added.dollars or 0.0:,.4f}" for each in shown]
     columns["consists of"] = [
-        one_line(", ".join([*each.ids, *[f"demos {each.demo_set}"] * each.has_demos,
+        one_line(", ".join([*each.ids, *[f"demos {each.demo_set}"] * bool(each.demo_set),
                             *["brief"] * bool(each.added.briefs)]))
         for each in shown
     ]  # fmt: skip

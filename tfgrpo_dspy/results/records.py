@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -220,11 +219,6 @@ class Candidate:
         return self.bake()
 
     @property
-    def has_demos(self) -> bool:
-        """True if it shows demos."""
-        return self.demo_set > 0
-
-    @property
     def n_measured(self) -> int:
         """On how many examples it was measured, those without a score included."""
         return self.score.n + self.score.n_failed if self.score else 0
@@ -371,13 +365,6 @@ class UpdateRecord:
         return any(change.kind != "settled" for change in self.changes)
 
     @property
-    def share_without_contrast(self) -> float | None:
-        """The share of its groups that could teach nothing; None where it has none."""
-        n_groups = len(self.groups)
-        n_without = sum(group.used_as == "no contrast" for group in self.groups)
-        return n_without / n_groups if n_groups else None
-
-    @property
     def scores(self) -> list[float]:
         """The scores of its rollouts, those of failed rollouts included."""
         return [score for group in self.groups for score in group.scores if score is not None]
@@ -386,9 +373,3 @@ class UpdateRecord:
     def mean_score(self) -> float | None:
         """The mean of these scores; None: there are none."""
         return mean_of(self.scores)
-
-    @property
-    def changes_in_words(self) -> str:
-        """`2 added, 1 dropped`; "" where nothing changed."""
-        kinds = Counter(CHANGES_IN_WORDS[change.kind] for change in self.changes)
-        return ", ".join(f"{n} {kind}" for kind, n in kinds.items())
