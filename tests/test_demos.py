@@ -18,7 +18,7 @@ from small import grpo
 
 from tfgrpo_dspy import ExperienceLibrary, Gate, StoreError, best_so_far
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
-from tfgrpo_dspy.sampling.additions import Additions, BestRollouts, Demo, DemoPool, demos_of
+from tfgrpo_dspy.sampling.additions import Additions, Demo, DemoPool, best_rollouts, demos_of
 from tfgrpo_dspy.sampling.fields import Example
 
 
@@ -208,12 +208,12 @@ def rollout(example: int, score: float | None, answer: str = "a", **changes: Any
 def test_the_best_rollout_of_each_example_is_shown_where_it_is_above_the_mean(
     made: list[tuple[Any, ...]], shown: str
 ) -> None:
-    best = BestRollouts()
+    groups = []
     for example, score, *answer in made:
         failure = {} if score is not None else {"failure": Failure("program", "it raised")}
         done = rollout(example, score, *(answer or [str(example)]), **failure)
-        best.add(Group.of(example, [done], has_metric=True))
-    assert "".join(rollout.outputs["answer"] for rollout in best.above_mean()) == shown
+        groups.append(Group.of(example, [done], has_metric=True))
+    assert "".join(rollout.outputs["answer"] for rollout in best_rollouts(groups)) == shown
 
 
 def baked(program: Any, demos: Sequence[Demo]) -> Any:

@@ -25,7 +25,7 @@ from tfgrpo_dspy.run.briefing import leading
 from tfgrpo_dspy.run.planning import Planner
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Brief, Extracted, Update, record_of
-from tfgrpo_dspy.sampling.additions import Additions, BestRollouts, DemoPool, SampledGroup
+from tfgrpo_dspy.sampling.additions import Additions, DemoPool, SampledGroup, best_rollouts
 from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.strategies.auto import Auto, seen
 from tfgrpo_dspy.strategies.base import UpdateContext
@@ -50,7 +50,6 @@ class History:
         self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
         self._client, self._strategies = client, strategies
         self.changes = Changes(self._texts)
-        self._best_rollouts = BestRollouts()
         self._measured: list[Measured] = []
         self._logged: set[str] = set()
 
@@ -151,8 +150,6 @@ class History:
     def decide(self, batch: Batch, extracted: Extracted, proposed: Applied) -> ExperienceLibrary:
         """The library after the gate has decided. Raises GateError: it gave no decision."""
         calls, before = self._calls, self.latest
-        for sampled in extracted.groups:
-            self._best_rollouts.add(sampled.unaided)
         scores = _with_scores(before.score_range, (sampled.unaided for sampled in extracted.groups))
         by_metric = (sampled.by_metric for sampled in extracted.groups)
         self._measure(extracted.groups, before.score_range, scores)
@@ -161,18 +158,18 @@ class History:
         reflections = self._client.usage[batch.update]
         taken = {brief.texts for brief in before.briefs} | {()}
         new = {brief.texts: brief for brief in proposed.briefs if brief.texts not in taken}
-        briefs = (*before.briefs, *new.values())
+        briefs, groups = (*before.briefs, *new.values()), (*before.groups, *extracted.groups)
         update = Update(
             number=before.number + 1,
             decision=calls.pool.call(lambda: self._decision(proposed.operations, briefs)),
             account=before.account.after_update(rollouts, reflections, n_examples),
             batch=batch,
             extracted=extracted,
-            best=self._best_rollouts.above_mean(),
+            best=best_rollouts(sampled.unaided for sampled in groups),
             score_range=scores,
             by_metric=_with_scores(before.by_metric, by_metric),
             n_in_vain=before.in_vain_with(extracted, proposed.operations),
-            groups=(*before.groups, *extracted.groups),
+            groups=groups,
             briefs=briefs,
             n_unwritten=before.n_unwritten + len(proposed.briefs) - len(new),
         )

@@ -5,7 +5,6 @@ a labelled example.
 """
 
 import logging
-import math
 import random
 import statistics
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -303,24 +302,17 @@ class DemoPool:
         return random.Random(f"{self._seed}/demos/{number}").sample(items, len(items))
 
 
-class BestRollouts:
-    """The best rollout of each training example; of equally good ones the latest."""
+def best_rollouts(groups: Iterable[Group]) -> tuple[Rollout, ...]:
+    """The best rollout of each example, where it scores above the mean of all, the best first.
 
-    def __init__(self) -> None:
-        self._scores: list[float] = []
-        self._by_example: dict[int, tuple[float, Rollout]] = {}
-
-    def add(self, group: Group) -> None:
-        """Look at the rollouts of a group."""
-        self._scores += group.scores
-        for rollout in group.rollouts:
-            score, (best, _) = rollout.score, self._by_example.get(rollout.example, (-math.inf, 0))
-            if rollout.failure is None and score is not None and score >= best:
-                self._by_example.pop(rollout.example, None)  # the latest stands last
-                self._by_example[rollout.example] = score, rollout
-
-    def above_mean(self) -> tuple[Rollout, ...]:
-        """The rollouts that score above the mean of all, the best first."""
-        mean = statistics.fmean(self._scores or [0.0])
-        good = [pair for pair in reversed(self._by_example.values()) if pair[0] > mean]
-        return tuple(rollout for _, rollout in sorted(good, key=lambda pair: -pair[0]))
+    Of equally good ones the latest counts, and stands first.
+    """
+    scored = [(r.score, r) for group in groups for r in group.rollouts if r.score is not None]
+    best: dict[int, tuple[float, Rollout]] = {}
+    for score, rollout in scored:
+        if rollout.failure is None and score >= best.get(rollout.example, (score,))[0]:
+            best.pop(rollout.example, None)  # the latest stands last
+            best[rollout.example] = score, rollout
+    mean = statistics.fmean([score for score, _ in scored] or [0.0])
+    good = [pair for pair in reversed(best.values()) if pair[0] > mean]
+    return tuple(rollout for _, rollout in sorted(good, key=lambda pair: -pair[0]))

@@ -184,8 +184,7 @@ class LearningFrontier(Choosing):
     it is divided by their number: what stays open after many lessons is not learnable. Half of each
     batch is as usual, and all of it where that teaches often, or the drawn half does not more.
 
-    **Source.** AceGRPO (arXiv 2602.07906): an evolving buffer of tasks, sampled by a learnability
-    potential.
+    **Source.** AceGRPO (arXiv 2602.07906).
     **When to use.** Many examples always succeed, or always fail, and failures have no feedback in
     words that could teach something.
 
@@ -220,8 +219,7 @@ class BayesianAllocation(Choosing):
     temperature), and those drawn have rollouts in proportion to s: from 2 to `most`. Half of each
     batch is as usual, and what was taught already counts less, as in `LearningFrontier`.
 
-    **Source.** CurES (arXiv 2510.01037): the chances of prompts are a softmax, rollouts go where
-    the variance is, and pass rates are estimated by Bayes' rule.
+    **Source.** CurES (arXiv 2510.01037).
     **When to use.** As `LearningFrontier`, if some examples need more than the usual number of
     rollouts to show contrast.
 
@@ -274,8 +272,7 @@ class DomainBandit(Choosing):
     temperature); in a domain, the examples that came least often come first. Half of each batch is
     as usual.
 
-    **Source.** DUMP (arXiv 2504.09710; distribution-level curriculum for reinforcement learning
-    post-training): this bound, and this softmax.
+    **Source.** DUMP (arXiv 2504.09710).
     **When to use.** Examples come from known domains, of which some are too easy or too hard.
 
     Args:
@@ -327,8 +324,7 @@ class HardSampleWeights(Choosing):
     Kullback-Leibler divergence from equal weights. With a domain, each domain has the same weight
     before its loss is known, however few examples it has. Half of each batch is as usual.
 
-    **Source.** Instance-reweighted distributionally robust optimization: the highest losses are
-    discarded, the others reweighted by the closed form of the KL-regularised worst case.
+    **Source.** Instance-reweighted distributionally robust optimization (arXiv 2402.14270).
     **When to use.** The worst domain counts, and has fewer examples than others.
 
     Args:

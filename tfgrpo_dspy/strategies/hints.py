@@ -70,7 +70,7 @@ class TieredHints(Strategy):
     with the example's label in it is not given, and a lesson from a hinted group with that label is
     dropped, unless other training examples have the same label: then it names a class.
 
-    **Source.** Scaf-GRPO (arXiv 2510.19807): hints where learning stagnates, in three tiers.
+    **Source.** Scaf-GRPO (arXiv 2510.19807).
     **When to use.** Most groups fail throughout, and the metric says nothing in words.
 
     Args:
@@ -150,8 +150,7 @@ class TeacherRollouts(Strategy):
     The reflection LM compares them with the student's, and writes lessons for the student. No score
     of the teacher counts for any experience, so that each is judged on the student alone.
 
-    **Source.** None. `TeacherMarks` is the counterpart of CoDistill-GRPO, whose large model makes
-    no rollouts.
+    **Source.** None.
     **When to use.** The student fails on most examples, and a stronger program or LM is at hand
     that is too dear to deploy.
 
@@ -201,8 +200,7 @@ class ClippedDiversity(Strategy):
     reasoning, or outputs, a rollout's own is, in groups of three characters. Student and result are
     compared by the score.
 
-    **Source.** EGPO, for function calling (arXiv 2508.05118): the entropy of the reasoning is added
-    to the advantage, and clipped to a share of it. That others follow attempts which agree is ours.
+    **Source.** EGPO, for function calling (arXiv 2508.05118).
     **When to use.** The usual way is wrong on many inputs, and the metric is strict and silent.
 
     Args:

@@ -58,9 +58,7 @@ class ConflictAware(Strategy):
     negative log-probability of a token, with `dspy.LM(..., logprobs=True)`) is above `max_entropy`
     are not shown, as long as the others still have contrast.
 
-    **Source.** GTPO (arXiv 2508.03772): tokens that completions with positive and with negative
-    advantages share get no negative update, and completions whose mean entropy is above ln 2 are
-    filtered out.
+    **Source.** GTPO (arXiv 2508.03772).
     **When to use.** Groups of three or more attempts of several steps, of which most are the same.
 
     Args:
@@ -135,8 +133,7 @@ class Extrapolate(Strategy):
     the reflection LM is asked to take that step. What it writes stands beside the better state, and
     the gate judges each line by its own effect: both may stay.
 
-    **Source.** ExPO (arXiv 2404.16792): weights are moved from those before alignment past those
-    after it, theta = theta_1 + alpha (theta_1 - theta_0), without more training.
+    **Source.** ExPO (arXiv 2404.16792).
     **When to use.** Runs that change wordings rather than facts, such as for style.
 
     Args:
@@ -230,8 +227,7 @@ class Induction(Strategy):
     several of them, a better text of one. The gate judges these like any other candidate. It is
     asked again as long as one of the latest candidates is there and has a positive effect.
 
-    **Source.** None: plain induction over lines and their measured effects; `Extrapolate` is the
-    counterpart of ExPO.
+    **Source.** None.
     **When to use.** Where lessons are about single cases, and a rule is behind many of them.
 
     Args:
@@ -325,8 +321,7 @@ class AttributionPrior(Strategy):
     else have the higher mean effect, the facts refute the prior, and it pulls no more.
 
     **Source.** Large Language Models as Attribution Regularizers for Efficient Model Training
-    (arXiv 2502.20268): loss + strength * distance of the model's attributions from those that an LM
-    gives for the task.
+    (arXiv 2502.20268).
     **When to use.** With few examples, where much agrees with the labels by accident.
 
     Args:

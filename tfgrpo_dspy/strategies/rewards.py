@@ -37,8 +37,7 @@ class Objectives(Strategy):
     no score. All scores of the results are these rewards; `finalists` have the means of the
     objectives, and `print(detailed_results)` shows which candidates are not dominated.
 
-    **Source.** Multi-reward GRPO for de-biasing (arXiv 2511.06023); bootstrapped mixed rewards
-    (arXiv 2512.04277).
+    **Source.** Multi-reward GRPO (arXiv 2511.06023), bootstrapped mixed rewards (arXiv 2512.04277).
     **When to use.** The metric has several figures of different scales, or one that must not fall.
 
     Args:

@@ -184,7 +184,7 @@ class MonteCarloCredit(Strategy):
     from the state before the decisive step whose score is most unlike stands beside the group: good
     and bad from the same state.
 
-    **Source.** VinePPO (arXiv 2410.01679): values of states by rollouts from there.
+    **Source.** VinePPO (arXiv 2410.01679).
     **When to use.** Agents of five or more steps, which end well or badly by one or two of them.
 
     Args:
@@ -244,8 +244,7 @@ class InformationGain(Strategy):
     exp(mean log-probability of its tokens), and the rest with the mean of the samples; else it is
     that mean. Nothing is replayed: it works where a program does not repeat its steps.
 
-    **Source.** IGPO (arXiv 2510.14967): the gain of a turn is the rise of the probability of the
-    right answer, which is exp of the mean log-probability of its tokens, in each rollout.
+    **Source.** IGPO (arXiv 2510.14967).
     **When to use.** Agents that collect information, where an answer can be scored at any time.
     Where the answer is only the end of a row of actions, it says little.
 
@@ -315,8 +314,7 @@ class ImplicitStepRewards(Strategy):
     decision, and its place. The value of a state is the probability that a rollout with these steps
     so far is preferred to the average one of its group.
 
-    **Source.** iStar (arXiv 2509.19199): an implicit process reward model, trained by a
-    trajectory-based DPO objective on pairs by outcome.
+    **Source.** iStar (arXiv 2509.19199).
     **When to use.** Tasks that no metric can verify (`metric=None`); with a metric it costs no
     call.
 
@@ -444,8 +442,7 @@ class TeacherMarks(Strategy):
     the metric is silent. The teacher learns from the student's rollouts in turn: it is shown how
     its last marks of earlier attempts compare with the scores that the metric gave these.
 
-    **Source.** CoDistill-GRPO (arXiv 2605.08873): the small model gets a dense on-policy reward for
-    its own rollouts from the large model's distribution; the large one is trained on them, too.
+    **Source.** CoDistill-GRPO (arXiv 2605.08873).
     **When to use.** Programs of several steps with a silent metric, where the reflection LM could
     do the task itself. `TeacherRollouts` is for teachers that shall run in the student's place.
 
@@ -507,8 +504,7 @@ class BranchingRollouts(Strategy):
     turn cannot branch: that is counted, and groups become as large as usual. Values are the mean
     scores of all leaves of the tree below a state: shared along a common beginning, then apart.
 
-    **Source.** ARPO (arXiv 2507.19849): branches after tool results where entropy rises, shared and
-    apart advantages.
+    **Source.** ARPO (arXiv 2507.19849).
     **When to use.** Long agents whose groups are dear. Branches count for no experience, so the
     gate learns from fewer rollouts.
 
@@ -594,9 +590,7 @@ class StateTasks(Strategy):
     with as many steps have scored. They stand beside the group; if one of them succeeds, the group
     has contrast, and the values of the states say which step decides.
 
-    **Source.** AceGRPO (arXiv 2602.07906): an evolving data buffer turns execution traces into
-    tasks that can be trained on again, sampled by learnability potential. `LearningFrontier` is the
-    counterpart for whole examples.
+    **Source.** AceGRPO (arXiv 2602.07906).
     **When to use.** Long agents that fail on most examples, whose tools can be replayed.
 
     Args:
