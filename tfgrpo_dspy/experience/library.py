@@ -253,11 +253,13 @@ class ExperienceLibrary:
             )
         for name, predictor in predictors.items():
             visible = [experience for experience in self if experience.scope in (ALL, name)]
-            written = programs.write_block(visible, self.next_number) if visible else ""
-            instructions = programs.replace_block(predictor.signature.instructions, written)
+            lines = [programs.BEGIN, programs.HEADER, programs.render_lines(visible)]
+            block = "\n".join([*lines, f"(next id: E{self.next_number})", programs.END])
+            before = predictor.signature.instructions
+            instructions = programs.replace_block(before, block if visible else "")
             if name in briefs:
                 instructions = programs.with_brief(instructions, briefs[name])
-            if instructions != predictor.signature.instructions:
+            if instructions != before:
                 predictor.signature = programs.with_instructions(predictor.signature, instructions)
         return baked
 
@@ -365,7 +367,8 @@ def library_of(instructions: Mapping[str, str]) -> ExperienceLibrary:
     next_number = 1
     for name, text in instructions.items():
         before, written, after = programs.split_instructions(text)
-        briefs[name] = programs.brief_in(before if written else before + after)
+        brief = programs.BRIEF_BLOCK.search(before if written else before + after)
+        briefs[name] = programs.unescaped(brief[1]) if brief else ""
         experiences, free = programs.parse_block(written, name) if written else ([], 1)
         next_number = max(next_number, free, *(each.number + 1 for each in experiences))
         for experience in experiences:

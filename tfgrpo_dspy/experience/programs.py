@@ -33,7 +33,7 @@ _BEGUN = re.compile(rf"{BEGIN}{_TRAILING}\n{HEADER}{_TRAILING}\n")
 _BLOCK = re.compile(rf"^{_BEGUN.pattern}.*?\n{END}{_TRAILING}$", re.MULTILINE | re.DOTALL)
 _LINE = re.compile(rf"\[(E{NUMBER})(\*?)\] (.+)")
 _LAST_LINE = re.compile(rf"\(next id: E({NUMBER})\)")
-_BRIEF = re.compile(
+BRIEF_BLOCK = re.compile(
     rf"^<{BRIEF}>{_TRAILING}\n(.*?)\n</{BRIEF}>{_TRAILING}$", re.MULTILINE | re.DOTALL
 )
 _ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
@@ -62,13 +62,9 @@ def _escaped(text: str, kept: str = "") -> str:
     return _TO_ESCAPE.sub(lambda m: m[0] if m[0] in kept else f"\\u{ord(m[0]):04x}", text)
 
 
-def _unescaped(text: str) -> str:
+def unescaped(text: str) -> str:
+    """The text without the escapes in which it stands in instructions."""
     return _ESCAPE.sub(lambda code: chr(int(code[1], 16)), text)
-
-
-def write_block(visible: Iterable[Experience], next_number: int) -> str:
-    """The block for one predictor, from the experiences that it is given (at least one)."""
-    return f"{BEGIN}\n{HEADER}\n{render_lines(visible)}\n(next id: E{next_number})\n{END}"
 
 
 def split_instructions(instructions: str) -> tuple[str, str, str]:
@@ -113,7 +109,7 @@ def parse_block(text: str, predictor: str) -> tuple[list[Experience], int]:
             if (parts := _LINE.fullmatch(line)) is None:
                 raise LibraryError(fault)
             id_, star, advice = parts.groups()
-            experiences.append(Experience(id_, _unescaped(advice), ALL if star else predictor))
+            experiences.append(Experience(id_, unescaped(advice), ALL if star else predictor))
         except LibraryError as error:
             raise LibraryFormatError(
                 f"The experiences baked into predictor {predictor!r} hold the line {line!r:.200}: "
@@ -127,17 +123,11 @@ def with_brief(instructions: str, text: str) -> str:
     escaped = _escaped(text, kept="\n\t")
     written = f"<{BRIEF}>\n{escaped}\n</{BRIEF}>"
     before, block, after = split_instructions(instructions)
-    if _BRIEF.search(before):
-        written = _BRIEF.sub(lambda _: written, before, count=1)
+    if BRIEF_BLOCK.search(before):
+        written = BRIEF_BLOCK.sub(lambda _: written, before, count=1)
     elif block:
         written += "\n\n"
     return written + block + after
-
-
-def brief_in(instructions: str) -> str:
-    """The brief in the instructions; "" where there is none."""
-    match = _BRIEF.search(instructions)
-    return _unescaped(match[1]) if match else ""
 
 
 def plain_instructions(instructions: str) -> str:
@@ -170,7 +160,7 @@ def bare_instructions(predictor: Any) -> str:
 
 
 def _without_tags(instructions: str) -> str:
-    return _BRIEF.sub(lambda match: _unescaped(match[1]), instructions)
+    return BRIEF_BLOCK.sub(lambda match: unescaped(match[1]), instructions)
 
 
 def with_instructions(signature: Any, instructions: str) -> Any:
@@ -207,8 +197,9 @@ def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm
     for held in held_things:
         if is_lm(held):
             shared[id(held)] = lm_for(held)
-        elif _is_of_texts(held):
-            shared[id(held)] = held.copy()
+        elif type(held).__module__ == "dspy.primitives.example":  # such as a demo
+            if all(type(value) is str for value in vars(held)["_store"].values()):
+                shared[id(held)] = held.copy()
         elif type(held) in _REFUSING:
             shared[id(held)] = _shared(held)
     try:
@@ -264,11 +255,6 @@ def _held_by(modules: Sequence[Any]) -> list[Any]:
                 seen.add(id(item))
                 (waiting if isinstance(item, dict | list | tuple) else lms).append(item)
     return lms
-
-
-def _is_of_texts(held: Any) -> bool:
-    is_example = type(held).__module__ == "dspy.primitives.example"  # such as a demo
-    return is_example and all(type(value) is str for value in vars(held)["_store"].values())
 
 
 def _is_tool(held: Any) -> bool:

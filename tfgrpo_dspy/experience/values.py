@@ -24,25 +24,16 @@ Advice = tuple[str, str]
 """The text and the scope of an experience: what it says, whatever its id is."""
 
 NUMBER = r"[1-9][0-9]{0,17}"  # of an id
-_WRITTEN_ID = re.compile(rf"[\[(]?\s*[eE]?({NUMBER})\*?\s*[\])]?")
+_WRITTEN_ID = re.compile(rf"^[\[(]?\s*[eE]?({NUMBER})\*?\s*[\])]?$")  # `[e2]`, `E2*`, 2
 
 
-def _line_of(text: str) -> str:
-    """The text as experiences and operations hold it, without letters that are not seen."""
-    return cleaned_text(text).strip() or printable(text.strip())
-
-
-def _written_id(id_: Any) -> Any:
-    """The id that an LM writes as `[e2]`, `E2*` or 2."""
-    written = _WRITTEN_ID.fullmatch(str(id_).strip())
-    return f"E{written[1]}" if written else id_
-
-
-def _is_id(id_: str) -> bool:
-    return re.fullmatch(f"E{NUMBER}", id_) is not None
-
-
-Id = Annotated[str, such_that(_is_id, "an id is 'E' and a number from 1, such as 'E1'")]
+Id = Annotated[
+    str,
+    such_that(
+        lambda id_: re.fullmatch(f"E{NUMBER}", id_) is not None,
+        "an id is 'E' and a number from 1, such as 'E1'",
+    ),
+]
 Text = Annotated[
     str,
     such_that(
@@ -50,7 +41,9 @@ Text = Annotated[
         "give a string without lone surrogates",
     ),
 ]
-Line = Annotated[Text, AfterValidator(_line_of)]
+Line = Annotated[
+    Text, AfterValidator(lambda text: cleaned_text(text).strip() or printable(text.strip()))
+]
 Scope = Annotated[Text, such_that(bool, "give a predictor's name, or '*' for all")]
 
 
@@ -148,7 +141,9 @@ class _Operation:
     evidence: tuple[Evidence, ...] = field(default=(), repr=False)
 
 
-OperationId = Annotated[Id, BeforeValidator(_written_id)]
+OperationId = Annotated[
+    Id, BeforeValidator(lambda id_: _WRITTEN_ID.sub(r"E\1", str(id_).strip()) if id_ else id_)
+]
 
 
 @checked(LibraryError, slots=True)
@@ -209,19 +204,15 @@ def operation_from(written: Any) -> Operation:
     Raises:
         LibraryError: no such operation, or a field that it needs is absent or of the wrong type.
     """
-    if not isinstance(written, Mapping):
-        return _validated(written)
-    name = str(written.get("op", "")).strip().upper()
-    if _SYNONYMS.get(name, name) not in ("ADD", "MODIFY", "DELETE", "KEEP"):
-        raise LibraryError(
-            f"op={written.get('op')!r}: the operations are ADD, MODIFY, DELETE, KEEP."
-        )
-    values = {k: v for k, v in written.items() if v is not None and (k, v) != ("scope", "")}
-    values.pop("evidence", None)
-    return _validated({**values, "op": _SYNONYMS.get(name, name)})
-
-
-def _validated(written: Any) -> Operation:
+    if isinstance(written, Mapping):
+        op = str(written.get("op", "")).strip().upper()
+        op = _SYNONYMS.get(op, op)
+        if op not in ("ADD", "MODIFY", "DELETE", "KEEP"):
+            raise LibraryError(
+                f"op={written.get('op')!r}: the operations are ADD, MODIFY, DELETE, KEEP."
+            )
+        written = {k: v for k, v in written.items() if v is not None and (k, v) != ("scope", "")}
+        written = {**written, "op": op, "evidence": ()}
     try:
         return OPERATION.validate_python(written)
     except ValidationError as error:

@@ -61,18 +61,14 @@ def read_output(name: str, value: Any) -> Any:
     """
     if isinstance(value, Read):
         return value
-    plain = json.loads(json.dumps(value, default=_as_json))
+    as_json = lambda x: x.model_dump(mode="json") if hasattr(x, "model_dump") else list(x)  # noqa: E731
+    plain = json.loads(json.dumps(value, default=as_json))
     if name not in ("lessons", "operations") or plain is None:
         return plain
     try:
         return READERS[name][0](plain)
     except ValueError:
         return None
-
-
-def _as_json(item: Any) -> Any:
-    """An output of a pydantic type, or in a sequence that JSON does not have."""
-    return item.model_dump(mode="json") if hasattr(item, "model_dump") else list(item)
 
 
 class _ReflectionModule(dspy.Module):

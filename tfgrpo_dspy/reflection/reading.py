@@ -250,8 +250,10 @@ def _lines_of(text: str) -> list[str]:
             lines[-1] += f" {line.strip()}"
         elif line.strip() and not _TALK.match(line):
             lines.append(line)
-    if len(lines) == 1:
-        lines = _split_numbered(lines[0])
+    if len(lines) == 1:  # maybe "1. Say please. 2. Be brief."
+        parts = re.split(r"\s+(?=\(?\d{1,2}[.)]\s)", lines[0].strip())
+        in_turn = (re.match(rf"\(?{n}[.)]", part) for n, part in enumerate(parts, start=1))
+        lines = parts if all(in_turn) else lines
     if lines and not _has_bullet(lines[0]) and _is_nothing(lines[0]) and "##" not in lines[0]:
         return []
     items: list[tuple[int, bool, str]] = []  # indentation, whether it has a bullet, text
@@ -295,13 +297,6 @@ def _is_heading(line: str, below: str = "") -> bool:
     is_item = _has_bullet(line) and _indent(below) <= _indent(line)
     bare = bare_line(line)
     return _ends_open(bare) or (is_bold is not None and not is_item and not _CLOSED.search(bare))
-
-
-def _split_numbered(line: str) -> list[str]:
-    """The items of "1. Say please. 2. Be brief."; or the line."""
-    parts = re.split(r"\s+(?=\(?\d{1,2}[.)]\s)", line.strip())
-    in_turn = all(re.match(rf"\(?{n}[.)]", part) for n, part in enumerate(parts, start=1))
-    return parts if in_turn else [line]
 
 
 def _strings_in(content: Any) -> Iterator[str]:
@@ -411,21 +406,10 @@ def _operation(item: Any) -> Any:
         return item
     named = {str(name).strip().lower(): value for name, value in item.items() if value is not None}
     fields = {k: next((named[n] for n in names if n in named), "") for k, names in _FIELDS.items()}
-    texts = {name: _as_text(value) for name, value in fields.items()}
-    return {
-        **texts,
-        "op": texts["op"].upper(),
-        "text": "" if isinstance(fields["text"], int) else texts["text"],
-        "lessons": [*map(int, _WHOLE.findall(str(fields["lessons"])))],
-        "scope": texts["scope"] or None,
-    }
-
-
-def _as_text(value: Any) -> str:
-    """A text as it is, a whole number as its digits; the first of several; "" for all else."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return ""
-    text = str(value).strip()
-    return "" if text.casefold() in ("null", "none") else text
+    texts: dict[str, Any] = {"lessons": [*map(int, _WHOLE.findall(str(fields.pop("lessons"))))]}
+    for name, value in fields.items():  # of several the first; a whole number as its digits
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        is_text = isinstance(value, str) or (type(value) is int and name != "text")
+        text = str(value).strip() if is_text else ""
+        texts[name] = "" if text.casefold() in ("null", "none") else text
+    return {**texts, "op": texts["op"].upper(), "scope": texts["scope"] or None}

@@ -6,6 +6,7 @@ One message names every fault, before the first LM call. `checks` looks at stude
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import KW_ONLY, field, fields
@@ -115,20 +116,10 @@ def _checked_strategies(strategies: Sequence[Strategy] | str) -> tuple[Strategy,
     return tuple(strategies)
 
 
-def _brief(brief: dspy.Module | bool | None) -> dspy.Module | None:
-    return WriteBrief() if brief is True else brief or None
-
-
 def _checked_offline(offline: bool, others: ValidationInfo) -> bool:
     if offline and (log_dir := others.data.get("log_dir", "")) is None:
         raise ValueError(f"{log_dir=} holds nothing to replay; pass that of a recorded run")
     return offline
-
-
-def _is_folder(value: Any) -> bool:
-    """It names one on this machine: `s3://runs` would make the folder `s3:` here."""
-    is_path = isinstance(value, str | PathLike) and value != ""
-    return is_path and "://" not in str(value) and "\0" not in str(value)
 
 
 Whole = Annotated[int, BeforeValidator(_number)]
@@ -139,8 +130,14 @@ Threads = Annotated[Least1, Field(le=10_000)]
 Finite = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Dollars = Annotated[Finite, Field(ge=0)]
 Positive = Annotated[Finite, Field(gt=0)]
+_NO_FOLDER = re.compile(r"^$|://|\0")  # `s3://runs` would make the folder `s3:` here
 Folder = Annotated[
-    str | PathLike[str], SkipValidation, such_that(_is_folder, "give a folder of this machine")
+    str | PathLike[str],
+    SkipValidation,
+    such_that(
+        lambda path: isinstance(path, str | PathLike) and not _NO_FOLDER.search(str(path)),
+        "give a folder of this machine",
+    ),
 ]
 
 
@@ -177,9 +174,10 @@ class Reflection:
     update: dspy.Module = field(default_factory=UpdateLibrary)
     summarize: dspy.Module = field(default_factory=SummarizeTrajectory)
     draft: dspy.Module = field(default_factory=DraftLessons)
-    brief: Annotated[dspy.Module | StrictBool | None, AfterValidator(_brief)] = field(
-        default_factory=WriteBrief
-    )
+    brief: Annotated[
+        dspy.Module | StrictBool | None,
+        AfterValidator(lambda brief: WriteBrief() if brief is True else brief or None),
+    ] = field(default_factory=WriteBrief)
     use_labels: StrictBool = True
     max_experience_words: Least1 = 80
     drafts: Least0 | None = None
