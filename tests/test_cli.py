@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 from runs import (
     ADVICE,
-    AtCall,
     Pair,
     is_polite,
     knowing,
@@ -288,20 +287,3 @@ def test_what_the_reflection_lm_answered_is_shown_also_where_it_could_not_be_rea
     assert by_fault["nothing in the answer could be read"]["answered"].startswith("}{ I had rather")
     assert json.loads(by_fault[f"could not be read at first: {talk}"]["answered"]) == [ADVICE]
     assert {row["stage"] for row in found} == {"lesson", "update"}
-
-
-def test_a_run_that_was_interrupted_shows_what_was_decided(tmp_path: Path) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    lm = scripted_lm(polite_rules(), before=AtCall(40, interrupt))
-    with pytest.raises(KeyboardInterrupt):
-        learned(lm=lm, log_dir=tmp_path, batch_size=2, num_threads=1)
-    (stopped,) = saved_runs(tmp_path)
-    n_decided = len(stopped.updates)
-    assert n_decided
-    assert {row["update"] for row in values("rollouts", tmp_path)} == set(range(n_decided))
-    learned(log_dir=tmp_path, batch_size=2, num_threads=1)
-    found = values("rollouts", tmp_path)
-    ids = [(row["set"], row["experiences"], row["rollout_id"]) for row in found]
-    assert len(set(ids)) == len(ids)

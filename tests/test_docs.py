@@ -261,6 +261,16 @@ def test_the_page_of_all_arguments_is_what_the_code_says() -> None:
             assert f"| `{name}` |" in page
 
 
+def test_every_file_that_contributors_are_told_of_is_there() -> None:
+    names = {*re.findall(r"`([\w/]+\.py)`", CONTRIBUTING.read_text(encoding="utf-8"))}
+    places = [
+        ROOT,
+        *(ROOT / name for name in ("tfgrpo_dspy", "tfgrpo_dspy/strategies", "benchmarks")),
+    ]
+    missing = {name for name in names if not any((place / name).exists() for place in places)}
+    assert missing == {"debug.py"}  # which they write
+
+
 def test_the_layout_for_contributors_is_what_the_files_say() -> None:
     page = CONTRIBUTING.read_text(encoding="utf-8")
     assert page == build_api().page_with_layout(page), "run: python docs/build_api.py --layout"

@@ -321,27 +321,6 @@ def test_a_model_is_the_same_wherever_it_is_reached(elsewhere: dict[str, str]) -
     assert digest_of(api_lm(**elsewhere)) == digest_of(api_lm())
 
 
-class ServedLM(dspy.LM):
-    """An LM class of the user's own, which knows where its server is."""
-
-    def __init__(self, port: int, quantization: str = "q4") -> None:
-        super().__init__("openai/local", api_key="none")
-        self.port, self.quantization = port, quantization
-
-
-def test_so_is_an_lm_of_the_users_own_class_but_for_what_else_it_holds() -> None:
-    assert digest_of(ServedLM(8000)) == digest_of(ServedLM(8001))
-    assert digest_of(ServedLM(8000)) != digest_of(ServedLM(8000, "q8"))
-
-
-class KeyedLM(dspy.LM):
-    """An LM class of the user's own, which holds a key."""
-
-    def __init__(self, api_token: str) -> None:
-        super().__init__("openai/gpt-4o-mini", api_key=api_token)
-        self.api_token = api_token
-
-
 def with_client(secret: str) -> dspy.Module:
     program = dspy.Predict("question -> answer")
     program.api_key = secret
@@ -354,7 +333,6 @@ SECRETS: dict[str, Callable[[str], Any]] = {
     "key": lambda secret: api_lm(api_key=secret),
     "header": lambda secret: api_lm(extra_headers={"Authorization": f"Bearer {secret}"}),
     "trace header": lambda secret: api_lm(headers={"X-Trace": secret}),
-    "attribute": KeyedLM,
     "endpoint": lambda secret: api_lm(api_base=f"https://me:{secret}@host.org:80/v1?key={secret}"),
     "program": with_client,
 }
