@@ -2,15 +2,17 @@
 
     python benchmarks/path.py
 
-Four examples, 60 LM calls, an LM that answers at once. Frames are those of the thread of the call
-and of the caller's, no coroutines that wait. A form of a score is the type of a field, argument or
-result of this name in the files from metric to gate; several numbers are one, whatever holds them.
+Four examples, 60 LM calls, an LM that answers at once. Frames are those of the traceback that leads
+from `compile` to an LM call in which Ctrl-C is pressed: every third call of a run is tried. A form
+of a score is the type of a field, argument or result of this name in the files from metric to gate;
+several numbers are one, whatever holds them.
 """
 
 import ast
 import re
 import sys
 import threading
+import traceback
 from pathlib import Path
 from types import FrameType
 
@@ -24,15 +26,12 @@ SCORE = re.compile(r"_?(scores?|score_of|floored)$|as_score$")
 WAY = re.compile(r"metric|sampling|rollout|group|scores|calls|run/|gate")
 ROW = re.compile(r"Scores|(Iterable|Sequence|list|tuple)\[float(, \.\.\.)?\]( \| Matrix)?")
 files: set[str] = set()
-frames: list[int] = []
 
 
-def own_frames(frame: FrameType | None) -> int:
-    """How many frames of the package stand in a stack."""
-    n = 0
-    while frame is not None:
-        n, frame = n + frame.f_code.co_filename.startswith(str(ROOT)), frame.f_back
-    return n
+def own_frames(error: BaseException) -> list[str]:
+    """The functions of the package in the traceback of an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame.name for frame in frames if frame.filename.startswith(str(ROOT))]
 
 
 def note(frame: FrameType, event: str, _argument: object) -> None:
@@ -42,12 +41,15 @@ def note(frame: FrameType, event: str, _argument: object) -> None:
 
 
 class Engine:
-    """Answers each prompt with its fields, every second seed right; notes how deep the call is."""
+    """Answers each prompt with its fields, every second seed right; is interrupted at one call."""
+
+    def __init__(self, interrupted_at: int = 0) -> None:
+        self.n_left = interrupted_at
 
     def complete(self, request: lm15.Request) -> lm15.Response:
-        main = threading.main_thread().ident or 0
-        stacks = sys._current_frames()  # noqa: SLF001
-        frames.append(sum(own_frames(stacks[each]) for each in {main, threading.get_ident()}))
+        self.n_left -= 1
+        if not self.n_left:
+            raise KeyboardInterrupt
         answer = "yes" if (request.config.seed or 0) % 2 else "no"
         texts = {"answer": answer, "lessons": "Say yes.", "operations": "[]"}
         asked = sorted(set(re.findall(r"`(answer|lessons|operations)`", str(request.system))))
@@ -65,16 +67,31 @@ def form_of(node: ast.AST) -> str:
     return ROW.sub("numbers", ast.unparse(form).replace(" | None", "").replace("FiniteF", "f"))
 
 
-if __name__ == "__main__":
+def compiled(engine: Engine) -> None:
+    """Compile the smallest program."""
     examples = [dspy.Example(q=str(k), answer="yes").with_inputs("q") for k in range(4)]
     metric = lambda gold, pred: float(gold.answer == pred.answer)  # noqa: E731
     grpo = tfgrpo_dspy.TrainingFreeGRPO(metric, max_lm_calls=60, progress=False)
-    dspy.configure(lm=dspy.LM("path", engine=Engine(), cache=False))
+    with dspy.context(lm=dspy.LM("path", engine=engine, cache=False)):
+        grpo.compile(dspy.Predict("q -> answer"), trainset=examples)
+
+
+if __name__ == "__main__":
     threading.setprofile(note)
     sys.setprofile(note)
-    grpo.compile(dspy.Predict("q -> answer"), trainset=examples)
+    compiled(Engine())
     sys.setprofile(None)
+    threading.setprofile(None)
+    ways: list[list[str]] = []
+    for number in range(1, 50, 3):
+        try:
+            compiled(Engine(number))
+        except KeyboardInterrupt as error:
+            ways.append(own_frames(error))
+    ways.sort(key=len)
     nodes = (n for f in files if WAY.match(f) for n in ast.walk(ast.parse((ROOT / f).read_text())))
     forms = sorted({*map(form_of, nodes)} - {""})
-    print(f"files entered: {len(files)}; own frames at an LM call: {min(frames)} to {max(frames)}")
+    numbers = f"{len(ways[0])} to {len(ways[-1])}, median {len(ways[len(ways) // 2])}"
+    print(f"files entered: {len(files)}; own frames from compile to an LM call: {numbers}")
+    print("such as", " > ".join(ways[len(ways) // 2]))
     print(f"forms of a score: {len(forms)}: {', '.join(forms)}")

@@ -139,7 +139,7 @@ def test_a_reflection_lm_that_never_gives_anything_of_use_is_given_up(
         assert ("max_tokens (now 77)" in said) == cause.startswith("could not be read")
 
 
-@pytest.mark.parametrize(("drafts", "most"), [(0, 14), (None, 24)])
+@pytest.mark.parametrize(("drafts", "most"), [(0, 20), (None, 32)])
 def test_a_reflection_lm_whose_context_is_too_small_is_given_up_soon_and_costs_no_calls(
     drafts: int | None, most: int
 ) -> None:

@@ -1,6 +1,6 @@
 """Modules of the package import only from the layers above their own in the list below.
 
-A folder counts as one module: `tasks/loop.py` is part of `tasks`.
+A folder counts as one module: `tasks/pool.py` is part of `tasks`.
 """
 
 import ast
@@ -45,10 +45,10 @@ RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 RANK["__init__"] = RANK["cli"]  # the package itself: neither `local` nor `metrics`
 NO_DSPY = "errors redaction files outside wording experience rollout results events"
 WITH_LOCKS = "integrations tasks budget user_code store local metrics cli"
-AWAITING = "tasks calls run budget local user_code"
+AWAITING = "budget local user_code"
 ONLY_IN = {
     "dspy": RANK.keys() - {*NO_DSPY.split(), "gate", "interchange"},
-    "concurrent": {"integrations", "tasks", "calls", "local", "settings", "optimizer"},
+    "concurrent": {"integrations", "tasks", "calls", "local", "settings", "user_code"},
     "contextvars": {"tasks", "budget", "user_code", "local"},
     "threading": {*WITH_LOCKS.split()},
     "asyncio": {*AWAITING.split()},
@@ -81,7 +81,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
 def module_of(path: Path) -> str:
-    """The module that a file is part of: `tasks` for tasks/loop.py, `metric` for metric.py."""
+    """The module that a file is part of: `tasks` for tasks/pool.py, `metric` for metric.py."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

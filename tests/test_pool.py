@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.meter import Meter
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.tasks.pool import Activity, Job, Pool
+from tfgrpo_dspy.tasks.pool import Job, Pool
 
 WAIT_S = 10.0
 """How long a test waits for what should come; it does not come where something waits in vain."""
@@ -25,7 +25,7 @@ def as_it_is(result: Any) -> Any:
 
 def all_of(pool: Pool, works: list[Callable[[], Any]]) -> list[Any]:
     with pool.running():
-        jobs = [pool.submit(Job(work, as_it_is), (0,)) for work in works]
+        jobs = [pool.submit(Job(lambda _, work=work: work(), as_it_is), (0,)) for work in works]
         return [pool.result(job) for job in jobs]
 
 
@@ -36,10 +36,10 @@ def test_of_tasks_that_wait_the_lowest_priority_is_begun_first_and_of_equals_the
 ) -> None:
     pool, may_begin = Pool(Ledger(), 1), threading.Event()
     begun: list[Any] = []
-    first = pool.submit(Job(lambda: may_begin.wait(WAIT_S), as_it_is), (0,))
+    first = pool.submit(Job(lambda _: may_begin.wait(WAIT_S), as_it_is), (0,))
     pool.until(lambda: first.begun_s > 0)
     rest = [
-        pool.submit(Job(partial(begun.append, (priority, i)), as_it_is), priority)
+        pool.submit(Job(lambda _, entry=(priority, i): begun.append(entry), as_it_is), priority)
         for i, priority in enumerate(priorities)
     ]
     may_begin.set()
@@ -52,7 +52,7 @@ def test_what_a_result_leads_to_is_begun_before_the_tasks_that_wait() -> None:
     pool, begun = Pool(Ledger(), 1), list[str]()
 
     def job(name: str, priority: int) -> Job[Any]:
-        return pool.submit(Job(partial(begun.append, name), as_it_is), (priority,))
+        return pool.submit(Job(lambda _: begun.append(name), as_it_is), (priority,))
 
     with pool.running():
         first, *others = [job("rollout", 3) for _ in range(3)]
@@ -77,7 +77,7 @@ def test_what_is_raised_anywhere_ends_the_run_and_leaves_nothing_running(
     pool, hangs, released = Pool(Ledger(), 2), threading.Event(), threading.Event()
     begun: list[int] = []
 
-    def hang(i: int) -> None:
+    def hang(i: int, _: Any) -> None:
         begun.append(i)
         hangs.set()
         released.wait(WAIT_S)
@@ -87,7 +87,7 @@ def test_what_is_raised_anywhere_ends_the_run_and_leaves_nothing_running(
         raise error
 
     with pytest.raises(error), pool.running():
-        work = fail if where == "a job" else lambda: None
+        work = fail if where == "a job" else lambda _: None
         record = fail if where == "what records the result" else as_it_is
         failing = pool.submit(Job(work, record), (0,))
         pool.beside(fail if where == "beside" else lambda: pool.result(failing))
@@ -106,7 +106,7 @@ def test_a_stopped_run_records_what_comes_soon_and_begins_nothing_more() -> None
     ledger, begun = Ledger(), []
     pool, may_end, has_begun = Pool(ledger, 2), threading.Event(), threading.Barrier(3)
 
-    def work(i: int) -> int:
+    def work(i: int, _: Any) -> int:
         begun.append(i)
         has_begun.wait(WAIT_S)
         may_end.wait(WAIT_S)
@@ -135,10 +135,11 @@ def test_a_task_that_takes_too_long_is_an_error_and_its_place_is_free(n_hung: in
 
 
 def test_a_task_that_took_too_long_can_make_no_more_calls() -> None:
-    pool, late, refused = Pool(Ledger(), 1, timeout_s=0.05), threading.Event(), threading.Event()
+    ledger, late, refused = Ledger(), threading.Event(), threading.Event()
+    pool = Pool(ledger, 1, timeout_s=0.05)
 
     def work() -> None:
-        meter = Meter(pool.ledger)
+        meter = Meter(ledger)
         late.wait(WAIT_S)
         try:
             meter.check()
@@ -154,7 +155,6 @@ def test_without_a_timeout_the_log_names_once_what_has_no_result_after_a_while(
     caplog: Any,
 ) -> None:
     pool, released = Pool(Ledger(), 2, patience_s=0.1), threading.Event()
-    activities = [Activity(f"the rollout of training example {k}", "the program") for k in (3, 4)]
 
     def on_wait() -> None:
         if any("has no result" in line for line in caplog.messages):
@@ -163,14 +163,14 @@ def test_without_a_timeout_the_log_names_once_what_has_no_result_after_a_while(
     pool.on_wait = on_wait
     with pool.running():
         jobs = [
-            pool.submit(Job(lambda: released.wait(60), as_it_is, activity=each), (k,))
-            for k, each in enumerate(activities)
+            pool.submit(
+                Job(lambda _: released.wait(60), as_it_is, about=f"the rollout {k}", usual="it"),
+                (k,),
+            )
+            for k in range(2)
         ]
         for job in jobs:
             pool.result(job)
     (line,) = (line for line in caplog.messages if "has no result" in line)
-    assert re.match(
-        r"the rollout of training example [34] has no result after 0.1 s: it is in the program;",
-        line,
-    )
+    assert re.match(r"the rollout [01] has no result after 0.1 s: it is in it;", line)
     assert "rollout_timeout_s" in line

@@ -3,7 +3,6 @@
 The executor is one that keeps what it is given, until the test says what came of it.
 """
 
-import functools
 import threading
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any
@@ -52,7 +51,9 @@ class Coordinator:
         self.remote = RemoteRollouts(self.ledger, self.held, n_at_once)
 
     def start(self, n: int = 1) -> list[Job[Any]]:
-        do = functools.partial(self.remote.rollout, Request(b"", b"", b""))
+        def do(_: Any) -> Any:
+            return self.remote.rollout(Request(b"", b"", b""))
+
         jobs: list[Job[Any]] = [Job(do, lambda result: result, "remote") for _ in range(n)]
         return [self.pool.submit(job, (0,)) for job in jobs]
 

@@ -1,8 +1,8 @@
 """Training-Free GRPO (arXiv 2510.08191): the loop. How each verb is done is `run`'s business."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
 from os import PathLike
 from typing import Any
@@ -16,7 +16,7 @@ from tfgrpo_dspy.sampling.fields import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
 from tfgrpo_dspy.settings.checks import prepare, refuse_blocked
 from tfgrpo_dspy.settings.schedule import Plan, RunInputs, RunSettings, plan_of
-from tfgrpo_dspy.tasks.caller import awaited
+from tfgrpo_dspy.user_code import awaited
 
 
 class TrainingFreeGRPO(Teleprompter):
@@ -148,20 +148,22 @@ class TrainingFreeGRPO(Teleprompter):
             execution = self.settings.arguments["execution"]
             changes["execution"] = replace(execution, max_errors=max_errors)
         settled = replace(self.settings, **{k: v for k, v in changes.items() if v is not None})
-        return self._result(prepare(settled, student, trainset, valset, teacher, testset))
+        inputs = prepare(settled, student, trainset, valset, teacher, testset)
+        with self._running(inputs) as run:
+            return run.run()
 
     acompile = awaited(compile)
 
-    def _result(
+    @contextmanager
+    def _running(
         self, inputs: RunInputs, recorded: Sequence[Sequence[Rollout]] | None = None
-    ) -> Any:
-        settings = inputs.settings
-        refuse_blocked(settings, inputs.student)
+    ) -> Iterator[Run]:
+        refuse_blocked(inputs.settings, inputs.student)
         with (
-            _tracked(settings) as settings,
+            _tracked(inputs.settings) as settings,
             Run(replace(inputs, settings=settings), recorded) as run,
         ):
-            return run.run()
+            yield run
 
     def learn(
         self,
@@ -193,7 +195,9 @@ class TrainingFreeGRPO(Teleprompter):
         """
         examples, recorded = read_traces(traces)
         sets = {"valset": valset, "testset": testset, "recorded": recorded}
-        return self._result(prepare(self.settings, student, examples, **sets), recorded)
+        inputs = prepare(self.settings, student, examples, **sets)
+        with self._running(inputs, recorded) as run:
+            return run.run()
 
     alearn = awaited(learn)
 

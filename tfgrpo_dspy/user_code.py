@@ -12,15 +12,18 @@ import inspect
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent import futures
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from types import CodeType, FunctionType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from tfgrpo_dspy.errors import RunStopped, UserCodeError, described
 
 Result = TypeVar("Result")
+Owner = TypeVar("Owner")
+Arguments = ParamSpec("Arguments")
 LOOP: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("tfgrpo_loop", default=None)
 """In which the async code of the run is awaited; None: in the common one."""
 ABANDONED: ContextVar[threading.Event | None] = ContextVar("tfgrpo_abandoned", default=None)
@@ -29,6 +32,9 @@ NOT_WANTED = "nobody waits for this any more"
 HAS_ENDED = (
     "The event loop that this async code needs has ended; keep it running until the run is over."
 )
+CANCELLED: ContextVar[threading.Event | None] = ContextVar("tfgrpo_cancelled", default=None)
+"""Set when the task that awaits this run was cancelled."""
+LOOK_S = 1.0  # how often the loop wakes by itself, lest a wake-up from a thread is lost
 POLL_S = 0.1  # how often a thread that waits looks whether that is still wanted, and can still come
 LIBRARIES = sys.stdlib_module_names | {"dspy", "tfgrpo_dspy"}
 
@@ -162,3 +168,74 @@ async def _guarded(awaitable: Awaitable[Result]) -> Result:
 def settled(returned: Any) -> Any:
     """The value that code returned; of an awaitable its result."""
     return asyncio.run(in_loop(returned)) if inspect.isawaitable(returned) else returned
+
+
+# ------------------------------------------------------------------------------ who awaits a run
+
+
+def awaited(
+    method: Callable[Concatenate[Owner, Arguments], Result],
+) -> Callable[Concatenate[Owner, Arguments], Coroutine[Any, Any, Result]]:
+    """The method for async code, with the same signature."""
+
+    @functools.wraps(method)
+    async def run(self: Owner, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return await _in_thread(functools.partial(getattr(self, name), *args, **kwargs))
+
+    name = method.__name__
+    run.__name__, run.__qualname__ = f"a{name}", method.__qualname__.replace(name, f"a{name}")
+    run.__doc__ = f"""The result of `{name}` for these arguments, without blocking the event loop.
+
+        The run is in threads. Async tools, such as those of an MCP session, async metrics, and
+        programs that have `aforward` only, run in this event loop.
+
+        Raises:
+            CancelledError: the task that awaits this was cancelled. The run has ended as by Ctrl-C:
+                what was finished is kept in `log_dir`, and `.program` is the best so far, if any.
+            SettingsError, StoreError, RunFailedError, ...: as `{name}`.
+        """
+    return run
+
+
+async def _in_thread(work: Callable[[], Result]) -> Result:
+    """The result of the work, done in a thread of its own; its async code runs in this loop.
+
+    Raises CancelledError: this was cancelled, and the work has ended; `program` is its result, or
+    that of its exception.
+    """
+    is_cancelled, context = threading.Event(), copy_context()
+    context.run(CANCELLED.set, is_cancelled)
+    context.run(LOOP.set, asyncio.get_running_loop())
+    done: futures.Future[Result] = futures.Future()
+    done.set_running_or_notify_cancel()  # nobody can cancel it
+    run = functools.partial(context.run, _fulfil, done, work)
+    threading.Thread(target=run, daemon=True, name="tfgrpo").start()
+    ended = asyncio.wrap_future(done)
+    cancelled: asyncio.CancelledError | None = None
+    while not ended.done():
+        try:
+            await asyncio.wait({ended}, timeout=LOOK_S)
+        except asyncio.CancelledError as error:
+            is_cancelled.set()
+            cancelled = error
+    if cancelled is None:
+        return ended.result()
+    interrupt = ended.exception()
+    program: Any = getattr(interrupt, "program", None) if interrupt else ended.result()
+    vars(cancelled)["program"] = program
+    raise cancelled from interrupt
+
+
+def _fulfil(done: "futures.Future[Result]", work: Callable[[], Result]) -> None:
+    """Give the future what the work gives, or raises."""
+    try:
+        done.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+        done.set_exception(error)
+
+
+def check_cancelled() -> None:
+    """Raises KeyboardInterrupt: the task that awaits this run was cancelled."""
+    is_cancelled = CANCELLED.get()
+    if is_cancelled is not None and is_cancelled.is_set():
+        raise KeyboardInterrupt

@@ -318,6 +318,14 @@ class Ledger:
         if self._stopping.is_set():
             raise RunStopped(self.stopped_because)
 
+    def ended(self) -> RunStopped | None:
+        """What `check` raises; None: nothing."""
+        try:
+            self.check()
+        except RunStopped as why:
+            return why
+        return None
+
     def seconds_left(self) -> float:
         """Until `max_minutes` are over, but for what is kept for the end; infinite without them."""
         limit = self.budget.max_minutes

@@ -18,7 +18,7 @@ from tfgrpo_dspy.rollout import OWN, Failure, FailureKind, Rollout, Usage
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store.journal import Journal
 from tfgrpo_dspy.tasks.executors import RemoteRollouts, workers_of
-from tfgrpo_dspy.tasks.pool import Activity, Job, Pool, Priority, done
+from tfgrpo_dspy.tasks.pool import Job, Pool, Priority
 from tfgrpo_dspy.wording import shortened
 
 Kept = TypeVar("Kept")
@@ -45,15 +45,15 @@ class Calls:
     def begin(
         self,
         *,
-        name: str,
+        about: str,  # for messages
         key: str,
         kind: TypeAdapter[Result],
         role: str,  # in the report
-        do: Callable[[], Result],
-        without: Callable[[TrainingCut | TimeoutError], Result],  # by a limit or the clock
+        do: Callable[[Job[Result]], Result],
+        without: Callable[[TrainingCut | TimeoutError, str], Result],  # by a limit or the clock
         count: Callable[[Result, float | None], None],  # with its seconds; None: it was replayed
         priority: Priority,
-        activity: Activity,
+        usual: str,  # what it is in if it is in no call
         place: str = "threads",
     ) -> Job[Result]:
         """A rollout or an answer, for which the run pays once: recorded, or done now and recorded.
@@ -70,7 +70,7 @@ class Calls:
 
         def keep(outcome: Any) -> Any:
             is_cut = isinstance(outcome, TrainingCut | TimeoutError)
-            result: Any = without(outcome) if is_cut else outcome
+            result: Any = without(outcome, str(job)) if is_cut else outcome
             if result is NOT_ASKED:
                 return result
             failure = failure_of(result)
@@ -78,15 +78,15 @@ class Calls:
             kept = self.journal.keep(key, result, kind, is_lost)
             return counted(kept, time.monotonic() - job.begun_s)
 
+        job: Job[Result] = Job(do, keep, place, f"the {about}", usual)
         with self.pool.lock:
             try:
-                record = self.lookup(name, key, kind)
+                record = self.lookup(about, key, kind)
             except TrainingCut as cut:
-                return done(without(cut))
-            if record is not None:
-                return done(counted(record, None))
-        job: Job[Result] = Job(do, keep, place, activity)
-        return self.pool.submit(job, priority)
+                return job.ended(without(cut, ""))
+            if record is None:
+                return self.pool.submit(job, priority)
+            return job.ended(counted(record, None))
 
     def lookup(self, name: str, key: str, kind: TypeAdapter[Kept]) -> Kept | None:
         """The recorded result, which costs what it cost when it was made. Raises RunStopped."""

@@ -3,6 +3,7 @@
 Nothing that a module does can end the run: what it raises is counted and costs its own answer.
 """
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from tfgrpo_dspy.rollout import Usage, rollout_id_for
 from tfgrpo_dspy.sampling.fields import Example, media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 from tfgrpo_dspy.settings.schedule import RunInputs
-from tfgrpo_dspy.tasks.pool import Activity, Job
+from tfgrpo_dspy.tasks.pool import Job
 
 Inputs = Mapping[str, Any]
 Waited = Callable[..., Answer]
@@ -145,7 +146,7 @@ class ReflectionClient:
         job = ask(whole)
 
         def wait(shortens: Callable[[], bool] = lambda: True) -> Answer:
-            answer = self._calls.pool.result(job)
+            answer = self._calls.pool.wait(lambda: job.is_done, job.result)
             if not answer.is_too_long or not shortens():
                 return answer
             for halving in range(1, MAX_HALVINGS + 1):
@@ -174,10 +175,6 @@ class ReflectionClient:
     def _asked(self, question: "_Question", batch: Occasion, rank: int, about: str) -> Job[Answer]:
         calls, stage = self._calls, question.stage
 
-        def do() -> Answer:
-            self._note_asked(batch)
-            return self._answer(question)
-
         def count(answer: Answer, seconds: float | None) -> None:
             if seconds is None:
                 self._note_asked(batch)
@@ -189,17 +186,17 @@ class ReflectionClient:
                 self.answers[batch.update].append(answer)
 
         return calls.begin(
-            name=f"{stage} of {about}",
+            about=f"{stage} of {about}",
             key=calls.journal.keys.reflection(
                 stage, question.module, question.rollout_id, question.inputs
             ),
             kind=ANSWERS,
             role=stage,
-            do=do,
+            do=functools.partial(self._answer, question, batch),
             without=_without,
             count=count,
             priority=(rank, batch.update),
-            activity=Activity(f"the {stage} of {about}", "a call of the reflection LM"),
+            usual="a call of the reflection LM",
         )
 
     def charge(self, usage: Usage, before: int, update: int) -> None:
@@ -213,8 +210,9 @@ class ReflectionClient:
             self.n_asked[batch.update] += 1
             self._calls.reserve.renew()
 
-    def _answer(self, question: "_Question") -> Answer:
+    def _answer(self, question: "_Question", batch: Occasion, _job: Job[Answer]) -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
+        self._note_asked(batch)
         module, rollout_id, inputs = question.module, question.rollout_id, question.inputs
         prices, is_extra = self._settings.execution.prices, question.stage == "strategy"
         ledger = self._calls.ledger
@@ -259,7 +257,7 @@ class ReflectionClient:
         return answer
 
 
-def _without(why: TrainingCut | TimeoutError) -> Answer:
+def _without(why: TrainingCut | TimeoutError, _where: str) -> Answer:
     """The answer that a limit has cut, or that took too long."""
     if isinstance(why, TrainingCut):
         return NOT_ASKED

@@ -13,7 +13,7 @@ from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, run_rollout
 from tfgrpo_dspy.settings.schedule import RunInputs
-from tfgrpo_dspy.tasks.pool import Activity, Job, Priority
+from tfgrpo_dspy.tasks.pool import Job, Priority
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
 KEPT_PROGRAMS, KEPT_SENT, KEPT_DIGESTS = 4, 64, 1024
@@ -72,19 +72,17 @@ class Rollouts:
         if sample in self._begun:
             return self._begun[sample]
         place, usual = THREADS if self._calls.remote is None else OTHER_PROCESSES
-        about = f"rollout of {self._set} example {sample.example}"
-        activity = Activity(f"the {about}", usual)
         with self._calls.pool.lock:
             job = self._begun[sample] = self._calls.begin(
-                name=f"{self._set} {about}",
+                about=f"{self._set} rollout of {self._set} example {sample.example}",
                 key=self._key(sample),
                 kind=ROLLOUTS,
                 role=self._role,
-                do=lambda: self._done(sample, activity),
-                without=lambda why: self._without(why, sample, activity),
-                count=lambda rollout, seconds: self._count(sample, rollout, seconds),
+                do=functools.partial(self._done, sample),
+                without=functools.partial(self._without, sample),
+                count=functools.partial(self._count, sample),
                 priority=priority,
-                activity=activity,
+                usual=usual,
                 place=place,
             )
             self._calls.reserve.n_begun += self._role == "rollout" and not job.is_done
@@ -125,13 +123,11 @@ class Rollouts:
             sample.temperature,
         )
 
-    def _without(
-        self, why: TrainingCut | TimeoutError, sample: Sample, activity: Activity
-    ) -> Rollout:
+    def _without(self, sample: Sample, why: TrainingCut | TimeoutError, where: str) -> Rollout:
         """The rollout that a limit has cut, or that took too long."""
         if isinstance(why, TrainingCut):
             return sample.failed(Failure(FailureKind.BUDGET, str(why)))
-        message = f"the rollout {why}, which is rollout_timeout_s; it was in {activity}"
+        message = f"the rollout {why}, which is rollout_timeout_s; it was in {where}"
         message += f" on the example {sample.example} ({self._set})"
         return sample.failed(Failure(FailureKind.TIMEOUT, message))
 
@@ -143,7 +139,7 @@ class Rollouts:
         if is_whole and sample.additions.is_for_all(self._inputs.predictors):
             self._calls.report.count_advice(rollout)
 
-    def _done(self, sample: Sample, activity: Activity) -> Rollout:
+    def _done(self, sample: Sample, job: Job[Rollout]) -> Rollout:
         """The rollout, made in a thread or in another process."""
         calls = self._calls
         if calls.remote is not None:
@@ -153,19 +149,17 @@ class Rollouts:
             n_metric_calls *= self._metric is not None
             reply = calls.remote.rollout(request, n_metric_calls)
             return reply if isinstance(reply, Rollout) else sample.failed(reply)
-        return run_rollout(self._task(sample, activity))
-
-    def _task(self, sample: Sample, activity: Activity) -> RolloutTask:
-        return RolloutTask(
+        task = RolloutTask(
             program=self._program(sample.additions),
             metric=self._scoring,
-            ledger=self._calls.ledger,
+            ledger=calls.ledger,
             prices=self._prices,
             is_training=self._role == "rollout",
-            calls=activity.calls,
+            calls=job.calls,
             kept_demos=self._kept_demos,
             **self._own(sample),
         )
+        return run_rollout(task)
 
     def _own(self, sample: Sample) -> dict[str, Any]:
         """The fields of its `RolloutTask` that are the rollout's own."""

@@ -90,7 +90,9 @@ class Measurements:
                     pool.result(again)
                     begun[k] = again
         finally:
-            rollout_of = {k: job.result() for k, job in begun.items() if job.is_made}
+            rollout_of = {
+                k: job.result() for k, job in begun.items() if job.is_done and not job.error
+            }
             cut = {place for k, (_, place) in enumerate(pairs) if k not in rollout_of}
             kept = [k for k, (_, place) in enumerate(pairs) if place < min(cut, default=math.inf)]
             rollouts = pool.call(lambda: self._reward([rollout_of[k] for k in kept]))

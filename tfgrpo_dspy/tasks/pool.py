@@ -17,17 +17,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.dspy_seam import unstreamed
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
-from tfgrpo_dspy.tasks.caller import check_cancelled
-from tfgrpo_dspy.user_code import ABANDONED, NOT_WANTED, check_wanted
+from tfgrpo_dspy.user_code import ABANDONED, NOT_WANTED, check_cancelled, check_wanted
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Given = TypeVar("Given")
 Priority = tuple[int, ...]
 """Of two jobs that wait, the lower priority is begun first; of equals, the earlier job."""
 
@@ -42,60 +43,48 @@ TURN_S = 1.0
 submit may come first."""
 
 
-@dataclass(slots=True)
-class Activity:
-    """The activity of one job, for messages; as text such as "tool 'read'"."""
-
-    about: str  # the job, by name
-    usual: str  # what it is in if it is in none of the calls
-    calls: dict[str, str] = field(default_factory=dict)  # that have begun and not ended, by id
-
-    def __str__(self) -> str:
-        return [self.usual, *self.calls.copy().values()][-1]
-
-
 @dataclass(slots=True, eq=False)
 class Job(Generic[Result]):
     """A call of `do` in a thread; `keep` makes its result of what that gave, under the lock.
 
     `keep` is given a `TimeoutError` where it took too long, a `TrainingCut` where a limit cut it.
+    As text, it is what it is doing, such as "tool 'read'".
     """
 
-    do: Callable[[], Any]
+    do: Callable[["Job[Any]"], Any]
     keep: Callable[[Any], Result]
     place: str = "threads"
-    activity: Activity | None = None
+    about: str = ""  # for messages
+    usual: str = ""  # what it is in if it is in none of the calls
+    calls: dict[str, str] = field(default_factory=dict)  # that have begun and not ended, by id
     abandoned: threading.Event = field(default_factory=threading.Event)  # nobody waits for it
     begun_s: float = math.inf
     latest_s: float = math.inf  # when it is given up
     is_done: bool = False
     _result: Any = None
-    _error: BaseException | None = None
+    error: BaseException | None = None
 
-    def end(self, result: Any, error: BaseException | None = None) -> BaseException | None:
-        """Keep what was done, or the error; gives the error with which it ended."""
+    def __str__(self) -> str:
+        return [self.usual, *self.calls.copy().values()][-1]
+
+    def end(self, result: Any, error: BaseException | None) -> None:
+        """Keep what was done, or the error."""
         try:
-            self._result, self._error = None if error else self.keep(result), error
+            self._result, self.error = None if error else self.keep(result), error
         except BaseException as raised:  # noqa: BLE001 - raised again where it is waited for
-            self._error = raised
+            self.error = raised
         self.is_done = True
-        return self._error
 
-    @property
-    def is_made(self) -> bool:
-        """Whether it is done, and has a result."""
-        return self.is_done and self._error is None
+    def ended(self, result: Result) -> "Job[Result]":
+        """The job, with a result that was there already."""
+        self._result, self.is_done = result, True
+        return self
 
     def result(self) -> Result:
         """The result of a job that is done; raises what it raised."""
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         return self._result  # type: ignore[no-any-return]
-
-
-def done(result: Result) -> Job[Result]:
-    """A job that is done already."""
-    return Job(lambda: result, lambda result: result, is_done=True, _result=result)
 
 
 class Pool:
@@ -113,57 +102,59 @@ class Pool:
         n_remote: int = 0,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self.ledger = ledger
         self.lock = threading.RLock()
-        self.on_wait: Callable[[], None] = lambda: (
-            None
-        )  # ten times a second, in the caller's thread
-        self._timeout_s, self._executor, self._patience_s = timeout_s, executor, patience_s
-        self._has_named = False
-        self._caller = threading.current_thread()
+        self.on_wait: Callable[[], None] = lambda: None  # called while the caller waits
+        self._ledger, self._executor, self._timeout_s = ledger, executor, timeout_s or math.inf
+        self._patience_s, self._has_named = patience_s, False
+        self._caller, self._count = threading.current_thread(), itertools.count()
         with unstreamed():
             self._context = copy_context()
-        self._count = itertools.count()
         self._n_free = {"threads": n_threads, "remote": n_remote}
         self._waiting: dict[str, list[tuple[Priority, int, Job[Any]]]] = {
-            place: [] for place in self._n_free
+            "threads": [],
+            "remote": [],
         }
         self._running: set[Job[Any]] = set()
         self._awake: set[threading.Thread] = set()  # who coordinates, and does not wait
         self._asleep: dict[threading.Thread, tuple[Callable[[], bool], threading.Event]] = {}
         self._all_asleep = threading.Condition(self.lock)
-        self._is_over = threading.Event()
-        self._failed: BaseException | None = None
+        self._is_over, self._failed = threading.Event(), list[BaseException]()
 
-    # ------------------------------------------------------------------ what waits
+    # ------------------------------------------------------------------ those who wait
 
-    def until(self, holds: Callable[[], bool], look: Callable[[], None] | None = None) -> None:
-        """Wait until this holds, which the end of a job brings about. Raises RunStopped, ..."""
+    def wait(
+        self, holds: Callable[[], bool], give: Callable[[], Given], *, is_watched: bool = True
+    ) -> Given:
+        """Wait until this holds, which the end of a job brings about. Raises what ends the run."""
         me, woken = threading.current_thread(), threading.Event()
         with self.lock:
-            if holds():
-                return
-            self._asleep[me] = holds, woken
-            self._rest(me)
+            if not (is_there := holds()):
+                self._asleep[me] = holds, woken
+                self._rest(me)
         try:
-            is_there = False
             while not is_there:
                 woken.wait(WATCH_S)
                 is_there = woken.is_set() or holds()
-                (look or self._watch)()
+                why = self._look()
+                if why is None and is_watched:
+                    why = self._watched()
+                if why is not None:
+                    raise why
         finally:
             with self.lock:
                 self._asleep.pop(me, None)
+        return give()
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until this holds. Raises RunStopped: the run has ended."""
+        self.wait(holds, lambda: None)
 
     def result(self, job: Job[Result]) -> Result:
         """The result of a job, for which this thread waits; raises what that, or the run, raised.
 
         Raises RunStopped: the run has ended.
         """
-        self.until(lambda: job.is_done)
-        if not job.is_made:
-            self._watch()  # what came first has ended the run
-        return job.result()
+        return self.wait(lambda: job.is_done, job.result)
 
     def as_done(self, jobs: Iterable[Job[Result]]) -> Iterator[Result]:
         """The results, each as soon as it is there."""
@@ -177,17 +168,16 @@ class Pool:
     def call(self, work: Callable[[], Result]) -> Result:
         """The result of a user's function. Raises RunStopped: it hangs, and the run is over."""
         job = self._begun(work, is_users=True)
-        self.until(lambda: job.is_done, self._look)
-        return job.result()
+        return self.wait(lambda: job.is_done, job.result, is_watched=False)
 
     def beside(self, work: Callable[[], Result]) -> Callable[[], Result]:
         """Begin work that mostly waits; what is given waits for it. What it raises ends the run."""
         job = self._begun(work)
-        return lambda: self.result(job)
+        return partial(self.wait, lambda: job.is_done, job.result)
 
-    def _begun(self, work: Callable[[], Result], is_users: bool = False) -> Job[Result]:
+    def _begun(self, work: Callable[[], Result], *, is_users: bool = False) -> Job[Result]:
         """A job that a thread of its own does."""
-        job: Job[Result] = Job(work, lambda result: result, abandoned=self._is_over)
+        job: Job[Result] = Job(lambda _: None, lambda result: result, abandoned=self._is_over)
         context = self._context.copy()
         context.run(ABANDONED.set, job.abandoned)
 
@@ -198,7 +188,7 @@ class Pool:
             except BaseException as raised:  # noqa: BLE001 - raised where it is waited for
                 error = raised
             with self.lock:
-                self._end(job, result, error, is_users)
+                self._end(job, result, error, is_users=is_users)
                 self._rest(thread)
 
         thread = threading.Thread(target=do, daemon=True, name="tfgrpo")
@@ -209,73 +199,69 @@ class Pool:
         thread.start()
         return job
 
+    def wake(self) -> None:
+        """Let those go on who wait for what holds now."""
+        with self.lock:
+            for thread, (holds, woken) in self._asleep.items():
+                if holds():
+                    self._awake.add(thread)
+                    woken.set()
+
     def _rest(self, thread: threading.Thread) -> None:
         self._awake.discard(thread)
         if not self._awake:
             self._all_asleep.notify_all()
 
-    def _look(self) -> None:
-        """Raises KeyboardInterrupt, RunStopped: something hangs, and the run is over."""
+    def _look(self) -> BaseException | None:
+        """Why the run is over though something hangs. Raises KeyboardInterrupt."""
         check_cancelled()
-        if self._is_callers:
+        if threading.current_thread() is self._caller:
             self.on_wait()
-        if self.ledger.seconds_left() < -HANGS_AFTER * self._grace_s:
-            self.ledger.check()
+        if self._ledger.seconds_left() < -HANGS_AFTER * self._grace_s:
+            return self._ledger.ended()
+        return None
 
-    def _watch(self) -> None:
-        """Give up what takes too long, or longer than the training. Raises what ended the run."""
-        self._look()
-        now = time.monotonic()
+    def _watched(self) -> BaseException | None:
+        """What has ended the run. What takes too long, or outlasts the training, is given up."""
         with self.lock:
-            if self._failed is not None:
-                raise self._failed if self._is_callers else RunStopped(NOT_WANTED)
-            try:
-                self.ledger.check()
-            except TrainingCut:
-                for job in self._running:
-                    job.latest_s = min(job.latest_s, now + self._grace_s)
-            for job in [job for job in self._running if job.latest_s <= now]:
-                self._give_up(job)
-            for job in self._running:
-                self._name_waiting(job, now)
-
-    @property
-    def _is_callers(self) -> bool:
-        return threading.current_thread() is self._caller
+            is_callers, now = threading.current_thread() is self._caller, time.monotonic()
+            if self._failed:
+                return self._failed[0] if is_callers else RunStopped(NOT_WANTED)
+            ended = self._ledger.ended()
+            if ended is not None and not isinstance(ended, TrainingCut):
+                return ended
+            for job in [*self._running]:
+                job.latest_s = min(job.latest_s, now + self._grace_s) if ended else job.latest_s
+                if job.latest_s <= now:
+                    self._leave(job)
+                    late = TimeoutError(f"took over {self._timeout_s:g} s")
+                    self._end(job, ended or late)
+                    self._start(job.place)
+                elif job.about and not self._has_named and now > job.begun_s + self._patience_s:
+                    self._has_named = True
+                    logger.warning(
+                        "%s has no result after %g s: it is in %s; if that waits for something "
+                        "that cannot come, pass Execution(rollout_timeout_s=...)",
+                        job.about,
+                        self._patience_s,
+                        job,
+                    )
+        return None
 
     @property
     def _grace_s(self) -> float:
-        return min(GRACE_S, GRACE_SHARE * self.ledger.seconds_kept or GRACE_S)
-
-    def _give_up(self, job: Job[Any]) -> None:
-        """Go on without a job that runs: its next call is refused, and its place is free."""
-        self._leave(job)
-        late = TimeoutError(f"took over {self._timeout_s or 0:g} s")
-        self._end(job, TrainingCut(self.ledger.cut_because) if self.ledger.is_late else late)
-        self._start(job.place)
+        return min(GRACE_S, GRACE_SHARE * self._ledger.seconds_kept or GRACE_S)
 
     def _leave(self, job: Job[Any]) -> None:
+        """Wait for a job no more: its next call is refused, and its place is free."""
         job.abandoned.set()
         self._running.discard(job)
         self._n_free[job.place] += 1
 
-    def _name_waiting(self, job: Job[Any], now: float) -> None:
-        """Say in the log, once in a run, where a job is that has no result yet."""
-        if job.activity is None or self._has_named or now < job.begun_s + self._patience_s:
-            return
-        self._has_named = True
-        logger.warning(
-            "%s has no result after %g s: it is in %s; if that waits for something that "
-            "cannot come, pass Execution(rollout_timeout_s=...)",
-            job.activity.about,
-            self._patience_s,
-            job.activity,
-        )
-
-    # ------------------------------------------------------------------ what works
+    # ------------------------------------------------------------------ those who work
 
     def submit(self, job: Job[Result], priority: Priority) -> Job[Result]:
-        """Do the job when its place has a free thread."""
+        """Do the job when its place has a free thread. Raises RunStopped: none can start."""
         with self.lock:
             check_wanted()
             heapq.heappush(self._waiting[job.place], (priority, next(self._count), job))
@@ -283,7 +269,7 @@ class Pool:
         return job
 
     def _start(self, place: str) -> None:
-        """Start a thread if one may run, and a job waits. Raises RunStopped: none can start."""
+        """Start a thread if one may run, and a job waits."""
         if not (self._n_free[place] and self._waiting[place]):
             return
         self._n_free[place] -= 1
@@ -293,12 +279,12 @@ class Pool:
         try:
             served = self._executor.submit(self._serve, place)
         except RuntimeError as error:
-            self.ledger.fail(f"the executor is broken: {error}", error)
+            self._ledger.fail(f"the executor is broken: {error}", error)
         served.add_done_callback(lambda ended: self._note_broken(ended.exception()))
 
     def _note_broken(self, error: BaseException | None) -> None:
         if error is not None:
-            self.ledger.stop(f"the executor is broken: {described(error)}", is_failure=True)
+            self._ledger.stop(f"the executor is broken: {described(error)}", is_failure=True)
 
     def _serve(self, place: str) -> None:
         """Do one job after the other, as long as any waits."""
@@ -306,8 +292,8 @@ class Pool:
             context, result, error = self._context.copy(), None, None
             context.run(ABANDONED.set, job.abandoned)
             try:
-                context.run(self.ledger.check)
-                result = context.run(job.do)
+                context.run(self._ledger.check)
+                result = context.run(job.do, job)
             except TrainingCut as cut:
                 result = cut
             except BaseException as raised:  # noqa: BLE001 - it ends the run
@@ -327,31 +313,21 @@ class Pool:
                 return None
             *_, job = heapq.heappop(self._waiting[place])
             job.begun_s = time.monotonic()
-            job.latest_s = job.begun_s + (self._timeout_s or math.inf)
+            job.latest_s = job.begun_s + self._timeout_s
             self._running.add(job)
             return job
 
     def _end(
-        self,
-        job: Job[Any],
-        result: Any,
-        error: BaseException | None = None,
-        is_users: bool = False,
+        self, job: Job[Any], result: Any, error: BaseException | None = None, is_users: bool = False
     ) -> None:
         """End the job, wake those who waited for it, and note what ends the run."""
         with self.lock:
-            raised = job.end(result, error)
-            if raised is not None and not (is_users or self._failed or job.abandoned.is_set()):
-                self._failed = raised
+            if isinstance(error, RunStopped) and self._failed:  # what came first
+                error = self._failed[0]
+            job.end(result, error)
+            if job.error is not None and not (is_users or job.abandoned.is_set()):
+                self._failed.append(job.error)
             self.wake()
-
-    def wake(self) -> None:
-        """Let those go on who wait for what holds now."""
-        with self.lock:
-            for thread, (holds, woken) in self._asleep.items():
-                if holds():
-                    self._awake.add(thread)
-                    woken.set()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -372,5 +348,6 @@ class Pool:
                     self._leave(job)
                 self._waiting = {place: [] for place in self._n_free}
                 self._is_over.set()
-                self._is_over, self._failed = threading.Event(), None
+                self._is_over = threading.Event()
+                self._failed.clear()
                 self._awake.clear()
