@@ -114,15 +114,6 @@ def lm() -> Any:
     return dspy.LM("scripted", cache=False, **engines)
 
 
-async def in_a_thread(optimizer: Any, student: Any, **data: Any) -> Any:
-    return await asyncio.to_thread(optimizer.compile, student, **data)
-
-
-async def awaited(optimizer: Any, student: Any, **data: Any) -> Any:
-    return await optimizer.acompile(student, **data)
-
-
-WAYS = {"compile in a thread": in_a_thread, "acompile": awaited}
 DATA = {"trainset": questions(4), "valset": questions(2, start=102)}
 
 
@@ -228,11 +219,10 @@ async def read_globally(page: str) -> str:
     return str(await opened.get(page))
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_calls_in_a_worker_of_an_executor_share_a_loop_of_the_worker(way: Any) -> None:
+def test_calls_in_a_worker_of_an_executor_share_a_loop_of_the_worker() -> None:
     with ProcessPoolExecutor(1) as executor, dspy.context(lm=polite_lm()):
         optimizer = optimizer_of(**SETTINGS, executor=executor)
-        program = asyncio.run(way(optimizer, Reading(read_globally), **DATA))
+        program = optimizer.compile(Reading(read_globally), **DATA)
     assert program.detailed_results.failures == {}
 
 
