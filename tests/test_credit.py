@@ -18,7 +18,7 @@ from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, s
 from small import grpo
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate
-from tfgrpo_dspy.rollout import Group, Rollout, Step, Usage, trajectory_text
+from tfgrpo_dspy.rollout import Group, Rollout, Step, trajectory_text
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.strategies import (
@@ -224,22 +224,6 @@ def context_of(sampled: SampledGroup) -> GroupContext:
     examples = [Example(questions(1)[0])]
     library = ExperienceLibrary()
     return GroupContext(sampled=sampled, past=(), library=library, training=(0,), examples=examples)
-
-
-def test_it_is_asked_first_a_step_past_the_middle_for_what_follows_costs_less_there() -> None:
-    usage = Usage(n_lm_calls=8)
-    failed, succeeded = taking(1, "abcdefgh", 0.0), taking(2, "stuvwxyz", 1.0)
-    rollouts = replace(failed, usage=usage), replace(succeeded, usage=usage)
-    sampled = SampledGroup(Group(0, rollouts, rollouts), (Additions(ExperienceLibrary()),) * 2)
-    asked: list[int] = []
-
-    def play(rollout: Rollout, n_steps: int, n: int) -> list[Rollout]:
-        asked.append(n_steps)
-        return [replace(rollout, rollout_id=10 + k, n_replayed=n_steps) for k in range(n)]
-
-    context = context_of(sampled)
-    MonteCarloCredit().credit(context, None, play)  # type: ignore[arg-type]
-    assert asked[0] == 5
 
 
 def test_branches_give_the_leaves_of_a_group_for_fewer_calls() -> None:

@@ -368,23 +368,7 @@ class Later(Strategy):
         return plan.sizes
 
 
-class Plain(Strategy):
-    """Has functions where a strategy may have coroutines."""
-
-    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:  # type: ignore[override]
-        return ()
-
-    def show(self, context: GroupContext, ask: Ask) -> Shown:  # type: ignore[override]
-        return Shown(context.group.rollouts, "Seen.")
-
-    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:  # type: ignore[override]
-        return Proposed(context.lessons)
-
-
-def test_a_strategy_may_have_functions_in_place_of_coroutines_but_not_the_reverse() -> None:
-    run = Run(ROWS, strategies=[Plain()])
-    assert run.results.failures == {}
-    assert "Seen." in run.texts(EXTRACT)[0]
+def test_a_strategy_whose_method_would_have_to_be_awaited_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"ater\.choose should not be async"):
         Run(ROWS, strategies=[Later()])
 
@@ -394,10 +378,6 @@ def test_with_strategies_that_decide_nothing_a_run_is_the_same() -> None:
     assert idle.detailed_results.settings["strategies"] == "Strategy, Strategy"
     assert learned_in(idle.detailed_results) == learned_in(plain.detailed_results)
     assert ADVICE in library_texts(plain)
-
-
-def of(_: Any) -> Any:
-    """What a strategy might be given as a function."""
 
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [

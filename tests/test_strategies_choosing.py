@@ -178,15 +178,6 @@ def test_a_domain_that_is_no_field_is_refused_with_the_fields_that_there_are() -
         learned(strategies=(DomainBandit("topc"),))
 
 
-def test_an_allocation_draws_by_a_softmax_of_the_spread() -> None:
-    def of_spread(temperature: float) -> float:
-        strategy = BayesianAllocation(most=2, temperature=temperature)
-        return share(drawn(strategy, MIXED_AND_SURE, n=2), [8, 9, 10, 11])
-
-    assert of_spread(0.03) > 0.95
-    assert of_spread(100.0) < 0.5  # four of the eleven that may be drawn
-
-
 def test_an_allocation_forgets_when_the_library_has_changed() -> None:
     def often(then: str) -> Counter[int]:
         past = [sampled(i, 1.0, 0.0, texts=[then]) for i in range(8, N) for _ in range(3)]

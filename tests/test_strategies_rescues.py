@@ -135,9 +135,12 @@ def test_a_lesson_of_a_hinted_group_that_gives_its_answer_away_never_reaches_the
         ),
         *(("да", "Когда?", False), ("да", "Скажи да.", True), ("Café", "the Cafe\u0301", True)),
         *(("two  words", "Two words.", True), ("", "Nothing.", False)),
+        *(("no", "A good answer has no doubt", False), ("no", "The answer is no.", True)),
+        *(("A", "Say 'A' here", True), ("A", "Look at a rule in 1 place", False)),
+        *(("1", "Look at a rule in 1 place", False), ("1", "Choose: 1", True)),
     ],
 )
-def test_a_label_is_found_in_any_language_as_a_whole_word(
+def test_a_label_is_found_in_any_language_as_a_whole_word_and_a_short_one_as_an_answer(
     label: str, text: str, is_told: bool
 ) -> None:
     assert gives_away(text, {"answer": label}) == is_told

@@ -23,7 +23,6 @@ from tfgrpo_dspy.strategies import (
     StateTasks,
     TeacherMarks,
 )
-from tfgrpo_dspy.strategies.hints import gives_away
 
 EXAMPLES = [
     Example(dspy.Example(question=f"question {name}", answer="1").with_inputs("question"))
@@ -203,22 +202,3 @@ def test_an_attempt_that_must_differ_is_sampled_warmer_unless_the_run_is_warm_or
     explored = [prompt for prompt in run.prompts(agree) if re.search(agree, prompt.system)]
     assert [prompt.temperature for prompt in explored] == [sampled_at]
     assert run.results.updates[0].groups[0].aided_scores == (1.0,)
-
-
-@pytest.mark.parametrize(
-    ("hint", "label", "gives"),
-    [
-        ("A good answer has no doubt", "no", False),
-        ("The answer is no.", "no", True),
-        ("Say 'A' here", "A", True),
-        ("Look at a rule in 1 place", "A", False),
-        ("Look at a rule in 1 place", "1", False),
-        ("Choose: 1", "1", True),
-        ("It is Paris", "Paris", True),
-        ("Think of Paris", "paris", True),
-    ],
-)
-def test_a_short_label_is_given_away_only_where_it_stands_as_an_answer(
-    hint: str, label: str, gives: bool
-) -> None:
-    assert gives_away(hint, {"answer": label}) is gives
