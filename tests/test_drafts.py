@@ -10,7 +10,7 @@ from runs import Run, add, library_texts, predictor
 from scripted import EXTRACT, UPDATE, Prompt, chat, operations, scripted_lm
 from small import grpo
 
-from tfgrpo_dspy import AddLessons, BayesianGate, DraftLessons
+from tfgrpo_dspy import AddLessons, DraftLessons
 
 DRAFT = r"`lessons`(?s:.)*## examples ##"
 """Found in the prompts of DraftLessons only."""
@@ -167,13 +167,6 @@ def test_drafts_are_counted_and_replayed_from_the_store(tmp_path: Path) -> None:
     assert again.library == first.library
     assert again.results.replayed["draft"] == 3
     assert len(drafting(log_dir=tmp_path, drafts=4).prompts(DRAFT)) == 1
-
-
-def test_the_number_of_threads_changes_nothing() -> None:
-    arguments: dict[str, Any] = {"gate": BayesianGate(), "epochs": 2, "max_lm_calls": 300}
-    one, four = drafting(num_threads=1, **arguments), drafting(num_threads=4, **arguments)
-    assert one.library == four.library
-    assert [u.reason for u in one.results.updates] == [u.reason for u in four.results.updates]
 
 
 def test_a_prompt_that_is_too_long_for_the_lm_is_shortened() -> None:

@@ -172,12 +172,8 @@ def test_what_an_lm_writes_is_read_forgivingly(written: dict[str, Any], meant: o
             "op='AD': the operations are ADD, MODIFY, DELETE, KEEP",
         ),
         ({"op": "ADD"}, "ADD.text: field required"),
-        ({"op": "MODIFY", "id": "E1"}, "MODIFY.text: field required"),
         ({"op": "ADD", "text": 5}, "text=5"),
-        ({"op": "ADD", "text": "a", "scope": 5}, "scope=5"),
         ({"op": "MODIFY", "id": "G1", "text": "a"}, "id='G1'"),
-        ({"op": "DELETE"}, "DELETE.id: field required"),
-        ({"op": "KEEP", "id": "E0"}, "id='E0'"),
         ({"op": "KEEP", "id": "E1", "reason": ["a"]}, r"reason=['a']"),
         ({"op": "ADD", "text": "\ud83d"}, r"text='\ud83d': give a string without lone surrogates"),
         (None, "None: it should be a valid dict"),
@@ -305,12 +301,6 @@ def test_libraries_that_learned_the_same_in_another_order_do_not_differ() -> Non
     ]
 
 
-def test_the_same_text_for_another_predictor_is_a_difference() -> None:
-    one = ExperienceLibrary([Experience("E1", "Ask first.", "solve")])
-    other = ExperienceLibrary([Experience("E2", "Ask first.")])
-    assert one.diff(other).split("\n") == ["+ [E2] Ask first.", "- [E1] Ask first. (for solve)"]
-
-
 def test_a_diff_says_what_was_added_removed_and_modified() -> None:
     after = LIBRARY.apply([Delete("E1"), Modify("E2", "Say sorry.", "*"), Add("Be brief.")])
     assert LIBRARY.diff(after).split("\n") == [
@@ -394,23 +384,16 @@ def of(**changes: Any) -> str:
         ('{"signature": {"instructions": "Answer."}}', "signature: extra inputs are not permitted"),
         ('{"version": 1}', 'experiences: field required.*"experiences": .*"text"'),
         (record(format="other"), "format='other': it should be"),
-        *((record(version=v), f"version={v}: it should be 1") for v in (2, None)),
-        (record(experiences=None), "experiences=None: it should be a valid list"),
         (record(experiences=["E1"]), r"experiences\[0\]='E1': it should be a dictionary"),
-        ("[]", r"\[\]: it should be a valid dictionary .*\. Write version 1"),
         (record(next_number=1), "next_number=1"),
-        *((record(next_number=n), "next_number=.*: it should be a valid int") for n in ("2", 2.5)),
         (record(experiences=[{"id": "E1"}]), r"experiences\[0\]\.text: field required"),
         (of(id="G1"), r"experiences\[0\]\.id='G1': an id is 'E' and a number from 1"),
         (of(text=5), r"experiences\[0\]\.text=5: it should be a valid string"),
         *((of(text=text), r"experiences\[0\]\.text=") for text in (" ", "\ud83d")),
-        (of(scope=""), "scope=''"),
         (of(txet=1), r"experiences\[0\]\.txet: unexpected keyword argument"),
         (of(id="E1")[:-2] + ', {"id": "E1", "text": "Say."}]}', "ids .*: one occurs twice"),
         ('{"experiences": [{"id": "E1", "id": "E2", "text": ""}]}', "'id' occurs twice"),
-        (of(evidence=None), "evidence=None: it should be a valid tuple"),
         (of(evidence=[{"update": 1}]), r"evidence\[0\]\.example: field required"),
-        (of(effect={"estimate": 0.1}), "effect.standard_error: field required"),
         (record(experiences=[{}] * 9), "And 13 more"),
         (of(text=["Ask."] * 9000), "^.{1,250}$"),
     ],

@@ -1,7 +1,6 @@
 """Values that nobody expects, wherever they come in: taken, refused or counted, in words."""
 
 import decimal
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,13 +9,11 @@ from typing import Any
 import dspy
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from runs import is_polite, learned, polite_lm, questions
 from scripted import scripted_lm
 from small import grpo
 
-from tfgrpo_dspy import Execution, NoGate, RunFailedError, SettingsError
-from tfgrpo_dspy.cli import tfgrpo
+from tfgrpo_dspy import Execution, NoGate, SettingsError
 from tfgrpo_dspy.errors import TrainingFreeGRPOError
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.strategies import Strategy
@@ -50,38 +47,6 @@ def learned_from_twelve(student: Any = None, metric: Any = is_polite, **settings
 
 
 MANY_ERRORS = Execution(max_errors=1000)
-
-
-VERDICTS: dict[str, Callable[[], Any]] = {
-    "bytes": lambda: b"1",
-    "Decimal": lambda: decimal.Decimal("sNaN"),
-    "NumPy": lambda: np.array([1.0, 2.0]),
-    "too large": lambda: 1e308,
-}
-
-
-def test_a_verdict_that_cannot_be_read_is_a_failure_of_the_metric() -> None:
-    judged: list[str] = []
-
-    def metric(example: Any, pred: Any) -> Any:
-        if pred.answer == "please":
-            return 1.0
-        judged.append([*VERDICTS][number_of(example) % len(VERDICTS)])
-        return VERDICTS[judged[-1]]()
-
-    program = learned_from_twelve(metric=metric, num_threads=1)
-    assert set(judged) == set(VERDICTS)
-    assert program.detailed_results.failures == {"metric": len(judged)}
-
-
-@pytest.mark.parametrize("verdict", VERDICTS.values(), ids=VERDICTS)
-def test_a_metric_whose_verdicts_are_never_read_ends_the_run(verdict: Callable[[], Any]) -> None:
-    def never(_: Any, __: Any) -> Any:
-        return verdict()
-
-    with pytest.raises(RunFailedError, match=r"never returned .* on the example") as ended:
-        learned(metric=never)
-    assert ended.value.program is not None
 
 
 class Giving(dspy.Module):
@@ -125,20 +90,6 @@ def test_an_input_whose_name_is_no_text_is_refused_before_any_call(name: Any) ->
     with dspy.context(lm=lm), pytest.raises(SettingsError, match="position 4 has a field named"):
         grpo(is_polite).compile(dspy.Predict("question -> answer"), trainset=examples)
     assert lm.engine.prompts == []
-
-
-def test_json_of_the_command_line_is_json_where_an_effect_is_no_number(tmp_path: Path) -> None:
-    effect = {"estimate": float("nan"), "standard_error": float("inf"), "n_rollouts": 2}
-    path = tmp_path / "library.json"
-    path.write_text(json.dumps({"experiences": [{"id": "E1", "text": "Ask.", "effect": effect}]}))
-    result = CliRunner().invoke(tfgrpo, ["show", str(path), "--json"])
-    assert result.exit_code == 0
-
-    def refuse(name: str) -> None:
-        raise AssertionError(name)
-
-    ((row),) = json.loads(result.stdout, parse_constant=refuse)
-    assert (row["effect"], row["high"], row["text"]) == (None, None, "Ask.")
 
 
 def wrong_results() -> Iterator[Any]:

@@ -14,7 +14,7 @@ from scripted import EXTRACT, UPDATE, Prompt, lessons, operations, scripted_lm
 from small import grpo
 from test_run import consolidated, drawn_lessons, is_score_with_feedback
 
-from tfgrpo_dspy import ExperienceLibrary, NoGate, Reflection
+from tfgrpo_dspy import ExperienceLibrary, NoGate
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING
@@ -153,13 +153,6 @@ def test_update_library_is_told_what_was_tried_and_dropped() -> None:
     module = Fixed()
     consolidated(module, drawn_lessons(1), [Lesson("Shout.", reason="effect -0.2")])
     assert module.dropped == "- Shout.: effect -0.2"
-
-
-def test_the_modules_that_all_calls_share_keep_no_history_which_would_grow_with_the_run() -> None:
-    reflection = Reflection()
-    assert learned(reflection=reflection).detailed_results.reflection_usage.n_lm_calls > 0
-    held = [part for module in reflection.modules for _, part in module.named_sub_modules()]
-    assert held and not any(part.history for part in held)
 
 
 class Proposal(pydantic.BaseModel):

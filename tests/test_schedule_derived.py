@@ -167,18 +167,6 @@ def test_one_update_and_the_final_choice_are_within_the_budget_and_what_is_set_i
     assert {name: own.schedule[name] for name in figures} == kept
 
 
-@given(any_data, any_limits)
-def test_every_figure_is_one_that_a_run_can_use(data: RunData, limits: dict[str, Any]) -> None:
-    own = derived(data, **limits)
-    if own is not None:
-        assert min(own.group_size, own.batch_size) >= 2
-        assert own.epochs >= 1
-        assert 1 <= own.max_staleness <= 4
-        assert 0 <= own.drafts <= 12
-        assert 0 <= own.n_validation <= own.reserve <= 8 * data.n_validation
-        assert own.n_validation <= data.n_validation
-
-
 @given(any_data, st.integers(1, 3000), st.integers(1, 500))
 def test_a_larger_budget_never_keeps_or_drafts_less(data: RunData, calls: int, more: int) -> None:
     small, large = (derived(data, max_lm_calls=n) for n in (calls, calls + more))

@@ -154,27 +154,19 @@ def test_a_metric_that_closes_over_a_name_that_is_not_assigned_yet_can_be_priced
 
 WHOLE_FROM_1 = ("max_lm_calls", "max_metric_calls", "batch_size", "epochs", "num_threads")
 FAULTY: list[tuple[str, Any, str]] = [
-    *((name, bad, "it should be greater than or equal to 1.") for name in WHOLE_FROM_1
-      for bad in (0, -3)),
-    *((name, bad, "it should be a") for name in WHOLE_FROM_1
-      for bad in (1.5, "5", True, math.nan, math.inf)),
-    *(("group_size", bad, "it should be greater than or equal to 2.") for bad in (1, -2)),
-    *(("group_size", bad, "it should be a number, and is a") for bad in ("5", True)),
-    ("max_experiences", 0, "it should be greater than or equal to 1."),
+    *((name, 0, "it should be greater than or equal to 1.") for name in WHOLE_FROM_1),
+    *((name, bad, "it should be a") for name in WHOLE_FROM_1 for bad in (1.5, "5", True, math.nan)),
+    ("group_size", 1, "it should be greater than or equal to 2."),
     ("max_experiences", None, "it should be a number, and is a NoneType."),
     ("num_threads", 10**6, "it should be less than or equal to 10000."),
     ("max_demos", -1, "it should be greater than or equal to 0."),
-    *((name, bad, "it should be greater than 0.") for name in ("max_cost", "max_minutes")
-      for bad in (0, -1)),
-    *((name, bad, "it should be") for name in ("max_cost", "max_minutes")
-      for bad in (math.inf, True, "x")),
-    *(("seed", bad, "it should be a") for bad in (None, 0.5, "0")),
-    *(("temperature", bad, "it should be 'own' or it should be")
-      for bad in (0, -1, 2.5, math.nan, "hot", True)),
-    *(("auto", bad, "it should be 'light', 'medium' or 'heavy'.") for bad in ("max", [])),
+    *(("max_cost", bad, "it should be") for bad in (0, math.inf, True, "x")),
+    ("seed", 0.5, "it should be a"),
+    *(("temperature", bad, "it should be 'own' or it should be") for bad in (0, 2.5, "hot", True)),
+    ("auto", "max", "it should be 'light', 'medium' or 'heavy'."),
     ("reflection_lm", 3, "it should be an instance of BaseLM."),
     ("reflection_lm", "openai/gpt-5", "it should be an LM: dspy.LM('openai/gpt-5')."),
-    *(("gate", bad, "it should be an instance of Gate.") for bad in (True, NoGate)),
+    ("gate", NoGate, "it should be an instance of Gate."),
     ("reflection", {"drafts": 0}, "it should be an instance of Reflection."),
     ("execution", 4, "it should be an instance of Execution."),
     *(("log_dir", bad, "give a folder") for bad in ("", 3, "s3://runs/a", "a\0b")),
@@ -230,11 +222,7 @@ def test_whatever_is_wrong_at_once_every_fault_is_named_with_its_value(
         (TrainingFreeGRPO, {"metric": is_polite, "offline": "no"}, "offline='no': it should be"),
         (TrainingFreeGRPO.paper, {"metric": is_polite, "reflection": 5}, "reflection=5: it sho"),
         (Reflection, {"drafts": -1}, "drafts=-1: it should be greater than"),
-        (Reflection, {"max_experience_words": None}, "max_experience_words=None: it should"),
-        (Execution, {"max_staleness": -1}, "max_staleness=-1: it should be grea"),
         (Execution, {"max_errors": "5"}, "max_errors='5': it should be a number"),
-        (Execution, {"rollout_timeout_s": 0}, "rollout_timeout_s=0: it should be greater than 0."),
-        (Execution, {"executor": 4}, "executor=4: it should be an instance of Executor."),
         *((Execution, {"prices": bad}, f"prices={bad!r}: it should be")
           for bad in (3, {"m": 1}, {"m": (1, "two")}, {"m": (1, -1)}, {"m": (1, math.nan)})),
         (Execution, {"prices": {"m": (1,)}}, "prices={'m': (1,)}: field required."),
