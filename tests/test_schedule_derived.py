@@ -101,9 +101,9 @@ def test_a_budget_and_the_data_give_the_schedule(
          {"epochs": 50, "group_size": 3, "batch_size": 5, "drafts": 12, "reserve": 52}),
         ({"dollars_per_rollout": 0.01}, {"max_cost": 1.0},
          {"epochs": 50, "group_size": 2, "batch_size": 5, "drafts": 6, "reserve": 20}),
-        # drafts take at most half of the dollars, but one is made
+        # drafts take what three updates and the final choice leave, but one is made
         *(({"dollars_per_rollout": 0.01, "dollars_per_draft": price}, {"max_cost": 1.0},
-           {"drafts": n}) for price, n in ((0.05, 6), (0.2, 2), (0.9, 1))),
+           {"drafts": n}) for price, n in ((0.02, 6), (0.035, 3), (0.9, 1))),
         ({"dollars_per_rollout": 0.01}, {"max_cost": 0.01}, {"batch_size": 2, "n_validation": 2}),
         ({"n_labelled": 0}, {"drafts": 3}, {"drafts": 0}),
         # a draft shows ten: of no more there is one set, of eleven there are eleven, and of one

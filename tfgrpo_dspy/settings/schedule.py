@@ -45,8 +45,9 @@ ROLLOUTS_PER_THREAD = 1.5  # of the batches made at once: a thread that ends ear
 MAX_DRAFTS, CALLS_PER_DRAFT, EXAMPLES_OF_DRAFT, MAX_DEMOS = 12, 16, 10, 16
 MAX_BRIEFS, CALLS_PER_BRIEF, EXAMPLES_OF_BRIEF = 3, 50, 30
 DEMO_TOKENS = 8_000  # demos are made fewer where they would take more of a prompt, as estimated
-DRAFTS_SHARE = 1 / 2
-"""The largest share of the dollars that drafts take, as estimated; one draft is made anyway."""
+UPDATES_KEPT, DRAFTS_PER_BRIEF = 3, 4
+"""Drafts take the dollars that so many updates and the final choice leave, as estimated; one is
+made anyway. So is one brief, and another one for each four drafts that are paid for."""
 GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less
 RESERVE_SHARE = 1 / 5  # the share of the budget for measuring the student and choosing the result
 MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
@@ -138,7 +139,8 @@ class RunSettings(Settings):
         is_tried = type(self.gate).briefs is not Gate.briefs and self.reflection.brief is not None
         if not (is_tried and self.measures and self.data.n_validation) or self.data.is_recorded:
             return 0
-        return int(min(MAX_BRIEFS, _calls(self, self.data) / CALLS_PER_BRIEF))
+        n_paid = max(1, _paid_drafts(self, self.data) / DRAFTS_PER_BRIEF)
+        return int(min(MAX_BRIEFS, n_paid, _calls(self, self.data) / CALLS_PER_BRIEF))
 
     @property
     def learning_limits(self) -> dict[str, float | None]:
@@ -233,9 +235,7 @@ def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[st
     has_budget = calls < math.inf or settings.max_cost or settings.max_minutes
     n_shown = getattr(settings.arguments["draft"], "n_examples", EXAMPLES_OF_DRAFT)
     most_drafts = min(MAX_DRAFTS, n_unlike_drafts(data.n_labelled, n_shown))
-    drafts = min(most_drafts, calls / CALLS_PER_DRAFT)
-    if settings.max_cost is not None and data.dollars_per_draft > 0:
-        drafts = min(drafts, max(1, DRAFTS_SHARE * settings.max_cost / data.dollars_per_draft))
+    drafts = min(most_drafts, calls / CALLS_PER_DRAFT, max(1, _paid_drafts(settings, data)))
     n_reached = 0 if has_budget and calls == math.inf else min(n, calls / CALLS_PER_GROUP)
     epochs = MAX_EPOCHS_WITHIN_BUDGET if has_budget else EPOCHS
     n_programs = MAX_PROGRAMS_MEASURED if settings.measures else MIN_PROGRAMS_MEASURED
@@ -285,6 +285,17 @@ def _calls(settings: Settings, data: RunData) -> float:
         n_rollouts = (settings.max_metric_calls - data.n_of_test_set) / data.n_metric_calls
         calls = min(calls, n_rollouts * (data.calls_per_rollout + 0.5))
     return max(0, calls)
+
+
+def _paid_drafts(settings: Settings, data: RunData) -> float:
+    """How many drafts the dollars pay for beside the first updates and the final choice."""
+    if settings.max_cost is None or not data.dollars_per_draft > 0:
+        return math.inf
+    n_groups = MIN_USUAL_BATCH_SIZE
+    n_rollouts = data.smallest_end + UPDATES_KEPT * n_groups * MIN_GROUP_SIZE
+    n_reflections = UPDATES_KEPT * (1 + n_groups / GROUPS_PER_CALL)
+    left = settings.max_cost - n_rollouts * data.dollars_per_rollout
+    return left / data.dollars_per_draft - n_reflections
 
 
 def _reductions(run_settings: RunSettings) -> Iterator[dict[str, int]]:
