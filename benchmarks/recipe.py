@@ -34,7 +34,7 @@ from worlds_engine import WorldEngine
 from worlds_model import World
 
 from tfgrpo_dspy.results.records import ScoreSummary
-from tfgrpo_dspy.run import endings
+from tfgrpo_dspy.run import planning
 from tfgrpo_dspy.strategies.base import Ask, BatchPlan, Proposed, Strategy, UpdateContext
 
 CELLS = ("kinds/words/named/.25", "kinds/codes/unnamed/.5", "kinds/chinese/named/0", "broad/5/1",
@@ -100,11 +100,11 @@ def run(cell: str, budget: int | None, arm: Arm, seed: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _stopping_after(n_groups: int | None) -> Iterator[None]:
-    usual, endings.SATURATED_GROUPS = endings.SATURATED_GROUPS, n_groups or sys.maxsize
+    usual, planning.SATURATED_GROUPS = planning.SATURATED_GROUPS, n_groups or sys.maxsize
     try:
         yield
     finally:
-        endings.SATURATED_GROUPS = usual
+        planning.SATURATED_GROUPS = usual
 
 
 def _early(results: Any) -> dict[str, float]:

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted import chat
 
-from tfgrpo_dspy.budget.account import Account
-from tfgrpo_dspy.budget.ledger import Budget, Ledger
+from tfgrpo_dspy.budget.ledger import Account, Budget, Ledger
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.dspy_seam import watching
 from tfgrpo_dspy.errors import RunStopped

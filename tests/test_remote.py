@@ -12,9 +12,8 @@ import pytest
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.tasks.executors import RemoteRollouts
+from tfgrpo_dspy.tasks.executors import RemoteRollouts, Reply, Request, run_request
 from tfgrpo_dspy.tasks.pool import Job, Pool
-from tfgrpo_dspy.tasks.worker import Reply, Request, run_request
 
 FIRST = 16
 """So many calls are reserved before it is known what a request takes."""

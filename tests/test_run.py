@@ -15,14 +15,13 @@ from small import grpo, paper_grpo, run_settings
 
 from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, ExtractAdvantage, Gate, NoGate
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.calls.paid import Calls
+from tfgrpo_dspy.calls.paid import Calls, Reserve
 from tfgrpo_dspy.calls.reflections import ReflectionClient
-from tfgrpo_dspy.calls.reserve import Reserve
 from tfgrpo_dspy.errors import UnpaidError
 from tfgrpo_dspy.experience.values import Add, Evidence, Experience, Operation, Refusal
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.run.proposing import Guards, propose
+from tfgrpo_dspy.run.reflecting import Guards, propose
 from tfgrpo_dspy.run.updates import Batch, Extracted, Update
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings.schedule import RunData, RunInputs, derive

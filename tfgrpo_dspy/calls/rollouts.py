@@ -13,8 +13,8 @@ from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, run_rollout
 from tfgrpo_dspy.settings.schedule import RunInputs
+from tfgrpo_dspy.tasks.executors import Request, packed, packed_bundle
 from tfgrpo_dspy.tasks.pool import Job, Priority
-from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
 KEPT_PROGRAMS, KEPT_SENT, KEPT_DIGESTS = 4, 64, 1024
 """A program may hold much, and a library that is sent a teacher; what is not kept is made again."""

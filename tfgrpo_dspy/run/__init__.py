@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tfgrpo_dspy.calls.approvals import approved
 from tfgrpo_dspy.calls.paid import Calls
-from tfgrpo_dspy.calls.reflections import ReflectionClient
+from tfgrpo_dspy.calls.reflections import ReflectionClient, approved
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, described, sentence
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience.library import Applied
@@ -19,8 +18,7 @@ from tfgrpo_dspy.run.briefing import Briefer
 from tfgrpo_dspy.run.final_choice import FinalChoice
 from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.proposing import Guards, propose
-from tfgrpo_dspy.run.reflecting import Reflector
+from tfgrpo_dspy.run.reflecting import Guards, Reflector, propose
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, rollouts_of
 from tfgrpo_dspy.settings.schedule import RunInputs

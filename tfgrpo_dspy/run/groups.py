@@ -8,10 +8,9 @@ from dataclasses import replace
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.rollout import NO_SCORES, FailureKind, Group, Rollout, rollout_id_for
-from tfgrpo_dspy.run.endings import FIRST_ROLLOUTS, N_FIRST, why_unreadable, why_unscored
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.playing import Player
-from tfgrpo_dspy.run.strategy_calls import Strategies
+from tfgrpo_dspy.run.planning import FIRST_ROLLOUTS, N_FIRST, why_unreadable, why_unscored
+from tfgrpo_dspy.run.strategy_calls import Player, Strategies
 from tfgrpo_dspy.run.updates import Batch, is_cut
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.settings.checks import policy_lms

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from tfgrpo_dspy.budget.account import Amount
+from tfgrpo_dspy.budget.ledger import Amount
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import GateError, RunStopped, described, shareable
