@@ -193,7 +193,7 @@ def test_the_commands_of_the_page_on_results_run_as_they_stand(
 def test_the_reasons_for_learning_nothing_on_the_page_are_those_that_a_run_gives() -> None:
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     page = page.partition("## Nothing was learned")[2].partition("\n## ")[0]
-    source = (ROOT / "tfgrpo_dspy" / "listeners" / "run_report.py").read_text(encoding="utf-8")
+    source = (ROOT / "tfgrpo_dspy" / "listeners.py").read_text(encoding="utf-8")
     rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
     reasons = [found for row in rows for found in re.findall(r"`([^`]+)`", row)]
     assert len(reasons) >= 8

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, LibraryFormatError
 from tfgrpo_dspy.interchange import parse, read_library, render, write_library
+from tfgrpo_dspy.wording import meaning
 
 SEEN = Evidence(update=0, example=4, rollout_ids=(11, 12), scores=(0.0, None))
 LIBRARY = ExperienceLibrary(
@@ -37,7 +38,11 @@ scopes = st.sampled_from(["*", "solve", "d['k']", ' "', "a)\n"]) | pieces.filter
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 2000), texts, scopes), max_size=4, unique_by=lambda e: e[0])
+    st.lists(
+        st.tuples(st.integers(1, 2000), texts, scopes),
+        max_size=4,
+        unique_by=(lambda line: line[0], lambda line: meaning(line[1])),
+    )
 )
 def test_a_round_trip_keeps_what_the_format_can_hold(values: list[tuple[int, str, str]]) -> None:
     experiences = [Experience(f"E{number}", text, scope) for number, text, scope in values]

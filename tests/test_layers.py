@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tfgrpo_dspy.listeners.run_report import Progress, RunReport
+from tfgrpo_dspy.listeners import Progress, RunReport
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"

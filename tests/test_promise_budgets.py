@@ -53,7 +53,7 @@ from tfgrpo_dspy import (
 from tfgrpo_dspy.calls import paid
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.programs import language_models
-from tfgrpo_dspy.listeners.run_report import RunReport
+from tfgrpo_dspy.listeners import RunReport
 
 HELD: dict[str, Any] = {}
 """An LM that programs and metrics know as a global."""

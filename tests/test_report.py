@@ -93,16 +93,6 @@ def test_every_folded_part_is_reached_and_opened_by_the_keyboard_alone(
     assert page.locator("details:not([open])").count() == 0
 
 
-def test_what_is_folded_is_printed(browser: Any, polite: RunResults, tmp_path: Path) -> None:
-    page = Opened(browser, written(polite, tmp_path)).page
-    folded = page.locator("#settings details table")
-    is_seen = "one => one.checkVisibility({contentVisibilityAuto: true})"
-    assert not folded.evaluate(is_seen)
-    page.emulate_media(media="print")
-    assert folded.evaluate(is_seen)
-    assert folded.bounding_box()["height"] > 0
-
-
 def test_hostile_text_in_every_place_of_the_results_stays_text(
     browser: Any, polite: RunResults, tmp_path: Path
 ) -> None:

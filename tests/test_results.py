@@ -14,7 +14,7 @@ from coded_cases import cases, compiled, world
 from runs import learned, predictor
 
 from tfgrpo_dspy import ExperienceLibrary
-from tfgrpo_dspy.listeners.rows import worst_first
+from tfgrpo_dspy.listeners import worst_first
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import ExampleRow

@@ -15,7 +15,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.files import json_value, read_text, write_text
 from tfgrpo_dspy.interchange import FORMATS, format_of, parse, render
-from tfgrpo_dspy.listeners.rows import as_columns
+from tfgrpo_dspy.listeners import as_columns
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import RunResults, strongest_first

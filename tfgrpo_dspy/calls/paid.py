@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget.ledger import COST_MARGIN, LIMITS, Account, Amount, Budget, Ledger
 from tfgrpo_dspy.errors import TrainingCut, sentence
-from tfgrpo_dspy.listeners.run_report import RunReport
+from tfgrpo_dspy.listeners import RunReport
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import OWN, Failure, FailureKind, Rollout, Usage

@@ -23,7 +23,7 @@ from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.experience.values import AnyOperation, Keep, Operation, Refusal, operation_from
-from tfgrpo_dspy.listeners.rows import reflection_row
+from tfgrpo_dspy.listeners import reflection_row
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.lessons import admitted
 from tfgrpo_dspy.reflection.modules import Answer, AnswerQuestion, read_output

@@ -29,7 +29,7 @@ from tfgrpo_dspy.events import Event, RunEnded, UpdateDecided
 from tfgrpo_dspy.experience.library import library_in
 from tfgrpo_dspy.experience.programs import HEADER, with_instructions
 from tfgrpo_dspy.experience.values import ALL
-from tfgrpo_dspy.listeners.rows import as_columns
+from tfgrpo_dspy.listeners import as_columns
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.report import html

@@ -24,7 +24,7 @@ from tfgrpo_dspy.experience.programs import instructions_of, named_predictors
 from tfgrpo_dspy.gate.bayesian import LIKELY
 from tfgrpo_dspy.gate.model import BRIEFS_PRICE, DEMOS_PRICE
 from tfgrpo_dspy.gate.race import Race, Scores
-from tfgrpo_dspy.listeners.rows import example_rows, objective_means, rollout_row, worst_first
+from tfgrpo_dspy.listeners import example_rows, objective_means, rollout_row, worst_first
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results.records import (
     UNBOUNDED,

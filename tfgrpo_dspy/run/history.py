@@ -17,7 +17,7 @@ from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary, library_i
 from tfgrpo_dspy.experience.values import Advice, Keep, Operation, supported
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, RunEvidence
-from tfgrpo_dspy.listeners.rows import Changes, training_rows
+from tfgrpo_dspy.listeners import Changes, training_rows
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import LEAST_SHOWN
 from tfgrpo_dspy.rollout import Group, Rollout, ScoreRange, fields_text, floored

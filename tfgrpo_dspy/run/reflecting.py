@@ -11,7 +11,7 @@ from tfgrpo_dspy.calls.reflections import IMAGES, Inputs, ReflectionClient, Wait
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Evidence, Operation, Refusal
-from tfgrpo_dspy.listeners.run_report import RunReport
+from tfgrpo_dspy.listeners import RunReport
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.guard import Guard, Task, task_text
 from tfgrpo_dspy.reflection.lessons import (

@@ -1,1 +1,0 @@
-"""News of a run while it goes on: bar, events, evaluations."""
