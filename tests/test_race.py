@@ -54,6 +54,15 @@ def test_the_shorter_candidate_wins_unless_the_longer_is_surely_better(
     assert ("student", "a", "ab")[winner] == names
 
 
+@pytest.mark.parametrize(("n_tokens", "name"), [(30, "a"), (11, "ab")], ids=["much", "little"])
+def test_of_two_that_are_about_as_good_the_shorter_wins_only_where_it_saves_much(
+    n_tokens: int, name: str
+) -> None:
+    race = replace(race_of("a", "ab"), n_tokens=(0, 10, n_tokens))
+    winner, _ = run(race, lambda c, i: float(luck(0, i) < (0.3, 0.6, 0.6)[c]))
+    assert ("student", "a", "ab")[winner] == name
+
+
 @pytest.mark.parametrize("budget", [None, 20, 60])
 @pytest.mark.parametrize(("doubted", "name"), [(0.3, "a"), (0.7, "a"), (0.9, "ab")])
 def test_a_doubtful_part_is_in_a_result_only_if_the_same_without_it_was_measured_and_lost(

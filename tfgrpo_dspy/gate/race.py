@@ -26,7 +26,9 @@ RETURN_ABOVE = 0.92
 """A candidate is returned if it is better than the student with at least this probability."""
 SURELY = 0.8
 """Of two candidates that surely beat the student, the longer one is returned if it is better than
-the shorter one with at least this probability."""
+the shorter one with at least this probability, or where the shorter one
+saves little beside leaving out what is doubtful."""
+SAVES = 0.2  # the least share of its tokens that a shorter candidate saves
 MODEL_SD = 0.15
 """How far the sum of the parts' values may be off, in standard deviations of the score."""
 DIFFERENCE_SD, DIFFERENCE_COUNT = 0.5, 4.0
@@ -92,8 +94,12 @@ class Race:
         best = ahead[0] if ahead else 0
         for candidate in ahead:
             best = candidate if self.chance(candidate, best, scores) > 0.5 else best
-        close = (c for c in ahead if self.n_tokens and self.chance(best, c, scores) < SURELY)
-        return min([best, *close], key=lambda c: self.n_tokens[c] if self.n_tokens else 0)
+        if not (best and self.n_tokens):
+            return best
+        most, without = (1 - SAVES) * self.n_tokens[best], self.without_doubtful(best)
+        shorter = (c for c in ahead if c == without or self.n_tokens[c] <= most)
+        close = (c for c in shorter if self.chance(best, c, scores) < SURELY)
+        return min([*close, best], key=lambda c: self.n_tokens[c])
 
     def without_doubtful(self, candidate: int) -> int:
         """The largest candidate of the parts of this one that are not doubtful."""
