@@ -107,18 +107,6 @@ def test_a_larger_budget_goes_on_from_the_end_of_a_finished_run(
     assert third.dump_state() == second.dump_state()
 
 
-def test_what_goes_on_does_not_depend_on_threads(
-    ended: tuple[Path, Any, int], tmp_path: Path
-) -> None:
-    shutil.copytree(ended[0], tmp_path / "two")
-    one, _ = compiled(ended[0], max_lm_calls=301, num_threads=1)
-    two, _ = compiled(tmp_path / "two", max_lm_calls=301, num_threads=8)
-    assert learned_in(one.detailed_results) == learned_in(two.detailed_results)
-    assert one.dump_state() == two.dump_state()
-    for program in (one, two):
-        assert "spent as planned" in program.detailed_results.ended_because
-
-
 def test_a_run_that_is_stopped_while_it_goes_on_keeps_the_result_that_it_had(
     ended: tuple[Path, Any, int],
 ) -> None:

@@ -6,12 +6,11 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.teleprompt import BetterTogether, LabeledFewShot, Teleprompter
+from dspy.teleprompt import LabeledFewShot, Teleprompter
 from dspy.utils.callback import BaseCallback
 from runs import (
     ADVICE,
     Pair,
-    is_polite,
     learned,
     library_texts,
     optimizer_of,
@@ -70,25 +69,6 @@ def test_a_compile_fires_one_pair_of_events_with_its_arguments_and_its_program_o
             optimizer.compile(student, trainset=[])
     assert events.started[0] == (optimizer, {"student": student, **data})
     assert events.ended == [(optimized, None), (None, raised.value)]
-
-
-def test_better_together_runs_it_as_a_step(capsys: pytest.CaptureFixture[str]) -> None:
-    student = predictor()
-    student.set_lm(polite_lm())
-    with dspy.context(lm=polite_lm()):
-        best = BetterTogether(metric=is_polite, p=optimizer_of()).compile(
-            student,
-            trainset=questions(9),
-            valset=questions(12, start=100),
-            strategy="p",
-            num_threads=2,
-            seed=0,
-        )
-    assert best.flag_compilation_error_occurred is False
-    assert [candidate["strategy"] for candidate in best.candidate_programs] == ["p", ""]
-    assert library_texts(best) == [ADVICE]
-    assert best.lm.model == "scripted"
-    capsys.readouterr()  # its progress bar
 
 
 def test_saving_inside_a_parent_keeps_the_advice(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import dspy
@@ -233,17 +232,6 @@ def test_code_counts_by_its_source_its_defaults_what_it_closes_over_and_what_it_
 def test_what_code_does_not_name_does_not_count(loaded: Callable[[str], dict[str, Any]]) -> None:
     other = CODE.replace("UNUSED = 0.5, 1", "UNUSED = 0.5, 2")
     assert digest_of(loaded(CODE)["helpers"]) == digest_of(loaded(other)["helpers"])
-
-
-def test_a_helper_in_another_module_of_the_users_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    helpers = ModuleType("helpers")
-    monkeypatch.setitem(sys.modules, "helpers", helpers)
-    scope = {"helpers": helpers, "json": json, "__name__": "notebook"}
-    exec("def metric(example, pred): return helpers.least and json.dumps(example.least)", scope)
-    digests = []
-    for helpers.least in (1, 2, 1):  # type: ignore[attr-defined]
-        digests.append(digest_of(scope["metric"]))
-    assert digests[0] == digests[2] != digests[1]
 
 
 class Opaque:

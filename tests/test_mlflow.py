@@ -117,12 +117,6 @@ def test_student_candidates_and_result_are_child_runs_with_scores_of_one_unit(
     assert (scores["student"], scores["result"]) == (pytest.approx(4 / 12), pytest.approx(11 / 12))
 
 
-def test_the_last_lm_calls_are_those_of_the_whole_run(usual: Shown) -> None:
-    assert int(usual.series("lm_calls")[-1][1]) == int(
-        re.search(r"program +(\d+)", usual.text("summary.txt"))[1]
-    ) + int(re.search(r"reflection LM +(\d+)", usual.text("summary.txt"))[1])
-
-
 def test_autolog_before_the_import_of_this_package_shows_a_run_too(tmp_path: Path) -> None:
     found = shown(tmp_path, "autolog-first")
     assert found.parent.info.status == "FINISHED"

@@ -18,7 +18,7 @@ from tfgrpo_dspy import (
     SettingsError,
     StoreError,
 )
-from tfgrpo_dspy.report import html, view_of, write_html
+from tfgrpo_dspy.report import html, write_html
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 
 if "axe_playwright_python" not in MISSING:
@@ -163,24 +163,6 @@ def test_a_dropped_experience_stands_there_with_the_reason_and_each_predictor_ha
     page = html(values)
     assert "Why it is not in the result:</span> it did harm" in page
     assert page.count("Instructions of the predictor <bdi>") == 2
-
-
-def test_a_life_lasts_from_birth_to_the_update_that_ended_it_and_has_the_last_reason(
-    polite: RunResults,
-) -> None:
-    values = polite.to_dict()
-    of_update = [("born", "E8", "it is tried"), ("dropped", "E8", "it did harm")]
-    of_update += [("settled", "E9", "it helps"), ("dropped", "E9", "no room")]
-    for place, (kind, id_, reason) in zip((1, 2, 0, 1), of_update, strict=True):
-        change = {"kind": kind, "id": id_, "text": "Shout.", "scope": "*", "reason": reason}
-        values["updates"][place]["changes"].append(change)
-    view = view_of(RunResults.from_dict(values))
-    spans = {life.id: (life.span, life.why_gone) for life in view["lives"]}
-    width = 100 / len(values["updates"])
-    assert spans["E8"] == (pytest.approx((width, 2 * width)), "it did harm")
-    assert spans["E9"] == (pytest.approx((0.0, 2 * width)), "no room")
-    (effect,) = (life.effect for life in view["lives"] if life.effect)
-    assert view["scale"] == (0.0, effect.bounds[1])
 
 
 def test_runs_without_an_end_a_metric_or_a_lesson_have_a_report(

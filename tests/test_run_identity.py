@@ -181,15 +181,6 @@ def test_the_same_compile_is_the_same_run_and_says_what_it_cannot_see(
     assert "pass version=... when they change): scripted.ScriptedEngine" in line
 
 
-def test_another_lm_in_the_same_folder_is_said_to_be_one(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    learned(log_dir=tmp_path, epochs=1)
-    learned(log_dir=tmp_path, epochs=1, lm=polite_lm(top_p=0.5), reflection_lm=polite_lm())
-    assert "differs in LM\n" in caplog.text
-    assert len(saved_runs(tmp_path)) == 2
-
-
 def test_a_smaller_budget_says_that_it_gives_another_schedule(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
