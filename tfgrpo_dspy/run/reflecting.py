@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -96,25 +97,21 @@ def propose(
     keeps, new = known_lessons(lessons, library)
     shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
 
-    def begin(part: Sequence[Lesson]) -> Waited:
-        asked = {
-            **shown,
-            "examples": _labelled(inputs, batch, part),
-            "lessons": texts.lessons_text(part),
-        }
-        return client.begin("update", batch, batch.update, lambda _: asked)
-
-    def operations_of(part: Sequence[Lesson], wait: Waited) -> list[Operation | Refusal]:
-        answer = wait(lambda: len(part) == 1)
-        if answer.is_too_long and len(part) > 1:
-            middle = len(part) // 2
-            halves = [(half, begin(half)) for half in (part[:middle], part[middle:])]
-            return [*itertools.chain(*itertools.starmap(operations_of, halves))]
-        return operations_in(answer.output, part, library, inputs.predictors, guard)
+    def begin(part: Sequence[Lesson]) -> tuple[Sequence[Lesson], Waited]:
+        examples = _labelled(inputs, batch, part)
+        asked = {**shown, "examples": examples, "lessons": texts.lessons_text(part)}
+        return part, client.begin("update", batch, batch.update, lambda _: asked)
 
     max_tokens = getattr(inputs.settings.reflection.update, "shown_tokens", 4_000)
-    begun = [(part, begin(part)) for part in texts.packed_lessons(new, max_tokens)]
-    every = [*keeps, *itertools.chain(*itertools.starmap(operations_of, begun))]
+    begun, every = deque(map(begin, texts.packed_lessons(new, max_tokens))), list[Any](keeps)
+    while begun:
+        part, wait = begun.popleft()
+        is_one, middle = len(part) == 1, len(part) // 2
+        answer = wait(lambda is_one=is_one: is_one)
+        if answer.is_too_long and not is_one:
+            begun.extendleft(reversed([begin(part[:middle]), begin(part[middle:])]))
+        else:
+            every += operations_in(answer.output, part, library, inputs.predictors, guard)
     every += [admitted(operation, inputs.predictors, guard) for operation in added]
     operations = [each for each in every if not isinstance(each, Refusal)]
     return settled(operations, dropped), [x for x in every if isinstance(x, Refusal)]
