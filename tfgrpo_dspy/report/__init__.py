@@ -82,25 +82,23 @@ def plain(value: Any) -> Any:
 
 def run_of(results: Any) -> RunResults:
     """The results; arguments and errors are those of `write_html`."""
-    if isinstance(results, RunResults):
-        return results
     if isinstance(results, str | PathLike):
         if runs := saved_runs(results):
             return runs[-1]
         folder = fspath(results)
         raise StoreError(f"log_dir={folder!r} holds no run yet; compile with this log_dir first.")
-    if isinstance(results, Mapping):
-        try:
-            return RunResults.from_dict(results)
-        except ValidationError as error:
-            first = error.errors()[0]
-            fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise SettingsError(f"results={{...}} is not of a run ({fault}); {FORMS}.") from error
-    held = getattr(results, "detailed_results", None)
-    if not isinstance(held, RunResults | Mapping):
+    held = getattr(results, "detailed_results", results)
+    if isinstance(held, RunResults):
+        return held
+    if not isinstance(held, Mapping):
         name = type(results).__name__
         raise SettingsError(f"results={name}(...) has no detailed_results of a run; {FORMS}.")
-    return run_of(held)
+    try:
+        return RunResults.from_dict(held)
+    except ValidationError as error:
+        first = error.errors()[0]
+        fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise SettingsError(f"results={{...}} is not of a run ({fault}); {FORMS}.") from error
 
 
 def _template() -> Template:

@@ -342,32 +342,34 @@ def candidates(run: RunResults, most: int = MOST_CANDIDATES) -> Section:
     first, *others = run.candidates
     others.sort(key=lambda other: (not other.is_best, optimal.get(id(other)) != "yes"))
     shown = [first, *others][:most]
-    columns = {
-        "": [each.name + " (returned)" * (each.is_best and each is first) for each in shown],
-        "mean score": [
-            "no score" if not one or one.mean is None else f"{one.mean:z.3f} on {one.n}"
-            for one in (each.score for each in shown)
-        ],
-    }
+    labels = [each.name + " (returned)" * (each.is_best and each is first) for each in shown]
+    scores = [
+        "no score" if not one or one.mean is None else f"{one.mean:z.3f} on {one.n}"
+        for one in (each.score for each in shown)
+    ]
+    columns = [("", labels), ("mean score", scores)]
     for name in names:
         means = [each.objectives.get(name) for each in shown]
-        columns[name] = ["" if mean is None else f"{mean:z.3f}" for mean in means]
+        columns.append((name, ["" if mean is None else f"{mean:z.3f}" for mean in means]))
     if names:
-        columns["Pareto-optimal"] = [optimal.get(id(each), "") for each in shown]
-    columns["tokens a call"] = [f"{each.added.n_tokens:,}" for each in shown]
+        columns.append(("Pareto-optimal", [optimal.get(id(each), "") for each in shown]))
+    columns.append(("tokens a call", [f"{each.added.n_tokens:,}" for each in shown]))
     if first.added.dollars is not None:
-        columns["$ for 1,000 calls"] = [f"{each.added.dollars or 0.0:,.4f}" for each in shown]
-    columns["consists of"] = [
-        one_line(", ".join([*each.ids, *[f"demos {each.demo_set}"] * bool(each.demo_set),
-                            *["brief"] * bool(each.added.briefs)]))
+        dollars = [f"{each.added.dollars or 0.0:,.4f}" for each in shown]
+        columns.append(("$ for 1,000 calls", dollars))
+    parts = [
+        [*each.ids, *[f"demos {each.demo_set}"] * (each.demo_set > 0),
+         *["brief"] * bool(each.added.briefs)]
         for each in shown
     ]  # fmt: skip
+    columns.append(("consists of", [one_line(", ".join(each)) for each in parts]))
+    header, cells = zip(*columns, strict=True)
     n_more = len(run.candidates) - len(shown)
     more = f"; {n_more} more: see .candidates" if n_more else ""
     if any(each.is_best and optimal.get(id(each)) == "no" for each in run.candidates):
         more += "; the result has the best score, which counts the objectives as the metric does"
     title = f"Candidates, on validation examples, and what each adds{more}"
-    return Section(title, [*zip(*columns.values(), strict=True)], [*columns])
+    return Section(title, [*zip(*cells, strict=True)], header)
 
 
 def experiences(run: RunResults) -> Section:
