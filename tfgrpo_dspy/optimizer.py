@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -101,7 +101,11 @@ class TrainingFreeGRPO(Teleprompter):
         for name, group in groups.items():
             chosen = overrides.pop(name, None) or group
             if isinstance(group, type(chosen)):  # the constructor refuses anything else
-                chosen = replace(group, **_set_in(chosen))
+                usual, identity = vars(type(chosen)()), Identities().of
+                changes = {
+                    k: v for k, v in vars(chosen).items() if identity(v) != identity(usual[k])
+                }
+                chosen = replace(group, **changes)
             groups[name] = chosen
         schedule = {"group_size": 5, "epochs": 3, "batch_size": sys.maxsize, "max_demos": 0}
         schedule["max_experiences"] = sys.maxsize
@@ -227,14 +231,3 @@ def _tracked(settings: RunSettings) -> AbstractContextManager[RunSettings]:
     from tfgrpo_dspy.integrations.mlflow import tracked  # noqa: PLC0415 - importing takes seconds
 
     return tracked(settings)
-
-
-def _set_in(group: Any) -> dict[str, Any]:
-    """The fields of a group of settings that are not the defaults."""
-    usual = type(group)()
-    pairs = {f.name: (getattr(group, f.name), getattr(usual, f.name)) for f in fields(group)}
-    return {
-        name: value
-        for name, (value, default) in pairs.items()
-        if Identities().of(value) != Identities().of(default)
-    }

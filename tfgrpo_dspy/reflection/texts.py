@@ -189,13 +189,11 @@ def lessons_text(lessons: Iterable[Lesson]) -> str:
 
 def packed_lessons(lessons: Iterable[Lesson], max_tokens: int) -> list[list[Lesson]]:
     """The lessons in their order, in as few prompts as the size of one allows."""
-    parts: list[list[Lesson]] = []
-    room = 0
+    parts, room = list[list[Lesson]](), 0
     for lesson in lessons:
         size = estimate_tokens(lessons_text([lesson])) + 2  # its number may have more digits
         if size > room:
-            parts.append([])
-            room = max_tokens
+            parts, room = [*parts, []], max_tokens
         parts[-1].append(lesson)
         room -= size
     return parts

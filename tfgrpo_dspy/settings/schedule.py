@@ -7,7 +7,7 @@ Retries after the faults of a provider are in no row of a plan, nor prompts that
 import html
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -195,7 +195,14 @@ def derive(settings: Settings, data: RunData) -> RunSettings:
     derived = frozenset({*DERIVED} - chosen.keys())
     usual = _usual(settings, data, chosen)
     run_settings = RunSettings(**vars(settings) | usual, data=data, derived=derived)
-    for smaller in _reductions(run_settings):
+    n_batch, n_valid = usual["batch_size"], usual["n_validation"]
+    reductions: list[dict[str, int]] = [  # in the order in which they are tried for the budget
+        *({}, {"drafts": 0}, {"group_size": MIN_GROUP_SIZE}),
+        *({"batch_size": n} for n in range(n_batch, MIN_BATCH_SIZE - 1, -1)),
+        *({"n_validation": n, "reserve": MIN_PROGRAMS_MEASURED * n, "max_demos": 0}
+          for n in range(n_valid, min(MIN_VALIDATION, n_valid) - 1, -1)),
+    ]  # fmt: skip
+    for smaller in reductions:
         changes: dict[str, Any] = {
             name: value
             for name, value in smaller.items()
@@ -298,19 +305,6 @@ def _paid_drafts(settings: Settings, data: RunData) -> float:
     return left / data.dollars_per_draft - n_reflections
 
 
-def _reductions(run_settings: RunSettings) -> Iterator[dict[str, int]]:
-    """Changes that make a schedule smaller, in the order in which they are tried for the budget."""
-    yield {}
-    yield {"drafts": 0}
-    yield {"group_size": MIN_GROUP_SIZE}
-    for size in range(run_settings.batch_size, MIN_BATCH_SIZE - 1, -1):
-        yield {"batch_size": size}
-    most = run_settings.n_validation
-    for n in range(most, min(MIN_VALIDATION, most) - 1, -1):
-        n_rollouts = MIN_PROGRAMS_MEASURED * n
-        yield {"n_validation": n, "reserve": n_rollouts, "max_demos": 0}
-
-
 def _unpaid(run_settings: RunSettings, calls_per_rollout: int) -> str:
     """A limit that does not pay for one whole update and the final choice; "": all pay."""
     data, n_training = run_settings.data, run_settings.rollouts_of_update
@@ -369,12 +363,6 @@ class PlanRow:
     n_lm_calls: int
     cost: float | None
 
-    @property
-    def texts(self) -> tuple[str, str, str, str]:
-        """The row as a table shows it."""
-        dollars = "?" if self.cost is None else f"{self.cost:.3g}"
-        return self.purpose, f"{self.n_rollouts:,}", f"{self.n_lm_calls:,}", dollars
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -410,9 +398,12 @@ class Plan:
         return f'<pre style="{style}">{html.escape(str(self))}</pre>'
 
     def __str__(self) -> str:
-        head = ("likely", "rollouts", "calls", "dollars")
+        cells = [("likely", "rollouts", "calls", "dollars")]
+        for row in self.rows:
+            dollars = "?" if row.cost is None else f"{row.cost:.3g}"
+            cells.append((row.purpose, f"{row.n_rollouts:,}", f"{row.n_lm_calls:,}", dollars))
         lines = [
-            *aligned([head, *(row.texts for row in self.rows)], range(1, 4)),
+            *aligned(cells, range(1, 4)),
             f"in {counted(self.n_updates, 'update')}; limits: {self._limits}",
             *(f"?: {why}" for why in self.unpriced if self.total.cost is None),
             *["what the strategies try and ask besides is not known"] * self.has_strategies,
@@ -453,11 +444,10 @@ def assumed(settings: Settings, student: Any, examples: Sequence[Example]) -> di
     dollars += sum(_cost(lm, settings, longest, TEXT_TOKENS) for lm in judges)
     calls, most, lms = calls + len(judges), most + len(judges), [*lms, *judges]
     lms += [lm for strategy in settings.strategies for lm in held_lms(strategy)]  # a teacher's
-    prices_of_calls = [price_of(lm, prices) for lm in lms]
-    dearest = [(longest + int(demos)) * each.prompt + each.max_tokens * each.completion
-               for each in prices_of_calls if not isinstance(each, str)]  # fmt: skip
-    reflection_lm = settings.reflection_lm or dspy.settings.lm
-    unknown = (token_price(lm, prices) for lm in (*lms, reflection_lm))
+    dearest = [(longest + int(demos)) * price.prompt + price.max_tokens * price.completion
+               for lm in lms if not isinstance(price := price_of(lm, prices), str)]  # fmt: skip
+    every = (*lms, settings.reflection_lm or dspy.settings.lm)
+    unpriced = (price for lm in every if isinstance(price := token_price(lm, prices), str))
     return {
         "calls_per_rollout": calls,
         "most_calls_per_rollout": most,
@@ -466,7 +456,7 @@ def assumed(settings: Settings, student: Any, examples: Sequence[Example]) -> di
         "dollars_per_rollout": dollars,
         "dollars_per_draft": _reflection_cost(settings, EXAMPLES_OF_DRAFT * whole),
         "dollars_of_dearest_call": max(dearest, default=0.0) if len(dearest) == len(lms) else 0.0,
-        "unpriced": tuple(dict.fromkeys(each for each in unknown if isinstance(each, str))),
+        "unpriced": tuple(dict.fromkeys(unpriced)),
     }
 
 
@@ -562,6 +552,6 @@ def _rows(settings: RunSettings, n_updates: int, n_final: float) -> dict[str, Ta
 
 def _row(purpose: str, taken: Iterable[float]) -> PlanRow:
     """The row with whole rollouts and LM calls."""
-    n_rollouts, n_lm_calls, dollars = taken
+    n_rollouts, n_calls, dollars = taken
     cost = None if math.isnan(dollars) else dollars
-    return PlanRow(purpose, math.ceil(n_rollouts - 1e-9), math.ceil(n_lm_calls - 1e-9), cost)
+    return PlanRow(purpose, math.ceil(n_rollouts - 1e-9), math.ceil(n_calls - 1e-9), cost)
