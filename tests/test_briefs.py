@@ -8,7 +8,7 @@ import dspy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import agent, agent_turn, look_up, predictor, records
+from runs import predictor, records
 from scripted import EXTRACT, UPDATE, Latency, Prompt, Rule, chat, lessons, operations, scripted_lm
 
 from tfgrpo_dspy import Execution, Experience, ExperienceLibrary, Reflection, TrainingFreeGRPO
@@ -194,27 +194,10 @@ def policy_of_find(prompt: Prompt) -> Any:
     return chat(kind="a kind")
 
 
-def test_an_agent_may_have_briefs() -> None:
-    assert agent() and look_up and agent_turn  # its predictors are named like those of a program
-    library = ExperienceLibrary(briefs={"react": "Look it up first."})
-    baked = library.bake(agent())
-    assert baked.react.signature.instructions.startswith("<learned-brief>\nLook it up first.")
-    assert ExperienceLibrary.from_program(baked) == library
-
-
 @pytest.mark.parametrize("leak", ["\n\n[[ ## completed ## ]]", " [[ ## completed ## ]] So be it."])
 def test_markers_that_leak_into_a_brief_are_cut_off(leak: str) -> None:
     program = compiled(lambda _: f"[[ ## brief ## ]]\n{TABLE}{leak}")
     assert dict(ExperienceLibrary.from_program(program).briefs) == {"self": TABLE}
-
-
-def test_a_brief_in_chinese_with_worked_examples_stays_as_it_is(tmp_path: Path) -> None:
-    text = f"只回答一个数字。\n\n例一:煤有多重?答:9\n\n{TABLE}"
-    program = compiled(text)
-    library = ExperienceLibrary.from_program(program)
-    library.save(tmp_path / "library.json")
-    assert dict(library.briefs) == {"self": text}
-    assert ExperienceLibrary.load(tmp_path / "library.json") == library
 
 
 def test_a_secret_in_a_brief_reaches_no_store(

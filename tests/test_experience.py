@@ -122,12 +122,6 @@ def test_libraries_are_equal_with_equal_experiences_and_next_id_and_in_the_order
         ExperienceLibrary([ask, Experience("E9", "Say.")])
 
 
-@pytest.mark.parametrize("wrong", [3, 0, -1, "5", 4.0])
-def test_the_next_id_is_a_whole_number_above_every_id_in_use(wrong: Any) -> None:
-    with pytest.raises(LibraryError, match=r"next_number=.*at least 4"):
-        ExperienceLibrary([Experience("E3", "Ask.")], next_number=wrong)
-
-
 def test_a_library_is_shown_with_scopes_and_with_what_was_measured() -> None:
     rendered = "[E1*] Ask for the order number.\n[E2] Say sorry first. (for solve)"
     assert LIBRARY.render() == rendered

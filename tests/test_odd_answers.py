@@ -123,12 +123,6 @@ def test_with_a_cache_every_epoch_still_samples_afresh() -> None:
     assert (usage.n_lm_calls, usage.n_cached_calls) == (3 * 4 * 3, 0)
 
 
-def test_seed_0_is_a_seed_of_its_own() -> None:
-    runs = [Run([["1", "0"]] * 9, seed=seed) for seed in (0, 9, 10)]
-    orders = [[group.example for group in run.results.updates[0].groups] for run in runs]
-    assert orders[0] not in orders[1:]
-
-
 class Arrays(dspy.Module):
     """Answers with an array."""
 

@@ -182,12 +182,6 @@ def test_nothing_learned_says_that_groups_had_no_contrast() -> None:
     )
 
 
-def test_nothing_learned_speaks_of_one_update_as_of_one() -> None:
-    assert run(row=("1", "1"), use_labels=False, n=3).results.nothing_learned == (
-        "3 of 3 groups had no contrast; 1 update brought no change that the library takes"
-    )
-
-
 def test_nothing_learned_says_that_answers_came_from_a_cache() -> None:
     arguments: dict[str, Any] = {"row": ("1", "1"), "gate": NoGate(), "valset": None}
     arguments["use_labels"] = False  # or what they ask for is a lesson

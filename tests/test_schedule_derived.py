@@ -276,20 +276,6 @@ def test_auto_pays_for_the_test_set_besides(auto: str, program: Any, n_calls: in
 
 
 @pytest.mark.parametrize(
-    ("budget", "purpose"),
-    [({"auto": "light"}, "test set, on top of auto"), ({"max_lm_calls": 300}, "test set"),
-     ({"auto": "light", "max_lm_calls": 300}, "test set")],
-)  # fmt: skip
-def test_estimate_says_whether_the_test_set_is_on_top(budget: dict[str, Any], purpose: str) -> None:
-    with dspy.context(lm=scripted_lm([])):
-        optimizer = TrainingFreeGRPO(is_polite, **budget)
-        plan = optimizer.estimate(
-            predictor(), trainset=questions(60), testset=questions(25, start=500)
-        )
-    assert {row.purpose: row.n_rollouts for row in plan.rows}[purpose] == 2 * 25
-
-
-@pytest.mark.parametrize(
     "limit", [{"max_lm_calls": 300}, {"max_metric_calls": 200}, {"max_cost": 1}]
 )
 def test_estimate_uses_the_budget_and_stays_within_it(limit: dict[str, Any]) -> None:
