@@ -69,7 +69,7 @@ class Additions:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What it has besides the student: `("E1", "brief 1", "16 demos")`."""
+        """The names of all that it has besides the student: `("E1", "brief 1", "16 demos")`."""
         return (*(experience.id for experience in self.library), *self.arms)
 
     @property
@@ -119,7 +119,7 @@ class SampledGroup:
     note: str = ""  # what the reflection LM reads before the group
 
     def additions_of(self, rollout: Rollout) -> Additions:
-        """What the program of this rollout had."""
+        """The additions of the program of this rollout."""
         ids = [each.rollout_id for each in self.group.all_rollouts]
         return self.additions[ids.index(rollout.rollout_id)]
 

@@ -1,4 +1,4 @@
-"""What goes into a program and comes out of it, as text; examples; rollouts made elsewhere."""
+"""Values that go into a program and come out of it, as text; examples; rollouts made elsewhere."""
 
 import copy
 import dataclasses

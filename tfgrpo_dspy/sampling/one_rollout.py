@@ -569,7 +569,7 @@ class _Run:
     def verdict(
         self, metric: ScoringFunction, rollout: Rollout, prediction: Any, trace: list[Any]
     ) -> dict[str, Any]:
-        """What scoring adds to the rollout; an LM judge runs on the user's own LM, as it is set."""
+        """The fields that scoring adds; an LM judge runs on the user's own LM, as it is set."""
         task, score, failure, n_calls = self.task, None, None, 0
         meter = Meter(task.ledger, task.prices, task.is_training)
         calls: dict[str, PredictorTrace] = {}  # of each predictor that the metric is asked about

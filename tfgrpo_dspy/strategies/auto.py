@@ -61,7 +61,7 @@ class Auto(Strategy):
 
 
 def needs_hints(past: Sequence[SampledGroup]) -> bool:
-    """Whether most of the first groups failed throughout, and nobody said why."""
+    """True if most of the first groups failed throughout, and nobody said why."""
     return len(past) >= GROUPS and len(silent_failures(past)) >= FAILING
 
 
@@ -97,7 +97,7 @@ def unlike_spreads(first: Sequence[Rollout]) -> dict[str, float]:
 
 
 def may_rescue(strategies: Sequence[Strategy], past: Sequence[SampledGroup]) -> bool:
-    """Whether a strategy may help groups that fail throughout, after these."""
+    """True if a strategy may help groups that fail throughout, after these."""
     rescuing = [one for one in strategies if overrides(one, "rescue")]
     return any(not isinstance(one, Auto) or needs_hints(past) for one in rescuing)
 
@@ -116,7 +116,7 @@ def seen(
 
 
 def rescued_in_vain(past: Sequence[SampledGroup]) -> bool:
-    """Whether no extra attempt of the latest rescued groups was better than all others."""
+    """True if no extra attempt of the latest rescued groups was better than all others."""
     better = []
     for sampled in past:
         rollouts = (sampled.measured or sampled.group).all_rollouts
@@ -129,12 +129,12 @@ def rescued_in_vain(past: Sequence[SampledGroup]) -> bool:
 
 
 def has_turns(group: Group) -> bool:
-    """Whether a rollout has more than one turn; else no step decided more than the outcome."""
+    """True if a rollout has more than one turn; else no step decided more than the outcome."""
     return any(len(states(rollout)) > 2 for rollout in group.rollouts)
 
 
 def may_be_credited(past: Sequence[SampledGroup], place: int) -> bool:
-    """Whether the steps of the group at this place of its batch are valued."""
+    """True if the steps of the group at this place of its batch are valued."""
     rollouts = [r for s in past for r in (*s.group.all_rollouts, *s.probes)]
     going_on = sum(r.usage.n_lm_calls for r in rollouts if r.n_replayed is not None)
     whole = sum(r.usage.n_lm_calls for r in rollouts if r.n_replayed is None)
@@ -143,7 +143,7 @@ def may_be_credited(past: Sequence[SampledGroup], place: int) -> bool:
 
 
 def credited_in_vain(past: Sequence[SampledGroup]) -> bool:
-    """Whether steps were valued in enough groups, and hardly any of them decided."""
+    """True if steps were valued in enough groups, and hardly any of them decided."""
     decided = [bool(group.decisive_predictor) for group in _credited(past)]
     return len(decided) >= CREDITED and statistics.fmean(decided) < DECISIVE
 

@@ -224,7 +224,7 @@ class Strategy:
     proposes_first: bool = False
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
-        """How many rollouts (at least 2) each example of the batch gets, by position.
+        """The number of rollouts (at least 2) of each example of the batch, by position.
 
         All together at most as many as in `plan.sizes`.
         """

@@ -64,7 +64,7 @@ class Choosing(Strategy):
         return self.sizes(plan, [*usual, *drawn][:n])
 
     def weights(self, plan: BatchPlan) -> Mapping[int, float]:
-        """How much more often each example is drawn than another."""
+        """The weight of each example: how much more often it is drawn than another."""
         return dict.fromkeys(plan.training, 1.0)
 
     def sizes(self, plan: BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:

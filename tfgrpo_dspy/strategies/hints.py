@@ -127,7 +127,7 @@ class TieredHints(Strategy):
 
 
 def gives_away(text: str, labels: Mapping[str, Any]) -> bool:
-    """Whether one of these labels stands in the text as whole words, in any case and spacing.
+    """True if one of these labels stands in the text as whole words, in any case and spacing.
 
     A label of at most `SHORT` letters must stand there as an answer: behind a word such as "is" or
     "answer", a colon or a quotation mark.

@@ -337,7 +337,7 @@ class AttributionPrior(Strategy):
         return Shown(context.group.rollouts, f"{MATTERS}{matters}" if matters else "")
 
     def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
-        """What matters, for the drafts before the first rollout; then the lessons that obey."""
+        """A note, for the drafts before the first rollout; then the lessons that obey."""
         matters = self._matters(context, ask)
         if not context.update:
             return Proposed(context.lessons, note=f"{MATTERS}{matters}" if matters else "")

@@ -62,7 +62,7 @@ LINE = re.compile(r"(\d+)\D*?:\s*([\d.,; ]+)")
 
 
 def states(rollout: Rollout) -> list[int]:
-    """How many steps were made in each state: `[0, 2, 4, 5]` for two tool calls and an answer."""
+    """The steps made in each state, as numbers: `[0, 2, 4, 5]` for two tool calls and an answer."""
     steps = rollout.steps
     ends = [n for n in range(1, len(steps)) if steps[n].kind == "predictor"]
     return [0, *ends, *([len(steps)] if steps else [])]
