@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +42,20 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def json_value(text: str, source: str) -> Any:
     """The value of a JSON text. Raises LibraryFormatError: it is none, or more than one."""
-    values = json_values(text or "?", source)
+    values = [*json_values(text or "?", source)]
     if len(values) > 1:
         raise LibraryFormatError(f"{source} is not JSON: there is more than one value.")
     return values[0]
 
 
-def json_values(text: str, source: str) -> list[Any]:
+def json_values(text: str, source: str) -> Iterator[Any]:
     """The values of a JSON text, such as those of JSON lines. Raises LibraryFormatError."""
     decoder = json.JSONDecoder(object_pairs_hook=_without_repeats)
-    values, place = list[Any](), 0
+    place = 0
     try:
         while (begun := re.compile(r"[^ \t\r\n]").search(text, place)) is not None:
             value, place = decoder.raw_decode(text, begun.start())
-            values.append(value)
+            yield value
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         fault = f"{source} is not JSON: {where}: {sentence(error.msg)}"
@@ -63,7 +64,6 @@ def json_values(text: str, source: str) -> list[Any]:
         raise LibraryFormatError(f"{source} cannot be read: it is nested too deeply.") from error
     except ValueError as error:
         raise LibraryFormatError(f"{source} cannot be read: {sentence(error)}") from error
-    return values
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -330,13 +330,14 @@ def _accepted(traces: Any) -> list[Trace]:
     """The traces. Raises SettingsError: some have faults, or there is none."""
     form, values = "Write a trace as {'inputs': {...}, 'outputs': {...}, 'score': 0.5}.", traces
     if isinstance(traces, str | PathLike):
-        form = f"{traces}: write JSON lines, or a JSON array."
+        form, values = f"{traces}: write JSON lines, or a JSON array.", []
         try:
-            read = json_values(read_text(traces), "it")
+            for read in json_values(read_text(traces), "it"):
+                values += read if isinstance(read, list) else [read]
         except (OSError, LibraryFormatError) as error:
-            fault = f"traces={str(traces)!r} cannot be read: {sentence(error)} {form}"
+            at = "" if isinstance(error, OSError) else f" trace {len(values) + 1}:"
+            fault = f"traces={str(traces)!r} cannot be read:{at} {sentence(error)} {form}"
             raise SettingsError(fault) from error
-        values = [v for each in read for v in (each if isinstance(each, list) else [each])]
     elif isinstance(traces, Mapping) or hasattr(traces, "columns"):  # a DataFrame
         values = None
     if not isinstance(values, Iterable):
