@@ -119,6 +119,7 @@ class Pool:
         self._asleep: dict[threading.Thread, tuple[Callable[[], bool], threading.Event]] = {}
         self._all_asleep = threading.Condition(self.lock)
         self._is_over, self._failed = threading.Event(), list[BaseException]()
+        self._moved_s = 0.0  # when the last job has ended
 
     # ------------------------------------------------------------------ those who wait
 
@@ -133,7 +134,7 @@ class Pool:
                 self._rest(me)
         try:
             while not is_there:
-                woken.wait(WATCH_S)
+                woken.wait(self._pause_s())
                 is_there = woken.is_set() or holds()
                 why = self._look()
                 if why is None and is_watched:
@@ -217,9 +218,18 @@ class Pool:
         check_cancelled()
         if threading.current_thread() is self._caller:
             self.on_wait()
-        if self._ledger.seconds_left() < -HANGS_AFTER * self._grace_s:
-            return self._ledger.ended()
-        return None
+        grace_s, late_s = self._grace_s, -self._ledger.seconds_left()
+        is_still = time.monotonic() > self._moved_s + grace_s / 2
+        return self._ledger.ended() if late_s > HANGS_AFTER * grace_s and is_still else None
+
+    def _pause_s(self) -> float:
+        """Until there may be something to look after."""
+        with self.lock:
+            soonest = min((job.latest_s for job in self._running), default=math.inf)
+        left_s = self._ledger.seconds_left()
+        return max(
+            0.001, min(WATCH_S, soonest - time.monotonic(), left_s if left_s > 0 else WATCH_S)
+        )
 
     def _watched(self) -> BaseException | None:
         """What has ended the run. What takes too long, or outlasts the training, is given up."""
@@ -325,6 +335,7 @@ class Pool:
             if isinstance(error, RunStopped) and self._failed:  # what came first
                 error = self._failed[0]
             job.end(result, error)
+            self._moved_s = time.monotonic()
             if job.error is not None and not (is_users or job.abandoned.is_set()):
                 self._failed.append(job.error)
             self.wake()
