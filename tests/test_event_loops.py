@@ -201,13 +201,12 @@ def test_calls_share_one_loop_and_so_do_their_client_and_their_lock_in_every_run
             settings = {**SETTINGS, "num_threads": 6}
             return optimizer_of(**settings).compile(Reading(read), **DATA)
 
-    async def main() -> Any:
-        return await asyncio.to_thread(compiled)
+    async def main() -> list[Any]:
+        return [await asyncio.to_thread(compiled) for _ in range(2)]
 
-    for _ in range(2):
-        program = compiled() if at == "a script" else asyncio.run(main())
-        assert program.detailed_results.failures == {}
-        assert client.most_at_once == 2
+    programs = [compiled(), compiled()] if at == "a script" else asyncio.run(main())
+    assert [program.detailed_results.failures for program in programs] == [{}, {}]
+    assert client.most_at_once == 2
 
 
 opened: Any = None

@@ -14,9 +14,9 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.sampling.fields import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
-from tfgrpo_dspy.settings.checks import prepare, refuse_blocked
+from tfgrpo_dspy.settings.checks import async_code, prepare
 from tfgrpo_dspy.settings.schedule import Plan, RunInputs, RunSettings, plan_of
-from tfgrpo_dspy.user_code import awaited
+from tfgrpo_dspy.user_code import awaited, loop_of
 
 
 class TrainingFreeGRPO(Teleprompter):
@@ -162,8 +162,8 @@ class TrainingFreeGRPO(Teleprompter):
     def _running(
         self, inputs: RunInputs, recorded: Sequence[Sequence[Rollout]] | None = None
     ) -> Iterator[Run]:
-        refuse_blocked(inputs.settings, inputs.student)
         with (
+            loop_of(async_code(inputs.settings, inputs.student)),
             _tracked(inputs.settings) as settings,
             Run(replace(inputs, settings=settings), recorded) as run,
         ):

@@ -1,20 +1,21 @@
 """The user's functions: what they refer to, and the event loop in which the async ones run.
 
 All async programs, tools, metrics and callbacks of a run are awaited in one event loop: that of who
-awaits `acompile`, else one that this process has for all its runs. Rollouts are made in threads,
-which wait for it.
+awaits `acompile`, or the only one that runs beside it, else one that this process has for all its
+runs. Rollouts are made in threads, which wait for it.
 """
 
 import asyncio
 import dis
 import functools
+import gc
 import inspect
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent import futures
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -133,6 +134,25 @@ def _common_loop(_process: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True, name="tfgrpo-async").start()
     return loop
+
+
+@contextmanager
+def loop_of(code: Sequence[Any]) -> Iterator[None]:
+    """Await the async code of a run, if it has some, in the loop of who awaits the run.
+
+    Else in the only loop that runs in another thread, to which it may be bound, such as a session
+    of MCP; if none or several do, in the common one.
+    """
+    loop, token = LOOP.get(), LOOP.set(LOOP.get())
+    if code and loop is None:
+        ours, every = (_common_loop(os.getpid()), _running_loop()), gc.get_objects()
+        loops = [each for each in every if issubclass(type(each), asyncio.AbstractEventLoop)]
+        beside = [each for each in loops if each.is_running() and each not in ours]
+        LOOP.set(beside[0] if len(beside) == 1 else None)
+    try:
+        yield
+    finally:
+        LOOP.reset(token)
 
 
 async def in_loop(awaitable: Awaitable[Result]) -> Result:

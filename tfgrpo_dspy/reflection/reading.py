@@ -180,7 +180,7 @@ def read_instructions(answer: Any) -> str:
 
 def bare_line(text: str) -> str:
     """The text of one lesson: without bullet, bold, id, notes and quotes; "" for "None"."""
-    text = _BOLD.sub(r"\1", " ".join(encodable(text).split()))
+    text = _BOLD.sub(r"\1", " ".join(text.split()))
     for _ in range(2):  # "- Lesson 1: ..."
         text = text[bullet.end() :] if (bullet := _BULLET.match(text)) else text
     text = _ID.sub("", text)
@@ -225,13 +225,15 @@ def read_lessons(answer: Any) -> list[str]:
     Raises ValueError: it holds no lesson, and does not say that there is none.
     """
     is_text = isinstance(answer, str)
-    text = _without_fences(answer) if is_text else ""
+    text = _without_fences(encodable(answer)) if is_text else ""
     start = _LESSONS_IN_JSON.search(text)
     content = json_in(text[start.end() :]) if start else answer
     items = [*_strings_in(content)]
-    if is_text and (content in (None, answer) or (items and max(map(n_words, items)) < 2)):
+    if is_text and (
+        content is None or content is answer or (items and max(map(n_words, items)) < 2)
+    ):
         return _lines_of(text)  # few words of JSON are what a lesson shows
-    bare = [*map(bare_line, items)]
+    bare = [bare_line(encodable(item)) for item in items]
     lessons = [each for each in bare if each and not _ends_open(each) and not _TALK.match(each)]
     says_none = content in ([], {"lessons": []}) or (items and all(map(_is_nothing, items)))
     if is_text and not lessons and not says_none:

@@ -184,10 +184,13 @@ def programs_of(settings: Settings, student: Any) -> list[Any]:
     return [student, *(each for each in held if isinstance(each, dspy.Module))]
 
 
-def refuse_blocked(settings: RunSettings, student: Any) -> None:
-    """Raise SettingsError where async code may need the loop of this thread, which is blocked."""
-    if settings.offline or not is_in_a_loop():
-        return
+def async_code(settings: RunSettings, student: Any) -> list[str]:
+    """The names of the async code that the run awaits.
+
+    Raises SettingsError: it may need the event loop of this thread, which is blocked.
+    """
+    if settings.offline:
+        return []
     code = [(name, getattr(settings, name)) for name in ("metric", "approve")]
     for program in programs_of(settings, student):
         tools = program.named_sub_modules(dspy.Tool)
@@ -197,10 +200,12 @@ def refuse_blocked(settings: RunSettings, student: Any) -> None:
         awaits = forward is None or is_syncified or is_coroutine_function(forward)
         name = f"program {type(getattr(program, 'program', program)).__name__}"
         code.append((name, program.acall if awaits else None))
-    if names := ", ".join(name for name, function in code if is_coroutine_function(function)):
+    names = [name for name, function in code if is_coroutine_function(function)]
+    if names and is_in_a_loop():
         fault = "may need the event loop that is running here, and compile blocks it until the run"
         way = "call `await optimizer.acompile(...)` (of `learn`: `alearn`)"
-        raise SettingsError(f"{names}: {fault} is over; {way}.")
+        raise SettingsError(f"{', '.join(names)}: {fault} is over; {way}.")
+    return names
 
 
 # ----------------------------------------------------------------------------------------- faults
