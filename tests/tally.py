@@ -1,13 +1,12 @@
 """An engine that counts the dollars of its answers too, and LMs and prices for it."""
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import dspy
 from dspy import lm15
 from runs import polite_rules
-from scripted import Prompt, ScriptedEngine
+from scripted import AsyncEngine, Prompt, ScriptedEngine
 
 MAX_TOKENS = 100
 
@@ -39,15 +38,6 @@ class Tally(ScriptedEngine):
         if is_refused:
             raise overloaded
         return response
-
-
-class AsyncEngine:
-    def __init__(self, engine: Tally) -> None:
-        self.engine = engine
-
-    async def complete(self, request: lm15.Request) -> lm15.Response:
-        await asyncio.sleep(0)
-        return self.engine.complete(request)
 
 
 def lm_on(engine: Tally, **kwargs: Any) -> dspy.LM:

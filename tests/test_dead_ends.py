@@ -1,6 +1,5 @@
 """What can never work ends after a handful of tries, with the cause and what to change."""
 
-import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -380,16 +379,3 @@ def test_a_program_that_returns_nothing_is_said_to_be_one_unless_its_scores_diff
         done = TrainingFreeGRPO(metric, **settings).compile(Silent(), trainset=questions(30))
     assert ("no output" in done.detailed_results.failures) != looks_elsewhere
     assert caplog.text.count("the program returned nothing (None, ") == (not looks_elsewhere)
-
-
-def test_a_program_that_returns_nothing_is_said_to_be_one_where_some_calls_failed() -> None:
-    numbers = itertools.count()
-
-    def answer(prompt: Prompt) -> Any:
-        return dspy.LMError("down") if next(numbers) == 3 else polite_answer(prompt)
-
-    with dspy.context(lm=scripted_lm([*polite_rules()[:2], ("question", answer)])):
-        optimizer = grpo(lambda *_: 0.0, max_lm_calls=60, progress=False, num_threads=1)
-        done = optimizer.compile(Silent(), trainset=questions(30))
-    assert done.detailed_results.failures["provider"] == 1
-    assert done.detailed_results.failures["no output"] > 5

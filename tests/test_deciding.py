@@ -105,19 +105,6 @@ def test_of_each_rollout_a_gate_is_told_what_its_prompt_showed() -> None:
     assert shown == {(i, False): 10 for i in range(8)} | {(i, True): 2 for i in range(8)}
 
 
-def test_what_is_not_on_trial_is_in_every_rollout_and_the_gate_is_not_asked() -> None:
-    class Settled(Own):
-        def decide(self, evidence: RunEvidence) -> Decision:
-            self.told.append(evidence)
-            return Decision(evidence.proposed, "stays")
-
-    gate = Settled()
-    compiled(world(), gate=gate, **{**SMALL, "epochs": 3})
-    assert gate.plans == []
-    held = {rollout.library for rollout in gate.told[-1].rollouts[-4:]}
-    assert [len(library) > 0 for library in held] == [True]
-
-
 def test_rollouts_made_elsewhere_held_nothing_of_what_this_run_learns() -> None:
     gate = Own()
     traces = [

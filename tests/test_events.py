@@ -141,11 +141,6 @@ def test_an_answer_of_approve_that_is_none_lets_nothing_through_and_is_counted(a
     assert program.detailed_results.failures["approval"] >= 1
 
 
-def test_an_approve_that_is_not_callable_is_refused() -> None:
-    with pytest.raises(ValueError, match="approve=3: it should be callable"):
-        optimizer_of(approve=3)
-
-
 def test_decisions_are_recorded_and_not_asked_for_again_on_resume_or_offline(
     tmp_path: Path,
 ) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
-import numpy as np
 import pytest
 from coded_cases import (
     CODES,
@@ -40,7 +39,6 @@ from runs import (
     questions,
 )
 from scripted import Prompt, chat, lessons
-from small import grpo
 
 from tfgrpo_dspy import (
     Decision,
@@ -52,7 +50,7 @@ from tfgrpo_dspy import (
 )
 from tfgrpo_dspy.experience.values import Effect
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.results import Gain, RunResults
+from tfgrpo_dspy.results import Gain
 from tfgrpo_dspy.results.curve import points
 from tfgrpo_dspy.results.records import ScoreSummary
 
@@ -176,15 +174,6 @@ def test_what_the_result_gives_no_score_for_counts_in_what_is_reported() -> None
     results = compiled(lm, metric=number_given, gate=NoGate(), **given).detailed_results
     assert results.student.mean > 0
     assert (results.best.mean, results.gain.mean) == (0.0, -results.student.mean)
-
-
-@pytest.mark.parametrize("size", [1e-220, 1e100])
-def test_inputs_may_be_arrays_and_scores_next_to_nothing(size: float) -> None:
-    data = [dspy.Example(at=np.arange(3), **c).with_inputs("at", "question") for c in cases(24)]
-    optimizer = grpo(metric=lambda *given: size * is_right(*given).score, max_lm_calls=200)
-    with dspy.context(lm=world()):
-        optimized = optimizer.compile(dspy.Predict("at, question -> answer"), trainset=data)
-    assert optimized.detailed_results.updates
 
 
 @pytest.mark.timeout(120)
@@ -404,10 +393,6 @@ def test_no_figure_is_a_negative_zero() -> None:
     assert str(Effect(-0.001, 0.01, 5)).startswith("effect +0.00 ")
 
 
-def test_without_a_pair_there_is_no_gain() -> None:
-    assert Gain.between([1.0, None], [None, 1.0]) is Gain.between([], []) is None
-
-
 class DearerLater(dspy.Module):
     """One call for a training question, so many for a validation question."""
 
@@ -471,13 +456,3 @@ def test_where_the_rest_does_not_reach_for_both_the_student_is_measured_and_it_i
     assert why in str(results)
     assert "it was not measured in the final choice" in html(results)
     assert results.taken_because == "the student: no other candidate was measured"
-
-
-def test_advice_that_lost_the_final_choice_is_not_called_unmeasured() -> None:
-    results = compiled(world(), gate=proposing(["Be kind."]), **SMALL).detailed_results
-    values = results.to_dict()
-    (kind,) = [each for each in values["candidates"] if each["ids"]]
-    values["updates"][-1]["changes"] = [
-        {"kind": "born", "id": kind["ids"][0], "text": "Be kind.", "scope": "*"}
-    ]
-    assert "Be kind. (it did not win the final choice)" in str(RunResults.from_dict(values))

@@ -7,8 +7,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.meter import Meter
@@ -27,45 +25,6 @@ def all_of(pool: Pool, works: list[Callable[[], Any]]) -> list[Any]:
     with pool.running():
         jobs = [pool.submit(Job(lambda _, work=work: work(), as_it_is), (0,)) for work in works]
         return [pool.result(job) for job in jobs]
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
-@settings(max_examples=30)
-def test_of_tasks_that_wait_the_lowest_priority_is_begun_first_and_of_equals_the_earlier(
-    priorities: list[tuple[int, int]],
-) -> None:
-    pool, may_begin = Pool(Ledger(), 1), threading.Event()
-    begun: list[Any] = []
-    first = pool.submit(Job(lambda _: may_begin.wait(WAIT_S), as_it_is), (0,))
-    pool.until(lambda: first.begun_s > 0)
-    rest = [
-        pool.submit(Job(lambda _, entry=(priority, i): begun.append(entry), as_it_is), priority)
-        for i, priority in enumerate(priorities)
-    ]
-    may_begin.set()
-    for job in (first, *rest):
-        pool.result(job)
-    assert begun == sorted((priority, i) for i, priority in enumerate(priorities))
-
-
-def test_what_a_result_leads_to_is_begun_before_the_tasks_that_wait() -> None:
-    pool, begun = Pool(Ledger(), 1), list[str]()
-
-    def job(name: str, priority: int) -> Job[Any]:
-        return pool.submit(Job(lambda _: begun.append(name), as_it_is), (priority,))
-
-    with pool.running():
-        first, *others = [job("rollout", 3) for _ in range(3)]
-
-        def lesson() -> None:
-            pool.result(first)
-            pool.result(job("lesson", 2))
-
-        wait = pool.beside(lesson)
-        for other in others:
-            pool.result(other)
-        wait()
-    assert begun == ["rollout", "lesson", "rollout", "rollout"]
 
 
 @pytest.mark.parametrize("where", ["beside", "a job", "what records the result"])
@@ -120,18 +79,6 @@ def test_a_stopped_run_records_what_comes_soon_and_begins_nothing_more() -> None
         threading.Timer(0.3, may_end.set).start()
         pool.result(jobs[5])
     assert sorted(begun) == sorted(recorded) == [0, 1]
-
-
-@pytest.mark.parametrize("n_hung", [1, 12])
-def test_a_task_that_takes_too_long_is_an_error_and_its_place_is_free(n_hung: int) -> None:
-    pool, released = Pool(Ledger(), 3, timeout_s=0.4), threading.Event()
-    together = threading.Barrier(3)
-    hung = all_of(pool, [lambda: released.wait(60)] * n_hung)
-    assert {str(result) for result in hung} == {"took over 0.4 s"}
-    assert [type(result) for result in hung] == [TimeoutError] * n_hung
-    wide = all_of(pool, [lambda: together.wait(0.35)] * 3)  # while the others still hang
-    assert sorted(wide) == [0, 1, 2]
-    released.set()
 
 
 def test_a_task_that_took_too_long_can_make_no_more_calls() -> None:

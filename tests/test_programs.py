@@ -66,12 +66,8 @@ class AsyncForward(AsyncOnly):
 
 @pytest.mark.parametrize("kind", [AsyncOnly, AsyncForward])
 def test_a_program_that_has_aforward_only_or_an_async_forward_is_optimized(kind: Any) -> None:
-    lm = dspy.LM(
-        "scripted",
-        engine=ScriptedEngine(polite_rules()),
-        async_engine=AsyncEngine(polite_rules()),
-        cache=False,
-    )
+    engine = ScriptedEngine(polite_rules())
+    lm = dspy.LM("scripted", engine=engine, async_engine=AsyncEngine(engine), cache=False)
     program = learned(kind(), lm=lm, gate=Gate(), epochs=1, group_size=2)
     assert library_texts(program) == [ADVICE]
     assert program.detailed_results.usage["rollout"].n_lm_calls == 2 * 12
@@ -93,6 +89,8 @@ def test_async_tools_of_an_agent_run() -> None:
 # ----------------------------------------------------------------------------- images
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
+IMAGE = dspy.Image(url=PIXEL)
+KINDS = {dspy.Image: "dspy.Image", str: "str"}
 
 
 class SeeingEngine(ScriptedEngine):
@@ -114,29 +112,23 @@ class SeeingEngine(ScriptedEngine):
         return {kinds["ImagePart"] for kinds in self.parts}
 
 
-def seen(*, show_images: bool | None) -> tuple[Any, Any]:
-    """A compile on examples with an image, and the engine."""
+def seen(show_images: bool | None, photo: Any = IMAGE) -> tuple[Any, Any]:
+    """A compile on examples with an image, or what is given in its place, and the engine."""
     engine = SeeingEngine([*polite_rules()[:2], ("", polite_answer)])
     trainset = [
-        dspy.Example(photo=dspy.Image(url=PIXEL), question=f"question {n}", answer="please")
-        for n in range(6)
+        example.copy(photo=photo).with_inputs("photo", "question") for example in questions(6)
     ]
-    trainset = [example.with_inputs("photo", "question") for example in trainset]
-    student = dspy.Predict("photo: dspy.Image, question -> answer")
+    student = dspy.Predict(f"photo: {KINDS[type(photo)]}, question -> answer")
+    given: dict[str, Any] = {"num_threads": 1, "progress": False, "show_images": show_images}
     with dspy.context(lm=dspy.LM("scripted", engine=engine, cache=False)):
-        program = grpo(
-            is_polite,
-            gate=NoGate(),
-            epochs=1,
-            num_threads=1,
-            progress=False,
-            show_images=show_images,
-        ).compile(student, trainset=trainset)
+        program = grpo(is_polite, gate=NoGate(), epochs=1, **given).compile(
+            student, trainset=trainset
+        )
     return program, engine
 
 
 def test_a_reflection_lm_that_takes_images_is_shown_those_of_the_example() -> None:
-    program, engine = seen(show_images=True)
+    program, engine = seen(True)
     assert engine.n_images() == {1}
     assert "image not shown" not in program.detailed_results.failures
 
@@ -144,7 +136,7 @@ def test_a_reflection_lm_that_takes_images_is_shown_those_of_the_example() -> No
 def test_another_reflection_lm_is_told_that_there_is_an_image_and_the_log_says_so_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    program, engine = seen(show_images=None)
+    program, engine = seen(None)
     assert engine.n_images() == {0}
     prompts = [prompt.text for prompt in engine.prompts if re.search(EXTRACT, prompt.text)]
     assert all("photo: <image>" in text and "base64" not in text for text in prompts)
@@ -153,16 +145,7 @@ def test_another_reflection_lm_is_told_that_there_is_an_image_and_the_log_says_s
 
 
 def test_text_that_looks_like_an_image_is_text_for_the_reflection_lm() -> None:
-    marked = str(dspy.Image(url=PIXEL))
-    engine = SeeingEngine([*polite_rules()[:2], ("", polite_answer)])
-    trainset = [
-        dspy.Example(question=f"question {n} {marked}", answer="please").with_inputs("question")
-        for n in range(6)
-    ]
-    with dspy.context(lm=dspy.LM("scripted", engine=engine, cache=False)):
-        grpo(is_polite, gate=NoGate(), epochs=1, num_threads=1, progress=False).compile(
-            predictor(), trainset=trainset
-        )
+    _, engine = seen(True, photo=str(IMAGE))
     assert engine.n_images() == {0}
 
 
@@ -355,13 +338,6 @@ def test_the_only_predictor_is_asked_about_if_that_takes_a_fifth_of_the_metric_c
     assert metric.names.total() <= most
 
 
-def test_the_number_of_threads_changes_nothing_about_what_a_metric_is_asked() -> None:
-    one, eight = Asked(words_in_a_prediction), Asked(words_in_a_prediction)
-    one_for_all(one, num_threads=1, execution=Execution(max_staleness=1))
-    one_for_all(eight, num_threads=8, execution=Execution(max_staleness=1))
-    assert one.names == eight.names
-
-
 def test_what_is_said_of_a_predictor_alone_is_read_in_a_program_of_several() -> None:
     def metric(
         gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
@@ -398,23 +374,6 @@ def test_metric_calls_about_predictors_are_counted_and_limited() -> None:
     assert asked["read"] == asked["route.predict"] == asked["write"] > 0
     assert asked[None] > asked["read"]  # validation rollouts are scored only
     assert results.metric_calls == asked.total() <= 180
-
-
-class Index:
-    """Refuses to be copied, as what holds a thread does, and counts how often it was tried."""
-
-    n_tried = 0
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Index":
-        type(self).n_tried += 1
-        raise TypeError(f"cannot pickle {self!r}")
-
-
-def test_what_refuses_to_be_copied_is_not_asked_to_for_each_rollout() -> None:
-    student = predictor()
-    student.index = Index()
-    assert learned(student).index is student.index
-    assert Index.n_tried == 2
 
 
 class Corpus:

@@ -1,33 +1,17 @@
 """From groups to lessons to operations: who is asked what, and what becomes of the answers."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from runs import UNPARSED, Run, add, is_score, knowing, predictor, questions, section
 from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, Rule, chat, lessons, operations
-from small import grpo, paper_grpo, run_settings
+from small import grpo, paper_grpo
 
-from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, ExtractAdvantage, Gate, NoGate
-from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.calls.paid import Calls, Reserve
-from tfgrpo_dspy.calls.reflections import ReflectionClient
-from tfgrpo_dspy.errors import UnpaidError
-from tfgrpo_dspy.experience.values import Add, Evidence, Experience, Operation, Refusal
-from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy import AddLessons, ExperienceLibrary, ExtractAdvantage, Gate, NoGate
+from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.run.reflecting import Guards, propose
-from tfgrpo_dspy.run.updates import Batch, Extracted, Update
-from tfgrpo_dspy.sampling.fields import Example
-from tfgrpo_dspy.settings.schedule import RunData, RunInputs, derive
-from tfgrpo_dspy.store.journal import Journal
-from tfgrpo_dspy.strategies import Ask, Credit, GroupContext, Play, Strategy
-from tfgrpo_dspy.tasks.pool import Pool
 
 CORRECTION = r"## correction ##"
 ONE = [["1", "0"]]
@@ -245,14 +229,6 @@ def test_a_trajectory_that_is_too_long_is_summarised_and_a_short_one_beside_it_i
     assert "in notes: start ramble  finish" in prompt
 
 
-def test_attempts_that_fit_into_the_prompt_are_shown_whole() -> None:
-    run = rambling_run(300, extract=ExtractAdvantage(shown_tokens=1800))
-    assert not run.texts(SUMMARIZE)
-    (prompt,) = run.texts(EXTRACT)
-    assert "characters left out" not in prompt
-    assert prompt.count("ramble ") >= 301
-
-
 def test_in_the_papers_schedule_every_rollout_is_summarised() -> None:
     run = rambling_run(1, schedule=paper_grpo)
     summarised = [section(prompt, "attempt").splitlines()[0] for prompt in run.texts(SUMMARIZE)]
@@ -348,14 +324,10 @@ def test_a_lesson_that_the_library_has_already_is_a_keep_with_its_evidence() -> 
 
 def test_an_experience_that_was_seen_again_can_be_modified_by_the_same_update() -> None:
     modify = {"op": "MODIFY", "id": "E1", "text": "Be exact: two digits.", "lessons": [1]}
-    run = Run(
-        ONE,
-        (EXTRACT, lessons("Be exact.", "Round to two digits.")),
-        (UPDATE, operations(modify)),
-        student=knowing("Be exact."),
-    )
+    said = by_example("Be exact.", "Round to two digits.")
+    run = Run(ONE * 2, said, (UPDATE, operations(modify)), student=knowing("Be exact."))
     assert run.library.render() == "[E1*] Be exact: two digits."
-    assert examples_of(run) == [[0]]
+    assert examples_of(run) == [[0, 1]]
 
 
 class TwoStages(dspy.Module):
@@ -423,7 +395,7 @@ def test_the_limits_hold_at_every_moment_and_in_every_prompt(gate: Any) -> None:
 
 
 class Adding(dspy.Module):
-    """A user's UpdateLibrary: an ADD for every lesson, and a KEEP of E1 by the first."""
+    """A user's UpdateLibrary: an ADD for every lesson."""
 
     def __init__(self, shown_tokens: int) -> None:
         super().__init__()
@@ -434,44 +406,18 @@ class Adding(dspy.Module):
         self.shown.append(lessons)
         texts = re.findall(r"(?m)^\d+\. (.*)$", lessons)
         adds = [add(text, number) for number, text in enumerate(texts, 1)]
-        return dspy.Prediction(operations=[*adds, {"op": "KEEP", "id": "E1", "lessons": [1]}])
+        return dspy.Prediction(operations=adds)
 
 
-def consolidated(
-    module: Any, drawn: Sequence[Lesson], dropped: Sequence[Lesson] = ()
-) -> tuple[list[Operation], list[Refusal]]:
-    known = ExperienceLibrary.from_texts(["Be exact."])
-    with dspy.context(lm=Run(ONE).lm):
-        settings = run_settings(is_score, update=module, progress=False)
-        student, examples = predictor(), [*map(Example, questions(40))]
-        inputs = RunInputs(settings, student, examples, tuple(range(40)))
-        calls = Calls(settings, Journal(settings, student, inputs.trainset))
-        batch = Batch(0, Update(0, Decision(known, "start"), calls.reserve.account))
-        guard = Guards(inputs, calls.report).of_update(batch, Extracted(tuple(drawn)))
-        client = ReflectionClient(inputs, calls)
-        return propose(inputs, client, batch, known, drawn, dropped, (), guard)
-
-
-def drawn_lessons(n: int, n_words: int = 1) -> list[Lesson]:
-    return [
-        Lesson(f"rule{i} {'word ' * n_words}".strip(), "*", (Evidence(0, i, (i,), (1.0,)),))
-        for i in range(n)
-    ]
-
-
-@given(st.integers(1, 40), st.integers(20, 200), st.integers(1, 6))
-@settings(max_examples=30)
+@pytest.mark.parametrize("budget", [20, 90, 2000])
 def test_lessons_too_many_for_one_prompt_are_asked_about_in_several_and_keep_their_evidence(
-    n: int, budget: int, n_words: int
+    budget: int,
 ) -> None:
-    module = Adding(budget)
-    found, refused = consolidated(module, drawn_lessons(n, n_words))
-    assert refused == []
+    module, texts = Adding(budget), [f"rule{i} holds for word{i}." for i in range(12)]
+    run = Run(ONE * 12, by_example(*texts), update=module, batch_size=12, max_experiences=20)
+    assert sorted(examples_of(run)) == [[i] for i in range(12)]
+    assert (len(module.shown) == 1) == (budget == 2000)
     assert all(estimate_tokens(text) <= budget or "\n2. " not in text for text in module.shown)
-    adds = [operation for operation in found if isinstance(operation, Add)]
-    assert [e.example for each in adds for e in each.evidence] == list(range(n))
-    (keep,) = [operation for operation in found if operation.op == "KEEP"]
-    assert len(keep.evidence) == len(module.shown)
 
 
 class Own(dspy.Module):
@@ -544,39 +490,3 @@ def test_every_rollout_has_the_dspy_context_of_the_caller() -> None:
     with dspy.context(provide_traceback="the caller's"):
         Run(ONE * 2, metric=metric)
     assert set(seen) == {"the caller's"}
-
-
-@dataclass
-class GoingOn(Strategy):
-    """Goes on from the first step of a rollout, so many times; keeps what that raised."""
-
-    n: int
-    raised: list[str] = field(default_factory=list)
-
-    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:  # noqa: ARG002
-        try:
-            play(context.group.rollouts[0], 0, self.n)
-        except UnpaidError as error:
-            self.raised.append(str(error))
-        return Credit({})
-
-
-@pytest.mark.parametrize(("n", "is_paid"), [(2, True), (500, False)])
-def test_further_rollouts_begin_only_if_all_of_them_can_be_paid(n: int, is_paid: bool) -> None:
-    going_on = GoingOn(n)
-    run = two_stages(strategies=(going_on,), max_lm_calls=60)
-    n_calls = run.results.usage["rollout"].n_lm_calls
-    assert len(going_on.raised) == (not is_paid)
-    assert n_calls == 2 * 2 + 2 * n * is_paid
-
-
-def test_before_the_first_rollout_the_end_is_kept_for_a_program_that_takes_all_its_turns() -> None:
-    limits = {"max_lm_calls": 100, "max_cost": 1.0}
-    data = RunData(
-        n_training=20, n_validation=2, most_calls_per_rollout=10, dollars_per_rollout=0.01
-    )
-    settings_ = derive(grpo(is_score, batch_size=2, group_size=2, **limits).settings, data)
-    ledger = Ledger(settings_.budget)
-    Reserve(settings_, ledger, Pool(ledger, 1))
-    assert ledger.left("max_lm_calls") == 100 - 2 * 2 * 10
-    assert ledger.left("max_cost") == pytest.approx(1 - 2 * 2 * 10 * 0.01 / 2)  # half is refused

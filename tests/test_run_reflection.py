@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ import pytest
 from runs import ADVICE, Run, is_score, learned, polite_lm, polite_rules, predictor
 from scripted import EXTRACT, UPDATE, Prompt, lessons, operations, scripted_lm
 from small import grpo
-from test_run import consolidated, drawn_lessons, is_score_with_feedback
+from test_run import is_score_with_feedback
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate
-from tfgrpo_dspy.experience.values import Add
-from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING
 
 
@@ -136,47 +133,18 @@ def test_a_lesson_after_many_calls_in_vain_makes_all_groups_worth_asking_again()
     assert max(asked[last + 1 :]) > results.schedule["groups_per_call"]
 
 
-class Fixed(dspy.Module):
-    """An UpdateLibrary that always proposes the same."""
-
-    def __init__(self, *proposed: Any) -> None:
-        super().__init__()
-        self.proposed = list(proposed)
-        self.dropped = ""
-
-    def forward(self, dropped: str, **_: Any) -> dspy.Prediction:
-        self.dropped = dropped
-        return dspy.Prediction(operations=self.proposed)
-
-
-def test_update_library_is_told_what_was_tried_and_dropped() -> None:
-    module = Fixed()
-    consolidated(module, drawn_lessons(1), [Lesson("Shout.", reason="effect -0.2")])
-    assert module.dropped == "- Shout.: effect -0.2"
-
-
 class Proposal(pydantic.BaseModel):
-    op: str
-    text: str
+    op: str = "ADD"
+    text: str = "Own words."
+
+
+class Proposing(dspy.Module):
+    def forward(self, **_: Any) -> dspy.Prediction:
+        return dspy.Prediction(operations=[Proposal()])
 
 
 def test_a_module_of_ones_own_may_answer_in_types_of_its_own() -> None:
-    (add,), _ = consolidated(Fixed(Proposal(op="ADD", text="Own words.")), drawn_lessons(1))
-    assert isinstance(add, Add) and add.text == "Own words."
-
-
-def test_an_operation_that_names_no_lesson_gets_the_evidence_of_those_that_it_is_like() -> None:
-    module = Fixed({"op": "ADD", "text": "rule2: word!"}, {"op": "ADD", "text": "Sing."})
-    found, _ = consolidated(module, drawn_lessons(5))
-    assert all(isinstance(operation, Add) for operation in found)
-    assert [[e.example for e in operation.evidence] for operation in found] == [[2], []]
-
-
-def test_what_supports_an_experience_supports_the_text_that_takes_its_place() -> None:
-    seen_again, new = drawn_lessons(2)
-    module = Fixed({"op": "MODIFY", "id": "E1", "text": "Be exact!", "lessons": [1]})
-    (modify,), _ = consolidated(module, [replace(seen_again, text="Be exact."), new])
-    assert [e.example for e in modify.evidence] == [1, 0]
+    assert Run([["1", "0"]], update=Proposing()).library.render() == "[E1*] Own words."
 
 
 # ---------------------------------------------------------------------- what is held back

@@ -7,7 +7,6 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy import lm15
 from dspy.utils.callback import BaseCallback
 from runs import (
     ADVICE,
@@ -19,7 +18,7 @@ from runs import (
     predictor,
     questions,
 )
-from scripted import ScriptedEngine, chat
+from scripted import AsyncEngine, ScriptedEngine, chat
 
 from tfgrpo_dspy import RunFailedError
 
@@ -79,20 +78,12 @@ WAYS = {
 }
 
 
-class Awaited:
-    def __init__(self, engine: ScriptedEngine) -> None:
-        self.engine = engine
-
-    async def complete(self, request: lm15.Request) -> lm15.Response:
-        return self.engine.complete(request)
-
-
 class Compile:
     """A compile, with the engines of both LMs."""
 
     def __init__(self, student: Any, metric: Any = is_polite, **settings: Any) -> None:
         engine = ScriptedEngine([("", chat(note="x"))])
-        of_side = {"engine": engine, "async_engine": Awaited(engine), "max_tokens": 9}
+        of_side = {"engine": engine, "async_engine": AsyncEngine(engine), "max_tokens": 9}
         self.side = dspy.LM("side", cache=False, **of_side)
         SIDE["lm"], lm = self.side, polite_lm(max_tokens=100)
         optimizer = optimizer_of(metric=metric, num_threads=N_THREADS, **settings)
