@@ -1,4 +1,4 @@
-"""Training-Free GRPO (arXiv 2510.08191): the loop. How each verb is done is `run`'s business."""
+"""Training-Free GRPO (arXiv 2510.08191) as a DSPy optimizer: its arguments and its methods."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""One run, by the verbs of `optimizer`'s loop; each returns its result."""
+"""One run: the loop over batches, the updates that they lead to, and how a run ends."""
 
 import functools
 import logging
