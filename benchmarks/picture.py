@@ -1,0 +1,84 @@
+"""The picture of README, drawn from committed results. Needs matplotlib; calls no LM.
+
+    python benchmarks/picture.py    # writes benchmarks/results/picture.svg
+
+Left: held-out scores of real LMs, the mean over seeds, of the tasks for which both optimizers have
+runs with a reflection LM that can write (`real_writer.jsonl`; rows without a reflection LM come
+from `real.jsonl`). Right: simulated worlds (`briefs.json`), with 90 % intervals over worlds.
+"""
+
+import statistics
+from collections import defaultdict
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+from random_worlds import bootstrapped, share
+from running import RESULTS, stored
+
+MODEL, OURS, GEPA = "1.5B", "TrainingFreeGRPO", "GEPA"
+BARS = {  # by row: its name and its colour
+    "none": ("student", "#b8b8b8"),
+    "advice": ("advice by hand", "#8fb3d9"),
+    "labelled": ("16 labelled demos", "#d9c48f"),
+    "bootstrap": ("bootstrapped demos", "#c9a24d"),
+    "gepa": (GEPA, "#7aa874"),
+    "tfgrpo-no-demos": (f"{OURS}, no demos", "#d98880"),
+    "tfgrpo": (OURS, "#b03a2e"),
+}
+LINES = {"tfgrpo": (OURS, "#b03a2e"), "gepa-mb8": (GEPA, "#7aa874")}
+
+
+def real(axes: plt.Axes) -> None:
+    """A group of bars for each task."""
+    scores: dict[tuple[str, str], list[float]] = defaultdict(list)
+    written = stored(RESULTS / "real_writer.jsonl")
+    elsewhere = [r for r in stored(RESULTS / "real.jsonl") if r["row"] in [*BARS][:4]]
+    for record in [*written, *elsewhere]:
+        if record["model"] == MODEL:
+            scores[record["task"], record["row"]].append(record["mean"])
+    rows = {task: {row for of, row in scores if of == task} for task, _ in scores}
+    tasks = [task for task in rows if {"gepa", "tfgrpo-no-demos"} <= rows[task]]
+    width = 0.8 / len(BARS)
+    for k, (row, (name, colour)) in enumerate(BARS.items()):
+        at = [i + (k - len(BARS) / 2) * width for i in range(len(tasks))]
+        means = [statistics.fmean(scores[task, row] or [0.0]) for task in tasks]
+        drawn = axes.bar(at, means, width, label=name, color=colour)
+        labels = [f"{m:.2f}".lstrip("0") if scores[t, row] else "" for t, m in zip(tasks, means)]
+        axes.bar_label(drawn, labels, fontsize=7)
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set(title="Real LMs: Qwen2.5-Coder-1.5B, 200 calls", ylabel="held-out score", ylim=(0, 1))
+    axes.legend(fontsize=7, frameon=False, ncols=2, loc="upper left")
+
+
+def simulated(axes: plt.Axes) -> None:
+    """The share of the attainable gain by the number of calls."""
+    groups: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for record in stored(RESULTS / "briefs.json"):
+        if not (record["shape"] or record["traits"]["nothing"]):
+            best = max(record["attainable"], record["score"])
+            groups[record["row"], record["budget"]].append(share(record, best))
+    for row, (name, colour) in LINES.items():
+        budgets = sorted(budget for of, budget in groups if of == row)
+        means = [statistics.fmean(groups[row, budget]) for budget in budgets]
+        low, high = zip(*(bootstrapped(groups[row, budget]) for budget in budgets), strict=True)
+        axes.plot(budgets, means, "o-", color=colour, label=name)
+        axes.fill_between(budgets, low, high, color=colour, alpha=0.15)
+    axes.set(title="Simulated: 24 random worlds", xlabel="LM calls", ylim=(0, 1))
+    axes.set_ylabel("share of the attainable gain")
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+
+
+def main() -> None:
+    """Draw both."""
+    mpl.rcParams["svg.hashsalt"] = "picture"  # the same file each time
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(3, 2))
+    real(left)
+    simulated(right)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "picture.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
