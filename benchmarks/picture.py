@@ -43,7 +43,10 @@ def real(axes: plt.Axes) -> None:
         at = [i + (k - len(BARS) / 2) * width for i in range(len(tasks))]
         means = [statistics.fmean(scores[task, row] or [0.0]) for task in tasks]
         drawn = axes.bar(at, means, width, label=name, color=colour)
-        labels = [f"{m:.2f}".lstrip("0") if scores[t, row] else "" for t, m in zip(tasks, means)]
+        labels = [
+            f"{mean:.2f}".lstrip("0") if scores[task, row] else ""
+            for task, mean in zip(tasks, means, strict=True)
+        ]
         axes.bar_label(drawn, labels, fontsize=7)
     axes.set_xticks(range(len(tasks)), tasks)
     axes.set(title="Real LMs: Qwen2.5-Coder-1.5B, 200 calls", ylabel="held-out score", ylim=(0, 1))
