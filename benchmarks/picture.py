@@ -2,9 +2,10 @@
 
     python benchmarks/picture.py    # writes benchmarks/results/picture.svg
 
-Left: held-out scores of real LMs, the mean over seeds, of the tasks for which both optimizers have
-runs with a reflection LM that can write (`real_writer.jsonl`; rows without a reflection LM come
-from `real.jsonl`). Right: simulated worlds (`briefs.json`), with 90 % intervals over worlds.
+Left: held-out scores of real LMs, the mean over seeds, on the tasks that were run with a reflection
+LM that can write (`real_writer.jsonl`; of runs with the same seed the last one; rows without a
+reflection LM come from `real.jsonl`). Right: simulated worlds (`briefs.json`), with 90 % intervals
+over worlds.
 """
 
 import statistics
@@ -30,18 +31,18 @@ LINES = {"tfgrpo": (OURS, "#b03a2e"), "gepa-mb8": (GEPA, "#7aa874")}
 
 def real(axes: plt.Axes) -> None:
     """A group of bars for each task."""
-    scores: dict[tuple[str, str], list[float]] = defaultdict(list)
+    scores: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     written = stored(RESULTS / "real_writer.jsonl")
     elsewhere = [r for r in stored(RESULTS / "real.jsonl") if r["row"] in [*BARS][:4]]
     for record in [*written, *elsewhere]:
         if record["model"] == MODEL:
-            scores[record["task"], record["row"]].append(record["mean"])
-    rows = {task: {row for of, row in scores if of == task} for task, _ in scores}
-    tasks = [task for task in rows if {"gepa", "tfgrpo-no-demos"} <= rows[task]]
-    width = 0.8 / len(BARS)
-    for k, (row, (name, colour)) in enumerate(BARS.items()):
-        at = [i + (k - len(BARS) / 2) * width for i in range(len(tasks))]
-        means = [statistics.fmean(scores[task, row] or [0.0]) for task in tasks]
+            scores[record["task"], record["row"]][record["seed"]] = record["mean"]
+    tasks = sorted(task for task, row in scores if row == "tfgrpo-no-demos")
+    bars = {row: bar for row, bar in BARS.items() if any(scores[task, row] for task in tasks)}
+    width = 0.8 / len(bars)
+    for k, (row, (name, colour)) in enumerate(bars.items()):
+        at = [i + (k - len(bars) / 2) * width for i in range(len(tasks))]
+        means = [statistics.fmean(scores[task, row].values() or [0.0]) for task in tasks]
         drawn = axes.bar(at, means, width, label=name, color=colour)
         labels = [
             f"{mean:.2f}".lstrip("0") if scores[task, row] else ""

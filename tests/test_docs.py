@@ -18,6 +18,7 @@ from scripted import (
     AsyncEngine,
     Prompt,
     Rule,
+    ScriptedEngine,
     chat,
     lessons,
     operations,
@@ -125,7 +126,7 @@ def test_the_code_of_a_page_runs_as_it_stands(
 ) -> None:
     """Also compares each text block behind "It prints:" with what the block before it printed."""
     given = RULES_OF.get(page.stem, RULES)
-    lm = scripted_lm(given, async_engine=AsyncEngine(given))
+    lm = scripted_lm(given, async_engine=AsyncEngine(ScriptedEngine(given)))
     names = {
         "lm": lm,
         "program": dspy.ChainOfThought("question -> answer"),

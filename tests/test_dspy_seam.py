@@ -5,7 +5,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy import lm15
-from scripted import AsyncEngine, chat, scripted_lm
+from scripted import AsyncEngine, ScriptedEngine, chat, scripted_lm
 
 from tfgrpo_dspy import dspy_seam
 from tfgrpo_dspy.budget.meter import Meter, metered
@@ -21,7 +21,7 @@ def asked(lm: Any, **settings: Any) -> Any:
 
 def lm() -> dspy.LM:
     rules = [("question", lambda _: chat(answer="Ann"))]
-    return scripted_lm(rules, async_engine=AsyncEngine(rules))
+    return scripted_lm(rules, async_engine=AsyncEngine(ScriptedEngine(rules)))
 
 
 class Heard(dspy_seam.BaseCallback):

@@ -24,7 +24,7 @@ EXAMPLES = ROOT / "examples"
 INDEX = (EXAMPLES / "README.md").read_text(encoding="utf-8")
 MODULES = {"simulated.py", "simulated_rules.py", "support_replies.py"}
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.name not in MODULES)
-ON_SIMULATED_LM = [name for name in SCRIPTS if name not in {"quickstart", "recorded"}]
+ON_SIMULATED_LM = [name for name in SCRIPTS if name != "quickstart"]  # that one takes minutes
 INTERVAL = r"([+-]\d\.\d+) \[([+-]\d\.\d+), "
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -68,15 +68,6 @@ def test_an_example_that_needs_another_package_says_what_to_install(tmp_path: Pa
     done = ran([EXAMPLES / "sparql_agent.py"], cwd=tmp_path, env=given)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "pip install rdflib" in done.stderr
-
-
-def test_a_recorded_run_on_real_lms_is_replayed_without_any(tmp_path: Path) -> None:
-    done = run("recorded", tmp_path)
-    assert done.returncode == 0, done.stderr
-    mean, low = gain(done.stdout)
-    assert mean > low > 0.0
-    assert "before:" in done.stdout and "Lessons of update" in done.stdout
-    assert "<html" in (tmp_path / "recorded.html").read_text(encoding="utf-8")
 
 
 def test_a_program_of_ones_own_gains_and_is_saved_with_its_advice(tmp_path: Path) -> None:

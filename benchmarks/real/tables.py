@@ -20,7 +20,7 @@ RESAMPLES, OF_90_PERCENT = 1000, (5, 95)
 PAGE = """\
 # Runs on real language models
 
-`{}` made this page of all {} lines of `real.jsonl`.
+`{}` made this page of all {} lines of the file beside it.
 A row is run by `python benchmarks/real/run.py --models ... --tasks ... --rows ... --seeds ...`.
 Rows of this optimizer (`tfgrpo`) have a `--label`; the commits say which state of it that is.
 What the figures say stands in [measurements](../../docs/measurements.md). The models are
