@@ -143,12 +143,13 @@ def loop_of(code: Sequence[Any]) -> Iterator[None]:
     Else in the only loop that runs in another thread, to which it may be bound, such as a session
     of MCP; if none or several do, in the common one.
     """
-    loop, token = LOOP.get(), LOOP.set(LOOP.get())
+    loop = LOOP.get()
     if code and loop is None:
         ours, every = (_common_loop(os.getpid()), _running_loop()), gc.get_objects()
         loops = [each for each in every if issubclass(type(each), asyncio.AbstractEventLoop)]
         beside = [each for each in loops if each.is_running() and each not in ours]
-        LOOP.set(beside[0] if len(beside) == 1 else None)
+        loop = beside[0] if len(beside) == 1 else None
+    token = LOOP.set(loop)
     try:
         yield
     finally:

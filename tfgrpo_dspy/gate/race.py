@@ -25,9 +25,8 @@ LEAVE_BELOW = 0.05
 RETURN_ABOVE = 0.92
 """A candidate is returned if it is better than the student with at least this probability."""
 SURELY = 0.8
-"""Of two candidates that surely beat the student, the longer one is returned if it is better than
-the shorter one with at least this probability, or where the shorter one
-saves little beside leaving out what is doubtful."""
+"""Of two candidates that surely beat the student, the longer one is returned if it is so probably
+better, or if the shorter one saves little and is not the same without doubtful parts."""
 SAVES = 0.2  # the least share of its tokens that a shorter candidate saves
 MODEL_SD = 0.15
 """How far the sum of the parts' values may be off, in standard deviations of the score."""
