@@ -39,8 +39,8 @@ HANGS_AFTER = 1.5  # of that time; what then keeps the training from its end is 
 PATIENCE_S = 60.0  # after so long without a result, the log says once where a job is
 WATCH_S = 0.1  # how often who waits looks whether the run has ended, or a job takes too long
 TURN_S = 1.0
-"""The longest that a thread leaves the next job to those whom its last result has woken: what they
-submit may come first."""
+"""The longest that a thread leaves the next job to those whom its last result has woken (a gate may
+be among them): what they submit may come first, and what they decide says what is kept."""
 
 
 @dataclass(slots=True, eq=False)
@@ -195,8 +195,7 @@ class Pool:
         thread = threading.Thread(target=do, daemon=True, name="tfgrpo")
         with self.lock:
             check_wanted()
-            if not is_users:
-                self._awake.add(thread)
+            self._awake.add(thread)
         thread.start()
         return job
 
@@ -317,7 +316,8 @@ class Pool:
     def _next(self, place: str) -> Job[Any] | None:
         """The job that is begun next; None: none waits, and its thread ends."""
         with self._all_asleep:
-            self._all_asleep.wait_for(lambda: not self._awake, TURN_S)
+            if not self._all_asleep.wait_for(lambda: not self._awake, TURN_S):
+                self._awake.clear()  # such as a gate that hangs: it is waited for once
             if not self._waiting[place]:
                 self._n_free[place] += 1
                 return None
