@@ -79,11 +79,8 @@ def saved(tmp_path: Path) -> Path:
 def test_runs_lists_every_run_below_a_folder_with_its_scores_and_calls(stores: Path) -> None:
     first, second, third = values("runs", stores)
     expected = saved_runs(stores / "a")[-1]
-    assert (second["run"], second["finished"], second["n_experiences"]) == (
-        expected.origin["run"],
-        True,
-        1,
-    )
+    assert second["run"] == expected.origin["run"]
+    assert (second["finished"], second["n_experiences"]) == (True, 1)
     assert second["before"] == expected.student.mean < second["after"]
     assert second["n_LM_calls"] == sum(u.n_lm_calls for u in expected.usage.values())
     assert first["n_experiences"] == 0
@@ -117,17 +114,7 @@ def test_show_has_the_effects_of_a_run_and_of_a_library_file(stores: Path, saved
     assert (first["low"], first["high"]) == pytest.approx((0.2 - 1.96 * 0.1, 0.2 + 1.96 * 0.1))
     assert (second["effect"], second["scope"]) == (None, "first")
     head, line, _ = run("show", saved / "library.json").stdout.splitlines()
-    assert head.split() == [
-        "id",
-        "effect",
-        "low",
-        "high",
-        "rollouts",
-        "tokens",
-        "groups",
-        "scope",
-        "text",
-    ]
+    assert head.split() == "id effect low high rollouts tokens groups scope text".split()
     assert line.split() == ["E1", "0.200", "0.004", "0.396", "40", "7", "1", "*", "Ask", "first."]
     assert [each["text"] for each in values("show", saved / "pair.json")] == ["Old advice."]
     assert values("show", saved / "bare.json") == []
@@ -191,7 +178,7 @@ def test_what_cannot_be_read_is_refused_in_one_line_that_says_what_to_do(tmp_pat
     (tmp_path / "x.pkl").write_bytes(b"")
     for name, said in {
         "missing.json": "No such file", "bad.json": "line 1", "latin.md": "UTF-8",
-        "x.pkl": "program.save", ".": "no run store", "x.yaml": "No such file",
+        "x.pkl": "program.save", ".": "no run store",
     }.items():  # fmt: skip
         assert said in refusal("show", tmp_path / name)
     assert "No such command" in refusal("nonsense")

@@ -373,7 +373,7 @@ def of(**changes: Any) -> str:
             '{"experiences": [\n  {"id": "E1"\n   "text": "Ask."}]}',
             "line 3, column 4: Expecting ','",
         ),
-        ("[" * 200_000, "nested too deeply"),
+        ("[" * 200_000, "cannot be read: maximum recursion"),
         (b"\x80\x04\x95\xff", "save the file as UTF-8"),
         ('{"signature": {"instructions": "Answer."}}', "signature: extra inputs are not permitted"),
         ('{"version": 1}', 'experiences: field required.*"experiences": .*"text"'),

@@ -1,7 +1,6 @@
 """Files that users own: read as other tools write them, replaced whole or not at all."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from warm import ran
 
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.errors import LibraryFormatError, SettingsError
-from tfgrpo_dspy.files import read_text, write_text
+from tfgrpo_dspy.files import read_text
 from tfgrpo_dspy.sampling.fields import read_traces
 
 TWO = ExperienceLibrary.from_texts(["Ask first.", "Sag „bitte“."])
@@ -60,14 +59,6 @@ def test_a_link_and_a_mode_stay_and_a_new_file_has_the_usual_mode(tmp_path: Path
     assert (tmp_path / "link.json").is_symlink() and real.stat().st_mode & 0o777 == 0o640
     assert ExperienceLibrary.load(real) == TWO
     assert {path.name for path in tmp_path.iterdir()} == {"link.json", "real.json", "plain"}
-
-
-def test_a_device_is_written_to_and_not_replaced() -> None:
-    reader, writer = os.pipe()
-    write_text(f"/dev/fd/{writer}", "through a pipe")
-    assert os.read(reader, 100) == b"through a pipe"
-    for descriptor in (reader, writer):
-        os.close(descriptor)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +10,9 @@ from typing import Any
 
 import click
 
+from tfgrpo_dspy import files, interchange
 from tfgrpo_dspy.errors import LibraryFormatError, StoreError, TrainingFreeGRPOError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import Experience
-from tfgrpo_dspy.files import json_value, read_text, write_text
-from tfgrpo_dspy.interchange import FORMATS, format_of, parse, render
 from tfgrpo_dspy.listeners import as_columns
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.report import html
@@ -27,10 +25,6 @@ SHOWN_BYTES = 60  # of a cell in the terminal
 NOT_SHOWN = ("rollout_id", "n_demos", "n_tokens", "dollars", "explanation")  # for want of room
 
 
-class _Refused(click.ClickException):
-    exit_code = 2
-
-
 class _Commands(click.Group):
     """The commands; what they raise becomes one line on stderr and exit code 2."""
 
@@ -40,12 +34,12 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except TrainingFreeGRPOError as error:
-            raise _Refused(printable(str(error))) from error
+            raise click.UsageError(printable(str(error))) from error
         except BrokenPipeError:
             raise  # click ends quietly: the reader, such as `head`, has what it wanted
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            raise _Refused(f"{where}{error.strerror or error}; check the path.") from error
+            raise click.UsageError(f"{where}{error.strerror or error}; check the path.") from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,14 +64,12 @@ def main() -> None:
 # ------------------------------------------------------------------------ reading and writing
 
 
-def _is_run(name: str) -> bool:
-    return Path(name).is_dir() or ("#" in name and not Path(name).exists())
-
-
-def _run(name: str) -> RunResults:
-    """The run that RUN_DIR or RUN_DIR#ID names. Raises StoreError: there is none, or several."""
-    folder, _, run_id = (name, "", "") if Path(name).is_dir() else name.rpartition("#")
-    by_id = {run.origin["run"]: run for run in saved_runs(folder or name)}
+def _run(name: str) -> RunResults | None:
+    """The run that RUN_DIR or RUN_DIR#ID names; None: a file. Raises StoreError: no such run."""
+    folder, _, run_id = (name, "", "") if Path(name).exists() else name.rpartition("#")
+    if not Path(folder or name).is_dir():
+        return None
+    by_id = {run.origin["run"]: run for run in saved_runs(folder)}
     matching = [run for id_, run in by_id.items() if id_.startswith(run_id)]
     if not matching or (run_id and len(matching) > 1):
         ids = ", ".join(id_[:8] for id_ in by_id) or "no run yet"
@@ -86,18 +78,23 @@ def _run(name: str) -> RunResults:
     return matching[-1]
 
 
+def _existing_run(name: str) -> RunResults:
+    run = _run(name)
+    return run if run else saved_runs(name)[-1]  # which says that it is no run store
+
+
 def _library(name: str) -> ExperienceLibrary:
     """The library that LIBRARY names. Raises LibraryFormatError, StoreError, OSError."""
-    if _is_run(name):
-        return _run(name).experiences
+    if run := _run(name):
+        return run.experiences
     if name.endswith(".pkl"):
         raise LibraryFormatError(
             f"{name}: a pickle is not read; save the program with program.save('x.json')."
         )
-    text, format = read_text(name), format_of(name)
+    text, format = files.read_text(name), interchange.format_of(name)
     if format != "json" or '"signature"' not in text:
-        return parse(text, format, source=name)
-    state = json_value(text, name)  # of a program, whose class is not needed
+        return interchange.parse(text, format, source=name)
+    state = files.json_value(text, name)  # of a program, whose class is not needed
     predictors = {"self": state, **state} if isinstance(state, dict) else {}
     signatures = {
         name: SimpleNamespace(signature=SimpleNamespace(**each["signature"]))
@@ -112,17 +109,22 @@ def _write(path: str, text: str) -> None:
     if path == "-":
         click.echo(printable(text) if sys.stdout.isatty() else text.encode(), nl=False)
     else:
-        write_text(path, text)
+        files.write_text(path, text)
 
 
 def _write_library(library: ExperienceLibrary, path: str, format: str | None = None) -> None:
-    _write(path, render(library, format or ("json" if path == "-" else format_of(path))))
+    format = format or ("json" if path == "-" else interchange.format_of(path))
+    _write(path, interchange.render(library, format))
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows, each on a line below the names of their values, in aligned columns."""
-    head = [_cell(name.removeprefix("n_").replace("_", " ")) for name in rows[0]]
-    return "\n".join(aligned([head, *([_cell(value) for value in row.values()] for row in rows)]))
+def _echo(rows: Iterable[Mapping[str, Any]], as_json: bool, none: str) -> None:
+    """Print the rows as JSON, or in aligned columns below the names of their values."""
+    if as_json:
+        _echo_json([*rows])
+        return
+    cells = [[*map(_cell, row.values())] for row in rows]
+    head = [name.removeprefix("n_").replace("_", " ") for row in rows for name in row]
+    click.echo("\n".join(aligned([head[: len(cells[0])], *cells])) if cells else none)
 
 
 def _cell(value: Any) -> str:
@@ -168,7 +170,7 @@ def runs(ctx: click.Context, folder: str, as_json: bool) -> None:
             faults.append(error)
     rows = [
         {
-            "run": run.origin["run"],
+            "run": run.origin["run"] if as_json else run.origin["run"][:8],
             "begun": run.origin["begun"],
             "finished": run.is_finished,
             "before": run.student and run.student.mean,
@@ -180,10 +182,8 @@ def runs(ctx: click.Context, folder: str, as_json: bool) -> None:
         }
         for run in sorted(listed, key=lambda run: run.origin["begun"])
     ]
-    if as_json:
-        _echo_json(rows)
-    elif rows:
-        click.echo(_table([{**row, "run": str(row["run"])[:8]} for row in rows]))
+    if rows or as_json:
+        _echo(rows, as_json, "")
     elif not faults:
         click.echo(f"no runs in {folder}: pass the log_dir of a compile, or above", err=True)
     for fault in faults:
@@ -201,32 +201,29 @@ def show(library: str, full: bool, as_json: bool) -> None:
     The effect is what an experience adds to the score; low and high bound it with 95 %
     confidence. Rollouts: how many were given it. Groups: from how many it was learned.
     """
-    results = _run(library) if full or _is_run(library) else None
-    lines = results.experiences if results else _library(library)
-    rows = [_values(each) for each in strongest_first(lines)]
-    text = _table(rows) if rows else "no experiences"
-    if results:
-        text = printable(str(results)) if full else f"{text}\nadds {results.added}"
-    if as_json:
-        _echo_json(results.to_dict() if full and results else rows)
-    else:
-        click.echo(text)
-
-
-def _values(experience: Experience) -> dict[str, Any]:
-    effect = experience.effect
-    low, high = effect.bounds if effect else (None, None)
-    return {
-        "id": experience.id,
-        "effect": effect and effect.estimate,
-        "low": low,
-        "high": high,
-        "n_rollouts": effect and effect.n_rollouts,
-        "n_tokens": experience.n_tokens,
-        "n_groups": len(experience.evidence),
-        "scope": experience.scope,
-        "text": experience.text,
-    }
+    results = _existing_run(library) if full else _run(library)
+    if results and full:
+        _echo_json(results.to_dict()) if as_json else click.echo(printable(str(results)))
+        return
+    rows = []
+    for each in strongest_first(results.experiences if results else _library(library)):
+        effect, (low, high) = each.effect, each.effect.bounds if each.effect else (None, None)
+        rows.append(
+            {
+                "id": each.id,
+                "effect": effect and effect.estimate,
+                "low": low,
+                "high": high,
+                "n_rollouts": effect and effect.n_rollouts,
+                "n_tokens": each.n_tokens,
+                "n_groups": len(each.evidence),
+                "scope": each.scope,
+                "text": each.text,
+            }
+        )
+    _echo(rows, as_json, "no experiences")
+    if results and not as_json:
+        click.echo(f"adds {results.added}")
 
 
 @tfgrpo.command()
@@ -234,7 +231,7 @@ def _values(experience: Experience) -> dict[str, Any]:
 @click.option("-o", "--output", default="report.html", show_default=True, type=click.Path())
 def report(run_dir: str, output: str) -> None:
     """Write the report of a run as an HTML page; with `-o -` to stdout."""
-    _write(output, html(_run(run_dir)))
+    _write(output, html(_existing_run(run_dir)))
     if output != "-":
         click.echo(output)
 
@@ -258,9 +255,9 @@ def diff(ctx: click.Context, a: str, b: str) -> None:
 @tfgrpo.command()
 @library_argument
 @output
-@click.option("--format", type=click.Choice(FORMATS), help="By default json, or that of OUTPUT.")
+@click.option("--format", type=click.Choice(interchange.FORMATS), help="By default that of OUTPUT.")
 def export(library: str, out: str, format: str | None) -> None:
-    """Write LIBRARY as JSON, YAML, Markdown, SKILL.md or CSV."""
+    """Write LIBRARY as JSON, Markdown or SKILL.md."""
     _write_library(_library(library), out, format)
 
 
@@ -283,7 +280,7 @@ def _rows_command(name: str, help: str) -> Callable[..., None]:
     """A command that shows the rows of this name in a run."""
 
     def show(run_dir: str, as_json: bool) -> None:
-        rows = as_columns(saved_rows(_run(run_dir), name))
+        rows = as_columns(saved_rows(_existing_run(run_dir), name))
         shown = [
             {
                 name: shortened(value, SHOWN_BYTES) if isinstance(value, str) else value
@@ -292,10 +289,7 @@ def _rows_command(name: str, help: str) -> Callable[..., None]:
             }
             for row in rows
         ]
-        if as_json:
-            _echo_json(rows)
-        else:
-            click.echo(_table(shown) if shown else f"no {name}")
+        _echo(rows if as_json else shown, as_json, f"no {name}")
 
     more = "Long texts are cut; --json has them whole, and more columns."
     return tfgrpo.command(name, help=f"{help}\n\n{more}")(run_argument(as_json(show)))

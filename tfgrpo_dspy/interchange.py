@@ -1,36 +1,22 @@
-"""Libraries as files: JSON and YAML keep everything; Markdown, SKILL.md and CSV are for people.
+"""Libraries as files: JSON keeps everything; Markdown and SKILL.md are for people and agents.
 
 Markdown holds ids, texts, scopes and the next free id: a line `- **E2** (for "solve") text` for
 each experience, with its further lines indented. SKILL.md, which coding agents read, has front
-matter above the same list. People may leave out the ids, and write any heading. CSV has the columns
-id, text and scope.
+matter above the same list. People may leave out the ids, and write any heading.
 """
 
-import csv
-import io
 import json
 import re
 from pathlib import Path
 
-import yaml
-
+from tfgrpo_dspy import files
 from tfgrpo_dspy.checked import shown
 from tfgrpo_dspy.errors import LibraryFormatError
 from tfgrpo_dspy.experience.library import ExperienceLibrary, record_text
 from tfgrpo_dspy.experience.values import ALL, Experience
-from tfgrpo_dspy.files import json_value, read_text, write_text
 
-FORMATS = ("json", "yaml", "md", "skill", "csv")
-ENDINGS = {
-    ".json": "json",
-    ".yaml": "yaml",
-    ".yml": "yaml",
-    ".md": "md",
-    ".txt": "md",
-    ".csv": "csv",
-}
-COLUMNS = ("id", "text", "scope")
-TITLE = "# Experiences"
+FORMATS = ("json", "md", "skill")
+ENDINGS = {".json": "json", ".md": "md", ".txt": "md"}
 FRONT_MATTER = """\
 ---
 name: learned-experiences
@@ -41,22 +27,19 @@ description: Advice learned from scored attempts. Read it before you do this tas
 _FRONT = re.compile(r"---\n.*?^---[ \t]*\n", re.DOTALL | re.MULTILINE)
 _HEADING = re.compile(r"#{1,6}(\s|$)|[-*_]{3,}\s*$")
 _NEXT_ID = re.compile(r"\(next id: E([1-9][0-9]{0,17})\)\s*$")
-_BULLET = r"[-*+](?:\s+|$)"
 _ID = r"(?:\*\*|\[)(E[0-9]{1,18})(?:\*\*|\*?\])(?:\s+|$)"
 _SCOPE = r"\(for (\"(?:[^\"\\]|\\.)*\")\)(?:\s+|$)"
-_ITEM = re.compile(rf"({_BULLET})?(?:{_ID})?(?:{_SCOPE})?(.*)", re.DOTALL)
+_ITEM = re.compile(rf"([-*+](?:\s+|$))?(?:{_ID})?(?:{_SCOPE})?(.*)", re.DOTALL)
 
 
 def format_of(path: str | Path) -> str:
     """The format that the name of a file stands for. Raises LibraryFormatError: there is none."""
-    if Path(path).name == "SKILL.md":
-        return "skill"
-    format = ENDINGS.get(Path(path).suffix.lower())
-    if format is None:
+    name = Path(path).name
+    if name != "SKILL.md" and Path(name).suffix.lower() not in ENDINGS:
         raise LibraryFormatError(
             f"{path}: no format has this ending; name the file SKILL.md, or {', '.join(ENDINGS)}."
         )
-    return format
+    return "skill" if name == "SKILL.md" else ENDINGS[Path(name).suffix.lower()]
 
 
 def read_library(path: str | Path) -> ExperienceLibrary:
@@ -67,7 +50,7 @@ def read_library(path: str | Path) -> ExperienceLibrary:
         OSError: the file cannot be read.
     """
     format = format_of(path)
-    return parse(read_text(path), format, source=str(path))
+    return parse(files.read_text(path), format, source=str(path))
 
 
 def write_library(library: ExperienceLibrary, path: str | Path) -> None:
@@ -77,7 +60,7 @@ def write_library(library: ExperienceLibrary, path: str | Path) -> None:
         LibraryFormatError: no format has this name.
         OSError: the file cannot be written.
     """
-    write_text(path, render(library, format_of(path)))
+    files.write_text(path, render(library, format_of(path)))
 
 
 def parse(text: str, format: str, source: str = "the text") -> ExperienceLibrary:
@@ -88,62 +71,39 @@ def parse(text: str, format: str, source: str = "the text") -> ExperienceLibrary
     Raises:
         LibraryFormatError: something in the text was not understood; says what to write instead.
     """
-    text = text.removeprefix("\ufeff")
-    if format == "json":
-        return ExperienceLibrary.from_dict(json_value(text, source), source)
-    if format not in FORMATS:
-        raise LibraryFormatError(f"format={format!r}: the formats are {', '.join(FORMATS)}.")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    if _checked(format) == "json":
+        return ExperienceLibrary.from_dict(files.json_value(text, source), source)
     try:
-        if format == "yaml":
-            return ExperienceLibrary.from_dict(yaml.safe_load(text), source)
-        if format == "csv":
-            return _read_table(text)
-        return _read_list(text.replace("\r\n", "\n"))
-    except (ValueError, yaml.YAMLError) as error:
+        return _read_list(text)
+    except ValueError as error:
         raise LibraryFormatError(f"{source}: {error}") from error
 
 
 def render(library: ExperienceLibrary, format: str) -> str:
     """The library as text of this format. Raises LibraryFormatError: there is no such format."""
-    if format == "json":
+    if _checked(format) == "json":
         return record_text(library.to_dict())
-    if format not in FORMATS:
-        raise LibraryFormatError(f"format={format!r}: the formats are {', '.join(FORMATS)}.")
-    if format == "yaml":
-        return str(yaml.safe_dump(library.to_dict(), allow_unicode=True, sort_keys=False))
-    if format == "csv":
-        table = io.StringIO(newline="")
-        rows = [(each.id, each.text, each.scope) for each in library]
-        csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
-        return table.getvalue()
-    lines = [TITLE, ""]
+    lines = ["# Experiences", ""]
     for each in library:
         has_scope = each.scope != ALL or re.match(_SCOPE, each.text)
         scope = f"(for {json.dumps(each.scope, ensure_ascii=False)}) " if has_scope else ""
-        text = re.sub(r"\n(?!\n)", "\n  ", each.text.replace("\r\n", "\n"))
-        lines.append(f"- **{each.id}** {scope}{text}")
+        lines.append(f"- **{each.id}** {scope}" + re.sub(r"\n(?!\n)", "\n  ", each.text))
     if library.next_number > ExperienceLibrary(library).next_number:
         lines += ["", f"(next id: E{library.next_number})"]
     return FRONT_MATTER * (format == "skill") + "\n".join(lines) + "\n"
 
 
-def _read_table(text: str) -> ExperienceLibrary:
-    rows = [row for row in csv.DictReader(io.StringIO(text, newline="")) if any(row.values())]
-    if rows and "text" not in rows[0]:
-        raise LibraryFormatError(f"the columns are {[*rows[0]]}; name them {', '.join(COLUMNS)}.")
-    free = max([1, *(int(row["id"][1:]) + 1 for row in rows if row.get("id"))])
-    experiences = []
-    for row in rows:
-        id_ = row.get("id") or f"E{free}"
-        free += not row.get("id")
-        experiences.append(Experience(id_, row["text"] or "", row.get("scope") or ALL))
-    return ExperienceLibrary(experiences)
+def _checked(format: str) -> str:
+    if format not in FORMATS:
+        raise LibraryFormatError(f"format={format!r}: the formats are {', '.join(FORMATS)}.")
+    return format
 
 
 def _read_list(text: str) -> ExperienceLibrary:
     front = _FRONT.match(text)
     skipped = front[0].count("\n") if front else 0
-    items: list[tuple[str, str, str, list[str]]] = []  # where, id, scope, lines of the text
+    items: list[tuple[int, str, str, list[str]]] = []  # line, id, scope, lines of the text
     next_number, is_item = 1, False
     for number, line in enumerate(text.split("\n")[skipped:], start=skipped + 1):
         if is_item and (line.startswith(("  ", "\t")) or not line.strip()):
@@ -154,8 +114,7 @@ def _read_list(text: str) -> ExperienceLibrary:
             is_item = False
         elif (match := _ITEM.match(line)) and (match[1] or match[2]):
             _, id_, scope, rest = match.groups(default="")
-            scope = json.loads(scope) if scope else ALL
-            items.append((f"line {number}", id_, scope, [rest]))
+            items.append((number, id_, json.loads(scope) if scope else ALL, [rest]))
             is_item = True
         else:
             raise LibraryFormatError(
@@ -164,10 +123,10 @@ def _read_list(text: str) -> ExperienceLibrary:
             )
     free = max([next_number, *(int(id_[1:]) + 1 for _, id_, _, _ in items if id_)])
     experiences = []
-    for where, id_, scope, lines in items:
+    for number, id_, scope, lines in items:
         try:
             experiences.append(Experience(id_ or f"E{free}", "\n".join(lines), scope))
         except ValueError as error:
-            raise LibraryFormatError(f"{where}: {error}") from error
+            raise LibraryFormatError(f"line {number}: {error}") from error
         free += not id_
     return ExperienceLibrary(experiences, next_number=free)
