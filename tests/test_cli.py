@@ -114,7 +114,7 @@ def test_show_has_the_effects_of_a_run_and_of_a_library_file(stores: Path, saved
     assert (first["low"], first["high"]) == pytest.approx((0.2 - 1.96 * 0.1, 0.2 + 1.96 * 0.1))
     assert (second["effect"], second["scope"]) == (None, "first")
     head, line, _ = run("show", saved / "library.json").stdout.splitlines()
-    assert head.split() == "id effect low high rollouts tokens groups scope text".split()
+    assert " ".join(head.split()) == "id effect low high rollouts tokens groups scope text"
     assert line.split() == ["E1", "0.200", "0.004", "0.396", "40", "7", "1", "*", "Ask", "first."]
     assert [each["text"] for each in values("show", saved / "pair.json")] == ["Old advice."]
     assert values("show", saved / "bare.json") == []

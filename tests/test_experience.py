@@ -386,7 +386,6 @@ def of(**changes: Any) -> str:
         *((of(text=text), r"experiences\[0\]\.text=") for text in (" ", "\ud83d")),
         (of(txet=1), r"experiences\[0\]\.txet: unexpected keyword argument"),
         (of(id="E1")[:-2] + ', {"id": "E1", "text": "Say."}]}', "ids .*: one occurs twice"),
-        ('{"experiences": [{"id": "E1", "id": "E2", "text": ""}]}', "'id' occurs twice"),
         (of(evidence=[{"update": 1}]), r"evidence\[0\]\.example: field required"),
         (record(experiences=[{}] * 9), "And 13 more"),
         (of(text=["Ask."] * 9000), "^.{1,250}$"),

@@ -50,9 +50,8 @@ from tfgrpo_dspy import (
 )
 from tfgrpo_dspy.experience.values import Effect
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.results import Gain
-from tfgrpo_dspy.results.curve import points
-from tfgrpo_dspy.results.records import ScoreSummary
+from tfgrpo_dspy.results import points
+from tfgrpo_dspy.results.records import Gain, ScoreSummary
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,7 @@ from tfgrpo_dspy.errors import SettingsError, StoreError, described
 from tfgrpo_dspy.experience.values import Effect, Experience
 from tfgrpo_dspy.files import write_text
 from tfgrpo_dspy.outside import printable
-from tfgrpo_dspy.results import RunResults
-from tfgrpo_dspy.results.curve import curve, scale_of, template_in
-from tfgrpo_dspy.results.records import (
-    CHANGES_IN_WORDS,
-    Change,
-    Comparison,
-    TriedAdvice,
-    UpdateRecord,
-    bounds_text,
-    interval,
-)
+from tfgrpo_dspy.results import RunResults, records
 from tfgrpo_dspy.store.runs import saved_runs
 from tfgrpo_dspy.wording import counted
 
@@ -102,9 +92,11 @@ def run_of(results: Any) -> RunResults:
 
 
 def _template() -> Template:
-    template = template_in("tfgrpo_dspy.report", "report.html.jinja", finalize=plain)
-    template.globals.update(page=page, counted=counted, bounds_text=bounds_text)
-    template.globals.update(interval=interval, in_words=CHANGES_IN_WORDS)
+    template = page.template_in("tfgrpo_dspy.report", "report.html.jinja", finalize=plain)
+    of_records = {name: getattr(records, name) for name in ("bounds_text", "interval")}
+    template.globals.update(
+        of_records, page=page, counted=counted, in_words=records.CHANGES_IN_WORDS
+    )
     return template
 
 
@@ -115,15 +107,14 @@ class Life:
     id: str
     text: str
     scope: str
-    changes: Sequence[tuple[UpdateRecord, Change]]
+    changes: Sequence[tuple[records.UpdateRecord, records.Change]]
     experience: Experience | None  # None: it is not in the result
     effect: Effect | None
-    tried: TriedAdvice | None
+    tried: records.TriedAdvice | None
     why_gone: str  # from the result
-    span: tuple[float, float]  # begin and length of its life, in percent of the run's updates
 
     @property
-    def comparisons(self) -> list[Comparison]:
+    def comparisons(self) -> list[records.Comparison]:
         """The groups that it was learned from, those of its latest text first."""
         return [one for _, change in reversed(self.changes) for one in change.comparisons]
 
@@ -133,8 +124,8 @@ def view_of(run: RunResults) -> dict[str, Any]:
     lives = list(_lives(run))
     intervals = [(0.0, 0.0), *(life.effect.bounds for life in lives if life.effect)]
     return {
-        "score_scale": scale_of(run.updates),
-        "curve": curve(run),
+        "score_scale": page.scale_of(run.updates),
+        "curve": page.curve(run),
         "candidates": page.candidates(run, len(run.candidates)),
         "lives": lives,
         "scale": (min(low for low, _ in intervals), max(high for _, high in intervals)),
@@ -147,30 +138,26 @@ def _lives(run: RunResults) -> Iterator[Life]:
     """All experiences of the run: those of the result, the strongest first, then the others."""
     in_result = {experience.id: experience for experience in run.strongest}
     missing = page.gone(run)
-    changes: dict[str, list[tuple[UpdateRecord, Change]]] = {id_: [] for id_ in in_result}
+    changes: dict[str, list[tuple[records.UpdateRecord, records.Change]]] = {
+        id_: [] for id_ in in_result
+    }
     for record in run.updates:
         for change in record.changes:
             changes.setdefault(change.id, []).append((record, change))
     changes |= {id_: [] for id_ in missing if id_ not in changes}  # of the student
     tried = {(one.text, one.scope): one for one in run.tried}
-    places = {record.update: place for place, record in enumerate(run.updates)}
-    n = max(1, len(places))
     for id_, of in changes.items():
         experience, (last, why) = in_result.get(id_), missing.get(id_, (None, ""))
         now: Any = experience or last
         belief = tried.get((now.text, now.scope))
         texts = [experience, belief, *(change for _, change in reversed(of))]
         effect = next((one.effect for one in texts if one and one.effect), None)
-        first = places[of[0][0].update] if of and of[0][1].kind == "born" else 0
-        is_dropped = bool(why and of) and of[-1][1].kind == "dropped"
-        end = places[of[-1][0].update] + 1 if is_dropped else n
-        span = (100 * first / n, 100 * (end - first) / n)
-        yield Life(id_, now.text, now.scope, of, experience, effect, belief, why, span)
+        yield Life(id_, now.text, now.scope, of, experience, effect, belief, why)
 
 
 def _steps(
-    updates: Sequence[UpdateRecord],
-) -> Iterator[tuple[UpdateRecord, Sequence[tuple[Change, str]], Sequence[str]]]:
+    updates: Sequence[records.UpdateRecord],
+) -> Iterator[tuple[records.UpdateRecord, Sequence[tuple[records.Change, str]], Sequence[str]]]:
     """Each update in which something happened: changes with the text before; what was refused."""
     texts: dict[str, str] = {}
     for record in updates:

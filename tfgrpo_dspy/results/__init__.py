@@ -11,42 +11,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
-from typing import Any
+from importlib import resources
+from typing import Any, NamedTuple
 
+from jinja2 import Environment, StrictUndefined, Template
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.errors import LibraryFormatError
 from tfgrpo_dspy.experience.library import ExperienceLibrary, library_of
 from tfgrpo_dspy.experience.values import ALL, Effect, Experience
 from tfgrpo_dspy.outside import printable
-from tfgrpo_dspy.results.curve import curve
-from tfgrpo_dspy.results.records import (
-    Added,
-    BriefRecord,
-    Candidate,
-    Change,
-    DemoRecord,
-    ExampleRow,
-    Gain,
-    HeldOut,
-    ScoreSummary,
-    TriedAdvice,
-    UpdateRecord,
-    bounds_text,
-    compared,
-    front_of,
-)
+from tfgrpo_dspy.results import records
+from tfgrpo_dspy.results.records import Candidate, Change, ScoreSummary, UpdateRecord
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.wording import aligned, counted, shortened
 
 REFLECTIONS = ("brief", "draft", "summary", "lesson", "update", "strategy")
 """The purposes for which the reflection LM is asked."""
-OF_PROGRAM = ("rollout", "validation", "test")  # the roles of LM calls that the program made
 NOT_FINISHED = "not finished"  # the `ended_because` of a run that was killed, or still goes on
 MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 6, 3, 3  # so that a page has 40 lines at most
 MOST_CANDIDATES = 3
 LONGEST_CELL = 300  # bytes of a cell
 DOUBTFUL = 0.5  # a line that is worth its tokens with a smaller probability
+N_TICKS = 4  # about as many on an axis of the curve
+LEAST_RANGE = 0.1  # of the scores on its vertical axis
 FAILURES_IN_WORDS = {
     "program": "the program raised an error",
     "parse": "an answer of the policy LM did not have the form that the program asks for",
@@ -111,44 +99,48 @@ class RunResults:
     wall_time_s: float
     library: Mapping[str, Any]
     metric_calls: int = 0
-    gain: Gain | None = None
-    test: HeldOut | None = None
+    gain: records.Gain | None = None
+    test: records.HeldOut | None = None
     replayed: Mapping[str, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     n_demos: int = 0
     candidates: tuple[Candidate, ...] = ()
-    added: Added = field(default_factory=Added)
-    tried: tuple[TriedAdvice, ...] = ()
+    added: records.Added = field(default_factory=records.Added)
+    tried: tuple[records.TriedAdvice, ...] = ()
     schedule: Mapping[str, Any] = field(default_factory=dict)
     instructions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     lms: tuple[str, str] = ("", "")
-    demos: tuple[DemoRecord, ...] = ()
-    examples: tuple[ExampleRow, ...] = ()
+    demos: tuple[records.DemoRecord, ...] = ()
+    examples: tuple[records.ExampleRow, ...] = ()
     program: str = ""
     origin: Mapping[str, str] = field(default_factory=dict, compare=False)
     taken_because: str = ""
     switched: tuple[str, ...] = ()
-    briefs: tuple[BriefRecord, ...] = ()
+    briefs: tuple[records.BriefRecord, ...] = ()
 
     @property
     def is_finished(self) -> bool:
         """True if the run came to its end; `saved_runs` reads others too."""
         return self.ended_because != NOT_FINISHED
 
+    def total(self, roles: Iterable[str]) -> Usage:
+        """The usage of all calls of these roles."""
+        return sum((self.usage[role] for role in roles if role in self.usage), Usage())
+
     @property
     def spent(self) -> Usage:
         """The cost of the whole run; dollars as far as prices are known."""
-        return total(self.usage, self.usage)
+        return self.total(self.usage)
 
     @property
     def policy_usage(self) -> Usage:
         """The cost of the program's rollouts, in training, on validation and on the test set."""
-        return total(self.usage, OF_PROGRAM)
+        return self.total(("rollout", "validation", "test"))
 
     @property
     def reflection_usage(self) -> Usage:
         """The cost of the reflection LM."""
-        return total(self.usage, REFLECTIONS)
+        return self.total(REFLECTIONS)
 
     @property
     def experiences(self) -> ExperienceLibrary:
@@ -168,7 +160,7 @@ class RunResults:
     @property
     def front(self) -> list[Candidate]:
         """The candidates that no other beats in every objective (Pareto)."""
-        return front_of(self.candidates)
+        return records.front_of(self.candidates)
 
     @property
     def ended(self) -> str:
@@ -202,28 +194,15 @@ class RunResults:
             worth, why = "worth it", f"the library still changed in update {n_last} of {n}"
         return f"{', '.join(steps)}; more budget is {worth}: {why}"
 
-    def sections(self) -> "list[Section]":
-        """The parts of the page."""
-        return [
-            scores(self),
-            candidates(self),
-            experiences(self),
-            dropped(self),
-            costs(self),
-            failures(self),
-            Section(one_line("; ".join(self.switched))),
-            Section(self.taken_because and f"Taken: {one_line(self.taken_because)}"),
-            Section(f"Next: {self.next_step}"),
-            Section(self.ended),
-        ]
-
     def __str__(self) -> str:
+        parts = (scores, candidates, experiences, dropped, costs, failures)
         lines = []
-        for section in self.sections():
+        for section in (part(self) for part in parts):
             rows = [section.header, *section.rows] if section.header else section.rows
-            lines += [section.title] if section.title else []
-            lines += [f"  {line}" for line in aligned(rows)]
-        return printable("\n".join(lines))
+            lines += [section.title, *(f"  {line}" for line in aligned(rows))]
+        taken = self.taken_because and f"Taken: {one_line(self.taken_because)}"
+        lines += [one_line("; ".join(self.switched)), taken, f"Next: {self.next_step}", self.ended]
+        return printable("\n".join(filter(None, lines)))
 
     @property
     def in_a_line(self) -> str:
@@ -266,16 +245,13 @@ class RunResults:
     __copy__ = __deepcopy__
 
 
-@functools.cache
-def _adapter() -> TypeAdapter[RunResults]:
-    return TypeAdapter(RunResults)
+_adapter = functools.cache(lambda: TypeAdapter(RunResults))
 
 
 # ------------------------------------------------------------------------------ the page
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """A part of the page: a title and rows of cells, with a header or not; "": it is left out."""
 
     title: str
@@ -293,7 +269,7 @@ def effect_text(effect: Effect | None) -> str:
     if effect is None:
         return "not measured"
     low, high = effect.bounds
-    return f"{effect.estimate:+z.2f}{bounds_text(low, high, '+z.2f')}"
+    return f"{effect.estimate:+z.2f}{records.bounds_text(low, high, '+z.2f')}"
 
 
 def scope_text(scope: str) -> str:
@@ -306,26 +282,22 @@ def strongest_first(library: Iterable[Experience]) -> list[Experience]:
     return sorted(library, key=lambda e: -e.effect.estimate if e.effect else math.inf)
 
 
-def total(usage: Mapping[str, Usage], roles: Iterable[str]) -> Usage:
-    """The usage of all calls of these roles."""
-    return sum((usage[role] for role in roles if role in usage), Usage())
-
-
 def scores(run: RunResults) -> Section:
     """The mean scores of student and result, first on the test examples, which count most."""
-    held_out, chosen = run.test, run.student or run.best
-    sets = {
-        "held-out test": held_out and (held_out.student, held_out.best, held_out.gain),
-        "validation": chosen and (run.student, run.best, run.gain),
-    }
+    sets: dict[str, Sequence[Any]] = {}
+    if run.test:
+        sets["held-out test"] = run.test.student, run.test.best, run.test.gain
+    if run.student or run.best:
+        sets["validation"] = run.student, run.best, run.gain
     rows = [
         [name, what, str(value or "not measured")]
-        for name, values in sets.items()
-        for what, value in zip(("student", "result", "gain"), values or (), strict=bool(values))
+        for name, of_set in sets.items()
+        for what, value in zip(("student", "result", "gain"), of_set, strict=True)
     ]
     optimistic = "" if run.test else "; optimistic: these scores chose the result"
-    title = f"Mean score [95 % interval]{optimistic}" if rows else "Mean score: not measured"
-    return Section(title, rows)
+    return Section(
+        f"Mean score{f' [95 % interval]{optimistic}' if rows else ': not measured'}", rows
+    )
 
 
 def candidates(run: RunResults, most: int = MOST_CANDIDATES) -> Section:
@@ -337,62 +309,46 @@ def candidates(run: RunResults, most: int = MOST_CANDIDATES) -> Section:
     if len(run.candidates) < 2:
         return Section("")
     names = dict.fromkeys(name for each in run.candidates for name in each.objectives)
-    optimal = {id(each): "no" for each in compared(run.candidates)}
+    optimal = {id(each): "no" for each in records.compared(run.candidates)}
     optimal |= {id(each): "yes" for each in run.front}
     first, *others = run.candidates
     others.sort(key=lambda other: (not other.is_best, optimal.get(id(other)) != "yes"))
-    shown = [first, *others][:most]
-    labels = [each.name + " (returned)" * (each.is_best and each is first) for each in shown]
-    scores = [
-        "no score" if not one or one.mean is None else f"{one.mean:z.3f} on {one.n}"
-        for one in (each.score for each in shown)
-    ]
-    columns = [("", labels), ("mean score", scores)]
-    for name in names:
-        means = [each.objectives.get(name) for each in shown]
-        columns.append((name, ["" if mean is None else f"{mean:z.3f}" for mean in means]))
-    if names:
-        columns.append(("Pareto-optimal", [optimal.get(id(each), "") for each in shown]))
-    columns.append(("tokens a call", [f"{each.added.n_tokens:,}" for each in shown]))
-    if first.added.dollars is not None:
-        dollars = [f"{each.added.dollars or 0.0:,.4f}" for each in shown]
-        columns.append(("$ for 1,000 calls", dollars))
-    parts = [
-        [*each.ids, *[f"demos {each.demo_set}"] * (each.demo_set > 0),
-         *["brief"] * bool(each.added.briefs)]
-        for each in shown
-    ]  # fmt: skip
-    columns.append(("consists of", [one_line(", ".join(each)) for each in parts]))
-    header, cells = zip(*columns, strict=True)
-    n_more = len(run.candidates) - len(shown)
+    header = ["", "mean score", *names, *["Pareto-optimal"] * bool(names), "tokens a call"]
+    header += ["$ for 1,000 calls"] * (first.added.dollars is not None) + ["consists of"]
+    rows = []
+    for each in [first, *others][:most]:
+        score, added = each.score, each.added
+        row = [each.name + " (returned)" * (each.is_best and each is first)]
+        row += [
+            f"{score.mean:z.3f} on {score.n}" if score and score.mean is not None else "no score"
+        ]
+        row += [f"{each.objectives[n]:z.3f}" if n in each.objectives else "" for n in names]
+        row += [optimal.get(id(each), "")] * bool(names) + [f"{added.n_tokens:,}"]
+        row += [f"{added.dollars or 0.0:,.4f}"] * (first.added.dollars is not None)
+        parts = [*each.ids, *[f"demos {each.demo_set}"] * (each.demo_set > 0)]
+        rows.append([*row, one_line(", ".join([*parts, *["brief"] * bool(added.briefs)]))])
+    n_more = len(run.candidates) - len(rows)
     more = f"; {n_more} more: see .candidates" if n_more else ""
     if any(each.is_best and optimal.get(id(each)) == "no" for each in run.candidates):
         more += "; the result has the best score, which counts the objectives as the metric does"
-    title = f"Candidates, on validation examples, and what each adds{more}"
-    return Section(title, [*zip(*cells, strict=True)], header)
+    return Section(f"Candidates, on validation examples, and what each adds{more}", rows, header)
 
 
 def experiences(run: RunResults) -> Section:
     """The briefs and each experience of the result, the strongest first, with effect and length."""
-    briefs = [
+    rows = [
         ["brief", effect_text(brief.effect), "", name, one_line(text)]
         for brief in run.briefs
         for name, text in brief.texts.items()
         if brief.is_best
     ]
-    rows = [
-        [
-            experience.id,
-            effect_text(experience.effect),
-            f"{experience.n_tokens} tokens" if experience.n_tokens is not None else "",
-            scope_text(experience.scope),
-            one_line(experience.text),
-        ]
-        for experience in run.strongest[:MOST_EXPERIENCES]
-    ]
+    for one in run.strongest[:MOST_EXPERIENCES]:
+        adds = f"{one.n_tokens} tokens" if one.n_tokens is not None else ""
+        of_scope = scope_text(one.scope)
+        rows.append([one.id, effect_text(one.effect), adds, of_scope, one_line(one.text)])
     n = len(run.experiences)
-    rows += [["...", f"{n - len(rows)} more", "", "", "see .experiences"]] if n > len(rows) else []
-    rows = [*briefs, *rows]
+    if n > MOST_EXPERIENCES:
+        rows.append(["...", f"{n - MOST_EXPERIENCES} more", "", "", "see .experiences"])
     title = learned_text(run)
     if run.nothing_learned:
         title = f"Nothing was learned: {one_line(run.nothing_learned)}"
@@ -414,25 +370,23 @@ def gone(run: RunResults) -> dict[str, tuple[Change, str]]:
 
     Lines of the student that the result leaves out are there, too. The text says why it is gone.
     """
-    before = {name: before for name, (before, _) in run.instructions.items()}
     last: dict[str, Change] = {}
     with suppress(LibraryFormatError):  # somebody's own text between our delimiters
-        last = {e.id: Change("born", e.id, e.text, e.scope) for e in library_of(before)}
-    for update in run.updates:
-        for change in update.changes:
-            last.pop(change.id, None)
-            last[change.id] = change
+        before = library_of({name: before for name, (before, _) in run.instructions.items()})
+        last = {e.id: Change("born", e.id, e.text, e.scope) for e in before}
+    for change in (change for update in run.updates for change in update.changes):
+        last.pop(change.id, None)
+        last[change.id] = change
     measured = {id_ for candidate in run.candidates for id_ in candidate.ids}
     library, by_id = run.experiences, {}
-    for change in reversed(last.values()):
+    for change in (each for each in reversed(last.values()) if each.id not in library):
         why = "no final choice was made yet"
         if change.kind == "dropped":
             why = change.reason
         elif run.is_finished:
-            why = "it did not win the final choice"
-            why = why if change.id in measured else "it was not measured in the final choice"
-        if change.id not in library:
-            by_id[change.id] = change, why
+            why = "it was not measured in the final choice"
+            why = "it did not win the final choice" if change.id in measured else why
+        by_id[change.id] = change, why
     return by_id
 
 
@@ -440,27 +394,26 @@ def dropped(run: RunResults) -> Section:
     """The experiences that were tried and are not in the result, the latest first, with reasons."""
     missing = [*gone(run).values()]
     rows = [[c.id, f"{one_line(c.text)} ({one_line(why)})"] for c, why in missing[:MOST_DROPPED]]
-    n_more = len(missing) - len(rows)
-    rows += [["...", f"{n_more:,} more; see .updates"]] if n_more else []
+    if n_more := len(missing) - len(rows):
+        rows.append(["...", f"{n_more:,} more; see .updates"])
     title = f"Not in the result: {counted(len(missing), 'experience')}, and why"
     return Section(title if missing else "", rows)
 
 
 def costs(run: RunResults) -> Section:
     """LM calls, tokens and dollars of the program, of the reflection LM, and of LM judges."""
-    usage = run.usage
-    roles = {"program": OF_PROGRAM, "reflection LM": REFLECTIONS, "LMs in the metric": ("metric",)}
-    roles |= {"calls without a result": ("unfinished",)}
-    if set(usage) == {"rollout"}:  # of a run that is not finished only the sum is known
-        row = ["so far, in all", f"{usage['rollout'].n_lm_calls:,}", _dollars(usage["rollout"])]
+    if set(run.usage) == {"rollout"}:  # of a run that is not finished only the sum is known
+        so_far = run.usage["rollout"]
+        row = ["so far, in all", f"{so_far.n_lm_calls:,}", _dollars(so_far)]
         title = "Costs: tokens and calls of the metric are recorded at the end of a run"
         return Section(title, [row], ["", "LM calls", "dollars"])
-    rows = []
-    for name, of in roles.items():
-        spent = total(usage, of)
-        if spent.n_answers or name in ("program", "reflection LM"):
-            n_calls, n_tokens = f"{spent.n_lm_calls:,}", f"{spent.n_tokens:,}"
-            rows.append([name, n_calls, n_tokens, _dollars(spent)])
+    others = {"LMs in the metric": ("metric",), "calls without a result": ("unfinished",)}
+    spent = {"program": run.policy_usage, "reflection LM": run.reflection_usage}
+    spent |= {name: used for name, of in others.items() if (used := run.total(of)).n_answers}
+    rows = [
+        [name, f"{one.n_lm_calls:,}", f"{one.n_tokens:,}", _dollars(one)]
+        for name, one in spent.items()
+    ]
     title = f"Costs, and {counted(run.metric_calls, 'call')} of the metric"
     if n := run.spent.n_failed_calls:
         title += f"; {counted(n, 'request')} failed or were refused"
@@ -476,9 +429,80 @@ def _dollars(spent: Usage) -> str:
 def failures(run: RunResults) -> Section:
     """The number of failures of each kind, the most frequent first."""
     kinds = sorted(run.failures.items(), key=lambda item: (-item[1], item[0]))
-    shown = kinds[:MOST_FAILURES]
-    rows = [[f"{n:,}", kind, FAILURES_IN_WORDS.get(kind, "")] for kind, n in shown]
-    n_more = sum(n for _, n in kinds[MOST_FAILURES:])
-    rows += [[f"{n_more:,}", "others", "see .failures"]] if n_more else []
+    rows = [[f"{n:,}", kind, FAILURES_IN_WORDS.get(kind, "")] for kind, n in kinds[:MOST_FAILURES]]
+    if n_more := sum(n for _, n in kinds[MOST_FAILURES:]):
+        rows.append([f"{n_more:,}", "others", "see .failures"])
     none = "No failures" if run.is_finished else "Failures are recorded at the end of a run"
     return Section("Failures, by kind" if rows else none, rows)
+
+
+# ------------------------------------------------------------------------------ the picture
+
+
+class Point(NamedTuple):
+    """A mean score after so many LM calls, with the bounds of its 95 % interval."""
+
+    n_lm_calls: int
+    score: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, score: ScoreSummary | None, n_lm_calls: int = 0) -> "Point | None":
+        """The point of a score; None: it has no mean."""
+        if score is None or score.mean is None:
+            return None
+        low, high = (score.mean if end is None else end for end in (score.low, score.high))
+        return cls(n_lm_calls, score.mean, low, high)
+
+
+def scale_of(updates: Sequence[UpdateRecord]) -> records.Scale:
+    """The lowest and the highest training score of the run."""
+    every = [score for update in updates for score in update.scores]
+    return (min(every), max(every)) if every else records.UNBOUNDED
+
+
+def points(updates: Sequence[UpdateRecord]) -> list[Point]:
+    """The mean training score of each update that has scores."""
+    scale = scale_of(updates)
+    every = (Point.of(ScoreSummary.of(each.scores, scale), each.n_lm_calls) for each in updates)
+    return [point for point in every if point]
+
+
+def curve(run: RunResults) -> str:
+    """The training scores, and those of student and result, with intervals; "": there are none.
+
+    It is SVG that needs no style sheet and no network.
+    """
+    training, sets = points(run.updates), {"validation": (run.student, run.best)}
+    sets |= {"test": (run.test.student, run.test.best)} if run.test else {}
+    pairs = {name: [*map(Point.of, pair)] for name, pair in sets.items() if any(pair)}
+    drawn = [*training, *(point for pair in pairs.values() for point in pair if point)]
+    if not drawn:
+        return ""
+    low, high = min(point.low for point in drawn), max(point.high for point in drawn)
+    middle, half = (low + high) / 2, max(high - low, LEAST_RANGE) / 2
+    calls = ticks(0, max(1, *(point.n_lm_calls for point in drawn)))
+    macros: Any = template_in("tfgrpo_dspy.results", "curve.svg.jinja").module
+    return str(macros.curve(training, pairs, ticks(middle - half, middle + half), calls)).strip()
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers from at most `low` to at least `high`, at equal distances of 1, 2 or 5.
+
+    `(0.13, 0.48) -> [0.1, 0.2, 0.3, 0.4, 0.5]`
+    """
+    rough = (high - low) / N_TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(f * power for f in (1, 2, 5, 10) if f * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+@functools.cache
+def template_in(package: str, file: str, **settings: Any) -> Template:
+    """The template in a file of this package; `settings` are those of its environment."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings
+    )
+    return environment.from_string(resources.files(package).joinpath(file).read_text("utf-8"))
