@@ -114,7 +114,9 @@ def test_an_engine_that_names_a_listed_model_is_paid_by_its_tokens() -> None:
     metered(lm.copy(), meter)("why?")
     with dspy.context(**watching(CallWatcher(meter))):  # as an adapter calls a second LM
         lm("why?")
-    assert meter.usage.cost_usd == ledger.cost == pytest.approx(2 * (7 * 0.15e-6 + 3 * 0.60e-6))
+    assert (
+        meter.usage.cost_usd == ledger.taken.cost == pytest.approx(2 * (7 * 0.15e-6 + 3 * 0.60e-6))
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_what_a_failed_call_of_such_an_lm_cost_is_not_known_unless_it_was_refuse
         pytest.raises(dspy.LMError),
     ):
         lm("why?")
-    assert (ledger.n_lm_calls, ledger.cost > 0.0) == (is_paid, is_paid)
+    assert (ledger.taken.n_lm_calls, ledger.taken.cost > 0.0) == (is_paid, is_paid)
 
 
 class StatusError(Exception):

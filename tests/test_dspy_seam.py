@@ -90,7 +90,7 @@ def test_a_metered_lm_takes_counts_and_copies_its_calls(method: str) -> None:
     else:
         with dspy.context(lm=own, adapter=dspy.ChatAdapter()):
             dspy.syncify(dspy.Predict("question -> answer"))(question="Who?")
-    assert meter.ledger.n_lm_calls == 1, LOST.format(f"{method} of an LM's class")
+    assert meter.ledger.taken.n_lm_calls == 1, LOST.format(f"{method} of an LM's class")
     assert meter.usage.n_lm_calls == 1, LOST.format("update_history")
     assert own.num_retries == 0, LOST.format("num_retries")
     caller, call = meter.last_call or (None, None)

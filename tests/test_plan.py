@@ -77,15 +77,6 @@ def test_an_lm_without_a_price_is_named_and_hides_no_other_price() -> None:
     assert str(plan).replace("\n", "").isprintable()
 
 
-def test_a_lesson_costs_more_the_more_attempts_its_prompt_shows() -> None:
-    prices = []
-    for group_size in (4, 8):
-        plan = plan_with(max_lm_calls=400, group_size=group_size, execution=Execution(prices=MODEL))
-        (of_lessons,) = (row for row in plan.rows if row.purpose == "lessons")
-        prices.append((of_lessons.cost or 0) / of_lessons.n_lm_calls)
-    assert prices[0] < prices[1] < 2 * prices[0]
-
-
 def cot() -> Any:
     return dspy.ChainOfThought("question -> answer")
 

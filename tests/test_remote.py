@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tfgrpo_dspy.budget.ledger import Budget, Ledger
+from tfgrpo_dspy.budget.ledger import Amount, Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.tasks.executors import RemoteRollouts, Reply, Request, run_request
@@ -77,7 +77,7 @@ class Coordinator:
 
 
 def made(n_calls: int = 1, n_metric_calls: int = 0) -> Reply:
-    return Reply(Rollout(0, 7, score=1.0).to_dict(), n_calls, n_metric_calls=n_metric_calls)
+    return Reply(Rollout(0, 7, score=1.0).to_dict(), Amount(n_calls, n_metric_calls))
 
 
 def test_a_reservation_that_was_too_small_is_followed_by_a_larger_one_also_where_nothing_was_used() -> (  # noqa: E501
@@ -88,7 +88,7 @@ def test_a_reservation_that_was_too_small_is_followed_by_a_larger_one_also_where
         run.result_after(*[Reply(stopped_because="max_lm_calls=1 is used up")] * 6)
     assert [budget.max_lm_calls for _, budget, _ in run.held.given] == [2, 4, 8, 16, 32, 64]
     assert run.ledger.stopped_because == "max_lm_calls=64 is used up"
-    assert run.ledger.n_lm_calls == 0
+    assert run.ledger.taken.n_lm_calls == 0
 
 
 def test_about_twice_what_requests_take_is_reserved_and_never_more_than_is_left() -> None:
@@ -100,7 +100,7 @@ def test_about_twice_what_requests_take_is_reserved_and_never_more_than_is_left(
         assert run.handed_over(5)[4] == 60
         run.comes(made(2))
         assert run.handed_over(6)[5] == 60
-    assert run.ledger.n_lm_calls == 30 + 2 + 2 * FIRST + 2 * 60
+    assert run.ledger.taken.n_lm_calls == 30 + 2 + 2 * FIRST + 2 * 60
 
 
 def test_a_request_waits_for_what_those_under_way_may_give_back() -> None:
@@ -127,11 +127,11 @@ def test_a_lost_workers_reservation_counts_as_spent_and_the_request_is_made_thre
     failure = run.result_after(lost, lost, RuntimeError("killed worker"))
     assert failure.kind == "worker"
     assert "3 times" in failure.message and "killed worker" in failure.message
-    assert run.ledger.n_lm_calls == 3 * FIRST
+    assert run.ledger.taken.n_lm_calls == 3 * FIRST
     assert len({name for _, _, name in run.held.given}) == 3
 
 
 def test_a_request_that_the_executor_cancels_is_made_again() -> None:
     run = Coordinator(1, max_lm_calls=1000)
     assert run.result_after(CancelledError(), made(2)).score == 1.0
-    assert run.ledger.n_lm_calls == FIRST + 2
+    assert run.ledger.taken.n_lm_calls == FIRST + 2

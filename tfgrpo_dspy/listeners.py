@@ -110,7 +110,7 @@ class Progress:
     def _state(self) -> str:
         limit = "" if self._max_lm_calls is None else f"/{self._max_lm_calls}"
         scores = "".join(f", {name} {score:z.3f}" for name, score in self._scores.items())
-        return f"{self._phase} {self._ledger.n_lm_calls}{limit} calls{scores}"
+        return f"{self._phase} {self._ledger.taken.n_lm_calls}{limit} calls{scores}"
 
     def show_rollout(self, role: str) -> None:
         """Move on by one rollout of this role."""
@@ -133,7 +133,7 @@ class Progress:
 
     def tick(self, n: int = 0) -> None:
         """Move on by `n` rollouts, and refresh the bar, if it was not refreshed for a while."""
-        dollars = f", ${self._ledger.cost:.4f}" if self._ledger.cost else ""
+        dollars = f", ${cost:.4f}" if (cost := self._ledger.taken.cost) else ""
         self._bar.set_description_str(self._state, refresh=False)
         self._bar.set_postfix_str(f"{self._about}{dollars}", refresh=False)
         self._bar.update(n)
@@ -215,7 +215,8 @@ class RunReport:
         self.tell(decided)
         limits = {name: n for name, n in asdict(self._settings.budget).items() if n is not None}
         n_metric_calls, minutes = ledger.n_metric_calls_made, ledger.seconds / 60
-        self.tell(BudgetUsed(ledger.n_lm_calls, n_metric_calls, ledger.cost, minutes, limits))
+        taken = ledger.taken
+        self.tell(BudgetUsed(int(taken.n_lm_calls), n_metric_calls, taken.cost, minutes, limits))
 
     def tell(self, event: Event) -> None:
         """Call each listener with the event; what it raises is counted, and ends nothing."""
@@ -232,7 +233,9 @@ class RunReport:
         why = self._why_nothing_was_learned(ended_because, **fields) if is_student else ""
         if is_student and not ledger.is_failure:
             logger.warning("nothing was learned: %s", why)
-        n_lost, lost = ledger.lost
+        of_results = sum(self._usage.values(), Usage())
+        n_lost = max(0, int(ledger.taken.n_lm_calls) - of_results.n_lm_calls)
+        lost = max(0.0, ledger.taken.cost - of_results.cost_usd) if n_lost else 0.0
         noted = {"parameter left out": len(ledger.left_out), "unseen call": ledger.n_unseen}
         return RunResults(
             updates=tuple(self._updates),

@@ -21,7 +21,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget import faults
-from tfgrpo_dspy.budget.ledger import LONGEST_WAIT_S, Ledger, Reservation, Sampled
+from tfgrpo_dspy.budget.ledger import LONGEST_WAIT_S, NOTHING, Amount, Ledger, Reservation, Sampled
 from tfgrpo_dspy.budget.prices import Prices, price_of, token_price
 from tfgrpo_dspy.dspy_seam import (
     ACTIVE_CALL_ID,
@@ -133,7 +133,8 @@ class Meter:
                 self.ledger.fail(f"max_cost: {price}")
             cost = price.most(args, kwargs, n)
             self.dearest_call = max(self.dearest_call, cost)
-        return self.ledger.take(n, cost, self._abandoned, leaves_lessons=self._leaves_lessons)
+        amount = Amount(n, cost=cost)
+        return self.ledger.take(amount, self._abandoned, leaves_lessons=self._leaves_lessons)
 
     def settle(
         self, lm: Any, taken: Reservation, used: Usage | None, error: BaseException | None = None
@@ -143,21 +144,21 @@ class Meter:
         The entry, if there is one, is counted already. A request that was refused is no call.
         """
         if used is not None:
-            cost = used.cost_usd or (taken.cost if used.n_lm_calls else 0.0)
-            self.ledger.settle(taken, used.n_lm_calls, cost)
+            cost = used.cost_usd or (taken.amount.cost if used.n_lm_calls else 0.0)
+            self.ledger.settle(taken, Amount(used.n_lm_calls, cost=cost))
             return
-        n, cost = taken.n_calls, taken.cost
+        n, cost = int(taken.amount.n_lm_calls), taken.amount.cost
         if isinstance(error, CallSparedError):
-            self.ledger.settle(taken, 0, 0.0)
+            self.ledger.settle(taken, NOTHING)
             return
         if isinstance(error, dspy.LMError):
             if faults.is_rate_limit(error):
                 asked = faults.retry_after(error)
                 self.ledger.pause(str(lm.model), asked and min(asked, LONGEST_PAUSE_S))
             n, cost = n * (not faults.is_refused(error)), cost * faults.is_unanswered(error)
-        failed = taken.n_calls * (error is not None)
+        failed = int(taken.amount.n_lm_calls) * (error is not None)
         self.count(Usage(n, n_failed_calls=failed, cost_usd=cost))
-        self.ledger.settle(taken, n, cost)
+        self.ledger.settle(taken, Amount(n, cost=cost))
 
     @contextmanager
     def attempting(self, call: "_Retried", taken: Reservation) -> Iterator[dict[str, Any]]:
@@ -177,7 +178,7 @@ class Meter:
         finally:
             _ATTEMPT.reset(token)
             if error is not None and not used and self._leaves_out(lm, allowed, error):
-                self.ledger.settle(taken, 0, 0.0)
+                self.ledger.settle(taken, NOTHING)
                 error = None
             else:
                 self.settle(lm, taken, used[-1] if used else None, error)
@@ -447,7 +448,7 @@ class CallWatcher(BaseCallback):
         if ledger.budget.max_cost is not None and not has_price:
             ledger.stop(f"max_cost: DSPy knows no price of {lm.model}.", is_failure=True)
         with meter.noting(lm):
-            ledger.charge(lm.model, used.n_lm_calls, used.cost_usd)
+            ledger.charge(lm.model, Amount(used.n_lm_calls, cost=used.cost_usd))
 
     def on_lm_end(
         self,

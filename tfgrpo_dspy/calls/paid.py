@@ -2,20 +2,25 @@
 
 A run ends where too many of them fail. What is kept pays for measuring student and result. It
 follows what rollouts take: the account of the decided updates says how the next batch is planned,
-that of all rollouts so far (which depends on the clock) what the ledger refuses.
+that of all rollouts so far (which depends on the clock) what the ledger refuses. Whole updates are
+counted in their order, and answers from a cache like calls: so a run that is repeated, with other
+threads or a warm cache, plans the same batches.
 """
 
+import functools
 import math
+import operator
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.budget.ledger import COST_MARGIN, LIMITS, Account, Amount, Budget, Ledger
+from tfgrpo_dspy.budget.ledger import LIMITS, NOTHING, Amount, Ledger
 from tfgrpo_dspy.errors import TrainingCut, sentence
 from tfgrpo_dspy.listeners import RunReport
 from tfgrpo_dspy.outside import printable
@@ -32,142 +37,154 @@ from tfgrpo_dspy.tasks.executors import RemoteRollouts, workers_of
 from tfgrpo_dspy.tasks.pool import Job, Pool, Priority
 from tfgrpo_dspy.wording import shortened
 
+N_RECENT = 2  # an update is expected to cost as much as the dearer of the last two
+COST_MARGIN = 1.5
+"""Factor for dollars: a rollout with a library has a longer prompt than those before it."""
+SPREADS = 2.0  # how many standard deviations above the mean is reckoned with
 BESIDE_S = 1.0  # of the time at the end, for what is no rollout
 TIME_MARGIN = 2.0  # how much longer than expected the end may take, and what is under way then
 
 
-class Reserve:
-    """Keeps in the ledger what the end of a run needs; `account` holds all rollouts so far."""
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The amounts that a run has taken, and by them what it will need.
 
-    def __init__(self, settings: RunSettings, ledger: Ledger, pool: Pool) -> None:
-        data = settings.data
-        dollars = 0.0 if math.isnan(data.dollars_per_rollout) else data.dollars_per_rollout
+    The means leave out rollouts that go on from a step of another one, or did not end.
+    """
+
+    settings: RunSettings
+    used: Amount = NOTHING
+    rollouts: Amount = NOTHING  # of what was used, by the whole ones
+    squares: Amount = NOTHING  # the sums of the squares of these
+    dearest: Amount = NOTHING  # the most that one of them took
+    dearest_call: float = 0.0  # the most dollars that were set aside for one call
+    n_rollouts: int = 0
+    reflections: Amount = NOTHING
+    recent: tuple[Amount, ...] = ()  # what each of the latest updates has taken for an example
+
+    def after_rollouts(self, rollouts: Sequence[Rollout]) -> "Account":
+        """The account when these rollouts are made."""
+        amounts = [_with_cached(r.usage + r.metric_usage, r.n_metric_calls) for r in rollouts]
+        pairs = zip(rollouts, amounts, strict=True)
+        whole = [a for r, a in pairs if r.n_replayed is None and not _is_cut_short(r)]
+        squares = [Amount(*(number**2 for number in amount)) for amount in whole]
+        return replace(
+            self,
+            used=sum(amounts, self.used),
+            rollouts=sum(whole, self.rollouts),
+            squares=sum(squares, self.squares),
+            dearest=functools.reduce(operator.or_, whole, self.dearest),
+            dearest_call=max([self.dearest_call, *(r.dearest_call for r in rollouts)]),
+            n_rollouts=self.n_rollouts + len(whole),
+        )
+
+    def after_update(
+        self, rollouts: Sequence[Rollout], reflections: Usage, n_examples: float
+    ) -> "Account":
+        """The account after a decided update of `n_examples` examples with groups of usual size."""
+        account, answers = self.after_rollouts(rollouts), _with_cached(reflections)
+        used, recent = account.used + answers, self.recent
+        if n_examples:
+            recent = (*recent, (used - self.used) / n_examples)[-N_RECENT:]
+        all_answers = self.reflections + answers
+        return replace(account, used=used, reflections=all_answers, recent=recent)
+
+    @property
+    def per_rollout(self) -> Amount:
+        """What a rollout takes on average."""
+        data = self.settings.data
         assumed = Amount(data.calls_per_rollout, data.n_metric_calls)
-        answer = Amount(1.0, 0, dollars)
-        self.account = Account(settings.budget, assumed=assumed, assumed_answer=answer)
-        self._settings, self._ledger, self._pool = settings, ledger, pool
-        self._seconds: list[float] = []
-        self.lessons: Callable[[], Amount] = Amount  # what the batches under way still need
-        self.n_begun = 0  # training rollouts that are under way
-        self._turns: list[object] = []
-        self.renew()
+        return self.rollouts / self.n_rollouts if self.n_rollouts else assumed
 
-    def n_rollouts(self, account: Account) -> int:
+    @property
+    def per_answer(self) -> Amount:
+        """What an answer of the reflection LM takes on average."""
+        n, dollars = self.reflections.n_lm_calls, self.settings.data.dollars_per_rollout
+        assumed = Amount(1, 0, 0.0 if math.isnan(dollars) else dollars)
+        return self.reflections / n if n else assumed
+
+    @property
+    def per_example(self) -> Amount:
+        """What an example of an update takes: rollouts, its part of a lesson, retries as before."""
+        settings, answer = self.settings, self.per_answer
+        group_size = 0 if settings.data.is_recorded else settings.group_size
+        lesson = replace(answer, cost=answer.cost / settings.groups_per_call)
+        return functools.reduce(operator.or_, self.recent, self.per_rollout * group_size + lesson)
+
+    @property
+    def later(self) -> Amount:
+        """What a later rollout takes on average; its metric is not asked about predictors."""
+        usual, n_metric_calls = self.per_rollout, min(1, self.settings.data.n_metric_calls)
+        return replace(usual, n_metric_calls=n_metric_calls, cost=COST_MARGIN * usual.cost)
+
+    def expected(self, n_rollouts: int) -> Amount:
+        """An amount that `n_rollouts` hardly exceed: two standard deviations above the mean."""
+        mean, n = self.per_rollout, max(1, self.n_rollouts)
+        pairs = zip(self.squares, mean, strict=True)
+        sds = Amount(*(math.sqrt(max(0.0, square / n - each**2)) for square, each in pairs))
+        spread = sds * (SPREADS * math.sqrt(n_rollouts)) if self.n_rollouts else NOTHING
+        return mean * n_rollouts + spread
+
+    def of_later(self, n_rollouts: int) -> Amount:
+        """The amount to keep for later rollouts: at least that of two as dear as the dearest."""
+        two = min(2, n_rollouts) * self.dearest.n_lm_calls
+        calls = max(self.expected(n_rollouts).n_lm_calls, two)
+        return replace(self.later * n_rollouts, n_lm_calls=calls)
+
+    @property
+    def n_of_end(self) -> int:
         """How many rollouts the end needs; fewer where one takes more than was assumed."""
-        settings, per_rollout = self._settings, account.per_rollout
+        settings, data, times = self.settings, self.settings.data, [1.0]
         if settings.metric is None:
             return 0
-        data, times = settings.data, [1.0]
         if settings.max_lm_calls is not None:
-            times.append(per_rollout.n_lm_calls / data.calls_per_rollout)
+            times.append(self.per_rollout.n_lm_calls / data.calls_per_rollout)
         if settings.max_cost is not None and data.dollars_per_rollout > 0:
-            times.append(per_rollout.cost / data.dollars_per_rollout)
+            times.append(self.per_rollout.cost / data.dollars_per_rollout)
         return max(min(settings.reserve, data.smallest_end), int(settings.reserve / max(times)))
 
-    def amount(self, account: Account, dearest: float = 0.0) -> Amount:
+    @property
+    def last_call(self) -> float:
+        """The dollars that must be left for the last call to be made: the worst, as is known."""
+        return max(self.settings.data.dollars_of_dearest_call, self.dearest_call)
+
+    @property
+    def of_end(self) -> Amount:
         """The amount that the end needs: of a limit at most `MOST_SHARE`, and the test set.
 
-        The last call is made only if the worst that it may cost is left. Where rollouts take as
-        many calls as was assumed, the schedule has looked whether they are there; it refuses no
-        limit that would be too small for what is only assumed.
+        Where rollouts take as many calls as was assumed, the schedule has looked whether they are
+        there; it refuses no limit that would be too small for what is only assumed.
         """
-        settings, data = self._settings, self._settings.data
-        of_test = account.later * (data.n_of_test_set if settings.metric else 0)
-        kept = account.reserve(self.n_rollouts(account))
-        kept += Amount(cost=max(data.dollars_of_dearest_call, dearest))
-        limits = (settings.max_lm_calls, None, settings.max_cost)
+        settings, data = self.settings, self.settings.data
+        of_test = self.later * (data.n_of_test_set if settings.metric else 0)
+        kept = self.of_later(self.n_of_end) + Amount(cost=self.last_call)
         are_there = kept.n_lm_calls + of_test.n_lm_calls < (settings.max_lm_calls or math.inf)
-        if are_there and account.per_rollout.n_lm_calls <= data.calls_per_rollout:
-            limits = (None, None, settings.max_cost)
-        rows = zip(limits, kept, of_test, strict=True)
-        return Amount(*(_at_most(limit, more, test) + test for limit, more, test in rows))
+        is_as_assumed = are_there and self.per_rollout.n_lm_calls <= data.calls_per_rollout
+        limits = (None if is_as_assumed else settings.max_lm_calls, None, settings.max_cost)
+        parts = [
+            more if most is None else max(0.0, min(more, MOST_SHARE * (most - test)))
+            for most, more, test in zip(limits, kept, of_test, strict=True)
+        ]
+        return Amount(*parts) + of_test
 
-    def note(self, rollout: Rollout, seconds: float | None) -> None:
-        """Count a training rollout and the seconds that it took; None if it was replayed."""
-        self.account = self.account.after_rollouts([rollout])
-        is_cut = rollout.failure is not None and rollout.failure.kind.is_cut_short
-        self.n_begun -= seconds is not None
-        if seconds is not None and not is_cut:
-            self._seconds.append(seconds)
-        self.renew()
-
-    def renew(self) -> None:
-        """Let nothing else take what the end of the run needs, by what rollouts took so far."""
-        with self._pool.lock:
-            account, data = self.account, self._settings.data
-            amount = self.amount(account, self._ledger.dearest)
-            if not account.n_rollouts and self.n_rollouts(account):  # nobody knows what one takes
-                dearest = MIN_PROGRAMS_MEASURED * CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
-                half = MOST_SHARE * (self._settings.max_lm_calls or math.inf)
-                dollars = dearest * account.per_answer.cost / data.calls_per_rollout
-                most = MOST_SHARE * (self._settings.max_cost or math.inf)
-                amount |= Amount(min(dearest, half), cost=min(dollars, most))
-            self._ledger.set_reserve(
-                Budget(
-                    max_lm_calls=math.ceil(amount.n_lm_calls),
-                    max_metric_calls=math.ceil(amount.n_metric_calls),
-                    max_cost=self._dollars(account, amount.cost),
-                    max_minutes=self._minutes(self.n_rollouts(account) + data.n_of_test_set),
-                ),
-                n_lessons=math.ceil(self.lessons().n_lm_calls),
-            )
-
-    def _dollars(self, account: Account, planned: float) -> float:
-        """Less than planned with, to cut no batch, but the smallest end, and two dear rollouts."""
-        last = self.dearest_call
-        n = min(self.n_rollouts(account), self._settings.data.smallest_end)
-        n_of_test = self._settings.data.n_of_test_set if n else 0
-        smallest = last + account.per_rollout.cost * (n + n_of_test)
-        two = last + COST_MARGIN * max(account.dearest.cost, account.per_rollout.cost) * min(2, n)
-        return max(MOST_SHARE * planned, min(planned, smallest), two)
-
-    @property
-    def dearest_call(self) -> float:
-        """The most dollars that one call may cost, as far as is known; a replay knows as much."""
-        return max(self._settings.data.dollars_of_dearest_call, self._ledger.dearest)
-
-    def _minutes(self, n_rollouts: int) -> float:
-        """For these though they are slower, and for what is under way when the training ends."""
-        most = MOST_SHARE * (self._settings.max_minutes or math.inf)
-        if not self._seconds or not n_rollouts:  # nobody knows what one takes
-            return most if n_rollouts else 0.0
-        mean, longest = sum(self._seconds) / len(self._seconds), max(self._seconds)
-        seconds = (n_rollouts * mean / self._settings.threads + longest) * TIME_MARGIN
-        return min((seconds + BESIDE_S) / 60, most)
-
-    @property
-    def is_tight(self) -> bool:
-        """Whether the first batches may not fit if a rollout takes twice what is assumed."""
-        n = self.n_rollouts(self.account) + 2 * self._settings.rollouts_of_update
-        return not self._pays_for(2 * n)
-
-    @contextmanager
-    def turn(self, n_rollouts: int) -> Iterator[bool]:
-        """Whether so many further rollouts may begin within: all of them are paid for.
-
-        They come out of what is left beside what is kept, and what the rollouts under way take.
-        They are let in one after the other, in the order in which they ask; if the rollouts under
-        way may leave enough, they are waited for.
-        """
-        turn, turns = object(), self._turns
-        turns.append(turn)
-        try:
-            self._pool.until(
-                lambda: turns[0] is turn and (not self.n_begun or self._pays_for(n_rollouts))
-            )
-            yield self._pays_for(n_rollouts)
-        finally:
-            turns.remove(turn)
-            self._pool.wake()
-
-    def _pays_for(self, n_rollouts: int) -> bool:
-        needed = self.account.expected(self.n_begun + n_rollouts) + self.lessons()
-        pairs = zip(LIMITS, needed, strict=True)
-        return not n_rollouts or all(n <= self._ledger.left(name) for name, n in pairs)
+    def n_fitting(self, amount: Amount, kept: Amount) -> tuple[float, str]:
+        """How often it fits into what is left beside `kept`; and the limit that says so."""
+        limits = (getattr(self.settings.budget, name) for name in LIMITS)
+        fitting = {
+            name: max(0.0, math.floor((limit - used) / one + 1e-9))
+            for name, limit, used, one in zip(LIMITS, limits, self.used + kept, amount, strict=True)
+            if limit is not None and one > 0
+        }
+        name = min(fitting, key=lambda name: fitting[name], default="")
+        return fitting.get(name, math.inf), name
 
 
-def _at_most(limit: float | None, kept: float, of_test: float) -> float:
-    return kept if limit is None else max(0.0, min(kept, MOST_SHARE * (limit - of_test)))
+def _with_cached(usage: Usage, n_metric_calls: int = 0) -> Amount:
+    return Amount(usage.n_answers, n_metric_calls, usage.cost_usd)
+
+
+def _is_cut_short(rollout: Rollout) -> bool:
+    return rollout.failure is not None and rollout.failure.kind.is_cut_short
 
 
 Kept = TypeVar("Kept")
@@ -181,15 +198,18 @@ class Calls:
     """Makes and counts the calls of a run, under the limits of its ledger. Raises StoreError."""
 
     def __init__(self, settings: RunSettings, journal: Journal) -> None:
-        self.ledger = Ledger(settings.budget)
+        self.ledger, self.journal, self._settings = Ledger(settings.budget), journal, settings
         self.ledger.clean = journal.redacted
-        self.journal = journal
         self.pool, self.remote = _pool_of(settings, self.ledger)
-        self.reserve = Reserve(settings, self.ledger, self.pool)
         self.report = RunReport(settings, self.ledger, journal.redacted)
         self.pool.on_wait = self.report.progress.tick
-        self._max_errors, self._is_offline = settings.execution.max_errors, settings.offline
         self._n_done, self._errors = 0, Counter[str]()
+        self.so_far = Account(settings)  # of all training rollouts
+        self._seconds: list[float] = []  # that each of them took
+        self.lessons: Callable[[], Amount] = Amount  # what the batches under way still need
+        self.n_begun = 0  # training rollouts that are under way
+        self._turns: list[object] = []
+        self.renew()
 
     def begin(
         self,
@@ -213,7 +233,11 @@ class Calls:
         """
 
         def counted(result: Result, seconds: float | None) -> Result:
-            self._count(role, result, seconds)
+            self._n_done += 1  # also what an earlier start did: its failures are tried again
+            self.report.count(role, result, is_replayed=seconds is None)
+            failure = _failure_of(result)
+            if seconds is not None and failure is not None and failure.kind.is_error:
+                self._count_error(failure)
             count(result, seconds)
             return result
 
@@ -222,7 +246,7 @@ class Calls:
             result: Any = without(outcome, str(job)) if is_cut else outcome
             if result is NOT_ASKED:
                 return result
-            failure = failure_of(result)
+            failure = _failure_of(result)
             is_lost = failure is not None and not failure.kind.is_recorded
             kept = self.journal.keep(key, result, kind, is_lost)
             return counted(kept, time.monotonic() - job.begun_s)
@@ -241,56 +265,108 @@ class Calls:
         """The recorded result, which costs what it cost when it was made. Raises RunStopped."""
         record = self.journal.find(key, kind)
         if record is not None:
-            n_calls, cost, n_metric_calls = taken(record)
-            self.ledger.spend(n_calls, cost, n_metric_calls)
+            self.ledger.spend(Amount.of(record))
         elif self.journal.cut_because:
             self.ledger.end(self.journal.cut_because)
-        elif self._is_offline:
+        elif self._settings.offline:
             raise self.journal.missing(name)
         return record
 
-    def _count(self, role: str, result: Rollout | Answer, seconds: float | None) -> None:
-        """Count a result as it is kept, without secrets."""
-        n_calls, cost, _ = taken(result)
-        self.ledger.note_used(n_calls, cost)
-        self._n_done += 1  # also what an earlier start did: its failures are tried again
-        self.report.count(role, result, is_replayed=seconds is None)
-        if seconds is not None:
-            self._check_errors(failure_of(result))
-
-    def _check_errors(self, failure: Failure | None) -> None:
-        """Count a failure of this start; end the run where too much of all that is done failed."""
-        if failure is None or not failure.kind.is_error:
-            return
+    def _count_error(self, failure: Failure) -> None:
+        """Count an error of this start; end the run where too much of all that is done failed."""
         message = failure.message.partition(" on the example ")[0]  # equal but for the example
         self._errors[shortened(printable(message), QUOTED_BYTES)] += 1
-        max_errors = self._max_errors
+        max_errors, n_errors = self._settings.execution.max_errors, self._errors.total()
         allowed = max(ERRORS_ALLOWED, self._n_done // 2) if max_errors is None else max_errors
-        n_errors = self._errors.total()
         if n_errors > allowed:
             ((message, times),) = self._errors.most_common(1)
             rule = "without max_errors the run" if max_errors is None else "max_errors"
+            way_out = WAYS_OUT.get(failure.kind, f"in the {failure.kind}")
             self.ledger.stop(
                 f"{n_errors} of {self._n_done} rollouts and reflections failed, and {rule} allows "
                 f"{allowed}. The most frequent error ({times} of {n_errors}): {sentence(message)} "
-                f"Fix its cause ({_way_out(failure)}), or pass a higher Execution(max_errors=).",
+                f"Fix its cause ({way_out}), or pass a higher Execution(max_errors=).",
                 is_failure=True,
             )
 
+    # ------------------------------------------------------------------ what is kept for the end
 
-def failure_of(result: Rollout | Answer) -> Failure | None:
+    def note_training(self, rollout: Rollout, seconds: float | None) -> None:
+        """Count a training rollout and the seconds that it took; None if it was replayed."""
+        self.so_far = self.so_far.after_rollouts([rollout])
+        self.n_begun -= seconds is not None
+        if seconds is not None and not _is_cut_short(rollout):
+            self._seconds.append(seconds)
+        self.renew()
+
+    def renew(self) -> None:
+        """Let nothing else take what the end of the run needs, by what rollouts took so far.
+
+        In dollars that is less than is planned with, to cut no batch, but the smallest end, and two
+        dear rollouts. In time it is enough for slower rollouts, and for what is under way then.
+        """
+        with self.pool.lock:
+            account, settings, data = self.so_far, self._settings, self._settings.data
+            n, last, amount = account.n_of_end, account.last_call, account.of_end
+            calls, dollars, minutes = (
+                MOST_SHARE * (limit or math.inf)
+                for limit in (settings.max_lm_calls, settings.max_cost, settings.max_minutes)
+            )
+            if not account.n_rollouts and n:  # nobody knows what one takes
+                most = MIN_PROGRAMS_MEASURED * CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
+                cost = most * account.per_answer.cost / data.calls_per_rollout
+                amount |= Amount(min(most, calls), cost=min(cost, dollars))
+            usual, n_least = account.per_rollout.cost, min(n, data.smallest_end)
+            smallest = last + usual * (n_least + data.n_of_test_set * (n_least > 0))
+            two = last + COST_MARGIN * max(account.dearest.cost, usual) * min(2, n_least)
+            cost = max(MOST_SHARE * amount.cost, min(amount.cost, smallest), two)
+            n_and_test, seconds = n + data.n_of_test_set, 60 * minutes
+            if self._seconds and n_and_test:
+                mean, longest = sum(self._seconds) / len(self._seconds), max(self._seconds)
+                needed = (n_and_test * mean / settings.threads + longest) * TIME_MARGIN
+                seconds = min(needed + BESIDE_S, seconds)
+            n_calls, n_metric_calls = map(math.ceil, (amount.n_lm_calls, amount.n_metric_calls))
+            self.ledger.keep(
+                Amount(n_calls, n_metric_calls, cost),
+                seconds if n_and_test else 0.0,
+                math.ceil(self.lessons().n_lm_calls),
+            )
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether the first batches may not fit if a rollout takes twice what is assumed."""
+        n = self.so_far.n_of_end + 2 * self._settings.rollouts_of_update
+        return not self._pays_for(2 * n)
+
+    @contextmanager
+    def turn(self, n_rollouts: int) -> Iterator[bool]:
+        """Whether so many further rollouts may begin within: all of them are paid for.
+
+        They come out of what is left beside what is kept, and what the rollouts under way take.
+        They are let in one after the other, in the order in which they ask; if the rollouts under
+        way may leave enough, they are waited for.
+        """
+        turn, turns = object(), self._turns
+        turns.append(turn)
+        try:
+            self.pool.until(
+                lambda: turns[0] is turn and (not self.n_begun or self._pays_for(n_rollouts))
+            )
+            yield self._pays_for(n_rollouts)
+        finally:
+            turns.remove(turn)
+            self.pool.wake()
+
+    def _pays_for(self, n_rollouts: int) -> bool:
+        needed = self.so_far.expected(self.n_begun + n_rollouts) + self.lessons()
+        return not n_rollouts or all(map(operator.le, needed, self.ledger.left()))
+
+
+def _failure_of(result: Rollout | Answer) -> Failure | None:
     """The failure of a rollout, or of an answer that was lost."""
     if isinstance(result, Rollout):
         return result.failure
     return Failure(FailureKind.PROVIDER, result.error) if result.is_lost else None
-
-
-def taken(result: Any) -> tuple[int, float, int]:
-    """The LM calls, dollars and metric calls of a rollout or an answer; none of an approval."""
-    usage, n_metric_calls = getattr(result, "usage", Usage()), 0
-    if isinstance(result, Rollout):
-        usage, n_metric_calls = usage + result.metric_usage, result.n_metric_calls
-    return usage.n_lm_calls, usage.cost_usd, n_metric_calls
 
 
 def _pool_of(settings: RunSettings, ledger: Ledger) -> tuple[Pool, RemoteRollouts | None]:
@@ -305,13 +381,11 @@ def _pool_of(settings: RunSettings, ledger: Ledger) -> tuple[Pool, RemoteRollout
     return pool, RemoteRollouts(ledger, executor, n_at_once)
 
 
-def _way_out(failure: Failure) -> str:
-    """The argument that most often helps against such failures, or where their cause is."""
-    ways = {
-        "provider": "arguments of dspy.LM such as the name of the model, api_key or num_retries, a "
-        f'lower num_threads where a rate limit is reached, temperature="{OWN}" where a sampling '
-        "parameter is refused",
-        "timeout": "a higher Execution(rollout_timeout_s=), or a lower num_threads",
-        "worker": "the memory and the packages of the executor's workers",
-    }
-    return ways.get(failure.kind, f"in the {failure.kind}")
+WAYS_OUT = {
+    "provider": "arguments of dspy.LM such as the name of the model, api_key or num_retries, a "
+    f'lower num_threads where a rate limit is reached, temperature="{OWN}" where a sampling '
+    "parameter is refused",
+    "timeout": "a higher Execution(rollout_timeout_s=), or a lower num_threads",
+    "worker": "the memory and the packages of the executor's workers",
+}
+"""By kind of failure, the argument that most often helps, or where the cause is."""

@@ -215,7 +215,7 @@ class ReflectionClient:
     def _note_asked(self, batch: Occasion) -> None:
         with self._calls.pool.lock:
             self.n_asked[batch.update] += 1
-            self._calls.reserve.renew()
+            self._calls.renew()
 
     def _answer(self, question: "_Question", batch: Occasion, _job: Job[Answer]) -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""

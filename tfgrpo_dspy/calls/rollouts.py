@@ -85,7 +85,7 @@ class Rollouts:
                 usual=usual,
                 place=place,
             )
-            self._calls.reserve.n_begun += self._role == "rollout" and not job.is_done
+            self._calls.n_begun += self._role == "rollout" and not job.is_done
         return job
 
     def begin_extra(
@@ -100,7 +100,7 @@ class Rollouts:
         if any(record is not None and record.failure == NO_MORE for record in records):
             return None
         missing = [sample for sample, record in zip(others, records, strict=True) if record is None]
-        with self._calls.reserve.turn(len(missing)) as is_paid:
+        with self._calls.turn(len(missing)) as is_paid:
             if is_paid:
                 return [self.begin(sample, priority) for sample in samples]
         for sample in () if self._inputs.settings.offline else missing:
@@ -132,9 +132,8 @@ class Rollouts:
         return sample.failed(Failure(FailureKind.TIMEOUT, message))
 
     def _count(self, sample: Sample, rollout: Rollout, seconds: float | None) -> None:
-        self._calls.ledger.note_dearest(rollout.dearest_call)
         if self._role == "rollout":
-            self._calls.reserve.note(rollout, seconds)
+            self._calls.note_training(rollout, seconds)
         is_whole = rollout.failure is None and sample.start is None
         if is_whole and sample.additions.is_for_all(self._inputs.predictors):
             self._calls.report.count_advice(rollout)

@@ -13,9 +13,9 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget.ledger import Account, Amount
+from tfgrpo_dspy.budget.ledger import Amount
 from tfgrpo_dspy.budget.prices import Prices, token_price
-from tfgrpo_dspy.calls.paid import Calls
+from tfgrpo_dspy.calls.paid import Account, Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
@@ -129,24 +129,24 @@ class Measurements:
         as there is budget for if each takes what the dearest has taken. So which examples are
         finished does not depend on the number of threads.
         """
-        ledger = self._calls.ledger
+        left = self._calls.ledger.left()
         n_of_one = sum(place == places[0] for place in places)
-        if not ledger.limits_lm_calls:
+        if math.isinf(left.n_lm_calls) and math.isinf(left.cost):
             return len(places)
         usages = [r.usage + r.metric_usage for r in (*self._rollouts.values(), *more)]
         if not usages:
             return n_of_one
         calls = max(usage.n_answers for usage in usages)
         cost = max(usage.cost_usd for usage in usages)
-        fitting = [math.inf if not each else ledger.left(name) / each
-                   for name, each in (("max_lm_calls", calls), ("max_cost", cost))]  # fmt: skip
+        fitting = [math.inf if not each else most / each
+                   for most, each in ((left.n_lm_calls, calls), (left.cost, cost))]  # fmt: skip
         n_examples = max(1, min(len(places), *fitting) // n_of_one)
         return int(n_examples * n_of_one)
 
     def make_all(self, n_examples: int) -> None:
         """Make the rollouts of all candidates on `n_examples`, as far as the budget reaches."""
         n_candidates = len(self.candidates)
-        n_left = self._calls.ledger.left("max_metric_calls") / n_candidates
+        n_left = self._calls.ledger.left().n_metric_calls / n_candidates
         n = int(min(n_examples, max(1, n_left)))
         with suppress(RunStopped):
             self.make([(c, place) for place in range(n) for c in range(n_candidates)])
@@ -358,10 +358,11 @@ class FinalChoice:
         testset = self._inputs.testset
         n_more = 2 * (len(testset) - self._settings.data.n_test)
         if n_more > 0:
-            more = self._history.latest.account.reserve(n_more)
-            more += Amount(cost=self._calls.reserve.dearest_call)
+            account = self._history.latest.account
+            more = account.of_later(n_more) + Amount(cost=account.last_call)
+            n_calls, n_metric_calls = map(math.ceil, (more.n_lm_calls, more.n_metric_calls))
             self._journal.cut_because = ""
-            self._ledger.raise_limits(more.n_lm_calls, more.n_metric_calls, more.cost)
+            self._ledger.open_reserve(Amount(n_calls, n_metric_calls, more.cost))
         candidates = _with_student(self._history, best)
         measured = self._measurements("test", testset, candidates)
         measured.make_all(len(testset))
@@ -459,13 +460,10 @@ class FinalChoice:
 
     def _n_left(self, account: Account, n_reserved: int) -> int | None:
         """How many rollouts the budget pays for beside these; None: it sets no limit."""
-        later, used, ledger = account.later, account.used, self._ledger
-        lost = Amount(  # calls that came to nothing, and the worst that the last call may cost
-            max(0.0, ledger.n_lm_calls - used.n_lm_calls),
-            max(0.0, ledger.n_metric_calls - used.n_metric_calls),
-            self._calls.reserve.dearest_call,
-        )
-        n, _ = account.n_fitting(later, later * n_reserved + lost)
+        later, lost = account.later, (self._ledger.taken - account.used) | Amount()
+        # calls that came to nothing, and the worst that the last call may cost
+        kept = later * n_reserved + replace(lost, cost=account.last_call)
+        n, _ = account.n_fitting(later, kept)
         return None if math.isinf(n) else int(n)
 
 

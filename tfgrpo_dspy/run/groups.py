@@ -49,7 +49,7 @@ class Groups:
         rollouts: list[Rollout] = []
         for wave in filter(None, (samples[:N_FIRST], samples[N_FIRST:])):
             begun = [self._sampler.begin(each, self._priority(batch)) for each in wave]
-            if self._calls.reserve.is_tight:  # what they take says what may begin besides
+            if self._calls.is_tight:  # what they take says what may begin besides
                 self._calls.pool.until(lambda: all(job.is_done for job in begun))  # noqa: B023
             for rollout in self._calls.pool.as_done(begun):
                 if _works(rollout):

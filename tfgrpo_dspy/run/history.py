@@ -43,10 +43,10 @@ class History:
         start = library_in(inputs.student)
         decision = Decision(start, "the library of the student")
         self.start = start
-        self.updates = [Update(0, decision, calls.reserve.account)]
-        self.plan = Planner(inputs, strategies, calls.ledger, calls.reserve, self.updates)
+        self.updates = [Update(0, decision, calls.so_far)]
+        self.plan = Planner(inputs, strategies, calls.ledger, self.updates)
         self.first: tuple[Rollout, ...] = ()  # of the first batch, where rewards depend on it
-        calls.reserve.lessons = self._lessons_to_come
+        calls.lessons = self._lessons_to_come
         self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
         self._client, self._strategies = client, strategies
         self.changes = Changes(self._texts)
@@ -175,7 +175,7 @@ class History:
         )
         self.updates.append(update)
         self._log_switched()
-        calls.reserve.renew()
+        calls.renew()
         library = before.decision.library
         changes = self.changes.of_update(
             library, proposed, extracted.groups, extracted.lessons, update.decision

@@ -17,7 +17,6 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.calls.paid import Reserve
 from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection.modules import Answer
@@ -184,7 +183,6 @@ class Planner:
         inputs: RunInputs,
         strategies: Strategies,
         ledger: Ledger,
-        reserve: Reserve,
         updates: Sequence[Update],  # the start and the decided ones, which somebody else appends
     ) -> None:
         settings = self._settings = inputs.settings
@@ -197,7 +195,7 @@ class Planner:
         n_epochs = 1 if is_recorded else settings.epochs
         self.n_updates = self.n_drafts + n_epochs * self.n_batches
         self._inputs, self._strategies, self._updates = inputs, strategies, updates
-        self._ledger, self._reserve = ledger, reserve
+        self._ledger = ledger
         self._group_size = 0 if is_recorded else settings.group_size
         self._visits: Counter[int] = Counter()
         self._is_over = False
@@ -322,10 +320,9 @@ class Planner:
         of_draft = self._settings.drafts + self._settings.n_briefs * len(self._inputs.predictors)
         n_drafts = of_draft * sum(batch.is_draft for batch in under_way)
         operations = account.per_answer * (len(under_way) + 1 + n_drafts)  # one for each update
-        of_example = account.per_example(self._group_size, self._settings.groups_per_call)
-        reserve = self._reserve.amount(account)
-        n, limit = account.n_fitting(of_example, reserve + operations)
-        if number in self._late and account.calls_share >= LATE_SHARE:
+        n, limit = account.n_fitting(account.per_example, account.of_end + operations)
+        assumed = self._settings.data.calls_per_rollout
+        if number in self._late and account.per_rollout.n_lm_calls >= LATE_SHARE * assumed:
             return 0, limit
         if number == 0:  # what a rollout takes is only assumed
             return max(1.0, n), limit

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfgrpo_dspy.budget.ledger import Account
+from tfgrpo_dspy.calls.paid import Account
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Modify, Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import dspy
 from pydantic import Field, PlainSerializer, TypeAdapter
 
-from tfgrpo_dspy.budget.ledger import Ledger
+from tfgrpo_dspy.budget.ledger import Amount, Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary, library_in
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
@@ -55,8 +55,6 @@ class RunEntry:
     n_test: Count
     results: Annotated[RunResults, PlainSerializer(RunResults.to_dict)]  # without updates
     demos: tuple[Demo, ...] = ()  # of the best program, whose library the results have
-    lost: tuple[Count, Annotated[float, Field(ge=0, lt=1e15)]] = (0, 0.0)
-    """LM calls and dollars that came to nothing, of a run that is finished."""
     cut_because: str = ""  # what refused or stopped something
 
     @property
@@ -340,7 +338,8 @@ class Journal:
             self.is_over = any(limit is not None for limit in budget)
             self.cut_because = entry.cut_because * (self.is_over or settings.offline)
             if self.is_over:
-                ledger.spend(*entry.lost)
+                lost = entry.results.usage.get("unfinished", Usage())
+                ledger.spend(Amount(lost.n_lm_calls, cost=lost.cost_usd))
         self._write(entry)
 
     def _write(self, entry: RunEntry) -> None:
@@ -359,7 +358,7 @@ class Journal:
             return
         self._put_rows(f"{self._run.key}:{update.update}", rollouts, update)
         if not self._run.results.is_finished:
-            spent = Usage(n_lm_calls=ledger.n_lm_calls, cost_usd=ledger.cost)
+            spent = Usage(int(ledger.taken.n_lm_calls), cost_usd=ledger.taken.cost)
             results = unfinished(best.library, spent)
             self._write(replace(self._run, results=results, demos=best.demos))
 
@@ -379,8 +378,7 @@ class Journal:
             self._run,
             results=replace(results, updates=(), ended_because=ended_because or NOT_FINISHED),
             demos=best.demos,
-            lost=ledger.lost,
-            cut_because=ledger.refused_because,
+            cut_because=ledger.stopped_because or ledger.cut_because,
         )
         self._write(entry)
 

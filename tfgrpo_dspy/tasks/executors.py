@@ -19,7 +19,15 @@ from typing import Any
 import cloudpickle
 import dspy
 
-from tfgrpo_dspy.budget.ledger import Budget, Ledger, Reservation, Sampled
+from tfgrpo_dspy.budget.ledger import (
+    LIMITS,
+    NOTHING,
+    Amount,
+    Budget,
+    Ledger,
+    Reservation,
+    Sampled,
+)
 from tfgrpo_dspy.dspy_seam import OF_ONE_CALL
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
@@ -77,9 +85,7 @@ class Reply:
     """The answer to a request."""
 
     rollout: dict[str, Any] | None = None  # its record, where one was made
-    n_calls: int = 0  # what was used of the reservation, as the next two
-    cost: float = 0.0
-    n_metric_calls: int = 0
+    used: Amount = NOTHING  # of the reservation
     stopped_because: str = ""  # why none was made
     is_failure: bool = False
     was_started_before: bool = False  # a worker died while it ran this request
@@ -112,9 +118,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
         why = ledger.stopped_because
     return Reply(
         record,
-        ledger.n_lm_calls,
-        ledger.cost,
-        ledger.n_metric_calls_made,
+        ledger.taken,
         why,
         ledger.is_failure,
         left_out={about: redacted(text, secrets) for about, text in left_out.items()},
@@ -157,8 +161,7 @@ MAX_LOST_WORKERS = 3  # A request that lost this many workers is not sent again
 POLL_S, WATCH_S = 0.02, 0.1
 """How often a request that waits for budget looks for calls given back; and one that waits for its
 reply, whether anybody still waits for it."""
-LEAST = {"max_lm_calls": 1.0, "max_cost": 1e-9}
-FIRST = {"max_lm_calls": 16.0, "max_cost": 0.0}
+LEAST, FIRST = Amount(1, cost=1e-9), Amount(16)
 """The most that is reserved for a rollout before any cost is known; 0: a part of what is left."""
 HEADROOM = 2.0  # how much more than any rollout took so far is reserved, where there is enough
 
@@ -186,7 +189,7 @@ class RemoteRollouts:
         self._ledger = ledger
         self._executor = executor
         self._n_at_once = n_at_once
-        self._largest = {"max_lm_calls": 0.0, "max_cost": 0.0}
+        self._largest = NOTHING
         self._name, self._count = uuid.uuid4().hex, itertools.count()
 
     def rollout(self, request: Request, n_metric_calls: int = 0) -> Rollout | Failure:
@@ -214,26 +217,27 @@ class RemoteRollouts:
         return Failure(FailureKind.WORKER, message)
 
     def _reserve(self, n_metric_calls: int) -> Reservation | None:
-        """Reserve what a rollout may spend; None if it is not left now. Raises RunStopped."""
-        n_calls, cost = map(self._wanted, ("max_lm_calls", "max_cost"))
-        n = math.ceil(n_calls)
-        return self._ledger.take(n, cost, None, True, n_metric_calls, leaves_lessons=True)
+        """Reserve an equal part of what is left, at least as much as any rollout took so far.
 
-    def _wanted(self, limit: str) -> float:
-        """An equal part of what is left, at least as much as any rollout took so far."""
-        left, largest = self._ledger.left(limit, True), self._largest[limit]
-        if math.isinf(left):
-            return 0.0
-        most = max(FIRST[limit], HEADROOM * largest) or math.inf
-        wanted = max(largest, min(left / self._n_at_once, most))
-        return max(LEAST[limit], min(wanted, self._ledger.reach(limit, True)))
+        None if that is not there now. Raises RunStopped.
+        """
+
+        def wanted(left: float, reach: float, largest: float, first: float, least: float) -> float:
+            if math.isinf(left):
+                return 0
+            most = max(first, HEADROOM * largest) or math.inf
+            return max(least, min(max(largest, min(left / self._n_at_once, most)), reach))
+
+        left, reach = self._ledger.left(True), self._ledger.reach(True)
+        n_calls, _, cost = map(wanted, left, reach, self._largest, FIRST, LEAST)
+        amount = Amount(math.ceil(n_calls), n_metric_calls, cost)
+        return self._ledger.take(amount, is_share=True, leaves_lessons=True)
 
     def _settle(self, share: Reservation, reply: Reply) -> None:
-        self._ledger.settle(share, reply.n_calls, reply.cost, reply.n_metric_calls)
+        self._ledger.settle(share, reply.used)
         self._ledger.left_out |= reply.left_out
         self._ledger.n_unseen += reply.n_unseen
-        for limit, used in (("max_lm_calls", reply.n_calls), ("max_cost", reply.cost)):
-            self._largest[limit] = max(self._largest[limit], used)
+        self._largest |= reply.used
 
     def _grow(self, share: Reservation, reply: Reply) -> None:
         """Reserve twice as much from now on. Raises RunStopped: there is no more, or a failure."""
@@ -241,18 +245,18 @@ class RemoteRollouts:
             self._ledger.stop(reply.stopped_because, is_failure=True)
         self._ledger.check()
         limit = reply.stopped_because.partition("=")[0]
-        if limit in self._largest:
-            reserved = share.n_calls if limit == "max_lm_calls" else share.cost
-            if self._ledger.reach(limit, True) <= reserved:
-                self._ledger.use_up(limit)
-            self._largest[limit] = max(self._largest[limit], 2.0 * reserved)
+        parts = zip(LIMITS, share.amount, self._ledger.reach(True), strict=True)
+        if any(most <= reserved for name, reserved, most in parts if name == limit):
+            self._ledger.use_up(limit)
+        pairs = zip(LIMITS, share.amount, strict=True)
+        self._largest |= Amount(*(2.0 * part * (name == limit) for name, part in pairs))
 
     def _reply(self, share: Reservation, request: Request) -> Reply:
         """The reply to the request; of one that takes too long the whole share counts as spent."""
         limits, seconds_left = self._ledger.budget, self._ledger.seconds_left()
         budget = Budget(
-            max_lm_calls=None if limits.max_lm_calls is None else share.n_calls,
-            max_cost=None if limits.max_cost is None else share.cost,
+            max_lm_calls=None if limits.max_lm_calls is None else int(share.amount.n_lm_calls),
+            max_cost=None if limits.max_cost is None else share.amount.cost,
             max_minutes=None if math.isinf(seconds_left) else max(0.0, seconds_left) / 60,
         )
         name = f"{self._name}/{next(self._count)}"  # dask runs tasks of equal arguments only once
