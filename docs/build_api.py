@@ -34,7 +34,7 @@ MODULES = (
     "tfgrpo_dspy.integrations.mlflow",
     "tfgrpo_dspy.rollout",
     "tfgrpo_dspy.strategies",
-    "tfgrpo_dspy.experience.values",
+    "tfgrpo_dspy.experience",
     "tfgrpo_dspy.settings.schedule",
 )
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import tfgrpo_dspy.experience.library
+import tfgrpo_dspy.experience
 from tfgrpo_dspy import (
     Effect,
     Evidence,
@@ -22,7 +22,7 @@ from tfgrpo_dspy import (
     LibraryError,
     LibraryFormatError,
 )
-from tfgrpo_dspy.experience.values import Add, Delete, Keep, Limits, Modify, operation_from
+from tfgrpo_dspy.experience import Add, Delete, Keep, Limits, Modify, operation_from
 
 FIRST = Evidence(update=0, example=4, rollout_ids=(11, 12), scores=(0.0, 1.0))
 SECOND = Evidence(update=1, example=2, rollout_ids=(21, 22), scores=(None, None))
@@ -134,7 +134,7 @@ def test_a_library_is_shown_with_scopes_and_with_what_was_measured() -> None:
 
 
 def test_the_documented_example_of_a_library_holds() -> None:
-    assert doctest.testmod(tfgrpo_dspy.experience.library) == (0, 3)
+    assert doctest.testmod(tfgrpo_dspy.experience) == (0, 3)
 
 
 @pytest.mark.parametrize(
@@ -410,14 +410,12 @@ def test_one_text_in_place_of_a_list_is_refused() -> None:
         ExperienceLibrary.from_texts("Ask first.")
 
 
-def test_in_a_shell_and_a_notebook_an_experience_is_a_line_and_hostile_text_stays_text() -> None:
+def test_in_a_shell_an_experience_is_a_line() -> None:
     effect = Effect(0.123456789, 0.04, 12)
     held = Experience("E1", "Say <b>please</b>.\u202e", scope="reply", effect=effect, n_tokens=9)
     assert repr(held) == f"<Experience {held}>"
     assert "effect +0.12 ± 0.04 by 12 rollouts, 9 tokens" in repr(held)
     assert "\n" not in repr(held) and "0.123456789" not in repr(held)
-    shown = held._repr_html_()
-    assert shown.startswith("<pre>[E1] Say &lt;b&gt;please&lt;/b&gt;.") and "<b>" not in shown
 
 
 def test_an_interval_reaches_no_further_than_the_scale_of_the_scores() -> None:

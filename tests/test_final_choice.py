@@ -48,7 +48,7 @@ from tfgrpo_dspy import (
     RunEvidence,
     TrainingFreeGRPO,
 )
-from tfgrpo_dspy.experience.values import Effect
+from tfgrpo_dspy.experience import Effect
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import points
 from tfgrpo_dspy.results.records import Gain, ScoreSummary

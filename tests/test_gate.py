@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, norm
 
 from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary
-from tfgrpo_dspy.experience.values import Add, Delete, Limits, Modify, Operation
+from tfgrpo_dspy.experience import Add, Delete, Limits, Modify, Operation
 from tfgrpo_dspy.gate.bayesian import DROP_BELOW, RETRY_ABOVE, BayesianGate
 from tfgrpo_dspy.gate.model import Data, posterior
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, NoGate, RunEvidence

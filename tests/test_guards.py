@@ -10,7 +10,7 @@ from runs import Asked, Run, learned, library_texts
 from scripted import EXTRACT, UPDATE, lessons, operations
 
 from tfgrpo_dspy import NoGate
-from tfgrpo_dspy.experience.values import Add
+from tfgrpo_dspy.experience import Add
 from tfgrpo_dspy.reflection.guard import SETTING, Guard, Task, task_text
 from tfgrpo_dspy.strategies.base import Proposed, Strategy, UpdateContext
 

@@ -32,7 +32,7 @@ from runs import (
 from scripted import chat, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, SettingsError
-from tfgrpo_dspy.experience.values import Add
+from tfgrpo_dspy.experience import Add
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.strategies.base import Credit, Proposed, Shown, Strategy

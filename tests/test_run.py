@@ -10,7 +10,7 @@ from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, Rule, chat, lessons, op
 from small import grpo, paper_grpo
 
 from tfgrpo_dspy import AddLessons, ExperienceLibrary, ExtractAdvantage, Gate, NoGate
-from tfgrpo_dspy.experience.values import Experience
+from tfgrpo_dspy.experience import Experience
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 
 CORRECTION = r"## correction ##"

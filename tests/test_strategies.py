@@ -29,7 +29,7 @@ from tfgrpo_dspy import (
     SettingsError,
     strategies,
 )
-from tfgrpo_dspy.experience.values import Add
+from tfgrpo_dspy.experience import Add
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,

@@ -11,7 +11,7 @@ from scripted import EXTRACT, chat
 from small import Answering
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary
-from tfgrpo_dspy.experience.values import Add, Modify
+from tfgrpo_dspy.experience import Add, Modify
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Group, Rollout, Step
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup

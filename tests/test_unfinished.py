@@ -7,7 +7,7 @@ from runs import Run
 from scripted import EXTRACT, UPDATE, Cut, Prompt, lessons
 
 from tfgrpo_dspy.dspy_seam import Call
-from tfgrpo_dspy.experience.values import Add
+from tfgrpo_dspy.experience import Add
 from tfgrpo_dspy.reflection.lessons import Lesson, settled
 from tfgrpo_dspy.reflection.reading import finished, without_thoughts
 from tfgrpo_dspy.rollout import Rollout, Step, trajectory_text

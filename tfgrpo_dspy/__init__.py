@@ -12,8 +12,7 @@ from tfgrpo_dspy.errors import (
     StoreError,
     TrainingFreeGRPOError,
 )
-from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import Effect, Evidence, Experience
+from tfgrpo_dspy.experience import Effect, Evidence, Experience, ExperienceLibrary
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import (
     Belief,

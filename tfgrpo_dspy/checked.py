@@ -19,7 +19,7 @@ OF_NAMES = ("missing", "unexpected_keyword_argument", "extra_forbidden")
 """Pydantic's types of faults that are in the name of a field, and not in its value."""
 
 
-def such_that(is_usable: Callable[[Any], bool], hint: str) -> Any:
+def such_that(is_usable: Callable[[Any], Any], hint: str) -> Any:
     """A condition on a value beside its type; `hint` says what to pass."""
 
     def checked_value(value: Any) -> Any:

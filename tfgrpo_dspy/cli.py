@@ -12,7 +12,7 @@ import click
 
 from tfgrpo_dspy import files, interchange
 from tfgrpo_dspy.errors import LibraryFormatError, StoreError, TrainingFreeGRPOError
-from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.listeners import as_columns
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.report import html

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import NO_LIMITS, Operation
+from tfgrpo_dspy.experience import NO_LIMITS, ExperienceLibrary, Operation
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import Change, Comparison, Row, UpdateRecord
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from tfgrpo_dspy import files
 from tfgrpo_dspy.checked import shown
 from tfgrpo_dspy.errors import LibraryFormatError
-from tfgrpo_dspy.experience.library import ExperienceLibrary, record_text
-from tfgrpo_dspy.experience.values import ALL, Experience
+from tfgrpo_dspy.experience import ALL, Experience, ExperienceLibrary, record_text
 
 FORMATS = ("json", "md", "skill")
 ENDINGS = {".json": "json", ".md": "md", ".txt": "md"}

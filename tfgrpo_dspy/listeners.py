@@ -23,8 +23,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
-from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
-from tfgrpo_dspy.experience.values import Add, Advice, Experience, Modify, Operation
+from tfgrpo_dspy.experience import (
+    Add,
+    Advice,
+    Applied,
+    Experience,
+    ExperienceLibrary,
+    Modify,
+    Operation,
+)
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.redaction import cleaned

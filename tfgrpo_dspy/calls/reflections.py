@@ -20,9 +20,16 @@ from tfgrpo_dspy.checked import shown as value_shown
 from tfgrpo_dspy.dspy_seam import abilities_of, watching
 from tfgrpo_dspy.errors import LibraryError, RunStopped, TrainingCut, described
 from tfgrpo_dspy.events import Approval, Proposal
-from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
+from tfgrpo_dspy.experience import (
+    AnyOperation,
+    Applied,
+    ExperienceLibrary,
+    Keep,
+    Operation,
+    Refusal,
+    operation_from,
+)
 from tfgrpo_dspy.experience.programs import copy_program, language_models
-from tfgrpo_dspy.experience.values import AnyOperation, Keep, Operation, Refusal, operation_from
 from tfgrpo_dspy.listeners import reflection_row
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.lessons import admitted

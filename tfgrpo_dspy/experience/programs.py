@@ -6,14 +6,14 @@ adapter is written as `\\uXXXX`.
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience.values import ALL, NUMBER, Experience
 from tfgrpo_dspy.user_code import loops_here
 
 ProgramT = TypeVar("ProgramT")
+NUMBER = r"[1-9][0-9]{0,17}"  # of an id
 BEGIN = "<experiences>"
 END = "</experiences>"
 BRIEF = "learned-brief"  # the tag around a text that has taken the place of the instructions
@@ -52,13 +52,8 @@ def check_program(program: Any) -> None:
         raise LibraryError(f"program={program!r:.100}: pass a dspy.Module, not its file or class.")
 
 
-def render_lines(experiences: Iterable[Experience]) -> str:
-    """One line for each experience: `[E1*] text`; the star marks scope 'all'."""
-    stars = ((each, "*" if each.scope == ALL else "") for each in experiences)
-    return "\n".join(f"[{each.id}{star}] {_escaped(each.text)}" for each, star in stars)
-
-
-def _escaped(text: str, kept: str = "") -> str:
+def escaped(text: str, kept: str = "") -> str:
+    """The text as it may stand in instructions; the characters in `kept` stay."""
     return _TO_ESCAPE.sub(lambda m: m[0] if m[0] in kept else f"\\u{ord(m[0]):04x}", text)
 
 
@@ -93,35 +88,33 @@ def replace_block(instructions: str, new: str = "") -> str:
     return f"{before}\n\n{new}" if before and new else before + new
 
 
-def parse_block(text: str, predictor: str) -> tuple[list[Experience], int]:
-    """The experiences of a block, and the next free number. Raises LibraryFormatError."""
-    *lines, last = text.split("\n")[2:-1] or [""]
-    match = _LAST_LINE.fullmatch(last.rstrip())
-    if match is None:
+def lines_of(block: str, predictor: str) -> tuple[list[tuple[str, str, str]], int]:
+    """Id, star and text of each line of a block, and the next free number.
+
+    Raises LibraryFormatError: the block was damaged.
+    """
+    *lines, last = block.split("\n")[2:-1] or [""]
+    where = f"The experiences baked into predictor {predictor!r}"
+    if (match := _LAST_LINE.fullmatch(last.rstrip())) is None:
         raise LibraryFormatError(
-            f"The experiences baked into predictor {predictor!r} end with {last!r:.200}; restore "
-            f"the line '(next id: E<number>)', or remove all from {BEGIN} to {END}."
+            f"{where} end with {last!r:.200}; restore the line '(next id: E<number>)', or remove "
+            f"all from {BEGIN} to {END}."
         )
-    experiences = []
+    parsed = []
     for line in lines:
-        fault = "a line is '[E<number>] text' (with a star behind the number for scope 'all')"
-        try:
-            if (parts := _LINE.fullmatch(line)) is None:
-                raise LibraryError(fault)
-            id_, star, advice = parts.groups()
-            experiences.append(Experience(id_, unescaped(advice), ALL if star else predictor))
-        except LibraryError as error:
+        if (parts := _LINE.fullmatch(line)) is None or not parts[3].strip():
             raise LibraryFormatError(
-                f"The experiences baked into predictor {predictor!r} hold the line {line!r:.200}: "
-                f"{error}"
-            ) from error
-    return experiences, int(match[1])
+                f"{where} hold the line {line!r:.200}: a line is '[E<number>] text', not empty "
+                f"(with a star behind the number for scope 'all')."
+            )
+        parsed.append((parts[1], parts[2], unescaped(parts[3])))
+    return parsed, int(match[1])
 
 
 def with_brief(instructions: str, text: str) -> str:
     """The instructions with a brief in place of their brief, or of all that is before the block."""
-    escaped = _escaped(text, kept="\n\t")
-    written = f"<{BRIEF}>\n{escaped}\n</{BRIEF}>"
+    kept = escaped(text, kept="\n\t")
+    written = f"<{BRIEF}>\n{kept}\n</{BRIEF}>"
     before, block, after = split_instructions(instructions)
     if BRIEF_BLOCK.search(before):
         written = BRIEF_BLOCK.sub(lambda _: written, before, count=1)
@@ -132,12 +125,9 @@ def with_brief(instructions: str, text: str) -> str:
 
 def plain_instructions(instructions: str) -> str:
     """The instructions without our delimiters. Raises LibraryFormatError."""
-    instructions = _without_tags(instructions)
-    before, block, after = split_instructions(instructions)
-    if not block:
-        return instructions
-    advice = [experience.text for experience in parse_block(block, "self")[0]]
-    before = before.removesuffix("\n\n")
+    before, block, after = split_instructions(_without_tags(instructions))
+    advice = [text for _, _, text in lines_of(block, "self")[0]] if block else []
+    before = before.removesuffix("\n\n") if block else before
     return "\n".join([before, *advice] if before else advice) + after
 
 
@@ -207,13 +197,11 @@ def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm
     except Exception:  # noqa: BLE001 - anything that a program holds may refuse to be copied
         stuck = [held for held in held_things if not _can_be_copied(held, shared)]
         copied = copy.deepcopy(program, shared | {id(held): _shared(held) for held in stuck})
-    if any(RESULTS in vars(module) for module in modules):
-        for module in _modules_of(copied):
-            results = vars(module).get(RESULTS)  # a program may use the name, too
-            is_read = isinstance(results, dict) and "ended_because" in results
-            kind = type(results).__module__
-            if is_read or kind.startswith(("tfgrpo_dspy.", "dspy.teleprompt.")):
-                del vars(module)[RESULTS]
+    for module in _modules_of(copied):
+        results = vars(module).get(RESULTS)  # a program may use the name, too
+        is_read = isinstance(results, dict) and "ended_because" in results
+        if is_read or type(results).__module__.startswith(("tfgrpo_dspy.", "dspy.teleprompt.")):
+            del vars(module)[RESULTS]
     return copied
 
 

@@ -9,8 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import ndtr
 
-from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import ALL, Add, Advice, Delete, Experience, Modify, is_repeated
+from tfgrpo_dspy.experience import (
+    ALL,
+    Add,
+    Advice,
+    Delete,
+    Experience,
+    ExperienceLibrary,
+    Modify,
+    is_repeated,
+)
 from tfgrpo_dspy.gate.model import (
     DEMOS,
     DEMOS_PRICE,

@@ -7,8 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import Advice, Effect, Experience, Limits, Operation
+from tfgrpo_dspy.experience import Advice, Effect, Experience, ExperienceLibrary, Limits, Operation
 
 MODEL_ERROR = 0.3
 """The relative error of an effect that remains however many rollouts there are. With

@@ -26,9 +26,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from tfgrpo_dspy.errors import MetricError, SettingsError, described
 from tfgrpo_dspy.events import Event, RunEnded, UpdateDecided
-from tfgrpo_dspy.experience.library import library_in
+from tfgrpo_dspy.experience import ALL, ExperienceLibrary
 from tfgrpo_dspy.experience.programs import HEADER, with_instructions
-from tfgrpo_dspy.experience.values import ALL
 from tfgrpo_dspy.listeners import as_columns
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
 from tfgrpo_dspy.redaction import known_secrets, redacted
@@ -263,7 +262,7 @@ class PromptProgram(dspy.Module):
 
     def prompts(self) -> dict[str, str]:
         """The prompts with the advice that is baked in, by name."""
-        library, names = library_in(self), self.predictors_of
+        library, names = ExperienceLibrary.from_program(self), self.predictors_of
         return {
             name: with_advice(text, [e.text for e in library if e.scope in (ALL, names[name])])
             for name, text in self.templates.items()

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tfgrpo_dspy.errors import LibraryError
-from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import (
+from tfgrpo_dspy.experience import (
     ALL,
     Add,
     Evidence,
+    ExperienceLibrary,
     Keep,
     Modify,
     Operation,

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from tfgrpo_dspy.dspy_seam import get_annotation_name
-from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience import ExperienceLibrary, scope_note
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
-from tfgrpo_dspy.experience.values import scope_note
 from tfgrpo_dspy.outside import without_markers
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.reading import encodable

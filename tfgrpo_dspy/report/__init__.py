@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from tfgrpo_dspy import results as page
 from tfgrpo_dspy.errors import SettingsError, StoreError, described
-from tfgrpo_dspy.experience.values import Effect, Experience
+from tfgrpo_dspy.experience import Effect, Experience
 from tfgrpo_dspy.files import write_text
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results import RunResults, records

@@ -18,8 +18,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.errors import LibraryFormatError
-from tfgrpo_dspy.experience.library import ExperienceLibrary, library_of
-from tfgrpo_dspy.experience.values import ALL, Effect, Experience
+from tfgrpo_dspy.experience import ALL, Effect, Experience, ExperienceLibrary, library_of
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results import records
 from tfgrpo_dspy.results.records import Candidate, Change, ScoreSummary, UpdateRecord

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from scipy.special import stdtrit
 
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.experience.values import Effect
+from tfgrpo_dspy.experience import Effect
 from tfgrpo_dspy.rollout import MIN_CONTRAST, mean_of
 from tfgrpo_dspy.wording import counted
 

@@ -11,7 +11,7 @@ from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient, approved
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, described, sentence
 from tfgrpo_dspy.events import Proposal
-from tfgrpo_dspy.experience.library import Applied
+from tfgrpo_dspy.experience import Applied
 from tfgrpo_dspy.experience.programs import copy_to_change
 from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
 from tfgrpo_dspy.run.briefing import Briefer

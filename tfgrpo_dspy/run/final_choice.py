@@ -19,7 +19,7 @@ from tfgrpo_dspy.calls.paid import Account, Calls
 from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
-from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import instructions_of, named_predictors
 from tfgrpo_dspy.gate.bayesian import LIKELY
 from tfgrpo_dspy.gate.model import BRIEFS_PRICE, DEMOS_PRICE

@@ -13,8 +13,7 @@ from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import GateError, RunStopped, described, shareable
 from tfgrpo_dspy.events import UpdateDecided
-from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary, library_in
-from tfgrpo_dspy.experience.values import Advice, Keep, Operation, supported
+from tfgrpo_dspy.experience import Advice, Applied, ExperienceLibrary, Keep, Operation, supported
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.listeners import Changes, training_rows
@@ -40,7 +39,7 @@ class History:
     def __init__(
         self, inputs: RunInputs, calls: Calls, client: ReflectionClient, strategies: Strategies
     ) -> None:
-        start = library_in(inputs.student)
+        start = ExperienceLibrary.from_program(inputs.student)
         decision = Decision(start, "the library of the student")
         self.start = start
         self.updates = [Update(0, decision, calls.so_far)]

@@ -10,8 +10,7 @@ from typing import Any
 
 from tfgrpo_dspy.calls.reflections import IMAGES, Inputs, ReflectionClient, Waited
 from tfgrpo_dspy.errors import described
-from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import ALL, Evidence, Operation, Refusal
+from tfgrpo_dspy.experience import ALL, Evidence, ExperienceLibrary, Operation, Refusal
 from tfgrpo_dspy.listeners import RunReport
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.guard import Guard, Task, task_text

@@ -29,7 +29,7 @@ from tfgrpo_dspy.errors import (
     UnpaidError,
     described,
 )
-from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify
+from tfgrpo_dspy.experience import Add, Delete, Keep, Modify
 from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.lessons import Lesson

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfgrpo_dspy.calls.paid import Account
-from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
-from tfgrpo_dspy.experience.values import Add, Modify, Operation, Refusal
+from tfgrpo_dspy.experience import Add, Applied, ExperienceLibrary, Modify, Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.results.records import Change, GroupRecord, OperationRecord, UpdateRecord

@@ -16,9 +16,8 @@ from typing import Any, TypeVar
 import dspy
 import pydantic
 
-from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience import ALL, ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
-from tfgrpo_dspy.experience.values import ALL
 from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.fields import (

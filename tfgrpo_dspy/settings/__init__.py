@@ -29,7 +29,7 @@ from tfgrpo_dspy.budget.ledger import Budget
 from tfgrpo_dspy.checked import checked, such_that
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.events import Approve, Listener
-from tfgrpo_dspy.experience.values import Limits
+from tfgrpo_dspy.experience import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric, combined

@@ -14,7 +14,7 @@ import dspy
 from tfgrpo_dspy.budget.prices import price_of
 from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE, stored_in
 from tfgrpo_dspy.errors import SettingsError, caution
-from tfgrpo_dspy.experience.library import library_in
+from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import introduced, language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.metric import adapt_metric, held_lms
@@ -229,7 +229,7 @@ def _faults(
             f"them in `__init__`, and hold them in attributes, or in lists or dicts of one)."
         )
     if is_module:
-        if (n := len(library_in(student))) > settings.max_experiences:
+        if (n := len(ExperienceLibrary.from_program(student))) > settings.max_experiences:
             yield (
                 f"max_experiences={settings.max_experiences}: the student starts with {n} "
                 f"experiences; allow as many, or bake a smaller library into it first."

@@ -18,7 +18,7 @@ from pydantic import Field, PlainSerializer, TypeAdapter
 
 from tfgrpo_dspy.budget.ledger import Amount, Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError
-from tfgrpo_dspy.experience.library import ExperienceLibrary, library_in
+from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import Gate
 from tfgrpo_dspy.identity import Identities, digest, without_addresses
@@ -315,7 +315,7 @@ class Journal:
             limits=self._limits,
             schedule=settings.schedule,
             n_test=settings.data.n_test,
-            results=unfinished(library_in(student), Usage()),
+            results=unfinished(ExperienceLibrary.from_program(student), Usage()),
         )
         with reading(entry.key):
             record = self.store.get(entry.key)

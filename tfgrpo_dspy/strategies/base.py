@@ -14,8 +14,7 @@ from pydantic import Field
 
 from tfgrpo_dspy.checked import checked, such_that
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import Operation
+from tfgrpo_dspy.experience import ExperienceLibrary, Operation
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import NO_SCORES, Group, Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup

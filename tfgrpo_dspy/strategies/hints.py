@@ -13,8 +13,8 @@ import dspy
 from pydantic import Field
 
 from tfgrpo_dspy.checked import such_that
+from tfgrpo_dspy.experience import ALL
 from tfgrpo_dspy.experience.programs import is_lm
-from tfgrpo_dspy.experience.values import ALL
 from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
 from tfgrpo_dspy.rollout import MIN_CONTRAST, REASONING, Rollout, fields_text
 from tfgrpo_dspy.strategies.base import (

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import dspy
 from pydantic import Field
 
-from tfgrpo_dspy.experience.values import Add, Advice, Experience, Modify
+from tfgrpo_dspy.experience import Add, Advice, Experience, Modify
 from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, sources_of
 from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES, UNKNOWN, by_example
