@@ -308,27 +308,21 @@ def test_a_strategy_chooses_what_the_reflection_lm_compares_and_values_steps() -
 
 
 @dataclass(frozen=True)
-class Prior(Strategy):
-    """Proposes an experience, which it asks the reflection LM for before the first batch."""
-
-    proposes_first = True
+class Own(Strategy):
+    """Proposes an experience, which it asks the reflection LM for, in place of lessons."""
 
     def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
-        if context.groups:
-            return Proposed(())
         answer = ask("topic -> advice", topic="all")
-        return Proposed((), (Add(answer["advice"]),))
+        return Proposed((), (Add(answer["advice"]),) * (not context.update))
 
 
-def test_a_strategy_proposes_experiences_before_the_first_batch_and_drops_lessons() -> None:
-    run = Run(ROWS, *hinted_rules(), strategies=(Prior(),))
-    first, *_ = run.results.updates
-    assert (first.groups, first.library_size) == ((), 1)
+def test_a_strategy_proposes_experiences_and_drops_lessons() -> None:
+    run = Run(ROWS, *hinted_rules(), strategies=(Own(),))
     assert library_texts(run.optimized) == ["Count twice."]
     assert not run.prompts(UPDATE)
 
 
-ALL = (Only(0), Hint(), Shorter(), Extremes(), Prior())
+ALL = (Only(0), Hint(), Shorter(), Extremes(), Own())
 
 
 def everything(log_dir: Path, **arguments: Any) -> Run:

@@ -128,8 +128,8 @@ def test_failures_are_worth_drawing_where_the_metric_says_what_was_wrong() -> No
 def test_contrast_that_the_trials_of_the_gate_made_is_not_taken_for_luck() -> None:
     given_ = Additions(ExperienceLibrary.from_texts(["Be exact."])), Additions(ExperienceLibrary())
     rollouts = [Rollout(0, 0, score=1.0), Rollout(0, 1, score=0.0)]
-    assert fullest(SampledGroup(Group.of(0, rollouts, True), given_)) == (1.0,)
-    assert fullest(sampled(0, 1.0, 0.0)) == (1.0, 0.0)
+    assert fullest(SampledGroup(Group.of(0, rollouts, True), given_)) == [1.0]
+    assert fullest(sampled(0, 1.0, 0.0)) == [1.0, 0.0]
 
 
 def test_an_allocation_gives_rollouts_in_proportion_to_the_spread_of_scores() -> None:

@@ -20,7 +20,7 @@ from tfgrpo_dspy.strategies import (
     GroupContext,
     ImplicitStepRewards,
     InformationGain,
-    StateTasks,
+    MonteCarloCredit,
     TeacherMarks,
 )
 
@@ -145,7 +145,7 @@ def test_failing_groups_of_a_silent_metric_teach_by_the_marks_of_the_teacher() -
 
 def test_a_state_of_a_failing_rollout_becomes_a_task_and_gives_the_group_contrast() -> None:
     played = Played(1.0, 0.0)
-    found = credit(StateTasks(), context(FAILING, [other(1.0)]), play=played)
+    found = credit(MonteCarloCredit(tasks=2), context(FAILING, [other(1.0)]), play=played)
     assert [rollout.score for rollout in found.beside] == [1.0, 0.0]
     assert played.states == [2] or played.states == [1]
     assert found.values[1][played.states[0]] == pytest.approx(1 / 4)

@@ -131,28 +131,20 @@ def as_instance_of(value: Any, kind: type) -> Any:
 
 
 def replaying_adapter(adapter: Any, replay: Any) -> Any:
-    """A copy of the adapter that gives the recorded outputs of a call, where there are any.
-
-    `replay.outputs(signature, inputs)` gives them, or None; `replay.look_at(values)` is told of
-    those of a fresh call.
-    """
+    """A copy of the adapter that gives `replay.outputs(signature, inputs)` of a call, if any."""
     kind = type(adapter)
 
     def call(self: Any, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        values = replay.outputs(signature, inputs)
-        if values is None:
-            values = kind.__call__(self, lm, lm_kwargs, signature, demos, inputs)
-            replay.look_at(values)
-        return values
+        if (values := replay.outputs(signature, inputs)) is not None:
+            return values
+        return kind.__call__(self, lm, lm_kwargs, signature, demos, inputs)
 
     async def acall(
         self: Any, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any
     ) -> Any:
-        values = replay.outputs(signature, inputs)
-        if values is None:
-            values = await kind.acall(self, lm, lm_kwargs, signature, demos, inputs)
-            replay.look_at(values)
-        return values
+        if (values := replay.outputs(signature, inputs)) is not None:
+            return values
+        return await kind.acall(self, lm, lm_kwargs, signature, demos, inputs)
 
     changed = copy.copy(adapter)
     changed.__class__ = type(kind.__name__, (kind,), {"__call__": call, "acall": acall})

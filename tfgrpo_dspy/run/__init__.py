@@ -134,16 +134,12 @@ class Run:
         teach, several in a call.
         """
         if batch.is_draft:
-            return self._calls.pool.beside(lambda: self._drafted(batch))
+            return self._calls.pool.beside(lambda: self._reflector.draft(batch))
         if batch.update == self._history.plan.n_drafts:
             self._groups.try_out(batch)
         groups = self._groups.of(batch)
         show = functools.partial(self._groups.shown, batch)
         return self._calls.pool.beside(lambda: self._reflector.extract(batch, groups, show))
-
-    def _drafted(self, batch: Batch) -> Extracted:
-        context = self._history.context(batch, Extracted())
-        return self._reflector.draft(batch, self._strategies.proposed(context, batch).note)
 
     def _propose(self, batch: Batch, extracted: Extracted) -> Applied:
         """The library of the update before with the operations that the lessons call for."""

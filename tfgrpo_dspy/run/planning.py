@@ -190,8 +190,7 @@ class Planner:
         self.ended_because = "all epochs are done"
         self.batches: list[Batch] = []
         self.n_batches = math.ceil(len(inputs.training) / settings.batch_size)  # of an epoch
-        proposes = any(s.proposes_first for s in strategies.overriding("propose"))
-        self.n_drafts = int(settings.drafts > 0 or (proposes and not is_recorded))
+        self.n_drafts = int(settings.drafts > 0)
         n_epochs = 1 if is_recorded else settings.epochs
         self.n_updates = self.n_drafts + n_epochs * self.n_batches
         self._inputs, self._strategies, self._updates = inputs, strategies, updates

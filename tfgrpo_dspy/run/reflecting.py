@@ -362,7 +362,7 @@ class Reflector:
         lessons, refused = lessons_in(answer.output or (), blank, names, guard, shown, most)
         return lessons[: self._settings.reflection.lessons_per_group * len(examples)], refused
 
-    def draft(self, batch: Batch, note: str = "") -> Extracted:
+    def draft(self, batch: Batch) -> Extracted:
         """The lessons that at least two drafts give; all, if no two agree.
 
         Where the reflection LM can write briefs, fewer drafts are made.
@@ -377,9 +377,7 @@ class Reflector:
                 share = (max_tokens >> halving) // len(labelled)
                 shown = [texts.clip(text, share) for text in labelled]
                 library = batch.library.render() or texts.NO_EXPERIENCES
-                objective = self._objective([note])
-                shown_as = texts.by_example(shown)
-                return {"objective": objective, "experiences": library, "examples": shown_as}
+                return {"experiences": library, "examples": texts.by_example(shown)}
 
             return client.begin("draft", batch, number, inputs)
 

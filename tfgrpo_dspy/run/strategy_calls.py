@@ -46,7 +46,7 @@ from tfgrpo_dspy.rollout import (
 )
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.sampling.one_rollout import Start, checks
+from tfgrpo_dspy.sampling.one_rollout import Start
 from tfgrpo_dspy.settings.schedule import MIN_GROUP_SIZE, RunSettings
 from tfgrpo_dspy.strategies.auto import (
     credited_in_vain,
@@ -67,12 +67,17 @@ from tfgrpo_dspy.strategies.base import (
     UpdateContext,
     overrides,
 )
-from tfgrpo_dspy.tasks.pool import Job, Pool, Priority
+from tfgrpo_dspy.tasks.pool import Pool, Priority
 from tfgrpo_dspy.user_code import check_wanted
+
+MOST_ATTEMPTS = 16  # extra rollouts of one group
+MOST_TEMPERATURE = 2
+MOST_FAILURES = 3  # of a method that has never worked
+PROPOSED = TypeAdapter(Proposed)
 
 
 class Player:
-    """`strategies.base.Play` for one group; it verifies first that a rollout can be replayed."""
+    """`strategies.base.Play` for one group; `played` are its rollouts, by their ids."""
 
     def __init__(
         self,
@@ -91,91 +96,62 @@ class Player:
         self._visit, self._asks_predictors = visit, asks_predictors
         ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
         self._additions = dict(zip(ids, sampled.additions, strict=True))
-        self._made: dict[int, Rollout] = {}
+        self.played: dict[int, Rollout] = {}
 
     def __call__(
-        self,
-        rollout: Rollout,
-        n_steps: int,
-        n: int = 1,
-        *,
-        answers_now: bool = False,
-        ends_if_same: bool = False,
+        self, rollout: Rollout, n_steps: int, n: int = 1, *, answers_now: bool = False
     ) -> list[Rollout]:
         """The first `n` rollouts that go on from there. Raises NotReplayedError, UnpaidError."""
+        group, source_id = self._group, rollout.rollout_id
         most = len(rollout.steps) - (not answers_now)
-        if rollout.rollout_id not in self._additions or not 0 <= n_steps <= most or n < 1:
+        if source_id not in self._additions or not 0 <= n_steps <= most or n < 1:
             raise StrategyError(
-                f"play(rollout {rollout.rollout_id}, n_steps={n_steps}, n={n}): pass a rollout of "
-                f"the group, or one that play gave; from 0 to {most} steps; n from 1."
+                f"play(rollout {source_id}, n_steps={n_steps}, n={n}): pass a rollout of the "
+                f"group, or one that play gave; from 0 to {most} steps; n from 1."
             )
         if self._sampler is None:
-            raise NotReplayedError(f"example {self._group.example}: rollouts were made elsewhere")
-        for k, check in enumerate([] if answers_now else checks(rollout)):
-            failure = self._pool.result(self._begun(check, k)).failure
-            if failure is not None and not failure.kind.is_programs_own:  # or nobody knows
-                raise NotReplayedError(failure.message)
-        start = Start(rollout, n_steps, answers_now, ends_if_same)
-        samples = [self._sample(start, k) for k in range(n)]
+            raise NotReplayedError(f"example {group.example}: rollouts were made elsewhere")
+        start, additions = Start(rollout, n_steps, answers_now), self._additions[source_id]
+        steps = [asdict(replace(s, value=None)) for s in rollout.steps[:n_steps]]
+        purpose = f"from/{source_id}/{answers_now:d}/{digest(steps)}"
+        seed, temperature = self._settings.seed, self._settings.temperature
+        samples = []
+        for k in range(n):
+            id_ = rollout_id_for(seed, self._visit, group.example, k, purpose)
+            asks = self._asks_predictors
+            samples.append(Sample(additions, group.example, id_, temperature, start, asks))
+            self._additions[id_] = additions
         jobs = self._sampler.begin_extra(samples, self._priority)
         if jobs is None:
-            raise UnpaidError(f"example {self._group.example}: {NO_MORE.message}")
+            raise UnpaidError(f"example {group.example}: {NO_MORE.message}")
         rollouts = [self._pool.result(job) for job in jobs]
-        self._made |= {each.rollout_id: each for each in rollouts}
+        self.played |= {each.rollout_id: each for each in rollouts}
         for each in rollouts:
             if each.failure is not None and each.failure.kind is FailureKind.REPLAY:
                 raise NotReplayedError(each.failure.message)
         if self._settings.metric is None:
             return [each for each in rollouts if each.counts]
-        score_range = self._group.score_range.including(self._group.scores)
-        rewarded = self._reward(rollouts)
-        return list(Group.of(self._group.example, rewarded, True, score_range).rollouts)
-
-    def _begun(self, start: Start, index: int) -> Job[Rollout]:
-        assert self._sampler is not None  # noqa: S101 - `__call__` has looked
-        return self._sampler.begin(self._sample(start, index), self._priority)
-
-    def _sample(self, start: Start, index: int) -> Sample:
-        example, source = self._group.example, start.source
-        steps = [asdict(replace(s, value=None)) for s in source.steps[: start.n_steps]]
-        kind = f"{start.answers_now:d}{start.ends_if_same:d}{start.is_check:d}"
-        purpose = f"from/{source.rollout_id}/{kind}/{digest(steps)}"
-        rollout_id = rollout_id_for(self._settings.seed, self._visit, example, index, purpose)
-        additions = self._additions[rollout_id] = self._additions[source.rollout_id]
-        temperature, asks = self._settings.temperature, self._asks_predictors
-        return Sample(additions, example, rollout_id, temperature, start, asks)
+        score_range = group.score_range.including(group.scores)
+        return list(Group.of(group.example, self._reward(rollouts), True, score_range).rollouts)
 
     def with_beside(self, sampled: SampledGroup, beside: Iterable[Rollout]) -> SampledGroup:
         """The group with further rollouts. Raises StrategyError: one of them was not made here."""
+
+        def joined(group: Group, rollout: Rollout) -> Group:
+            every = (*group.all_rollouts, rollout)
+            return Group(group.example, (*group.rollouts, rollout), every, group.score_range)
+
         for rollout in beside:
-            if rollout.rollout_id not in self._made:
-                raise StrategyError(
-                    f"beside={rollout!r:.200}: pass only rollouts that `play` gave."
-                )
+            wanted = "in Credit.beside only rollouts that `play` gave"
+            check(rollout.rollout_id in self.played, rollout, wanted)
             if rollout.rollout_id not in {each.rollout_id for each in sampled.group.all_rollouts}:
                 sampled = replace(
                     sampled,
-                    group=_with(sampled.group, rollout),
+                    group=joined(sampled.group, rollout),
                     additions=(*sampled.additions, self._additions[rollout.rollout_id]),
-                    measured=sampled.measured and _with(sampled.measured, rollout),
+                    measured=sampled.measured and joined(sampled.measured, rollout),
                 )
         return sampled
-
-    def others(self, group: Group) -> tuple[Rollout, ...]:
-        """The rollouts that were made here, and are not in the group."""
-        ids = {rollout.rollout_id for rollout in group.all_rollouts}
-        return tuple(rollout for id_, rollout in sorted(self._made.items()) if id_ not in ids)
-
-
-def _with(group: Group, rollout: Rollout) -> Group:
-    every = (*group.all_rollouts, rollout)
-    return Group(group.example, (*group.rollouts, rollout), every, group.score_range)
-
-
-MOST_ATTEMPTS = 16  # extra rollouts of one group
-MOST_TEMPERATURE = 2
-PROPOSED = TypeAdapter(Proposed)
-MOST_FAILURES = 3  # of a choice that has never worked
 
 
 def check(is_usable: bool, answer: object, wanted: str) -> None:
@@ -189,14 +165,13 @@ def check_sizes(sizes: Any, plan: BatchPlan) -> None:
     are_numbers = isinstance(sizes, Mapping) and all(type(n) is int for n in sizes.values())
     check(are_numbers, sizes, "a mapping of examples to whole numbers")
     check(bool(sizes) and {*sizes} <= {*plan.training}, dict(sizes), "examples of plan.training")
-    least = min(MIN_GROUP_SIZE, *plan.sizes.values())
-    check(min(sizes.values()) >= least, dict(sizes), f"at least {least} rollouts for each example")
-    most = sum(plan.sizes.values())
-    check(sum(sizes.values()) <= most, dict(sizes), f"at most {most} rollouts in all")
+    least, most = min(MIN_GROUP_SIZE, *plan.sizes.values()), sum(plan.sizes.values())
+    is_usable = min(sizes.values()) >= least and sum(sizes.values()) <= most
+    check(is_usable, dict(sizes), f"at least {least} rollouts for each example, {most} in all")
 
 
 def can_be_made(attempt: Any) -> bool:
-    """Whether an extra attempt can be made as it is."""
+    """True if an extra attempt can be made as it is."""
     if not isinstance(attempt, Attempt) or not isinstance(attempt.hint, str):
         return False
     temperature = number_of(attempt.temperature)
@@ -206,7 +181,7 @@ def can_be_made(attempt: Any) -> bool:
 
 
 def are_scores(values: Sequence[Any], n: int) -> bool:
-    """Whether these are `n` numbers or None."""
+    """True if these are `n` numbers or None."""
     return len(values) == n and all(v is None or number_of(v) is not None for v in values)
 
 
@@ -230,26 +205,24 @@ class Strategies:
         """The strategies that have this method of their own."""
         return [each for each in self._strategies if overrides(each, method)]
 
-    def _asked_still(self, method: str, batch: Batch) -> list[Strategy]:
-        """The strategies `overriding` this, but those that always failed in the updates before."""
-        return [each for each in self.overriding(method) if not self._is_off(each, method, batch)]
+    def _asked_still(self, method: str, batch: Batch, why_in_vain: str = "") -> Iterator[Strategy]:
+        """The strategies `overriding` this, but those that always failed in the updates before.
 
-    def _is_off(self, strategy: Strategy, method: str, batch: Batch) -> bool:
-        outcomes = self._outcomes[id(strategy), method]
-        worked = [did for update, did in outcomes if batch.knows(update)]
-        is_off = len(worked) >= MOST_FAILURES and not any(worked)
-        if is_off:
+        With `why_in_vain` there are none, and the results say why.
+        """
+        strategies = self.overriding(method)
+        if why_in_vain and strategies:
+            names = " and ".join(type(one).__name__ for one in strategies)
+            self._switch_off((0, method), f"{names}.{method} is asked no more: {why_in_vain}")
+        for strategy in () if why_in_vain else strategies:
+            key = id(strategy), method
+            worked = [did for update, did in self._outcomes[key] if batch.knows(update)]
+            if len(worked) < MOST_FAILURES or any(worked):
+                yield strategy
+                continue
             all_times = f"failed all of the {len(worked)} times that it was asked"
             name = f"{type(strategy).__name__}.{method}"
-            self._switch_off((id(strategy), method), f"{name} {all_times}, and is asked no more")
-        return is_off
-
-    def _is_in_vain(self, is_in_vain: bool, method: str, why: str) -> bool:
-        """Whether the run goes on as without this method."""
-        if is_in_vain and (strategies := self.overriding(method)):
-            names = " and ".join(type(one).__name__ for one in strategies)
-            self._switch_off((0, method), f"{names}.{method} is asked no more: {why}")
-        return is_in_vain
+            self._switch_off(key, f"{name} {all_times}, and is asked no more")
 
     def _switch_off(self, key: tuple[int, str], message: str) -> None:
         """Say once that a strategy, or all (0), is not asked for this."""
@@ -270,10 +243,8 @@ class Strategies:
     def attempts(self, context: GroupContext, batch: Batch) -> list[Attempt]:
         """The extra attempts that the group gets next."""
         why = "no extra attempt of the latest rescued groups was better than the others"
-        if self._is_in_vain(rescued_in_vain(context.past), "rescue", why):
-            return []
         extra: list[Attempt] = []
-        for strategy in self._asked_still("rescue", batch):
+        for strategy in self._asked_still("rescue", batch, why * rescued_in_vain(context.past)):
             with self._counting(strategy, "rescue", batch):
                 attempts = list(strategy.rescue(context, self._ask(batch)))
                 wanted = (
@@ -333,40 +304,39 @@ class Strategies:
     def credited(self, context: GroupContext, batch: Batch, player: Player) -> SampledGroup:
         """The group with values of its steps, if these repeat, and rollouts made for it."""
         past, place = context.past, batch.examples.index(context.group.example)
-        why = "hardly any group had a step that decided"
-        is_in_vain = self._is_in_vain(credited_in_vain(past), "credit", why)
-        pays = not is_in_vain and has_turns(context.group) and may_be_credited(past, place)
-        for strategy in self._asked_still("credit", batch):
-            if not (pays or overrides(strategy, "choose")):  # in place of whole rollouts
+        in_place = any(overrides(one, "choose") for one in self.overriding("credit"))
+        is_in_vain = credited_in_vain(past) and not in_place  # of whole rollouts
+        pays = has_turns(context.group) and may_be_credited(past, place)
+        why, sampled = "hardly any group had a step that decided" * is_in_vain, context.sampled
+        for strategy in self._asked_still("credit", batch, why):
+            if not (pays or in_place):
                 continue
             with self._counting(strategy, "credit", batch):
                 credit = strategy.credit(context, self._ask(batch), player)
                 check(isinstance(credit, Credit), credit, "a Credit")
-                sampled = player.with_beside(context.sampled, credit.beside)
-                n_values = {each.rollout_id: len(each.values) for each in sampled.group.rollouts}
-                are_its = isinstance(credit.values, Mapping) and {*credit.values} <= {*n_values}
+                joined = player.with_beside(sampled, credit.beside)
+                n_values = {each.rollout_id: len(each.values) for each in joined.group.rollouts}
                 wanted = "values by rollout id, each None or a number, one more than its steps"
-                check(are_its, credit.values, wanted)
-                for id_, values in credit.values.items():
-                    check(are_scores(values, n_values[id_]), values, wanted)
+                are_usable = isinstance(credit.values, Mapping) and all(
+                    are_scores(values, n_values.get(id_, 0))
+                    for id_, values in credit.values.items()
+                )
+                check(are_usable, credit.values, wanted)
                 measure = printable(credit.measure)
                 rollouts = tuple(
                     each.valued(credit.values.get(each.rollout_id, each.values), measure)
-                    for each in sampled.group.rollouts
+                    for each in joined.group.rollouts
                 )
-                group = replace(sampled.group, rollouts=rollouts)
                 note = self._journal.redacted(str(credit.note)).strip()
-                note = "\n".join(filter(None, (sampled.note, note)))
-                context = replace(context, sampled=replace(sampled, group=group, note=note))
-        return replace(context.sampled, probes=player.others(context.group))
+                sampled = replace(joined, group=replace(joined.group, rollouts=rollouts), note=note)
+        ids = {rollout.rollout_id for rollout in sampled.group.all_rollouts}
+        probes = (rollout for id_, rollout in sorted(player.played.items()) if id_ not in ids)
+        return replace(sampled, probes=tuple(probes))
 
     def proposed(self, context: UpdateContext, batch: Batch) -> Proposed:
         """The lessons that UpdateLibrary is shown, and the operations beside its own."""
         operations: list[Any] = []
-        notes: list[str] = []
-        for strategy in self._asked_still("propose", batch):
-            if batch.is_draft and not strategy.proposes_first:
-                continue
+        for strategy in () if batch.is_draft else self._asked_still("propose", batch):
             with self._counting(strategy, "propose", batch):
                 proposed = self._call(partial(strategy.propose, context, self._ask(batch)))
                 check(isinstance(proposed, Proposed), proposed, "a Proposed")
@@ -378,8 +348,7 @@ class Strategies:
                 proposed = self._journal.cleaned(proposed, PROPOSED)
                 context = replace(context, lessons=tuple(proposed.lessons))
                 operations += proposed.operations
-                notes.append(str(proposed.note).strip())
-        return Proposed(context.lessons, tuple(operations), "\n".join(filter(None, notes)))
+        return Proposed(context.lessons, tuple(operations))
 
     def _ask(self, batch: Batch) -> Ask:
         """Asks the reflection LM; the same question is asked once in the run."""
@@ -411,31 +380,29 @@ class Strategies:
 
         With `ends`, for methods that are asked in a fixed order, too many failures end the run.
         """
-        key = id(strategy), method
+        key, name, is_fault = (id(strategy), method), f"{type(strategy).__name__}.{method}", False
         self._hanging.add(key)
         try:
             yield
-            self._note(key, batch, True)
+            worked = True
+        except (StoreError, RunStopped, KeyboardInterrupt):  # not the strategy's
+            raise
+        except UnpaidError as error:  # nor is this
+            self._report.count_failure("budget", str(error))
+            return
         except NotReplayedError as error:
             self._report.count_failure("replay", str(error))
-            self._note(key, batch, False)
-        except UnpaidError as error:  # not the strategy's fault
-            self._report.count_failure("budget", str(error))
-        except (StoreError, RunStopped, KeyboardInterrupt):  # not the strategy's, too
-            raise
+            worked = False
         except BaseException as error:  # noqa: BLE001 - whatever a user's method raises is counted
             check_wanted()
             self._ledger.raised.note(error)
-            message = f"{type(strategy).__name__}.{method}: {described(error)}"
+            message, worked, is_fault = f"{name}: {described(error)}", False, True
             self._report.count_failure("strategy", message)
-            self._note(key, batch, False)
-            worked = [did for _, did in self._outcomes[key]]
-            if 0 < ends <= len(worked) and not any(worked):
-                when = "in the first batch" if ends == 1 else f"in the first {ends} batches"
-                why = f"a strategy failed {when}; correct or leave out {message.rstrip('.')}"
-                self._ledger.stop(why, is_failure=True)
         finally:
             self._hanging.discard(key)
-
-    def _note(self, key: tuple[int, str], batch: Batch | None, worked: bool) -> None:
-        self._outcomes[key].append((batch.update if batch else 0, worked))
+        outcomes = self._outcomes[key]
+        outcomes.append((batch.update if batch else 0, worked))
+        if is_fault and 0 < ends <= len(outcomes) and not any(did for _, did in outcomes):
+            when = "in the first batch" if ends == 1 else f"in the first {ends} batches"
+            why = f"a strategy failed {when}; correct or leave out {message.rstrip('.')}"
+            self._ledger.stop(why, is_failure=True)

@@ -1,13 +1,11 @@
 """One rollout: running the program on an example, and scoring what comes out.
 
 Its steps are noted as DSPy tells of them. A rollout that goes on from a step of another one runs
-the program again, but the recorded outputs of predictors and results of tools are fed back, so
-nothing before that step costs a call of an LM or a tool. Each call is verified: its name and its
-inputs must be those of the record. Calls of functions that are no `dspy.Tool` are not recorded; the
-program makes them again, unless they are `replay_only`.
+the program again: before that step, the recorded outputs of predictors are fed back, and no LM is
+called. Tools are called again, and must give what they gave; those that are `replay_only` have the
+recorded result. Each call is verified: its name and its inputs must be those of the record.
 """
 
-import builtins
 import functools
 import inspect
 import json
@@ -34,14 +32,7 @@ from tfgrpo_dspy.dspy_seam import (
     replaying_adapter,
     watching,
 )
-from tfgrpo_dspy.errors import (
-    CallSparedError,
-    MetricError,
-    NotReplayedError,
-    RunStopped,
-    described,
-    sentence,
-)
+from tfgrpo_dspy.errors import CallSparedError, MetricError, RunStopped, described, sentence
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import (
@@ -63,15 +54,7 @@ from tfgrpo_dspy.wording import shortened
 REPLAY = "tfgrpo_replay"
 """Under this name DSPy's settings hold the `Replay` of the rollout that is being made."""
 MARK = "tfgrpo_replay_only"
-_BLAMES = r"During handling of the above exception|The above exception was the direct cause"
-_PASSING = re.compile(
-    rf"Traceback \(most recent (?:(?!Traceback \(most).)*?\n\n(?:{_BLAMES})[^\n]*\n\n"
-    r'|"call_id": "[^"]*"'
-    r"|^ {2}File \"[^\n]*\", line \d+, in [^\n]*\n(?:^ {4}[^\n]*\n)*|^(?:\w+\.)+(?=\w+: )",
-    re.MULTILINE | re.DOTALL,
-)
-"""Parts of texts that differ from run to run: in a traceback all before its last error, frames and
-the module of the error's class; the ids that providers give to calls of tools."""
+_CALL_ID = re.compile(r'"call_id": "[^"]*"')  # which providers give to calls of tools
 
 
 # ------------------------------------------------------------------------------ replay
@@ -109,39 +92,12 @@ def replay_only(tool: Any) -> Any:
 class Start:
     """The place to go on from: after the first `n_steps` steps of the rollout `source`.
 
-    With `answers_now`, the LM is asked for the outputs at once, in place of the program. With
-    `ends_if_same`, the rollout ends if its first fresh step decides as the source did. After all
-    steps of the source nothing is fresh: the outputs must be those of the source. The tool of the
-    step `called` (-1: none) is called all the same, to find out whether its result depends on calls
-    that were only fed back.
+    With `answers_now`, the LM is asked for the outputs at once, in place of the program.
     """
 
     source: Rollout
     n_steps: int
     answers_now: bool = False
-    ends_if_same: bool = False
-    called: int = -1
-
-    @property
-    def is_check(self) -> bool:
-        """True if all steps are replayed, to verify the record."""
-        return self.n_steps == len(self.source.steps) and not self.answers_now
-
-
-def checks(rollout: Rollout) -> list[Start]:
-    """The starts that verify that a rollout repeats. Raises NotReplayedError: its tools do not."""
-    first: dict[tuple[object, ...], int] = {}
-    for k, step in enumerate(rollout.steps):
-        if step.kind == "tool":
-            before = rollout.steps[first.setdefault((step.name, *sorted(step.inputs.items())), k)]
-            if (before.outputs, before.error) != (step.outputs, step.error):
-                raise NotReplayedError(_unlike(step.name))
-    return [Start(rollout, len(rollout.steps), called=k) for k in (-1, *first.values())]
-
-
-def _unlike(name: str) -> str:
-    why = "its results depend on earlier calls, or on time"
-    return f"tool {name!r} gives another result for the same arguments: {why}"
 
 
 class ReplayEndedError(CallSparedError):
@@ -152,20 +108,14 @@ class Replay:
     """Feeds the record back to one run of the program; `failure` says why that ended, if it did."""
 
     def __init__(self, start: Start, name_of: Callable[[Any, str], str]) -> None:
-        self.start = start
+        self.start, self._name_of = start, name_of
         self.failure: Failure | None = None
-        self._name_of = name_of
         self._n_fed = 0
-        self._tools: dict[str, tuple[str, Step | None, bool]] = {}
-        """By the id of a call, the tool, its record, and whether it is called all the same."""
-        self._is_compared = False  # whether the first fresh step was
-
-    def _end(self, why: str, kind: FailureKind = FailureKind.REPLAY) -> None:
-        self.failure = self.failure or Failure(kind, why)
+        self._tools: dict[str, tuple[str, Step | None]] = {}  # name and record, by the call's id
 
     def refuse(self, why: str, kind: FailureKind = FailureKind.REPLAY) -> NoReturn:
         """Raises ReplayEndedError: the rollout ends."""
-        self._end(why, kind)
+        self.failure = self.failure or Failure(kind, why)
         raise ReplayEndedError(why)
 
     def _next(self, kind: str, name: str, inputs: Mapping[str, str]) -> Step | None:
@@ -176,20 +126,14 @@ class Replay:
         if self.failure is not None:
             raise ReplayEndedError(self.failure.message)
         if self._n_fed == self.start.n_steps:
-            if self.start.is_check:
-                self.refuse(f"the program goes on with {kind} {name!r}, where it had ended")
             return None
         step = self.start.source.steps[self._n_fed]
         self._n_fed += 1
-        was, now = ({n: _PASSING.sub("", t) for n, t in each.items()}
-                    for each in (step.inputs, inputs))  # fmt: skip
-        changed = [n for n in {**was, **now} if was.get(n) != now.get(n)]
         if (step.kind, step.name) != (kind, name):
             self.refuse(f"step {self._n_fed} is {kind} {name!r}, and was {step.kind} {step.name!r}")
-        if step.error and kind == "predictor":  # its answer could not be read: that ended it
-            self.failure = self.start.source.failure
-            raise ReplayEndedError(step.error)
-        if changed:
+        was, now = ({n: _CALL_ID.sub("", text) for n, text in each.items()}
+                    for each in (step.inputs, inputs))  # fmt: skip
+        if changed := [n for n in {**was, **now} if was.get(n) != now.get(n)]:
             self.refuse(f"step {self._n_fed}, {kind} {name!r}: its {changed[0]!r} is another now")
         return step
 
@@ -197,8 +141,7 @@ class Replay:
         """The recorded outputs of the predictor that is called now; None: the call is fresh."""
         module = caller()
         name = self._name_of(module, type(module).__name__)
-        step = self._next("predictor", name, as_fields(inputs))
-        if step is None:
+        if (step := self._next("predictor", name, as_fields(inputs))) is None:
             return None
         fields = signature.output_fields.items()
         try:
@@ -206,63 +149,43 @@ class Replay:
         except (KeyError, ValueError) as error:
             self.refuse(f"step {self._n_fed}: its outputs cannot be read back ({error})")
 
-    def look_at(self, values: list[dict[str, Any]]) -> None:
-        """End the rollout if it `ends_if_same`, and its first fresh step decides as before."""
-        if self.start.ends_if_same and not self._is_compared:
-            self._is_compared = True
-            before = self.start.source.steps[self.start.n_steps]
-            if decision(before.outputs) == decision(as_fields(values[0])):
-                self.refuse("its first fresh step is that of the other one", FailureKind.STOPPED)
-
     def lm_called(self) -> None:
         """End the rollout before it pays for a call that it was to be spared."""
-        if self.start.is_check or self._n_fed < self.start.n_steps:
+        if self._n_fed < self.start.n_steps:
             again = f"the program calls an LM in step {self._n_fed + 1} again"
             self.refuse(f"{again}: that is no call of a predictor through the adapter of the run")
 
     def tool_called(self, call_id: str, name: str, inputs: Mapping[str, str]) -> None:
         """Note which tool is called."""
-        is_called = self._n_fed == self.start.called
-        self._tools[call_id] = name, self._next("tool", name, inputs), is_called
+        self._tools[call_id] = name, self._next("tool", name, inputs)
 
-    def result(self, function: Any, arguments: Mapping[str, Any]) -> Any:
-        """The result of the tool that is called now: from the record, or from its function."""
-        name, step, is_called = self._tools.get(ACTIVE_CALL_ID.get() or "", ("", None, True))
-        is_marked = hasattr(without_partials(function), MARK)
-        if step is None and is_marked:
+    def result(self, arguments: Mapping[str, Any]) -> Any:
+        """The recorded result of the `replay_only` tool that is called now, for these arguments."""
+        name, step = self._tools.get(ACTIVE_CALL_ID.get() or "", ("", None))
+        if step is None:
             wanted = ("tool", name, as_fields(arguments))
             steps = self.start.source.steps
             step = next((s for s in steps if (s.kind, s.name, s.inputs) == wanted), None)
-            if step is None:
-                why = "is replay_only, and has no result for these arguments"
-                self.refuse(f"tool {name!r} {why}", FailureKind.STOPPED)
-        if step is None or (is_called and not is_marked):
-            return function(**arguments)
-        if step.error:
-            raise _error(step.error)
-        if step.form == "other":
-            self.refuse(f"tool {name!r}: its result is no JSON")
+        if step is None:
+            why = "is replay_only, and has no result for these arguments"
+            self.refuse(f"tool {name!r} {why}", FailureKind.STOPPED)
+        if step.error or step.form == "other":
+            self.refuse(f"tool {name!r} is replay_only, and its result cannot be given again")
         text = step.outputs.get("result", "")
         return _value(text) if step.form == "json" else text
 
     def tool_ended(self, call_id: str, now: Step) -> None:
-        """Compare what a tool gave with what it had given, where it was called to find out."""
-        _, before, is_called = self._tools[call_id]
-        is_same = before is None or (now.outputs, now.error) == (before.outputs, before.error)
-        if is_called and not is_same:
-            self._end(_unlike(now.name))
+        """Compare what a tool gave with what it had given."""
+        _, before = self._tools[call_id]
+        if before is not None and (now.outputs, now.error) != (before.outputs, before.error):
+            why = f"tool {now.name!r} gives another result for the same arguments"
+            self.failure = self.failure or Failure(FailureKind.REPLAY, why)
 
-    def finish(self, outputs: Mapping[str, str], failure: Failure | None) -> None:
-        """Verify how the program ends, and that it made all calls of the record."""
-        source = self.start.source
+    def finish(self) -> None:
+        """Verify that the program made all calls of the record."""
         if self._n_fed < self.start.n_steps:
-            self._end(f"the program ends after {self._n_fed} of {self.start.n_steps} steps")
-        if self.start.is_check:
-            failed, had_failed = (each.kind if each and each.kind.is_programs_own else ""
-                                  for each in (failure, source.failure))  # fmt: skip
-            is_same = bool(failed) or decision(outputs) == decision(source.outputs)
-            if failed != had_failed or not is_same:
-                self._end("the program returns something else after the same steps")
+            why = f"the program ends after {self._n_fed} of {self.start.n_steps} steps"
+            self.failure = self.failure or Failure(FailureKind.REPLAY, why)
 
 
 class _Trace(list[Any]):
@@ -285,7 +208,7 @@ class _Trace(list[Any]):
 
 
 class _Dispatcher:
-    """Stands in a tool for its function: async ones run in the loop, a replay has the results."""
+    """Stands in a tool for its function: async ones run in the loop, a replay has some results."""
 
     def __init__(self, function: Any) -> None:
         functools.update_wrapper(self, function)
@@ -294,10 +217,9 @@ class _Dispatcher:
 
     def __call__(self, *args: Any, **arguments: Any) -> Any:
         replay: Replay | None = dspy.settings.get(REPLAY)
-        function = self.function
-        result = (
-            function(*args, **arguments) if replay is None else replay.result(function, arguments)
-        )
+        if replay is not None and hasattr(without_partials(self.function), MARK):
+            return replay.result(arguments)
+        result = self.function(*args, **arguments)
         return in_loop(result) if inspect.iscoroutine(result) else result
 
 
@@ -397,12 +319,10 @@ def _with_result(step: Step, outputs: Any, exception: BaseException | None) -> S
     if exception is not None:
         return replace(step, error=f"{type(exception).__name__}: {exception}")
     text = as_text(outputs)
-    form: Literal["text", "json", "other"] = "text"
-    if not isinstance(outputs, str):
-        form = "other"
-        with suppress(TypeError, ValueError):
-            if _value(text) == outputs and as_text(_value(text)) == text:
-                form = "json"
+    form: Literal["text", "json", "other"] = "text" if isinstance(outputs, str) else "other"
+    with suppress(TypeError, ValueError):
+        if form == "other" and _value(text) == outputs and as_text(_value(text)) == text:
+            form = "json"
     return replace(step, outputs={"result": text}, form=form)
 
 
@@ -410,16 +330,6 @@ def _value(text: str) -> Any:
     """The value that was written as this text: in JSON, or in the forms of Python and DSPy."""
     singletons = {"None": None, "True": True, "False": False}
     return singletons[text] if text in singletons else json.loads(text)
-
-
-def _error(text: str) -> Exception:
-    """The recorded error of a tool; one of Python's own is caught by the name of its class."""
-    name, _, message = text.partition(": ")
-    kind = getattr(builtins, name, Exception)
-    base = kind if isinstance(kind, type) and issubclass(kind, Exception) else Exception
-    methods = {"__init__": lambda _: None, "__str__": lambda _: message, "__module__": "builtins"}
-    error: Exception = type(name, (base,), methods)()
-    return error
 
 
 # ------------------------------------------------------------------------------ one rollout
@@ -470,27 +380,34 @@ def run_rollout(task: RolloutTask) -> Rollout:
         shows_advice=run.meter.shows_advice,
         dearest_call=run.meter.dearest_call,
     )
-    if failure or task.metric is None or (task.start and task.start.is_check):
+    if failure or task.metric is None:
         return rollout
-    return replace(rollout, **run.verdict(task.metric, rollout, prediction, trace))
+    return run.scored(task.metric, rollout, prediction, trace)
 
 
 class _Run:
     """The copies of program and LMs that one rollout works on, and what they record."""
 
     def __init__(self, task: RolloutTask) -> None:
-        self.task = task
+        self.task, self.replay = task, None
+        if task.start is not None and not task.start.answers_now:
+            self.replay = Replay(task.start, self._name_of)
         self.meter = Meter(task.ledger, task.prices, task.is_training, task.advice)
-        is_replayed = task.start is not None and not task.start.answers_now
-        self.replay = Replay(task.start, self._name_of) if is_replayed else None  # type: ignore[arg-type]
         self.tools = CallRecorder(self.meter, task.calls, self.replay)
         self.program = copy_program(task.program, self._lm_for_sample)
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         for name, module in self.program.named_sub_modules():
             module.callbacks = Unheard(getattr(module, "callbacks", []))
             if isinstance(module, dspy.Predict):
-                module.config = self._config_for_sample(module.config)
                 self.names[id(module)] = name.removeprefix("self.")
+                # its own config would win over its LM's copy
+                config = {key: x for key, x in module.config.items() if key != "rollout_id"}
+                if task.temperature not in (None, OWN):
+                    config.pop("temperature", None)
+                elif config.get("temperature") == 0:
+                    config["rollout_id"] = None  # there is only one sample; DSPy warns of an id
+                module.config = config
+        self.predictors = {name for name, _ in named_predictors(self.program)}
         for name, predictor in named_predictors(self.program):
             self.names |= {id(predictor): name, id(predictor.signature): name}
 
@@ -504,16 +421,8 @@ class _Run:
             return lm
         return metered(sampling_copy(lm, self.task.rollout_id, self.task.temperature), self.meter)
 
-    def _config_for_sample(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A predictor's own config would win over its LM's copy; so the sample is set here too."""
-        changed = {key: value for key, value in config.items() if key != "rollout_id"}
-        if self.task.temperature not in (None, OWN):
-            changed.pop("temperature", None)
-        elif changed.get("temperature") == 0:
-            changed["rollout_id"] = None  # there is only one sample; DSPy warns of an id
-        return changed
-
     def context(self) -> Any:
+        """The settings of DSPy under which the program runs."""
         adapter = demo_keeping_adapter(dspy.settings.adapter, self.task.kept_demos)
         return dspy.context(
             **{REPLAY: self.replay},
@@ -524,14 +433,18 @@ class _Run:
         )
 
     def execute(self) -> tuple[Any, Failure | None]:
-        """The program's outputs, and its failure."""
+        """The program's outputs, and its failure; one with `aforward` only runs in a loop."""
         prediction, failure, start = None, None, self.task.start
-        inputs = copied_example(self.task.example).inputs()
+        inputs, program = copied_example(self.task.example).inputs(), self.program
+        forward = inspect.getattr_static(program, "forward", None)
+        if getattr(forward, "__module__", "") == dspy.syncify.__module__:  # it would run a loop
+            program, forward = getattr(program, "program", program), None
         try:
             if start is not None and start.answers_now:
                 prediction = answer_now(self.program, start, inputs)
             else:
-                prediction = _called(self.program, inputs)
+                called = program.acall if forward is None else program
+                prediction = settled(called(**inputs))
         except (RunStopped, KeyboardInterrupt):
             raise
         except ReplayEndedError as error:
@@ -540,7 +453,7 @@ class _Run:
             self.task.ledger.raised.note(error)
             failure = _failure_of(error)
         if self.replay is not None:
-            self.replay.finish(as_fields(prediction), failure)
+            self.replay.finish()
             failure = self.replay.failure or failure
             prediction = None if self.replay.failure else prediction
         if failure is not None and failure.kind is FailureKind.PARSE and self.meter.last_call:
@@ -566,19 +479,16 @@ class _Run:
             steps.append(Step("predictor", name, {"prompt": call.prompt}, outputs, failure.message))
         return tuple(steps)
 
-    def verdict(
+    def scored(
         self, metric: ScoringFunction, rollout: Rollout, prediction: Any, trace: list[Any]
-    ) -> dict[str, Any]:
-        """The fields that scoring adds; an LM judge runs on the user's own LM, as it is set."""
+    ) -> Rollout:
+        """The rollout with its score; an LM judge runs on the user's own LM, as it is set."""
         task, score, failure, n_calls = self.task, None, None, 0
-        meter = Meter(task.ledger, task.prices, task.is_training)
+        meter, feedback = Meter(task.ledger, task.prices, task.is_training), dict[str, str]()
         calls: dict[str, PredictorTrace] = {}  # of each predictor that the metric is asked about
-        if metric.asks_predictors and task.asks_predictors:
-            names = {name for name, _ in named_predictors(self.program)}
-            for call in trace:
-                if (name := self._name_of(call[0], "")) in names:
-                    calls.setdefault(name, []).append(call)
-        feedback: dict[str, str] = {}
+        for call in trace if metric.asks_predictors and task.asks_predictors else ():
+            if (name := self._name_of(call[0], "")) in self.predictors:
+                calls.setdefault(name, []).append(call)
 
         def asked(ask: Callable[..., Any], *about: Any) -> Any:
             nonlocal n_calls
@@ -590,40 +500,38 @@ class _Run:
             finally:
                 del task.calls["metric"]
 
-        meter.check()
         try:
             with judging(meter):
                 score = asked(metric)
                 for name, of_predictor in calls.items():
                     feedback[name] = asked(metric.feedback_on, name, of_predictor)
         except MetricError as error:
-            task.ledger.raised.note(error.__cause__ or error)
-            is_providers = _failure_of(error.__cause__ or error).kind is FailureKind.PROVIDER
+            cause = error.__cause__ or error
+            task.ledger.raised.note(cause)
+            is_providers = _failure_of(cause).kind is FailureKind.PROVIDER
             kind = FailureKind.PROVIDER if is_providers else FailureKind.METRIC
             failure = Failure(kind, str(error))
         meter.check()
-        if (
-            hidden := meter.provider_failure
-        ):  # where the metric hid it, what it returned is no score
-            message = f"the metric's LM failed: {hidden.message}"
-            failure = replace(hidden, message=message, refuses_prompt=False)
+        if hidden := meter.provider_failure:  # what the metric returned all the same is no score
+            failure = Failure(hidden.kind, f"the metric's LM failed: {hidden.message}")
         steps = list(rollout.steps)
         for k in reversed(range(len(steps))):  # the last call of each predictor
             text = feedback.pop(steps[k].name, "") if steps[k].kind == "predictor" else ""
             if text and not (score and text == score.feedback):  # that on the whole is not repeated
                 text = with_values(text, task.example, prediction)
                 steps[k] = replace(steps[k], feedback=text)
-        added = {
-            "n_metric_calls": n_calls,
-            "metric_usage": meter.usage,
-            "dearest_call": max(rollout.dearest_call, meter.dearest_call),
-            "steps": tuple(steps),
-            "failure": failure,
-        }
-        if score is not None and failure is None:
-            words = with_values(score.feedback, task.example, prediction)
-            added |= {"score": score.value, "feedback": words, "objectives": score.objectives}
-        return added
+        rollout = replace(
+            rollout,
+            n_metric_calls=n_calls,
+            metric_usage=meter.usage,
+            dearest_call=max(rollout.dearest_call, meter.dearest_call),
+            steps=tuple(steps),
+            failure=failure,
+        )
+        if score is None or failure is not None:
+            return rollout
+        words = with_values(score.feedback, task.example, prediction)
+        return replace(rollout, score=score.value, feedback=words, objectives=score.objectives)
 
 
 def _cause_of(call: Call) -> str:
@@ -633,14 +541,6 @@ def _cause_of(call: Call) -> str:
     if call.is_filtered:
         return "A content filter of the provider held the answer back. "
     return "The answer was cut off at max_tokens. " if call.is_cut else ""
-
-
-def _called(program: Any, inputs: Mapping[str, Any]) -> Any:
-    """The program's prediction; one with `aforward` only, or that awaits, runs in an event loop."""
-    forward = inspect.getattr_static(program, "forward", None)
-    if getattr(forward, "__module__", "") == dspy.syncify.__module__:  # it would run a loop itself
-        program, forward = getattr(program, "program", program), None
-    return settled(program.acall(**inputs) if forward is None else program(**inputs))
 
 
 def _failure_of(error: BaseException) -> Failure:

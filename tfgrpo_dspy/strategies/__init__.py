@@ -36,7 +36,6 @@ from tfgrpo_dspy.strategies.steps import (
     ImplicitStepRewards,
     InformationGain,
     MonteCarloCredit,
-    StateTasks,
     TeacherMarks,
 )
 
@@ -45,6 +44,6 @@ __all__ = [
     "ClippedDiversity", "ConflictAware", "Credit", "DomainBandit", "Extrapolate",
     "GlobalConstraint", "GroupContext", "HardSampleWeights", "ImplicitStepRewards", "Induction",
     "InformationGain", "LearningFrontier", "MonteCarloCredit", "Objectives", "Play", "Proposed",
-    "Scored", "Shown", "StateTasks", "StepOrder", "Strategy", "TeacherMarks", "TeacherRollouts",
+    "Scored", "Shown", "StepOrder", "Strategy", "TeacherMarks", "TeacherRollouts",
     "TieredHints", "UpdateContext", "replay_only",
 ]  # fmt: skip

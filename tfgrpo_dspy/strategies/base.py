@@ -1,8 +1,7 @@
 """The decisions that a strategy may take, and the values that its methods take and return.
 
 The run asks every strategy in the order of `strategies=(...)`, and knows none of them. A method is
-a function of its arguments alone: it reads no clock, no state and no random numbers but those that
-it draws with a seed of its arguments. So a run that is resumed or replayed decides the same.
+a function of its arguments alone (no state, no clock), so a resumed run decides the same.
 """
 
 import typing
@@ -29,7 +28,6 @@ Least2 = Annotated[int, Field(ge=2)]
 Magnitude = Annotated[float, Field(ge=0.01, le=100)]  # a temperature, a weight or an entropy
 Multiple = Annotated[float, Field(ge=0.1, le=10)]  # LM calls, beside those of a group's rollouts
 NOT_ASYNC = such_that(lambda code: not is_coroutine_function(code), "it should not be async")
-"""The condition for a function that a strategy calls."""
 
 
 @typing.dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -39,27 +37,21 @@ def strategy(kind: type[T]) -> type[T]:
 
 
 Ask = Callable[..., Mapping[str, Any]]
-"""Asks the reflection LM: `answer = ask(signature, field=...)`.
+"""Asks the reflection LM: `answer = ask(signature, field=...)`; the output fields by name.
 
-`signature` is a class or a string, as for `dspy.Predict`. The answer holds the output fields by
-name; it is empty where the LM failed or its answer could not be read. The call is metered and
-recorded, and the same question is asked once in a run.
+The signature is a class or a string, as for `dspy.Predict`. The answer is empty where the LM failed
+or could not be read. The call is metered and recorded; the same question is asked once in a run.
 """
 Play = Callable[..., Sequence[Rollout]]
 """Goes on from a step of a rollout: `made = play(rollout, n_steps, n=1)`, in the order of samples.
 
-The first `n_steps` steps are fed back from the record of the rollout, and cost nothing; what
-follows is sampled anew, with the same library, and scored. The calls are metered and recorded.
-`n_steps` is at least 0 and less than `len(rollout.steps)`, `n` at least 1. Asked again for the
-same steps, it gives the same rollouts first. Those without a score are left out.
+The program runs again: in the first `n_steps` steps (at least 0, less than `len(rollout.steps)`)
+the LM's answers come from the record and cost nothing; what follows is sampled anew with the same
+library, and scored. Asked again for the same steps, it gives the same rollouts first. Those without
+a score are left out. With `answers_now=True`, the LM is asked for the outputs after these steps.
 
-With `answers_now=True`, the LM is asked for the outputs after these steps, in one call. With
-`ends_if_same=True`, a rollout whose first fresh step decides as the record did ends there, and is
-left out.
-
-Raises NotReplayedError: the program does not repeat the recorded steps exactly; UnpaidError: the
-budget does not reach for these rollouts beside what the final choice needs. Let them pass: the run
-then takes no values for the group, and goes on.
+Raises NotReplayedError: the program does not repeat the recorded steps; UnpaidError: the budget
+does not reach. Let them pass: the run then takes no values for the group, and goes on.
 """
 
 
@@ -79,13 +71,9 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """The batch of an update that is about to be made.
+    """The batch of an update that is about to be made."""
 
-    `sizes` says how many rollouts each of its examples gets, by position in the training set; as
-    the usual schedule, or the strategy before, has it.
-    """
-
-    sizes: Mapping[int, int]
+    sizes: Mapping[int, int]  # the rollouts of its examples, as usual or by the strategy before
     past: tuple[SampledGroup, ...]  # all groups of the updates that are decided for sure, in order
     under_way: tuple[int, ...]  # the examples of the batches since, which are still being made
     training: tuple[int, ...]  # the positions of the examples that may be chosen
@@ -126,8 +114,7 @@ class GroupContext(RunContext):
     @property
     def earlier(self) -> list[Group]:
         """The earlier groups of this example that have scores of the metric, without aided ones."""
-        index = self.group.example
-        groups = [each.by_metric for each in self.past if each.group.example == index]
+        groups = [e.by_metric for e in self.past if e.group.example == self.group.example]
         return [group for group in groups if group.scores]
 
     @property
@@ -136,10 +123,9 @@ class GroupContext(RunContext):
         return self.has_failed(self.sampled.measured or self.group)
 
     def has_failed(self, group: Group) -> bool:
-        """True if a group has no contrast, and scores of the metric that are too low.
+        """True if a group has no contrast, and less than the best score of the metric so far.
 
-        That is less than what any earlier rollout without aid scored. Where there was one score
-        only, it is too low unless the answers are those of the labels.
+        Where there was one score only, it is too low unless the answers are those of the labels.
         """
         score_range = NO_SCORES.including(s for each in self.past for s in each.by_metric.scores)
         group = replace(group, score_range=score_range)
@@ -160,23 +146,18 @@ class UpdateContext(RunContext):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An extra rollout of a group, with a hint, with a teacher, or with neither.
-
-    `temperature` is the least at which it is sampled, up to 2; where the run's own is higher, or is
-    "own", that counts. Some providers refuse more than 1.
-    """
+    """An extra rollout of a group, with a hint, with a teacher, or with neither."""
 
     hint: str = ""  # stands at the end of the instructions, in this attempt only
     teacher: Any = None  # a program, in place of the student, or an LM, on which the student runs
-    temperature: float = 0.0
+    temperature: float = 0.0  # the least, up to 2; where the run's is higher or "own", that counts
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Rollouts that the metric, or the strategy before, gave scores.
 
-    They are all of a batch, if `is_training`: lessons are drawn from them. Otherwise they compare
-    student and result.
+    They are all of a batch, if `is_training`; otherwise they compare student and result.
     """
 
     rollouts: tuple[Rollout, ...]  # each has a score
@@ -195,32 +176,20 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """The lessons that UpdateLibrary is shown, and operations beside its own.
-
-    `note` is what the reflection LM reads first when it drafts lessons from labels, which is before
-    the first batch; for groups, `show` gives a note.
-    """
+    """The lessons that UpdateLibrary is shown, and operations beside its own."""
 
     lessons: tuple[Lesson, ...]
     operations: tuple[Operation, ...] = ()
-    note: str = ""
 
 
 class Strategy:
     """A change of how the run learns; a subclass overrides the methods that decide differently.
 
-    Those of this package raise a SettingsError for an argument that is out of its range.
-
     What a method raises, or gives that cannot be used, is counted as a failure of kind "strategy",
     and the run goes on as without that answer; after rewards that failed, without these scores. A
     `choose` that fails in the first three batches, and a `reward` that fails in the first, end the
     run.
-
-    `proposes_first`: whether `propose` is also asked before the first batch, when nothing but the
-    examples is known.
     """
-
-    proposes_first: bool = False
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
         """The number of rollouts (at least 2) of each example of the batch, by position.
@@ -240,8 +209,8 @@ class Strategy:
     def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The values of the steps of the group's rollouts, and further rollouts for the group.
 
-        The reflection LM is shown the values, and the lessons of the group are for the predictor
-        whose step changed the value most, unless it says otherwise.
+        The lessons are for the predictor whose step changed the value most, unless they say
+        otherwise.
         """
         return Credit({})
 
@@ -255,7 +224,6 @@ class Strategy:
 
 
 METHODS = tuple(name for name, one in vars(Strategy).items() if callable(one) and name[0] != "_")
-"""The decisions that a strategy may take."""
 
 
 def overrides(strategy: object, method: str) -> bool:

@@ -1,7 +1,7 @@
 """Strategies that choose the examples of a batch, and how many rollouts each of them gets.
 
-They draw one half of each batch. The other half is that of the usual schedule, so that no example
-is forgotten, and so that it shows whether choosing pays.
+They draw one half of each batch; the other is the usual schedule's, so that no example is
+forgotten, and that it shows whether choosing pays.
 """
 
 import math
@@ -50,7 +50,7 @@ class Choosing(Strategy):
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
         """The first half of the usual batch, and examples that are drawn by their weights."""
-        n, usual = len(plan.sizes), list(plan.sizes)[: math.ceil(len(plan.sizes) / 2)]
+        usual = list(plan.sizes)[: math.ceil(len(plan.sizes) / 2)]
         weights = self.weights(plan)
         if not plan.past or self._is_in_vain(plan.past):
             return plan.sizes
@@ -61,7 +61,7 @@ class Choosing(Strategy):
             if example not in usual
         }
         drawn = sorted(key, key=lambda example: key[example])  # the lowest are a weighted draw
-        return self.sizes(plan, [*usual, *drawn][:n])
+        return self.sizes(plan, [*usual, *drawn][: len(plan.sizes)])
 
     def weights(self, plan: BatchPlan) -> Mapping[int, float]:
         """The weight of each example: how much more often it is drawn than another."""
@@ -90,7 +90,7 @@ def _teaches(sampled: SampledGroup) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PassRate:
-    """A Beta distribution of the chance that a rollout of an example succeeds."""
+    """A Beta distribution of the chance p that a rollout of an example succeeds."""
 
     successes: float = 1.0
     failures: float = 1.0
@@ -113,15 +113,11 @@ class PassRate:
         return PassRate(self.successes + weight * n, failures)
 
 
-def fullest(sampled: SampledGroup) -> tuple[float, ...]:
-    """The scores of the rollouts that had the most advice: those without it are trials of a gate.
-
-    So advice that is on trial makes no example look as if its success were a matter of luck.
-    """
+def fullest(sampled: SampledGroup) -> list[float]:
+    """The scores of the rollouts that had the most advice: the others are trials of a gate."""
     rollouts = [r for r in sampled.unaided.rollouts if r.score is not None]
     sizes = [len(sampled.additions_of(rollout).library) for rollout in rollouts]
-    pairs = zip(rollouts, sizes, strict=True)
-    return tuple(r.score or 0.0 for r, size in pairs if size == max(sizes))
+    return [r.score or 0.0 for r, size in zip(rollouts, sizes, strict=True) if size == max(sizes)]
 
 
 def success_shares(past: Sequence[SampledGroup]) -> list[list[float]]:
@@ -178,15 +174,12 @@ def _domains(plan: BatchPlan, domain: Domain | None) -> Mapping[int, Hashable]:
 class LearningFrontier(Choosing):
     """Draws examples by how much can still be learned of them, as the library grows.
 
-    An example is drawn with a chance that is proportional to the square of its learnability: the
-    expectation of p (1 - p), where p is its pass rate under the latest library; where failures come
-    with feedback, also that of (1 - p)^2, as they teach, too. From the third group on that taught,
-    it is divided by their number: what stays open after many lessons is not learnable. Half of each
-    batch is as usual, and all of it where that teaches often, or the drawn half does not more.
+    The chance of an example is proportional to the square of its learnability: the expectation of
+    p (1 - p), where p is its pass rate under the latest library; where failures come with feedback,
+    also that of (1 - p)^2. From the third group on that taught, it is divided by their number.
 
     **Source.** AceGRPO (arXiv 2602.07906).
-    **When to use.** Many examples always succeed, or always fail, and failures have no feedback in
-    words that could teach something.
+    **When to use.** Many examples always succeed, or always fail, without feedback in words.
 
     Args:
         memory: how much a group counts, beside a group one epoch (of usual size) later; 0 to 1.
@@ -214,14 +207,12 @@ class BayesianAllocation(Choosing):
     """Samples examples by a softmax, and gives rollouts by the spread of their scores.
 
     The pass rate p of each example has a Beta posterior, in which groups count less, the more the
-    library has changed since. The standard deviation s of a rollout's score is the root of the
-    expectation of p (1 - p). Examples are sampled with chances proportional to exp(s /
-    temperature), and those drawn have rollouts in proportion to s: from 2 to `most`. Half of each
-    batch is as usual, and what was taught already counts less, as in `LearningFrontier`.
+    library has changed since. s is the root of the expectation of p (1 - p). Chances are
+    proportional to exp(s / temperature), and those drawn have rollouts in proportion to s: from 2
+    to `most`. What was taught already counts less, as in `LearningFrontier`.
 
     **Source.** CurES (arXiv 2510.01037).
-    **When to use.** As `LearningFrontier`, if some examples need more than the usual number of
-    rollouts to show contrast.
+    **When to use.** As `LearningFrontier`, if some examples show contrast in larger groups only.
 
     Args:
         memory: how much a group still counts when no experience of its library is left; 0 to 1.
@@ -269,15 +260,14 @@ class DomainBandit(Choosing):
     The bound of a domain is L + exploration * sqrt(2 ln(n + 1) / (n_d + 1)): L is the mean absolute
     advantage of its latest groups (0 in a group without contrast, about 1 in others), n_d the
     number of its groups, n that of all. Domains have chances proportional to exp(bound /
-    temperature); in a domain, the examples that came least often come first. Half of each batch is
-    as usual.
+    temperature); in a domain, the examples that came least often come first.
 
     **Source.** DUMP (arXiv 2504.09710).
     **When to use.** Examples come from known domains, of which some are too easy or too hard.
 
     Args:
         domain: the name of the field, or the function of an example, that gives its domain.
-        exploration: factor of the confidence bound, at least 0; 0 takes what taught most.
+        exploration: factor of the confidence bound, 0 to 100; 0 takes what taught most.
         window: how many of the latest groups of a domain count, at least 1.
         temperature: .01 to 100; the lower, the more the best domain gets.
     """
@@ -291,21 +281,22 @@ class DomainBandit(Choosing):
         """The chance of its domain, shared among the examples that came least often."""
         domain_of = _domains(plan, self.domain)
         taught: defaultdict[Hashable, list[float]] = defaultdict(list)
-        times = Counter(plan.under_way)
+        times = Counter([*plan.under_way, *(sampled.group.example for sampled in plan.past)])
         for sampled in plan.past:
-            times[sampled.group.example] += 1
             advantages = sampled.unaided.advantages
             if sampled.group.example in domain_of and advantages:
                 taught[domain_of[sampled.group.example]].append(fmean(map(abs, advantages)))
-        n_all = sum(map(len, taught.values()))
-        share = {example: 4.0 ** -times[example] for example in domain_of}
-        whole, bounds = Counter[Hashable](), dict[Hashable, float]()
-        for example, domain in domain_of.items():
-            whole[domain] += share[example]  # type: ignore[assignment]
-            unsure = math.sqrt(2 * math.log(n_all + 1) / (len(taught[domain]) + 1))
-            latest = fmean(taught[domain][-self.window :] or [0.0])
-            bounds[domain] = latest + self.exploration * unsure
+        unsure = 2 * math.log(sum(map(len, taught.values())) + 1)
+        bounds = {
+            domain: fmean(taught[domain][-self.window :] or [0.0])
+            + self.exploration * math.sqrt(unsure / (len(taught[domain]) + 1))
+            for domain in domain_of.values()
+        }
         highest = max(bounds.values(), default=0.0)
+        share = {example: 4.0 ** -times[example] for example in domain_of}
+        whole: defaultdict[Hashable, float] = defaultdict(float)
+        for example, domain in domain_of.items():
+            whole[domain] += share[example]
         return {
             example: math.exp((bounds[domain] - highest) / self.temperature)
             * (share[example] / whole[domain])
@@ -319,10 +310,9 @@ class HardSampleWeights(Choosing):
 
     The loss is 1 minus the mean score, as a share of the range of all scores: of the example, or of
     its domain. First the examples of the highest losses, compared with their domain (or with all
-    examples), are set aside as noise: at most the share `noise` of all, of those that had two
-    groups or more. Then the weights above maximise the weighted loss less `temperature` times the
-    Kullback-Leibler divergence from equal weights. With a domain, each domain has the same weight
-    before its loss is known, however few examples it has. Half of each batch is as usual.
+    examples), are set aside as noise, of those that had two groups or more. The weights maximise
+    the weighted loss less `temperature` times the Kullback-Leibler divergence from equal weights of
+    the domains, however few examples one has.
 
     **Source.** Instance-reweighted distributionally robust optimization (arXiv 2402.14270).
     **When to use.** The worst domain counts, and has fewer examples than others.

@@ -4,6 +4,7 @@ import bisect
 import re
 import statistics
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -64,11 +65,10 @@ class WriteHints(dspy.Signature):
 class TieredHints(Strategy):
     """Tries a failing example with a concept, then a plan, then a concrete step, until it succeeds.
 
-    Only an example whose latest groups have failed gets hints. The reflection LM writes them from
-    the label and the feedback. The hinted success against the failures without a hint is the
-    contrast that lessons are drawn from. No score with a hint counts for any experience. A hint
-    with the example's label in it is not given, and a lesson from a hinted group with that label is
-    dropped, unless other training examples have the same label: then it names a class.
+    The reflection LM writes the hints from the label and the feedback. The hinted success against
+    the failures without a hint is the contrast that lessons are drawn from. No score with a hint
+    counts for any experience. A hint with the example's label in it is not given, and a lesson from
+    a hinted group with that label is dropped, unless other training examples have the same label.
 
     **Source.** Scaf-GRPO (arXiv 2510.19807).
     **When to use.** Most groups fail throughout, and the metric says nothing in words.
@@ -102,24 +102,19 @@ class TieredHints(Strategy):
         return [Attempt(hint=hint) for hint in usable][:1]
 
     def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
-        """The lessons that do not give away the label of an example that had a hint.
-
-        A label that other training examples have, too, names a class and may be told. A reason that
-        gives a label away is left out; its lesson stays.
-        """
+        """The lessons, and their reasons, that do not give away the label of a hinted example."""
         hinted = {e.group.example for e in context.groups if any(g.hint for g in e.additions)}
-        by_example = {i: context.examples[i].labels for i in context.training} if hinted else {}
-        special = {
-            i: {
-                name: text
-                for name, text in by_example[i].items()
-                if all(labels.get(name) != text for k, labels in by_example.items() if k != i)
-            }
-            for i in hinted & by_example.keys()
-        }
+        n_having = Counter(
+            label
+            for i in context.training
+            if hinted
+            for label in context.examples[i].labels.items()
+        )
         kept = []
         for lesson in context.lessons:
-            labels = [special[e.example] for e in lesson.evidence if e.example in special]
+            examples = [context.examples[e.example] for e in lesson.evidence if e.example in hinted]
+            labels = [dict(one for one in example.labels.items() if n_having[one] == 1)
+                      for example in examples]  # fmt: skip
             if not any(gives_away(lesson.text, each) for each in labels):
                 tells = any(gives_away(lesson.reason, each) for each in labels)
                 kept.append(replace(lesson, reason="") if tells else lesson)
@@ -148,20 +143,18 @@ class TeacherRollouts(Strategy):
     """Adds rollouts of a teacher to the groups in which the student fails throughout.
 
     The reflection LM compares them with the student's, and writes lessons for the student. No score
-    of the teacher counts for any experience, so that each is judged on the student alone.
+    of the teacher counts for any experience.
 
     **Source.** None.
     **When to use.** The student fails on most examples, and a stronger program or LM is at hand
     that is too dear to deploy.
 
     Args:
-        teacher: a program, which runs in place of the student, or an LM, on which the student runs,
-            with the library.
+        teacher: a program, which runs in place of the student, or an LM, on which the student runs.
         share: how many rollouts the teacher adds, as a share of the student's in the group, .01
             to 1; at least one.
-        shares_library: whether a teacher that is a program runs with the library: its experiences
-            that are for every predictor. Afterwards, `ExperienceLibrary.from_program(result)` can
-            be baked into the teacher.
+        shares_library: whether a teacher that is a program runs with the experiences that are for
+            every predictor.
     """
 
     teacher: Annotated[
@@ -191,14 +184,12 @@ class ClippedDiversity(Strategy):
     """Explores where attempts agree, and lets the unusual one of equal attempts count for more.
 
     Where all attempts of a group give the same answer and fail, further ones are told that answer,
-    and to take another way. They stand beside the group as a hinted attempt does.
-
-    In every group, a rollout counts with its score, plus or minus its entropy compared with that of
-    the rollouts with the same score: at most `clip` times the distance to the next score of the
-    group, so a worse rollout never reaches a better one. The entropy is `rollout.entropy` where all
-    have one (ask for it with `dspy.LM(..., logprobs=True)`); otherwise it is how unlike the others'
-    reasoning, or outputs, a rollout's own is, in groups of three characters. Student and result are
-    compared by the score.
+    and to take another way. In every group, a rollout counts with its score, plus or minus its
+    entropy compared with that of the rollouts with the same score: at most `clip` times the
+    distance to the next score of the group, so a worse rollout never reaches a better one. The
+    entropy is `rollout.entropy` where all have one (ask for it with `dspy.LM(..., logprobs=True)`);
+    otherwise it is how unlike the others' reasoning, or outputs, a rollout's own is, in groups of
+    three characters. Student and result are compared by the score.
 
     **Source.** EGPO, for function calling (arXiv 2508.05118).
     **When to use.** The usual way is wrong on many inputs, and the metric is strict and silent.
@@ -206,10 +197,10 @@ class ClippedDiversity(Strategy):
     Args:
         clip: the largest change, as a share of the distance to the nearest other score of the
             group; above 0 and below 0.5.
-        explore: how many further attempts, as a share of the first ones, above 0 to 1, and at
-            least one; 0: none.
-        temperature: of these attempts, 0 to 2; where the run's own is higher, or is "own", that
-            counts. With 1.5, which not all providers take, more attempts of a real LM differed.
+        explore: how many further attempts, as a share of the first ones, 0 to 1; at least one,
+            with 0 none.
+        temperature: the least of these attempts, 0 to 2. With 1.5, which not all providers take,
+            more attempts of a real LM differed.
     """
 
     clip: Annotated[float, Field(gt=0, lt=0.5)] = 0.25

@@ -5,15 +5,13 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from statistics import fmean
-from typing import Annotated, Any
+from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import dspy
 from pydantic import Field
 
-from tfgrpo_dspy.experience import Add, Advice, Experience, Modify
+from tfgrpo_dspy.experience import Add, Advice, Experience, ExperienceLibrary, Modify
 from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, sources_of
 from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES, UNKNOWN, by_example
@@ -102,16 +100,16 @@ def _parts(rollout: Rollout) -> dict[str, str]:
 
 
 class GoPast(dspy.Signature):
-    """Go on from a worse to a better state of advice, and past the better one.
+    """Go on from a worse to a better line of advice, and past the better one.
 
-    Both states were in a program's prompt; beside a line stands its measured effect on the score,
-    where there is one. First find what changed from worse to better: what was added, left out, made
+    Both were in a program's prompt; beside a line stands its measured effect on the score, where
+    there is one. First find what changed from worse to better: what was added, left out, made
     stricter, narrower, more exact. Then make the same change once more, starting from the better
-    state, and factor times as large: at 0.5 half of a step further, at 1.0 a whole one. Change
+    line, and factor times as large: at 0.5 half of a step further, at 1.0 a whole one. Change
     nothing else.
 
-    Write at most max_candidates lines of advice of that further state, each of them new, and
-    nothing else. Write None if the change has no direction.
+    Write at most max_candidates further lines, each of them new, and nothing else. Write None if
+    the change has no direction.
     """
 
     program: str = dspy.InputField(desc="what the program does")
@@ -125,19 +123,18 @@ class GoPast(dspy.Signature):
 
 @strategy
 class Extrapolate(Strategy):
-    """Proposes advice that lies past the better one of two states, in the direction from the worse.
+    """Proposes advice that lies past the better one of two texts, in the direction from the worse.
 
-    further = better + factor * (better - worse). The states are two texts of one experience, of
-    which the effects were measured (without measured effects, the later is the better one); or,
-    where no experience has two, the library now and before its latest changes. Every few updates
-    the reflection LM is asked to take that step. What it writes stands beside the better state, and
-    the gate judges each line by its own effect: both may stay.
+    further = better + factor * (better - worse). The states are two texts of one experience, by
+    their measured effects (without, the later is the better one). Every few updates the reflection
+    LM is asked to take that step. What it writes stands beside the better text, and the gate judges
+    each line by its own effect: both may stay.
 
     **Source.** ExPO (arXiv 2404.16792).
     **When to use.** Runs that change wordings rather than facts, such as for style.
 
     Args:
-        factor: how far to go past the better state, as a share of the change; .1 to 3.
+        factor: how far to go past the better text, as a share of the change; .1 to 3.
         every: how many updates lie between two questions, at least 1.
         most: how many candidates are taken from an answer, at least 1.
     """
@@ -147,42 +144,24 @@ class Extrapolate(Strategy):
     most: Least1 = 2
 
     def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
-        """Advice past the better of two states; asked for after each `every` updates."""
-        pair = None if context.update % self.every else _two_states(context)
-        if not context.update or pair is None:
+        """Advice past the better of two texts; asked for after each `every` updates."""
+        texts: dict[str, dict[Advice, Experience]] = {}
+        for experience in itertools.chain(*context.libraries):
+            texts.setdefault(experience.id, {})[experience.advice] = experience
+        ranked = [  # of equal effects, the later text is the better one
+            sorted(of_id.values(), key=_effect)
+            for id_, of_id in texts.items()
+            if len(of_id) > 1 and id_ in context.library
+        ]
+        if not context.update or context.update % self.every or not ranked:
             return Proposed(context.lessons)
-        worse, better = (_lines(state) for state in pair)
-        n, factor = self.most, self.factor
-        answer = ask(GoPast, max_candidates=n, worse=worse, better=better, factor=factor)
-        evidence = tuple(dict.fromkeys(e for one in pair[1] for e in one.evidence))
+        worse, *_, better = max(ranked, key=lambda texts: _effect(texts[-1]) - _effect(texts[0]))
+        n, states = self.most, {"worse": str(worse), "better": str(better)}
+        answer = ask(GoPast, max_candidates=n, factor=self.factor, **states)
         lines = read_lessons(answer.get("further", "None"))[:n]
-        read = (read_lesson(line, context.predictors, pair[1][0].scope) for line in lines)
-        added = tuple(Add(text, scope, evidence=evidence) for text, scope in read)
-        return Proposed(context.lessons, added)
-
-
-def _two_states(context: UpdateContext) -> tuple[list[Experience], list[Experience]] | None:
-    """A worse and a better state: those of one experience whose effects differ most, if any.
-
-    Else the library before its latest changes, and now; None: nothing was left out or reworded.
-    """
-    texts: dict[str, dict[Advice, Experience]] = {}
-    for experience in itertools.chain(*context.libraries):
-        texts.setdefault(experience.id, {})[experience.advice] = experience
-    pairs = []
-    for id_, of_id in texts.items():
-        if len(of_id) > 1 and id_ in context.library:
-            ranked = sorted(of_id.values(), key=_effect)  # of equal ones, the later is the better
-            pairs.append((ranked[0], ranked[-1]))
-    if pairs:
-        worse, better = max(pairs, key=lambda pair: _effect(pair[1]) - _effect(pair[0]))
-        return [worse], [better]
-    now = {experience.advice for experience in context.library}
-    for library in reversed(context.libraries):
-        before = {experience.advice for experience in library}
-        if before - now and now - before:
-            return list(library), list(context.library)
-    return None
+        read = (read_lesson(line, context.predictors, better.scope) for line in lines)
+        added = (Add(text, scope, evidence=better.evidence) for text, scope in read)
+        return Proposed(context.lessons, tuple(added))
 
 
 def _effect(experience: Experience) -> float:
@@ -247,19 +226,19 @@ class Induction(Strategy):
             texts = {operation.text for operation in operations}
             if texts and not any(_effect(e) > 0 for e in libraries[-1] if e.text in texts):
                 return Proposed(context.lessons)
-            then = replace(context, library=libraries[-1], libraries=libraries)
-            operations = self._operations(then, ask)  # earlier answers are remembered
+            operations = self._rules(libraries, context.predictors, ask)  # remembers its answers
         return Proposed(context.lessons, operations)
 
-    def _operations(self, context: UpdateContext, ask: Ask) -> tuple[Add | Modify, ...]:
+    def _rules(
+        self, libraries: Sequence[ExperienceLibrary], predictors: Sequence[str], ask: Ask
+    ) -> tuple[Add | Modify, ...]:
         """The operations that the reflection LM answers; each rests on what it resembles."""
-        start, *later = context.libraries
-        of_start = {experience.advice for experience in start}
-        came = [experience for experience in context.library if experience.advice not in of_start]
+        start, library = libraries[0], libraries[-1]
+        of_start, now = ({experience.advice for experience in each} for each in (start, library))
+        came = [experience for experience in library if experience.advice not in of_start]
         if len(came) < FEWEST_TEXTS:
             return ()
-        now = {experience.advice for experience in context.library}
-        went = {one.advice: one for one in itertools.chain(start, *later) if one.advice not in now}
+        went = {one.advice: one for one in itertools.chain(*libraries) if one.advice not in now}
         answer = ask(
             FindRules,
             max_candidates=self.most,
@@ -271,9 +250,9 @@ class Induction(Strategy):
         operations = list[Add | Modify]()
         for line in read_lessons(_ID.sub(r"\1:", answer.get("candidates", "None")))[: self.most]:
             named = _NAMED.fullmatch(line)
-            text, scope = read_lesson(named[2] if named else line, context.predictors)
+            text, scope = read_lesson(named[2] if named else line, predictors)
             evidence = tuple(e for source in sources_of(text, learned) for e in source.evidence)
-            if named and named[1] in context.library:
+            if named and named[1] in library:
                 operations.append(Modify(named[1], text, evidence=evidence))
             else:
                 operations.append(Add(text, scope, evidence=evidence))
@@ -311,14 +290,13 @@ class FindOthers(dspy.Signature):
 
 @strategy
 class AttributionPrior(Strategy):
-    """Learns from the reflection LM what matters in the inputs, before there is a rollout.
+    """Learns from the reflection LM what matters in the inputs, without a rollout.
 
     One question shows it the program and a few examples. What it says decides the answer is told
     it again whenever it writes lessons. In updates with lessons of a single group, one question
-    measures obedience: which of these, and of the experiences, rest on something else? Such a
-    lesson is left out where another lesson explains the group by what matters, and comes last
-    elsewhere: in few examples much agrees by accident. Where the experiences that rest on something
-    else have the higher mean effect, the facts refute the prior, and it pulls no more.
+    measures obedience: which of these rest on something else? Such a lesson is left out where
+    another lesson explains the group by what matters, and comes last elsewhere: in few examples
+    much agrees by accident.
 
     **Source.** Large Language Models as Attribution Regularizers for Efficient Model Training
     (arXiv 2502.20268).
@@ -328,7 +306,6 @@ class AttributionPrior(Strategy):
         n_examples: how many training examples the question shows, at least 1.
     """
 
-    proposes_first = True
     n_examples: Least1 = 6
 
     def show(self, context: GroupContext, ask: Ask) -> Shown:
@@ -337,23 +314,15 @@ class AttributionPrior(Strategy):
         return Shown(context.group.rollouts, f"{MATTERS}{matters}" if matters else "")
 
     def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
-        """A note, for the drafts before the first rollout; then the lessons that obey."""
+        """The lessons that obey, then those of groups that none of these explains."""
         matters = self._matters(context, ask)
-        if not context.update:
-            return Proposed(context.lessons, note=f"{MATTERS}{matters}" if matters else "")
-        measured = [one for one in context.library if one.effect is not None]
-        single = [lesson for lesson in context.lessons if len(lesson.evidence) < 2]
-        texts = dict.fromkeys([*(one.text for one in measured), *(one.text for one in single)])
-        others = set[str]()
-        if single and matters:
-            lines = "\n".join(f"{n}. {text}" for n, text in enumerate(texts, 1))
-            answer = ask(FindOthers, matters=matters, lines=lines)
-            numbers = {int(n) for n in re.findall(r"\d{1,3}", str(answer.get("others", "")))}
-            others = {text for n, text in enumerate(texts, 1) if n in numbers}
-        obeyed = [_effect(one) for one in measured if one.text not in others]
-        disobeyed = [_effect(one) for one in measured if one.text in others]
-        if obeyed and disobeyed and fmean(disobeyed) > fmean(obeyed):
+        single = {one.text: one for one in context.lessons if len(one.evidence) < 2}
+        if not (single and matters):
             return Proposed(context.lessons)
+        lines = "\n".join(f"{n}. {text}" for n, text in enumerate(single, 1))
+        answer = ask(FindOthers, matters=matters, lines=lines)
+        numbers = {int(n) for n in re.findall(r"\d{1,3}", str(answer.get("others", "")))}
+        others = {text for n, text in enumerate(single, 1) if n in numbers}
         obeying = [one for one in context.lessons if one.text not in others]
         explained = {evidence.example for one in obeying for evidence in one.evidence}
         rest = (one for one in context.lessons if one.text in others)
@@ -362,13 +331,12 @@ class AttributionPrior(Strategy):
 
     def _matters(self, context: RunContext, ask: Ask) -> str:
         """The answer to the one question, which is always the same; "" where it says nothing."""
-        n = min(self.n_examples, len(context.training))
-        positions = random.Random("attribution").sample(sorted(context.training), n)
-        parts = []
-        for example in (context.examples[position] for position in positions):
+        n, parts = min(self.n_examples, len(context.training)), []
+        for position in random.Random("attribution").sample(sorted(context.training), n):
+            example = context.examples[position]
             labels = example.labels_text if context.shows_labels else ""
             texts = (example.text, "Labels:", labels or UNKNOWN)
             parts.append("\n".join(shortened(text, FIELD_BYTES) for text in texts))
-        answer: Mapping[str, Any] = ask(SayWhatMatters, examples=by_example(parts))
+        answer = ask(SayWhatMatters, examples=by_example(parts))
         matters = shortened(answer.get("matters", ""), FIELD_BYTES)
         return matters if read_lessons(matters) else ""

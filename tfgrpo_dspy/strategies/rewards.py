@@ -31,11 +31,10 @@ class Objectives(Strategy):
     """Rewards the weighted mean of several objectives, each in its standard deviations.
 
     The metric returns `dspy.Prediction(objectives={name: value}, feedback=...)`. Each objective is
-    divided by its standard deviation in the first batch (by 1 where it is the same throughout), so
-    that none drowns the others. Weights say what is learned; bounds say what may win: in the final
-    choice, what a rollout lacks to a bound counts ten times. A rollout that lacks an objective has
-    no score. All scores of the results are these rewards; `finalists` have the means of the
-    objectives, and `print(detailed_results)` shows which candidates are not dominated.
+    divided by its standard deviation in the first batch (by 1 where it is the same throughout).
+    Weights say what is learned; bounds say what may win: in the final choice, what a rollout lacks
+    to a bound counts ten times. A rollout that lacks an objective has no score. All scores of the
+    results are these rewards; `finalists` have the means of the objectives.
 
     **Source.** Multi-reward GRPO (arXiv 2511.06023), bootstrapped mixed rewards (arXiv 2512.04277).
     **When to use.** The metric has several figures of different scales, or one that must not fall.
@@ -69,17 +68,16 @@ class Objectives(Strategy):
                 )
             scale[name] = _spread(numbers)
         bounds = {} if scored.is_training else self.never_below
-        total, rewards = sum(self.weights.values()), list[float | None]()
-        for rollout in scored.rollouts:
-            of_rollout = {name: self._value(name, rollout) for name in names}
-            by_name = {name: value for name, value in of_rollout.items() if value is not None}
-            if len(by_name) < len(names):
-                rewards.append(None)
-                continue
-            mean = sum(w * by_name[name] / scale[name] for name, w in self.weights.items())
-            lacking = (max(0.0, low - by_name[n]) / scale[n] for n, low in bounds.items())
-            rewards.append(mean / total - PENALTY * sum(lacking))
-        return rewards
+
+        def reward(rollout: Rollout) -> float | None:
+            values = {n: x for n in names if (x := self._value(n, rollout)) is not None}
+            if len(values) < len(names):
+                return None
+            mean = sum(w * values[name] / scale[name] for name, w in self.weights.items())
+            lacking = (max(0.0, low - values[n]) / scale[n] for n, low in bounds.items())
+            return mean / sum(self.weights.values()) - PENALTY * sum(lacking)
+
+        return list(map(reward, scored.rollouts))
 
     def _value(self, name: str, rollout: Rollout) -> float | None:
         if name in self.computed:
@@ -97,9 +95,8 @@ class StepOrder(Strategy):
     """Adds the rank correlation of a rollout's steps with a reference order to its score.
 
     `order(rollout)` is Kendall's tau (-1 to 1) of the steps that both have, by their first
-    occurrence; 0.0 where they share fewer than two. It is mixed in by `Objectives`: score and order
-    are each divided by their standard deviation in the first batch. For more objectives, pass
-    `computed={"order": StepOrder(reference).order}` to your own `Objectives`.
+    occurrence; 0.0 where they share fewer than two. `Objectives` mixes it in; for more objectives,
+    pass `computed={"order": StepOrder(reference).order}` to your own.
 
     **Source.** Bootstrapped mixed rewards: canonical action order (arXiv 2512.04277).
     **When to use.** The result alone is rarely right, and a solver's order is known.
@@ -115,10 +112,7 @@ class StepOrder(Strategy):
     weight: Annotated[float, Field(ge=0, le=10)] = 0.3
 
     def order(self, rollout: Rollout) -> float:
-        """Kendall's tau of the steps that both orders have, of which no two are in one place.
-
-        So it is a mean over pairs; `scipy.stats`, which has it, takes half a second to import.
-        """
+        """Kendall's tau of the steps that both orders have (`scipy.stats` is slow to import)."""
         taken = {step: place for place, step in reversed([*enumerate(self.steps(rollout))])}
         wanted = [step for step in dict.fromkeys(self.reference(rollout)) if step in taken]
         if len(wanted) < 2:
@@ -137,11 +131,10 @@ class GlobalConstraint(Strategy):
     """Adds a reward for a quantity of the whole, such as how many agents cooperate.
 
     The level is the mean of `quantity(rollout)` over a training batch, and each rollout counts with
-    `score + weight * spread * 4 * level * (1 - level) * quantity(rollout)`. `spread` is the
-    standard deviation of the scores of the first batch (1 where they are all the same). So the term
-    is strong at intermediate levels, and 0 where nobody or everybody contributes. At the end,
-    student and result are compared by `score + weight * spread * 2/3 * quantity`, with the mean
-    strength over all levels; for the metric alone, evaluate the program with `dspy.Evaluate`.
+    `score + weight * spread * 4 * level * (1 - level) * quantity(rollout)`, which is strong at
+    intermediate levels. `spread` is the standard deviation of the scores of the first batch (1
+    where they are all the same). At the end, student and result are compared by
+    `score + weight * spread * 2/3 * quantity`, with the mean strength over all levels.
 
     **Source.** GRPO-GCC (arXiv 2510.08607).
     **When to use.** What is good for one agent or answer harms the whole, such as the use of a

@@ -42,11 +42,8 @@ from tfgrpo_dspy.strategies.choosing import PassRate
 from tfgrpo_dspy.wording import alike, letter_groups
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-Decisions = tuple[tuple[str, Mapping[str, str]], ...]
 PRIOR, TOWARDS = 0.5, 1.5
 """Parameters of the Beta priors: of either outcome, and more of the one that is expected."""
-EXCULPATED = 0.2  # how likely a turn is decisive that a rollout with an unlike score took, too
 NONE = 0.1  # the prior probability that no turn was decisive
 SURE = 0.9  # the probability with which the decisive turn is known
 THRIFT = 0.3  # how much the LM calls of a rollout weigh against what its score says
@@ -56,8 +53,6 @@ PAIR_TOKENS, GROUP_TOKENS = 1_500, 4_000  # of one attempt of a pair; of all att
 HIGHEST, BEFORE = 10, 0.5
 """The best mark; and what a state is worth before the first step, when nothing is known."""
 FIRST = 2 / 3  # of the steps: earlier branches cost more, later ones differ in less
-TRIES = 0.2  # LM calls for branches that end at once, as a share of those of the whole rollouts
-LEAST_WHOLE = 2  # rollouts of an example, which a batch must have at least
 LINE = re.compile(r"(\d+)\D*?:\s*([\d.,; ]+)")
 
 
@@ -79,17 +74,23 @@ def tree_values(rollouts: Sequence[Rollout]) -> dict[int, list[float | None]]:
         values: list[float | None] = [None] * len(rollout.values)
         for state in states(rollout):
             pairs = zip(rollouts, calls, strict=True)
-            scores = [r.score or 0.0 for r, theirs in pairs if theirs[:state] == mine[:state]]
-            values[state] = sum(scores) / len(scores)
+            values[state] = fmean(
+                r.score or 0.0 for r, theirs in pairs if theirs[:state] == mine[:state]
+            )
         by_rollout[rollout.rollout_id] = values
     return by_rollout
 
 
 def by_unlikeness(group: Group) -> list[Rollout]:
     """The rollouts, those first whose score is furthest from the mean; of two, the lower one."""
-    scores = {rollout.rollout_id: rollout.score or 0.0 for rollout in group.rollouts}
-    far = {id_: -round(abs(score - fmean(group.scores)), 9) for id_, score in scores.items()}
-    return sorted(group.rollouts, key=lambda r: (far[r.rollout_id], scores[r.rollout_id]))
+    mean = fmean(group.scores or [0.0])
+    scored = [(r.score or 0.0, r) for r in group.rollouts]
+    ranked = sorted(scored, key=lambda pair: (-round(abs(pair[0] - mean), 9), pair[0]))
+    return [rollout for _, rollout in ranked]
+
+
+def _scored(*groups: SampledGroup) -> list[Rollout]:
+    return [r for sampled in groups for r in sampled.unaided.rollouts if r.score is not None]
 
 
 def _attempt(rollout: Rollout, max_tokens: int) -> str:
@@ -102,62 +103,45 @@ def _attempt(rollout: Rollout, max_tokens: int) -> str:
 class StateValues:
     """The values of the states of a rollout, and of each turn the probability that it decided.
 
-    Either one of its turns was decisive, or none was. If a turn was decisive, rollouts that go on
-    from a state after that turn share one chance of success, and the others have another one. Both
-    chances have Beta priors: the first one near the score of the rollout, the second one far from
-    it. Scores are scaled to 0 to 1. All turns are as likely to be decisive, except that a turn is
-    suspected less if a rollout with an unlike score has taken the same decision.
-
-    `information` is, by state, what the score of one more rollout from there says of the decisive
-    turn, in nats.
+    Either one of its turns was decisive, all with the same probability, or none was. If one was,
+    rollouts that go on from a state after that turn share one chance of success, and the others
+    have another one. Both have Beta priors: the first near the score of the rollout, the second far
+    from it. Scores are scaled to 0 to 1.
     """
 
-    means: list[float]
-    decisive: list[float]
-    none_decisive: float
-    information: list[float]
+    means: list[float]  # by state, the expected score
+    chances: list[float]  # by turn, that it was decisive; and at the end, that none was
+    information: list[float]  # by state, what one more score from there says of that, in nats
 
     @classmethod
     def of(
         cls, rollout: Rollout, others: Sequence[Rollout], low: float, high: float
     ) -> "StateValues":
         """The values by Bayes' rule from other rollouts of the example; scores: `low` to `high`."""
-
-        def share(scored: Rollout) -> float:
-            part = ((scored.score or 0.0) - low) / max(MIN_CONTRAST, high - low)
-            return min(1.0, max(0.0, part))
-
-        ends, mine = states(rollout), share(rollout)
-        scores = np.array([share(other) for other in others])
+        ends, spread = np.array(states(rollout)), max(MIN_CONTRAST, high - low)
+        points = np.array([each.score or 0.0 for each in (rollout, *others)])
+        mine, *scores = np.clip((points - low) / spread, 0, 1)
         starts = np.array([other.n_replayed or 0 for other in others])
-        is_after = starts[:, None] >= np.array(ends[1:])[None, :]
+        is_after = starts[:, None] >= ends[1:]
         near = PRIOR + TOWARDS * np.array([mine, 1 - mine])
         logs_after, after = _beta(scores, is_after, near)
         logs_before, before = _beta(scores, ~is_after, near[::-1])
-        logs_none, mean = _beta(scores, np.ones((len(scores), 1), dtype=bool), np.ones(2))
-        turns = _decisions(rollout)
-        unlike = [_decisions(other) for other in others
-                  if other.n_replayed is None and abs(share(other) - mine) > 0.5]  # fmt: skip
-        is_unlike = [any(turn in theirs if turns.count(turn) == 1 else theirs[k : k + 1] == [turn]
-                         for theirs in unlike) for k, turn in enumerate(turns)]  # fmt: skip
-        weights = np.where(is_unlike, EXCULPATED, 1.0)
-        suspected = np.log((1 - NONE) * (weights / weights.sum()))
+        logs_none, mean = _beta(scores, np.ones((len(scores), 1)), np.ones(2))
+        suspected = np.log((1 - NONE) / max(1, len(ends) - 1))
         logs = np.append(logs_after + logs_before + suspected, logs_none + np.log(NONE))
         chances = np.exp(logs - logs.max())
-        chances = chances / chances.sum()  # of each turn, and at the end of none
-        is_past = np.arange(len(ends))[:, None] > np.arange(len(chances))[None, :]
-        is_past[:, -1] = False
+        chances = chances / chances.sum()
+        is_past = np.tri(len(ends), len(chances), -1, dtype=bool)  # by state, the turns before it
         by_state = np.where(is_past, np.append(after, mean), np.append(before, mean))
         expected = by_state @ chances
         information = _entropy(expected) - _entropy(by_state) @ chances
-        means = [low + float(value) * (high - low) for value in expected]
-        *decisive, none_decisive = map(float, chances)
-        return cls(means, decisive, none_decisive, [float(nats) for nats in information])
+        return cls([*(low + expected * (high - low))], [*chances], [*information])
 
 
-def _beta(scores: Array, chosen: Mask, prior: Array) -> tuple[Array, Array]:
+def _beta(scores: Any, chosen: Any, prior: Array) -> tuple[Array, Array]:
     """By column of `chosen`: the log-probability of these scores, and the expected next one."""
-    won, lost = scores @ chosen + prior[0], (1 - scores) @ chosen + prior[1]
+    shares = np.array(scores)
+    won, lost = shares @ chosen + prior[0], (1 - shares) @ chosen + prior[1]
     return betaln(won, lost) - betaln(*prior), won / (won + lost)
 
 
@@ -166,71 +150,84 @@ def _entropy(chance: Array) -> Array:
     return entropy
 
 
-def _decisions(rollout: Rollout) -> list[Decisions]:
-    """The decisions of the predictor of each turn, without the reasoning."""
-    return [
-        tuple((s.name, decision(s.outputs)) for s in rollout.steps[start:end] if s.kind != "tool")
-        for start, end in itertools.pairwise(states(rollout))
-    ]
-
-
 @strategy
 class MonteCarloCredit(Strategy):
     """Finds the step that decided a rollout, by sampling how it would have gone on.
 
     In a group with contrast, the rollout whose score is furthest from the mean is gone on with from
-    the state where a further score says most for its LM calls: that halves the steps in question,
-    as in a bisection. A state's value is the expected score there. Of the sampled rollouts, the one
-    from the state before the decisive step whose score is most unlike stands beside the group: good
-    and bad from the same state.
+    the state where a further score says most for its LM calls, as in a bisection. A state's value
+    is the expected score there. Of the sampled rollouts, the one from the state before the decisive
+    step whose score is most unlike stands beside the group: good and bad from the same state.
 
-    **Source.** VinePPO (arXiv 2410.01679).
+    With `tasks`, where all rollouts of a group fail alike, so many go on from one of its states. It
+    is drawn in proportion to the square of its learnability: the expectation of p (1 - p), where p
+    is the chance to score more from there, by earlier ones of this example.
+
+    **Source.** VinePPO (arXiv 2410.01679); `tasks`: AceGRPO (arXiv 2602.07906).
     **When to use.** Agents of five or more steps, which end well or badly by one or two of them.
 
     Args:
         calls: LM calls for a group, as a multiple of what its rollouts have taken; .1 to 10.
+        tasks: rollouts that go on from a state of a group that fails throughout, at least 0.
     """
 
     calls: Multiple = 1.0
+    tasks: Least0 = 0
 
     def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The values of the steps of one rollout, and one beside it from the decisive state."""
         group = context.sampled.unaided
         if not group.has_contrast:
-            return Credit({})
+            return self._task(context, play) if self.tasks and context.fails else Credit({})
         rollout, *others = by_unlikeness(group)
-        others.sort(key=group.rollouts.index)
         low, high = min(group.scores), max(group.scores)
         left = self.calls * sum(each.usage.n_answers for each in group.all_rollouts)
-        ends, n_steps = states(rollout), len(rollout.steps)
-        costs = {  # about how many LM calls a rollout takes that goes on from there
-            state: max(1, sum(step.kind == "predictor" for step in rollout.steps[state:]))
-            for state in ends
-        }
+        ends = states(rollout)
+        costs = {
+            end: sum(step.kind == "predictor" for step in rollout.steps[end:]) for end in ends
+        }  # about how many LM calls a rollout takes that goes on from there
         played: dict[int, Sequence[Rollout]] = {}
         n_asked: Counter[int] = Counter()
         while True:
-            more = itertools.chain(*played.values())
-            values = StateValues.of(rollout, (*others, *more), low, high)
+            values = StateValues.of(
+                rollout, [*others, *itertools.chain(*played.values())], low, high
+            )
             worth = {
-                state: nats / costs[state] ** THRIFT
-                for state, nats in zip(ends, values.information, strict=True)
-                if state < n_steps and costs[state] <= left and nats >= LITTLE
+                end: nats / costs[end] ** THRIFT
+                for end, nats in zip(ends, values.information, strict=True)
+                if 0 < costs[end] <= left and nats >= LITTLE
             }
-            if not worth or max([values.none_decisive, *values.decisive]) >= SURE:
+            if not worth or max(values.chances) >= SURE:
                 break
-            state = max(worth, key=lambda state: worth[state])
+            state = max(worth, key=lambda end: worth[end])
             n_asked[state] += 1
             left -= costs[state]
             played[state] = play(rollout, state, n_asked[state])
         falls = [abs(after - before) for before, after in itertools.pairwise(values.means)]
         before = ends[falls.index(max(falls))] if falls else 0
-        score = rollout.score or 0.0
-        unlike = sorted(played.get(before, ()), key=lambda r: -abs((r.score or 0.0) - score))
-        beside = [r for r in unlike[:1] if abs((r.score or 0.0) - score) > MIN_CONTRAST]
-        by_end: dict[int, float] = dict(zip(ends, values.means, strict=True))
+        gaps = [(abs((r.score or 0.0) - (rollout.score or 0.0)), r) for r in played.get(before, ())]
+        gap, beside = max(gaps, key=lambda pair: pair[0], default=(0.0, rollout))
+        by_end = dict(zip(ends, values.means, strict=True))
         of_steps = [by_end.get(n) for n in range(len(rollout.values))]
-        return Credit({rollout.rollout_id: of_steps}, tuple(beside))
+        return Credit({rollout.rollout_id: of_steps}, (beside,) if gap > MIN_CONTRAST else ())
+
+    def _task(self, context: GroupContext, play: Play) -> Credit:
+        """Rollouts that go on from a state of the group, and the values if one of them differs."""
+        group, scored = context.sampled.unaided, _scored(context.sampled)
+        source = max(scored, key=lambda rollout: len(rollout.steps))
+        if not (inner := states(source)[1:-1]):
+            return Credit({})
+        rates: defaultdict[int, PassRate] = defaultdict(PassRate)
+        for sampled in (each for each in context.past if each.group.example == group.example):
+            for rollout in (*sampled.group.rollouts, *sampled.probes):
+                if rollout.n_replayed and rollout.score is not None:
+                    is_better = float(rollout.score > max(group.scores))
+                    rates[rollout.n_replayed] = rates[rollout.n_replayed].after([is_better])
+        chance = random.Random(f"{group.example}/{context.sampled.update}/tasks")
+        (state,) = chance.choices(inner, [rates[n].variance_of_a_rollout ** 2 for n in inner])
+        played = play(source, state, self.tasks)
+        is_unlike = replace(group, rollouts=(*scored, *played)).has_contrast
+        return Credit(tree_values([*scored, *played]) if is_unlike else {}, tuple(played))
 
 
 @strategy
@@ -246,7 +243,6 @@ class InformationGain(Strategy):
 
     **Source.** IGPO (arXiv 2510.14967).
     **When to use.** Agents that collect information, where an answer can be scored at any time.
-    Where the answer is only the end of a row of actions, it says little.
 
     Args:
         samples: answers in each state, at least 1; one is enough with log-probabilities.
@@ -276,15 +272,12 @@ class InformationGain(Strategy):
 
 def expected_score(answers: Sequence[Rollout]) -> float:
     """The expected score of an answer, of which these are samples; at least one."""
-    scores = [rollout.score or 0.0 for rollout in answers]
-    mean = sum(scores) / len(scores)
-    chances: dict[str, tuple[float, float]] = {}
-    for rollout, score in zip(answers, scores, strict=True):
-        if rollout.entropy is not None:  # the mean negative log-probability of its tokens
-            chances[rollout.answer] = (math.exp(-rollout.entropy), score)
-    total = max(1.0, sum(chance for chance, _ in chances.values()))
-    seen = sum(chance for chance, _ in chances.values()) / total
-    return sum(chance * score for chance, score in chances.values()) / total + (1 - seen) * mean
+    mean = fmean(rollout.score or 0.0 for rollout in answers)
+    distinct = {r.answer: r for r in answers if r.entropy is not None}
+    chances = {answer: math.exp(-(r.entropy or 0.0)) for answer, r in distinct.items()}
+    total = max(1.0, sum(chances.values()))
+    seen = sum(chance * (distinct[answer].score or 0.0) for answer, chance in chances.items())
+    return seen / total + (1 - sum(chances.values()) / total) * mean
 
 
 class PreferAttempt(dspy.Signature):
@@ -315,8 +308,7 @@ class ImplicitStepRewards(Strategy):
     so far is preferred to the average one of its group.
 
     **Source.** iStar (arXiv 2509.19199).
-    **When to use.** Tasks that no metric can verify (`metric=None`); with a metric it costs no
-    call.
+    **When to use.** Tasks that no metric can verify (`metric=None`).
 
     Args:
         pairs: how many pairs of a group are compared, at least 1.
@@ -332,13 +324,13 @@ class ImplicitStepRewards(Strategy):
         here = letter_groups(context.example.text, (4,))
         rows: list[tuple[Rollout, Rollout, float]] = []
         for sampled in (*past, context.sampled):
-            example = context.examples[sampled.group.example]
+            example = context.examples[sampled.group.example].text
             weight = alike(sampled.advice, context.sampled.advice)
-            weight *= alike(letter_groups(example.text, (4,)), here)
+            weight *= alike(letter_groups(example, (4,)), here)
             for first, second in self._pairs(sampled.unaided) if weight > 0 else ():
                 ahead = (first.score or 0.0) - (second.score or 0.0)
                 if first.score is None:  # there is no metric
-                    ahead = _preference(example.text, first, second, ask)
+                    ahead = _preference(example, first, second, ask)
                 if abs(ahead) > sampled.group.least_contrast:
                     winner, loser = (first, second) if ahead > 0 else (second, first)
                     rows.append((winner, loser, weight))
@@ -347,24 +339,23 @@ class ImplicitStepRewards(Strategy):
             return Credit({})
         rewards = fitted_rewards(rows)
         sums = {
-            r.rollout_id: np.cumsum([0.0, *(
-                sum(rewards.get(name, 0.0) for name in of_step) for of_step in _features(r)
-            )])
-            for r in group
-        }  # fmt: skip
-        usual = float(np.mean([each[-1] for each in sums.values()]))
-        ends = {rollout.rollout_id: set(states(rollout)) for rollout in group}
-        values = {
-            id_: [float(expit(x - usual)) if n in ends[id_] else None for n, x in enumerate(each)]
-            for id_, each in sums.items()
+            rollout.rollout_id: np.cumsum(
+                [0.0]
+                + [sum(rewards.get(n, 0.0) for n in of_step) for of_step in _features(rollout)]
+            )
+            for rollout in group
         }
+        usual, values = fmean(each[-1] for each in sums.values()), {}
+        for rollout in group:
+            ends, worth = {*states(rollout)}, expit(sums[rollout.rollout_id] - usual)
+            of_steps = [float(x) if n in ends else None for n, x in enumerate(worth)]
+            values[rollout.rollout_id] = of_steps
         return Credit(values, measure="chance of being preferred")
 
     def _pairs(self, group: Group) -> list[tuple[Rollout, Rollout]]:
-        """Pairs of rollouts that answer differently or took other steps, in an order by chance."""
-        features = {r.rollout_id: [*filter(None, _features(r))] for r in group.rollouts}
+        """Pairs of rollouts that took other steps, in an order by chance."""
         every = itertools.combinations(group.rollouts, 2)
-        pairs = [p for p in every if features[p[0].rollout_id] != features[p[1].rollout_id]]
+        pairs = [pair for pair in every if _features(pair[0]) != _features(pair[1])]
         chance = random.Random(f"pairs/{[rollout.rollout_id for rollout in group.rollouts]}")
         chosen = chance.sample(pairs, min(self.pairs, len(pairs)))
         return [pair if chance.random() < 0.5 else (pair[1], pair[0]) for pair in chosen]
@@ -372,36 +363,29 @@ class ImplicitStepRewards(Strategy):
 
 def fitted_rewards(rows: Sequence[tuple[Rollout, Rollout, float]]) -> dict[object, float]:
     """The reward of each feature of steps, from pairs of winner and loser with weights."""
-    features = [[[*itertools.chain(*_features(rollout))] for rollout in pair] for *pair, _ in rows]
-    names = list(dict.fromkeys(itertools.chain(*itertools.chain(*features))))
-    place = {name: k for k, name in enumerate(names)}
-    design = np.zeros((len(rows), len(names)))
-    for row, pair in enumerate(features):
-        for of_rollout, sign in zip(pair, (1.0, -1.0), strict=True):
-            for name in of_rollout:
-                design[row, place[name]] += sign
+    differences = []
+    for winner, loser, _ in rows:
+        differences.append(Counter(itertools.chain(*_features(winner))))
+        differences[-1].subtract(itertools.chain(*_features(loser)))
+    names = list(dict.fromkeys(itertools.chain(*differences)))
+    design = np.array([[float(each[name]) for name in names] for each in differences])
     weights = np.array([weight for *_, weight in rows])
 
     def loss(x: Array) -> tuple[float, Array]:
         margins = design @ x
-        slopes = -weights * expit(-margins)
         value = -(weights * log_expit(margins)).sum() + RIDGE / 2 * (x @ x)
-        return float(value), design.T @ slopes + RIDGE * x
+        return float(value), design.T @ (-weights * expit(-margins)) + RIDGE * x
 
     fitted = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B").x
     return {name: float(x) for name, x in zip(names, fitted, strict=True)}
 
 
 def _features(rollout: Rollout) -> list[list[object]]:
-    """Of each step its predictor, its decision, and both with its place; a tool's step has none.
-
-    The step of its predictor chose it.
-    """
+    """Of each step its predictor, its decision, and both with its place; of a tool's none."""
     features = list[list[object]]()
     for index, step in enumerate(rollout.steps):
         decided = (step.name, tuple(sorted(decision(step.outputs).items())))
-        is_chosen = step.kind == "tool"
-        features.append([] if is_chosen else [step.name, decided, (*decided, index)])
+        features.append([step.name, decided, (*decided, index)] * (step.kind == "predictor"))
     return features
 
 
@@ -409,7 +393,7 @@ def _preference(example: str, first: Rollout, second: Rollout, ask: Ask) -> floa
     """1 where the reflection LM prefers the first, -1 where the second, else 0."""
     texts = [_attempt(rollout, PAIR_TOKENS) for rollout in (first, second)]
     answer = ask(PreferAttempt, example=example, attempt_1=texts[0], attempt_2=texts[1])
-    digits = [digit for digit in str(answer.get("better", "")) if digit in "012"]
+    digits = re.findall("[012]", str(answer.get("better", "")))
     return {"1": 1.0, "2": -1.0}.get(digits[0] if digits else "", 0.0)
 
 
@@ -437,9 +421,8 @@ class TeacherMarks(Strategy):
     """Lets the reflection LM mark the student's own rollouts, step by step, beside the metric.
 
     One question for each group that differs or fails shows it all attempts. The mark after a turn,
-    as a share of ten, is the value of that state: the lesson writer reads where it fell, and
-    lessons are for the predictor of that step. So groups that fail throughout teach, too, although
-    the metric is silent. The teacher learns from the student's rollouts in turn: it is shown how
+    as a share of ten, is the value of that state: the lesson writer reads where it fell. So groups
+    that fail throughout teach, too. The teacher learns from the student in turn: it is shown how
     its last marks of earlier attempts compare with the scores that the metric gave these.
 
     **Source.** CoDistill-GRPO (arXiv 2605.08873).
@@ -467,11 +450,10 @@ class TeacherMarks(Strategy):
             earlier=self._earlier(context) or "(none)",
             attempts="\n\n".join(shown),
         )
-        lines = dict(LINE.findall(str(answer.get("marks", ""))))
-        values = {}
-        for n, rollout in enumerate(group.rollouts, 1):
-            marks = [float(mark) for mark in re.findall(r"\d+(?:\.\d+)?", lines.get(str(n), ""))]
-            ends = states(rollout)[1:]
+        lines, values = dict(LINE.findall(str(answer.get("marks", "")))), {}
+        for number, rollout in enumerate(group.rollouts, 1):
+            written = re.findall(r"\d+(?:\.\d+)?", lines.get(str(number), ""))
+            marks, ends = list(map(float, written)), states(rollout)[1:]
             if len(marks) >= len(rollout.steps):  # of its steps; else of its turns
                 marks = [marks[end - 1] for end in ends]
             if ends and len(marks) >= len(ends) and max(marks) <= HIGHEST:
@@ -481,16 +463,14 @@ class TeacherMarks(Strategy):
         return Credit(values, measure="mark of the teacher")
 
     def _earlier(self, context: GroupContext) -> str:
-        by_metric = [rollout for sampled in context.past for rollout in sampled.by_metric.rollouts]
-        scores = {rollout.rollout_id: rollout.score for rollout in by_metric}
-        marked = [
-            f"mark {rollout.values[-1] * HIGHEST:.0f}, score {score:.3g}"
-            for sampled in context.past
-            for rollout in sampled.unaided.rollouts
-            if rollout.values[-1] is not None
-            and (score := scores.get(rollout.rollout_id)) is not None
-        ]
-        return "\n".join(marked[len(marked) - self.earlier :] if self.earlier else [])
+        marked = []
+        for sampled in context.past if self.earlier else ():
+            scores = {rollout.rollout_id: rollout.score for rollout in sampled.by_metric.rollouts}
+            for rollout in sampled.unaided.rollouts:
+                mark, score = rollout.values[-1], scores.get(rollout.rollout_id)
+                if mark is not None and score is not None:
+                    marked.append(f"mark {mark * HIGHEST:.0f}, score {score:.3g}")
+        return "\n".join(marked[-self.earlier :])
 
 
 @strategy
@@ -500,9 +480,8 @@ class BranchingRollouts(Strategy):
     A rollout branches after results of tools (after any turn, if it calls none), first where the
     entropy of the next answer rises most above that of the first one (ask for it with
     `dspy.LM(..., logprobs=True)`); without log-probabilities, first after two thirds of the steps.
-    A branch whose first step decides as the rollout did ends after that one call. A program of one
-    turn cannot branch: that is counted, and groups become as large as usual. Values are the mean
-    scores of all leaves of the tree below a state: shared along a common beginning, then apart.
+    A program of one turn cannot branch: that is counted, and groups become as large as usual.
+    Values are the mean scores of all leaves of the tree below a state.
 
     **Source.** ARPO (arXiv 2507.19849).
     **When to use.** Long agents whose groups are dear. Branches count for no experience, so the
@@ -513,7 +492,7 @@ class BranchingRollouts(Strategy):
         whole: how many of these are whole rollouts, at least 2, below `leaves`.
     """
 
-    leaves: Annotated[int, Field(ge=LEAST_WHOLE + 1)] = 5
+    leaves: Annotated[int, Field(ge=3)] = 5
     whole: Least2 = 2
 
     def __post_init__(self) -> None:
@@ -540,24 +519,11 @@ class BranchingRollouts(Strategy):
                 f"ones; pass group_size={self.leaves}, or leave the strategy out."
             )
         wanted = min(self.leaves, context.group_size or self.leaves) - len(scored)
-        n_tries = TRIES * sum(rollout.usage.n_answers for rollout in scored)
         branches: list[Rollout] = []
         for rollout, state in _places(scored):
-            if len(branches) >= wanted or n_tries < 0:
-                break
-            more = play(rollout, state, ends_if_same=True)
-            branches += more
-            n_tries -= not more
-        for rollout, state in _places(scored):  # where no place is left that is unsure
-            if len(branches) >= wanted:
-                break
-            ids = {branch.rollout_id for branch in branches}
-            branches += [r for r in play(rollout, state) if r.rollout_id not in ids]
+            if len(branches) < wanted:
+                branches += play(rollout, state)
         return Credit(tree_values([*scored, *branches]), tuple(branches))
-
-
-def _scored(*groups: SampledGroup) -> list[Rollout]:
-    return [r for sampled in groups for r in sampled.unaided.rollouts if r.score is not None]
 
 
 def _places(rollouts: Sequence[Rollout]) -> list[tuple[Rollout, int]]:
@@ -572,65 +538,4 @@ def _places(rollouts: Sequence[Rollout]) -> list[tuple[Rollout, int]]:
             rise = 0.0 if entropy is None or first is None else entropy - first
             order.append((-rise, abs(n - FIRST * len(steps)), n))
         ranked.append([(rollout, n) for *_, n in sorted(order)])
-    return [
-        place
-        for of_turn in itertools.zip_longest(*ranked)
-        for place in of_turn
-        if place is not None
-    ]
-
-
-@strategy
-class StateTasks(Strategy):
-    """Goes on from a state of a group that fails throughout, where success may be within reach.
-
-    Where all rollouts of a group fail alike, `rollouts` further ones go on from one of its states.
-    It is drawn with a chance in proportion to the square of its learnability: the expectation of
-    p (1 - p), where p is the chance of success from there, by what earlier ones of this example
-    with as many steps have scored. They stand beside the group; if one of them succeeds, the group
-    has contrast, and the values of the states say which step decides.
-
-    **Source.** AceGRPO (arXiv 2602.07906).
-    **When to use.** Long agents that fail on most examples, whose tools can be replayed.
-
-    Args:
-        rollouts: how many go on from the state, at least 2.
-    """
-
-    rollouts: Least2 = 2
-
-    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
-        """The rollouts that go on from a learnable state, and the values of all states."""
-        group = context.sampled.unaided
-        scored = _scored(context.sampled)
-        source = max(scored, key=lambda rollout: len(rollout.steps), default=None)
-        inner = states(source)[1:-1] if source else []
-        if source is None or not inner or not context.fails:
-            return Credit({})
-        rates = _rates(context)
-        chance = random.Random(f"{group.example}/{context.sampled.update}/StateTasks")
-        (state,) = chance.choices(inner, [rates[n].variance_of_a_rollout ** 2 for n in inner])
-        rollouts = play(source, state, self.rollouts)
-        every = (*scored, *rollouts)
-        if not replace(group, rollouts=every).has_contrast:
-            return Credit({}, tuple(rollouts))  # values that are all alike teach nothing
-        return Credit(tree_values(every), tuple(rollouts))
-
-
-def _rates(context: GroupContext) -> "defaultdict[int, PassRate]":
-    """By the number of replayed steps, the chance of success of this example from there."""
-    scores = [r.score or 0.0 for sampled in context.past for r in sampled.group.rollouts]
-    low, high = min(scores, default=0.0), max(scores, default=1.0)
-    by_id: dict[int, Rollout] = {
-        rollout.rollout_id: rollout
-        for sampled in context.past
-        if sampled.group.example == context.group.example
-        for rollout in (*sampled.group.rollouts, *sampled.probes)
-        if rollout.n_replayed and rollout.score is not None
-    }
-    rates: defaultdict[int, PassRate] = defaultdict(PassRate)
-    for rollout in by_id.values():
-        share = ((rollout.score or 0.0) - low) / ((high - low) or 1.0)
-        n = rollout.n_replayed or 0
-        rates[n] = rates[n].after([min(max(share, 0.0), 1.0)])
-    return rates
+    return [place for turn in itertools.zip_longest(*ranked) for place in turn if place is not None]
