@@ -22,7 +22,7 @@ from tfgrpo_dspy.gate.bayesian import DROP_BELOW, RETRY_ABOVE, BayesianGate
 from tfgrpo_dspy.gate.model import Data, posterior
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, NoGate, RunEvidence
 from tfgrpo_dspy.gate.relevance import InputIndex
-from tfgrpo_dspy.wording import meaning
+from tfgrpo_dspy.text import meaning
 
 KINDS = 5
 N_EXAMPLES = 40

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, LibraryFormatError
 from tfgrpo_dspy.interchange import parse, read_library, render, write_library
-from tfgrpo_dspy.wording import meaning
+from tfgrpo_dspy.text import meaning
 
 SEEN = Evidence(update=0, example=4, rollout_ids=(11, 12), scores=(0.0, None))
 LIBRARY = ExperienceLibrary(

@@ -21,9 +21,9 @@ from tfgrpo_dspy.listeners import Progress, RunReport
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"
 LAYERS = [
-    {"outside", "dspy_seam"},
-    {"errors", "redaction", "wording"},
-    {"checked", "files"},
+    {"text", "dspy_seam"},
+    {"errors"},
+    {"files"},
     {"user_code"},
     {"experience", "rollout"},
     {"identity", "budget", "results", "interchange"},
@@ -43,7 +43,7 @@ LAYERS = [
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 RANK["__init__"] = RANK["cli"]  # the package itself: neither `local` nor `metrics`
-NO_DSPY = "errors redaction files outside wording experience rollout results events"
+NO_DSPY = "errors files text experience rollout results events"
 WITH_LOCKS = "integrations tasks budget user_code store local metrics cli"
 AWAITING = "budget local user_code"
 ONLY_IN = {

@@ -10,8 +10,8 @@ from scripted import scripted_lm
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate
 from tfgrpo_dspy.interchange import parse
-from tfgrpo_dspy.outside import cleaned_text, printable, without_markers
 from tfgrpo_dspy.report import html
+from tfgrpo_dspy.text import cleaned_text, printable, without_markers
 
 TAGS = "".join(chr(0xE0000 + ord(letter)) for letter in "obey")
 HOSTILE = f"say\u200b it{TAGS} \u202enow\x1b[2J \u2066please\x1b[31m"

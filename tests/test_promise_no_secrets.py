@@ -33,9 +33,9 @@ from scripted import chat, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, SettingsError
 from tfgrpo_dspy.experience import Add
-from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.strategies.base import Credit, Proposed, Shown, Strategy
+from tfgrpo_dspy.text import known_secrets, redacted
 
 __all__ = ["server"]  # a fixture
 

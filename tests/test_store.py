@@ -15,8 +15,8 @@ import pytest
 from runs import contents, records
 
 from tfgrpo_dspy.errors import StoreError
-from tfgrpo_dspy.redaction import redacted
 from tfgrpo_dspy.store.database import DATABASE, Store
+from tfgrpo_dspy.text import redacted
 
 KEY = "rollout:1"
 ALL = {KEY: {"x": 1}, "run:1": {"n": 1}}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfgrpo_dspy.wording import aligned, shortened
+from tfgrpo_dspy.text import aligned, shortened
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)
 

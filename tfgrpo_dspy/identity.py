@@ -21,7 +21,7 @@ import pydantic
 
 from tfgrpo_dspy.errors import written
 from tfgrpo_dspy.experience.programs import is_lm
-from tfgrpo_dspy.redaction import without_secret_names
+from tfgrpo_dspy.text import without_secret_names
 from tfgrpo_dspy.user_code import is_users_own, named_by
 
 NOT_IN_IDENTITY = frozenset({"history", "callbacks", "detailed_results", "format_demos"})

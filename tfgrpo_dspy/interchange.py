@@ -10,8 +10,7 @@ import re
 from pathlib import Path
 
 from tfgrpo_dspy import files
-from tfgrpo_dspy.checked import shown
-from tfgrpo_dspy.errors import LibraryFormatError
+from tfgrpo_dspy.errors import LibraryFormatError, shown
 from tfgrpo_dspy.experience import ALL, Experience, ExperienceLibrary, record_text
 
 FORMATS = ("json", "md", "skill")

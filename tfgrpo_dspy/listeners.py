@@ -33,8 +33,6 @@ from tfgrpo_dspy.experience import (
     Operation,
 )
 from tfgrpo_dspy.gate.protocol import Decision
-from tfgrpo_dspy.outside import printable
-from tfgrpo_dspy.redaction import cleaned
 from tfgrpo_dspy.reflection.lessons import TOO_MANY, Lesson
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.reflection.texts import clip
@@ -55,7 +53,7 @@ from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings.schedule import RunSettings, plan_of
-from tfgrpo_dspy.wording import WORD, counted, shortened
+from tfgrpo_dspy.text import WORD, cleaned, counted, printable, shortened
 
 logger = logging.getLogger(__name__)
 

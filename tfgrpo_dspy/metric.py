@@ -19,8 +19,8 @@ import dspy
 from tfgrpo_dspy.errors import MetricError, RunStopped, SettingsError, described, written
 from tfgrpo_dspy.experience.programs import language_models
 from tfgrpo_dspy.rollout import MOST, number_of
+from tfgrpo_dspy.text import shortened
 from tfgrpo_dspy.user_code import held_by, settled, without_partials
-from tfgrpo_dspy.wording import shortened
 
 SHOWN_BYTES = 120  # how much of an example or a value an error message quotes
 OF_PREDICTORS = ["pred_name", "pred_trace"]  # arguments of GEPA's metrics

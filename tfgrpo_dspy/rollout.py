@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, SupportsFloat
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
-from tfgrpo_dspy.wording import rest_after
+from tfgrpo_dspy.text import rest_after
 
 EXPECTED = "expected score"
 SEED_RANGE = 2**31  # seeds are below this, which every sampler takes

@@ -35,10 +35,9 @@ from tfgrpo_dspy.dspy_seam import (
 )
 from tfgrpo_dspy.errors import CallSparedError, RunStopped, described, sentence
 from tfgrpo_dspy.experience.programs import HEADER
-from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import OWN, SEED_RANGE, Failure, FailureKind, Usage, rollout_id_for
+from tfgrpo_dspy.text import known_secrets, redacted, shortened
 from tfgrpo_dspy.user_code import ABANDONED, NOT_WANTED
-from tfgrpo_dspy.wording import shortened
 
 logger = logging.getLogger(__name__)
 

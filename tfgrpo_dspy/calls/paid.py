@@ -23,7 +23,6 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.budget.ledger import LIMITS, NOTHING, Amount, Ledger
 from tfgrpo_dspy.errors import TrainingCut, sentence
 from tfgrpo_dspy.listeners import RunReport
-from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import OWN, Failure, FailureKind, Rollout, Usage
 from tfgrpo_dspy.settings.schedule import (
@@ -35,7 +34,7 @@ from tfgrpo_dspy.settings.schedule import (
 from tfgrpo_dspy.store.journal import Journal
 from tfgrpo_dspy.tasks.executors import RemoteRollouts, workers_of
 from tfgrpo_dspy.tasks.pool import Job, Pool, Priority
-from tfgrpo_dspy.wording import shortened
+from tfgrpo_dspy.text import printable, shortened
 
 N_RECENT = 2  # an update is expected to cost as much as the dearer of the last two
 COST_MARGIN = 1.5

@@ -16,9 +16,9 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.calls.paid import NOT_ASKED, Calls
-from tfgrpo_dspy.checked import shown as value_shown
 from tfgrpo_dspy.dspy_seam import abilities_of, watching
 from tfgrpo_dspy.errors import LibraryError, RunStopped, TrainingCut, described
+from tfgrpo_dspy.errors import shown as value_shown
 from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience import (
     AnyOperation,

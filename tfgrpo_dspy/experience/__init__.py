@@ -17,12 +17,10 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from tfgrpo_dspy import files
-from tfgrpo_dspy.checked import checked, faults_in, such_that, text_of
-from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
+from tfgrpo_dspy.errors import LibraryError, LibraryFormatError, checked, faults_in, such_that
 from tfgrpo_dspy.experience import programs
 from tfgrpo_dspy.experience.programs import ProgramT
-from tfgrpo_dspy.outside import cleaned_text, printable
-from tfgrpo_dspy.wording import counted, meaning, n_words
+from tfgrpo_dspy.text import cleaned_text, counted, meaning, n_words, printable
 
 Z_95 = 1.96  # standard errors from an effect to the bounds of its 95 % interval
 ALL = "*"  # the scope of an experience that every predictor of the program is given
@@ -216,7 +214,7 @@ def operation_from(written: Any) -> Operation:
     try:
         return OPERATION.validate_python(written)
     except pydantic.ValidationError as error:
-        raise LibraryError(text_of(error)) from None
+        raise LibraryError(" ".join(faults_in(error))) from None
 
 
 def supported(value: Any, other: Any) -> Any:

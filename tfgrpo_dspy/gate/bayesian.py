@@ -32,7 +32,7 @@ from tfgrpo_dspy.gate.model import (
 from tfgrpo_dspy.gate.protocol import Belief, Decision, Gate, GroupPlan, RunEvidence
 from tfgrpo_dspy.gate.relevance import index_of
 from tfgrpo_dspy.rollout import NO_SCORES
-from tfgrpo_dspy.wording import alike, letter_groups
+from tfgrpo_dspy.text import alike, letter_groups
 
 FULL = 0.9  # the library is kept no fuller than this share, so that new experiences find room
 DROP_BELOW, SETTLE_ABOVE = 0.03, 0.97

@@ -30,12 +30,12 @@ from tfgrpo_dspy.experience import ALL, ExperienceLibrary
 from tfgrpo_dspy.experience.programs import HEADER, with_instructions
 from tfgrpo_dspy.listeners import as_columns
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
-from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import Row
 from tfgrpo_dspy.settings import Reflection
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.text import known_secrets, redacted
 
 logger = logging.getLogger(__name__)
 

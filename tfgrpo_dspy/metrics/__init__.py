@@ -27,7 +27,7 @@ from unicodedata import category, normalize
 import dspy
 
 from tfgrpo_dspy.errors import MathUnavailableError, MetricError, SettingsError
-from tfgrpo_dspy.wording import shortened
+from tfgrpo_dspy.text import shortened
 
 __all__ = ["exact_match", "is_equivalent", "math_equivalent", "normalize_text", "normalized_match"]
 

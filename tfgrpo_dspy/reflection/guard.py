@@ -12,7 +12,7 @@ from typing import Any
 
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.identity import schema_of
-from tfgrpo_dspy.wording import n_single_letters, words, words_of
+from tfgrpo_dspy.text import n_single_letters, words, words_of
 
 COPIED_WORDS, COPIED_LABEL, COPIED_INPUT, COPIED_EXAMPLE = 8, 4, 5, 5
 """Words that make a copy: in a row; of a whole label; of a whole input; of a whole example. In a

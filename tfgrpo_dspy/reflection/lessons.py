@@ -22,7 +22,7 @@ from tfgrpo_dspy.experience import (
 )
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.reading import bare_line
-from tfgrpo_dspy.wording import letter_groups, n_words, says_same
+from tfgrpo_dspy.text import letter_groups, n_words, says_same
 
 LESSONS_PER_EXAMPLE = 10  # are read of an answer, for each example that it was shown
 TOO_MANY = f"({LESSONS_PER_EXAMPLE} lessons of an answer are read for each example)"

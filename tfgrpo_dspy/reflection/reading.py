@@ -14,8 +14,7 @@ from typing import Any
 import dspy
 import json_repair
 
-from tfgrpo_dspy.outside import cleaned_text
-from tfgrpo_dspy.wording import n_words
+from tfgrpo_dspy.text import cleaned_text, n_words
 
 LONGEST_ANSWER, LONGEST_REPAIR = 20_000, 5_000
 """Characters of an answer that are read; of broken JSON, whose repair takes their square."""

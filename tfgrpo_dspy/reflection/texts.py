@@ -9,11 +9,10 @@ from typing import Any, get_args
 from tfgrpo_dspy.dspy_seam import get_annotation_name
 from tfgrpo_dspy.experience import ExperienceLibrary, scope_note
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
-from tfgrpo_dspy.outside import without_markers
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
-from tfgrpo_dspy.wording import counted
+from tfgrpo_dspy.text import counted, without_markers
 
 BYTES_PER_TOKEN = 3.5  # of UTF-8: an estimate, on the low side for English text
 NO_EXPERIENCES, UNKNOWN, HIDDEN = "(none yet)", "(not known)", "(hidden)"

@@ -18,10 +18,9 @@ from tfgrpo_dspy import results as page
 from tfgrpo_dspy.errors import SettingsError, StoreError, described
 from tfgrpo_dspy.experience import Effect, Experience
 from tfgrpo_dspy.files import write_text
-from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results import RunResults, records
 from tfgrpo_dspy.store.runs import saved_runs
-from tfgrpo_dspy.wording import counted
+from tfgrpo_dspy.text import counted, printable
 
 CONTEXT = 3  # unchanged lines around a changed one of a prompt
 LONGEST_TEXT = 3000  # characters of one text on the page

@@ -19,11 +19,10 @@ from pydantic import TypeAdapter
 
 from tfgrpo_dspy.errors import LibraryFormatError
 from tfgrpo_dspy.experience import ALL, Effect, Experience, ExperienceLibrary, library_of
-from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results import records
 from tfgrpo_dspy.results.records import Candidate, Change, ScoreSummary, UpdateRecord
 from tfgrpo_dspy.rollout import Usage
-from tfgrpo_dspy.wording import aligned, counted, shortened
+from tfgrpo_dspy.text import aligned, counted, printable, shortened
 
 REFLECTIONS = ("brief", "draft", "summary", "lesson", "update", "strategy")
 """The purposes for which the reflection LM is asked."""

@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience import Effect
 from tfgrpo_dspy.rollout import MIN_CONTRAST, mean_of
-from tfgrpo_dspy.wording import counted
+from tfgrpo_dspy.text import counted
 
 CONFIDENCE = 0.95
 

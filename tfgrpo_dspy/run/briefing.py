@@ -14,7 +14,6 @@ from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.gate.bayesian import BRIEF_ABOVE
 from tfgrpo_dspy.gate.protocol import Decision
-from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.modules import Answer
@@ -22,7 +21,7 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.updates import Batch, Brief, Update
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_BRIEF, RunInputs
-from tfgrpo_dspy.wording import n_words
+from tfgrpo_dspy.text import cleaned_text, n_words
 
 MOST_WORDS = 2_000  # of a brief
 FAILURES, SUCCESSES, LEAST_FAILURES = 8, 3, 2

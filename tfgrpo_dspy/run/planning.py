@@ -26,7 +26,7 @@ from tfgrpo_dspy.run.updates import EXPLAINED, LEFT, NOT_ASKED, TEACHING, Batch,
 from tfgrpo_dspy.settings.schedule import RunInputs, RunSettings
 from tfgrpo_dspy.strategies.auto import may_rescue
 from tfgrpo_dspy.strategies.base import BatchPlan
-from tfgrpo_dspy.wording import shortened
+from tfgrpo_dspy.text import shortened
 
 N_FIRST = 3  # rollouts that show whether the metric works at all
 FIRST_ROLLOUTS = 10

@@ -35,7 +35,7 @@ from tfgrpo_dspy.settings.schedule import (
     RunInputs,
     n_unlike_drafts,
 )
-from tfgrpo_dspy.wording import shortened
+from tfgrpo_dspy.text import shortened
 
 EXAMPLES_SHOWN, EXAMPLE_TOKENS = 6, 200  # of labelled examples in the prompt for operations
 

@@ -31,7 +31,6 @@ from tfgrpo_dspy.errors import (
 )
 from tfgrpo_dspy.experience import Add, Delete, Keep, Modify
 from tfgrpo_dspy.identity import digest
-from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.reflection.texts import as_input
@@ -68,6 +67,7 @@ from tfgrpo_dspy.strategies.base import (
     overrides,
 )
 from tfgrpo_dspy.tasks.pool import Pool, Priority
+from tfgrpo_dspy.text import printable
 from tfgrpo_dspy.user_code import check_wanted
 
 MOST_ATTEMPTS = 16  # extra rollouts of one group

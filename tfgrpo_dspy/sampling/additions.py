@@ -18,7 +18,6 @@ import pydantic
 
 from tfgrpo_dspy.experience import ALL, ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
-from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.fields import (
     Example,
@@ -29,7 +28,7 @@ from tfgrpo_dspy.sampling.fields import (
     parsed,
     parsed_for_demo,
 )
-from tfgrpo_dspy.wording import counted, shortened
+from tfgrpo_dspy.text import cleaned_text, counted, shortened
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -18,7 +18,6 @@ import dspy
 import pydantic
 from pydantic import BeforeValidator
 
-from tfgrpo_dspy.checked import shown, such_that, text_of
 from tfgrpo_dspy.dspy_seam import (
     can_be_saved,
     custom_types_in,
@@ -26,7 +25,15 @@ from tfgrpo_dspy.dspy_seam import (
     parse_value,
     stored_in,
 )
-from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, sentence, written
+from tfgrpo_dspy.errors import (
+    LibraryFormatError,
+    SettingsError,
+    sentence,
+    shown,
+    such_that,
+    text_of,
+    written,
+)
 from tfgrpo_dspy.files import json_values, read_text
 from tfgrpo_dspy.identity import Identities, digest, without_addresses
 from tfgrpo_dspy.rollout import MOST, Failure, FailureKind, Rollout, Step, fields_text

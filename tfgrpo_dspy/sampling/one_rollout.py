@@ -48,8 +48,8 @@ from tfgrpo_dspy.rollout import (
     trajectory_text,
 )
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, copied_example, parsed, with_values
+from tfgrpo_dspy.text import shortened
 from tfgrpo_dspy.user_code import in_loop, settled, without_partials
-from tfgrpo_dspy.wording import shortened
 
 REPLAY = "tfgrpo_replay"
 """Under this name DSPy's settings hold the `Replay` of the rollout that is being made."""

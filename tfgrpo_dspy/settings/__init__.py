@@ -15,32 +15,17 @@ from os import PathLike
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import dspy
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    InstanceOf,
-    SkipValidation,
-    StrictBool,
-    ValidationInfo,
-)
+import pydantic
 
 from tfgrpo_dspy.budget.ledger import Budget
-from tfgrpo_dspy.checked import checked, such_that
-from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.errors import SettingsError, checked, such_that
 from tfgrpo_dspy.events import Approve, Listener
 from tfgrpo_dspy.experience import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric, combined
+from tfgrpo_dspy.reflection import modules
 from tfgrpo_dspy.reflection.lessons import LESSONS_PER_EXAMPLE
-from tfgrpo_dspy.reflection.modules import (
-    DraftLessons,
-    ExtractAdvantage,
-    SummarizeTrajectory,
-    UpdateLibrary,
-    WriteBrief,
-)
 from tfgrpo_dspy.strategies.auto import Auto
 from tfgrpo_dspy.strategies.base import METHODS, NOT_ASYNC, Strategy, overrides
 from tfgrpo_dspy.user_code import is_coroutine_function
@@ -92,7 +77,7 @@ def _checked_metric(metric: Any) -> Any:
     return metric
 
 
-def _checked_gate(gate: Gate | None, others: ValidationInfo) -> Gate | None:
+def _checked_gate(gate: Gate | None, others: pydantic.ValidationInfo) -> Gate | None:
     if getattr(gate, "measures", False) and others.data.get("metric", gate) is None:
         raise ValueError(
             f"with metric=None nothing scores the rollouts for {type(gate).__name__}; pass a "
@@ -116,24 +101,24 @@ def _checked_strategies(strategies: Sequence[Strategy] | str) -> tuple[Strategy,
     return tuple(strategies)
 
 
-def _checked_offline(offline: bool, others: ValidationInfo) -> bool:
+def _checked_offline(offline: bool, others: pydantic.ValidationInfo) -> bool:
     if offline and (log_dir := others.data.get("log_dir", "")) is None:
         raise ValueError(f"{log_dir=} holds nothing to replay; pass that of a recorded run")
     return offline
 
 
-Whole = Annotated[int, BeforeValidator(_number)]
-Least0 = Annotated[Whole, Field(ge=0)]
-Least1 = Annotated[Whole, Field(ge=1)]
-Least2 = Annotated[Whole, Field(ge=2)]
-Threads = Annotated[Least1, Field(le=10_000)]
-Finite = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Dollars = Annotated[Finite, Field(ge=0)]
-Positive = Annotated[Finite, Field(gt=0)]
+Whole = Annotated[int, pydantic.BeforeValidator(_number)]
+Least0 = Annotated[Whole, pydantic.Field(ge=0)]
+Least1 = Annotated[Whole, pydantic.Field(ge=1)]
+Least2 = Annotated[Whole, pydantic.Field(ge=2)]
+Threads = Annotated[Least1, pydantic.Field(le=10_000)]
+Finite = Annotated[float, pydantic.BeforeValidator(_number), pydantic.Field(allow_inf_nan=False)]
+Dollars = Annotated[Finite, pydantic.Field(ge=0)]
+Positive = Annotated[Finite, pydantic.Field(gt=0)]
 _NO_FOLDER = re.compile(r"^$|://|\0")  # `s3://runs` would make the folder `s3:` here
 Folder = Annotated[
     str | PathLike[str],
-    SkipValidation,
+    pydantic.SkipValidation,
     such_that(
         lambda path: isinstance(path, str | PathLike) and not _NO_FOLDER.search(str(path)),
         "give a folder of this machine",
@@ -170,19 +155,21 @@ class Reflection:
     """
 
     _: KW_ONLY
-    extract: dspy.Module = field(default_factory=ExtractAdvantage)
-    update: dspy.Module = field(default_factory=UpdateLibrary)
-    summarize: dspy.Module = field(default_factory=SummarizeTrajectory)
-    draft: dspy.Module = field(default_factory=DraftLessons)
+    extract: dspy.Module = field(default_factory=modules.ExtractAdvantage)
+    update: dspy.Module = field(default_factory=modules.UpdateLibrary)
+    summarize: dspy.Module = field(default_factory=modules.SummarizeTrajectory)
+    draft: dspy.Module = field(default_factory=modules.DraftLessons)
     brief: Annotated[
-        dspy.Module | StrictBool | None,
-        AfterValidator(lambda brief: WriteBrief() if brief is True else brief or None),
-    ] = field(default_factory=WriteBrief)
-    use_labels: StrictBool = True
+        dspy.Module | pydantic.StrictBool | None,
+        pydantic.AfterValidator(
+            lambda brief: modules.WriteBrief() if brief is True else brief or None
+        ),
+    ] = field(default_factory=modules.WriteBrief)
+    use_labels: pydantic.StrictBool = True
     max_experience_words: Least1 = 80
     drafts: Least0 | None = None
     groups_per_call: Least1 | None = None
-    show_images: StrictBool | None = None
+    show_images: pydantic.StrictBool | None = None
     guard: Annotated[
         Literal["refuse", "warn", "off"] | Callable[[str, str], bool],
         NOT_ASYNC,
@@ -200,9 +187,9 @@ class Reflection:
         return [*usual, self.brief] if self.brief is not None else usual
 
 
-def _one_lesson() -> ExtractAdvantage:
+def _one_lesson() -> modules.ExtractAdvantage:
     """Asks for one lesson of each group, as the paper does."""
-    module = ExtractAdvantage()
+    module = modules.ExtractAdvantage()
     for predictor in module.predictors():
         instructions = predictor.signature.instructions.replace(
             "one to three lessons for each example, the most useful first.",
@@ -267,10 +254,10 @@ class Settings:
 
     metric: Annotated[
         Callable[..., Any] | Sequence[Any] | Mapping[str, Any] | None,
-        BeforeValidator(_checked_metric),
+        pydantic.BeforeValidator(_checked_metric),
     ]
     _: KW_ONLY
-    reflection_lm: Annotated[dspy.BaseLM | None, BeforeValidator(_lm)] = None
+    reflection_lm: Annotated[dspy.BaseLM | None, pydantic.BeforeValidator(_lm)] = None
     objective: str | None = None
     auto: Annotated[Literal["light", "medium", "heavy"] | None, NOT_WHICH] = None
     max_lm_calls: Annotated[Least1 | None, NOT_WHICH] = None
@@ -280,23 +267,25 @@ class Settings:
     group_size: Least2 | None = None
     batch_size: Least1 | None = None
     epochs: Annotated[Least1 | None, NOT_WHICH] = None
-    temperature: Literal["own"] | Annotated[Positive, Field(le=2)] | None = None
+    temperature: Literal["own"] | Annotated[Positive, pydantic.Field(le=2)] | None = None
     max_experiences: Least1 = 30
     max_demos: Least0 | None = None
-    gate: Annotated[Gate | None, AfterValidator(_checked_gate)] = None
+    gate: Annotated[Gate | None, pydantic.AfterValidator(_checked_gate)] = None
     strategies: Annotated[
-        Literal["auto"] | Sequence[Strategy], AfterValidator(_checked_strategies)
+        Literal["auto"] | Sequence[Strategy], pydantic.AfterValidator(_checked_strategies)
     ] = ()
-    reflection: InstanceOf[Reflection] | None = None
-    execution: InstanceOf[Execution] | None = None
+    reflection: pydantic.InstanceOf[Reflection] | None = None
+    execution: pydantic.InstanceOf[Execution] | None = None
     on_event: Annotated[Listener | None, NOT_ASYNC, NOT_WHICH] = None
     approve: Annotated[Approve | None, NOT_WHICH] = None
     log_dir: Annotated[Folder | None, NOT_WHICH] = None
-    offline: Annotated[StrictBool, AfterValidator(_checked_offline), NOT_WHICH] = False
-    version: Annotated[str, Field(min_length=1)] | None = None
+    offline: Annotated[
+        pydantic.StrictBool, pydantic.AfterValidator(_checked_offline), NOT_WHICH
+    ] = False
+    version: Annotated[str, pydantic.Field(min_length=1)] | None = None
     num_threads: Annotated[Threads | None, NOT_WHICH] = None
     seed: Whole = 0
-    progress: Annotated[StrictBool, NOT_WHICH] = True
+    progress: Annotated[pydantic.StrictBool, NOT_WHICH] = True
 
     def __post_init__(self) -> None:
         gate = NoGate if self.metric is None else BayesianGate

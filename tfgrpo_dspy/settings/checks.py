@@ -21,15 +21,7 @@ from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import Example, has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
-from tfgrpo_dspy.settings import AUTO, PaperReflection, Settings
-from tfgrpo_dspy.settings.schedule import (
-    RunData,
-    RunInputs,
-    RunSettings,
-    assumed,
-    derive,
-    plan_of,
-)
+from tfgrpo_dspy.settings import AUTO, PaperReflection, Settings, schedule
 from tfgrpo_dspy.user_code import held_by, is_coroutine_function, is_in_a_loop
 
 logger = logging.getLogger(__name__)
@@ -45,7 +37,7 @@ def prepare(
     teacher: Any = None,
     testset: Any = None,
     recorded: Sequence[Sequence[Rollout]] | None = None,
-) -> RunInputs:
+) -> schedule.RunInputs:
     """The run's settings, student and examples.
 
     Refuses, with every fault, what no run can use, and logs the plan. `recorded` are rollouts of
@@ -88,14 +80,14 @@ def prepare(
     trained_on = [examples[index] for index in training]
     n_predictors = len(named_predictors(student))
     asks_predictors = settings.metric is not None and adapt_metric(settings.metric).asks_predictors
-    run_data = RunData(
+    run_data = schedule.RunData(
         n_training=len(training),
         n_validation=len(validation) if settings.metric is not None else 0,
         n_test=len(tested),
         n_labelled=sum(bool(example.labels) for example in trained_on),
         is_recorded=recorded is not None,
         n_metric_calls=1 + asks_predictors * n_predictors * (n_predictors > 1),
-        **assumed(settings, student, trained_on),
+        **schedule.assumed(settings, student, trained_on),
     )
     if settings.auto is not None and settings.max_lm_calls is None:
         per_example, at_least = AUTO[settings.auto]
@@ -103,10 +95,10 @@ def prepare(
         n_calls += run_data.n_of_test_set * run_data.calls_per_rollout
         settings = replace(settings, max_lm_calls=n_calls)
         run_data = replace(run_data, is_test_on_top=True)
-    run_settings = derive(settings, run_data)
+    run_settings = schedule.derive(settings, run_data)
     if not settings.offline:
-        logger.info("the plan:\n%s", plan_of(run_settings))
-    return RunInputs(run_settings, student, examples, (*training,), validation, tested)
+        logger.info("the plan:\n%s", schedule.plan_of(run_settings))
+    return schedule.RunInputs(run_settings, student, examples, (*training,), validation, tested)
 
 
 def _for_recorded(
@@ -184,7 +176,7 @@ def programs_of(settings: Settings, student: Any) -> list[Any]:
     return [student, *(each for each in held if isinstance(each, dspy.Module))]
 
 
-def async_code(settings: RunSettings, student: Any) -> list[str]:
+def async_code(settings: schedule.RunSettings, student: Any) -> list[str]:
     """The names of the async code that the run awaits.
 
     Raises SettingsError: it may need the event loop of this thread, which is blocked.

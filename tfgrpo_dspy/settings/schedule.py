@@ -21,12 +21,11 @@ from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.gate.protocol import Gate
 from tfgrpo_dspy.gate.race import FIRST_ROUND
 from tfgrpo_dspy.metric import held_lms
-from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.fields import Example, as_fields
 from tfgrpo_dspy.settings import NOT_WHICH, Execution, Reflection, Settings
 from tfgrpo_dspy.strategies.base import Strategy
-from tfgrpo_dspy.wording import aligned, counted
+from tfgrpo_dspy.text import aligned, counted, printable
 
 TEMPERATURE = 0.7
 CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 = 15

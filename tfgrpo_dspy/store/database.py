@@ -12,9 +12,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tfgrpo_dspy.checked import text_of
-from tfgrpo_dspy.errors import StoreError, described, sentence
-from tfgrpo_dspy.redaction import cleaned
+from tfgrpo_dspy.errors import StoreError, described, sentence, text_of
+from tfgrpo_dspy.text import cleaned
 
 DATABASE, FORMAT = "tfgrpo_store.db", 7
 BUSY_S = 60.0  # how long a process waits for another one that writes to the same store

@@ -22,7 +22,6 @@ from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import Gate
 from tfgrpo_dspy.identity import Identities, digest, without_addresses
-from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted, secret_variables
 from tfgrpo_dspy.reflection.guard import task_text
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import Row, UpdateRecord
@@ -33,6 +32,7 @@ from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store.database import Store, reading
 from tfgrpo_dspy.strategies.base import Strategy
+from tfgrpo_dspy.text import cleaned, known_secrets, redacted, secret_variables
 
 logger = logging.getLogger(__name__)
 

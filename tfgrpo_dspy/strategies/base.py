@@ -11,8 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from tfgrpo_dspy.checked import checked, such_that
-from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.errors import SettingsError, checked, such_that
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import NO_SCORES, Group, Rollout

@@ -28,7 +28,7 @@ from tfgrpo_dspy.strategies.base import (
     Strategy,
     strategy,
 )
-from tfgrpo_dspy.wording import alike
+from tfgrpo_dspy.text import alike
 
 Domain = str | Callable[[Any], Any]
 """The domain of an example: the name of one of its fields, or a function of the example."""

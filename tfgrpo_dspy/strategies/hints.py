@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import dspy
 from pydantic import Field
 
-from tfgrpo_dspy.checked import such_that
+from tfgrpo_dspy.errors import such_that
 from tfgrpo_dspy.experience import ALL
 from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
@@ -30,7 +30,7 @@ from tfgrpo_dspy.strategies.base import (
     UpdateContext,
     strategy,
 )
-from tfgrpo_dspy.wording import alike, letter_groups, shortened
+from tfgrpo_dspy.text import alike, letter_groups, shortened
 
 TIERS = ("concept", "plan", "step")
 LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"

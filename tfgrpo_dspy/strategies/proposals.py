@@ -28,7 +28,7 @@ from tfgrpo_dspy.strategies.base import (
     UpdateContext,
     strategy,
 )
-from tfgrpo_dspy.wording import normalized, shortened
+from tfgrpo_dspy.text import normalized, shortened
 
 THOUGHTS = ("reasoning", "next_thought")
 LONGEST, MOST = 200, 8  # bytes of a part that the note names, and how many it names

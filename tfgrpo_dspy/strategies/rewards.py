@@ -8,8 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tfgrpo_dspy.checked import such_that
-from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.errors import SettingsError, such_that
 from tfgrpo_dspy.rollout import MIN_CONTRAST, Rollout
 from tfgrpo_dspy.strategies.base import NOT_ASYNC, Magnitude, Scored, Strategy, strategy
 

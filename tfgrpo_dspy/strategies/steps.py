@@ -39,7 +39,7 @@ from tfgrpo_dspy.strategies.base import (
     strategy,
 )
 from tfgrpo_dspy.strategies.choosing import PassRate
-from tfgrpo_dspy.wording import alike, letter_groups
+from tfgrpo_dspy.text import alike, letter_groups
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 PRIOR, TOWARDS = 0.5, 1.5

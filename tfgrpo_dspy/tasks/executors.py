@@ -32,9 +32,9 @@ from tfgrpo_dspy.dspy_seam import OF_ONE_CALL
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.metric import adapt_metric, held_lms
-from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
+from tfgrpo_dspy.text import cleaned, known_secrets, redacted
 from tfgrpo_dspy.user_code import LOOP, check_wanted
 
 KEPT = 8  # bundles, and programs of each; both may be large
