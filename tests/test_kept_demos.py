@@ -64,10 +64,10 @@ TEXTS = [demo("who?"), demo("where?", "yes"), dspy.Example(answer="lost", questi
 LACKING = [demo("who?"), dspy.Example(question="how?", answer="so", note="none")]
 TYPED = "question, context: list[str] -> answer"
 SETS: dict[str, tuple[Any, list[Any], int]] = {
-    "none": ("question -> answer", [], 1),
-    "texts": ("question -> answer", TEXTS, 1),
-    "dicts": ("question -> answer", [dict(each.items()) for each in TEXTS], 1),
-    "an incomplete one": ("question, note -> answer", LACKING, 1),
+    "none": ("question -> answer", [], 0),
+    "texts": ("question -> answer", TEXTS, 3),
+    "dicts": ("question -> answer", [dict(each.items()) for each in TEXTS], 3),
+    "an incomplete one": ("question, note -> answer", LACKING, 2),
     "with what is no text": (TYPED, [demo("who?", context=["a", "b"]), demo("where?")], 0),
     "with an image": (
         "picture: dspy.Image, question -> answer",

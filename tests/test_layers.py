@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tfgrpo_dspy.listeners import Progress, RunReport
+from tfgrpo_dspy.listeners import RunReport
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"
@@ -216,14 +216,14 @@ ASKED = {"run/final_choice.py": {"results"}}
 
 
 def asked_of_reports(tree: ast.AST) -> Iterator[str]:
-    """The names of what code takes from a report or its bar, and does not only tell them."""
+    """The names of what code takes from a report, and does not only tell them."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and re.search(
-            r"(^|[._])(report|progress)$", ast.unparse(node.value)
+            r"(^|[._])report$", ast.unparse(node.value)
         ):
-            method = getattr(RunReport, node.attr, getattr(Progress, node.attr, None))
+            method = getattr(RunReport, node.attr, None)
             gives: Any = inspect.signature(method).return_annotation if method else Any
-            if node.attr != "progress" and gives not in (None, Iterator[None]):
+            if gives not in (None, Iterator[None]):
                 yield node.attr
 
 

@@ -38,7 +38,7 @@ BY_SIGNATURE = ("ReAct", "ReActV2", "ProgramOfThought", "CodeAct", "RLM")
 """DSPy's modules whose `forward(**kwargs)` takes the input fields of their signature."""
 BY_MODULE = {"ChainOfThought": "predict", "Refine": "module", "BestOfN": "module"}
 """DSPy's modules that pass their inputs on, and the attribute that holds the module."""
-KEPT_DEMOS = 64  # the most sets of demos whose messages are kept
+KEPT_DEMOS = 1024  # the most demos whose messages are kept
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "incomplete"})
 """The finish reasons of answers that were cut, as providers name them."""
 FILTERED = frozenset({"content_filter", "safety", "refusal"})
@@ -158,15 +158,17 @@ def demo_keeping_adapter(adapter: Any, kept: dict[Any, Any]) -> Any:
         return adapter
 
     def format_demos(signature: Any, demos: Any) -> Any:
-        values = tuple(tuple(demo.items()) for demo in demos)
-        if not all(type(value) is str for demo in values for _, value in demo):
+        if not all(type(value) is str for demo in demos for _, value in demo.items()):
             return adapter.format_demos(signature, demos)
-        key = repr(signature.fields), values
-        if (messages := kept.get(key)) is None:
-            if len(kept) >= KEPT_DEMOS:
-                kept.clear()
-            messages = kept[key] = adapter.format_demos(signature, demos)
-        return [dict(message) for message in messages]
+        fields, names, messages = repr(signature.fields), {*signature.fields}, list[Any]()
+        for demo in sorted(demos, key=lambda demo: names <= {*demo.keys()}):  # as DSPy does
+            key = fields, tuple(demo.items())
+            if (written := kept.get(key)) is None:
+                if len(kept) >= KEPT_DEMOS:
+                    kept.clear()
+                written = kept[key] = adapter.format_demos(signature, [demo])
+            messages += map(dict, written)
+        return messages
 
     changed = copy.copy(adapter)
     changed.format_demos, changed.callbacks = format_demos, Unheard(adapter.callbacks)

@@ -83,17 +83,27 @@ NO_OUTPUT = (
 LOGGED_BYTES = 500  # of a failure, whose message may quote a whole answer of an LM
 
 
-class Progress:
-    """Shows phase, LM calls of the budget, scores, update, experiences, and dollars.
+class RunReport:
+    """Counts while the run goes on, in a log and a progress bar; `results` at its end.
 
-    In training there is one score: the mean of the latest update, with the advice that its rollouts
+    The bar shows phase, LM calls of the budget, scores, update, experiences, and dollars. In
+    training there is one score: the mean of the latest update, with the advice that its rollouts
     were given. Student and best candidate are compared in the final choice, student and result on
     the test set: before, no two means are of the same examples.
     """
 
-    def __init__(self, settings: RunSettings, ledger: Ledger) -> None:
-        self._ledger, self._max_lm_calls = ledger, settings.max_lm_calls
-        self._scores: dict[str, float] = {}
+    def __init__(
+        self, settings: RunSettings, ledger: Ledger, clean: Callable[[str], str] = str
+    ) -> None:
+        """`clean` takes secrets out of what is logged."""
+        self._settings, self._ledger, self._clean = settings, ledger, clean
+        self._updates: list[UpdateRecord] = []
+        self.failures: Counter[str] = Counter()
+        self._usage = {role: Usage() for role in ROLES}
+        self._replayed: Counter[str] = Counter()
+        self._advice: Counter[bool | str | None] = Counter()  # whether it is shown, or NO_CALL
+        self._listeners = [*filter(None, [settings.on_event]), *settings.trackers]
+        self._scores: dict[str, float] = {}  # that the bar shows
         self._phase, self._about = PHASES["rollout"], "update 1"
         is_shown = settings.progress and sys.stderr is not None
         is_rewritten = is_shown and (sys.stderr.isatty() or "ipykernel" in sys.modules)
@@ -111,29 +121,18 @@ class Progress:
         )
         self._open.callback(self._bar.close)
 
+    # ------------------------------------------------------------------ the bar
+
     @property
     def _state(self) -> str:
-        limit = "" if self._max_lm_calls is None else f"/{self._max_lm_calls}"
+        most = self._settings.max_lm_calls
         scores = "".join(f", {name} {score:z.3f}" for name, score in self._scores.items())
-        return f"{self._phase} {self._ledger.taken.n_lm_calls}{limit} calls{scores}"
-
-    def show_rollout(self, role: str) -> None:
-        """Move on by one rollout of this role."""
-        if self._phase != PHASES[role]:  # scores of one phase are not those of another
-            self._phase, self._scores = PHASES[role], {}
-        self._bar.total = max(self._bar.total or 0, self._bar.n + 1)  # maybe more than was planned
-        self.tick(n=1)
+        calls = f"{self._ledger.taken.n_lm_calls}{'' if most is None else f'/{most}'} calls"
+        return f"{self._phase} {calls}{scores}"
 
     def show_scores(self, **scores: float) -> None:
         """Show these mean scores, by what they are of, in place of those before."""
         self._scores = scores
-        self.tick()
-
-    def show_update(self, record: UpdateRecord) -> None:
-        """Show the scores and the size of the library after an update."""
-        self._about = f"update {record.update + 1}, {counted(record.library_size, 'experience')}"
-        if record.mean_score is not None:
-            self._scores = {"score": record.mean_score}
         self.tick()
 
     def tick(self, n: int = 0) -> None:
@@ -150,22 +149,7 @@ class Progress:
         self._bar.refresh()
         self._open.close()
 
-
-class RunReport:
-    """Counts while the run goes on, in a log and a progress bar; `results` at its end."""
-
-    def __init__(
-        self, settings: RunSettings, ledger: Ledger, clean: Callable[[str], str] = str
-    ) -> None:
-        """`clean` takes secrets out of what is logged."""
-        self._settings, self._ledger, self._clean = settings, ledger, clean
-        self._updates: list[UpdateRecord] = []
-        self.failures: Counter[str] = Counter()
-        self._usage = {role: Usage() for role in ROLES}
-        self._replayed: Counter[str] = Counter()
-        self._advice: Counter[bool | str | None] = Counter()  # whether it is shown, or NO_CALL
-        self.progress = Progress(settings, ledger)
-        self._listeners = [*filter(None, [settings.on_event]), *settings.trackers]
+    # ------------------------------------------------------------------ what happens
 
     def count(self, role: str, result: Any, is_replayed: bool) -> None:
         """Count what a rollout or an answer has cost, and what went wrong with it."""
@@ -177,7 +161,10 @@ class RunReport:
             self.count_failure("reflection parse", message, result.parse_failures)
             return
         self._usage["metric"] += result.metric_usage
-        self.progress.show_rollout(role)
+        if self._phase != PHASES[role]:  # scores of one phase are not those of another
+            self._phase, self._scores = PHASES[role], {}
+        self._bar.total = max(self._bar.total or 0, self._bar.n + 1)  # maybe more than was planned
+        self.tick(n=1)
         if result.failure is not None and result.failure.kind.is_counted:
             self.count_failure(result.failure.kind.value, result.failure.message)
 
@@ -213,15 +200,28 @@ class RunReport:
         for text in record.refused_lessons:
             kind = "lesson too many" if text.endswith(TOO_MANY) else "lesson refused"
             self.count_failure(kind, text)
-        logger.info("%s", in_words(record))
-        self.progress.show_update(record)
+        mean = "" if record.mean_score is None else f", mean score {record.mean_score:z.3f}"
+        source = f"{counted(len(record.groups), 'example')}{mean}"
+        kinds = Counter(CHANGES_IN_WORDS[change.kind] for change in record.changes)
+        logger.info(
+            "update %d (epoch %d): %s; %s; experiences: %s, %d in the library; %d LM calls so far",
+            record.update + 1,
+            record.epoch + 1,
+            source if record.groups else "labelled examples",
+            counted(len(record.lessons), "lesson"),
+            ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "no change",
+            record.library_size,
+            record.n_lm_calls,
+        )
+        self._about = f"update {record.update + 1}, {counted(record.library_size, 'experience')}"
+        self.show_scores(**({"score": record.mean_score} if mean else self._scores))
         for change in record.changes:
             self.tell(ExperienceChanged(record.update, change))
         self.tell(decided)
         limits = {name: n for name, n in asdict(self._settings.budget).items() if n is not None}
         n_metric_calls, minutes = ledger.n_metric_calls_made, ledger.seconds / 60
-        taken = ledger.taken
-        self.tell(BudgetUsed(int(taken.n_lm_calls), n_metric_calls, taken.cost, minutes, limits))
+        n_calls, cost = int(ledger.taken.n_lm_calls), ledger.taken.cost
+        self.tell(BudgetUsed(n_calls, n_metric_calls, cost, minutes, limits))
 
     def tell(self, event: Event) -> None:
         """Call each listener with the event; what it raises is counted, and ends nothing."""
@@ -232,19 +232,21 @@ class RunReport:
                 name = "on_event" if listener is self._settings.on_event else "MLflow"
                 self.count_failure("listener", f"{name} raised {described(error)}")
 
+    # ------------------------------------------------------------------ what it comes to
+
     def results(self, is_student: bool, ended_because: str, **fields: Any) -> RunResults:
         """The results of the run; `fields`: those of them that the final choice knows."""
         ledger = self._ledger
         why = self._why_nothing_was_learned(ended_because, **fields) if is_student else ""
         if is_student and not ledger.is_failure:
             logger.warning("nothing was learned: %s", why)
-        of_results = sum(self._usage.values(), Usage())
-        n_lost = max(0, int(ledger.taken.n_lm_calls) - of_results.n_lm_calls)
-        lost = max(0.0, ledger.taken.cost - of_results.cost_usd) if n_lost else 0.0
+        taken, used = ledger.taken, sum(self._usage.values(), Usage())
+        n_lost = max(0, int(taken.n_lm_calls) - used.n_lm_calls)
+        lost = Usage(n_lost, cost_usd=max(0.0, taken.cost - used.cost_usd) if n_lost else 0.0)
         noted = {"parameter left out": len(ledger.left_out), "unseen call": ledger.n_unseen}
         return RunResults(
             updates=tuple(self._updates),
-            usage={**self._usage, "unfinished": Usage(n_lost, cost_usd=lost)},
+            usage={**self._usage, "unfinished": lost},
             metric_calls=ledger.n_metric_calls_made,
             replayed=dict(sorted((+self._replayed).items())),
             failures=dict(sorted((+self.failures | +Counter(noted)).items())),
@@ -273,24 +275,22 @@ class RunReport:
         ]
         n_stood = sum(update.accepted for update in proposing)
         changes = [change for update in updates for change in update.changes]
-        n_lines = len({change.text for change in changes if change.kind != "dropped"})
         few = "groups had fewer than two rollouts that count"
         if self._settings.data.is_recorded:
             few = "inputs have one trace, which has no feedback, and no score to learn from"
-        in_vain = "lines were tried, and none beat the student"
+        in_vain = "were tried, and none beat the student"
         if len(candidates) < 2:
-            in_vain = "lines were learned, and none was compared with the student"
+            in_vain = "were learned, and none was compared with the student"
+        not_asked = "groups were not asked for lessons"
         counts = {
             f"of {used.total()} groups had no contrast": used["no contrast"],
             few: used["too few rollouts"],
-            "groups were not asked for lessons: enough were on trial": used["enough on trial"],
-            "groups were not asked for lessons: those before gave nothing new": used[
-                "no lesson of late"
-            ],
+            f"{not_asked}: enough were on trial": used["enough on trial"],
+            f"{not_asked}: those before gave nothing new": used["no lesson of late"],
             "answers were replayed from a cache": self._usage["rollout"].n_cached_calls,
             **{f"failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
             "updates were rejected by the gate": len(proposing) - n_stood,
-            in_vain: n_lines if n_stood else 0,
+            f"lines {in_vain}": n_stood and len({c.text for c in changes if c.kind != "dropped"}),
             "updates brought no change that the library takes": 0 if proposing else len(updates),
         }
         reasons = [_counted(n, what) for what, n in counts.items() if n]
@@ -308,21 +308,6 @@ def _counted(n: int, what: str) -> str:
         what = re.sub(r"^(\w+)s\b", r"\1", what)
         what = what.replace(" were ", " was ", 1).replace(" have ", " has ", 1)
     return f"{n} {what}"
-
-
-def in_words(record: UpdateRecord) -> str:
-    """The update in a line that needs no glossary."""
-    mean = "" if record.mean_score is None else f", mean score {record.mean_score:z.3f}"
-    source = f"{counted(len(record.groups), 'example')}{mean}"
-    source = source if record.groups else "labelled examples"
-    kinds = Counter(CHANGES_IN_WORDS[change.kind] for change in record.changes)
-    changes = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "no change"
-    return (
-        f"update {record.update + 1} (epoch {record.epoch + 1}): {source}; "
-        f"{counted(len(record.lessons), 'lesson')}; experiences: "
-        f"{changes}, {record.library_size} in the library; "
-        f"{record.n_lm_calls} LM calls so far"
-    )
 
 
 ASKED_TOKENS = 2_000  # of an input of the reflection LM

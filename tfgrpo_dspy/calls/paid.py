@@ -201,7 +201,7 @@ class Calls:
         self.ledger.clean = journal.redacted
         self.pool, self.remote = _pool_of(settings, self.ledger)
         self.report = RunReport(settings, self.ledger, journal.redacted)
-        self.pool.on_wait = self.report.progress.tick
+        self.pool.on_wait = self.report.tick
         self._n_done, self._errors = 0, Counter[str]()
         self.so_far = Account(settings)  # of all training rollouts
         self._seconds: list[float] = []  # that each of them took

@@ -59,7 +59,7 @@ class Run:
         """Tasks that still run are dropped, not waited for; their later LM calls are refused."""
         self._calls.ledger.stop("the run is over")
         self._calls.journal.close()
-        self._calls.report.progress.close()
+        self._calls.report.close()
 
     def run(self) -> Any:
         """Train, which a budget or the clock may end at any point; then choose the result.

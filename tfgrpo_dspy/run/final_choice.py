@@ -152,7 +152,7 @@ class Measurements:
             self.make([(c, place) for place in range(n) for c in range(n_candidates)])
         means = self._means()
         if (result := means.get(n_candidates - 1)) is not None:
-            self._calls.report.progress.show_scores(student=means[0], result=result)
+            self._calls.report.show_scores(student=means[0], result=result)
 
     def scores(self) -> Scores:
         """The score that each rollout counts with, by `floored` and the training scores.
@@ -183,7 +183,7 @@ class Measurements:
     def show(self) -> None:
         """Show the mean scores of the student and of the best candidate so far."""
         if means := self._means():
-            self._calls.report.progress.show_scores(student=means[0], best=max(means.values()))
+            self._calls.report.show_scores(student=means[0], best=max(means.values()))
 
     def _means(self) -> dict[int, float]:
         """The mean scores of the candidates that were measured on all examples of the student."""

@@ -215,6 +215,8 @@ def parsed_for_demo(text: str, annotation: Any) -> Any:
     Models and sets are dicts and lists: DSPy's adapters write both alike. Raises ValueError as
     `parsed` does.
     """
+    if annotation is str:
+        return text
     value = parsed(text, annotation)
     with suppress(TypeError, ValueError):
         plain = as_json(value)
