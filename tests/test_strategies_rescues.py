@@ -1,20 +1,17 @@
 """Hints and teachers for groups that fail throughout, seen through a compile."""
 
 import re
-from collections.abc import Sequence
 
 import dspy
 import pytest
 from runs import (
-    ADVICE,
-    Guesser,
     Run,
     library_texts,
     section,
 )
-from scripted import EXTRACT, Prompt, Rule, chat, lessons, scripted_lm
+from scripted import EXTRACT, Rule, chat, lessons, scripted_lm
 
-from tfgrpo_dspy import ExperienceLibrary, SettingsError
+from tfgrpo_dspy import SettingsError
 from tfgrpo_dspy.strategies import TeacherRollouts, TieredHints
 from tfgrpo_dspy.strategies.hints import gives_away
 
@@ -157,20 +154,6 @@ def test_a_teacher_joins_only_the_groups_that_fail_with_a_bounded_share() -> Non
     by_example = {g.example: g for g in run.results.updates[0].groups}
     assert [len(by_example[i].aided_scores) for i in range(3)] == [2, 0, 0]
     assert [len(by_example[i].scores) for i in range(3)] == [4, 4, 4]
-
-
-def guess(prompt: Prompt) -> str:
-    return chat(guess="1" if ADVICE in prompt.system else "0")
-
-
-@pytest.mark.parametrize(("shares", "scores"), [(False, (0.0,)), (True, (1.0,))])
-def test_a_teacher_that_shares_the_library_learns_what_the_student_has_learned(
-    shares: bool, scores: Sequence[float]
-) -> None:
-    student = ExperienceLibrary.from_texts([ADVICE]).bake(dspy.Predict("question -> answer"))
-    teacher = TeacherRollouts(Guesser(), shares_library=shares)
-    run = Run(FAIL, ("`guess`", guess), strategies=(teacher,), student=student)
-    assert aided(run) == [scores]
 
 
 def test_a_teacher_that_is_no_program_and_no_lm_is_refused() -> None:

@@ -1,7 +1,6 @@
 """Strategies that change what a rollout counts with; and how unsure an LM was of a rollout."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -101,23 +100,16 @@ def test_the_global_term_is_in_deviations_of_the_first_scores_and_constant_at_th
 
 groups = st.lists(
     st.tuples(
-        st.integers(0, 3), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 9), st.text()
+        st.integers(0, 3), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.none() | st.floats(0, 9)
     ),
     min_size=2,
     max_size=12,
 )
 
 
-@given(made=groups, clip=st.floats(0.01, 0.49), has_entropy=st.booleans())
-def test_diversity_never_turns_the_order_of_scores_in_a_group(
-    made: Any, clip: float, has_entropy: bool
-) -> None:
-    rollouts = [
-        rollout(
-            example, score, entropy=entropy if has_entropy else None, outputs={"reasoning": text}
-        )
-        for example, score, entropy, text in made
-    ]
+@given(made=groups, clip=st.floats(0.01, 0.49))
+def test_diversity_never_turns_the_order_of_scores_in_a_group(made: Any, clip: float) -> None:
+    rollouts = [rollout(example, score, entropy=entropy) for example, score, entropy in made]
     rewards = ClippedDiversity(clip).reward(scored(*rollouts))
     for one, own in zip(rollouts, rewards, strict=True):
         same = [o.score for o in rollouts if o.example == one.example]
@@ -128,15 +120,9 @@ def test_diversity_never_turns_the_order_of_scores_in_a_group(
                 assert own < its
 
 
-def test_of_rollouts_that_score_the_same_the_unusual_one_counts_for_more() -> None:
-    texts = ["I add both numbers.", "I add both numbers!", "Count on the fingers."]
-    by_text = [rollout(score=1.0, outputs={"reasoning": text}) for text in texts]
-    bad = rollout(score=0.0, outputs={"reasoning": "I add both numbers?"})
-    rewards = ClippedDiversity().reward(scored(*by_text, bad))
-    assert rewards[2] == max(rewards)
-    assert sum(rewards[:3]) == pytest.approx(3.0)
-    by_entropy = [rollout(score=1.0, entropy=e, outputs={"reasoning": "x"}) for e in (0.1, 0.9)]
-    rewards = ClippedDiversity().reward(scored(*by_entropy, replace(bad, entropy=0.5)))
+def test_of_rollouts_that_score_the_same_the_unsure_one_counts_for_more() -> None:
+    made = [rollout(score=1.0, entropy=e) for e in (0.1, 0.9)]
+    rewards = ClippedDiversity().reward(scored(*made, rollout(score=0.0, entropy=0.5)))
     assert rewards[1] > 1.0 > rewards[0]
 
 

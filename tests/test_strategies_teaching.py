@@ -104,21 +104,6 @@ def test_marks_that_cannot_be_read_value_nothing(marks: str) -> None:
     )
 
 
-def group_of(*rollouts: Rollout) -> Group:
-    return Group.of(0, rollouts, True)
-
-
-@pytest.mark.parametrize("has_rewards", [False, True])
-def test_the_teacher_learns_how_its_marks_compare_with_the_scores(has_rewards: bool) -> None:
-    reward, measured = (7.0, group_of(turns(5, 0.0, "a"))) if has_rewards else (0.0, None)
-    marked = turns(5, reward, "a").valued([0.5, 0.9])
-    additions = (Additions(ExperienceLibrary()),)
-    past = SampledGroup(group_of(marked), additions, measured=measured)
-    asked = Answering(marks="None")
-    credit(TeacherMarks(), context(FAILING, [other(1.0), past]), asked)
-    assert asked.questions[0]["earlier"] == "mark 9, score 0"
-
-
 class TwoSteps(dspy.Module):
     """Plans, then answers."""
 

@@ -1,7 +1,6 @@
 """Strategies that propose, narrow and extrapolate advice."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -12,7 +11,6 @@ from small import Answering
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary
 from tfgrpo_dspy.experience import Add, Modify
-from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Group, Rollout, Step
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
@@ -62,19 +60,6 @@ def shown(strategy: Strategy, *rollouts: Rollout) -> Shown:
     sampled = SampledGroup(Group.of(0, rollouts, True), (Additions(WITH),) * len(rollouts))
     context = GroupContext(sampled=sampled, past=(), library=WITH, training=(0,), examples=EXAMPLES)
     return strategy.show(context, Answering())
-
-
-def test_a_rollout_of_high_entropy_is_not_compared_unless_the_contrast_needs_it() -> None:
-    def ids(strategy: Strategy, *entropies: float | None) -> list[int]:
-        """The first rollout has a score of 1."""
-        pairs = enumerate(entropies)
-        made = [Rollout(0, k, score=float(k == 0), entropy=entropy) for k, entropy in pairs]
-        return [each.rollout_id for each in shown(strategy, *made).rollouts]
-
-    assert ids(ConflictAware(), 0.1, 0.2, 0.6, 0.7) == [0, 1, 2]  # ln 2 is 0.69
-    assert ids(ConflictAware(), 9.0, 0.2, 0.1, 0.1) == [0, 1, 2, 3]
-    assert ids(ConflictAware(max_entropy=0.05), None, 0.2, None, 9.0) == [0, 2]
-    assert ids(ConflictAware(), None, None, None) == [0, 1, 2]
 
 
 def taken(id_: int, score: float, *ways: str) -> Rollout:
@@ -175,20 +160,6 @@ def test_the_step_goes_from_the_worse_text_of_an_experience_past_the_better_one(
     assert [text in question[side] for text, side in zip(order, ("worse", "better"), strict=True)]
     assert order[1] not in question["worse"]
     assert order[0] not in question["better"]
-
-
-def lesson(text: str, n_groups: int = 1, first: int = 0) -> Lesson:
-    groups = range(first, first + n_groups)
-    return Lesson(text, evidence=tuple(Evidence(0, k, (1,), (1.0,)) for k in groups))
-
-
-def test_a_lesson_that_rests_on_something_else_gives_way_to_one_that_explains_its_group() -> None:
-    asked = Answering(matters="The material decides.", others="1, 3")
-    town, twice, date = lesson("Go by town."), lesson("Go by day.", 2), lesson("Go by date.", 1, 7)
-    context = replace(update(), lessons=(town, lesson("Go by material."), date, twice))
-    kept = AttributionPrior().propose(context, asked).lessons
-    assert [one.text for one in kept] == ["Go by material.", "Go by day.", "Go by date."]
-    assert asked.questions[-1]["lines"] == "1. Go by town.\n2. Go by material.\n3. Go by date."
 
 
 ASKS_WHAT_MATTERS = "decide what the right answer is"

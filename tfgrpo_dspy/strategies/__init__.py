@@ -18,7 +18,6 @@ from tfgrpo_dspy.strategies.base import (
     UpdateContext,
 )
 from tfgrpo_dspy.strategies.choosing import (
-    BayesianAllocation,
     DomainBandit,
     HardSampleWeights,
     LearningFrontier,
@@ -40,7 +39,7 @@ from tfgrpo_dspy.strategies.steps import (
 )
 
 __all__ = [
-    "Ask", "Attempt", "AttributionPrior", "BatchPlan", "BayesianAllocation", "BranchingRollouts",
+    "Ask", "Attempt", "AttributionPrior", "BatchPlan", "BranchingRollouts",
     "ClippedDiversity", "ConflictAware", "Credit", "DomainBandit", "Extrapolate",
     "GlobalConstraint", "GroupContext", "HardSampleWeights", "ImplicitStepRewards", "Induction",
     "InformationGain", "LearningFrontier", "MonteCarloCredit", "Objectives", "Play", "Proposed",

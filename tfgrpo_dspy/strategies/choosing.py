@@ -28,7 +28,6 @@ from tfgrpo_dspy.strategies.base import (
     Strategy,
     strategy,
 )
-from tfgrpo_dspy.text import alike
 
 Domain = str | Callable[[Any], Any]
 """The domain of an example: the name of one of its fields, or a function of the example."""
@@ -151,12 +150,6 @@ def pass_rates(
     return rates
 
 
-def _still_open(plan: BatchPlan) -> dict[int, float]:
-    """Factors by example: what `LESSONS` groups have taught, and is still open, stays so."""
-    taught = Counter(sampled.group.example for sampled in plan.past if _teaches(sampled))
-    return {example: 1 / (1 + max(0, taught[example] - LESSONS)) for example in plan.training}
-
-
 def _domains(plan: BatchPlan, domain: Domain | None) -> Mapping[int, Hashable]:
     """The domain of each example that may be chosen; None: each is its own."""
     examples = {index: plan.trainset[index] for index in plan.training}
@@ -175,82 +168,58 @@ class LearningFrontier(Choosing):
     """Draws examples by how much can still be learned of them, as the library grows.
 
     The chance of an example is proportional to the square of its learnability: the expectation of
-    p (1 - p), where p is its pass rate under the latest library; where failures come with feedback,
-    also that of (1 - p)^2. From the third group on that taught, it is divided by their number.
+    p (1 - p), where p is its pass rate under the latest library, of a Beta posterior; where
+    failures come with feedback, also that of (1 - p)^2. From the third group on that taught, it is
+    divided by their number. With `most`, those drawn have rollouts in proportion to the spread of
+    their scores, the root of the expectation of p (1 - p).
 
-    **Source.** AceGRPO (arXiv 2602.07906).
+    **Source.** AceGRPO (arXiv 2602.07906); `most`: CurES (arXiv 2510.01037).
     **When to use.** Many examples always succeed, or always fail, without feedback in words.
 
     Args:
         memory: how much a group counts, beside a group one epoch (of usual size) later; 0 to 1.
+        most: rollouts of one example, at least 2; None: as many as usual.
     """
 
     memory: Share = 0.5
+    most: Least2 | None = None
 
     def weights(self, plan: BatchPlan) -> Mapping[int, float]:
-        """The learnability of each example."""
-        n_past, n_examples = len(plan.past), len(plan.training)
-        weights = [self.memory ** ((n_past - 1 - k) / n_examples) for k in range(n_past)]
-        rates = pass_rates(plan.past, plan.training, weights)
+        """The learnability of each example; what `LESSONS` groups have taught, stays so."""
+        rates = self._rates(plan)
         failing = [s.unaided for s in plan.past if not s.unaided.has_contrast]
         has_words = any(group.has_feedback and not group.is_at_best({}) for group in failing)
+        taught = Counter(sampled.group.example for sampled in plan.past if _teaches(sampled))
         worth = {}
-        for example, is_open in _still_open(plan).items():
-            rate = rates[example]
+        for example in plan.training:
+            rate, n_more = rates[example], max(0, taught[example] - LESSONS)
             of_failing = 1 - rate.mean - rate.variance_of_a_rollout  # expectation of (1 - p)^2
-            worth[example] = (rate.variance_of_a_rollout + has_words * of_failing) ** 2 * is_open
+            learnable = rate.variance_of_a_rollout + has_words * of_failing
+            worth[example] = learnable**2 / (1 + n_more)
         return worth
-
-
-@strategy
-class BayesianAllocation(Choosing):
-    """Samples examples by a softmax, and gives rollouts by the spread of their scores.
-
-    The pass rate p of each example has a Beta posterior, in which groups count less, the more the
-    library has changed since. s is the root of the expectation of p (1 - p). Chances are
-    proportional to exp(s / temperature), and those drawn have rollouts in proportion to s: from 2
-    to `most`. What was taught already counts less, as in `LearningFrontier`.
-
-    **Source.** CurES (arXiv 2510.01037).
-    **When to use.** As `LearningFrontier`, if some examples show contrast in larger groups only.
-
-    Args:
-        memory: how much a group still counts when no experience of its library is left; 0 to 1.
-        most: rollouts of one example, at least 2.
-        temperature: .01 to 100; the lower, the more go to the examples of the largest spread.
-    """
-
-    memory: Share = 0.7
-    most: Least2 = 3
-    temperature: Magnitude = 0.1
-
-    def weights(self, plan: BatchPlan) -> Mapping[int, float]:
-        """exp(s / temperature), less for those that have taught."""
-        spreads, is_open = self._spreads(plan), _still_open(plan)
-        return {e: math.exp(spreads[e] / self.temperature) * is_open[e] for e in plan.training}
 
     def sizes(self, plan: BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
         """The usual group size for the first half; sizes by the spread for the drawn examples."""
-        n_usual, left = math.ceil(len(plan.sizes) / 2), sum(plan.sizes.values())
-        spreads, sizes = self._spreads(plan), dict[int, int]()
-        usual = fmean([spreads[example] for example in chosen[n_usual:]] or [1.0])
-        for place, example in enumerate(chosen):
+        if self.most is None:
+            return super().sizes(plan, chosen)
+        half, left = math.ceil(len(plan.sizes) / 2), sum(plan.sizes.values())
+        rates, sizes = self._rates(plan), dict[int, int]()
+        spreads = {e: math.sqrt(rates[e].variance_of_a_rollout) for e in chosen[half:]}
+        for example in chosen:
             size = plan.group_size
-            if place >= n_usual:
-                wanted = round(plan.group_size * spreads[example] / usual)
-                size = min(max(SMALLEST_GROUP, wanted), max(self.most, plan.group_size))
-            size = min(size, left)
-            if size < SMALLEST_GROUP:
+            if example in spreads:
+                wanted = round(size * spreads[example] / fmean(spreads.values()))
+                size = min(max(SMALLEST_GROUP, wanted), max(self.most, size))
+            if min(size, left) < SMALLEST_GROUP:
                 break
-            sizes[example], left = size, left - size
+            sizes[example] = min(size, left)
+            left -= sizes[example]
         return sizes
 
-    def _spreads(self, plan: BatchPlan) -> dict[int, float]:
-        now = plan.past[-1].advice if plan.past else frozenset[str]()
-        fresh = [alike(sampled.advice, now) for sampled in plan.past]
-        weights = [self.memory + (1 - self.memory) * share for share in fresh]
-        rates = pass_rates(plan.past, plan.training, weights)
-        return {example: math.sqrt(rate.variance_of_a_rollout) for example, rate in rates.items()}
+    def _rates(self, plan: BatchPlan) -> dict[int, PassRate]:
+        n_past, n_examples = len(plan.past), len(plan.training)
+        weights = [self.memory ** ((n_past - 1 - k) / n_examples) for k in range(n_past)]
+        return pass_rates(plan.past, plan.training, weights)
 
 
 @strategy

@@ -14,10 +14,9 @@ import dspy
 from pydantic import Field
 
 from tfgrpo_dspy.errors import such_that
-from tfgrpo_dspy.experience import ALL
 from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
-from tfgrpo_dspy.rollout import MIN_CONTRAST, REASONING, Rollout, fields_text
+from tfgrpo_dspy.rollout import MIN_CONTRAST, fields_text
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,
@@ -30,12 +29,11 @@ from tfgrpo_dspy.strategies.base import (
     UpdateContext,
     strategy,
 )
-from tfgrpo_dspy.text import alike, letter_groups, shortened
+from tfgrpo_dspy.text import shortened
 
 TIERS = ("concept", "plan", "step")
 LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 """A letter or digit of a script that sets spaces between words."""
-GRAM = 3  # characters
 SHOWN_BYTES = 400  # of the answer on which the attempts agree
 DIFFER = "several attempts agree, and are not right: {answer}. Take another way to another answer."
 SHORT = 3  # letters: "A", "no", "1" stand in many sentences that do not give them as the answer
@@ -153,8 +151,6 @@ class TeacherRollouts(Strategy):
         teacher: a program, which runs in place of the student, or an LM, on which the student runs.
         share: how many rollouts the teacher adds, as a share of the student's in the group, .01
             to 1; at least one.
-        shares_library: whether a teacher that is a program runs with the experiences that are for
-            every predictor.
     """
 
     teacher: Annotated[
@@ -165,18 +161,13 @@ class TeacherRollouts(Strategy):
         ),
     ]
     share: Annotated[float, Field(ge=0.01, le=1)] = 0.5
-    shares_library: bool = False
 
     def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
         """The teacher's rollouts, once."""
         if not context.fails or any(each.teacher is not None for each in context.sampled.additions):
             return ()
-        teacher = self.teacher
-        if self.shares_library and isinstance(teacher, dspy.Module):
-            everywhere = [each for each in context.library if each.scope == ALL]
-            teacher = context.library.holding(everywhere).bake(teacher)
         n_student = sum(not each.aid for each in context.sampled.additions)
-        return [Attempt(teacher=teacher)] * max(1, int(self.share * n_student))
+        return [Attempt(teacher=self.teacher)] * max(1, int(self.share * n_student))
 
 
 @strategy
@@ -185,11 +176,10 @@ class ClippedDiversity(Strategy):
 
     Where all attempts of a group give the same answer and fail, further ones are told that answer,
     and to take another way. In every group, a rollout counts with its score, plus or minus its
-    entropy compared with that of the rollouts with the same score: at most `clip` times the
-    distance to the next score of the group, so a worse rollout never reaches a better one. The
-    entropy is `rollout.entropy` where all have one (ask for it with `dspy.LM(..., logprobs=True)`);
-    otherwise it is how unlike the others' reasoning, or outputs, a rollout's own is, in groups of
-    three characters. Student and result are compared by the score.
+    entropy compared with that of the rollouts with the same score, where all have one (ask for it
+    with `dspy.LM(..., logprobs=True)`): at most `clip` times the distance to the next score of the
+    group, so a worse rollout never reaches a better one. Student and result are compared by the
+    score.
 
     **Source.** EGPO, for function calling (arXiv 2508.05118).
     **When to use.** The usual way is wrong on many inputs, and the metric is strict and silent.
@@ -234,27 +224,14 @@ class ClippedDiversity(Strategy):
             gaps = [high - low for low, high in pairwise(levels)]
             if not gaps:
                 continue
-            entropies = _entropies([scored.rollouts[place] for place in places])
+            surprise = [scored.rollouts[place].entropy for place in places]
+            highest = max((entropy or 0.0 for entropy in surprise), default=0.0)
+            if None in surprise or highest <= 0:
+                continue
+            entropies = [max(0.0, entropy or 0.0) / highest for entropy in surprise]
             ranks = [bisect.bisect(levels, rewards[place]) - 1 for place in places]
             for place, rank, entropy in zip(places, ranks, entropies, strict=True):
                 alike_scored = (e for e, r in zip(entropies, ranks, strict=True) if r == rank)
                 room = min(gaps[max(0, rank - 1) : rank + 1])  # to the next score, up or down
                 rewards[place] += self.clip * room * (entropy - statistics.fmean(alike_scored))
         return rewards
-
-
-def _entropies(group: Sequence[Rollout]) -> list[float]:
-    """From 0 to 1: by log-probabilities, as a share of the highest; or by texts."""
-    entropies = [rollout.entropy for rollout in group if rollout.entropy is not None]
-    if len(entropies) == len(group):
-        return [max(0.0, entropy) / (max(entropies) or 1.0) for entropy in entropies]
-    grams = []  # of its reasoning; where it has none, of all its outputs
-    for rollout in group:
-        fields = [*(step.outputs for step in rollout.steps), rollout.outputs]
-        texts = [(name in REASONING, text) for each in fields for name, text in each.items()]
-        chosen = [text for is_reasoning, text in texts if is_reasoning] or [t for _, t in texts]
-        grams.append(letter_groups(" ".join(chosen), (GRAM,)))
-    return [
-        statistics.fmean(1.0 - alike(gram, other) for j, other in enumerate(grams) if j != i)
-        for i, gram in enumerate(grams)
-    ]

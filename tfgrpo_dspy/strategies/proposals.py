@@ -1,11 +1,11 @@
 """Strategies that decide what lessons are drawn from, and which operations come beside them."""
 
 import itertools
-import math
 import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Annotated
 
 import dspy
@@ -20,7 +20,6 @@ from tfgrpo_dspy.strategies.base import (
     Ask,
     GroupContext,
     Least1,
-    Magnitude,
     Proposed,
     RunContext,
     Shown,
@@ -52,37 +51,26 @@ class ConflictAware(Strategy):
     Above the mean of its group an attempt is good, below it bad. Parts that stand in both are in
     conflict: a step (a call of a predictor or tool with the same outputs) or, in the reasoning and
     in programs of one step, a sentence. The reflection LM reads that they did not make the
-    difference; what the good attempts alone have may still be praised. Attempts whose entropy (mean
-    negative log-probability of a token, with `dspy.LM(..., logprobs=True)`) is above `max_entropy`
-    are not shown, as long as the others still have contrast.
+    difference; what the good attempts alone have may still be praised.
 
     **Source.** GTPO (arXiv 2508.03772).
     **When to use.** Groups of three or more attempts of several steps, of which most are the same.
-
-    Args:
-        max_entropy: in nats per token, .01 to 100; the paper proves ln 2.
     """
 
-    max_entropy: Magnitude = math.log(2)
-
     def show(self, context: GroupContext, ask: Ask) -> Shown:
-        """The attempts of low entropy, and what good and bad ones share."""
-        group = context.group
-        kept = [r for r in group.rollouts if r.entropy is None or r.entropy <= self.max_entropy]
-        scores = [rollout.score or 0.0 for rollout in kept] or [0.0]
-        if max(scores) - min(scores) <= group.least_contrast:
-            kept = list(group.rollouts)
-        if not group.has_contrast:
-            return Shown(tuple(kept))
-        mean = sum(rollout.score or 0.0 for rollout in kept) / len(kept)
-        good = [_parts(rollout) for rollout in kept if (rollout.score or 0.0) > mean]
-        bad = [_parts(rollout) for rollout in kept if not (rollout.score or 0.0) > mean]
+        """All attempts, and what good and bad ones share."""
+        rollouts = context.group.rollouts
+        if not context.group.has_contrast:
+            return Shown(rollouts)
+        mean = fmean(context.group.scores)
+        good = [_parts(rollout) for rollout in rollouts if (rollout.score or 0.0) > mean]
+        bad = [_parts(rollout) for rollout in rollouts if not (rollout.score or 0.0) > mean]
         n = Counter(key for parts in (*good, *bad) for key in parts)
         texts = {key: text for parts in good for key, text in parts.items()}
         both = [key for key in texts if any(key in parts for parts in bad)]
         both.sort(key=lambda key: -n[key])
         lines = "\n".join(f"- {shortened(texts[key], LONGEST)}" for key in both[:MOST])
-        return Shown(tuple(kept), f"{SHARED}{lines}" if lines else "")
+        return Shown(rollouts, f"{SHARED}{lines}" if lines else "")
 
 
 def _parts(rollout: Rollout) -> dict[str, str]:
@@ -274,29 +262,12 @@ class SayWhatMatters(dspy.Signature):
     matters: str = dspy.OutputField(desc="at most three sentences, or the word None")
 
 
-class FindOthers(dspy.Signature):
-    """Which of these lines of advice rest on something else than what is said to matter?
-
-    A line rests on what its condition names, and on what its advice asks to look at. Write the
-    numbers of the lines that rest on what matters does not name, or says does not matter; write
-    None if all rest on what matters.
-    """
-
-    program: str = dspy.InputField(desc="what the program does")
-    matters: str = dspy.InputField(desc="what decides the right answer")
-    lines: str = dspy.InputField(desc="numbered lines of advice")
-    others: str = dspy.OutputField(desc="numbers, or the word None")
-
-
 @strategy
 class AttributionPrior(Strategy):
     """Learns from the reflection LM what matters in the inputs, without a rollout.
 
     One question shows it the program and a few examples. What it says decides the answer is told
-    it again whenever it writes lessons. In updates with lessons of a single group, one question
-    measures obedience: which of these rest on something else? Such a lesson is left out where
-    another lesson explains the group by what matters, and comes last elsewhere: in few examples
-    much agrees by accident.
+    it again whenever it writes lessons.
 
     **Source.** Large Language Models as Attribution Regularizers for Efficient Model Training
     (arXiv 2502.20268).
@@ -312,22 +283,6 @@ class AttributionPrior(Strategy):
         """All rollouts, with a note on what matters."""
         matters = self._matters(context, ask)
         return Shown(context.group.rollouts, f"{MATTERS}{matters}" if matters else "")
-
-    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
-        """The lessons that obey, then those of groups that none of these explains."""
-        matters = self._matters(context, ask)
-        single = {one.text: one for one in context.lessons if len(one.evidence) < 2}
-        if not (single and matters):
-            return Proposed(context.lessons)
-        lines = "\n".join(f"{n}. {text}" for n, text in enumerate(single, 1))
-        answer = ask(FindOthers, matters=matters, lines=lines)
-        numbers = {int(n) for n in re.findall(r"\d{1,3}", str(answer.get("others", "")))}
-        others = {text for n, text in enumerate(single, 1) if n in numbers}
-        obeying = [one for one in context.lessons if one.text not in others]
-        explained = {evidence.example for one in obeying for evidence in one.evidence}
-        rest = (one for one in context.lessons if one.text in others)
-        kept = [one for one in rest if not explained & {e.example for e in one.evidence}]
-        return Proposed((*obeying, *kept))
 
     def _matters(self, context: RunContext, ask: Ask) -> str:
         """The answer to the one question, which is always the same; "" where it says nothing."""

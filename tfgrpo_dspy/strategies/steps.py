@@ -20,7 +20,7 @@ from pydantic import Field
 from scipy.optimize import minimize
 from scipy.special import betaln, expit, log_expit
 
-from tfgrpo_dspy.errors import SettingsError, StrategyError
+from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.reflection.texts import UNKNOWN, clip
 from tfgrpo_dspy.rollout import MIN_CONTRAST, Group, Rollout, fields_text, trajectory_text
 from tfgrpo_dspy.sampling.additions import SampledGroup
@@ -39,7 +39,6 @@ from tfgrpo_dspy.strategies.base import (
     strategy,
 )
 from tfgrpo_dspy.strategies.choosing import PassRate
-from tfgrpo_dspy.text import alike, letter_groups
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 PRIOR, TOWARDS = 0.5, 1.5
@@ -302,9 +301,8 @@ class ImplicitStepRewards(Strategy):
     Of a pair of rollouts of an example, the one with the higher score is better; where there is no
     metric, the reflection LM judges. By the model of Bradley and Terry, the log-odds of that are
     the difference of the sums of the rewards of their steps, which logistic regression fits to the
-    pairs of this group and of earlier ones; these count less, the less their inputs are like those
-    of this one, and the more the library has changed since. A step is known by its predictor, its
-    decision, and its place. The value of a state is the probability that a rollout with these steps
+    pairs of this group and of earlier ones. A step is known by its predictor, its decision, and its
+    place. The value of a state is the probability that a rollout with these steps
     so far is preferred to the average one of its group.
 
     **Source.** iStar (arXiv 2509.19199).
@@ -321,19 +319,15 @@ class ImplicitStepRewards(Strategy):
     def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The value of each turn of each rollout that was compared."""
         past = context.past[len(context.past) - self.groups :] if self.groups else ()
-        here = letter_groups(context.example.text, (4,))
-        rows: list[tuple[Rollout, Rollout, float]] = []
+        rows: list[tuple[Rollout, Rollout]] = []
         for sampled in (*past, context.sampled):
             example = context.examples[sampled.group.example].text
-            weight = alike(sampled.advice, context.sampled.advice)
-            weight *= alike(letter_groups(example, (4,)), here)
-            for first, second in self._pairs(sampled.unaided) if weight > 0 else ():
+            for first, second in self._pairs(sampled.unaided):
                 ahead = (first.score or 0.0) - (second.score or 0.0)
                 if first.score is None:  # there is no metric
                     ahead = _preference(example, first, second, ask)
                 if abs(ahead) > sampled.group.least_contrast:
-                    winner, loser = (first, second) if ahead > 0 else (second, first)
-                    rows.append((winner, loser, weight))
+                    rows.append((first, second) if ahead > 0 else (second, first))
         group = context.sampled.unaided.rollouts
         if not rows or len(group) < 2:
             return Credit({})
@@ -361,20 +355,19 @@ class ImplicitStepRewards(Strategy):
         return [pair if chance.random() < 0.5 else (pair[1], pair[0]) for pair in chosen]
 
 
-def fitted_rewards(rows: Sequence[tuple[Rollout, Rollout, float]]) -> dict[object, float]:
-    """The reward of each feature of steps, from pairs of winner and loser with weights."""
+def fitted_rewards(rows: Sequence[tuple[Rollout, Rollout]]) -> dict[object, float]:
+    """The reward of each feature of steps, from pairs of winner and loser."""
     differences = []
-    for winner, loser, _ in rows:
+    for winner, loser in rows:
         differences.append(Counter(itertools.chain(*_features(winner))))
         differences[-1].subtract(itertools.chain(*_features(loser)))
     names = list(dict.fromkeys(itertools.chain(*differences)))
     design = np.array([[float(each[name]) for name in names] for each in differences])
-    weights = np.array([weight for *_, weight in rows])
 
     def loss(x: Array) -> tuple[float, Array]:
         margins = design @ x
-        value = -(weights * log_expit(margins)).sum() + RIDGE / 2 * (x @ x)
-        return float(value), design.T @ (-weights * expit(-margins)) + RIDGE * x
+        value = -log_expit(margins).sum() + RIDGE / 2 * (x @ x)
+        return float(value), -design.T @ expit(-margins) + RIDGE * x
 
     fitted = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B").x
     return {name: float(x) for name, x in zip(names, fitted, strict=True)}
@@ -402,8 +395,7 @@ class MarkSteps(dspy.Signature):
 
     A mark is a number from 0 (all is lost) to 10 (as you would have done it yourself). Judge what
     the steps so far are worth to whoever goes on from there, not how they are worded. Steps that
-    undo or repeat others get the mark of the step before. Earlier marks of yours stand beside the
-    scores that the attempts had in the end: where they were too high or too low, learn from it.
+    undo or repeat others get the mark of the step before.
 
     Write one line for each attempt, "attempt: marks", such as "1: 6, 6, 2", and nothing else.
     """
@@ -411,7 +403,6 @@ class MarkSteps(dspy.Signature):
     program: str = dspy.InputField(desc="what the program does")
     example: str = dspy.InputField(desc="the input")
     expected: str = dspy.InputField(desc="the right result, where it is known")
-    earlier: str = dspy.InputField(desc="last marks of earlier attempts, and their scores")
     attempts: str = dspy.InputField()
     marks: str = dspy.OutputField(desc='one line for each attempt, such as "1: 6, 6, 2"')
 
@@ -422,18 +413,12 @@ class TeacherMarks(Strategy):
 
     One question for each group that differs or fails shows it all attempts. The mark after a turn,
     as a share of ten, is the value of that state: the lesson writer reads where it fell. So groups
-    that fail throughout teach, too. The teacher learns from the student in turn: it is shown how
-    its last marks of earlier attempts compare with the scores that the metric gave these.
+    that fail throughout teach, too.
 
     **Source.** CoDistill-GRPO (arXiv 2605.08873).
     **When to use.** Programs of several steps with a silent metric, where the reflection LM could
     do the task itself. `TeacherRollouts` is for teachers that shall run in the student's place.
-
-    Args:
-        earlier: of how many earlier attempts marks and scores are shown; 0: of none.
     """
-
-    earlier: Least0 = 8
 
     def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The marks of each turn of each rollout, as shares of ten."""
@@ -447,7 +432,6 @@ class TeacherMarks(Strategy):
             MarkSteps,
             example=context.example.text,
             expected=labels or UNKNOWN,
-            earlier=self._earlier(context) or "(none)",
             attempts="\n\n".join(shown),
         )
         lines, values = dict(LINE.findall(str(answer.get("marks", "")))), {}
@@ -462,16 +446,6 @@ class TeacherMarks(Strategy):
                 values[rollout.rollout_id] = [BEFORE, *later]
         return Credit(values, measure="mark of the teacher")
 
-    def _earlier(self, context: GroupContext) -> str:
-        marked = []
-        for sampled in context.past if self.earlier else ():
-            scores = {rollout.rollout_id: rollout.score for rollout in sampled.by_metric.rollouts}
-            for rollout in sampled.unaided.rollouts:
-                mark, score = rollout.values[-1], scores.get(rollout.rollout_id)
-                if mark is not None and score is not None:
-                    marked.append(f"mark {mark * HIGHEST:.0f}, score {score:.3g}")
-        return "\n".join(marked[-self.earlier :])
-
 
 @strategy
 class BranchingRollouts(Strategy):
@@ -480,8 +454,8 @@ class BranchingRollouts(Strategy):
     A rollout branches after results of tools (after any turn, if it calls none), first where the
     entropy of the next answer rises most above that of the first one (ask for it with
     `dspy.LM(..., logprobs=True)`); without log-probabilities, first after two thirds of the steps.
-    A program of one turn cannot branch: that is counted, and groups become as large as usual.
-    Values are the mean scores of all leaves of the tree below a state.
+    Where no rollout has two turns, none can branch, and groups become as large as usual. Values are
+    the mean scores of all leaves of the tree below a state.
 
     **Source.** ARPO (arXiv 2507.19849).
     **When to use.** Long agents whose groups are dear. Branches count for no experience, so the
@@ -508,16 +482,6 @@ class BranchingRollouts(Strategy):
     def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """Branches beside the whole rollouts, and the values of the tree."""
         scored = _scored(context.sampled)
-        if not _places([*scored, *_scored(*context.past)]):
-            raise StrategyError(
-                f"no rollout of example {context.sampled.group.example} with a score has more than "
-                f"one turn, so none can branch, and the group stays small; leave the strategy out."
-            )
-        if 0 < context.group_size <= self.whole:
-            raise StrategyError(
-                f"group_size={context.group_size}: a group of so few rollouts is made of whole "
-                f"ones; pass group_size={self.leaves}, or leave the strategy out."
-            )
         wanted = min(self.leaves, context.group_size or self.leaves) - len(scored)
         branches: list[Rollout] = []
         for rollout, state in _places(scored):
