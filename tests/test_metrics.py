@@ -30,7 +30,7 @@ So the final answer is $\frac{3}{4}$. ~ 0.75 || \boxed{\boxed{3}} ~ 3 || \boxed{
 $1,200 ~ 1200 || -$5 ~ -5 || \$12 ~ 12 dollars || 12 apples ~ 12 || 5\text{ cm} ~ 5 || 90^\circ ~ 90
 50% ~ 0.5 || 50\% ~ 1/2 || 50% ~ 50 || 1 1/2 ~ 1.5 || 1½ ~ 3/2 || -1\frac12 ~ -1.5 || 2/4 ~ 1/2
 \dfrac{3}{4} ~ \tfrac34 || \frac{\sqrt{3}}{3} ~ \frac{1}{\sqrt{3}} || √16 ~ 4 || 2**10 ~ 1024
-0.667 ~ 2/3 || 3.14 ~ \pi || 2ab ~ 2ba || (x+1)^2 ~ x²+2x+1 || \sin^2 x + \cos^2 x ~ 1 || x = 5 ~ 5
+2ab ~ 2ba || (x+1)^2 ~ x²+2x+1 || \sin^2 x + \cos^2 x ~ 1 || x = 5 ~ 5
 f(x) = 2x + 1 ~ 1 + 2x || y = 2x + 1 ~ 2x - y + 1 = 0 || x > 5 ~ 5 < x || x > 5 ~ (5, \infty)
 {1,2} ~ {2,1} || 1 and 2 ~ 2, 1 || (1,2) ~ 1,2 || [0,1] \cup [1,2] ~ [0,2] || \pm 5 ~ 5, -5
 \begin{pmatrix}1&2\\3&4\end{pmatrix} ~ \begin{bmatrix}1&2\\3&\frac82\end{bmatrix}

@@ -114,15 +114,11 @@ def held_by(value: Any) -> Iterator[Any]:
 
 def loops_here() -> list[asyncio.AbstractEventLoop]:
     """The event loops of who awaits the run, and of this thread: a copy would be half a loop."""
-    return [loop for loop in (LOOP.get(), _running_loop()) if loop is not None]
+    return [loop for loop in (LOOP.get(), running_loop()) if loop is not None]
 
 
-def is_in_a_loop() -> bool:
-    """True if an event loop runs in this thread, which `compile` blocks until the run is over."""
-    return _running_loop() is not None
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, which `compile` blocks; None: there is none."""
     return asyncio._get_running_loop()  # noqa: SLF001 - the public function raises if there is none
 
 
@@ -145,7 +141,7 @@ def loop_of(code: Sequence[Any]) -> Iterator[None]:
     """
     loop = LOOP.get()
     if code and loop is None:
-        ours, every = (_common_loop(os.getpid()), _running_loop()), gc.get_objects()
+        ours, every = (_common_loop(os.getpid()), running_loop()), gc.get_objects()
         loops = [each for each in every if issubclass(type(each), asyncio.AbstractEventLoop)]
         beside = [each for each in loops if each.is_running() and each not in ours]
         loop = beside[0] if len(beside) == 1 else None
@@ -227,11 +223,9 @@ async def _in_thread(work: Callable[[], Result]) -> Result:
     is_cancelled, context = threading.Event(), copy_context()
     context.run(CANCELLED.set, is_cancelled)
     context.run(LOOP.set, asyncio.get_running_loop())
-    done: futures.Future[Result] = futures.Future()
-    done.set_running_or_notify_cancel()  # nobody can cancel it
-    run = functools.partial(context.run, _fulfil, done, work)
-    threading.Thread(target=run, daemon=True, name="tfgrpo").start()
-    ended = asyncio.wrap_future(done)
+    executor = futures.ThreadPoolExecutor(1, "tfgrpo")
+    ended = asyncio.wrap_future(executor.submit(context.run, work))
+    executor.shutdown(wait=False)
     cancelled: asyncio.CancelledError | None = None
     while not ended.done():
         try:
@@ -245,14 +239,6 @@ async def _in_thread(work: Callable[[], Result]) -> Result:
     program: Any = getattr(interrupt, "program", None) if interrupt else ended.result()
     vars(cancelled)["program"] = program
     raise cancelled from interrupt
-
-
-def _fulfil(done: "futures.Future[Result]", work: Callable[[], Result]) -> None:
-    """Give the future what the work gives, or raises."""
-    try:
-        done.set_result(work())
-    except BaseException as error:  # noqa: BLE001 - raised where it is awaited
-        done.set_exception(error)
 
 
 def check_cancelled() -> None:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import re
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 N_COMPILES = "tfgrpo.n_compiles"  # a tag of a run of MLflow
 LONGEST_PARAMETER = 500  # characters, which every store of MLflow takes
-EXPECTED, RESPONSE = "expected", "response"
+RESPONSE = "response"
 Record = Mapping[str, Any]
 Evaluate = Callable[[dict[str, str], list[Any]], list[Any]]  # of records, under prompts by name
 
@@ -88,9 +89,8 @@ class MlflowListener:
     """
 
     def __init__(self, run_id: str) -> None:
-        self._client, self._run_id = mlflow.MlflowClient(), run_id
+        self._client, self._run_id, self._has_failed = mlflow.MlflowClient(), run_id, False
         self._rollouts: list[Row] = []
-        self._has_failed = False
         run = self._client.get_run(run_id)
         self._experiment_id = run.info.experiment_id
         n = int(run.data.tags.get(N_COMPILES, 0)) + 1
@@ -108,15 +108,14 @@ class MlflowListener:
             return
         self._has_failed = True
         if isinstance(event, UpdateDecided):
-            record, n_groups = event.record, len(event.record.groups)
-            n_without = sum(group.used_as == "no contrast" for group in record.groups)
+            record, unused = event.record, [g.used_as == "no contrast" for g in event.record.groups]
             self._rollouts += event.rollouts
             figures = {
                 "training_score": record.mean_score,
                 "experiences": record.library_size,
                 "lm_calls": record.n_lm_calls,
                 "cost_usd": record.cost_usd,
-                "groups_without_contrast": n_without / n_groups if n_groups else None,
+                "groups_without_contrast": statistics.fmean(unused) if unused else None,
             }
             self._log_metrics(self._run_id, record.update, figures)
             file = f"library/update_{record.update:04}.json"
@@ -128,10 +127,8 @@ class MlflowListener:
     def _log_end(self, event: RunEnded) -> None:
         client, run_id, results = self._client, self._run_id, event.results
         settings = {**results.settings, **results.schedule}.items()
-        parameters = [
-            (f"tfgrpo.{k}", str(v)[:LONGEST_PARAMETER]) for k, v in settings if v is not None
-        ]
-        client.log_batch(run_id, params=[Param(name, value) for name, value in parameters])
+        params = [(k, str(v)[:LONGEST_PARAMETER]) for k, v in settings if v is not None]
+        client.log_batch(run_id, params=[Param(f"tfgrpo.{name}", value) for name, value in params])
         used = {"lm_calls": results.spent.n_lm_calls, "cost_usd": results.spent.cost_usd}
         shown = dict(_shown(results))
         self._log_metrics(run_id, 0, shown["student"])
@@ -166,16 +163,14 @@ def _shown(results: RunResults) -> Iterator[tuple[str, dict[str, Any]]]:
     tested = {"student": test and test.student, "result": test and test.best}
     scores = {"student": results.student, **{name: each.score for name, each in by_name.items()}}
     for name, score in (scores | {"result": results.best}).items():
-        on_test = tested.get(name)
-        means: dict[str, Any] = {
+        on_test, candidate = tested.get(name), by_name.get(name)
+        means = {
             "validation_score": score and score.mean,
             "test_score": on_test and on_test.mean,
+            "tokens_added_to_a_call": candidate and candidate.added.n_tokens,
         }
-        if candidate := by_name.get(name):
-            means["tokens_added_to_a_call"] = candidate.added.n_tokens
-            objectives = candidate.objectives.items()
-            means |= {f"validation_objective.{key}": mean for key, mean in objectives}
-        yield name, means
+        objectives = candidate.objectives if candidate else {}
+        yield name, means | {f"validation_objective.{k}": v for k, v in objectives.items()}
 
 
 class TrainingFreePromptOptimizer(BasePromptOptimizer):
@@ -200,9 +195,8 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
     ) -> None:
         if isinstance(reflection_lm, str):
             reflection_lm = dspy.LM(reflection_lm.replace(":/", "/"))
-        if settings.get("max_demos"):
-            fault = f"max_demos={settings['max_demos']}: a prompt of MLflow holds no demos"
-            raise SettingsError(f"{fault}; leave it out.")
+        if (n := settings.get("max_demos")) is not None and n != 0:
+            raise SettingsError(f"max_demos={n}: a prompt of MLflow holds no demos; leave it out.")
         self.reflection_lm = reflection_lm
         defaults = {"max_metric_calls": max_metric_calls, "max_demos": 0, "progress": False}
         if isinstance(reflection := settings.get("reflection", Reflection()), Reflection):
@@ -220,14 +214,14 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
     ) -> PromptOptimizerOutput:
         """The prompts with the advice that was learned; afterwards `results` says all of the run.
 
+        Of records with the same inputs the first one counts.
+
         Raises:
             SettingsError: there is no training data, or another argument cannot be used.
         """
         if not train_data:
             raise SettingsError(f"train_data={train_data}: pass records with inputs.")
         records = {_key(record["inputs"]): record for record in reversed(train_data)}
-        if n_repeated := len(train_data) - len(records):
-            logger.warning("%d records are left out: they have the inputs of others", n_repeated)
         program = PromptProgram(target_prompts, _InBatches(eval_fn, records))
         settings = dict(self.settings)
         run = mlflow.active_run() if enable_tracking and not is_autologging() else None
@@ -277,9 +271,7 @@ class PromptProgram(dspy.Module):
 
 
 class _Evaluated(dspy.Prediction):
-    """A prediction with its `EvaluationResultRecord`, which is none of its fields."""
-
-    evaluation: Any = None
+    evaluation: Any = None  # MLflow's `EvaluationResultRecord`, which is none of the fields
 
 
 class _InBatches:
@@ -300,22 +292,19 @@ class _InBatches:
         with self._guard:
             self._waiting.append((prompts, self._records[_key(inputs)], done))
         with self._at_work:
-            if not done.done():
-                self._evaluate(prompts)
+            if done.done():
+                return done.result()
+            with self._guard:
+                batch = [one for one in self._waiting if one[0] == prompts]
+                self._waiting = [one for one in self._waiting if one[0] != prompts]
+            try:
+                results = self._eval_fn(prompts, [record for _, record, _ in batch])
+                for (_, _, waiting), result in zip(batch, results, strict=True):
+                    waiting.set_result(result)
+            except BaseException as error:  # noqa: BLE001 - each rollout raises it
+                for waiting in (waiting for _, _, waiting in batch if not waiting.done()):
+                    waiting.set_exception(error)
         return done.result()
-
-    def _evaluate(self, prompts: dict[str, str]) -> None:
-        with self._guard:
-            batch = [one for one in self._waiting if one[0] == prompts]
-            self._waiting = [one for one in self._waiting if one[0] != prompts]
-        try:
-            results = self._eval_fn(prompts, [record for _, record, _ in batch])
-            for (_, _, done), result in zip(batch, results, strict=True):
-                done.set_result(result)
-        except BaseException as error:  # noqa: BLE001 - each rollout raises it
-            for _, _, done in batch:
-                if not done.done():
-                    done.set_exception(error)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_InBatches":
         return self
@@ -339,12 +328,9 @@ def with_advice(template: str, advice: Sequence[str]) -> str:
 
 
 def _example(record: Record) -> dspy.Example:
-    inputs, name = record["inputs"], EXPECTED
-    while name in inputs:
-        name += "_"
-    expected = record.get("expectations") or record.get("outputs")
-    labels = {} if expected is None else {name: expected}
-    return dspy.Example(**inputs, **labels).with_inputs(*inputs)
+    inputs, expected = record["inputs"], record.get("expectations") or record.get("outputs")
+    labels = {} if expected is None else {"expected": expected}
+    return dspy.Example({**labels, **inputs}).with_inputs(*inputs)
 
 
 def _key(inputs: Mapping[str, Any]) -> str:

@@ -23,27 +23,16 @@ FORMULA = LatexExtractionConfig(normalization_config=PLAIN)
 
 
 def are_equal(answer: str, expected: str) -> bool:
-    """True if both texts mean the same, or one is a rounding of the other."""
+    """True if both texts mean the same."""
     formula, wanted = read(answer), read(expected)
     pairs = ((formula, wanted), (wanted, formula))
-    is_same = any(verify(first, other, timeout_seconds=None) for first, other in pairs)
-    return is_same or is_rounding(answer, wanted) or is_rounding(expected, formula)
+    return any(verify(first, other, timeout_seconds=None) for first, other in pairs)
 
 
 def read(text: str) -> Any:
     """The text as a sympy object with exact numbers; an error if it is no formula."""
     (formula,) = parse(f"${text}$", [FORMULA], "no_fallback", "first_match", parsing_timeout=None)
     return formula.xreplace({number: Rational(str(number)) for number in formula.atoms(Float)})
-
-
-def is_rounding(decimal: str, value: Any) -> bool:
-    """True if a decimal of three or more digits rounds a value that no decimal can express."""
-    whole, _, places = decimal.removeprefix("-").partition(".")
-    digits = (whole + places).lstrip("0")
-    if not (places and digits.isdecimal() and len(digits) > 2 and value.is_number):
-        return False
-    has_decimal = value.is_Rational and 10**64 % value.q == 0
-    return not has_decimal and bool(abs(value - Rational(decimal)) * 2 * 10 ** len(places) <= 1)
 
 
 replies = os.dup(1)

@@ -5,7 +5,6 @@ their code points.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import unified_diff
 from os import PathLike, fspath
 from pathlib import Path
@@ -16,7 +15,6 @@ from pydantic import ValidationError
 
 from tfgrpo_dspy import results as page
 from tfgrpo_dspy.errors import SettingsError, StoreError, described
-from tfgrpo_dspy.experience import Effect, Experience
 from tfgrpo_dspy.files import write_text
 from tfgrpo_dspy.results import RunResults, records
 from tfgrpo_dspy.store.runs import saved_runs
@@ -99,29 +97,10 @@ def _template() -> Template:
     return template
 
 
-@dataclass(frozen=True, slots=True)
-class Life:
-    """One experience in the run, from its first change to the end."""
-
-    id: str
-    text: str
-    scope: str
-    changes: Sequence[tuple[records.UpdateRecord, records.Change]]
-    experience: Experience | None  # None: it is not in the result
-    effect: Effect | None
-    tried: records.TriedAdvice | None
-    why_gone: str  # from the result
-
-    @property
-    def comparisons(self) -> list[records.Comparison]:
-        """The groups that it was learned from, those of its latest text first."""
-        return [one for _, change in reversed(self.changes) for one in change.comparisons]
-
-
 def view_of(run: RunResults) -> dict[str, Any]:
     """Everything that the template shows besides the results themselves, by name."""
     lives = list(_lives(run))
-    intervals = [(0.0, 0.0), *(life.effect.bounds for life in lives if life.effect)]
+    intervals = [(0.0, 0.0), *(life["effect"].bounds for life in lives if life["effect"])]
     return {
         "score_scale": page.scale_of(run.updates),
         "curve": page.curve(run),
@@ -133,13 +112,15 @@ def view_of(run: RunResults) -> dict[str, Any]:
     }
 
 
-def _lives(run: RunResults) -> Iterator[Life]:
-    """All experiences of the run: those of the result, the strongest first, then the others."""
+def _lives(run: RunResults) -> Iterator[dict[str, Any]]:
+    """All experiences of the run: those of the result, the strongest first, then the others.
+
+    Each with its changes and their updates, the groups that it was learned from (those of its
+    latest text first), and why it is gone; "": it is in the result.
+    """
     in_result = {experience.id: experience for experience in run.strongest}
     missing = page.gone(run)
-    changes: dict[str, list[tuple[records.UpdateRecord, records.Change]]] = {
-        id_: [] for id_ in in_result
-    }
+    changes: dict[str, list[Any]] = {id_: [] for id_ in in_result}
     for record in run.updates:
         for change in record.changes:
             changes.setdefault(change.id, []).append((record, change))
@@ -149,9 +130,19 @@ def _lives(run: RunResults) -> Iterator[Life]:
         experience, (last, why) = in_result.get(id_), missing.get(id_, (None, ""))
         now: Any = experience or last
         belief = tried.get((now.text, now.scope))
-        texts = [experience, belief, *(change for _, change in reversed(of))]
-        effect = next((one.effect for one in texts if one and one.effect), None)
-        yield Life(id_, now.text, now.scope, of, experience, effect, belief, why)
+        latest_first = [change for _, change in reversed(of)]
+        texts = [experience, belief, *latest_first]
+        yield {
+            "id": id_,
+            "text": now.text,
+            "scope": now.scope,
+            "changes": of,
+            "experience": experience,
+            "effect": next((one.effect for one in texts if one and one.effect), None),
+            "tried": belief,
+            "why_gone": why,
+            "comparisons": [one for change in latest_first for one in change.comparisons],
+        }
 
 
 def _steps(

@@ -22,7 +22,7 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import Example, has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, PaperReflection, Settings, schedule
-from tfgrpo_dspy.user_code import held_by, is_coroutine_function, is_in_a_loop
+from tfgrpo_dspy.user_code import held_by, is_coroutine_function, running_loop
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def async_code(settings: schedule.RunSettings, student: Any) -> list[str]:
         name = f"program {type(getattr(program, 'program', program)).__name__}"
         code.append((name, program.acall if awaits else None))
     names = [name for name, function in code if is_coroutine_function(function)]
-    if names and is_in_a_loop():
+    if names and running_loop():
         fault = "may need the event loop that is running here, and compile blocks it until the run"
         way = "call `await optimizer.acompile(...)` (of `learn`: `alearn`)"
         raise SettingsError(f"{', '.join(names)}: {fault} is over; {way}.")
@@ -308,20 +308,22 @@ def _inputs_of(example: Any) -> set[str]:
 
 def _input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     """A sentence for each set with examples that lack inputs of the program, or have too many."""
-    name = type(student).__name__
-    if (entry := _entry(student)) is None or inspect.isgeneratorfunction(entry):
+    name, entry = type(student).__name__, _entry(student)
+    if entry is None or inspect.isgeneratorfunction(entry):
         yield f"student={name}: define `forward` (or `aforward`), which returns a prediction."
         return
     needed, taken = _taken_by(student)
     for set_name, examples in sets.items():
-        for position, inputs in enumerate(map(_inputs_of, examples)):
-            if not needed <= inputs or (taken is not None and not inputs <= taken):
-                yield (
-                    f"{set_name}: {name} takes the inputs {sorted(taken or needed)}, "
-                    f"and the example at position {position} has {sorted(inputs)}; rename its "
-                    f"fields, or choose them with example.with_inputs(...)."
-                )
-                break
+        named = enumerate(map(_inputs_of, examples))
+        wrong = (
+            (n, i) for n, i in named if not needed <= i or (taken is not None and not i <= taken)
+        )
+        for position, inputs in itertools.islice(wrong, 1):
+            yield (
+                f"{set_name}: {name} takes the inputs {sorted(taken or needed)}, and the example "
+                f"at position {position} has {sorted(inputs)}; rename its fields, or choose them "
+                f"with example.with_inputs(...)."
+            )
 
 
 def _entry(module: Any) -> Any:
@@ -341,10 +343,9 @@ def _taken_by(module: Any) -> tuple[set[str], set[str] | None]:
     if name in BY_MODULE and hasattr(module, BY_MODULE[name]):
         return _taken_by(getattr(module, BY_MODULE[name]))
     try:
-        parameters = [*inspect.signature(_entry(module)).parameters.values()]
+        parameters = inspect.signature(_entry(module)).parameters.values()
     except (TypeError, ValueError):  # it does not tell
         return set(), None
-    is_open = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    needed = {each.name for each in named if each.default is each.empty}
-    return needed, None if is_open else {each.name for each in named}
+    named = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    needed = {name for name, each in named.items() if each.default is each.empty}
+    return needed, None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {*named}
