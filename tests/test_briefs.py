@@ -123,6 +123,9 @@ def test_failures_of_the_brief_that_leads_become_a_rival_brief() -> None:
     assert dict(ExperienceLibrary.from_program(program).briefs) == {"self": TABLE}
     revision = next(text for text in asked(program) if "It is 4." in text)
     assert "Score 0" in revision and "Expected: answer: 4" in revision
+    assert revision.count("Labels:") == 10
+    hidden = asked(compiled(brief, reflection=Reflection(use_labels=False)))
+    assert hidden and "Labels:" not in "".join(hidden)
 
 
 def test_without_labels_a_brief_is_written_from_attempts_and_feedback() -> None:

@@ -24,8 +24,8 @@ from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_BRIEF, RunInputs
 from tfgrpo_dspy.text import cleaned_text, n_words
 
 MOST_WORDS = 2_000  # of a brief
-FAILURES, SUCCESSES, LEAST_FAILURES = 8, 3, 2
-"""Of the leading brief in the prompt of a revision: at most, and at least."""
+FAILURES, SUCCESSES, EXAMPLES_OF_REVISION, LEAST_FAILURES = 8, 3, 10, 2
+"""In the prompt of a revision: attempts and labelled examples at most, and failures at least."""
 MOST_IN_VAIN = 5  # briefs of which none is surely better than the student's own instructions
 LEAST_TRIED, MOST_UNTRIED = 6, 2
 """While 2 briefs have fewer than 6 rollouts, no other is written: it could not be tested."""
@@ -41,24 +41,24 @@ class Briefer:
 
     def first(self, batch: Batch) -> list[Brief]:
         """The briefs from labelled examples: none, or as many as the budget tests."""
-        examples = self._inputs.examples
-        labelled = [k for k in self._inputs.training if examples[k].labels]
 
-        def shown(number: int) -> dict[str, list[str]]:
-            mixed = random.Random(f"{self._settings.seed}/briefs/{number}")
-            drawn = mixed.sample(labelled, min(len(labelled), EXAMPLES_OF_BRIEF))
-            return {
-                "examples": [
-                    f"{examples[k].text}\nLabels:\n{examples[k].labels_text}" for k in drawn
-                ]
-            }
+        def begun(number: int) -> Callable[[], tuple[tuple[str, str], ...]]:
+            shown = {"examples": self._labelled(number, EXAMPLES_OF_BRIEF)}
+            return self._begun(batch, number, self._own, shown)
 
-        n = self._settings.n_briefs if labelled else 0
-        briefs = [Brief(self._begun(batch, 0, self._own, shown(0))())] if n else []
+        n = self._settings.n_briefs if self._labelled(0, 1) else 0
+        briefs = [Brief(begun(0)())] if n else []
         if any(brief.texts for brief in briefs):  # one that cannot write is not asked for more
-            begun = [self._begun(batch, k, self._own, shown(k)) for k in range(1, n)]
-            briefs += [Brief(wait()) for wait in begun]
+            briefs += [Brief(wait()) for wait in [begun(number) for number in range(1, n)]]
         return briefs
+
+    def _labelled(self, number: int, most: int) -> list[str]:
+        """Training examples with their labels, drawn by the number of a brief."""
+        examples, may_show = self._inputs.examples, self._settings.reflection.use_labels
+        labelled = [k for k in self._inputs.training if may_show and examples[k].labels]
+        mixed = random.Random(f"{self._settings.seed}/briefs/{number}")
+        drawn = mixed.sample(labelled, min(len(labelled), most))
+        return [f"{examples[k].text}\nLabels:\n{examples[k].labels_text}" for k in drawn]
 
     def revisions(
         self,
@@ -92,7 +92,8 @@ class Briefer:
         advice = [texts.library_text(before.decision.library)]
         advice += ["Tried and dropped:\n" + texts.dropped_text(dropped)] if dropped else []
         attempts = [self._attempt_text(sampled, rollout) for sampled, rollout in shown]
-        inputs = {"attempts": attempts, "experiences": ["\n\n".join(advice)]}
+        examples = self._labelled(len(before.briefs), EXAMPLES_OF_REVISION)
+        inputs = {"attempts": attempts, "experiences": ["\n\n".join(advice)], "examples": examples}
         written = self._begun(batch, 0, present, inputs)
         return lambda: (Brief(written(), parent=lead),)
 

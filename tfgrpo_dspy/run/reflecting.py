@@ -11,6 +11,7 @@ from typing import Any
 from tfgrpo_dspy.calls.reflections import IMAGES, Inputs, ReflectionClient, Waited
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.experience import ALL, Evidence, ExperienceLibrary, Operation, Refusal
+from tfgrpo_dspy.gate.bayesian import BRIEF_ABOVE
 from tfgrpo_dspy.listeners import RunReport
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.guard import Guard, Task, task_text
@@ -133,10 +134,7 @@ CLEAR_SHARE = 0.01
 contrast for sure: its lessons need not wait for the rest of the batch."""
 MOST_IN_VAIN = 8
 """After 8 groups in a row that gave nothing new, one call a batch asks for more."""
-LEFT_ABOVE = 0.97
-"""While a brief is better than the student's instructions with this probability, it is revised, and
-no lessons are drawn."""
-BRIEF_TOKENS = 400  # of each in a prompt for lessons
+BRIEF_TOKENS = 800  # of each in a prompt for lessons
 FEWEST_ALIKE, SHOWN_ALIKE, MOVED_SHARE = 5, 40, 0.1
 """From 5 groups on (of the last 40) whose answers differ while their scores do not, with contrast
 in fewer than a tenth as many, a middling score is taken for one of the example alone."""
@@ -171,7 +169,7 @@ class Reflector:
         is_full = sum(e.is_on_trial for e in batch.library) >= settings.most_on_trial
         is_thrifty = settings.measures and not settings.data.is_recorded
         lead = leading(batch.base.decision)
-        is_briefed = lead > 0 and batch.base.decision.briefs[lead - 1].chance >= LEFT_ABOVE
+        is_briefed = lead > 0 and batch.base.decision.briefs[lead - 1].chance >= BRIEF_ABOVE
         is_in_vain = is_thrifty and batch.base.n_in_vain >= MOST_IN_VAIN
 
         uses: list[str] = []
