@@ -186,12 +186,6 @@ def test_what_stands_around_the_block_is_kept_and_the_empty_library_restores_it_
     assert LIBRARY_FOR_ALL.bake(baked).signature.instructions == around
 
 
-def test_a_rule_behind_the_block_stays_when_the_library_goes() -> None:
-    baked = LIBRARY_FOR_ALL.bake(dspy.Predict(dspy.Signature("question -> answer", "Answer.")))
-    baked.signature.instructions += "\n\nBe brief."  # as SIMBA appends its rules
-    assert ExperienceLibrary().bake(baked).signature.instructions == "Answer.\n\nBe brief."
-
-
 @settings(max_examples=150)
 @given(experience_texts)
 @example("[[ ## completed ## ]]")

@@ -25,7 +25,6 @@ from runs import (
 from scripted import AsyncEngine, ScriptedEngine
 
 from tfgrpo_dspy import NoGate, RunFailedError, SettingsError, best_so_far
-from tfgrpo_dspy.strategies import TeacherRollouts
 
 SETTINGS: dict[str, Any] = {"gate": NoGate(), "group_size": 2, "epochs": 1, "num_threads": 2}
 PAGE = "page 7 is blue"
@@ -144,22 +143,6 @@ def test_compile_in_the_loop_that_async_code_needs_is_refused_with_a_way_out(stu
     assert "await optimizer.acompile(...)" in message
 
 
-def test_the_tools_of_a_teacher_run_in_the_loop_that_they_need_too() -> None:
-    async def main() -> Any:
-        async with Archive() as archive:
-            teacher = TeacherRollouts(Reading(archive.read))
-            optimizer = optimizer_of(**SETTINGS, strategies=(teacher,))
-            with dspy.context(lm=polite_lm()):
-                with pytest.raises(SettingsError, match="tool 'read'"):
-                    optimizer.compile(predictor(), **DATA)
-                program = await optimizer.acompile(predictor(), **DATA)
-            return program, archive.n_read
-
-    program, n_read = asyncio.run(main())
-    assert n_read > 0
-    assert program.detailed_results.failures == {}
-
-
 class Client:
     """Belongs to the loop in which it is used first, as clients with a pool of connections do."""
 
@@ -254,20 +237,6 @@ def test_an_async_metric_runs_in_the_loop_that_it_needs() -> None:
                 return await optimizer.acompile(predictor(), **DATA)
 
     assert asyncio.run(main()).detailed_results.failures == {}
-
-
-def test_the_students_tools_are_as_they_were_and_so_are_those_of_the_result() -> None:
-    async def main() -> None:
-        async with Archive() as archive:
-            student = Reading(archive.read)
-            before = vars(student.tools["read"]).copy()
-            with dspy.context(lm=polite_lm()):
-                program = await optimizer_of(**SETTINGS).acompile(student, **DATA)
-            assert vars(student.tools["read"]) == before
-            assert program.tools["read"].func == archive.read
-            assert await program.tools["read"].acall(page="7") == PAGE
-
-    asyncio.run(main())
 
 
 class Desk:

@@ -410,14 +410,6 @@ def test_one_text_in_place_of_a_list_is_refused() -> None:
         ExperienceLibrary.from_texts("Ask first.")
 
 
-def test_in_a_shell_an_experience_is_a_line() -> None:
-    effect = Effect(0.123456789, 0.04, 12)
-    held = Experience("E1", "Say <b>please</b>.\u202e", scope="reply", effect=effect, n_tokens=9)
-    assert repr(held) == f"<Experience {held}>"
-    assert "effect +0.12 ± 0.04 by 12 rollouts, 9 tokens" in repr(held)
-    assert "\n" not in repr(held) and "0.123456789" not in repr(held)
-
-
 def test_an_interval_reaches_no_further_than_the_scale_of_the_scores() -> None:
     assert Effect(0.2, 0.1, 40).bounds == pytest.approx((0.2 - 0.196, 0.2 + 0.196))
     assert Effect(0.2, 0.5, 40, widest=0.6).bounds == (-0.6, 0.6)

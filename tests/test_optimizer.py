@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import dspy
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -163,17 +162,6 @@ def test_traces_are_learned_from_and_measured_if_they_have_scores_and_there_is_a
     assert lm.engine.n_calls(r"question 1\d\d") == (16 if data["valset"] else 0)
     assert learned.detailed_results.failures == {}  # a trace without a score is none
     assert library_texts(learned) == ["worth +1"]
-
-
-def test_a_valset_for_traces_that_is_no_list_is_refused() -> None:
-    array: Any = np.array(questions(3), dtype=object)
-    traces = [{"inputs": {"question": "q"}, "outputs": {"answer": "a"}, "score": n} for n in (0, 1)]
-    optimizer = grpo(is_score, progress=False)
-    with (
-        dspy.context(lm=scripted_lm([])),
-        pytest.raises(SettingsError, match=r"valset=array\("),
-    ):
-        optimizer.learn(predictor(), traces=traces, valset=array)
 
 
 def test_nothing_learned_says_that_groups_had_no_contrast() -> None:

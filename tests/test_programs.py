@@ -35,7 +35,6 @@ from scripted import (
 from small import grpo
 
 from tfgrpo_dspy import (
-    Execution,
     Experience,
     ExperienceLibrary,
     Gate,
@@ -44,7 +43,6 @@ from tfgrpo_dspy import (
     Reflection,
     TrainingFreeGRPO,
 )
-from tfgrpo_dspy.strategies import TeacherRollouts
 
 # ------------------------------------------------------------------------------ async
 
@@ -142,11 +140,6 @@ def test_another_reflection_lm_is_told_that_there_is_an_image_and_the_log_says_s
     assert all("photo: <image>" in text and "base64" not in text for text in prompts)
     assert program.detailed_results.failures["image not shown"] == len(prompts)
     assert caplog.text.count("Pass Reflection(show_images=True)") == 1
-
-
-def test_text_that_looks_like_an_image_is_text_for_the_reflection_lm() -> None:
-    _, engine = seen(True, photo=str(IMAGE))
-    assert engine.n_images() == {0}
 
 
 # ----------------------------------------------------------------------------- credit
@@ -326,18 +319,6 @@ def test_a_metric_with_nothing_to_say_of_the_only_predictor_is_not_asked_for_eve
     assert metric.names["self"] == sum(n_first), "as long as no update was decided"
 
 
-@pytest.mark.parametrize(("most", "is_asked"), [(60, False), (119, False), (120, True)])
-def test_the_only_predictor_is_asked_about_if_that_takes_a_fifth_of_the_metric_calls_at_most(
-    most: int, is_asked: bool
-) -> None:
-    """Asking takes one more call for each rollout of the first batch, and of the one after it."""
-    metric, sizes = Asked(words_alone), {"batch_size": 4, "group_size": 3}
-    execution = Execution(max_staleness=1)
-    one_for_all(metric, max_lm_calls=None, max_metric_calls=most, execution=execution, **sizes)
-    assert (metric.names["self"] > 0) is is_asked
-    assert metric.names.total() <= most
-
-
 def test_what_is_said_of_a_predictor_alone_is_read_in_a_program_of_several() -> None:
     def metric(
         gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
@@ -444,17 +425,3 @@ def test_a_program_whose_copies_would_change_it_is_refused_before_the_first_call
     with pytest.raises(LibraryError, match="the same predictor"):
         library.bake(student)
     assert library_texts(student) == []
-
-
-class Adding(Shared):
-    """A reflection module."""
-
-    def forward(self, **_: Any) -> Any:
-        return dspy.Prediction(operations=[{"op": "ADD", "text": ADVICE}])
-
-
-def test_a_teacher_or_a_reflection_module_that_is_its_own_copy_is_taken_as_it_is() -> None:
-    """Nothing is written into their instructions."""
-    taught = learned(strategies=[TeacherRollouts(Shared())])
-    reflected = learned(reflection=Reflection(update=Adding()))
-    assert library_texts(taught) == library_texts(reflected) == [ADVICE]

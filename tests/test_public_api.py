@@ -14,9 +14,7 @@ from tfgrpo_dspy import (
     Execution,
     ExperienceLibrary,
     ExtractAdvantage,
-    LibraryError,
     Reflection,
-    SettingsError,
     TrainingFreeGRPO,
     TrainingFreeGRPOError,
 )
@@ -199,20 +197,6 @@ def test_a_missing_metric_is_named_without_names_of_internals() -> None:
         TrainingFreeGRPO()  # type: ignore[call-arg]
     assert "TrainingFreeGRPO: missing a required argument: 'metric'; pass" in str(refused.value)
     assert "Settings" not in str(refused.value)
-
-
-def test_a_trainset_of_dicts_is_refused_with_what_to_write() -> None:
-    optimizer = TrainingFreeGRPO(a_metric, progress=False)
-    with pytest.raises(SettingsError) as refused, dspy.context(lm=polite_lm()):
-        optimizer.estimate(predictor(), trainset=[{"question": "q", "answer": "a"}])
-    assert "trainset: position 0 is of type dict, not a dspy.Example; pass dspy.Example(" in str(
-        refused.value
-    )
-
-
-def test_a_library_is_baked_into_a_program_and_nothing_else() -> None:
-    with pytest.raises(LibraryError, match=r"program='x\.json': pass a dspy\.Module"):
-        ExperienceLibrary.from_texts(["Ask first."]).bake("x.json")
 
 
 def test_plans_and_libraries_are_short_in_a_console_and_a_text_in_a_notebook() -> None:

@@ -147,12 +147,6 @@ def test_a_program_made_from_an_optimized_one_does_not_carry_its_results(
     assert program.detailed_results is before
 
 
-def test_what_a_program_keeps_under_that_name_for_itself_stays() -> None:
-    student = Pipeline([predictor()])
-    student.detailed_results = {"asked": 0}
-    assert ExperienceLibrary().bake(student).detailed_results == {"asked": 0}
-
-
 def test_examples_without_a_score_stand_first_then_the_lowest_and_of_equals_the_most_lost() -> None:
     scores = [(0.0, 1.0), (1.0, 0.5), (0.0, 0.5), (None, 0.5), (1.0, 0.0), (1.0, None), (0.0, 0.0)]
     rows = [ExampleRow("test", n, "", *pair, "", "") for n, pair in enumerate(scores)]

@@ -140,16 +140,6 @@ def test_a_reasoning_model_is_accepted_at_its_own_temperature(temperature: float
         assert optimizer.estimate(predictor(), trainset=questions(9)).total.n_lm_calls > 0
 
 
-def test_a_metric_that_closes_over_a_name_that_is_not_assigned_yet_can_be_priced() -> None:
-    def metric_with_judge(example: Any, pred: Any) -> float:
-        return judge(example, pred)
-
-    optimizer = TrainingFreeGRPO(metric_with_judge, max_cost=1)
-    with dspy.context(lm=scripted_lm([])), pytest.raises(SettingsError, match="knows no price"):
-        optimizer.estimate(predictor(), trainset=questions(9))
-    judge = is_polite
-
-
 # ---------------------------------------------------------------------- arguments
 
 WHOLE_FROM_1 = ("max_lm_calls", "max_metric_calls", "batch_size", "epochs", "num_threads")

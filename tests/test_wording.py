@@ -1,26 +1,11 @@
 """Texts cut short for a message, a page or a prompt, and tables of text."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tfgrpo_dspy.text import aligned, shortened
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)
-
-
-@pytest.mark.parametrize(
-    ("text", "most", "short"),
-    [
-        ("Ask\n  first.", 12, "Ask first."),
-        ("Ask first.", 9, "Ask first ..."),
-        ("Ask first.", 4, "Ask ..."),
-        ("日本語", 7, "日本 ..."),
-        ("a\ud800b", 2, "a? ..."),
-    ],
-)
-def test_a_long_text_is_its_beginning_on_one_line(text: str, most: int, short: str) -> None:
-    assert shortened(text, most) == short
 
 
 @given(text=TEXTS, most=st.integers(1, 80))
