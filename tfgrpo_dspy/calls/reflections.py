@@ -19,13 +19,11 @@ from tfgrpo_dspy.calls.paid import NOT_ASKED, Calls
 from tfgrpo_dspy.dspy_seam import abilities_of, watching
 from tfgrpo_dspy.errors import LibraryError, RunStopped, TrainingCut, described
 from tfgrpo_dspy.errors import shown as value_shown
-from tfgrpo_dspy.events import Approval, Proposal
+from tfgrpo_dspy.events import Approve, Proposal
 from tfgrpo_dspy.experience import (
     AnyOperation,
     Applied,
-    ExperienceLibrary,
     Keep,
-    Operation,
     Refusal,
     operation_from,
 )
@@ -85,13 +83,15 @@ ANSWERS = TypeAdapter(Answer)
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """A call of a module at a stage; `output` is the name of the output that is wanted."""
+    """A question to a module at a stage; `output` is the name of the output that is wanted."""
 
     stage: str
     module: Any
     output: str
     rollout_id: int
-    inputs: Inputs
+    batch: Occasion
+    rank: int
+    about: str
 
 
 class ReflectionClient:
@@ -143,73 +143,62 @@ class ReflectionClient:
         run has ended; MissingRecordError: offline, and the answer is not recorded.
         """
         name, output, rank, noun = STAGES[stage]
-        module = getattr(self._settings.reflection, name)
+        module, seed = getattr(self._settings.reflection, name), self._settings.seed
         purpose = "update/0/0" if stage == "update" else stage  # as in earlier runs
-        rollout_id = rollout_id_for(self._settings.seed, batch.epoch, number, index, purpose)
-
-        def ask(shown: Inputs) -> Job[Answer]:
-            question = _Question(stage, module, output, rollout_id, shown)
-            return self._asked(question, batch, rank, f"{noun} {number}")
-
-        return self._begun(ask, lambda halving: {**self.common, **inputs(halving)})
-
-    def _begun(
-        self, ask: Callable[[Inputs], Job[Answer]], inputs: Callable[[int], Inputs]
-    ) -> Waited:
-        whole = inputs(0)
-        job = ask(whole)
-
-        def wait(shortens: Callable[[], bool] = lambda: True) -> Answer:
-            answer = self._calls.pool.wait(lambda: job.is_done, job.result)
-            if not answer.is_too_long or not shortens():
-                return answer
-            for halving in range(1, MAX_HALVINGS + 1):
-                cut = shorter(inputs(halving), tokens_of(whole) >> halving)
-                if not answer.is_too_long or tokens_of(cut) >= tokens_of(whole):
-                    break
-                answer = self._calls.pool.result(ask(cut))
-            return answer
-
-        return wait
+        rollout_id = rollout_id_for(seed, batch.epoch, number, index, purpose)
+        question = _Question(stage, module, output, rollout_id, batch, rank, f"{noun} {number}")
+        return self._begun(question, inputs)
 
     def begin_for_strategy(self, batch: Occasion, signature: Any, inputs: Inputs) -> Waited:
         """Ask the question of a strategy: `output` holds the output fields by name."""
         if signature not in self._modules:
             self._modules[signature] = AnswerQuestion(signature)
+        module, about = self._modules[signature], f"update {batch.update}"
         rollout_id = rollout_id_for(self._settings.seed, 0, 0, 0, "strategy")
-        module = self._modules[signature]
+        question = _Question("strategy", module, "answer", rollout_id, batch, STRATEGY_RANK, about)
+        return self._begun(question, lambda _: inputs)
 
-        def ask(shown: Inputs) -> Job[Answer]:
-            question = _Question("strategy", module, "answer", rollout_id, shown)
-            return self._asked(question, batch, STRATEGY_RANK, f"update {batch.update}")
+    def _begun(self, question: _Question, inputs: Callable[[int], Inputs]) -> Waited:
+        whole = {**self.common, **inputs(0)}
+        job = self._asked(question, whole)
 
-        whole = {**self.common, **inputs}
-        return self._begun(ask, lambda _: whole)
+        def wait(shortens: Callable[[], bool] = lambda: True) -> Answer:
+            answer = self._calls.pool.result(job)
+            if not answer.is_too_long or not shortens():
+                return answer
+            for halving in range(1, MAX_HALVINGS + 1):
+                fitting = {**self.common, **inputs(halving)}
+                cut = shorter(fitting, tokens_of(whole) >> halving)
+                if not answer.is_too_long or tokens_of(cut) >= tokens_of(whole):
+                    break
+                answer = self._calls.pool.result(self._asked(question, cut))
+            return answer
 
-    def _asked(self, question: "_Question", batch: Occasion, rank: int, about: str) -> Job[Answer]:
-        calls, stage = self._calls, question.stage
+        return wait
+
+    def _asked(self, question: _Question, inputs: Inputs) -> Job[Answer]:
+        calls, stage, update = self._calls, question.stage, question.batch.update
 
         def count(answer: Answer, seconds: float | None) -> None:
             if seconds is None:
-                self._note_asked(batch)
+                self._note_asked(update)
             if calls.journal.store is not None:
-                inputs = {k: v for k, v in question.inputs.items() if v is not self.common.get(k)}
-                calls.journal.asked.append(reflection_row(stage, batch.update, inputs, answer))
-            self.usage[batch.update] += answer.usage
+                shown = {k: v for k, v in inputs.items() if v is not self.common.get(k)}
+                calls.journal.asked.append(reflection_row(stage, update, shown, answer))
+            self.usage[update] += answer.usage
             if stage != "strategy":  # of several updates, the first to come asks for that
-                self.answers[batch.update].append(answer)
+                self.answers[update].append(answer)
 
+        keys = calls.journal.keys
         return calls.begin(
-            about=f"{stage} of {about}",
-            key=calls.journal.keys.reflection(
-                stage, question.module, question.rollout_id, question.inputs
-            ),
+            about=f"{stage} of {question.about}",
+            key=keys.reflection(stage, question.module, question.rollout_id, inputs),
             kind=ANSWERS,
             role=stage,
-            do=functools.partial(self._answer, question, batch),
+            do=functools.partial(self._answer, question, inputs),
             without=_without,
             count=count,
-            priority=(rank, batch.update),
+            priority=(question.rank, update),
             usual="a call of the reflection LM",
         )
 
@@ -219,18 +208,17 @@ class ReflectionClient:
             self.usage[before] -= usage
             self.usage[update] += usage
 
-    def _note_asked(self, batch: Occasion) -> None:
+    def _note_asked(self, update: int) -> None:
         with self._calls.pool.lock:
-            self.n_asked[batch.update] += 1
+            self.n_asked[update] += 1
             self._calls.renew()
 
-    def _answer(self, question: "_Question", batch: Occasion, _job: Job[Answer]) -> Answer:
+    def _answer(self, question: _Question, inputs: Inputs, _job: Job[Answer]) -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
-        self._note_asked(batch)
-        module, rollout_id, inputs = question.module, question.rollout_id, question.inputs
+        self._note_asked(question.batch.update)
+        module, rollout_id = question.module, question.rollout_id
         prices, is_extra = self._settings.execution.prices, question.stage == "strategy"
-        ledger = self._calls.ledger
-        meter = Meter(ledger, prices, leaves_lessons=is_extra)
+        meter = Meter(self._calls.ledger, prices, leaves_lessons=is_extra)
 
         def own_copy(lm: Any) -> Any:
             return metered(sampling_copy(lm, rollout_id, None), meter)
@@ -278,9 +266,6 @@ def _without(why: TrainingCut | TimeoutError, _where: str) -> Answer:
     return Answer(None, error=f"the reflection {why}", is_lost=True)
 
 
-REJECTED = "rejected by approve"
-
-
 @dataclass(frozen=True, slots=True)
 class _Approved:
     """The operations that `approve` lets through; or why its answer cannot be used."""
@@ -302,90 +287,61 @@ def approved(
     recorded. Any other answer of `approve` changes nothing; if it raises, the run ends. Raises
     MissingRecordError: offline, and there is no record.
     """
-    ask, proposed = inputs.settings.approve, proposal.operations
+    ask, proposed, library = inputs.settings.approve, proposal.operations, proposal.library
     if ask is None or all(isinstance(operation, Keep) for operation in proposed):
         return replace(applied, refused=())
-
-    @functools.cache  # a guard is asked once, and counted once
-    def outcome_of(operations: tuple[Operation, ...]) -> Applied:
-        return _made(inputs, proposal, operations, guard)
-
-    key = calls.journal.keys.approval(_shown(proposal))
-    answer = calls.lookup(f"approval of update {proposal.update}", key, APPROVALS)
-    if answer is None:
-        answer = _asked(ask, calls, proposal)
-        if not (answer.error or _faults(outcome_of(answer.operations))):
-            answer = calls.journal.keep(key, answer, APPROVALS, is_lost=False)
+    bare = (replace(e, evidence=(), effect=None, is_on_trial=False) for e in library)
+    shown = [asdict(replace(operation, evidence=())) for operation in proposed]
+    key = calls.journal.keys.approval([library.holding(bare).to_dict(), shown])
+    record = calls.lookup(f"approval of update {proposal.update}", key, APPROVALS)
+    answer = record or calls.journal.cleaned(_asked(ask, calls, proposal), APPROVALS)
     if answer.error:
         calls.report.count_failure("approval", answer.error)
         refused = tuple(Refusal(op, f"approve failed: {answer.error}") for op in proposed)
-        return replace(proposal.library.applied(()), refused=refused)
-    for fault in _faults(outcome_of(answer.operations)):
+        return replace(library.applied(()), refused=refused)
+    checked = [
+        op if op in proposed else admitted(op, inputs.predictors, guard) for op in answer.operations
+    ]
+    passed = [each for each in checked if not isinstance(each, Refusal)]
+    outcome = library.applied(passed, inputs.settings.limits)
+    faults = [each for each in (*checked, *outcome.refused) if isinstance(each, Refusal)]
+    for fault in faults:
         calls.report.count_failure("approval", f"{fault.operation}: {fault.reason}")
-    return outcome_of(answer.operations)
+    if record is None and not faults:
+        calls.journal.keep(key, answer, APPROVALS, is_lost=False)
+    rejected = (op for op in proposed if op not in answer.operations)
+    return replace(
+        outcome, refused=(*(Refusal(op, "rejected by approve") for op in rejected), *faults)
+    )
 
 
-def _asked(ask: Any, calls: Calls, proposal: Proposal) -> _Approved:
+def _asked(ask: Approve, calls: Calls, proposal: Proposal) -> _Approved:
     """The answer of the user, while the clock of the run stands still."""
+    proposed = proposal.operations
+
+    def answered() -> Any:  # a sequence as a list: one that raises does so here
+        answer = settled(ask(proposal))
+        return [*answer] if isinstance(answer, Sequence) and not isinstance(answer, str) else answer
+
     try:
         with calls.ledger.standing():
-            approval = calls.pool.call(lambda: _whole(settled(ask(proposal))))
+            answer = calls.pool.call(answered)
     except (RunStopped, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 - whatever the user's function raises ends the run
         calls.ledger.raised.note(error)
         calls.ledger.fail(f"approve raised {described(error)}", error)
-    try:
-        return _Approved(tuple(_operations(approval, proposal.operations)))
-    except LibraryError as error:
-        return _Approved((), calls.journal.redacted(str(error)))
-
-
-def _faults(applied: Applied) -> list[Refusal]:
-    return [refusal for refusal in applied.refused if refusal.reason != REJECTED]
-
-
-def _made(
-    inputs: RunInputs, proposal: Proposal, answer: Sequence[Operation], guard: Guard
-) -> Applied:
-    """The library with the operations of an answer, and those that are refused."""
-    checked = [
-        op if op in proposal.operations else admitted(op, inputs.predictors, guard) for op in answer
-    ]
-    refused = [Refusal(op, REJECTED) for op in proposal.operations if op not in answer]
-    refused += [each for each in checked if isinstance(each, Refusal)]
-    passed = [each for each in checked if not isinstance(each, Refusal)]
-    applied = proposal.library.applied(passed, inputs.settings.limits)
-    return replace(applied, refused=(*refused, *applied.refused))
-
-
-def _shown(proposal: Proposal) -> list[Any]:
-    shown = [asdict(replace(operation, evidence=())) for operation in proposal.operations]
-    library = ExperienceLibrary(
-        [replace(e, evidence=(), effect=None, is_on_trial=False) for e in proposal.library],
-        next_number=proposal.library.next_number,
-    )
-    return [library.to_dict(), shown]
-
-
-def _whole(answer: Approval) -> Approval:
-    """The answer; a sequence as a list, so that one which raises does so where `approve` does."""
-    return [*answer] if isinstance(answer, Sequence) and not isinstance(answer, str) else answer
-
-
-def _operations(answer: Approval, proposed: Sequence[Operation]) -> list[Operation]:
-    """The operations that an answer stands for. Raises LibraryError: it stands for none."""
     if isinstance(answer, bool):
-        return list(proposed) if answer else []
+        return _Approved(proposed if answer else ())
     if not isinstance(answer, list):
-        raise LibraryError(f"approve gave {answer!r}; give True, False or a list of operations.")
-    pairs = itertools.zip_longest(answer, proposed[: len(answer)])
-    return [_supported(operation, in_place_of) for operation, in_place_of in pairs]
-
-
-def _supported(answer: Any, proposed: Operation | None) -> Operation:
-    """The operation; an edited one keeps the evidence of the one in whose place it stands."""
-    operation = operation_from(answer)
-    if operation.evidence or type(operation) is not type(proposed):
-        return operation
-    return replace(operation, evidence=proposed.evidence)
+        return _Approved((), f"approve gave {answer!r}; give True, False or a list of operations.")
+    operations: list[Any] = []
+    try:
+        for given, before in itertools.zip_longest(answer, proposed[: len(answer)]):
+            operation = operation_from(given)
+            if type(operation) is type(before) and not operation.evidence:  # it was edited
+                operation = replace(operation, evidence=before.evidence)
+            operations.append(operation)
+    except LibraryError as error:
+        return _Approved((), str(error))
+    return _Approved(tuple(operations))
