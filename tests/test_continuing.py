@@ -17,7 +17,7 @@ from tfgrpo_dspy import (
     TrainingFreeGRPO,
     best_so_far,
 )
-from tfgrpo_dspy.store.runs import saved_runs
+from tfgrpo_dspy.store.journal import saved_runs
 
 N_TEST = 20
 UPDATES = Reflection(update=AddLessons())

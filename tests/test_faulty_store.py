@@ -11,8 +11,8 @@ from runs import AtCall, contents
 from test_promise_resume import compiled, facts, lm_of, offline
 
 from tfgrpo_dspy import SettingsError, StoreError, best_so_far
-from tfgrpo_dspy.store.database import Store
-from tfgrpo_dspy.store.runs import saved_runs
+from tfgrpo_dspy.store import Store
+from tfgrpo_dspy.store.journal import saved_runs
 
 
 def test_offline_and_best_so_far_write_nothing_so_a_store_may_be_read_only(tmp_path: Path) -> None:

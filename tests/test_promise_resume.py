@@ -23,7 +23,7 @@ from test_promise_deterministic import chaotic_rules
 
 from tfgrpo_dspy import Gate, MissingRecordError, NoGate, SettingsError, StoreError, best_so_far
 from tfgrpo_dspy.budget import ledger
-from tfgrpo_dspy.store.database import Store
+from tfgrpo_dspy.store import Store
 
 REFLECTION = f"{EXTRACT}|{UPDATE}"
 N_TRAINING, N_VALIDATION, GROUP_SIZE = 6, 8, 3

@@ -15,7 +15,7 @@ import pytest
 from runs import contents, records
 
 from tfgrpo_dspy.errors import StoreError
-from tfgrpo_dspy.store.database import DATABASE, Store
+from tfgrpo_dspy.store import DATABASE, Store
 from tfgrpo_dspy.text import redacted
 
 KEY = "rollout:1"

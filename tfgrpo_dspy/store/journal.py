@@ -6,11 +6,13 @@ so far and, at its end, what it reports. A start under the same limits finds all
 larger limits goes on with its schedule.
 """
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from os import PathLike
 from typing import Annotated, Any, TypeVar
 
 import dspy
@@ -19,7 +21,13 @@ from pydantic import Field, PlainSerializer, TypeAdapter
 from tfgrpo_dspy.budget.ledger import Amount, Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
+from tfgrpo_dspy.experience.programs import (
+    check_program,
+    copy_program,
+    introduced,
+    language_models,
+    named_predictors,
+)
 from tfgrpo_dspy.gate.protocol import Gate
 from tfgrpo_dspy.identity import Identities, digest, without_addresses
 from tfgrpo_dspy.reflection.guard import task_text
@@ -30,7 +38,7 @@ from tfgrpo_dspy.sampling.additions import Additions, Demo
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
-from tfgrpo_dspy.store.database import Store, reading
+from tfgrpo_dspy.store import Record, Store, reading
 from tfgrpo_dspy.strategies.base import Strategy
 from tfgrpo_dspy.text import cleaned, known_secrets, redacted, secret_variables
 
@@ -40,6 +48,10 @@ TASK = ("program", "metric", "traces")  # and the examples: what an approval is 
 DSPY = ".".join(dspy.__version__.split(".")[:2])  # a minor version may write other prompts
 LOST, RUN, UPDATE = "lost:", "run:", "decided:"  # how keys begin; of what was lost, its own follows
 END = "end"  # stands in a key for the number of an update
+BY_NAME = (
+    "known by name only, so that a change in them is not noticed (pass version=... when they "
+    "change): %s"
+)
 Kept = TypeVar("Kept")
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 
@@ -260,16 +272,28 @@ class Journal:
     ) -> RunSettings:
         """The settings, with the schedule of a recorded run if this one goes on with it.
 
-        So it does if that run is the same but for what is derived, and had no larger limits. A
-        finished run whose limits are the same plans nothing else: what a test set takes comes on
-        top.
+        So it does if that run is the same but for what is derived, and had no larger limits; one
+        with the same limits comes before the last of others. A finished run whose limits are the
+        same plans nothing else: what a test set takes comes on top.
         """
         settings = self._settings
         if self.store is None:
             return settings
         self._entries, _ = entries_and_faults(self.store)
         parts = self.keys.parts_of_run(settings, student, sets, recorded)
-        same = self._same_with_less(parts)
+
+        def is_same_with_less(entry: RunEntry) -> bool:
+            names = {*entry.parts, *parts} - settings.derived
+            is_whole = entry.schedule.keys() == settings.schedule.keys()  # nobody changed it
+            return (
+                is_whole
+                and all(entry.parts.get(name) == parts.get(name) for name in names)
+                and all(now is None or (entry.limits.get(name) or math.inf) <= now
+                        for name, now in settings.learning_limits.items())
+            )  # fmt: skip
+
+        latest_first = sorted(reversed(self._entries), key=lambda one: one.limits != self._limits)
+        same = next(filter(is_same_with_less, latest_first), None)
         if same is None:
             return settings
         names, data = settings.derived - {"epochs"}, settings.data
@@ -291,19 +315,6 @@ class Journal:
         limits = {**self._settings.learning_limits, "epochs": self._settings.epochs}
         return {name: None if limit is None else float(limit) for name, limit in limits.items()}
 
-    def _same_with_less(self, parts: Mapping[str, str]) -> RunEntry | None:
-        """The run to go on with; of several, one with the same limits before the last of others."""
-        derived, limits, most = self._settings.derived, self._limits, self._settings.learning_limits
-        for entry in sorted(reversed(self._entries), key=lambda entry: entry.limits != limits):
-            names = {*entry.parts, *parts} - derived
-            is_same = all(entry.parts.get(name) == parts.get(name) for name in names)
-            is_whole = entry.schedule.keys() == self._settings.schedule.keys()  # nobody changed it
-            limits_had = ((entry.limits.get(name), now) for name, now in most.items())
-            is_more = all(now is None or (had or math.inf) <= now for had, now in limits_had)
-            if is_same and is_whole and is_more:
-                return entry
-        return None
-
     def begin(self, student: Any, ledger: Ledger) -> None:
         """Note that the run has begun, or go on with what it has paid for."""
         if self.store is None:
@@ -322,11 +333,8 @@ class Journal:
             entry = entry if record is None else ENTRIES.validate_python(record)
         names = self.keys.identities.by_name
         if names and settings.version is None:
-            (logger.info if record is None else logger.warning)(
-                "known by name only, so that a change in them is not noticed (pass version=... "
-                "when they change): %s",
-                ", ".join(sorted(names)),
-            )
+            level = logging.INFO if record is None else logging.WARNING
+            logger.log(level, BY_NAME, ", ".join(sorted(names)))
         if record is None and (others := self._differences()):
             logger.warning(
                 "log_dir=%r holds no run of this compile; from the nearest one it differs in %s",
@@ -452,3 +460,115 @@ def _log_variables(secrets: list[str], is_any_plain: bool) -> None:
             "not kept out, as it stands in the examples or the program: the value of %s",
             ", ".join(names or ["an argument of an LM, such as its api_key"]),
         )
+
+
+# ---------------------------------------------------------------------- the runs of a store
+
+UPDATES = TypeAdapter(UpdateRecord)
+ROWS = TypeAdapter(list[dict[str, Any]])
+
+
+def saved_runs(log_dir: str | PathLike[str]) -> list[RunResults]:
+    """The runs in the run store of this folder; the one that was begun last stands last.
+
+    Their `origin` says which they are. One that was not finished has no scores of student and
+    result. One of which a record is damaged is left out, which the log says. Raises StoreError: the
+    store cannot be read, the folder has none, or no run in it can be read.
+    """
+    runs, faults = runs_and_faults(log_dir)
+    if faults and not runs:
+        raise faults[0]
+    for fault in faults:
+        logger.warning("a run in log_dir=%r is left out: %s", str(log_dir), fault)
+    return runs
+
+
+def runs_and_faults(log_dir: str | PathLike[str]) -> tuple[list[RunResults], list[StoreError]]:
+    """As `saved_runs`, and why others cannot be read. Raises StoreError: of the store itself."""
+    runs: list[RunResults] = []
+    with _store_in(log_dir) as store:
+        entries, faults = entries_and_faults(store)
+        for entry in entries:
+            try:
+                runs.append(_saved(store, entry))
+            except StoreError as error:  # the others can be shown
+                faults.append(error)
+    return runs, faults
+
+
+def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
+    """The best program of the last run of this student in this store, finished or not.
+
+    It has `detailed_results`, like the result of a compile.
+
+    Args:
+        log_dir: the folder of the run store.
+        student: the program that was compiled; a store holds text, no code.
+
+    Raises:
+        StoreError: the store cannot be read, or holds no run of this program.
+        LibraryError: the student is no program.
+    """
+    check_program(student)
+    folder, with_injection = str(log_dir), introduced(student)  # as `paper(injection=True)` runs it
+    wanted = {digest(program_digest(ran, Identities())): ran for ran in (with_injection, student)}
+    with _store_in(log_dir) as store:
+        entries, faults = entries_and_faults(store)
+        entry = next(
+            (each for each in reversed(entries) if each.parts.get("program") in wanted), None
+        )
+        if entry is None and faults:
+            raise faults[0]
+        if entry is None:
+            raise StoreError(
+                f"log_dir={folder!r} holds no run of this program, of {len(entries)} in all; pass "
+                f"the student that was compiled, with its code as it was then. `tfgrpo runs "
+                f"{folder}` lists them all."
+            )
+        results = _saved(store, entry)
+    try:
+        additions = Additions(results.experiences, entry.demos)
+        program = additions.bake(wanted[entry.parts["program"]])
+    except (KeyError, ValueError) as error:
+        raise StoreError(
+            f"what is recorded in log_dir={folder!r} is not of this program ({error}); pass the "
+            f"student that was compiled."
+        ) from error
+    program.detailed_results = results
+    return program
+
+
+def saved_rows(run: RunResults, name: str) -> list[Any]:
+    """The "rollouts" or the "reflections" of a run, in their order. Raises StoreError."""
+    with _store_in(run.origin["log_dir"]) as store:
+        return [row for _, record in _updates(store, run.origin["run"])
+                for row in ROWS.validate_python(record[name])]  # fmt: skip
+
+
+def _updates(store: Store, run: str) -> Iterator[tuple[str, Record]]:
+    """The records of a run's updates, in their order, and that of its end, by their places."""
+    beginning = f"{UPDATE}{RUN}{run}:"
+    places = [key.removeprefix(beginning) for key in store.keys(beginning)]
+    for place in sorted(places, key=lambda place: (place == END, len(place), place)):
+        with reading(f"{beginning}{place}"):
+            yield place, store.get(f"{beginning}{place}") or {}
+
+
+@contextlib.contextmanager
+def _store_in(log_dir: str | PathLike[str]) -> Iterator[Store]:
+    store = Store.existing(log_dir)
+    if store is None:
+        raise StoreError(f"log_dir={str(log_dir)!r} is no run store; pass the one of a compile.")
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _saved(store: Store, entry: RunEntry) -> RunResults:
+    run = entry.key.removeprefix(RUN)
+    records = [record for place, record in _updates(store, run) if place != END]
+    with reading(entry.key):
+        updates = tuple(UPDATES.validate_python(record["update"]) for record in records)
+    origin = {"run": run, "begun": entry.begun, "log_dir": str(store.folder)}
+    return replace(entry.results, updates=updates, origin=origin)
