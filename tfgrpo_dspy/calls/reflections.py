@@ -337,8 +337,8 @@ def _asked(ask: Approve, calls: Calls, proposal: Proposal) -> _Approved:
         return _Approved((), f"approve gave {answer!r}; give True, False or a list of operations.")
     operations: list[Any] = []
     try:
-        for given, before in itertools.zip_longest(answer, proposed[: len(answer)]):
-            operation = operation_from(given)
+        for wanted, before in itertools.zip_longest(answer, proposed[: len(answer)]):
+            operation = operation_from(wanted)
             if type(operation) is type(before) and not operation.evidence:  # it was edited
                 operation = replace(operation, evidence=before.evidence)
             operations.append(operation)

@@ -292,7 +292,9 @@ class Journal:
                         for name, now in settings.learning_limits.items())
             )  # fmt: skip
 
-        latest_first = sorted(reversed(self._entries), key=lambda one: one.limits != self._limits)
+        latest_first = sorted(
+            reversed(self._entries), key=lambda entry: entry.limits != self._limits
+        )
         same = next(filter(is_same_with_less, latest_first), None)
         if same is None:
             return settings
