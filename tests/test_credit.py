@@ -11,8 +11,6 @@ from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from runs import questions, section, untimed
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
 from small import grpo
@@ -289,25 +287,6 @@ def test_a_turn_is_decisive_if_scores_change_between_the_states_around_it() -> N
     assert found.chances[2] > 0.8
     before, after = found.means[2], found.means[3]
     assert before > 0.7 > 0.3 > after
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    scores=st.lists(st.floats(-3, 5), min_size=1, max_size=8),
-    own=st.floats(-3, 5),
-    data=st.data(),
-)
-def test_values_stay_within_the_scores_and_probabilities_add_up(
-    scores: list[float], own: float, data: st.DataObject
-) -> None:
-    starts = [data.draw(st.none() | st.integers(0, 3)) for _ in scores]
-    pairs = zip(scores, starts, strict=True)
-    others = tuple(taking(k, "abcd", score, start) for k, (score, start) in enumerate(pairs, 2))
-    low, high = min([own, *scores]), max([own, *scores])
-    found = StateValues.of(taking(1, "abcd", own), others, low, high)
-    assert sum(found.chances) == pytest.approx(1)
-    assert all(low - 1e-9 <= value <= high + 1e-9 for value in found.means)
-    assert all(information >= -1e-9 for information in found.information)
 
 
 def answered(text: str, score: float, chance: float | None) -> Rollout:

@@ -319,24 +319,6 @@ def test_a_metric_with_nothing_to_say_of_the_only_predictor_is_not_asked_for_eve
     assert metric.names["self"] == sum(n_first), "as long as no update was decided"
 
 
-def test_what_is_said_of_a_predictor_alone_is_read_in_a_program_of_several() -> None:
-    def metric(
-        gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
-    ) -> Any:
-        del gold, pred, trace, pred_trace
-        said = "This is the wrong desk." if pred_name == "route.predict" else ""
-        return dspy.Prediction(score=0.0, feedback=said) if said else 0.0
-
-    lm = scripted_lm(stage_rules(0))
-    with dspy.context(lm=lm):
-        given: dict[str, Any] = {"group_size": 2, "epochs": 1, "progress": False}
-        done = grpo(metric, **given, gate=NoGate()).compile(Stages(), trainset=questions(8))
-    uses = {group.used_as for u in done.detailed_results.updates for group in u.groups}
-    assert uses == {"failure analysis"}
-    shown, *_ = [p.user for p in lm.engine.prompts if re.search(EXTRACT, p.text)]
-    assert "route.predict: This is the wrong desk." in shown
-
-
 def test_metric_calls_about_predictors_are_counted_and_limited() -> None:
     asked: Counter[Any] = Counter()
 

@@ -165,42 +165,14 @@ def test_usage_adds_up_field_by_field_and_a_rollout_comes_back_from_its_record_i
         assert Rollout.from_dict(json.loads(json.dumps(rollout.to_dict()))) == rollout
 
 
-# By kind of failure: whether it stands in its group, counts against advice, is recorded as a
-# result, was cut short, is counted in the results, and is an error for `max_errors`.
-KINDS = {
-    "program": (True, True, True, False, True, True),
-    "parse": (True, True, True, False, True, False),
-    "provider": (False, False, False, True, True, True),
-    "metric": (False, True, False, False, True, True),
-    "timeout": (False, True, False, True, True, True),
-    "worker": (False, False, False, True, True, True),
-    "strategy": (False, False, True, False, True, True),
-    "replay": (False, True, True, False, False, False),
-    "stopped": (False, True, True, False, False, False),
-    "budget": (False, False, False, True, False, False),
-}
-
-
-@pytest.mark.parametrize("kind", FailureKind)
-def test_what_follows_from_a_failure_depends_on_its_kind_alone(kind: FailureKind) -> None:
-    found = (
-        kind.is_programs_own,
-        kind.counts_against_advice,
-        kind.is_recorded,
-        kind.is_cut_short,
-        kind.is_counted,
-        kind.is_error,
-    )
-    assert found == KINDS[kind.value]
-
-
 @pytest.mark.parametrize("kind", FailureKind)
 def test_a_failure_counts_as_the_lowest_score_where_program_or_advice_may_be_to_blame(
     kind: FailureKind,
 ) -> None:
     without = Rollout(0, 1, failure=Failure(kind, "why"))
     rollouts = [Rollout(0, 0, score=0.5), without, replace(without, score=0.7)]
-    is_own, is_of_advice, *_ = KINDS[kind.value]
+    is_own = kind in ("program", "parse")
+    is_of_advice = kind not in ("provider", "worker", "strategy", "budget")
     known = ScoreRange(0.2, 0.9)
     assert floored(rollouts, known) == [0.5, 0.2 if is_own else None, 0.7]
     of_advice = floored(rollouts, known, for_advice=True)

@@ -54,7 +54,7 @@ FAILURES_IN_WORDS = {
     "approval": "what approve= answered could not be used",
     "listener": "what on_event= calls raised an error",
     "budget": "a strategy wanted further rollouts, for which the budget did not reach",
-    "strategy switched off": "a method of a strategy always failed, or was of no use (.switched)",
+    "strategy switched off": "a method of a strategy hangs, or was of no use (.switched)",
     "strategy": "a method of a strategy failed, or gave something that cannot be used",
     "replay": "a program or a tool did not repeat what it had done, so steps have no value",
     "parameter left out": "a provider refused a sampling parameter, so it was not sent again",

@@ -2,15 +2,15 @@
 
 A mistake of a strategy is counted, and costs that one answer only: the run goes on with what the
 strategy was given; where rewards are missing, the rollouts have no score. Choices that fail in the
-first three batches, and rewards that fail in the first, end the run; another method that has
-always failed is asked no more. Without strategies nothing here does anything.
+first three batches, and rewards that fail in the first, end the run. Without strategies nothing
+here does anything.
 """
 
 import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -72,67 +72,68 @@ from tfgrpo_dspy.user_code import check_wanted
 
 MOST_ATTEMPTS = 16  # extra rollouts of one group
 MOST_TEMPERATURE = 2
-MOST_FAILURES = 3  # of a method that has never worked
+MOST_FAILURES = 3  # of a choice that has never worked
 PROPOSED = TypeAdapter(Proposed)
 
 
+@dataclass
 class Player:
     """`strategies.base.Play` for one group; `played` are its rollouts, by their ids."""
 
-    def __init__(
-        self,
-        settings: RunSettings,
-        pool: Pool,
-        sampler: Rollouts | None,  # None if the group comes from traces: it gets no more rollouts
-        priority: Priority,
-        sampled: SampledGroup,
-        visit: int,  # how many batches had its example before
-        asks_predictors: bool,
-        reward: Callable[[Sequence[Rollout]], list[Rollout]],  # with what they count with
-    ) -> None:
-        self._settings, self._pool = settings, pool
-        self._sampler, self._priority = sampler, priority
-        self._group, self._reward = sampled.group, reward
-        self._visit, self._asks_predictors = visit, asks_predictors
-        ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
-        self._additions = dict(zip(ids, sampled.additions, strict=True))
-        self.played: dict[int, Rollout] = {}
+    settings: RunSettings
+    pool: Pool
+    sampler: Rollouts | None  # None if the group comes from traces: it gets no more rollouts
+    priority: Priority
+    sampled: SampledGroup
+    visit: int  # how many batches had its example before
+    asks_predictors: bool
+    reward: Callable[[Sequence[Rollout]], list[Rollout]]  # with what they count with
+    played: dict[int, Rollout] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ids = [rollout.rollout_id for rollout in self.sampled.group.all_rollouts]
+        self._additions = dict(zip(ids, self.sampled.additions, strict=True))
 
     def __call__(
         self, rollout: Rollout, n_steps: int, n: int = 1, *, answers_now: bool = False
     ) -> list[Rollout]:
         """The first `n` rollouts that go on from there. Raises NotReplayedError, UnpaidError."""
-        group, source_id = self._group, rollout.rollout_id
+        group, source_id = self.sampled.group, rollout.rollout_id
         most = len(rollout.steps) - (not answers_now)
         if source_id not in self._additions or not 0 <= n_steps <= most or n < 1:
             raise StrategyError(
                 f"play(rollout {source_id}, n_steps={n_steps}, n={n}): pass a rollout of the "
                 f"group, or one that play gave; from 0 to {most} steps; n from 1."
             )
-        if self._sampler is None:
+        if self.sampler is None:
             raise NotReplayedError(f"example {group.example}: rollouts were made elsewhere")
-        start, additions = Start(rollout, n_steps, answers_now), self._additions[source_id]
         steps = [asdict(replace(s, value=None)) for s in rollout.steps[:n_steps]]
         purpose = f"from/{source_id}/{answers_now:d}/{digest(steps)}"
-        seed, temperature = self._settings.seed, self._settings.temperature
-        samples = []
-        for k in range(n):
-            id_ = rollout_id_for(seed, self._visit, group.example, k, purpose)
-            asks = self._asks_predictors
-            samples.append(Sample(additions, group.example, id_, temperature, start, asks))
-            self._additions[id_] = additions
-        jobs = self._sampler.begin_extra(samples, self._priority)
+        usual = Sample(
+            self._additions[source_id],
+            group.example,
+            source_id,
+            self.settings.temperature,
+            Start(rollout, n_steps, answers_now),
+            self.asks_predictors,
+        )
+        ids = [
+            rollout_id_for(self.settings.seed, self.visit, group.example, k, purpose)
+            for k in range(n)
+        ]
+        self._additions |= dict.fromkeys(ids, usual.additions)
+        jobs = self.sampler.begin_extra([replace(usual, rollout_id=i) for i in ids], self.priority)
         if jobs is None:
             raise UnpaidError(f"example {group.example}: {NO_MORE.message}")
-        rollouts = [self._pool.result(job) for job in jobs]
+        rollouts = [self.pool.result(job) for job in jobs]
         self.played |= {each.rollout_id: each for each in rollouts}
         for each in rollouts:
             if each.failure is not None and each.failure.kind is FailureKind.REPLAY:
                 raise NotReplayedError(each.failure.message)
-        if self._settings.metric is None:
+        if self.settings.metric is None:
             return [each for each in rollouts if each.counts]
         score_range = group.score_range.including(group.scores)
-        return list(Group.of(group.example, self._reward(rollouts), True, score_range).rollouts)
+        return list(Group.of(group.example, self.reward(rollouts), True, score_range).rollouts)
 
     def with_beside(self, sampled: SampledGroup, beside: Iterable[Rollout]) -> SampledGroup:
         """The group with further rollouts. Raises StrategyError: one of them was not made here."""
@@ -194,35 +195,23 @@ class Strategies:
         self._strategies, self._client = strategies, client
         self._report, self._ledger, self._journal = calls.report, calls.ledger, calls.journal
         self._lock, self._call = calls.pool.lock, calls.pool.call
-        self._asked: dict[str, Callable[[], Answer]] = {}
+        self._questions: dict[str, Callable[[], Answer]] = {}
         self._charged: dict[str, int] = {}  # the update that an answer is charged to
         self._hanging: set[tuple[int, str]] = set()  # or asked now
         self.switched_off: dict[tuple[int, str], str] = {}  # with why, in words
-        self._outcomes: defaultdict[tuple[int, str], list[tuple[int, bool]]] = defaultdict(list)
-        """By strategy and method: the update of each time that it was asked; whether it worked."""
+        self._outcomes: defaultdict[tuple[int, str], list[bool]] = defaultdict(list)  # did it work?
 
     def overriding(self, method: str) -> list[Strategy]:
         """The strategies that have this method of their own."""
         return [each for each in self._strategies if overrides(each, method)]
 
-    def _asked_still(self, method: str, batch: Batch, why_in_vain: str = "") -> Iterator[Strategy]:
-        """The strategies `overriding` this, but those that always failed in the updates before.
-
-        With `why_in_vain` there are none, and the results say why.
-        """
+    def _asked(self, method: str, why_in_vain: str = "") -> list[Strategy]:
+        """The strategies `overriding` this; none if it is in vain, and the results say why."""
         strategies = self.overriding(method)
         if why_in_vain and strategies:
             names = " and ".join(type(one).__name__ for one in strategies)
             self._switch_off((0, method), f"{names}.{method} is asked no more: {why_in_vain}")
-        for strategy in () if why_in_vain else strategies:
-            key = id(strategy), method
-            worked = [did for update, did in self._outcomes[key] if batch.knows(update)]
-            if len(worked) < MOST_FAILURES or any(worked):
-                yield strategy
-                continue
-            all_times = f"failed all of the {len(worked)} times that it was asked"
-            name = f"{type(strategy).__name__}.{method}"
-            self._switch_off(key, f"{name} {all_times}, and is asked no more")
+        return [] if why_in_vain else strategies
 
     def _switch_off(self, key: tuple[int, str], message: str) -> None:
         """Say once that a strategy, or all (0), is not asked for this."""
@@ -244,8 +233,8 @@ class Strategies:
         """The extra attempts that the group gets next."""
         why = "no extra attempt of the latest rescued groups was better than the others"
         extra: list[Attempt] = []
-        for strategy in self._asked_still("rescue", batch, why * rescued_in_vain(context.past)):
-            with self._counting(strategy, "rescue", batch):
+        for strategy in self._asked("rescue", why * rescued_in_vain(context.past)):
+            with self._counting(strategy, "rescue"):
                 attempts = list(strategy.rescue(context, self._ask(batch)))
                 wanted = (
                     "Attempts; a hint is a text without field markers, a teacher a program or an "
@@ -290,8 +279,8 @@ class Strategies:
     def shown(self, context: GroupContext, batch: Batch) -> tuple[SampledGroup, str]:
         """The group that the reflection LM compares, and all notes on it."""
         notes = [context.sampled.note]
-        for strategy in self._asked_still("show", batch):
-            with self._counting(strategy, "show", batch):
+        for strategy in self.overriding("show"):
+            with self._counting(strategy, "show"):
                 shown = strategy.show(context, self._ask(batch))
                 check(isinstance(shown, Shown), shown, "a Shown")
                 are_its = all(rollout in context.group.rollouts for rollout in shown.rollouts)
@@ -308,10 +297,10 @@ class Strategies:
         is_in_vain = credited_in_vain(past) and not in_place  # of whole rollouts
         pays = has_turns(context.group) and may_be_credited(past, place)
         why, sampled = "hardly any group had a step that decided" * is_in_vain, context.sampled
-        for strategy in self._asked_still("credit", batch, why):
+        for strategy in self._asked("credit", why):
             if not (pays or in_place):
                 continue
-            with self._counting(strategy, "credit", batch):
+            with self._counting(strategy, "credit"):
                 credit = strategy.credit(context, self._ask(batch), player)
                 check(isinstance(credit, Credit), credit, "a Credit")
                 joined = player.with_beside(sampled, credit.beside)
@@ -336,8 +325,8 @@ class Strategies:
     def proposed(self, context: UpdateContext, batch: Batch) -> Proposed:
         """The lessons that UpdateLibrary is shown, and the operations beside its own."""
         operations: list[Any] = []
-        for strategy in () if batch.is_draft else self._asked_still("propose", batch):
-            with self._counting(strategy, "propose", batch):
+        for strategy in () if batch.is_draft else self.overriding("propose"):
+            with self._counting(strategy, "propose"):
                 proposed = self._call(partial(strategy.propose, context, self._ask(batch)))
                 check(isinstance(proposed, Proposed), proposed, "a Proposed")
                 are_lessons = all(isinstance(each, Lesson) for each in proposed.lessons)
@@ -359,11 +348,11 @@ class Strategies:
             check(is_signature, signature, "a signature to ask")
             key = json.dumps([repr(signature), inputs], sort_keys=True, default=repr)
             with self._lock:
-                if key not in self._asked:
+                if key not in self._questions:
                     begun = self._client.begin_for_strategy(batch, signature, inputs)
-                    self._asked[key] = self._client.beside(begun)
+                    self._questions[key] = self._client.beside(begun)
                     self._charged[key] = batch.update
-            answer = self._asked[key]()
+            answer = self._questions[key]()
             with self._lock:
                 if batch.update < self._charged[key]:  # the first update that needs the answer pays
                     self._client.charge(answer.usage, self._charged[key], batch.update)
@@ -373,36 +362,32 @@ class Strategies:
         return ask
 
     @contextlib.contextmanager
-    def _counting(
-        self, strategy: Strategy, method: str, batch: Batch | None = None, ends: int = 0
-    ) -> Iterator[None]:
-        """Count what a strategy raises when it is asked about a batch, and go on.
+    def _counting(self, strategy: Strategy, method: str, ends: int = 0) -> Iterator[None]:
+        """Count what a strategy raises when it is asked, and go on.
 
-        With `ends`, for methods that are asked in a fixed order, too many failures end the run.
+        With `ends`, for methods that are asked in a fixed order, so many failures from the first on
+        end the run.
         """
-        key, name, is_fault = (id(strategy), method), f"{type(strategy).__name__}.{method}", False
+        key, outcomes = (id(strategy), method), self._outcomes[id(strategy), method]
         self._hanging.add(key)
         try:
             yield
-            worked = True
+            outcomes.append(True)
         except (StoreError, RunStopped, KeyboardInterrupt):  # not the strategy's
             raise
         except UnpaidError as error:  # nor is this
             self._report.count_failure("budget", str(error))
-            return
         except NotReplayedError as error:
             self._report.count_failure("replay", str(error))
-            worked = False
         except BaseException as error:  # noqa: BLE001 - whatever a user's method raises is counted
             check_wanted()
             self._ledger.raised.note(error)
-            message, worked, is_fault = f"{name}: {described(error)}", False, True
+            outcomes.append(False)
+            message = f"{type(strategy).__name__}.{method}: {described(error)}"
             self._report.count_failure("strategy", message)
+            if 0 < ends <= len(outcomes) and not any(outcomes):
+                when = "in the first batch" if ends == 1 else f"in the first {ends} batches"
+                why = f"a strategy failed {when}; correct or leave out {message.rstrip('.')}"
+                self._ledger.stop(why, is_failure=True)
         finally:
             self._hanging.discard(key)
-        outcomes = self._outcomes[key]
-        outcomes.append((batch.update if batch else 0, worked))
-        if is_fault and 0 < ends <= len(outcomes) and not any(did for _, did in outcomes):
-            when = "in the first batch" if ends == 1 else f"in the first {ends} batches"
-            why = f"a strategy failed {when}; correct or leave out {message.rstrip('.')}"
-            self._ledger.stop(why, is_failure=True)

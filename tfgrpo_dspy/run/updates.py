@@ -73,10 +73,6 @@ class Batch:
         place = self.examples.index(example)
         return self.sizes[place], self.visits[place]
 
-    def knows(self, update: int) -> bool:
-        """Whether rollouts, groups and lessons of the batch may rest on that update."""
-        return update < self.base.number
-
     @property
     def library(self) -> ExperienceLibrary:
         """The library that its rollouts are made with."""

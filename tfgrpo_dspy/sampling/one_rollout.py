@@ -70,8 +70,6 @@ def replay_only(tool: Any) -> Any:
     if isinstance(tool, dspy.Tool):
         tool.func = replay_only(tool.func)
         return tool
-    if isinstance(tool, staticmethod | classmethod):
-        return type(tool)(replay_only(tool.__func__))
     is_object = not (inspect.isroutine(tool) or isinstance(tool, functools.partial))
 
     @functools.wraps(tool.__call__ if is_object else tool)
