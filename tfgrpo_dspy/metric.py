@@ -175,19 +175,19 @@ def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.P
 def weighted_mean(*arguments: Any, weights: Mapping[str, float]) -> dspy.Prediction:
     """The weighted mean of the metrics that apply; `arguments`: metrics, example, prediction."""
     *metrics, example, prediction = arguments
-    scores: dict[str, Score] = {}
+    verdicts: dict[str, Score] = {}
     for name, scoring in zip(weights, map(adapt_metric, metrics), strict=True):
         verdict = scoring.ask(example, prediction, None)
         if verdict is not None:
-            scores[name] = scoring.as_score(verdict, example)
-    if not scores:
+            verdicts[name] = scoring.as_score(verdict, example)
+    if not verdicts:
         names = ", ".join(weights)
         raise MetricError(f"none of the metrics ({names}) applies to the example {_shown(example)}")
-    total = sum(weights[name] for name in scores)
+    total = sum(weights[name] for name in verdicts)
     return dspy.Prediction(
-        score=sum(weights[name] * each.value for name, each in scores.items()) / total,
-        feedback="\n".join(f"{name}: {s.feedback}" for name, s in scores.items() if s.feedback),
-        objectives={name: each.value for name, each in scores.items()},
+        score=sum(weights[name] * each.value for name, each in verdicts.items()) / total,
+        feedback="\n".join(f"{name}: {s.feedback}" for name, s in verdicts.items() if s.feedback),
+        objectives={name: each.value for name, each in verdicts.items()},
     )
 
 

@@ -127,16 +127,11 @@ class SampledGroup:
 
         That is a hint, a teacher, or the steps of another rollout from which it goes on.
         """
-        n_steps = [rollout.n_replayed for rollout in self.group.all_rollouts]
-        going_on = ("" if n is None else f"goes on after step {n} of another attempt"
-                    for n in n_steps)  # fmt: skip
-        pairs = zip(self.additions, going_on, strict=True)
-        return tuple(one.aid or from_step for one, from_step in pairs)
-
-    @property
-    def advice(self) -> frozenset[str]:
-        """The texts that its rollouts were given."""
-        return frozenset(e.text for additions in self.additions for e in additions.library)
+        starts = (r.n_replayed for r in self.group.all_rollouts)
+        return tuple(
+            one.aid or ("" if n is None else f"goes on after step {n} of another attempt")
+            for one, n in zip(self.additions, starts, strict=True)
+        )
 
     @property
     def unaided(self) -> Group:
@@ -151,11 +146,9 @@ class SampledGroup:
     def _unaided(self, group: Group) -> Group:
         pairs = zip(self.group.all_rollouts, self.aids, strict=True)
         ids = {rollout.rollout_id for rollout, aid in pairs if not aid}
-        rollouts, every = (
-            tuple(rollout for rollout in of_group if rollout.rollout_id in ids)
-            for of_group in (group.rollouts, group.all_rollouts)
-        )
-        return replace(group, rollouts=rollouts, all_rollouts=every)
+        compared = tuple(each for each in group.rollouts if each.rollout_id in ids)
+        every = tuple(each for each in group.all_rollouts if each.rollout_id in ids)
+        return replace(group, rollouts=compared, all_rollouts=every)
 
 
 def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:

@@ -28,10 +28,10 @@ from tfgrpo_dspy.dspy_seam import (
 from tfgrpo_dspy.errors import (
     LibraryFormatError,
     SettingsError,
+    faults_in,
     sentence,
     shown,
     such_that,
-    text_of,
     written,
 )
 from tfgrpo_dspy.files import json_values, read_text
@@ -304,6 +304,9 @@ class Trace(pydantic.BaseModel):
         return self
 
 
+TRACES = pydantic.TypeAdapter(list[Trace])
+
+
 def read_traces(
     traces: str | PathLike[str] | Iterable[Mapping[str, Any]],
 ) -> tuple[list[dspy.Example], list[list[Rollout]]]:
@@ -351,18 +354,13 @@ def _accepted(traces: Any) -> list[Trace]:
         values = None
     if not isinstance(values, Iterable):
         raise SettingsError(f"traces={shown(traces)}: pass a file, or a list of mappings.")
-    accepted, faults = list[Trace](), list[str]()
-    for number, value in enumerate(values, start=1):
-        try:
-            fields = dict(value) if isinstance(value, Mapping) else value
-            accepted.append(Trace.model_validate(fields))
-        except pydantic.ValidationError as error:
-            faults.append(f"trace {number}: {text_of(error)}")
-        if len(faults) > MOST_FAULTS:
-            faults[MOST_FAULTS:] = ["There are more."]
-            break
-    if not (accepted or faults):
-        faults = [f"traces={shown(traces)}: there is none in it."]
+    fields = [dict(value) if isinstance(value, Mapping) else value for value in values]
+    try:
+        accepted = TRACES.validate_python(fields)
+        faults = [] if accepted else [f"traces={shown(traces)}: there is none in it."]
+    except pydantic.ValidationError as error:
+        faults = [f"traces{fault}" for fault in faults_in(error)]
+        faults[MOST_FAULTS:] = ["There are more."] * (len(faults) > MOST_FAULTS)
     if faults:
         raise SettingsError(" ".join([*faults, form]))
     return accepted

@@ -69,7 +69,6 @@ class TieredHints(Strategy):
     a hinted group with that label is dropped, unless other training examples have the same label.
 
     **Source.** Scaf-GRPO (arXiv 2510.19807).
-    **When to use.** Most groups fail throughout, and the metric says nothing in words.
 
     Args:
         after: how many of the latest groups of the example must have failed, at least 0.
@@ -144,8 +143,6 @@ class TeacherRollouts(Strategy):
     of the teacher counts for any experience.
 
     **Source.** None.
-    **When to use.** The student fails on most examples, and a stronger program or LM is at hand
-    that is too dear to deploy.
 
     Args:
         teacher: a program, which runs in place of the student, or an LM, on which the student runs.

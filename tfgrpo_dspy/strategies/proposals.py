@@ -54,7 +54,6 @@ class ConflictAware(Strategy):
     difference; what the good attempts alone have may still be praised.
 
     **Source.** GTPO (arXiv 2508.03772).
-    **When to use.** Groups of three or more attempts of several steps, of which most are the same.
     """
 
     def show(self, context: GroupContext, ask: Ask) -> Shown:
@@ -195,7 +194,6 @@ class Induction(Strategy):
     asked again as long as one of the latest candidates is there and has a positive effect.
 
     **Source.** None.
-    **When to use.** Where lessons are about single cases, and a rule is behind many of them.
 
     Args:
         every: how many updates lie between two questions, at least 1.

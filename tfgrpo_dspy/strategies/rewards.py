@@ -36,7 +36,6 @@ class Objectives(Strategy):
     results are these rewards; `finalists` have the means of the objectives.
 
     **Source.** Multi-reward GRPO (arXiv 2511.06023), bootstrapped mixed rewards (arXiv 2512.04277).
-    **When to use.** The metric has several figures of different scales, or one that must not fall.
 
     Args:
         weights: by name, 0 or more; of each objective, more is better. "score" is the metric's.
@@ -98,7 +97,6 @@ class StepOrder(Strategy):
     pass `computed={"order": StepOrder(reference).order}` to your own.
 
     **Source.** Bootstrapped mixed rewards: canonical action order (arXiv 2512.04277).
-    **When to use.** The result alone is rarely right, and a solver's order is known.
 
     Args:
         reference: the right order of steps, as a function of the rollout.
@@ -136,8 +134,6 @@ class GlobalConstraint(Strategy):
     `score + weight * spread * 2/3 * quantity`, with the mean strength over all levels.
 
     **Source.** GRPO-GCC (arXiv 2510.08607).
-    **When to use.** What is good for one agent or answer harms the whole, such as the use of a
-    shared resource, and the metric cannot say so of a single rollout.
 
     Args:
         quantity: what a rollout contributes, from 0 to 1; a function of a rollout alone, such as

@@ -163,7 +163,6 @@ class MonteCarloCredit(Strategy):
     is the chance to score more from there, by earlier ones of this example.
 
     **Source.** VinePPO (arXiv 2410.01679); `tasks`: AceGRPO (arXiv 2602.07906).
-    **When to use.** Agents of five or more steps, which end well or badly by one or two of them.
 
     Args:
         calls: LM calls for a group, as a multiple of what its rollouts have taken; .1 to 10.
@@ -241,7 +240,6 @@ class InformationGain(Strategy):
     that mean. Nothing is replayed: it works where a program does not repeat its steps.
 
     **Source.** IGPO (arXiv 2510.14967).
-    **When to use.** Agents that collect information, where an answer can be scored at any time.
 
     Args:
         samples: answers in each state, at least 1; one is enough with log-probabilities.
@@ -306,7 +304,6 @@ class ImplicitStepRewards(Strategy):
     so far is preferred to the average one of its group.
 
     **Source.** iStar (arXiv 2509.19199).
-    **When to use.** Tasks that no metric can verify (`metric=None`).
 
     Args:
         pairs: how many pairs of a group are compared, at least 1.
@@ -416,8 +413,6 @@ class TeacherMarks(Strategy):
     that fail throughout teach, too.
 
     **Source.** CoDistill-GRPO (arXiv 2605.08873).
-    **When to use.** Programs of several steps with a silent metric, where the reflection LM could
-    do the task itself. `TeacherRollouts` is for teachers that shall run in the student's place.
     """
 
     def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
