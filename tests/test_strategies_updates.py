@@ -17,7 +17,6 @@ from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.strategies import (
     AttributionPrior,
     ConflictAware,
-    Extrapolate,
     GroupContext,
     Induction,
     Shown,
@@ -111,6 +110,20 @@ def test_rules_behind_the_lines_that_came_are_proposed() -> None:
     assert "Copper rods get A1." in question["came"]
 
 
+def test_the_worse_text_of_an_experience_is_shown_beside_the_better_one_to_go_on_that_way() -> None:
+    def worth(text: str, effect: float) -> list[Experience]:
+        return [Experience("E1", text, effect=Effect(effect, 0.05, 20)), experience(2, "Greet.")]
+
+    asked = Answering(candidates="E1: Answer in one word.")
+    states = [worth("Be brief.", 0.1), worth("Answer in one sentence.", 0.3)]
+    libraries = [WITHOUT, *map(ExperienceLibrary, states)]
+    (operation,) = proposed(Induction(every=5), update(libraries=libraries, number=5), asked)
+    assert (operation.id, operation.text) == ("E1", "Answer in one word.")
+    (question,) = asked.questions
+    assert "Be brief.  (effect +0.10" in question["went"]
+    assert "Answer in one sentence.  (effect +0.30" in question["came"]
+
+
 def with_rule(effect: Effect | None) -> ExperienceLibrary:
     """The library after the rule was added, and tried."""
     return ExperienceLibrary([*GROWN, Experience("E9", "All copper gets A1.", effect=effect)])
@@ -137,29 +150,6 @@ def test_rules_are_asked_for_again_as_long_as_the_latest_ones_have_paid(
     again = Answering(candidates="All copper gets A1.")
     added = proposed(Induction(every=5), update(libraries=later, number=15), again)
     assert len(added) == n_asked - 1  # what has ended does not begin again
-
-
-def worth(text: str, effect: float) -> ExperienceLibrary:
-    return ExperienceLibrary([Experience("E1", text, effect=Effect(effect, 0.05, 20))])
-
-
-@pytest.mark.parametrize("is_later_better", [True, False])
-def test_the_step_goes_from_the_worse_text_of_an_experience_past_the_better_one(
-    is_later_better: bool,
-) -> None:
-    asked = Answering(further="- Answer in one word.")
-    states = [worth("Be brief.", 0.1), worth("Answer in one sentence.", 0.3)]
-    if not is_later_better:
-        states = [worth("Be brief.", 0.3), worth("Answer in one sentence.", 0.1)]
-    context = update(libraries=[WITHOUT, *states], number=5)
-    (operation,) = proposed(Extrapolate(factor=0.7), context, asked)
-    assert operation == Add("Answer in one word.", evidence=operation.evidence)
-    (question,) = asked.questions
-    assert question["factor"] == 0.7
-    order = ["Be brief.", "Answer in one sentence."][:: 1 if is_later_better else -1]
-    assert [text in question[side] for text, side in zip(order, ("worse", "better"), strict=True)]
-    assert order[1] not in question["worse"]
-    assert order[0] not in question["better"]
 
 
 ASKS_WHAT_MATTERS = "decide what the right answer is"

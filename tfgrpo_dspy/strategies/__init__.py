@@ -26,7 +26,6 @@ from tfgrpo_dspy.strategies.hints import ClippedDiversity, TeacherRollouts, Tier
 from tfgrpo_dspy.strategies.proposals import (
     AttributionPrior,
     ConflictAware,
-    Extrapolate,
     Induction,
 )
 from tfgrpo_dspy.strategies.rewards import GlobalConstraint, Objectives, StepOrder
@@ -40,7 +39,7 @@ from tfgrpo_dspy.strategies.steps import (
 
 __all__ = [
     "Ask", "Attempt", "AttributionPrior", "BatchPlan", "BranchingRollouts",
-    "ClippedDiversity", "ConflictAware", "Credit", "DomainBandit", "Extrapolate",
+    "ClippedDiversity", "ConflictAware", "Credit", "DomainBandit",
     "GlobalConstraint", "GroupContext", "HardSampleWeights", "ImplicitStepRewards", "Induction",
     "InformationGain", "LearningFrontier", "MonteCarloCredit", "Objectives", "Play", "Proposed",
     "Scored", "Shown", "StepOrder", "Strategy", "TeacherMarks", "TeacherRollouts",

@@ -6,12 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import Annotated
 
 import dspy
-from pydantic import Field
 
-from tfgrpo_dspy.experience import Add, Advice, Experience, ExperienceLibrary, Modify
+from tfgrpo_dspy.experience import Add, Experience, ExperienceLibrary, Modify
 from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, sources_of
 from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES, UNKNOWN, by_example
@@ -86,71 +84,6 @@ def _parts(rollout: Rollout) -> dict[str, str]:
     return by_form
 
 
-class GoPast(dspy.Signature):
-    """Go on from a worse to a better line of advice, and past the better one.
-
-    Both were in a program's prompt; beside a line stands its measured effect on the score, where
-    there is one. First find what changed from worse to better: what was added, left out, made
-    stricter, narrower, more exact. Then make the same change once more, starting from the better
-    line, and factor times as large: at 0.5 half of a step further, at 1.0 a whole one. Change
-    nothing else.
-
-    Write at most max_candidates further lines, each of them new, and nothing else. Write None if
-    the change has no direction.
-    """
-
-    program: str = dspy.InputField(desc="what the program does")
-    max_words: int = dspy.InputField(desc="the most words that one line may have")
-    max_candidates: int = dspy.InputField()
-    worse: str = dspy.InputField()
-    better: str = dspy.InputField()
-    factor: float = dspy.InputField()
-    further: str = dspy.OutputField(desc="one line each, or the word None")
-
-
-@strategy
-class Extrapolate(Strategy):
-    """Proposes advice that lies past the better one of two texts, in the direction from the worse.
-
-    further = better + factor * (better - worse). The states are two texts of one experience, by
-    their measured effects (without, the later is the better one). Every few updates the reflection
-    LM is asked to take that step. What it writes stands beside the better text, and the gate judges
-    each line by its own effect: both may stay.
-
-    **Source.** ExPO (arXiv 2404.16792).
-    **When to use.** Runs that change wordings rather than facts, such as for style.
-
-    Args:
-        factor: how far to go past the better text, as a share of the change; .1 to 3.
-        every: how many updates lie between two questions, at least 1.
-        most: how many candidates are taken from an answer, at least 1.
-    """
-
-    factor: Annotated[float, Field(ge=0.1, le=3)] = 0.5
-    every: Least1 = 5
-    most: Least1 = 2
-
-    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
-        """Advice past the better of two texts; asked for after each `every` updates."""
-        texts: dict[str, dict[Advice, Experience]] = {}
-        for experience in itertools.chain(*context.libraries):
-            texts.setdefault(experience.id, {})[experience.advice] = experience
-        ranked = [  # of equal effects, the later text is the better one
-            sorted(of_id.values(), key=_effect)
-            for id_, of_id in texts.items()
-            if len(of_id) > 1 and id_ in context.library
-        ]
-        if not context.update or context.update % self.every or not ranked:
-            return Proposed(context.lessons)
-        worse, *_, better = max(ranked, key=lambda texts: _effect(texts[-1]) - _effect(texts[0]))
-        n, states = self.most, {"worse": str(worse), "better": str(better)}
-        answer = ask(GoPast, max_candidates=n, factor=self.factor, **states)
-        lines = read_lessons(answer.get("further", "None"))[:n]
-        read = (read_lesson(line, context.predictors, better.scope) for line in lines)
-        added = (Add(text, scope, evidence=better.evidence) for text, scope in read)
-        return Proposed(context.lessons, tuple(added))
-
-
 def _effect(experience: Experience) -> float:
     return experience.effect.estimate if experience.effect else 0.0
 
@@ -189,11 +122,12 @@ class Induction(Strategy):
     """Proposes rules behind single lines, and better texts of them, by induction over the library.
 
     Every few updates the reflection LM is shown the library that the student began with, what came
-    since, what went, and the measured effects. It proposes lines that go further: a rule behind
-    several of them, a better text of one. The gate judges these like any other candidate. It is
-    asked again as long as one of the latest candidates is there and has a positive effect.
+    since, what went or was worded otherwise, and the measured effects. It proposes lines that go
+    further that way: a rule behind several of them, a better text of one. The gate judges these
+    like any other candidate. It is asked again as long as one of the latest candidates is there and
+    has a positive effect.
 
-    **Source.** None.
+    **Source.** None; better = now + (now - before), in words, is ExPO (arXiv 2404.16792).
 
     Args:
         every: how many updates lie between two questions, at least 1.
