@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, Run
 from tfgrpo_dspy.listeners import Changes, training_rows
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import LEAST_SHOWN
-from tfgrpo_dspy.rollout import Group, Rollout, ScoreRange, fields_text, floored
+from tfgrpo_dspy.rollout import Rollout, ScoreRange, fields_text, floored
 from tfgrpo_dspy.run.briefing import leading
 from tfgrpo_dspy.run.planning import Planner
 from tfgrpo_dspy.run.strategy_calls import Strategies
@@ -148,16 +148,25 @@ class History:
 
     def decide(self, batch: Batch, extracted: Extracted, proposed: Applied) -> ExperienceLibrary:
         """The library after the gate has decided. Raises GateError: it gave no decision."""
-        calls, before = self._calls, self.latest
-        scores = _with_scores(before.score_range, (sampled.unaided for sampled in extracted.groups))
-        by_metric = (sampled.by_metric for sampled in extracted.groups)
-        self._measure(extracted.groups, before.score_range, scores)
+        calls, before, new = self._calls, self.latest, extracted.groups
+        scores = before.score_range.including(
+            r.score for sampled in new for r in sampled.unaided.all_rollouts
+        )
+        by_metric = before.by_metric.including(
+            r.score for sampled in new for r in sampled.by_metric.all_rollouts
+        )
+        groups = (*before.groups, *new)
+        # failures of all groups count as the lowest score so far
+        is_other = scores.failure_score != before.score_range.failure_score
+        self._measured = [] if is_other else self._measured
+        for sampled in groups if is_other else new:
+            self._measured += _measured(sampled, scores)
         rollouts = [] if self._settings.data.is_recorded else extracted.rollouts
-        n_examples = self.plan.n_usual(batch, [s.group.example for s in extracted.groups])
+        n_examples = self.plan.n_usual(batch, [sampled.group.example for sampled in new])
         reflections = self._client.usage[batch.update]
         taken = {brief.texts for brief in before.briefs} | {()}
-        new = {brief.texts: brief for brief in proposed.briefs if brief.texts not in taken}
-        briefs, groups = (*before.briefs, *new.values()), (*before.groups, *extracted.groups)
+        written = {brief.texts: brief for brief in proposed.briefs if brief.texts not in taken}
+        briefs = (*before.briefs, *written.values())
         update = Update(
             number=before.number + 1,
             decision=calls.pool.call(lambda: self._decision(proposed.operations, briefs)),
@@ -166,21 +175,21 @@ class History:
             extracted=extracted,
             best=best_rollouts(sampled.unaided for sampled in groups),
             score_range=scores,
-            by_metric=_with_scores(before.by_metric, by_metric),
+            by_metric=by_metric,
             n_in_vain=before.in_vain_with(extracted, proposed.operations),
             groups=groups,
             briefs=briefs,
-            n_unwritten=before.n_unwritten + len(proposed.briefs) - len(new),
+            n_unwritten=before.n_unwritten + len(proposed.briefs) - len(written),
         )
         self.updates.append(update)
-        self._log_switched()
+        for message in self.switched:
+            if " is on: " in message and message not in self._logged:
+                self._logged.add(message)
+                logger.info("%s", message)
         calls.renew()
         library = before.decision.library
-        changes = self.changes.of_update(
-            library, proposed, extracted.groups, extracted.lessons, update.decision
-        )
-        rows = training_rows(batch.update, extracted.groups)
-        record = record_of(update, proposed, changes)
+        changes = self.changes.of_update(library, proposed, new, extracted.lessons, update.decision)
+        rows, record = training_rows(batch.update, new), record_of(update, proposed, changes)
         calls.report.add_update(UpdateDecided(record, update.decision.library, rows))
         calls.journal.note_update(Additions(self.result()), record, rows, calls.ledger)
         return update.decision.library
@@ -192,22 +201,8 @@ class History:
         on = seen(self.latest.groups, self.first, self.shows_labels) if is_auto else ()
         return (*on, *sorted(self._strategies.switched_off.values()))
 
-    def _log_switched(self) -> None:
-        for message in self.switched:
-            if " is on: " in message and message not in self._logged:
-                self._logged.add(message)
-                logger.info("%s", message)
-
-    def _measure(self, new: Sequence[SampledGroup], before: ScoreRange, after: ScoreRange) -> None:
-        """Take the scores of new groups; failures of all count as the lowest score so far."""
-        if after.failure_score != before.failure_score:
-            self._measured, new = [], [*self.latest.groups, *new]
-        for sampled in new:
-            self._measured += _measured(sampled, after)
-
     def _decision(self, operations: tuple[Operation, ...], briefs: Sequence[Brief]) -> Decision:
         """The gate's decision, with the evidence of all KEEPs."""
-        gate = self._settings.gate
         evidence = RunEvidence(
             previous=self.decision,
             operations=operations,
@@ -221,7 +216,7 @@ class History:
         decision: Decision = self._asked("decide", evidence)
         is_one = isinstance(decision, Decision)
         libraries = (decision.library, decision.result) if is_one else decision
-        _checked(gate, "decided", libraries, "return a Decision on a library")
+        _checked(self._settings.gate, "decided", libraries, "return a Decision on a library")
         keeps = {op.id: op for op in operations if isinstance(op, Keep)}
 
         def kept(library: ExperienceLibrary) -> ExperienceLibrary:
@@ -304,10 +299,6 @@ class History:
             for (text, scope), belief in beliefs
             if belief.n_rollouts and (text, scope) not in held
         ]
-
-
-def _with_scores(before: ScoreRange, groups: Iterable[Group]) -> ScoreRange:
-    return before.including(r.score for group in groups for r in group.all_rollouts)
 
 
 def _measured(sampled: SampledGroup, score_range: ScoreRange) -> Iterator[Measured]:

@@ -8,7 +8,6 @@ or there is nothing more to learn.
 import itertools
 import math
 import random
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,10 +19,10 @@ from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection.modules import Answer
-from tfgrpo_dspy.rollout import FailureKind, Group, Rollout
+from tfgrpo_dspy.rollout import FailureKind, Rollout, mean_of
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import EXPLAINED, LEFT, NOT_ASKED, TEACHING, Batch, Update, rollouts_of
-from tfgrpo_dspy.settings.schedule import RunInputs, RunSettings
+from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.strategies.auto import may_rescue
 from tfgrpo_dspy.strategies.base import BatchPlan
 from tfgrpo_dspy.text import shortened
@@ -92,60 +91,44 @@ def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, lm: Any) -> 
 def why_finished(
     updates: Sequence[Update], n_drafts: int, n_batches: int, inputs: RunInputs
 ) -> str:
-    """Why no more is to be expected after these updates, start and drafts included; "": more is."""
-    latest, n_decided = updates[-1], len(updates) - 1
-    if finished := _why_reached(latest, inputs.settings) or _why_saturated(latest, inputs):
-        return finished
-    n_trained = n_decided - n_drafts
+    """Why no more is to be expected after these updates, start and drafts included; "": more is.
+
+    The target score is reached; the latest groups leave nothing to gain: all of their rollouts have
+    the best score of the run so far, or the run has seen one score only, which nobody knows to be
+    the best, for long enough that advice was tried; nothing teaches, or nothing changes any more.
+    """
+    latest, settings = updates[-1], inputs.settings
+    target, groups = settings.execution.target_score, latest.groups
+    last = [sampled.by_metric for sampled in groups[-TARGET_GROUPS:]]
+    mean = mean_of([score for group in last for score in group.scores])
+    is_whole = len(last) == TARGET_GROUPS
+    if is_whole and target is not None and mean is not None and mean >= target:
+        of_last = f"the last {TARGET_GROUPS} groups have a mean score of {mean:z.3f}"
+        return f"target_score={target} is reached: {of_last}"
+    scale = latest.score_range
+    late = [replace(one.unaided, score_range=scale) for one in groups[-FLAT_GROUPS:]]
+    n = SATURATED_GROUPS
+    of_labels = [group.is_at_best(inputs.examples[group.example].labels) for group in late[-n:]]
+    if len(late) >= n and all(of_labels):
+        return f"all rollouts of the last {n} groups had the best score"
+    if scale.is_flat and len(late) >= FLAT_GROUPS and not any(g.has_contrast for g in late):
+        return f"all rollouts of the last {FLAT_GROUPS} groups had the same score"
+    n_trained = len(updates) - 1 - n_drafts
     if latest.decision.is_open or n_trained < n_batches:
         return ""
-    n_epochs = 1 + may_rescue(inputs.settings.strategies, latest.groups)  # what failed in one
-    n_idle = n_batches * n_epochs
+    n_idle = n_batches * (1 + may_rescue(settings.strategies, groups))  # what failed in one
     uses = {use for update in updates[1:][-n_idle:] for use in update.extracted.uses}
     if n_trained >= n_idle and uses.isdisjoint((*TEACHING, NOT_ASKED, LEFT, EXPLAINED)):
         epochs = "two epochs" if n_idle > n_batches else "a whole epoch"
         return f"no group of {epochs} had anything to teach"
     n = max(UNCHANGED_EPOCHS * n_batches, UNCHANGED_UPDATES)
-    if inputs.settings.measures and n_trained >= n:
+    if settings.measures and n_trained >= n:
         before = updates[-1 - n : -1]
         is_unchanged = all(list(u.decision.result) == list(latest.decision.result) for u in before)
-        shown = [update.best[: inputs.settings.max_demos] for update in (before[0], latest)]
-        first, last = ([rollout.score for rollout in best] for best in shown)
-        if is_unchanged and first == last:
+        shown = [update.best[: settings.max_demos] for update in (before[0], latest)]
+        first, now = ([rollout.score for rollout in best] for best in shown)
+        if is_unchanged and first == now:
             return f"the last {n} updates did not change what a program would be given"
-    return ""
-
-
-def _why_reached(latest: Update, settings: RunSettings) -> str:
-    """Why the target score is reached; "": it is not, or there is none."""
-    target = settings.execution.target_score
-    groups = [sampled.by_metric for sampled in latest.groups[-TARGET_GROUPS:]]
-    scores = [score for group in groups for score in group.scores]
-    if target is None or len(groups) < TARGET_GROUPS or not scores:
-        return ""
-    mean = statistics.fmean(scores)
-    last = f"the last {len(groups)} groups have a mean score of {mean:z.3f}"
-    return f"target_score={target} is reached: {last}" if mean >= target else ""
-
-
-def _why_saturated(latest: Update, inputs: RunInputs) -> str:
-    """Why the latest groups leave nothing to gain; "" if they leave something.
-
-    All of their rollouts have the best score of the run so far; or the run has seen one score only,
-    which nobody knows to be the best, for long enough that advice was tried.
-    """
-    scores, late = latest.score_range, latest.groups[-FLAT_GROUPS:]
-    groups = [replace(sampled.unaided, score_range=scores) for sampled in late]
-
-    def is_at_best(group: Group) -> bool:
-        return group.is_at_best(inputs.examples[group.example].labels)
-
-    n = SATURATED_GROUPS
-    if len(groups) >= n and all(map(is_at_best, groups[-n:])):
-        return f"all rollouts of the last {n} groups had the best score"
-    n = FLAT_GROUPS
-    if scores.is_flat and len(groups) >= n and not any(g.has_contrast for g in groups[-n:]):
-        return f"all rollouts of the last {n} groups had the same score"
     return ""
 
 
@@ -205,12 +188,19 @@ class Planner:
         number, n_decided = len(self.batches), len(self._updates) - 1
         if self._is_over or number == self.n_updates or n_decided < self.n_awaited(number):
             return None
-        batch = self._planned(number)
+        batch = None if self._ledger.cut_because else self._planned(number)
         if batch is not None:
             self.batches.append(batch)
-        elif not self._postpones(number):
+            return batch
+        # Where nothing but an assumption says what a rollout takes, a batch that is not paid for is
+        # planned again when all before it are decided: a program may take far fewer calls.
+        is_first = not self._updates[self._n_decided(number)].account.n_rollouts
+        if is_first and not (self._ledger.cut_because or number <= self.n_drafts):
+            self._is_over = number in self._late
+            self._late.add(number)
+        else:
             self._is_over = True
-        return batch
+        return None
 
     def n_awaited(self, number: int) -> int:
         """How many updates are decided before the batch of the update with this number is made."""
@@ -221,46 +211,46 @@ class Planner:
     def _n_decided(self, number: int) -> int:
         return number if number in self._late else max(0, number - self._settings.max_staleness)
 
-    def _postpones(self, number: int) -> bool:
-        """Plan the batch, which is not paid for, when all before it are decided; False: do not.
-
-        Where nothing but an assumption says what a rollout takes, those under way will tell. Then
-        it follows if they take far fewer calls, as of a program that calls few predictors.
-        """
-        if self._ledger.cut_because or number <= self.n_drafts or number in self._late:
-            return False
-        if not self._updates[self._n_decided(number)].account.n_rollouts:
-            self._late.add(number)
-        return number in self._late
-
     def _planned(self, number: int) -> Batch | None:
-        if self._ledger.cut_because:
-            return None
-        base = self._updates[self.n_awaited(number)]
+        base, settings, inputs = self._updates[self.n_awaited(number)], self._settings, self._inputs
         if number < self.n_drafts:
             return Batch(number, base, is_draft=True)
         decided = self._updates[: base.number + 1]
-        if finished := why_finished(decided, self.n_drafts, self.n_batches, self._inputs):
+        if finished := why_finished(decided, self.n_drafts, self.n_batches, inputs):
             self.ended_because = finished
             return None
-        epoch, examples = self._scheduled(number)
+        epoch, index = divmod(number - self.n_drafts, self.n_batches)
+        examples = tuple(self.order(epoch)[index * settings.batch_size :][: settings.batch_size])
         n, limit = self._n_affordable(number)
         if n < len(examples):
-            value = getattr(self._settings, limit)
-            self.ended_because = f"{limit}={value} is spent as planned"
+            self.ended_because = f"{limit}={getattr(settings, limit)} is spent as planned"
         if n < 1:
             return None
-        chosen = examples[: int(min(n, self._settings.batch_size))]
-        sizes = self._strategies.sizes(self._plan(number, base, chosen)) if self._group_size else {}
-        examples = tuple(sizes or chosen)
-        visits = tuple(self._visits[example] for example in examples)
-        self._visits.update(examples)
+        chosen = examples[: int(min(n, settings.batch_size))]
+        sizes: Mapping[int, int] = dict.fromkeys(chosen, self._group_size)
+        if self._group_size:
+            under_way = (batch.examples for batch in self.batches[base.number : number])
+            sizes = self._strategies.sizes(
+                BatchPlan(
+                    sizes=sizes,
+                    past=base.groups,
+                    under_way=tuple(itertools.chain(*under_way)),
+                    training=inputs.training,
+                    trainset=inputs.trainset,
+                    group_size=self._group_size,
+                    update=number,
+                    seed=settings.seed,
+                )
+            )
+        sizes = sizes or dict.fromkeys(chosen, 0)
+        visits = tuple(self._visits[example] for example in sizes)
+        self._visits.update([*sizes])
         return Batch(
             number,
             base,
             epoch,
-            examples,
-            sizes=tuple(sizes.values()) or (0,) * len(examples),
+            tuple(sizes),
+            sizes=tuple(sizes.values()),
             visits=visits,
             asks_predictors=self.asks_predictors(base),
         )
@@ -270,25 +260,6 @@ class Planner:
         order = list(self._inputs.training)
         random.Random(f"{self._settings.seed}/{epoch}").shuffle(order)
         return order
-
-    def _scheduled(self, number: int) -> tuple[int, tuple[int, ...]]:
-        """The epoch, and the examples that the batch has where nothing makes it smaller."""
-        size = self._settings.batch_size
-        epoch, index = divmod(number - self.n_drafts, self.n_batches)
-        return epoch, tuple(self.order(epoch)[index * size : (index + 1) * size])
-
-    def _plan(self, number: int, base: Update, examples: Sequence[int]) -> BatchPlan:
-        under_way = (batch.examples for batch in self.batches[base.number : number])
-        return BatchPlan(
-            sizes=dict.fromkeys(examples, self._group_size),
-            past=base.groups,
-            under_way=tuple(itertools.chain(*under_way)),
-            training=self._inputs.training,
-            trainset=self._inputs.trainset,
-            group_size=self._group_size,
-            update=number,
-            seed=self._settings.seed,
-        )
 
     def asks_predictors(self, base: Update) -> bool:
         """Whether the metric is also asked about each predictor in the rollouts of the next batch.

@@ -194,18 +194,24 @@ class RemoteRollouts:
 
     def rollout(self, request: Request, n_metric_calls: int = 0) -> Rollout | Failure:
         """The rollout, or a failure if too many workers are lost to it. Raises RunStopped."""
-        n_losses, why = 0, ""
+        ledger, n_losses, why = self._ledger, 0, ""
         while n_losses < MAX_LOST_WORKERS:
             while (share := self._reserve(n_metric_calls)) is None:
                 threading.Event().wait(POLL_S)
             try:
                 reply = self._reply(share, request)
             except Exception as error:  # noqa: BLE001 - whatever an executor raises
-                self._check_usable(error)
+                if isinstance(error, BrokenExecutor | ImportError):
+                    needs = "; install this package and dspy on its workers"
+                    message = f"the executor is broken: {described(error)}"
+                    ledger.fail(message + needs * isinstance(error, ImportError), error)
                 why = f"the executor raised {described(error)}"
             else:
                 if not reply.was_started_before:
-                    self._settle(share, reply)
+                    ledger.settle(share, reply.used)
+                    ledger.left_out |= reply.left_out
+                    ledger.n_unseen += reply.n_unseen
+                    self._largest |= reply.used
                     if reply.rollout is not None:
                         return Rollout.from_dict(reply.rollout)
                     self._grow(share, reply)
@@ -232,12 +238,6 @@ class RemoteRollouts:
         n_calls, _, cost = map(wanted, left, reach, self._largest, FIRST, LEAST)
         amount = Amount(math.ceil(n_calls), n_metric_calls, cost)
         return self._ledger.take(amount, is_share=True, leaves_lessons=True)
-
-    def _settle(self, share: Reservation, reply: Reply) -> None:
-        self._ledger.settle(share, reply.used)
-        self._ledger.left_out |= reply.left_out
-        self._ledger.n_unseen += reply.n_unseen
-        self._largest |= reply.used
 
     def _grow(self, share: Reservation, reply: Reply) -> None:
         """Reserve twice as much from now on. Raises RunStopped: there is no more, or a failure."""
@@ -275,10 +275,3 @@ class RemoteRollouts:
             return reply.result()
         except CancelledError as error:
             raise RuntimeError(f"the executor cancelled request {name}") from error
-
-    def _check_usable(self, error: Exception) -> None:
-        """Raises RunStopped: the executor is broken, or its workers lack a package."""
-        if isinstance(error, BrokenExecutor | ImportError):
-            needs = "; install this package and dspy on its workers"
-            message = f"the executor is broken: {described(error)}"
-            self._ledger.fail(message + needs * isinstance(error, ImportError), error)
