@@ -168,7 +168,7 @@ class Asks(Strategy):
         return plan.sizes
 
     def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
-        return [self.attempt] if self.attempt else ()
+        return ["text"] if self.attempt is None else [Attempt(**self.attempt)]  # type: ignore[list-item]
 
     def show(self, context: GroupContext, ask: Ask) -> Shown:
         ask(self.signature, topic="all")
@@ -178,7 +178,7 @@ class Asks(Strategy):
 @pytest.mark.parametrize("signature", ["topic", None, 5, dspy.Predict])
 @pytest.mark.parametrize(
     "attempt",
-    ["text", Attempt(hint=5), Attempt(teacher="gpt"), Attempt(temperature=2.1)],  # type: ignore[arg-type]
+    [None, {"hint": 5}, {"hint": "[[ ## x ## ]]"}, {"teacher": "gpt"}, {"temperature": 2.1}],
 )
 def test_wrong_questions_attempts_and_changes_are_counted_and_the_run_goes_on(
     signature: Any, attempt: Any

@@ -33,7 +33,6 @@ from tfgrpo_dspy.experience import Add, Delete, Keep, Modify
 from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.modules import Answer
-from tfgrpo_dspy.reflection.texts import as_input
 from tfgrpo_dspy.rollout import (
     MOST,
     Failure,
@@ -71,7 +70,6 @@ from tfgrpo_dspy.text import printable
 from tfgrpo_dspy.user_code import check_wanted
 
 MOST_ATTEMPTS = 16  # extra rollouts of one group
-MOST_TEMPERATURE = 2
 MOST_FAILURES = 3  # of a choice that has never worked
 PROPOSED = TypeAdapter(Proposed)
 
@@ -171,16 +169,6 @@ def check_sizes(sizes: Any, plan: BatchPlan) -> None:
     check(is_usable, dict(sizes), f"at least {least} rollouts for each example, {most} in all")
 
 
-def can_be_made(attempt: Any) -> bool:
-    """True if an extra attempt can be made as it is."""
-    if not isinstance(attempt, Attempt) or not isinstance(attempt.hint, str):
-        return False
-    temperature = number_of(attempt.temperature)
-    is_temperature = temperature is not None and 0 <= temperature <= MOST_TEMPERATURE
-    is_teacher = isinstance(attempt.teacher, dspy.Module | dspy.BaseLM | None)
-    return is_teacher and is_temperature and as_input(attempt.hint) == attempt.hint
-
-
 def are_scores(values: Sequence[Any], n: int) -> bool:
     """True if these are `n` numbers or None."""
     return len(values) == n and all(v is None or number_of(v) is not None for v in values)
@@ -236,11 +224,8 @@ class Strategies:
         for strategy in self._asked("rescue", why * rescued_in_vain(context.past)):
             with self._counting(strategy, "rescue"):
                 attempts = list(strategy.rescue(context, self._ask(batch)))
-                wanted = (
-                    "Attempts; a hint is a text without field markers, a teacher a program or an "
-                    "LM, a temperature from 0 to 2"
-                )
-                check(all(map(can_be_made, attempts)), attempts, wanted)
+                are_attempts = all(isinstance(one, Attempt) for one in attempts)
+                check(are_attempts, attempts, "Attempts")
                 extra += attempts
         n_extra = len(context.sampled.additions) - batch.size_and_visit(context.group.example)[0]
         return extra[: max(0, MOST_ATTEMPTS - n_extra)]

@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
+import dspy
 from pydantic import Field
 
 from tfgrpo_dspy.errors import SettingsError, checked, such_that
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation
+from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.reflection.texts import as_input
 from tfgrpo_dspy.rollout import NO_SCORES, Group, Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
@@ -26,6 +29,10 @@ Least1 = Annotated[int, Field(ge=1)]
 Least2 = Annotated[int, Field(ge=2)]
 Magnitude = Annotated[float, Field(ge=0.01, le=100)]  # a temperature, a weight or an entropy
 Multiple = Annotated[float, Field(ge=0.1, le=10)]  # LM calls, beside those of a group's rollouts
+IS_TEACHER = such_that(
+    lambda teacher: isinstance(teacher, dspy.Module) or is_lm(teacher),
+    "pass a dspy.Module, or an LM such as dspy.LM(...)",
+)
 NOT_ASYNC = such_that(lambda code: not is_coroutine_function(code), "it should not be async")
 
 
@@ -143,13 +150,21 @@ class UpdateContext(RunContext):
     predictors: tuple[str, ...]  # the names of the program's predictors
 
 
-@dataclass(frozen=True, slots=True)
+@strategy
 class Attempt:
-    """An extra rollout of a group, with a hint, with a teacher, or with neither."""
+    """An extra rollout of a group, with a hint, with a teacher, or with neither.
 
-    hint: str = ""  # stands at the end of the instructions, in this attempt only
-    teacher: Any = None  # a program, in place of the student, or an LM, on which the student runs
-    temperature: float = 0.0  # the least, up to 2; where the run's is higher or "own", that counts
+    Raises SettingsError.
+
+    Args:
+        hint: stands at the end of the instructions, in this attempt only; without field markers.
+        teacher: a program, in place of the student, or an LM, on which the student runs.
+        temperature: the least, 0 to 2; where the run's is higher or "own", that counts.
+    """
+
+    hint: Annotated[str, such_that(lambda hint: as_input(hint) == hint, "pass plain text")] = ""
+    teacher: Annotated[Any, IS_TEACHER] = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,20 @@
 """Strategies that help where a group fails throughout: hints, a teacher, attempts that differ."""
 
-import bisect
 import re
 import statistics
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Annotated, Any
 
 import dspy
 from pydantic import Field
 
-from tfgrpo_dspy.errors import such_that
-from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
 from tfgrpo_dspy.rollout import MIN_CONTRAST, fields_text
 from tfgrpo_dspy.strategies.base import (
+    IS_TEACHER,
     Ask,
     Attempt,
     GroupContext,
@@ -150,13 +147,7 @@ class TeacherRollouts(Strategy):
             to 1; at least one.
     """
 
-    teacher: Annotated[
-        Any,
-        such_that(
-            lambda teacher: isinstance(teacher, dspy.Module) or is_lm(teacher),
-            "pass a dspy.Module, or an LM such as dspy.LM(...)",
-        ),
-    ]
+    teacher: Annotated[Any, IS_TEACHER]
     share: Annotated[float, Field(ge=0.01, le=1)] = 0.5
 
     def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
@@ -208,27 +199,20 @@ class ClippedDiversity(Strategy):
 
     def reward(self, scored: Scored) -> Sequence[float]:
         """The scores, changed by less than what sets them apart from others of the group."""
-        rewards = [rollout.score or 0.0 for rollout in scored.rollouts]
-        groups: dict[int, list[int]] = {}
+        scores = [rollout.score or 0.0 for rollout in scored.rollouts]
+        rewards, groups = list(scores), dict[int, list[int]]()
         for place, rollout in enumerate(scored.rollouts if scored.is_training else ()):
             if not any(scored.aided[place : place + 1]):
                 groups.setdefault(rollout.example, []).append(place)
         for places in groups.values():
-            levels = list[float]()  # the scores that differ by more than rounding does
-            for score in sorted(rewards[place] for place in places):
-                if not levels or score - levels[-1] > MIN_CONTRAST:
-                    levels.append(score)
-            gaps = [high - low for low, high in pairwise(levels)]
-            if not gaps:
+            surprise = {place: scored.rollouts[place].entropy for place in places}
+            entropies = {p: max(0.0, entropy) for p, entropy in surprise.items() if entropy}
+            if None in surprise.values() or not (highest := max(entropies.values(), default=0.0)):
                 continue
-            surprise = [scored.rollouts[place].entropy for place in places]
-            highest = max((entropy or 0.0 for entropy in surprise), default=0.0)
-            if None in surprise or highest <= 0:
-                continue
-            entropies = [max(0.0, entropy or 0.0) / highest for entropy in surprise]
-            ranks = [bisect.bisect(levels, rewards[place]) - 1 for place in places]
-            for place, rank, entropy in zip(places, ranks, entropies, strict=True):
-                alike_scored = (e for e, r in zip(entropies, ranks, strict=True) if r == rank)
-                room = min(gaps[max(0, rank - 1) : rank + 1])  # to the next score, up or down
-                rewards[place] += self.clip * room * (entropy - statistics.fmean(alike_scored))
+            for place in places:
+                gaps = {other: abs(scores[place] - scores[other]) for other in places}
+                mates = [entropies.get(p, 0.0) for p, gap in gaps.items() if gap <= MIN_CONTRAST]
+                room = min((gap for gap in gaps.values() if gap > MIN_CONTRAST), default=0.0)
+                unusual = entropies.get(place, 0.0) - statistics.fmean(mates)
+                rewards[place] += self.clip * room * unusual / highest
         return rewards
