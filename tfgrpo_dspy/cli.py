@@ -60,9 +60,6 @@ def main() -> None:
     tfgrpo.main(prog_name="tfgrpo")
 
 
-# ------------------------------------------------------------------------ reading and writing
-
-
 def _run(name: str) -> RunResults | None:
     """The run that RUN_DIR or RUN_DIR#ID names; None: a file. Raises StoreError: no such run."""
     folder, _, run_id = (name, "", "") if Path(name).exists() else name.rpartition("#")
@@ -139,8 +136,6 @@ def _echo_json(value: Any) -> None:
     finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
     click.echo(json.dumps(finite, indent=2))
 
-
-# ---------------------------------------------------------------------------------- commands
 
 library_argument = click.argument("library", type=click.Path())
 run_argument = click.argument("run_dir", type=click.Path())

@@ -158,9 +158,6 @@ class MathUnavailableError(TrainingFreeGRPOError, ImportError):
     """The package that compares formulas is missing or does not start; names the extra `math`."""
 
 
-# ------------------------------------------------------------------ arguments that are verified
-
-
 def such_that(is_usable: Callable[[Any], Any], hint: str) -> Any:
     """A condition on a value beside its type; `hint` says what to pass."""
 

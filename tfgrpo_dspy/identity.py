@@ -124,13 +124,16 @@ class Identities:
             return without_addresses(repr(value))
         if kind.__module__.partition(".")[0] in SILENT:
             return _name_of(kind)
-        return [self._named(_name_of(kind)), self._class(kind)]
+        return [self._named(_name_of(kind)), self.of(kind)]
 
     def _code(self, value: Any) -> Any:
         if is_lm(value):
             return self._lm(value)
         if isinstance(value, type):
-            return signature_identity(value) if _is_signature(value) else self._class(value)
+            if _is_signature(value):
+                return signature_identity(value)
+            is_own = is_users_own(value.__module__)
+            return self._once(value, self._classes) if is_own else _name_of(value)
         if isinstance(value, functools.partial):
             parts = [value.func, value.args, value.keywords]
             return self._once(value, lambda _: ["partial", *map(self.of, parts)])
@@ -157,20 +160,15 @@ class Identities:
         held = [parts, function.__defaults__, function.__kwdefaults__, self._names_of([function])]
         return [_name_of(function), self._source(function), self.of(held)]
 
-    def _class(self, kind: type) -> Any:
-        """A class by its source, that of its bases, what its methods name; others by their name."""
-        if not is_users_own(kind.__module__):
-            return _name_of(kind)
-        return self._once(kind, self._classes)
-
     def _classes(self, kind: type) -> Any:
+        """A class of the user's and its bases: source, and what their methods name."""
         parts = []
         for base in (each for each in kind.__mro__ if is_users_own(each.__module__)):
             inner = (getattr(each, "__func__", each) for each in vars(base).values())
             methods = [getattr(each, "fget", each) for each in inner]  # of a property
             functions = [each for each in methods if isinstance(each, FunctionType)]
-            sources = [each for each in functions if each.__code__.co_filename != "<string>"]
-            named = self.of(self._names_of(sources))  # not by dataclasses
+            written = [each for each in functions if each.__code__.co_filename != "<string>"]
+            named = self.of(self._names_of(written))  # not by dataclasses
             parts.append([_name_of(base), self._source(base), named])
         return parts
 
@@ -181,17 +179,17 @@ class Identities:
 
     def _lm(self, lm: Any) -> Any:
         """An LM: class, model, sampling parameters, engine; not where it is reached, no key."""
-
-        def counts(name: str) -> bool:
-            return name not in NOT_IN_IDENTITY | LM_PLUMBING and not ENDPOINT.match(name)
-
-        held = {k: v for k, v in vars(lm).items() if counts(k) and k[0] != "_"}
-        parameters = {
-            name: _without_url_secrets(value) if isinstance(value, str) else value
-            for name, value in getattr(lm, "kwargs", {}).items()
-            if counts(name) and value is not None
-        }
-        held |= {"kwargs": parameters, "engine": getattr(lm, "engine", None)}
+        others = NOT_IN_IDENTITY | LM_PLUMBING
+        held, parameters = (
+            {k: v for k, v in values.items() if k not in others and not ENDPOINT.match(k)}
+            for values in (vars(lm), getattr(lm, "kwargs", {}))
+        )
+        for name, value in parameters.items():  # of a URL scheme, host, port and path: no key
+            if isinstance(value, str):
+                parameters[name] = re.sub(r"^(\w+://)([^/]*@)?([^?#]*).*", r"\1\3", value)
+        held = {name: value for name, value in held.items() if name[0] != "_"}
+        held["kwargs"] = {name: value for name, value in parameters.items() if value is not None}
+        held["engine"] = getattr(lm, "engine", None)
         return self.of([type(lm), without_secret_names(held)])
 
     def _source(self, code: Any) -> str | None:
@@ -216,15 +214,11 @@ def _is_signature(value: Any) -> bool:
 
 def signature_identity(signature: Any) -> Any:
     """The instructions and the fields of a signature."""
-    fields = [
-        [
-            name,
-            without_addresses(str(info.annotation)),
-            schema_of(info.annotation),
-            {k: without_addresses(str(v)) for k, v in (info.json_schema_extra or {}).items()},
-        ]
-        for name, info in signature.fields.items()
-    ]
+    fields = []
+    for name, info in signature.fields.items():
+        kind, extra = info.annotation, (info.json_schema_extra or {}).items()
+        texts = {k: without_addresses(str(v)) for k, v in extra}
+        fields.append([name, without_addresses(str(kind)), schema_of(kind), texts])
     return [signature.instructions, fields]
 
 
@@ -242,11 +236,6 @@ def _schema(annotation: Any) -> Any:
         return pydantic.TypeAdapter(annotation).json_schema()
     except Exception:  # noqa: BLE001 - a user's own type may raise anything
         return None
-
-
-def _without_url_secrets(text: str) -> str:
-    """Of a URL scheme, host, port and path; the rest may hold a key."""
-    return re.sub(r"^(\w+://)([^/]*@)?([^?#]*).*", r"\1\3", text)
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -16,7 +16,6 @@ import os
 import re
 import secrets
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -170,9 +169,8 @@ class AsyncLlamaEngine(LlamaEngine):
 def _request_body(request: lm15.Request) -> dict[str, Any]:
     """The request in the form of llama.cpp's chat endpoint."""
     config = request.config
-    turns = [(message.role, message.parts) for message in request.messages]
-    if request.system is not None:
-        turns.insert(0, ("system", request.system))
+    turns: list[Any] = [("system", request.system)] if request.system is not None else []
+    turns += [(message.role, message.parts) for message in request.messages]
     parts = [part for _, content in turns if not isinstance(content, str) for part in content]
     asked = {field.name for field in fields(config) if getattr(config, field.name) is not None}
     refused = [f"config.{name}" for name in sorted(asked - READ)]
@@ -187,13 +185,16 @@ def _request_body(request: lm15.Request) -> dict[str, Any]:
         sampling["seed"] = int.from_bytes(digest[:8], "big") % (2**32 - 1)  # which means "any seed"
     if config.stop:
         sampling["stop"] = list(config.stop)
-    texts = (c if isinstance(c, str) else "\n".join(part.text for part in c) for _, c in turns)
-    pairs = zip(turns, texts, strict=True)
+    messages = [
+        {"role": role, "content": c if isinstance(c, str) else "\n".join(part.text for part in c)}
+        for role, c in turns
+    ]
+    is_cached = config.cache is None or config.cache.mode != "off"
     return {
         **(config.extensions or {}),
         **sampling,
-        "messages": [{"role": role, "content": text} for (role, _), text in pairs],
-        "cache_prompt": config.cache is None or config.cache.mode != "off",
+        "messages": messages,
+        "cache_prompt": is_cached,
     }
 
 
@@ -209,24 +210,21 @@ class Model:
         if faults:
             raise SettingsError(f"{', '.join(faults)}: pass a whole number, at least 1")
         self._new_context = functools.partial(_context, model_path(gguf), n_ctx, n_threads)
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(n_parallel, thread_name_prefix="llama")
+        self._lock, self._places = threading.Lock(), threading.Semaphore(n_parallel)
         self._free = [(self._new_context(), "")]  # each with its last prompt
 
     def answer(self, body: dict[str, Any]) -> Any:
         """llama.cpp's answer to a chat request, from the context that holds most of its prompt."""
-        return self._pool.submit(self._answer, body).result()  # which Ctrl-C may interrupt
-
-    def _answer(self, body: dict[str, Any]) -> Any:
         prompt = "\n".join(message["content"] for message in body["messages"])
-        with self._lock:
-            shared = [len(os.path.commonprefix([last, prompt])) for _, last in self._free]  # noqa: RUF071
-            context = self._free.pop(shared.index(max(shared)))[0] if shared else None
-        context = context or self._new_context()
-        try:
-            return context.handle_chat_completions(body)
-        finally:
-            self._free.append((context, prompt))
+        with self._places:
+            with self._lock:
+                shared = [len(os.path.commonprefix([last, prompt])) for _, last in self._free]  # noqa: RUF071
+                context = self._free.pop(shared.index(max(shared)))[0] if shared else None
+            context = context or self._new_context()
+            try:
+                return context.handle_chat_completions(body)
+            finally:
+                self._free.append((context, prompt))
 
 
 def _context(path: Path, n_ctx: int, n_threads: int) -> Any:

@@ -47,9 +47,6 @@ def check_wanted() -> None:
         raise RunStopped(NOT_WANTED)
 
 
-# ------------------------------------------------------------------------------ what it refers to
-
-
 def without_partials(code: Any) -> Any:
     """The function in a partial, which may stand in others; all else as it is."""
     while isinstance(code, functools.partial):
@@ -107,9 +104,6 @@ def held_by(value: Any) -> Iterator[Any]:
     if isinstance(function, FunctionType):
         yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
         yield from (each for _, each in named_by(function))
-
-
-# ------------------------------------------------------------------------------ its event loop
 
 
 def loops_here() -> list[asyncio.AbstractEventLoop]:
@@ -185,9 +179,6 @@ async def _guarded(awaitable: Awaitable[Result]) -> Result:
 def settled(returned: Any) -> Any:
     """The value that code returned; of an awaitable its result."""
     return asyncio.run(in_loop(returned)) if inspect.isawaitable(returned) else returned
-
-
-# ------------------------------------------------------------------------------ who awaits a run
 
 
 def awaited(

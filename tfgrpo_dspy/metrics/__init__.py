@@ -196,9 +196,6 @@ def normalize_text(text: str) -> str:
     return re.sub(r"\b(?:(?:an?|the)\s+)+(?=\w\w)", "", words) or " ".join(folded.split())
 
 
-# ------------------------------------------------------------------------------ mathematics
-
-
 def is_equivalent(answer: str, expected: str, *, timeout_s: float = TIMEOUT_S) -> bool:
     r"""True if two answers are mathematically the same; False, too, if that takes too long.
 

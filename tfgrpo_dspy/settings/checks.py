@@ -150,9 +150,6 @@ def split(
     return sorted({*order} - held_out), [trainset[i] for i in sorted(held_out)]
 
 
-# -------------------------------------------------------------------------- what a run may call
-
-
 def all_lms(settings: Settings, student: Any) -> list[Any]:
     """Every LM that the run may call, if it can be found in student, modules or metric."""
     modules = settings.arguments["reflection"].modules
@@ -198,9 +195,6 @@ def async_code(settings: schedule.RunSettings, student: Any) -> list[str]:
         way = "call `await optimizer.acompile(...)` (of `learn`: `alearn`)"
         raise SettingsError(f"{', '.join(names)}: {fault} is over; {way}.")
     return names
-
-
-# ----------------------------------------------------------------------------------------- faults
 
 
 def _faults(
