@@ -95,10 +95,11 @@ class ScoringFunction:
             if not isinstance(by_name, Mapping):
                 hint = "; return a dict of finite numbers by name."
                 raise self._error(f"returned objectives={_shown(by_name)}", example, hint)
-            for name, each in by_name.items():
-                if each is not None:  # it applies to the example
-                    part = f" as objective {str(name)!r}"
-                    objectives[str(name)] = self._finite(each, example, part)
+            objectives = {
+                str(name): self._finite(each, example, f" as objective {str(name)!r}")
+                for name, each in by_name.items()
+                if each is not None  # it applies to the example
+            }
             mean = statistics.fmean(objectives.values()) if objectives else None
             value, feedback = verdict.get("score", mean), str(verdict.get("feedback") or "")
             part = " as the score"
@@ -108,12 +109,11 @@ class ScoringFunction:
         return Score(self._finite(value, example, part), feedback, objectives)
 
     def _finite(self, value: Any, example: Any, part: str) -> float:
-        number = number_of(value)
-        if number is None:
-            what = f"returned {_shown(value)} ({type(value).__name__}){part}"
-            hint = f"; return a finite number (below {MOST:g}), or "
-            raise self._error(what, example, f"{hint}dspy.Prediction(score=..., feedback=...).")
-        return number
+        if (number := number_of(value)) is not None:
+            return number
+        what = f"returned {_shown(value)} ({type(value).__name__}){part}"
+        hint = f"; return a finite number (below {MOST:g}), or "
+        raise self._error(what, example, f"{hint}dspy.Prediction(score=..., feedback=...).")
 
 
 def adapt_metric(metric: Any) -> ScoringFunction:
@@ -151,23 +151,20 @@ def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.P
     apply to the example, and does not count there. Raises SettingsError: there is none, one of them
     is no metric, or a weight is no positive number.
     """
-    if isinstance(metrics, Mapping):
-        by_name = {str(name): metric for name, metric in metrics.items()}
-    else:
+    if not isinstance(metrics, Mapping):
         names = [metric_name(each[0] if isinstance(each, tuple) else each) for each in metrics]
         unique = (n if names.count(n) == 1 else f"{n} {k}" for k, n in enumerate(names, 1))
-        by_name = dict(zip(unique, metrics, strict=True))
-    if not by_name:
+        metrics = dict(zip(unique, metrics, strict=True))
+    if not metrics:
         hint = "pass at least one metric, or metric=None."  # pydantic names the value
         raise SettingsError(hint)
     weights, functions = dict[str, float](), list[Any]()
-    for name, pair in by_name.items():
-        function, *rest = pair if isinstance(pair, tuple) else (pair, 1.0)
-        weight = number_of(rest[0]) if len(rest) == 1 else None
-        if weight is None or weight <= 0:
+    for name, pair in metrics.items():
+        function, weight = pair if isinstance(pair, tuple) and len(pair) == 2 else (pair, 1.0)
+        if (number_of(weight) or 0) <= 0:
             raise SettingsError(f"{name!r}: pass a metric, or (metric, weight above 0).")
         adapt_metric(function)
-        weights[name] = weight
+        weights[str(name)] = float(weight)
         functions.append(function)
     return functools.partial(weighted_mean, *functions, weights=weights)
 
@@ -196,9 +193,7 @@ def held_lms(metric: Any) -> list[dspy.BaseLM]:
     lms: list[dspy.BaseLM] = []
     waiting, seen = [metric], {id(metric)}
     while waiting:
-        for held in held_by(waiting.pop()):
-            if id(held) in seen:
-                continue
+        for held in (each for each in held_by(waiting.pop()) if id(each) not in seen):
             seen.add(id(held))
             if isinstance(held, dspy.BaseLM):
                 lms.append(held)

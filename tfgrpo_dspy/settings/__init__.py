@@ -92,9 +92,8 @@ def _checked_strategies(strategies: Sequence[Strategy] | str) -> tuple[Strategy,
     for one in strategies:
         if type(one) is not Strategy and not any(overrides(one, name) for name in METHODS):
             raise ValueError(f"{one!r} overrides none of {', '.join(METHODS)}")
-        for name in METHODS:
-            if is_coroutine_function(getattr(one, name)):
-                raise ValueError(f"{type(one).__name__}.{name} should not be async")
+        if names := [name for name in METHODS if is_coroutine_function(getattr(one, name))]:
+            raise ValueError(f"{type(one).__name__}.{names[0]} should not be async")
     names = [type(one).__name__ for one in strategies if overrides(one, "credit")]
     if len(names) > 1:
         raise ValueError(f"pass one of {', '.join(names)}: each values the steps of a group")
@@ -190,12 +189,12 @@ class Reflection:
 def _one_lesson() -> modules.ExtractAdvantage:
     """Asks for one lesson of each group, as the paper does."""
     module = modules.ExtractAdvantage()
-    for predictor in module.predictors():
-        instructions = predictor.signature.instructions.replace(
-            "one to three lessons for each example, the most useful first.",
-            "one lesson for each example, the most useful one.",
-        )
-        predictor.signature = predictor.signature.with_instructions(instructions)
+    signature = module.ask.signature
+    instructions = signature.instructions.replace(
+        "one to three lessons for each example, the most useful first.",
+        "one lesson for each example, the most useful one.",
+    )
+    module.ask.signature = signature.with_instructions(instructions)
     return module
 
 
