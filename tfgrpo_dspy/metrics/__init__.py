@@ -44,7 +44,6 @@ VALUE = re.compile(r"^(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?|[^A-Za-z<>=]*
 KIND = re.compile(r"(?s)\A(?:(?:\\left)?\\?[(\[{](?=.*[)\]}]$)|.*?(?<![<>])=|)")
 LEAD_IN = re.compile(r"\banswer\s*(?:is\b\s*:?|[:=])|####", re.IGNORECASE)
 LATEX_WORDS = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-LATEX_SPACING = re.compile(r"\\(?:left|right|quad|qquad|displaystyle)(?![A-Za-z])|\\[,;:!]")
 WRAPPING = re.compile(
     r"\(?([A-Za-z])\)|\$+([^$]+)\$+|\\\(((?:(?!\\\().)+)\\\)|\\\[((?:(?!\\\[).)+)\\\]|"
     + LATEX_WORDS.pattern,
@@ -69,8 +68,6 @@ REWRITTEN = (
     (r"\\sqrt\s+(\d+|[A-Za-z])", r"\\sqrt{\1}"),
     (r"(\d)\s+(\d+/\d+)", r"(\1+\2)"),
     (r"(?<=\d)(?:\\[,!;: ]|\{,\}|,\\!)+\s*(?=\d{3})", ""),
-    (r"(?<![A-Za-z\d])(\d+(?:\.\d*)?)[eE]([+-]?\d+)(?![A-Za-z\d])", r"\1*10^{\2}"),
-    (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
     (r"\*\*", "^"),
     (r"\\?\$|\n", " "),
 )
@@ -260,7 +257,7 @@ def _final_answer(text: str) -> str:
 
 def _text_form(answer: str) -> tuple[str, bool]:
     """The answer in the form in which texts are compared, and whether it is prose."""
-    text = LATEX_SPACING.sub("", LATEX_WORDS.sub(r"\1", answer))
+    text = LATEX_WORDS.sub(r"\1", answer)
     if PROSE.fullmatch(text):
         return normalize_text(text), True
     text = " ".join(normalize("NFKC", text).casefold().split())

@@ -65,17 +65,13 @@ def prepare(
     if teacher is not None:
         caution("teacher: this optimizer uses no teacher, and ignores it.")
     if settings.metric is None and recorded is None:
-        caution(
-            "metric=None: lessons are drawn from agreement and self-critique, without ground "
-            "truth; nothing checks that the result is not worse than the student."
-        )
+        source = "metric=None: lessons are drawn from agreement and self-critique"
+        caution(f"{source}; nothing checks that the result is not worse than the student.")
     for used, held in itertools.combinations(sets, 2):
         inputs = {example.identity for example in sets[used]}
-        if n_shared := sum(example.identity in inputs for example in sets[held]):
-            caution(
-                f"{n_shared} of {len(sets[held])} {held} examples are {used} examples too; scores "
-                f"on them are optimistic."
-            )
+        if n := sum(example.identity in inputs for example in sets[held]):
+            which = f"{n} of {len(sets[held])} {held} examples are {used} examples too"
+            caution(f"{which}; scores on them are optimistic.")
     training, validation = split(settings, examples, held_out)
     trained_on = [examples[index] for index in training]
     n_predictors = len(named_predictors(student))
@@ -204,22 +200,19 @@ def _faults(
     recorded: Sequence[Sequence[Rollout]] | None,
 ) -> Iterator[str]:
     """A sentence on each thing that no run can use."""
-    is_module = isinstance(student, dspy.Module)
+    is_module, most = isinstance(student, dspy.Module), settings.max_experiences
     if not is_module:
         yield f"student={student!r}: pass a dspy.Module, such as dspy.Predict('q -> a')."
     elif not named_predictors(student):
         yield (
-            f"student={type(student).__name__} has no predictors into whose instructions "
-            f"experiences could be baked (sub-modules with _compiled=True are frozen; DSPy finds "
-            f"none that `forward` makes, or that stand in a list or dict within another one: make "
-            f"them in `__init__`, and hold them in attributes, or in lists or dicts of one)."
+            f"student={type(student).__name__} has no predictors that DSPy finds (sub-modules with "
+            f"_compiled=True are frozen; none is found that `forward` makes, or that stands in a "
+            f"list or dict within another one: make them in `__init__`, in attributes)."
         )
     if is_module:
-        if (n := len(ExperienceLibrary.from_program(student))) > settings.max_experiences:
-            yield (
-                f"max_experiences={settings.max_experiences}: the student starts with {n} "
-                f"experiences; allow as many, or bake a smaller library into it first."
-            )
+        if (n := len(ExperienceLibrary.from_program(student))) > most:
+            starts = f"max_experiences={most}: the student starts with {n} experiences"
+            yield f"{starts}; allow as many, or bake a smaller library into it first."
         yield from _lm_faults(settings, student)
     sets = {n: examples for n, examples in data.items() if n == "trainset" or examples is not None}
     faults = {name: _data_fault(name, examples) for name, examples in sets.items()}
@@ -232,13 +225,12 @@ def _faults(
         yield from _input_faults(student, usable)
         outputs = {f for _, p in named_predictors(student) for f in p.signature.output_fields}
         is_known = type(student).__module__.startswith("dspy.")
-        for rollout in itertools.chain(*(recorded if recorded and is_known else ())):
-            if rollout.outputs and not outputs & rollout.outputs.keys():
-                yield (
-                    f"traces: {type(student).__name__} gives the outputs {sorted(outputs)}, and "
-                    f"trace {rollout.rollout_id} has {sorted(rollout.outputs)}; rename its fields."
-                )
-                break
+        every = itertools.chain(*(recorded if recorded and is_known else ()))
+        others = (r for r in every if r.outputs and not outputs & r.outputs.keys())
+        for rollout in itertools.islice(others, 1):
+            gives = f"traces: {type(student).__name__} gives the outputs {sorted(outputs)}"
+            has = f"trace {rollout.rollout_id} has {sorted(rollout.outputs)}"
+            yield f"{gives}, and {has}; rename its fields."
 
 
 def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
@@ -249,21 +241,17 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
     for lm in (*of_predictors, *policy_lms(student), reflection_lm):
         takes_decisions = getattr(lm, "supports_decision_requests", False) is True
         if lm is None:
-            yield (
-                "lm=None: no LM is configured; call dspy.configure(lm=dspy.LM(...)), or set one on "
-                "every predictor and pass reflection_lm."
-            )
+            configured = "lm=None: no LM is configured; call dspy.configure(lm=dspy.LM(...))"
+            yield f"{configured}, or set one on every predictor and pass reflection_lm."
             return
         if not isinstance(lm, dspy.BaseLM) and not takes_decisions:
             instance = f"dspy.LM({lm!r})" if isinstance(lm, str) else "dspy.LM(...)"
             yield f"lm={lm!r:.80} is no LM; configure and set an instance, such as {instance}."
             return
     for lm in policy_lms(student):
-        if not allows_temperature(lm, settings.temperature):
-            yield (
-                f"temperature={settings.temperature}: {lm.model} is a reasoning model and allows "
-                f"no temperature but its own; leave temperature out."
-            )
+        if not allows_temperature(lm, (t := settings.temperature)):
+            model = f"temperature={t}: {lm.model} is a reasoning model"
+            yield f"{model} and allows no temperature but its own; leave temperature out."
     if settings.max_cost is not None:
         for lm in {id(lm): lm for lm in all_lms(settings, student)}.values():
             price = price_of(lm, settings.arguments["prices"] or {})
@@ -284,13 +272,9 @@ def _data_fault(name: str, examples: Any) -> str:
         if odd := [field for field in stored_in(example) if not isinstance(field, str)]:
             return f"{name}: position {index} has a field named {odd[0]!r:.80}; names are texts."
     without = [index for index, example in enumerate(examples) if not _inputs_of(example)]
-    if without:
-        return (
-            f"{name}: {len(without)} of {len(examples)} examples have no inputs (the first at "
-            f"position {without[0]}); call example.with_inputs('question') on each, with the names "
-            f"of its inputs."
-        )
-    return ""
+    how_many = f"{name}: {len(without)} of {len(examples)} examples have no inputs"
+    way = "call example.with_inputs('question') on each, with the names of its inputs."
+    return f"{how_many} (the first at position {without[0]}); {way}" if without else ""
 
 
 def _inputs_of(example: Any) -> set[str]:
