@@ -406,7 +406,7 @@ def test_a_file_that_is_not_a_library_is_refused_with_the_field_and_what_to_writ
 
 
 def test_one_text_in_place_of_a_list_is_refused() -> None:
-    with pytest.raises(LibraryError, match=r"pass a list of texts, such as \['Ask first.'\]"):
+    with pytest.raises(LibraryError, match=r"pass a list of texts: \['Ask first.'\]"):
         ExperienceLibrary.from_texts("Ask first.")
 
 

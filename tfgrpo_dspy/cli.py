@@ -84,9 +84,7 @@ def _library(name: str) -> ExperienceLibrary:
     if run := _run(name):
         return run.experiences
     if name.endswith(".pkl"):
-        raise LibraryFormatError(
-            f"{name}: a pickle is not read; save the program with program.save('x.json')."
-        )
+        raise LibraryFormatError(f"{name}: a pickle is not read; call program.save('x.json').")
     text, format = files.read_text(name), interchange.format_of(name)
     if format != "json" or '"signature"' not in text:
         return interchange.parse(text, format, source=name)

@@ -34,9 +34,8 @@ def format_of(path: str | Path) -> str:
     """The format that the name of a file stands for. Raises LibraryFormatError: there is none."""
     name = Path(path).name
     if name != "SKILL.md" and Path(name).suffix.lower() not in ENDINGS:
-        raise LibraryFormatError(
-            f"{path}: no format has this ending; name the file SKILL.md, or {', '.join(ENDINGS)}."
-        )
+        way = f"name the file SKILL.md, or {', '.join(ENDINGS)}"
+        raise LibraryFormatError(f"{path}: no format has this ending; {way}.")
     return "skill" if name == "SKILL.md" else ENDINGS[Path(name).suffix.lower()]
 
 
@@ -115,10 +114,8 @@ def _read_list(text: str) -> ExperienceLibrary:
             items.append((number, id_, json.loads(scope) if scope else ALL, [rest]))
             is_item = True
         else:
-            raise LibraryFormatError(
-                f"line {number}: {shown(line)} is no item of a list: write '- ' in front, or two "
-                f"spaces if it goes on with the item above."
-            )
+            way = "write '- ' in front, or two spaces if it goes on with the item above"
+            raise LibraryFormatError(f"line {number}: {shown(line)} is no item of a list: {way}.")
     free = max([next_number, *(int(id_[1:]) + 1 for _, id_, _, _ in items if id_)])
     experiences = []
     for number, id_, scope, lines in items:

@@ -138,10 +138,8 @@ def adapt_metric(metric: Any) -> ScoringFunction:
             signature.bind(*(None,) * (2 + extra), **kwargs)
             asks_predictors = [*signature.parameters][3:5] == OF_PREDICTORS
             return ScoringFunction(metric, asks_predictors, extra, wants_trace)
-    raise SettingsError(
-        f"metric {metric_name(metric)}{signature} cannot be called with an example and a "
-        f"prediction; write it as metric(example, pred, trace=None)."
-    )
+    fault = f"metric {metric_name(metric)}{signature} cannot be called with example and prediction"
+    raise SettingsError(f"{fault}; write it as metric(example, pred, trace=None).")
 
 
 def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.Prediction]:

@@ -231,11 +231,7 @@ NO_SECRET = re.compile(
 """Names of other variables that describe a secret and hold none: `TOKEN_EXPIRES`."""
 PLAIN_WORDS = re.compile(r"[a-z]+([_. -][a-z]+)*")
 """Values such as `customer_id` are no secrets, and not even a password is `password`."""
-FORMS = (
-    json.dumps,
-    functools.partial(json.dumps, ensure_ascii=False),
-    repr,
-)  # of a text in other texts
+FORMS = (json.dumps, functools.partial(json.dumps, ensure_ascii=False), repr)  # in other texts
 PLAIN_HEADERS = ("accept", "accept-encoding", "connection", "content-type", "host", "user-agent")
 SHORTEST_SECRET = 8  # shorter values are placeholders, such as "none"
 MAX_DEPTH = 4  # how deep in an LM secrets are looked for: `lm.engine.client.headers` is three deep

@@ -206,9 +206,8 @@ def operation_from(written: Any) -> Operation:
         op = str(written.get("op", "")).strip().upper()
         op = _SYNONYMS.get(op, op)
         if op not in ("ADD", "MODIFY", "DELETE", "KEEP"):
-            raise LibraryError(
-                f"op={written.get('op')!r}: the operations are ADD, MODIFY, DELETE, KEEP."
-            )
+            fault = f"op={written.get('op')!r}: the operations are ADD, MODIFY, DELETE, KEEP."
+            raise LibraryError(fault)
         written = {k: v for k, v in written.items() if v is not None and (k, v) != ("scope", "")}
         written = {**written, "op": op, "evidence": ()}
     try:
@@ -296,9 +295,7 @@ class ExperienceLibrary:
             LibraryError: a text is empty, or one text was given in place of several.
         """
         if isinstance(texts, str):
-            raise LibraryError(
-                f"texts={texts!r:.80}: pass a list of texts, such as [{texts!r:.80}]."
-            )
+            raise LibraryError(f"texts={texts!r:.80}: pass a list of texts: [{texts!r:.80}].")
         return cls(Experience(f"E{number}", text) for number, text in enumerate(texts, start=1))
 
     def __iter__(self) -> Iterator[Experience]:
@@ -463,9 +460,8 @@ class ExperienceLibrary:
         briefs = dict(self.briefs)
         unknown = sorted({*briefs, *(each.scope for each in self)} - {ALL, *predictors})
         if unknown:
-            raise LibraryError(
-                f"scopes {unknown} name no predictor of the program; it has {sorted(predictors)}."
-            )
+            has = f"it has {sorted(predictors)}"
+            raise LibraryError(f"scopes {unknown} name no predictor of the program; {has}.")
         for name, predictor in predictors.items():
             visible = [experience for experience in self if experience.scope in (ALL, name)]
             lines = [programs.BEGIN, programs.HEADER, *map(_line, visible)]
@@ -611,10 +607,8 @@ def library_of(instructions: Mapping[str, str]) -> ExperienceLibrary:
             next_number = max(next_number, experience.number + 1)
             first = by_id.setdefault(id_, experience)
             if first != experience:
-                raise LibraryFormatError(
-                    f"Two lines disagree on an id: {first} and {experience}; give both the same "
-                    f"text, or one of them another id."
-                )
+                fault = f"Two lines disagree on an id: {first} and {experience}"
+                raise LibraryFormatError(f"{fault}; give both one text, or one another id.")
     library = ExperienceLibrary(by_id.values(), next_number=next_number, briefs=briefs)
     return ExperienceLibrary().merge(library)
 

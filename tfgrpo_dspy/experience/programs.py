@@ -67,10 +67,9 @@ def split_instructions(instructions: str) -> tuple[str, str, str]:
     blocks = list(_BLOCK.finditer(instructions))
     n_begun = len(_BEGUN.findall(instructions))
     if n_begun != len(blocks) or n_begun > 1:
-        raise LibraryFormatError(
-            f"The instructions {instructions[:120]!r}... hold {n_begun} blocks of experiences, "
-            f"{len(blocks)} of which end with the line {END}; keep one, or none."
-        )
+        hold = f"The instructions {instructions[:120]!r}... hold {n_begun} blocks of experiences"
+        whole = f"{len(blocks)} of which end with the line {END}"
+        raise LibraryFormatError(f"{hold}, {whole}; keep one, or none.")
     if not blocks:
         return instructions, "", ""
     start, end = blocks[0].span()
@@ -96,17 +95,13 @@ def lines_of(block: str, predictor: str) -> tuple[list[tuple[str, str, str]], in
     *lines, last = block.split("\n")[2:-1] or [""]
     where = f"The experiences baked into predictor {predictor!r}"
     if (match := _LAST_LINE.fullmatch(last.rstrip())) is None:
-        raise LibraryFormatError(
-            f"{where} end with {last!r:.200}; restore the line '(next id: E<number>)', or remove "
-            f"all from {BEGIN} to {END}."
-        )
+        way = f"restore the line '(next id: E<number>)', or remove all from {BEGIN} to {END}."
+        raise LibraryFormatError(f"{where} end with {last!r:.200}; {way}")
     parsed = []
     for line in lines:
         if (parts := _LINE.fullmatch(line)) is None or not parts[3].strip():
-            raise LibraryFormatError(
-                f"{where} hold the line {line!r:.200}: a line is '[E<number>] text', not empty "
-                f"(with a star behind the number for scope 'all')."
-            )
+            form = "a line is '[E<number>] text' (a star behind the number: for all), not empty."
+            raise LibraryFormatError(f"{where} hold the line {line!r:.200}: {form}")
         parsed.append((parts[1], parts[2], unescaped(parts[3])))
     return parsed, int(match[1])
 
@@ -209,11 +204,9 @@ def copy_to_change(program: ProgramT) -> ProgramT:
     """A copy that may be changed. Raises LibraryError: it shares a predictor with the program."""
     copied, originals = copy_program(program), dict(named_predictors(program))
     if kept := [name for name, each in named_predictors(copied) if each is originals.get(name)]:
-        raise LibraryError(
-            f"program={type(program).__name__}: a copy of it has the same predictor {kept[0]!r}, "
-            f"which would be changed with the copy. Let __deepcopy__ of the module that holds it "
-            f"give a new module, and share only what is costly."
-        )
+        fault = f"program={type(program).__name__}: a copy of it has the same predictor {kept[0]!r}"
+        way = "let __deepcopy__ of the module that holds it give a new module"
+        raise LibraryError(f"{fault}, which would be changed with the copy; {way}.")
     return copied
 
 

@@ -331,9 +331,8 @@ class Worker:
             COMMAND, bufsize=0, stdin=PIPE, stdout=PIPE, env=fixed, start_new_session=True
         )
         if self._process.stdout.readline() != b"ready\n":
-            raise MathUnavailableError(
-                f"the process for formulas did not start; it says why on stderr. Try: {INSTALL}"
-            )
+            fault = "the process for formulas did not start; it says why on stderr"
+            raise MathUnavailableError(f"{fault}. Try: {INSTALL}")
         return self._process
 
     def close(self) -> None:

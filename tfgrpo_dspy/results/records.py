@@ -212,10 +212,9 @@ class Candidate:
         Raises SettingsError: these results were read from a file, which holds no programs.
         """
         if self.bake is None:
-            raise SettingsError(
-                f"{self.name}: results that were saved hold no programs; run the same compile with "
-                f"its log_dir again, which takes no call, and take its detailed_results."
-            )
+            way = "take those of the same compile, run again with its log_dir (without a call)"
+            fault = f"{self.name}: results that were saved hold no programs"
+            raise SettingsError(f"{fault}; {way}.")
         return self.bake()
 
     @property

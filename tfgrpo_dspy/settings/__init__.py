@@ -79,10 +79,8 @@ def _checked_metric(metric: Any) -> Any:
 
 def _checked_gate(gate: Gate | None, others: pydantic.ValidationInfo) -> Gate | None:
     if getattr(gate, "measures", False) and others.data.get("metric", gate) is None:
-        raise ValueError(
-            f"with metric=None nothing scores the rollouts for {type(gate).__name__}; pass a "
-            f"metric, or leave the gate out"
-        )
+        fault = f"with metric=None nothing scores the rollouts for {type(gate).__name__}"
+        raise ValueError(f"{fault}; pass a metric, or leave the gate out")
     return gate
 
 
@@ -348,9 +346,8 @@ def taking(
             try:
                 signature.bind(*args, **kwargs)
             except TypeError as error:
-                raise TypeError(
-                    f"{name}: {error}; pass, for example, {name}(metric, max_lm_calls=300)."
-                ) from None
+                example = f"pass, for example, {name}(metric, max_lm_calls=300)."
+                raise TypeError(f"{name}: {error}; {example}") from None
             init(self, settings_class(*args, **kwargs))
 
         self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -265,10 +265,9 @@ def _data_fault(name: str, examples: Any) -> str:
         return f"{name}={examples!r:.80}: pass a list of at least one dspy.Example."
     for index, example in enumerate(examples):
         if not isinstance(example, dspy.Example) or isinstance(example, dspy.Prediction):
-            return (
-                f"{name}: position {index} is of type {type(example).__name__}, not a "
-                "dspy.Example; pass dspy.Example(question=..., answer=...).with_inputs('question')."
-            )
+            fault = f"{name}: position {index} is of type {type(example).__name__}"
+            way = "pass dspy.Example(question=..., answer=...).with_inputs('question')"
+            return f"{fault}, not a dspy.Example; {way}."
         if odd := [field for field in stored_in(example) if not isinstance(field, str)]:
             return f"{name}: position {index} has a field named {odd[0]!r:.80}; names are texts."
     without = [index for index, example in enumerate(examples) if not _inputs_of(example)]
@@ -293,15 +292,11 @@ def _input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[s
     needed, taken = _taken_by(student)
     for set_name, examples in sets.items():
         named = enumerate(map(_inputs_of, examples))
-        wrong = (
-            (n, i) for n, i in named if not needed <= i or (taken is not None and not i <= taken)
-        )
+        wrong = ((n, i) for n, i in named if not needed <= i <= (i if taken is None else taken))
         for position, inputs in itertools.islice(wrong, 1):
-            yield (
-                f"{set_name}: {name} takes the inputs {sorted(taken or needed)}, and the example "
-                f"at position {position} has {sorted(inputs)}; rename its fields, or choose them "
-                f"with example.with_inputs(...)."
-            )
+            takes = f"{set_name}: {name} takes the inputs {sorted(taken or needed)}"
+            has = f"the example at position {position} has {sorted(inputs)}"
+            yield f"{takes}, and {has}; rename its fields, or use example.with_inputs(...)."
 
 
 def _entry(module: Any) -> Any:
