@@ -23,7 +23,6 @@ from scripted import (
 from small import grpo
 
 from tfgrpo_dspy import Execution, Reflection, RunFailedError, TrainingFreeGRPO
-from tfgrpo_dspy.experience.programs import HEADER
 from tfgrpo_dspy.strategies import Strategy
 
 TOO_LONG = lm15.ContextLengthError("at most 512 tokens")
@@ -272,36 +271,6 @@ def test_a_program_that_shows_no_lm_its_experiences_is_said_to(
     assert bool(done.detailed_results.experiences) == is_shown
     assert ("advice not shown" in done.detailed_results.failures) != is_shown
     assert caplog.text.count("no prompt held the experiences") == (not is_shown)
-
-
-class Renamed(dspy.ChatAdapter):
-    """Shows experiences under a header of its own, as `PlainAdapter` shows them without one."""
-
-    def format_system_message(self, signature: Any) -> str:
-        return super().format_system_message(signature).replace(HEADER, "Rules of the house:")
-
-
-def test_an_adapter_may_show_experiences_without_their_header() -> None:
-    given: dict[str, Any] = {"max_lm_calls": 150, "max_demos": 0, "progress": False}
-    with dspy.context(lm=scripted_lm(polite_rules()), adapter=Renamed()):
-        done = TrainingFreeGRPO(is_right, **given).compile(
-            dspy.Predict("question -> answer"), trainset=questions(30)
-        )
-    assert done.detailed_results.tried
-    assert "advice not shown" not in done.detailed_results.failures
-
-
-def test_a_program_that_calls_its_predictors_through_a_function_made_before_is_said_to(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    student = Calling(lambda _: student_itself)
-    student_itself = student.answer  # as dspy.asyncify(self.answer) holds it
-    with dspy.context(lm=scripted_lm(polite_rules())):
-        done = TrainingFreeGRPO(is_right, max_lm_calls=100, max_demos=0, progress=False).compile(
-            student, trainset=questions(30)
-        )
-    assert done.detailed_results.failures["advice not shown"] > 5
-    assert "none through a function that was made of them before" in caplog.text
 
 
 def kept(answers: dict[str, Any]) -> Callable[..., Any]:

@@ -2,18 +2,13 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
-from chat_server import Arrival, ChatServer, Fault
 from dspy import lm15
-from runs import learned, library_texts, n_calls, polite_answer, polite_rules
+from runs import learned, n_calls, polite_answer, polite_rules
 from scripted import Prompt, scripted_lm
-
-from tfgrpo_dspy import SettingsError, TrainingFreeGRPO
 
 Refusal = Callable[[Prompt], str]
 
@@ -87,52 +82,3 @@ def test_a_temperature_of_their_own_is_never_sent() -> None:
     lm = refusing_lm(lambda _prompt: "")
     learned(lm=lm, temperature="own")
     assert {prompt.temperature for prompt in lm.engine.prompts} == {None}
-
-
-def test_a_value_that_is_refused_leaves_other_values_alone() -> None:
-    def at_most_one(prompt: Prompt) -> str:
-        return "temperature: 0 to 0.5" if (prompt.temperature or 0) > 0.5 else ""
-
-    lm = refusing_lm(at_most_one, temperature=0.3)
-    learned(lm=lm)
-    assert {prompt.temperature for prompt in lm.engine.prompts} == {0.7, 0.3, None}
-
-
-def test_a_run_started_again_replays_what_was_made_without_the_parameter(tmp_path: Path) -> None:
-    first = learned(lm=refusing_lm(no_temperature), log_dir=tmp_path)
-    lm = refusing_lm(no_temperature)
-    again = learned(lm=lm, log_dir=tmp_path)
-    assert lm.engine.prompts == []
-    assert library_texts(again) == library_texts(first)
-
-
-def only_one_of_them(body: dict[str, Any]) -> str:
-    both = "temperature" in body and "top_p" in body
-    return "`topP` and `temperature`: only one of them." if both else ""
-
-
-class Refusing(ChatServer):
-    """Answers the polite task, but for bodies with both parameters."""
-
-    def __init__(self) -> None:
-        super().__init__(polite_rules())
-        self.bodies: list[dict[str, Any]] = []
-
-    def arrived(self, body: dict[str, Any]) -> Arrival:
-        self.bodies.append(body)
-        why = only_one_of_them(body)
-        return replace(super().arrived(body), fault=Fault(400, why) if why else None)
-
-
-def test_the_users_top_p_stays_where_temperature_is_refused_beside_it() -> None:
-    with Refusing() as server:
-        program = learned(lm=server.lm(api_key="none", top_p=0.9))
-    answered = [body for body in server.bodies if not only_one_of_them(body)]
-    assert {(body.get("temperature"), body.get("top_p")) for body in answered} == {(None, 0.9)}
-    assert program.detailed_results.failures == {"parameter left out": 1}
-
-
-@pytest.mark.parametrize("value", ["warm", 0, 3.0, True])
-def test_a_temperature_that_is_none_is_refused(value: Any) -> None:
-    with pytest.raises(SettingsError, match="'own'"):
-        TrainingFreeGRPO(None, temperature=value)

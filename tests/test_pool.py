@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.budget.meter import Meter
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.tasks.pool import Job, Pool
 
@@ -79,23 +78,6 @@ def test_a_stopped_run_records_what_comes_soon_and_begins_nothing_more() -> None
         threading.Timer(0.3, may_end.set).start()
         pool.result(jobs[5])
     assert sorted(begun) == sorted(recorded) == [0, 1]
-
-
-def test_a_task_that_took_too_long_can_make_no_more_calls() -> None:
-    ledger, late, refused = Ledger(), threading.Event(), threading.Event()
-    pool = Pool(ledger, 1, timeout_s=0.05)
-
-    def work() -> None:
-        meter = Meter(ledger)
-        late.wait(WAIT_S)
-        try:
-            meter.check()
-        except RunStopped:
-            refused.set()
-
-    assert isinstance(all_of(pool, [work])[0], TimeoutError)
-    late.set()
-    assert refused.wait(WAIT_S)
 
 
 def test_without_a_timeout_the_log_names_once_what_has_no_result_after_a_while(

@@ -4,7 +4,7 @@ The executor is one that keeps what it is given, until the test says what came o
 """
 
 import threading
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import pytest
@@ -129,9 +129,3 @@ def test_a_lost_workers_reservation_counts_as_spent_and_the_request_is_made_thre
     assert "3 times" in failure.message and "killed worker" in failure.message
     assert run.ledger.taken.n_lm_calls == 3 * FIRST
     assert len({name for _, _, name in run.held.given}) == 3
-
-
-def test_a_request_that_the_executor_cancels_is_made_again() -> None:
-    run = Coordinator(1, max_lm_calls=1000)
-    assert run.result_after(CancelledError(), made(2)).score == 1.0
-    assert run.ledger.taken.n_lm_calls == FIRST + 2

@@ -13,7 +13,7 @@ from runs import Pair, is_polite, predictor, questions
 from scripted import chat, scripted_lm
 from small import grouped
 
-from tfgrpo_dspy import Execution, NoGate, Reflection, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy import NoGate, Reflection, SettingsError, TrainingFreeGRPO
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.checks import prepare
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
@@ -273,23 +273,6 @@ def test_auto_pays_for_the_test_set_besides(auto: str, program: Any, n_calls: in
     alone, own = prepared(**given), prepared(**given, testset=questions(25, start=500))
     assert own.max_lm_calls == alone.max_lm_calls + 2 * 25 * n_calls
     assert own.schedule == alone.schedule
-
-
-@pytest.mark.parametrize(
-    "limit", [{"max_lm_calls": 300}, {"max_metric_calls": 200}, {"max_cost": 1}]
-)
-def test_estimate_uses_the_budget_and_stays_within_it(limit: dict[str, Any]) -> None:
-    lm = scripted_lm([], max_tokens=100)
-    optimizer = TrainingFreeGRPO(
-        is_polite, **limit, execution=Execution(prices={"scripted": (1.0, 2.0)})
-    )
-    with dspy.context(lm=lm):
-        plan = optimizer.estimate(predictor(), trainset=questions(40))
-    ((name, most),) = limit.items()
-    used = {"max_lm_calls": "n_lm_calls", "max_metric_calls": "n_rollouts", "max_cost": "cost"}
-    assert 0.5 * most <= getattr(plan.total, used[name]) <= most
-    assert "\nbatch_size           5\n" in str(plan)
-    assert lm.engine.n_calls() == 0
 
 
 def test_the_plan_of_the_page_of_settings_is_what_estimate_gives() -> None:
