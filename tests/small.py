@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
+from tfgrpo_dspy import Execution, ExperienceLibrary, Reflection, TrainingFreeGRPO
+from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.settings import PaperReflection
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 
@@ -41,6 +43,13 @@ def paper_grpo(metric: Callable[..., Any] | None, **given: Any) -> TrainingFreeG
 def run_settings(metric: Callable[..., Any] | None, **given: Any) -> RunSettings:
     """The same settings as a run has them, for 20 examples."""
     return derive(grpo(metric, **given).settings, RunData(n_training=20))
+
+
+def group_of(*rollouts: Rollout, added: Any = None, **more: Any) -> SampledGroup:
+    """The group of these rollouts, all of which had these additions."""
+    group = Group.of(rollouts[0].example, rollouts, rollouts[0].score is not None)
+    additions = (added or Additions(ExperienceLibrary()),) * len(rollouts)
+    return SampledGroup(group, additions, **more)
 
 
 class Answering:

@@ -11,22 +11,25 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import questions, section, untimed
+from runs import Run, questions, section, untimed
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
-from small import grpo
+from small import Answering, group_of, grpo
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate
 from tfgrpo_dspy.rollout import Group, Rollout, Step, trajectory_text
-from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.strategies import (
     Ask,
     BranchingRollouts,
     Credit,
     GroupContext,
+    ImplicitStepRewards,
+    InformationGain,
     MonteCarloCredit,
     Play,
     Strategy,
+    TeacherMarks,
 )
 from tfgrpo_dspy.strategies.steps import StateValues, expected_score, fitted_rewards, tree_values
 
@@ -200,12 +203,6 @@ def test_a_finished_run_is_replayed_offline_with_its_continuations(tmp_path: Pat
     assert again.results.updates == first.results.updates
 
 
-def context_of(sampled: SampledGroup) -> GroupContext:
-    examples = [Example(questions(1)[0])]
-    library = ExperienceLibrary()
-    return GroupContext(sampled=sampled, past=(), library=library, training=(0,), examples=examples)
-
-
 def test_branches_give_the_leaves_of_a_group_for_fewer_calls() -> None:
     run = learned(BranchingRollouts(leaves=4), student=Acting())
     groups = [group for update in run.results.updates for group in update.groups]
@@ -218,9 +215,6 @@ def test_branches_give_the_leaves_of_a_group_for_fewer_calls() -> None:
 
 def branches_of(*rollouts: Rollout) -> tuple[list[tuple[int, int]], Credit]:
     """From where a group of these branches: rollout ids and steps; and what comes of it."""
-    sampled = SampledGroup(
-        Group(0, rollouts, rollouts), (Additions(ExperienceLibrary()),) * len(rollouts)
-    )
     asked: list[tuple[int, int]] = []
 
     def play(rollout: Rollout, n_steps: int, **_: Any) -> list[Rollout]:
@@ -228,8 +222,7 @@ def branches_of(*rollouts: Rollout) -> tuple[list[tuple[int, int]], Credit]:
         branch = len(asked) + 10
         return [replace(rollout, rollout_id=branch, n_replayed=n_steps)]
 
-    context = context_of(sampled)
-    return asked, BranchingRollouts(leaves=4).credit(context, None, play)  # type: ignore[arg-type]
+    return asked, credit(BranchingRollouts(leaves=4), context(rollouts), play=play)
 
 
 def test_rollouts_branch_first_where_the_entropy_of_the_next_answer_rises_most() -> None:
@@ -266,7 +259,9 @@ class Acting(Route):
         return dspy.Prediction(answer=so_far[2])
 
 
-def taking(id_: int, ways: str, score: float, n_replayed: int | None = None) -> Rollout:
+def taking(
+    id_: int, ways: Sequence[str], score: float | None, n_replayed: int | None = None
+) -> Rollout:
     """A rollout of a turn for each letter, which is what the turn decides."""
     steps = tuple(Step("predictor", "turn", {}, {"way": letter}) for letter in ways)
     return Rollout(0, id_, steps=steps, score=score, n_replayed=n_replayed)
@@ -346,3 +341,124 @@ def test_changes_of_the_value_are_told_in_words() -> None:
     group = Group(0, (rollout, taking(2, "abd", 1.0)), ())
     assert rollout.decisive_step(group.least_decisive) == 2
     assert group.decisive_predictor == "turn"
+
+
+EXAMPLES = [
+    Example(dspy.Example(question=f"question {name}", answer="1").with_inputs("question"))
+    for name in "ab"
+]
+
+
+def context(rollouts: Sequence[Rollout], *past: SampledGroup) -> GroupContext:
+    return GroupContext(
+        sampled=group_of(*rollouts),
+        past=past,
+        library=ExperienceLibrary(),
+        training=(0, 1),
+        examples=EXAMPLES,
+    )
+
+
+BETTER = group_of(Rollout(1, 100, score=1.0))  # of another example: there are other scores
+
+
+class Played:
+    """Goes on with these scores, and keeps from where."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores, self.states = scores, list[int]()
+
+    def __call__(self, rollout: Rollout, n_steps: int, n: int = 1, **_: Any) -> Sequence[Rollout]:
+        self.states.append(n_steps)
+        ways = [step.outputs["way"] for step in rollout.steps[:n_steps]]
+        first = 1000 * len(self.states)
+        return [
+            taking(first + k, [*ways, "new"], score, n_steps)
+            for k, score in enumerate(self.scores[:n])
+        ]
+
+
+def never(*_: Any, **__: Any) -> Any:
+    raise AssertionError
+
+
+def credit(strategy: Any, group: GroupContext, ask: Any = never, play: Any = never) -> Credit:
+    found = strategy.credit(group, ask, play)
+    assert isinstance(found, Credit)
+    return found
+
+
+FAILING = [taking(1, "abc", 0.0), taking(2, "abd", 0.0)]
+
+
+def test_the_marks_of_a_teacher_are_the_values_of_the_students_own_states() -> None:
+    asked = Answering(marks="1: 7, 7, 2\n2: 7, 1, 1")
+    found = credit(TeacherMarks(), context(FAILING, BETTER), asked)
+    assert dict(found.values) == {1: [0.5, 0.7, 0.7, 0.2], 2: [0.5, 0.7, 0.1, 0.1]}
+    assert found.measure == "mark of the teacher"
+    (question,) = asked.questions
+    assert "way: c" in question["attempts"]
+    assert question["expected"] == "answer: 1"
+
+
+@pytest.mark.parametrize("marks", ["", "None", "1: 7", "1: 7, 70, 2", "1: a, b, c"])
+def test_marks_that_cannot_be_read_value_nothing(marks: str) -> None:
+    assert (
+        dict(credit(TeacherMarks(), context(FAILING, BETTER), Answering(marks=marks)).values) == {}
+    )
+
+
+class TwoSteps(dspy.Module):
+    """Plans, then answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan = dspy.Predict("question -> answer")
+        self.act = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        self.plan(question=question)
+        return self.act(question=question)
+
+
+def test_failing_groups_of_a_silent_metric_teach_by_the_marks_of_the_teacher() -> None:
+    rules: list[Any] = [("`marks`", chat(marks="1: 8, 1\n2: 8, 1"))]
+    rows = [["0", "0"]] * 3 + [["1", "1"]]
+    arguments: dict[str, Any] = {"student": TwoSteps(), "use_labels": False, "epochs": 2}
+    marked = Run(rows, *rules, strategies=(TeacherMarks(),), **arguments)
+    assert marked.results.failures.get("strategy", 0) == 0
+    attempts = [section(prompt.user, "attempts") for prompt in marked.prompts(EXTRACT)]
+    assert attempts
+    assert all("the mark of the teacher fell from 0.80 to 0.10" in text for text in attempts)
+
+
+def test_a_state_of_a_failing_rollout_becomes_a_task_and_gives_the_group_contrast() -> None:
+    played = Played(1.0, 0.0)
+    found = credit(MonteCarloCredit(tasks=2), context(FAILING, BETTER), play=played)
+    assert [rollout.score for rollout in found.beside] == [1.0, 0.0]
+    assert played.states == [2] or played.states == [1]
+    assert found.values[1][played.states[0]] == pytest.approx(1 / 4)
+
+
+def test_with_a_metric_pairs_are_made_by_outcome_and_no_judge_is_asked() -> None:
+    rollouts = [taking(1, "ab", 1.0), taking(2, "ac", 0.0)]
+    found = credit(ImplicitStepRewards(), context(rollouts))
+    assert found.values[1][-1] > 0.5 > found.values[2][-1]
+    assert credit(ImplicitStepRewards(), context(FAILING, BETTER)) == Credit({})
+
+
+def test_without_a_metric_a_judge_makes_the_pairs() -> None:
+    rollouts = [taking(1, "ab", None), taking(2, "ac", None)]
+    asked = Answering(better="1")
+    assert credit(ImplicitStepRewards(), context(rollouts), asked).values
+    assert len(asked.questions) == 1
+
+
+def test_the_gain_of_information_values_every_rollout_that_the_calls_pay_for() -> None:
+    rollouts = [taking(1, "ab", 1.0), taking(2, "ac", 0.0), taking(3, "ad", 0.0)]
+    for each in rollouts:
+        object.__setattr__(each, "usage", type(each.usage)(4))
+    found = credit(InformationGain(samples=1), context(rollouts), play=Played(0.5))
+    assert set(found.values) == {1, 2, 3}
+    few = credit(InformationGain(samples=1, calls=0.2), context(rollouts), play=Played(0.5))
+    assert set(few.values) == {1}

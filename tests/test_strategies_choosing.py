@@ -9,6 +9,7 @@ from typing import Any
 import dspy
 import pytest
 from runs import learned
+from small import group_of
 
 from tfgrpo_dspy import ExperienceLibrary, RunFailedError
 from tfgrpo_dspy.rollout import Group, Rollout
@@ -37,7 +38,7 @@ def sampled(
 ) -> SampledGroup:
     rollouts = [Rollout(example, k, score=s, feedback=words) for k, s in enumerate(scores)]
     given_ = Additions(ExperienceLibrary.from_texts(texts), hint=hint)
-    return SampledGroup(Group.of(example, rollouts, True), (given_,) * len(scores))
+    return group_of(*rollouts, added=given_)
 
 
 def plan_after(

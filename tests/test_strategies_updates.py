@@ -7,12 +7,12 @@ import dspy
 import pytest
 from runs import Run, library_texts, section
 from scripted import EXTRACT, chat
-from small import Answering
+from small import Answering, group_of
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary
 from tfgrpo_dspy.experience import Add, Modify
-from tfgrpo_dspy.rollout import Group, Rollout, Step
-from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.rollout import Rollout, Step
+from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.strategies import (
     AttributionPrior,
@@ -31,19 +31,14 @@ CASES = (f"Case {i} about {'copper' if i % 2 else 'linen'}" for i in range(40))
 EXAMPLES = [Example(dspy.Example(question=case).with_inputs("question")) for case in CASES]
 
 
-def update(
-    past: Sequence[SampledGroup] = (),
-    libraries: Sequence[ExperienceLibrary] = (WITH,),
-    number: int = 1,
-) -> UpdateContext:
-    *earlier, now = past or [None]
+def update(libraries: Sequence[ExperienceLibrary], number: int) -> UpdateContext:
     return UpdateContext(
         update=number,
         library=libraries[-1],
         libraries=tuple(libraries),
         lessons=(),
-        groups=(now,) if now else (),
-        past=tuple(earlier),  # type: ignore[arg-type]
+        groups=(),
+        past=(),
         training=tuple(range(40)),
         examples=EXAMPLES,
         predictors=("self",),
@@ -56,7 +51,7 @@ def proposed(strategy: Strategy, context: UpdateContext, asked: Answering) -> li
 
 def shown(strategy: Strategy, *rollouts: Rollout) -> Shown:
     """What is shown of a group of these rollouts."""
-    sampled = SampledGroup(Group.of(0, rollouts, True), (Additions(WITH),) * len(rollouts))
+    sampled = group_of(*rollouts, added=Additions(WITH))
     context = GroupContext(sampled=sampled, past=(), library=WITH, training=(0,), examples=EXAMPLES)
     return strategy.show(context, Answering())
 
