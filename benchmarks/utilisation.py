@@ -20,6 +20,10 @@ each other (`--jobs`); then runs without sleep are made for scores, as latencies
 and budget *without overlap* (one thread, `max_staleness=0`) and *with one thread* (its own
 schedule).
 
+**Beside others**: the time to the end of a run of 400 LM calls with 16 threads and the same sleeps,
+in worlds of `random_worlds.py`: this optimizer, GEPA, SIMBA and MIPROv2, each with the settings of
+`compare_optimizers.py`. `--only others` makes these runs alone, and leaves the rest of the file.
+
 **Seeds**: 0 to 99 are for choosing, 100 and up for showing.
 """
 
@@ -36,7 +40,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 import dspy
+import random_worlds
 import running
+from compare_budget import Account
+from compare_cells import Options, optimized, setup_of
+from compare_optimizers import OPTIMIZERS
+from random_world_engine import RandomEngine
 from running import command, results, versions, write
 from worlds import cells
 from worlds_engine import WorldEngine, lms_of
@@ -58,23 +67,61 @@ Case = tuple[str, int | None, int, int, int | None, float]
 """Cell, budget (None: none), seed, threads, staleness (None: derived), median sleep in seconds."""
 
 
-class SleepingEngine(WorldEngine):
-    """Sleeps before it answers, and notes when it slept and for whom."""
+OTHERS, BUDGET_OF_OTHERS = ("tfgrpo", "gepa", "gepa-mb8", "simba", "mipro"), 400
 
-    def __init__(self, world: World, median_s: float) -> None:
+
+class Sleeping(WorldEngine):
+    """Sleeps before it answers, and notes when it slept."""
+
+    def __init__(self, world: Any, median_s: float) -> None:
         super().__init__(world)
         self.slept: list[tuple[float, float]] = []
-        self._median_s = median_s
+        self.median_s = median_s
         self._never = threading.Event()
 
     def complete(self, request: Any) -> Any:
-        if self._median_s:
+        if self.median_s:
             asked = f"{self.world.seed}/{request.config.seed}/{request.system}/{request.messages}"
             drawn = random.Random(hashlib.sha256(asked.encode()).digest())
             began = time.perf_counter()
-            self._never.wait(self._median_s * math.exp(drawn.gauss(0.0, SIGMA)))
+            self._never.wait(self.median_s * math.exp(drawn.gauss(0.0, SIGMA)))
             self.slept.append((began, time.perf_counter()))
         return super().complete(request)
+
+
+class SleepingEngine(Sleeping):
+    """Of a world of `worlds.py`."""
+
+
+class SleepingRandomEngine(Sleeping, RandomEngine):
+    """Of a random world."""
+
+
+def beside(row: str, seed: int) -> dict[str, Any]:
+    """One run of an optimizer in a random world, with 16 threads, measured."""
+    with running.silence():
+        dspy.configure_cache(enable_disk_cache=False)
+        world = random_worlds.World(random_worlds.drawn_traits(seed, ""), seed)
+        task, engine = random_worlds.task_of(world), SleepingRandomEngine(world, 0.0)
+        account, options = Account(BUDGET_OF_OTHERS), Options(n_threads=BAR_THREADS)
+        setup = setup_of(
+            task, random_worlds.lms_of(engine), account, BUDGET_OF_OTHERS, seed, options
+        )
+        engine.slept, engine.median_s = [], MEDIAN_S  # not while the student's calls are counted
+        began = time.perf_counter()
+        program, ended = optimized(OPTIMIZERS[row], setup)
+        ended_at = time.perf_counter()
+    gained = world.score(world.told(program)) - world.score(world.told(task.student()))
+    return {
+        "row": row,
+        "seed": seed,
+        "calls": account.n_calls,
+        "wall_s": ended_at - began,
+        "work_s": sum(end - start for start, end in engine.slept),
+        "whole": used(engine.slept, began, ended_at, BAR_THREADS),
+        "gained": gained,
+        "ended": ended,
+    }
 
 
 def run(*case: Any) -> dict[str, Any]:
@@ -183,6 +230,19 @@ def show(shown: Mapping[str, Any]) -> None:
             )
 
 
+def show_others(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the table of the time to the end, beside other optimizers."""
+    table = []
+    for row in OTHERS:
+        own = [r for r in runs if r["row"] == row]
+        means = [fmean(r[name] for r in own) for name in ("calls", "wall_s", "work_s")]
+        shares = [f"{fmean(r[name] for r in own):.2f}" for name in ("whole", "gained")]
+        table.append([row, *(f"{mean:.0f}" for mean in means), *shares])
+    heads = ("optimizer", "calls", "wall s", "work s", "whole", "gained")
+    seeds = sorted({r["seed"] for r in runs})
+    running.show(heads, table, f"{BAR_THREADS} threads; seeds {seeds}; simulated")
+
+
 def _named(budget: int | None) -> str:
     return "no budget" if budget is None else f"{budget} LM calls"
 
@@ -194,14 +254,26 @@ def main() -> None:
     parser.set_defaults(jobs=JOBS)
     parser.add_argument("--timed", type=int, default=5, help="how many of them also with sleep")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=["others"])
     asked = parser.parse_args()
+    shown = json.loads((asked.show or asked.out).read_text()) if asked.show or asked.only else {}
     if asked.show:
-        show(json.loads(asked.show.read_text()))
+        show(shown)
+        show_others(shown["others"])
         return
     if asked.quick:
         asked.first_seed, asked.seeds, asked.timed = 0, 4, 2
     seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
     timed_seeds = seeds[: asked.timed]
+    others = [*results(beside, [(row, n) for n in timed_seeds for row in OTHERS], asked.jobs)]
+    show_others(others)
+    if asked.only:
+        write(
+            asked.out,
+            {k: v for k, v in shown.items() if k != "runs"} | {"others": others},
+            shown["runs"],
+        )
+        return
     done = [*results(run, _cases(TIMED, timed_seeds, THREADS, MEDIAN_S, None), asked.jobs)]
     awake = _cases(CELLS, seeds, (1, BAR_THREADS), 0.0, None) + _cases(CELLS, seeds, (1,), 0.0, 0)
     done += results(run, awake, os.cpu_count() or 1)
@@ -211,6 +283,7 @@ def main() -> None:
         "python": sys.version.split()[0],
         "timed_seeds": [*timed_seeds],
         "seeds": [*seeds],
+        "others": others,
     }
     write(asked.out, head, done)
     show({**head, "runs": done})
