@@ -179,19 +179,21 @@ def demo_keeping_adapter(adapter: Any, kept: dict[Any, Any]) -> Any:
 class Call:
     """An LM call, by its entry in DSPy's history."""
 
-    model: str
-    n_answers: int  # how often the engine was called: once for each completion
-    is_cached: bool  # the answer came from DSPy's cache
-    is_empty: bool  # there is no completion, not even an empty text
-    prompt_tokens: int
-    completion_tokens: int
-    cost: float | None  # in US dollars
-    prompt: str  # the last message that was sent
-    text: str  # the raw text of the first answer
-    is_cut: bool  # the answer ends where the LM had no more room
-    is_filtered: bool  # a content filter of the provider held the answer back, or a part of it
-    refusal: str  # what the LM says in place of an answer; "": it does not refuse one
-    logprobs: tuple[float, ...]  # of each token of all answers, where the LM gives it
+    model: str = ""
+    n_answers: int = 0  # how often the engine was called: once for each completion
+    is_cached: bool = False  # the answer came from DSPy's cache
+    is_empty: bool = False  # there is no completion, not even an empty text
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None  # in US dollars
+    prompt: str = ""  # the last message that was sent
+    text: str = ""  # the raw text of the first answer
+    is_cut: bool = False  # the answer ends where the LM had no more room
+    is_filtered: bool = (
+        False  # a content filter of the provider held the answer back, or a part of it
+    )
+    refusal: str = ""  # what the LM says in place of an answer; "": it does not refuse one
+    logprobs: tuple[float, ...] = ()  # of each token of all answers, where the LM gives it
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> "Call":

@@ -14,7 +14,6 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,28 +50,15 @@ LOGGED_BYTES = 300  # of a refusal
 MORE_ROOM = 4  # times as many tokens, where an answer was cut before anything could be read
 
 
-@dataclass(frozen=True, slots=True)
-class RawAnswer:
-    """The text of an answer, that of a refusal; `is_cut`: it ends where the LM had no more room.
-
-    `is_filtered`: a content filter of the provider held it back, or a part of it.
-    """
-
-    text: str
-    is_cut: bool
-    refusal: str = ""
-    is_filtered: bool = False
-
-
-_WATCHED: ContextVar[list[RawAnswer] | None] = ContextVar("tfgrpo_raw_answers", default=None)
+_WATCHED: ContextVar[list[Call] | None] = ContextVar("tfgrpo_raw_answers", default=None)
 _ATTEMPT: ContextVar[list[Usage] | None] = ContextVar("tfgrpo_attempt", default=None)
 """What the attempt that this thread makes has used, by DSPy's history."""
 
 
 @contextmanager
-def raw_answers() -> Iterator[list[RawAnswer]]:
+def raw_answers() -> Iterator[list[Call]]:
     """The answers that metered LMs give within, in their order."""
-    seen: list[RawAnswer] = []
+    seen: list[Call] = []
     token = _WATCHED.set(seen)
     try:
         yield seen
@@ -108,7 +94,7 @@ class Meter:
         self.prices = prices or {}
         self._refusal: RunStopped | None = None
         self._abandoned = ABANDONED.get()
-        self._used: list[Usage] = []
+        self.used: list[Usage] = []  # by each call
         self.dearest_call = 0.0  # the most dollars that were taken for one
         self.surprisals: list[float] = []  # of the tokens of all answers
         self.last_call: tuple[Any, Call] | None = None  # the answered one, after its module
@@ -156,7 +142,7 @@ class Meter:
                 self.ledger.pause(str(lm.model), asked and min(asked, LONGEST_PAUSE_S))
             n, cost = n * (not faults.is_refused(error)), cost * faults.is_unanswered(error)
         failed = int(taken.amount.n_lm_calls) * (error is not None)
-        self.count(Usage(n, n_failed_calls=failed, cost_usd=cost))
+        self.used.append(Usage(n, n_failed_calls=failed, cost_usd=cost))
         self.ledger.settle(taken, Amount(n, cost=cost))
 
     @contextmanager
@@ -216,9 +202,9 @@ class Meter:
         self.ledger.end_pauses(str(lm.model))
         if (used := _ATTEMPT.get()) is not None:
             used.append(usage)
-        self.count(usage)
+        self.used.append(usage)
         if (seen := _WATCHED.get()) is not None:
-            seen.append(RawAnswer(call.text, call.is_cut, call.refusal, call.is_filtered))
+            seen.append(call)
         self.surprisals += [-each for each in call.logprobs if math.isfinite(each)]
         self.last_call = caller(), call
         self.shows_advice = self.shows_advice or any(
@@ -259,10 +245,6 @@ class Meter:
     def _message(self, error: dspy.LMError, lm: Any) -> str:
         return redacted(described(error), known_secrets([lm]))
 
-    def count(self, usage: Usage) -> None:
-        """Count what calls have cost."""
-        self._used.append(usage)
-
     def check(self) -> None:
         """Raises RunStopped: nobody waits for these calls, or one was refused, swallowed or not."""
         if self._abandoned is not None and self._abandoned.is_set():
@@ -273,7 +255,7 @@ class Meter:
     @property
     def usage(self) -> Usage:
         """What all calls together have cost."""
-        return sum(self._used, start=Usage())
+        return sum(self.used, start=Usage())
 
     def usage_of(self, call: Call, lm: Any) -> Usage:
         """What a call of the LM has cost: what DSPy says, or its tokens at a known price."""
@@ -440,7 +422,7 @@ class CallWatcher(BaseCallback):
         meter, call = self._meter, Call.of(entry)
         lm = SimpleNamespace(model=call.model or "an LM")
         ledger, used = meter.ledger, meter.usage_of(call, lm)
-        meter.count(used)
+        meter.used.append(used)
         if not used.n_lm_calls:
             return
         has_price = call.cost is not None or call.model in meter.prices
@@ -460,7 +442,7 @@ class CallWatcher(BaseCallback):
             (lm, taken), used = self._open.pop(call_id), None
             if (entry := self._entries.pop(call_id, None)) is not None:
                 used = self._meter.usage_of(Call.of(entry), lm)
-                self._meter.count(used)
+                self._meter.used.append(used)
             self._meter.settle(lm, taken, used, exception)
 
 

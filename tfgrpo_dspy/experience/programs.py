@@ -192,7 +192,7 @@ def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm
     except Exception:  # noqa: BLE001 - anything that a program holds may refuse to be copied
         stuck = [held for held in held_things if not _can_be_copied(held, shared)]
         copied = copy.deepcopy(program, shared | {id(held): _shared(held) for held in stuck})
-    for module in _modules_of(copied):
+    for module in _modules_of(copied) if any(RESULTS in vars(m) for m in modules) else ():
         results = vars(module).get(RESULTS)  # a program may use the name, too
         is_read = isinstance(results, dict) and "ended_because" in results
         if is_read or type(results).__module__.startswith(("tfgrpo_dspy.", "dspy.teleprompt.")):

@@ -13,7 +13,8 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget.meter import RawAnswer, more_room, raw_answers
+from tfgrpo_dspy.budget.meter import more_room, raw_answers
+from tfgrpo_dspy.dspy_seam import Call
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.reflection import reading, signatures
 from tfgrpo_dspy.rollout import Usage
@@ -119,7 +120,7 @@ class _ReflectionModule(dspy.Module):
         return dspy.Prediction(**answer, parse_failures=1 if answer else 2, unread=unread)
 
 
-def _asked(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], RawAnswer]:
+def _asked(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], Call]:
     """The outputs of one call, none where they cannot be read; and the answer as it came.
 
     An answer that is a thought without an end counts as cut, too. Texts that a small LM has only
@@ -131,7 +132,7 @@ def _asked(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, 
             answer: dict[str, Any] = dict(ask(signature=signature, **inputs))
         except dspy.AdapterParseError as error:
             answer, text = {}, str(error.lm_response or "")
-    raw = seen[-1] if seen else RawAnswer(text, is_cut=False)
+    raw = seen[-1] if seen else Call(text=text)
     text, only_thinks = reading.without_thoughts(raw.text)
     raw = replace(raw, is_cut=raw.is_cut or only_thinks)
     text = reading.finished(text) if raw.is_cut else text

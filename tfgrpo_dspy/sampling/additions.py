@@ -144,7 +144,9 @@ class SampledGroup:
         return self._unaided(self.measured or self.group)
 
     def _unaided(self, group: Group) -> Group:
-        pairs = zip(self.group.all_rollouts, self.aids, strict=True)
+        if not any(aids := self.aids):
+            return group
+        pairs = zip(self.group.all_rollouts, aids, strict=True)
         ids = {rollout.rollout_id for rollout, aid in pairs if not aid}
         compared = tuple(each for each in group.rollouts if each.rollout_id in ids)
         every = tuple(each for each in group.all_rollouts if each.rollout_id in ids)
