@@ -8,14 +8,7 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import (
-    Run,
-    is_polite,
-    learned,
-    library_texts,
-    section,
-    untimed,
-)
+from runs import Run, is_polite, learned, library_texts, section, untimed
 from scripted import EXTRACT, Rule, chat, lessons, scripted_lm
 from small import group_of
 
@@ -32,6 +25,7 @@ from tfgrpo_dspy.strategies import (
     TeacherRollouts,
     TieredHints,
 )
+from tfgrpo_dspy.strategies.attempts import gives_away
 from tfgrpo_dspy.strategies.auto import (
     credited_in_vain,
     needs_hints,
@@ -39,7 +33,6 @@ from tfgrpo_dspy.strategies.auto import (
     unlike_spreads,
 )
 from tfgrpo_dspy.strategies.base import Ask, Attempt, GroupContext, Strategy
-from tfgrpo_dspy.strategies.hints import gives_away
 
 FAIL = [["0", "0"]]
 HINTS = {"concept": "Think of sums.", "plan": "Add both.", "step": "Begin with three."}

@@ -15,13 +15,7 @@ from tfgrpo_dspy import RunFailedError, SettingsError
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
-from tfgrpo_dspy.strategies import (
-    ClippedDiversity,
-    GlobalConstraint,
-    Objectives,
-    Scored,
-    StepOrder,
-)
+from tfgrpo_dspy.strategies import ClippedDiversity, GlobalConstraint, Objectives, Scored, StepOrder
 
 
 class UnsureEngine(ScriptedEngine):

@@ -46,12 +46,7 @@ from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import Start
 from tfgrpo_dspy.settings.schedule import MIN_GROUP_SIZE, RunSettings
-from tfgrpo_dspy.strategies.auto import (
-    credited_in_vain,
-    has_turns,
-    may_be_credited,
-    rescued_in_vain,
-)
+from tfgrpo_dspy.strategies.auto import credited_in_vain, may_be_credited, rescued_in_vain
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,
@@ -136,21 +131,22 @@ class Player:
     def with_beside(self, sampled: SampledGroup, beside: Iterable[Rollout]) -> SampledGroup:
         """The group with further rollouts. Raises StrategyError: one of them was not made here."""
 
-        def joined(group: Group, rollout: Rollout) -> Group:
-            every = (*group.all_rollouts, rollout)
-            return Group(group.example, (*group.rollouts, rollout), every, group.score_range)
-
         for rollout in beside:
             wanted = "in Credit.beside only rollouts that `play` gave"
             check(rollout.rollout_id in self.played, rollout, wanted)
-            if rollout.rollout_id not in {each.rollout_id for each in sampled.group.all_rollouts}:
-                sampled = replace(
-                    sampled,
-                    group=joined(sampled.group, rollout),
-                    additions=(*sampled.additions, self._additions[rollout.rollout_id]),
-                    measured=sampled.measured and joined(sampled.measured, rollout),
-                )
-        return sampled
+        ids = {each.rollout_id for each in sampled.group.all_rollouts}
+        more = {each.rollout_id: each for each in beside if each.rollout_id not in ids}
+
+        def joined(group: Group) -> Group:
+            every = (*group.all_rollouts, *more.values())
+            return replace(group, rollouts=(*group.rollouts, *more.values()), all_rollouts=every)
+
+        return replace(
+            sampled,
+            group=joined(sampled.group),
+            additions=(*sampled.additions, *map(self._additions.__getitem__, more)),
+            measured=sampled.measured and joined(sampled.measured),
+        )
 
 
 def check(is_usable: bool, answer: object, wanted: str) -> None:
@@ -280,7 +276,7 @@ class Strategies:
         past, place = context.past, batch.examples.index(context.group.example)
         in_place = any(overrides(one, "choose") for one in self.overriding("credit"))
         is_in_vain = credited_in_vain(past) and not in_place  # of whole rollouts
-        pays = has_turns(context.group) and may_be_credited(past, place)
+        pays = may_be_credited(context.group, past, place)
         why, sampled = "hardly any group had a step that decided" * is_in_vain, context.sampled
         for strategy in self._asked("credit", why):
             if not (pays or in_place):

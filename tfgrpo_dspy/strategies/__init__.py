@@ -4,6 +4,14 @@ docs/strategies.md says which problem calls for which strategy, and how to write
 """
 
 from tfgrpo_dspy.sampling.one_rollout import replay_only
+from tfgrpo_dspy.strategies.attempts import (
+    ClippedDiversity,
+    GlobalConstraint,
+    Objectives,
+    StepOrder,
+    TeacherRollouts,
+    TieredHints,
+)
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,
@@ -17,18 +25,8 @@ from tfgrpo_dspy.strategies.base import (
     Strategy,
     UpdateContext,
 )
-from tfgrpo_dspy.strategies.choosing import (
-    DomainBandit,
-    HardSampleWeights,
-    LearningFrontier,
-)
-from tfgrpo_dspy.strategies.hints import ClippedDiversity, TeacherRollouts, TieredHints
-from tfgrpo_dspy.strategies.proposals import (
-    AttributionPrior,
-    ConflictAware,
-    Induction,
-)
-from tfgrpo_dspy.strategies.rewards import GlobalConstraint, Objectives, StepOrder
+from tfgrpo_dspy.strategies.choosing import DomainBandit, HardSampleWeights, LearningFrontier
+from tfgrpo_dspy.strategies.proposals import AttributionPrior, ConflictAware, Induction
 from tfgrpo_dspy.strategies.steps import (
     BranchingRollouts,
     ImplicitStepRewards,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tfgrpo_dspy.rollout import MIN_CONTRAST, NO_SCORES, Group, Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.strategies.attempts import Objectives, TieredHints
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,
@@ -20,8 +21,6 @@ from tfgrpo_dspy.strategies.base import (
     UpdateContext,
     overrides,
 )
-from tfgrpo_dspy.strategies.hints import TieredHints
-from tfgrpo_dspy.strategies.rewards import Objectives
 from tfgrpo_dspy.strategies.steps import states
 
 GROUPS, FAILING = 16, 12
@@ -128,18 +127,17 @@ def rescued_in_vain(past: Sequence[SampledGroup]) -> bool:
     return len(better) >= RESCUES and not any(better[-RESCUES:])
 
 
-def has_turns(group: Group) -> bool:
-    """True if a rollout has more than one turn; else no step decided more than the outcome."""
-    return any(len(states(rollout)) > 2 for rollout in group.rollouts)
+def may_be_credited(group: Group, past: Sequence[SampledGroup], place: int) -> bool:
+    """True if the steps of this group, at this place of its batch, are valued.
 
-
-def may_be_credited(past: Sequence[SampledGroup], place: int) -> bool:
-    """True if the steps of the group at this place of its batch are valued."""
+    Where no rollout has more than one turn, no step decided more than the outcome.
+    """
+    has_turns = any(len(states(rollout)) > 2 for rollout in group.rollouts)
     rollouts = [r for s in past for r in (*s.group.all_rollouts, *s.probes)]
     going_on = sum(r.usage.n_lm_calls for r in rollouts if r.n_replayed is not None)
     whole = sum(r.usage.n_lm_calls for r in rollouts if r.n_replayed is None)
     is_tried = len(_credited(past)) >= CREDITED or place < AT_ONCE
-    return is_tried and not credited_in_vain(past) and going_on <= CREDIT_SHARE * whole
+    return has_turns and is_tried and going_on <= CREDIT_SHARE * whole
 
 
 def credited_in_vain(past: Sequence[SampledGroup]) -> bool:
