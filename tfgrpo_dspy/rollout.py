@@ -141,59 +141,44 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One predictor call or tool call of a rollout; values in their text form.
-
-    `feedback` is what the metric says of this predictor, after its last call. `value` is the score
-    that is expected after the step; None: nothing is known. `entropy` is that of a predictor's
-    answer, as in `Rollout`. `form` says how the result of a tool comes back from its text: it is
-    the text, or JSON, or neither.
-    """
+    """One predictor call or tool call of a rollout; values in their text form."""
 
     kind: Literal["predictor", "tool"]
     name: str
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     error: str = ""
-    feedback: str = ""
-    value: FiniteFloat | None = None
-    entropy: FiniteFloat | None = None
-    form: Literal["text", "json", "other"] = "text"
+    feedback: str = ""  # of the metric on this predictor, after its last call
+    value: FiniteFloat | None = None  # the score that is expected after the step; None: unknown
+    entropy: FiniteFloat | None = None  # of a predictor's answer, as in `Rollout`
+    form: Literal["text", "json", "other"] = "text"  # as which a tool's result is read back
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """One execution of the program on one example.
 
-    `example` is the example's position in its set (from 0); `rollout_id` what set this sample
-    apart in caches. `score` is None where the metric gave none (`failure` says why, or there is no
-    metric). `objectives` are further figures of the metric, by name. `usage` is the program's own,
-    `metric_usage` that of an LM judge in the metric, which was called `n_metric_calls` times.
     `entropy` is the mean negative log-probability, in nats, of the tokens that the program's LMs
     wrote: how unsure they were. None: they do not say (`dspy.LM(..., logprobs=True)` asks for it).
-    `n_replayed` is how many of its steps are those of another rollout, from which it goes on; None:
-    it is a whole rollout. `start_value` is the score that is expected before its first step.
-    `measure` says in words what its values are instead, from 0 to 1; "": they are expected scores.
-    `shows_advice` is whether experiences stood in a prompt of the program. None: nobody knows.
-    `dearest_call` is the most dollars that were set aside for one of its LM calls under `max_cost`.
     """
 
-    example: int
-    rollout_id: int
+    example: int  # its position in its set, from 0
+    rollout_id: int  # sets this sample apart in caches
     outputs: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
-    score: FiniteFloat | None = None
+    score: FiniteFloat | None = None  # None: the metric gave none (`failure` says why), or is none
     feedback: str = ""
-    objectives: Mapping[str, FiniteFloat] = field(default_factory=dict)
+    objectives: Mapping[str, FiniteFloat] = field(default_factory=dict)  # further figures, by name
     failure: Failure | None = None
-    usage: Usage = Usage()
-    metric_usage: Usage = Usage()
+    usage: Usage = Usage()  # the program's own
+    metric_usage: Usage = Usage()  # of an LM judge in the metric
     n_metric_calls: Count = 0
     entropy: FiniteFloat | None = None
-    n_replayed: Count | None = None
-    start_value: FiniteFloat | None = None
-    measure: str = ""
-    shows_advice: bool | None = None
-    dearest_call: FiniteFloat = 0.0
+    n_replayed: Count | None = None  # the steps that are another rollout's; None: it is a whole one
+    start_value: FiniteFloat | None = None  # the score that is expected before its first step
+    measure: str = ""  # what its values are instead, from 0 to 1; "": they are expected scores
+    shows_advice: bool | None = None  # whether experiences stood in a prompt; None: nobody knows
+    dearest_call: FiniteFloat = 0.0  # the most dollars set aside for an LM call under `max_cost`
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""

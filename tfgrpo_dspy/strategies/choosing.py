@@ -277,11 +277,10 @@ class DomainBandit(Choosing):
 class HardSampleWeights(Choosing):
     """Samples examples with weights exp(loss / temperature), without those that look like noise.
 
-    The loss is 1 minus the mean score, as a share of the range of all scores: of the example, or of
-    its domain. First the examples of the highest losses, compared with their domain (or with all
-    examples), are set aside as noise, of those that had two groups or more. The weights maximise
-    the weighted loss less `temperature` times the Kullback-Leibler divergence from equal weights of
-    the domains, however few examples one has.
+    The loss is 1 minus the mean score of its domain, as a share of the range of all scores. First
+    the examples of the highest losses, compared with their domain (or with all examples), are set
+    aside as noise, of those that had two groups or more. The weights maximise the weighted loss
+    less `temperature` times the Kullback-Leibler divergence from equal weights of the domains.
 
     **Source.** Instance-reweighted distributionally robust optimization (arXiv 2402.14270).
     **When to use.** The worst domain counts, and has fewer examples than others.
@@ -315,8 +314,8 @@ class HardSampleWeights(Choosing):
             for e, of_one in of_example.items()
         }
         worse = [e for e, n in of_example.items() if len(n) >= TRIED and excess[e] > WORSE]
-        worse.sort(key=lambda e: (-excess[e], -len(of_example[e]), e))
-        noise = set(worse[: int(self.noise * len(domain_of))])
+        ranked = sorted(worse, key=lambda e: (-excess[e], -len(of_example[e]), e))
+        noise = set(ranked[: int(self.noise * len(domain_of))])
         sizes = Counter(domain_of.values())
         return {
             example: math.exp(losses.get(domain, usual) / self.temperature) / sizes[domain]
