@@ -200,7 +200,7 @@ def test_the_reasons_for_learning_nothing_on_the_page_are_those_that_a_run_gives
     assert len(reasons) >= 8
     for reason in reasons:
         words = reason.replace("n of n groups", "groups").replace("max_...", "").strip(": '")
-        words = words.removeprefix("failures of kind '").removeprefix("lines ")
+        words = words.removeprefix("failures of kind '")
         assert words in source or words in FAILURES_IN_WORDS, reason
 
 
