@@ -278,19 +278,20 @@ class RunReport:
         few = "groups had fewer than two rollouts that count"
         if self._settings.data.is_recorded:
             few = "inputs have one trace, which has no feedback, and no score to learn from"
-        in_vain = "were tried, and none beat the student"
+        in_vain = "lines were tried, and none beat the student"
         if len(candidates) < 2:
-            in_vain = "were learned, and none was compared with the student"
-        not_asked = "groups were not asked for lessons"
+            in_vain = "lines were learned, and none was compared with the student"
         counts = {
             f"of {used.total()} groups had no contrast": used["no contrast"],
             few: used["too few rollouts"],
-            f"{not_asked}: enough were on trial": used["enough on trial"],
-            f"{not_asked}: those before gave nothing new": used["no lesson of late"],
+            "groups were not asked for lessons: enough were on trial": used["enough on trial"],
+            "groups were not asked for lessons: those before gave nothing new": used[
+                "no lesson of late"
+            ],
             "answers were replayed from a cache": self._usage["rollout"].n_cached_calls,
             **{f"failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
             "updates were rejected by the gate": len(proposing) - n_stood,
-            f"lines {in_vain}": n_stood and len({c.text for c in changes if c.kind != "dropped"}),
+            in_vain: n_stood and len({c.text for c in changes if c.kind != "dropped"}),
             "updates brought no change that the library takes": 0 if proposing else len(updates),
         }
         reasons = [_counted(n, what) for what, n in counts.items() if n]
