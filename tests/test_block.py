@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from runs import look_up, predictor
 from scripted import scripted_lm
 
-from tfgrpo_dspy import (
-    Experience,
-    ExperienceLibrary,
-    LibraryError,
-    LibraryFormatError,
-    best_so_far,
-)
+from tfgrpo_dspy import Experience, ExperienceLibrary, LibraryError, LibraryFormatError, best_so_far
 from tfgrpo_dspy.experience.programs import bare_instructions, plain_instructions
 
 

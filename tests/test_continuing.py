@@ -10,13 +10,7 @@ from coded_cases import CODES, FIRST_TEST, RIGHT, case_in, cases, is_right, luck
 from runs import AtCall, learned_in, library_texts, n_calls, predictor
 from scripted import chat
 
-from tfgrpo_dspy import (
-    AddLessons,
-    Execution,
-    Reflection,
-    TrainingFreeGRPO,
-    best_so_far,
-)
+from tfgrpo_dspy import AddLessons, Execution, Reflection, TrainingFreeGRPO, best_so_far
 from tfgrpo_dspy.store.journal import saved_runs
 
 N_TEST = 20

@@ -8,16 +8,7 @@ import dspy
 import pytest
 from dspy.teleprompt import LabeledFewShot, Teleprompter
 from dspy.utils.callback import BaseCallback
-from runs import (
-    ADVICE,
-    Pair,
-    learned,
-    library_texts,
-    optimizer_of,
-    polite_lm,
-    predictor,
-    questions,
-)
+from runs import ADVICE, Pair, learned, library_texts, optimizer_of, polite_lm, predictor, questions
 
 from tfgrpo_dspy import SettingsError, TrainingFreeGRPO
 

@@ -40,14 +40,7 @@ from runs import (
 )
 from scripted import Prompt, chat, lessons
 
-from tfgrpo_dspy import (
-    Decision,
-    ExperienceLibrary,
-    Gate,
-    NoGate,
-    RunEvidence,
-    TrainingFreeGRPO,
-)
+from tfgrpo_dspy import Decision, ExperienceLibrary, Gate, NoGate, RunEvidence, TrainingFreeGRPO
 from tfgrpo_dspy.experience import Effect
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import points

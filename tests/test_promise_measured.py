@@ -19,16 +19,7 @@ import dspy
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from runs import (
-    ADVICE,
-    Pair,
-    is_polite,
-    learned_in,
-    look_up,
-    n_calls,
-    predictor,
-    questions,
-)
+from runs import ADVICE, Pair, is_polite, learned_in, look_up, n_calls, predictor, questions
 from scripted import EXTRACT, UPDATE, Latency, Prompt, chat, lessons, operations
 from tally import Tally, lm_on, priced
 from test_promise_budgets import unlike_rules

@@ -11,16 +11,7 @@ from typing import Any
 
 import dspy
 import pytest
-from scripted import (
-    EXTRACT,
-    SUMMARIZE,
-    UPDATE,
-    Prompt,
-    chat,
-    lessons,
-    operations,
-    scripted_lm,
-)
+from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from small import grpo
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate

@@ -14,10 +14,7 @@ from report_runs import HOSTILE, SHOWN, a_large_run, poisoned
 from runs import ADVICE, Pair, Run, learned, optimizer_of, polite_rules, questions
 from scripted import scripted_lm
 
-from tfgrpo_dspy import (
-    SettingsError,
-    StoreError,
-)
+from tfgrpo_dspy import SettingsError, StoreError
 from tfgrpo_dspy.report import html, write_html
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 

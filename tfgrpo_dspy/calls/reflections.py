@@ -20,13 +20,7 @@ from tfgrpo_dspy.dspy_seam import abilities_of, watching
 from tfgrpo_dspy.errors import LibraryError, RunStopped, TrainingCut, described
 from tfgrpo_dspy.errors import shown as value_shown
 from tfgrpo_dspy.events import Approve, Proposal
-from tfgrpo_dspy.experience import (
-    AnyOperation,
-    Applied,
-    Keep,
-    Refusal,
-    operation_from,
-)
+from tfgrpo_dspy.experience import AnyOperation, Applied, Keep, Refusal, operation_from
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.listeners import reflection_row
 from tfgrpo_dspy.reflection.guard import Guard

@@ -233,11 +233,10 @@ class InformationGain(Strategy):
     """Asks for the answer after each turn of a rollout; the gain of a turn is what it adds.
 
     It values the rollouts of groups that have contrast or have failed throughout, the most unlike
-    the mean first, until the calls are spent. The program's LM is shown the steps so far and asked
-    for the outputs at once; the metric scores these answers. The value of a state is their expected
-    score: with log-probabilities (`dspy.LM(..., logprobs=True)`), each distinct answer counts with
-    exp(mean log-probability of its tokens), and the rest with the mean of the samples; else it is
-    that mean. Nothing is replayed: it works where a program does not repeat its steps.
+    the mean first, until the calls are spent. The LM is shown the steps so far and asked for the
+    outputs at once; the value is the expected score of these answers: their mean; with
+    log-probabilities (`dspy.LM(..., logprobs=True)`), each distinct answer counts with exp(mean
+    log-probability of its tokens), and the rest with that mean. Nothing is replayed.
 
     **Source.** IGPO (arXiv 2510.14967).
 
@@ -298,10 +297,9 @@ class ImplicitStepRewards(Strategy):
 
     Of a pair of rollouts of an example, the one with the higher score is better; where there is no
     metric, the reflection LM judges. By the model of Bradley and Terry, the log-odds of that are
-    the difference of the sums of the rewards of their steps, which logistic regression fits to the
-    pairs of this group and of earlier ones. A step is known by its predictor, its decision, and its
-    place. The value of a state is the probability that a rollout with these steps
-    so far is preferred to the average one of its group.
+    the difference of the sums of the rewards of their steps (predictor, decision, place), which
+    logistic regression fits to the pairs of this group and of earlier ones. The value of a state is
+    the probability that a rollout so far is preferred to the average one of its group.
 
     **Source.** iStar (arXiv 2509.19199).
 

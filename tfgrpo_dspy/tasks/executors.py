@@ -19,15 +19,7 @@ from typing import Any
 import cloudpickle
 import dspy
 
-from tfgrpo_dspy.budget.ledger import (
-    LIMITS,
-    NOTHING,
-    Amount,
-    Budget,
-    Ledger,
-    Reservation,
-    Sampled,
-)
+from tfgrpo_dspy.budget.ledger import LIMITS, NOTHING, Amount, Budget, Ledger, Reservation, Sampled
 from tfgrpo_dspy.dspy_seam import OF_ONE_CALL
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
