@@ -12,7 +12,7 @@ import pytest
 from tfgrpo_dspy.budget.ledger import Amount, Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.tasks.executors import RemoteRollouts, Reply, Request, run_request
+from tfgrpo_dspy.tasks.executors import RemoteRollouts, Reply, run_request
 from tfgrpo_dspy.tasks.pool import Job, Pool
 
 FIRST = 16
@@ -51,7 +51,7 @@ class Coordinator:
 
     def start(self, n: int = 1) -> list[Job[Any]]:
         def do(_: Any) -> Any:
-            return self.remote.rollout(Request(b"", b"", b""))
+            return self.remote.rollout((b"", b"", b""))
 
         jobs: list[Job[Any]] = [Job(do, lambda result: result, "remote") for _ in range(n)]
         return [self.pool.submit(job, (0,)) for job in jobs]
@@ -115,7 +115,7 @@ def test_a_request_waits_for_what_those_under_way_may_give_back() -> None:
 
 
 def test_a_worker_that_cannot_read_its_request_says_why_and_what_it_needs() -> None:
-    reply = run_request(Request(b"no pickle", b"", b""), Budget(), "1")
+    reply = run_request((b"no pickle", b"", b""), Budget(), "1")
     assert reply.is_failure
     assert "cannot read the program: UnpicklingError" in reply.stopped_because
     assert "needs this package, dspy" in reply.stopped_because

@@ -15,8 +15,7 @@ import dspy
 
 from tfgrpo_dspy.budget.ledger import Amount
 from tfgrpo_dspy.budget.prices import Prices, token_price
-from tfgrpo_dspy.calls.paid import Account, Calls
-from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
+from tfgrpo_dspy.calls.paid import Account, Calls, Rollouts, Sample
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.experience import ExperienceLibrary

@@ -5,8 +5,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tfgrpo_dspy.calls.paid import Calls
-from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
+from tfgrpo_dspy.calls.paid import Calls, Rollouts, Sample
 from tfgrpo_dspy.rollout import NO_SCORES, FailureKind, Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.planning import FIRST_ROLLOUTS, N_FIRST, why_unreadable, why_unscored

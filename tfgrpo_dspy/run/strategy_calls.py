@@ -18,9 +18,8 @@ from typing import Any
 import dspy
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.calls.paid import Calls
+from tfgrpo_dspy.calls.paid import NO_MORE, Calls, Rollouts, Sample
 from tfgrpo_dspy.calls.reflections import ReflectionClient
-from tfgrpo_dspy.calls.rollouts import NO_MORE, Rollouts, Sample
 from tfgrpo_dspy.errors import (
     NotReplayedError,
     RunStopped,

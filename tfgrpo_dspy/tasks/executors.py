@@ -63,13 +63,8 @@ def packed(part: Any, name: str) -> bytes:
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request for one rollout, in three pickled parts."""
-
-    bundle: bytes  # by `packed_bundle`: student, metric and prices
-    additions: bytes
-    sample: bytes  # the fields of its `RolloutTask` that differ from rollout to rollout
+Request = tuple[bytes, bytes, bytes]
+"""A bundle (`packed_bundle`), additions, and the fields of a `RolloutTask` that are its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +84,10 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
     """Make a rollout here within the budget; no other request may have the `name`."""
     if _was_started_before(name):
         return Reply(was_started_before=True)
+    bundle, additions, packed_sample = request
     try:
-        program_with, metric, context, prices, left_out, secrets = _unpacked(request.bundle)
-        program = program_with(request.additions)
-        sample = cloudpickle.loads(request.sample)
+        program_with, metric, context, prices, left_out, secrets = _unpacked(bundle)
+        program, sample = program_with(additions), cloudpickle.loads(packed_sample)
     except Exception as error:  # noqa: BLE001 - the reply says it
         message = (
             f"a worker of the executor cannot read the program: {described(error)}. "
