@@ -30,9 +30,7 @@ LOOP: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("tfgrpo_loop", d
 ABANDONED: ContextVar[threading.Event | None] = ContextVar("tfgrpo_abandoned", default=None)
 """Set when nobody waits for the task of this thread any more; then its calls are refused."""
 NOT_WANTED = "nobody waits for this any more"
-HAS_ENDED = (
-    "The event loop that this async code needs has ended; keep it running until the run is over."
-)
+HAS_ENDED = "The event loop that this async code needs has ended; keep it running until the end."
 CANCELLED: ContextVar[threading.Event | None] = ContextVar("tfgrpo_cancelled", default=None)
 """Set when the task that awaits this run was cancelled."""
 LOOK_S = 1.0  # how often the loop wakes by itself, lest a wake-up from a thread is lost
