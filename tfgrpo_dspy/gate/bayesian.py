@@ -19,16 +19,7 @@ from tfgrpo_dspy.experience import (
     Modify,
     is_repeated,
 )
-from tfgrpo_dspy.gate.model import (
-    DEMOS,
-    DEMOS_PRICE,
-    PRICE,
-    Data,
-    Flags,
-    above_zero,
-    posterior,
-    score_sd,
-)
+from tfgrpo_dspy.gate import model
 from tfgrpo_dspy.gate.protocol import Belief, Decision, Gate, GroupPlan, RunEvidence
 from tfgrpo_dspy.gate.relevance import index_of
 from tfgrpo_dspy.rollout import NO_SCORES
@@ -79,9 +70,9 @@ class BayesianGate(Gate):
         counts = np.append(data.present.sum(axis=0), data.arms.sum(axis=0))
         scale = NO_SCORES.including(data.scores.tolist())
         widest = math.inf if scale.is_flat else scale.highest - scale.lowest
-        columns = (*posterior(data), counts, np.full(len(counts), widest))
+        columns = (*model.posterior(data), counts, np.full(len(counts), widest))
         figures = zip(*(column.tolist() for column in columns), strict=True)
-        sd, every = score_sd(data.scores), [*itertools.starmap(Belief, figures)]
+        sd, every = model.score_sd(data.scores), [*itertools.starmap(Belief, figures)]
         beliefs = dict(zip(advice_sources, every, strict=False))
         doubted = {op.id for op in evidence.operations if isinstance(op, Delete)}
         settled = _settled(library, beliefs, data.present)
@@ -116,10 +107,10 @@ class BayesianGate(Gate):
         likely = (e for e in kept.values() if beliefs[e.advice].chance > LIKELY)
         deployable = [e for e in likely if e.id not in places]
         on_trial = [beliefs[e.advice] for e in kept.values() if e.is_on_trial]
-        n, price = len(on_trial), PRICE * sd
+        n, price = len(on_trial), model.PRICE * sd
         briefs = every[len(beliefs) + evidence.n_demo_sets :]
         uncertain = (*on_trial, *briefs)
-        gain = sum(above_zero(-abs(belief.mean - price), belief.sd) for belief in uncertain)
+        gain = sum(model.above_zero(-abs(belief.mean - price), belief.sd) for belief in uncertain)
         return Decision(
             library.holding(kept.values()),
             f"{len(kept) - n} settled, {n} on trial, {len(dropped)} dropped",
@@ -153,7 +144,7 @@ class BayesianGate(Gate):
         Which set it is, is drawn by what is believed of each (Thompson sampling).
         """
         beliefs = plan.decision.demos
-        chance = float(ndtr((DEMOS[0] - DEMOS_PRICE) / DEMOS[1]))
+        chance = float(ndtr((model.DEMOS[0] - model.DEMOS_PRICE) / model.DEMOS[1]))
         if beliefs:
             chance = max(belief.chance for belief in beliefs)
         chance = chance if chance >= DEMOS_BELOW else 0.0
@@ -209,7 +200,7 @@ class BayesianGate(Gate):
 class _Cases:
     """Which lines are about the same case, estimated from characters only, in any language."""
 
-    def __init__(self, every: Sequence[Advice], data: Data) -> None:
+    def __init__(self, every: Sequence[Advice], data: model.Data) -> None:
         self._column = {advice: j for j, advice in enumerate(every)}
         self._data, self._index = data, index_of(tuple(text for text, _ in every))
 
@@ -250,7 +241,7 @@ class _Cases:
 
 
 def _settled(
-    library: ExperienceLibrary, beliefs: Mapping[Advice, Belief], present: Flags
+    library: ExperienceLibrary, beliefs: Mapping[Advice, Belief], present: model.Flags
 ) -> set[Advice]:
     """The advice that every rollout is given from now on, of the experiences of a library."""
     likely = [e for e in library if beliefs[e.advice].chance >= SETTLE_ABOVE]
@@ -323,7 +314,7 @@ def _chance_of_more(belief: Belief, other: Belief) -> float:
     return float(ndtr((belief.mean - other.mean) / max(math.hypot(belief.sd, other.sd), 1e-9)))
 
 
-def _data(evidence: RunEvidence, advice_sources: Mapping[Advice, set[int]]) -> Data:
+def _data(evidence: RunEvidence, advice_sources: Mapping[Advice, set[int]]) -> model.Data:
     """The scored rollouts of all groups, and what each advice is about; a column for each."""
     training = np.array(evidence.training, dtype=np.int64)
     place = {example: k for k, example in enumerate(evidence.training)}
@@ -342,7 +333,7 @@ def _data(evidence: RunEvidence, advice_sources: Mapping[Advice, set[int]]) -> D
     arms = [
         of_sort[:, None] == np.arange(1, n + 1) for of_sort, n in zip(had.T, counts, strict=True)
     ]
-    return Data(
+    return model.Data(
         examples=np.array([place[rollout.example] for rollout in scored], dtype=np.int64),
         scores=np.array([rollout.score for rollout in scored], dtype=float),
         present=present,
@@ -354,7 +345,7 @@ def _data(evidence: RunEvidence, advice_sources: Mapping[Advice, set[int]]) -> D
     )
 
 
-def _chains(evidence: RunEvidence) -> Flags:
+def _chains(evidence: RunEvidence) -> model.Flags:
     """For each arm, itself and what it is a revision of."""
     chains = np.eye(evidence.n_demo_sets + len(evidence.parents), dtype=bool)
     for row, parent in enumerate(evidence.parents, start=evidence.n_demo_sets):

@@ -18,22 +18,7 @@ import dspy
 import pydantic
 from pydantic import BeforeValidator
 
-from tfgrpo_dspy.dspy_seam import (
-    can_be_saved,
-    custom_types_in,
-    has_log_probabilities,
-    parse_value,
-    stored_in,
-)
-from tfgrpo_dspy.errors import (
-    LibraryFormatError,
-    SettingsError,
-    faults_in,
-    sentence,
-    shown,
-    such_that,
-    written,
-)
+from tfgrpo_dspy import dspy_seam, errors
 from tfgrpo_dspy.files import json_values, read_text
 from tfgrpo_dspy.identity import Identities, digest, without_addresses
 from tfgrpo_dspy.rollout import MOST, Failure, FailureKind, Rollout, Step, fields_text
@@ -81,7 +66,7 @@ class Example:
     def identity(self) -> str:
         """The inputs as a text that tells them from others, also those of media."""
         inputs = dict(self.raw.inputs().items())
-        return f"{written(sorted(inputs.items()), repr)} {digest(Identities().of(inputs))}"
+        return f"{errors.written(sorted(inputs.items()), repr)} {digest(Identities().of(inputs))}"
 
 
 def is_missing(value: Any) -> bool:
@@ -98,7 +83,7 @@ def as_text(value: Any) -> str:
     LM has to write them. A value has the same text in each process: sets are in a fixed order, and
     of objects that show their address it is left out.
     """
-    return written(value, _text_of)
+    return errors.written(value, _text_of)
 
 
 def _text_of(value: Any) -> str:
@@ -119,7 +104,7 @@ def as_json(value: Any) -> Any:
         mode="json",
         by_alias=True,
         warnings=False,  # a list stands where a model has a set
-        fallback=lambda item: without_addresses(written(item)),
+        fallback=lambda item: without_addresses(errors.written(item)),
     )
 
 
@@ -165,9 +150,9 @@ def _all_in(value: Any) -> Iterator[Any]:
 def named_items(value: Mapping[Any, Any] | dspy.Example) -> list[tuple[str, Any]]:
     """The fields by name; DSPy's own way to them takes no names that are no texts."""
     if isinstance(value, dspy.Example):  # a Prediction is one
-        fields = {written(name): item for name, item in stored_in(value).items()}
+        fields = {errors.written(name): item for name, item in dspy_seam.stored_in(value).items()}
         return [(name, item) for name, item in fields.items() if not name.startswith("dspy_")]
-    return [(written(name), item) for name, item in value.items()]
+    return [(errors.written(name), item) for name, item in value.items()]
 
 
 def media_in(value: Any) -> list[Any]:
@@ -183,7 +168,7 @@ def as_fields(value: Any) -> dict[str, str]:
         return {
             name: as_text(item)
             for name, item in named_items(value)
-            if name != "logprobs" or not has_log_probabilities(item)
+            if name != "logprobs" or not dspy_seam.has_log_probabilities(item)
         }
     return {"output": as_text(value)}
 
@@ -192,13 +177,13 @@ def parsed(text: str, annotation: Any) -> Any:
     """The value that was written as this text. Raises ValueError: no text holds it (an image)."""
     if annotation is str:
         return text
-    if any(issubclass(kind, MEDIA) for kind in custom_types_in(annotation)):
+    if any(issubclass(kind, MEDIA) for kind in dspy_seam.custom_types_in(annotation)):
         raise ValueError(f"{annotation} is written as a text that does not hold all of it")
     if text == "None" and has_none(annotation):  # as a text, DSPy would take it for a word
         return None
     readers: tuple[Callable[[], Any], ...] = (
         lambda: next(each for each in annotation if as_text(each) == text),  # of an Enum
-        lambda: parse_value(text, annotation),
+        lambda: dspy_seam.parse_value(text, annotation),
         lambda: pydantic.TypeAdapter(annotation).validate_python(text),  # a Decimal
     )
     for read in readers:
@@ -220,9 +205,9 @@ def parsed_for_demo(text: str, annotation: Any) -> Any:
     value = parsed(text, annotation)
     with suppress(TypeError, ValueError):
         plain = as_json(value)
-        if isinstance(plain, dict | list) or not can_be_saved(value):
+        if isinstance(plain, dict | list) or not dspy_seam.can_be_saved(value):
             value = plain
-    return value if can_be_saved(value) else text
+    return value if dspy_seam.can_be_saved(value) else text
 
 
 def has_none(annotation: Any) -> bool:
@@ -270,7 +255,9 @@ def _mapping_of(value: Any) -> Any:
 AsText = Annotated[str, BeforeValidator(lambda value: str(_or(value, "")))]
 AsFields = Annotated[Mapping[str, str], BeforeValidator(as_fields)]
 Fields = Annotated[Mapping[str, Any], BeforeValidator(_mapping_of)]
-IS_SCORE = such_that(lambda score: abs(score) < MOST, f"give a number below {MOST:g}, or None")
+IS_SCORE = errors.such_that(
+    lambda score: abs(score) < MOST, f"give a number below {MOST:g}, or None"
+)
 
 
 class TraceStep(pydantic.BaseModel):
@@ -289,7 +276,7 @@ class Trace(pydantic.BaseModel):
     A score may not be NaN: it is rather a metric that failed than none.
     """
 
-    inputs: Annotated[Fields, such_that(bool, "give a mapping of fields")]
+    inputs: Annotated[Fields, errors.such_that(bool, "give a mapping of fields")]
     outputs: Fields = {}
     error: AsText = ""
     labels: Fields = {}
@@ -346,21 +333,23 @@ def _accepted(traces: Any) -> list[Trace]:
         try:
             for read in json_values(read_text(traces), "it"):
                 values += read if isinstance(read, list) else [read]
-        except (OSError, LibraryFormatError) as error:
+        except (OSError, errors.LibraryFormatError) as error:
             at = "" if isinstance(error, OSError) else f" trace {len(values) + 1}:"
-            fault = f"traces={str(traces)!r} cannot be read:{at} {sentence(error)} {form}"
-            raise SettingsError(fault) from error
+            fault = f"traces={str(traces)!r} cannot be read:{at} {errors.sentence(error)} {form}"
+            raise errors.SettingsError(fault) from error
     elif isinstance(traces, Mapping) or hasattr(traces, "columns"):  # a DataFrame
         values = None
     if not isinstance(values, Iterable):
-        raise SettingsError(f"traces={shown(traces)}: pass a file, or a list of mappings.")
+        raise errors.SettingsError(
+            f"traces={errors.shown(traces)}: pass a file, or a list of mappings."
+        )
     fields = [dict(value) if isinstance(value, Mapping) else value for value in values]
     try:
         accepted = TRACES.validate_python(fields)
-        faults = [] if accepted else [f"traces={shown(traces)}: there is none in it."]
+        faults = [] if accepted else [f"traces={errors.shown(traces)}: there is none in it."]
     except pydantic.ValidationError as error:
-        faults = [f"traces{fault}" for fault in faults_in(error)]
+        faults = [f"traces{fault}" for fault in errors.faults_in(error)]
         faults[MOST_FAULTS:] = ["There are more."] * (len(faults) > MOST_FAULTS)
     if faults:
-        raise SettingsError(" ".join([*faults, form]))
+        raise errors.SettingsError(" ".join([*faults, form]))
     return accepted

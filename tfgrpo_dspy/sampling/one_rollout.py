@@ -18,20 +18,11 @@ from typing import Any, Literal, NoReturn
 
 import dspy
 
+from tfgrpo_dspy import dspy_seam
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, judging, metered
 from tfgrpo_dspy.budget.prices import Prices
-from tfgrpo_dspy.dspy_seam import (
-    ACTIVE_CALL_ID,
-    Call,
-    Unheard,
-    caller,
-    demo_keeping_adapter,
-    recording,
-    replaying_adapter,
-    watching,
-)
 from tfgrpo_dspy.errors import CallSparedError, MetricError, RunStopped, described, sentence
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
@@ -137,7 +128,7 @@ class Replay:
 
     def outputs(self, signature: Any, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """The recorded outputs of the predictor that is called now; None: the call is fresh."""
-        module = caller()
+        module = dspy_seam.caller()
         name = self._name_of(module, type(module).__name__)
         if (step := self._next("predictor", name, as_fields(inputs))) is None:
             return None
@@ -159,7 +150,7 @@ class Replay:
 
     def result(self, arguments: Mapping[str, Any]) -> Any:
         """The recorded result of the `replay_only` tool that is called now, for these arguments."""
-        name, step = self._tools.get(ACTIVE_CALL_ID.get() or "", ("", None))
+        name, step = self._tools.get(dspy_seam.ACTIVE_CALL_ID.get() or "", ("", None))
         if step is None:
             wanted = ("tool", name, as_fields(arguments))
             steps = self.start.source.steps
@@ -395,7 +386,7 @@ class _Run:
         self.program = copy_program(task.program, self._lm_for_sample)
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         for name, module in self.program.named_sub_modules():
-            module.callbacks = Unheard(getattr(module, "callbacks", []))
+            module.callbacks = dspy_seam.Unheard(getattr(module, "callbacks", []))
             if isinstance(module, dspy.Predict):
                 self.names[id(module)] = name.removeprefix("self.")
                 # its own config would win over its LM's copy
@@ -421,13 +412,15 @@ class _Run:
 
     def context(self) -> Any:
         """The settings of DSPy under which the program runs."""
-        adapter = demo_keeping_adapter(dspy.settings.adapter, self.task.kept_demos)
+        adapter = dspy_seam.demo_keeping_adapter(dspy.settings.adapter, self.task.kept_demos)
         return dspy.context(
             **{REPLAY: self.replay},
             lm=self._lm_for_sample(dspy.settings.lm),
-            adapter=adapter if self.replay is None else replaying_adapter(adapter, self.replay),
-            **recording(self.tools.trace),  # the meter reads each call's entry
-            **watching(self.tools),
+            adapter=adapter
+            if self.replay is None
+            else dspy_seam.replaying_adapter(adapter, self.replay),
+            **dspy_seam.recording(self.tools.trace),  # the meter reads each call's entry
+            **dspy_seam.watching(self.tools),
         )
 
     def execute(self) -> tuple[Any, Failure | None]:
@@ -532,7 +525,7 @@ class _Run:
         return replace(rollout, score=score.value, feedback=words, objectives=score.objectives)
 
 
-def _cause_of(call: Call) -> str:
+def _cause_of(call: dspy_seam.Call) -> str:
     """The reason that the answer of a call did not parse, as far as the answer says."""
     if call.refusal:
         return f"The LM refused to answer: {sentence(shortened(call.refusal, 200))} "

@@ -15,21 +15,7 @@ from pydantic import Field
 from tfgrpo_dspy.errors import SettingsError, such_that
 from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
 from tfgrpo_dspy.rollout import MIN_CONTRAST, Rollout, fields_text
-from tfgrpo_dspy.strategies.base import (
-    IS_TEACHER,
-    NOT_ASYNC,
-    Ask,
-    Attempt,
-    GroupContext,
-    Least0,
-    Magnitude,
-    Proposed,
-    Scored,
-    Share,
-    Strategy,
-    UpdateContext,
-    strategy,
-)
+from tfgrpo_dspy.strategies import base
 from tfgrpo_dspy.text import shortened
 
 PENALTY = 10.0
@@ -65,8 +51,8 @@ class WriteHints(dspy.Signature):
     step: str = dspy.OutputField(desc="the first step, carried out; still without the answer")
 
 
-@strategy
-class TieredHints(Strategy):
+@base.strategy
+class TieredHints(base.Strategy):
     """Tries a failing example with a concept, then a plan, then a concrete step, until it succeeds.
 
     The reflection LM writes the hints from the label and the feedback. The hinted success against
@@ -80,9 +66,9 @@ class TieredHints(Strategy):
         after: how many of the latest groups of the example must have failed, at least 0.
     """
 
-    after: Least0 = 1
+    after: base.Least0 = 1
 
-    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+    def rescue(self, context: base.GroupContext, ask: base.Ask) -> Sequence[base.Attempt]:
         """The next hint, if the group still fails."""
         earlier, failed = context.earlier, context.sampled.unaided.rollouts
         latest = earlier[len(earlier) - self.after :]
@@ -102,9 +88,9 @@ class TieredHints(Strategy):
         hints = (as_input(" ".join(str(answer.get(tier, "")).split())) for tier in TIERS)
         left = (hint for hint in hints if hint and hint not in tried)
         usable = (hint for hint in left if not gives_away(hint, labels))
-        return [Attempt(hint=hint) for hint in usable][:1]
+        return [base.Attempt(hint=hint) for hint in usable][:1]
 
-    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+    def propose(self, context: base.UpdateContext, ask: base.Ask) -> base.Proposed:
         """The lessons, and their reasons, that do not give away the label of a hinted example."""
         hinted = {e.group.example for e in context.groups if any(g.hint for g in e.additions)}
         n_having = Counter(
@@ -121,7 +107,7 @@ class TieredHints(Strategy):
             if not any(gives_away(lesson.text, each) for each in labels):
                 tells = any(gives_away(lesson.reason, each) for each in labels)
                 kept.append(replace(lesson, reason="") if tells else lesson)
-        return Proposed(tuple(kept))
+        return base.Proposed(tuple(kept))
 
 
 def gives_away(text: str, labels: Mapping[str, Any]) -> bool:
@@ -141,8 +127,8 @@ def gives_away(text: str, labels: Mapping[str, Any]) -> bool:
     return False
 
 
-@strategy
-class TeacherRollouts(Strategy):
+@base.strategy
+class TeacherRollouts(base.Strategy):
     """Adds rollouts of a teacher to the groups in which the student fails throughout.
 
     The reflection LM compares them with the student's, and writes lessons for the student. No score
@@ -156,19 +142,19 @@ class TeacherRollouts(Strategy):
             to 1; at least one.
     """
 
-    teacher: Annotated[Any, IS_TEACHER]
+    teacher: Annotated[Any, base.IS_TEACHER]
     share: Annotated[float, Field(ge=0.01, le=1)] = 0.5
 
-    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+    def rescue(self, context: base.GroupContext, ask: base.Ask) -> Sequence[base.Attempt]:
         """The teacher's rollouts, once."""
         if not context.fails or any(each.teacher is not None for each in context.sampled.additions):
             return ()
         n_student = sum(not each.aid for each in context.sampled.additions)
-        return [Attempt(teacher=self.teacher)] * max(1, int(self.share * n_student))
+        return [base.Attempt(teacher=self.teacher)] * max(1, int(self.share * n_student))
 
 
-@strategy
-class ClippedDiversity(Strategy):
+@base.strategy
+class ClippedDiversity(base.Strategy):
     """Explores where attempts agree, and lets the unusual one of equal attempts count for more.
 
     Where all attempts of a group give the same answer and fail, further ones are told that answer,
@@ -191,10 +177,10 @@ class ClippedDiversity(Strategy):
     """
 
     clip: Annotated[float, Field(gt=0, lt=0.5)] = 0.25
-    explore: Share = 0.5
+    explore: base.Share = 0.5
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
 
-    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+    def rescue(self, context: base.GroupContext, ask: base.Ask) -> Sequence[base.Attempt]:
         """Attempts that must differ from those that agree and fail; once."""
         rollouts, additions = context.sampled.unaided.rollouts, context.sampled.additions
         agree = len({rollout.answer for rollout in rollouts}) == 1 and rollouts[0].answer
@@ -204,9 +190,9 @@ class ClippedDiversity(Strategy):
         shown = shortened(as_input(fields_text(rollouts[0].outputs)), SHOWN_BYTES)
         hint = DIFFER.format(answer=as_input(shown))
         n = max(1, int(self.explore * len(rollouts)))
-        return [Attempt(hint=hint, temperature=self.temperature)] * n
+        return [base.Attempt(hint=hint, temperature=self.temperature)] * n
 
-    def reward(self, scored: Scored) -> Sequence[float]:
+    def reward(self, scored: base.Scored) -> Sequence[float]:
         """The scores, changed by less than what sets them apart from others of the group."""
         scores = [rollout.score or 0.0 for rollout in scored.rollouts]
         rewards, groups = list(scores), dict[int, list[int]]()
@@ -233,8 +219,8 @@ def _spread(numbers: Sequence[float]) -> float:
     return spread if spread > MIN_CONTRAST else 1.0
 
 
-@strategy
-class Objectives(Strategy):
+@base.strategy
+class Objectives(base.Strategy):
     """Rewards the weighted mean of several objectives, each in its standard deviations.
 
     The metric returns `dspy.Prediction(objectives={name: value}, feedback=...)`. Each objective is
@@ -256,11 +242,11 @@ class Objectives(Strategy):
         such_that(lambda weights: any(weights.values()), "pass a weight that is not 0"),
     ]
     never_below: Numbers = field(default_factory=dict)
-    computed: Mapping[str, Annotated[Callable[[Rollout], float], NOT_ASYNC]] = field(
+    computed: Mapping[str, Annotated[Callable[[Rollout], float], base.NOT_ASYNC]] = field(
         default_factory=dict
     )
 
-    def reward(self, scored: Scored) -> Sequence[float | None]:
+    def reward(self, scored: base.Scored) -> Sequence[float | None]:
         """The weighted mean of the scaled objectives, less what is lacking to the bounds."""
         names = dict.fromkeys([*self.weights, *self.never_below])
         scale: dict[str, float] = {}
@@ -296,8 +282,8 @@ def step_names(rollout: Rollout) -> list[str]:
     return [step.name for step in rollout.steps]
 
 
-@strategy
-class StepOrder(Strategy):
+@base.strategy
+class StepOrder(base.Strategy):
     """Adds the rank correlation of a rollout's steps with a reference order to its score.
 
     `order(rollout)` is Kendall's tau (-1 to 1) of the steps that both have, by their first
@@ -312,8 +298,8 @@ class StepOrder(Strategy):
         weight: of the order, beside 1 for the score; 0 to 10.
     """
 
-    reference: Annotated[Steps, NOT_ASYNC]
-    steps: Annotated[Steps, NOT_ASYNC] = step_names
+    reference: Annotated[Steps, base.NOT_ASYNC]
+    steps: Annotated[Steps, base.NOT_ASYNC] = step_names
     weight: Annotated[float, Field(ge=0, le=10)] = 0.3
 
     def order(self, rollout: Rollout) -> float:
@@ -325,14 +311,14 @@ class StepOrder(Strategy):
         pairs = itertools.combinations([taken[step] for step in wanted], 2)
         return statistics.fmean(1.0 if first < second else -1.0 for first, second in pairs)
 
-    def reward(self, scored: Scored) -> Sequence[float | None]:
+    def reward(self, scored: base.Scored) -> Sequence[float | None]:
         """The scaled score with its share of the scaled order."""
         mixed = Objectives({"score": 1.0, "order": self.weight}, computed={"order": self.order})
         return mixed.reward(scored)
 
 
-@strategy
-class GlobalConstraint(Strategy):
+@base.strategy
+class GlobalConstraint(base.Strategy):
     """Adds a reward for a quantity of the whole, such as how many agents cooperate.
 
     The level is the mean of `quantity(rollout)` over a training batch, and each rollout counts with
@@ -350,10 +336,10 @@ class GlobalConstraint(Strategy):
             100.
     """
 
-    quantity: Annotated[Callable[[Rollout], float], NOT_ASYNC]
-    weight: Magnitude = 1.0
+    quantity: Annotated[Callable[[Rollout], float], base.NOT_ASYNC]
+    weight: base.Magnitude = 1.0
 
-    def reward(self, scored: Scored) -> Sequence[float]:
+    def reward(self, scored: base.Scored) -> Sequence[float]:
         """The scores, and what the contributions are worth."""
         contributed = [float(self.quantity(rollout)) for rollout in scored.rollouts]
         for quantity in contributed:

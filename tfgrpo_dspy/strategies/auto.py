@@ -10,17 +10,8 @@ from dataclasses import dataclass
 
 from tfgrpo_dspy.rollout import MIN_CONTRAST, NO_SCORES, Group, Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.strategies import base
 from tfgrpo_dspy.strategies.attempts import Objectives, TieredHints
-from tfgrpo_dspy.strategies.base import (
-    Ask,
-    Attempt,
-    GroupContext,
-    Proposed,
-    Scored,
-    Strategy,
-    UpdateContext,
-    overrides,
-)
 from tfgrpo_dspy.strategies.steps import states
 
 GROUPS, FAILING = 16, 12
@@ -39,19 +30,19 @@ CREDIT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Auto(Strategy):
+class Auto(base.Strategy):
     """`TieredHints` where the first groups fail in silence; `Objectives` where scales differ."""
 
-    def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+    def rescue(self, context: base.GroupContext, ask: base.Ask) -> Sequence[base.Attempt]:
         """Hints, if they are needed."""
         is_needed = context.shows_labels and needs_hints(context.past)
         return HINTS.rescue(context, ask) if is_needed else ()
 
-    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+    def propose(self, context: base.UpdateContext, ask: base.Ask) -> base.Proposed:
         """The lessons, without those that give away what a hint was written from."""
         return HINTS.propose(context, ask)
 
-    def reward(self, scored: Scored) -> Sequence[float | None]:
+    def reward(self, scored: base.Scored) -> Sequence[float | None]:
         """The scores; or the mean of the scaled objectives, as the first batch decides."""
         spreads = unlike_spreads(scored.first)
         if not spreads:
@@ -95,9 +86,9 @@ def unlike_spreads(first: Sequence[Rollout]) -> dict[str, float]:
     return spreads if len(scales) > 1 and max(scales) > UNLIKE * min(scales) else {}
 
 
-def may_rescue(strategies: Sequence[Strategy], past: Sequence[SampledGroup]) -> bool:
+def may_rescue(strategies: Sequence[base.Strategy], past: Sequence[SampledGroup]) -> bool:
     """True if a strategy may help groups that fail throughout, after these."""
-    rescuing = [one for one in strategies if overrides(one, "rescue")]
+    rescuing = [one for one in strategies if base.overrides(one, "rescue")]
     return any(not isinstance(one, Auto) or needs_hints(past) for one in rescuing)
 
 

@@ -18,16 +18,7 @@ from pydantic import Field
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.rollout import NO_SCORES
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.strategies.base import (
-    NOT_ASYNC,
-    BatchPlan,
-    Least1,
-    Least2,
-    Magnitude,
-    Share,
-    Strategy,
-    strategy,
-)
+from tfgrpo_dspy.strategies import base
 
 Domain = str | Callable[[Any], Any]
 """The domain of an example: the name of one of its fields, or a function of the example."""
@@ -42,12 +33,12 @@ TRIED, WORSE = 2, 0.3
 """Groups of an example before it can be noise, and by how much it is worse than its domain."""
 
 
-class Choosing(Strategy):
+class Choosing(base.Strategy):
     """Draws half of each batch by `weights`, where that teaches more, and the other half seldom."""
 
     often = OFTEN
 
-    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
+    def choose(self, plan: base.BatchPlan) -> Mapping[int, int]:
         """The first half of the usual batch, and examples that are drawn by their weights."""
         usual = list(plan.sizes)[: math.ceil(len(plan.sizes) / 2)]
         weights = self.weights(plan)
@@ -62,11 +53,11 @@ class Choosing(Strategy):
         drawn = sorted(key, key=lambda example: key[example])  # the lowest are a weighted draw
         return self.sizes(plan, [*usual, *drawn][: len(plan.sizes)])
 
-    def weights(self, plan: BatchPlan) -> Mapping[int, float]:
+    def weights(self, plan: base.BatchPlan) -> Mapping[int, float]:
         """The weight of each example: how much more often it is drawn than another."""
         return dict.fromkeys(plan.training, 1.0)
 
-    def sizes(self, plan: BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
+    def sizes(self, plan: base.BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
         """The number of rollouts of each of these."""
         return dict(zip(chosen, plan.sizes.values(), strict=False))
 
@@ -150,7 +141,7 @@ def pass_rates(
     return rates
 
 
-def _domains(plan: BatchPlan, domain: Domain | None) -> Mapping[int, Hashable]:
+def _domains(plan: base.BatchPlan, domain: Domain | None) -> Mapping[int, Hashable]:
     """The domain of each example that may be chosen; None: each is its own."""
     examples = {index: plan.trainset[index] for index in plan.training}
     if domain is None:
@@ -163,7 +154,7 @@ def _domains(plan: BatchPlan, domain: Domain | None) -> Mapping[int, Hashable]:
     return {index: example[domain] for index, example in examples.items()}
 
 
-@strategy
+@base.strategy
 class LearningFrontier(Choosing):
     """Draws examples by how much can still be learned of them, as the library grows.
 
@@ -181,10 +172,10 @@ class LearningFrontier(Choosing):
         most: rollouts of one example, at least 2; None: as many as usual.
     """
 
-    memory: Share = 0.5
-    most: Least2 | None = None
+    memory: base.Share = 0.5
+    most: base.Least2 | None = None
 
-    def weights(self, plan: BatchPlan) -> Mapping[int, float]:
+    def weights(self, plan: base.BatchPlan) -> Mapping[int, float]:
         """The learnability of each example; what `LESSONS` groups have taught, stays so."""
         rates = self._rates(plan)
         failing = [s.unaided for s in plan.past if not s.unaided.has_contrast]
@@ -198,7 +189,7 @@ class LearningFrontier(Choosing):
             worth[example] = learnable**2 / (1 + n_more)
         return worth
 
-    def sizes(self, plan: BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
+    def sizes(self, plan: base.BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
         """The usual group size for the first half; sizes by the spread for the drawn examples."""
         if self.most is None:
             return super().sizes(plan, chosen)
@@ -216,13 +207,13 @@ class LearningFrontier(Choosing):
             left -= sizes[example]
         return sizes
 
-    def _rates(self, plan: BatchPlan) -> dict[int, PassRate]:
+    def _rates(self, plan: base.BatchPlan) -> dict[int, PassRate]:
         n_past, n_examples = len(plan.past), len(plan.training)
         weights = [self.memory ** ((n_past - 1 - k) / n_examples) for k in range(n_past)]
         return pass_rates(plan.past, plan.training, weights)
 
 
-@strategy
+@base.strategy
 class DomainBandit(Choosing):
     """Samples domains by a softmax over an upper confidence bound of how much they teach.
 
@@ -241,12 +232,12 @@ class DomainBandit(Choosing):
         temperature: .01 to 100; the lower, the more the best domain gets.
     """
 
-    domain: Annotated[Domain, NOT_ASYNC]
+    domain: Annotated[Domain, base.NOT_ASYNC]
     exploration: Annotated[float, Field(ge=0, le=100)] = 0.5
-    window: Least1 = 12
-    temperature: Magnitude = 0.1
+    window: base.Least1 = 12
+    temperature: base.Magnitude = 0.1
 
-    def weights(self, plan: BatchPlan) -> Mapping[int, float]:
+    def weights(self, plan: base.BatchPlan) -> Mapping[int, float]:
         """The chance of its domain, shared among the examples that came least often."""
         domain_of = _domains(plan, self.domain)
         taught: defaultdict[Hashable, list[float]] = defaultdict(list)
@@ -273,7 +264,7 @@ class DomainBandit(Choosing):
         }
 
 
-@strategy
+@base.strategy
 class HardSampleWeights(Choosing):
     """Samples examples with weights exp(loss / temperature), without those that look like noise.
 
@@ -293,12 +284,12 @@ class HardSampleWeights(Choosing):
     """
 
     often = math.inf  # it looks for what scores low, not for what teaches
-    domain: Annotated[Domain | None, NOT_ASYNC] = None
+    domain: Annotated[Domain | None, base.NOT_ASYNC] = None
     temperature: Annotated[float, Field(ge=0.01, le=1000)] = 0.3
-    window: Least1 = 6
+    window: base.Least1 = 6
     noise: Annotated[float, Field(ge=0, le=0.5)] = 0.1
 
-    def weights(self, plan: BatchPlan) -> Mapping[int, float]:
+    def weights(self, plan: base.BatchPlan) -> Mapping[int, float]:
         """exp(loss / temperature) of each example that is not set aside."""
         domain_of = _domains(plan, self.domain)
         scores: defaultdict[Hashable, list[float]] = defaultdict(list)

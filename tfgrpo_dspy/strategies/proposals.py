@@ -14,17 +14,7 @@ from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, sources_of
 from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES, UNKNOWN, by_example
 from tfgrpo_dspy.rollout import REASONING, Rollout
-from tfgrpo_dspy.strategies.base import (
-    Ask,
-    GroupContext,
-    Least1,
-    Proposed,
-    RunContext,
-    Shown,
-    Strategy,
-    UpdateContext,
-    strategy,
-)
+from tfgrpo_dspy.strategies import base
 from tfgrpo_dspy.text import normalized, shortened
 
 THOUGHTS = ("reasoning", "next_thought")
@@ -42,8 +32,8 @@ MATTERS = (
 )
 
 
-@strategy
-class ConflictAware(Strategy):
+@base.strategy
+class ConflictAware(base.Strategy):
     """Says what good and bad attempts of a group share, so that no lesson blames it.
 
     Above the mean of its group an attempt is good, below it bad. Parts that stand in both are in
@@ -54,11 +44,11 @@ class ConflictAware(Strategy):
     **Source.** GTPO (arXiv 2508.03772).
     """
 
-    def show(self, context: GroupContext, ask: Ask) -> Shown:
+    def show(self, context: base.GroupContext, ask: base.Ask) -> base.Shown:
         """All attempts, and what good and bad ones share."""
         rollouts = context.group.rollouts
         if not context.group.has_contrast:
-            return Shown(rollouts)
+            return base.Shown(rollouts)
         mean = fmean(context.group.scores)
         good = [_parts(rollout) for rollout in rollouts if (rollout.score or 0.0) > mean]
         bad = [_parts(rollout) for rollout in rollouts if not (rollout.score or 0.0) > mean]
@@ -67,7 +57,7 @@ class ConflictAware(Strategy):
         both = [key for key in texts if any(key in parts for parts in bad)]
         both.sort(key=lambda key: -n[key])
         lines = "\n".join(f"- {shortened(texts[key], LONGEST)}" for key in both[:MOST])
-        return Shown(rollouts, f"{SHARED}{lines}" if lines else "")
+        return base.Shown(rollouts, f"{SHARED}{lines}" if lines else "")
 
 
 def _parts(rollout: Rollout) -> dict[str, str]:
@@ -117,8 +107,8 @@ class FindRules(dspy.Signature):
     candidates: str = dspy.OutputField(desc="one line each, or the word None")
 
 
-@strategy
-class Induction(Strategy):
+@base.strategy
+class Induction(base.Strategy):
     """Proposes rules behind single lines, and better texts of them, by induction over the library.
 
     Every few updates the reflection LM is shown the library that the student began with, what came
@@ -134,10 +124,10 @@ class Induction(Strategy):
         most: how many candidates are taken from an answer, at least 1.
     """
 
-    every: Least1 = 10
-    most: Least1 = 3
+    every: base.Least1 = 10
+    most: base.Least1 = 3
 
-    def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+    def propose(self, context: base.UpdateContext, ask: base.Ask) -> base.Proposed:
         """Rules behind the experiences that stayed; asked for after each `every` updates."""
         operations: tuple[Add | Modify, ...] = ()
         is_asked = context.update and not context.update % self.every
@@ -145,12 +135,12 @@ class Induction(Strategy):
             libraries = context.libraries[: update + 1]
             texts = {operation.text for operation in operations}
             if texts and not any(_effect(e) > 0 for e in libraries[-1] if e.text in texts):
-                return Proposed(context.lessons)
+                return base.Proposed(context.lessons)
             operations = self._rules(libraries, context.predictors, ask)  # remembers its answers
-        return Proposed(context.lessons, operations)
+        return base.Proposed(context.lessons, operations)
 
     def _rules(
-        self, libraries: Sequence[ExperienceLibrary], predictors: Sequence[str], ask: Ask
+        self, libraries: Sequence[ExperienceLibrary], predictors: Sequence[str], ask: base.Ask
     ) -> tuple[Add | Modify, ...]:
         """The operations that the reflection LM answers; each rests on what it resembles."""
         start, library = libraries[0], libraries[-1]
@@ -194,8 +184,8 @@ class SayWhatMatters(dspy.Signature):
     matters: str = dspy.OutputField(desc="at most three sentences, or the word None")
 
 
-@strategy
-class AttributionPrior(Strategy):
+@base.strategy
+class AttributionPrior(base.Strategy):
     """Learns from the reflection LM what matters in the inputs, without a rollout.
 
     One question shows it the program and a few examples. What it says decides the answer is told
@@ -209,14 +199,14 @@ class AttributionPrior(Strategy):
         n_examples: how many training examples the question shows, at least 1.
     """
 
-    n_examples: Least1 = 6
+    n_examples: base.Least1 = 6
 
-    def show(self, context: GroupContext, ask: Ask) -> Shown:
+    def show(self, context: base.GroupContext, ask: base.Ask) -> base.Shown:
         """All rollouts, with a note on what matters."""
         matters = self._matters(context, ask)
-        return Shown(context.group.rollouts, f"{MATTERS}{matters}" if matters else "")
+        return base.Shown(context.group.rollouts, f"{MATTERS}{matters}" if matters else "")
 
-    def _matters(self, context: RunContext, ask: Ask) -> str:
+    def _matters(self, context: base.RunContext, ask: base.Ask) -> str:
         """The answer to the one question, which is always the same; "" where it says nothing."""
         n, parts = min(self.n_examples, len(context.training)), []
         for position in random.Random("attribution").sample(sorted(context.training), n):

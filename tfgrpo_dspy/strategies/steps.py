@@ -25,19 +25,7 @@ from tfgrpo_dspy.reflection.texts import UNKNOWN, clip
 from tfgrpo_dspy.rollout import MIN_CONTRAST, Group, Rollout, fields_text, trajectory_text
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import decision
-from tfgrpo_dspy.strategies.base import (
-    Ask,
-    BatchPlan,
-    Credit,
-    GroupContext,
-    Least0,
-    Least1,
-    Least2,
-    Multiple,
-    Play,
-    Strategy,
-    strategy,
-)
+from tfgrpo_dspy.strategies import base
 from tfgrpo_dspy.strategies.choosing import PassRate
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -149,8 +137,8 @@ def _entropy(chance: Array) -> Array:
     return entropy
 
 
-@strategy
-class MonteCarloCredit(Strategy):
+@base.strategy
+class MonteCarloCredit(base.Strategy):
     """Finds the step that decided a rollout, by sampling how it would have gone on.
 
     In a group with contrast, the rollout whose score is furthest from the mean is gone on with from
@@ -169,14 +157,14 @@ class MonteCarloCredit(Strategy):
         tasks: rollouts that go on from a state of a group that fails throughout, at least 0.
     """
 
-    calls: Multiple = 1.0
-    tasks: Least0 = 0
+    calls: base.Multiple = 1.0
+    tasks: base.Least0 = 0
 
-    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+    def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
         """The values of the steps of one rollout, and one beside it from the decisive state."""
         group = context.sampled.unaided
         if not group.has_contrast:
-            return self._task(context, play) if self.tasks and context.fails else Credit({})
+            return self._task(context, play) if self.tasks and context.fails else base.Credit({})
         rollout, *others = by_unlikeness(group)
         low, high = min(group.scores), max(group.scores)
         left = self.calls * sum(each.usage.n_answers for each in group.all_rollouts)
@@ -207,14 +195,14 @@ class MonteCarloCredit(Strategy):
         gap, beside = max(gaps, key=lambda pair: pair[0], default=(0.0, rollout))
         by_end = dict(zip(ends, values.means, strict=True))
         of_steps = [by_end.get(n) for n in range(len(rollout.values))]
-        return Credit({rollout.rollout_id: of_steps}, (beside,) if gap > MIN_CONTRAST else ())
+        return base.Credit({rollout.rollout_id: of_steps}, (beside,) if gap > MIN_CONTRAST else ())
 
-    def _task(self, context: GroupContext, play: Play) -> Credit:
+    def _task(self, context: base.GroupContext, play: base.Play) -> base.Credit:
         """Rollouts that go on from a state of the group, and the values if one of them differs."""
         group, scored = context.sampled.unaided, _scored(context.sampled)
         source = max(scored, key=lambda rollout: len(rollout.steps))
         if not (inner := states(source)[1:-1]):
-            return Credit({})
+            return base.Credit({})
         rates: defaultdict[int, PassRate] = defaultdict(PassRate)
         for sampled in (each for each in context.past if each.group.example == group.example):
             for rollout in (*sampled.group.rollouts, *sampled.probes):
@@ -225,11 +213,11 @@ class MonteCarloCredit(Strategy):
         (state,) = chance.choices(inner, [rates[n].variance_of_a_rollout ** 2 for n in inner])
         played = play(source, state, self.tasks)
         is_unlike = replace(group, rollouts=(*scored, *played)).has_contrast
-        return Credit(tree_values([*scored, *played]) if is_unlike else {}, tuple(played))
+        return base.Credit(tree_values([*scored, *played]) if is_unlike else {}, tuple(played))
 
 
-@strategy
-class InformationGain(Strategy):
+@base.strategy
+class InformationGain(base.Strategy):
     """Asks for the answer after each turn of a rollout; the gain of a turn is what it adds.
 
     It values the rollouts of groups that have contrast or have failed throughout, the most unlike
@@ -245,10 +233,10 @@ class InformationGain(Strategy):
         calls: LM calls for a group, as a multiple of what its rollouts have taken; .1 to 10.
     """
 
-    samples: Least1 = 2
-    calls: Multiple = 1.0
+    samples: base.Least1 = 2
+    calls: base.Multiple = 1.0
 
-    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+    def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
         """The values of the turns of the rollouts; at the end a value is the score."""
         group, values_of = context.sampled.unaided, dict[int, list[float | None]]()
         left = self.calls * sum(rollout.usage.n_answers for rollout in group.all_rollouts)
@@ -263,7 +251,7 @@ class InformationGain(Strategy):
                 values[state] = expected_score(answers) if answers else None
             values[-1] = rollout.score
             values_of[rollout.rollout_id] = values
-        return Credit(values_of)
+        return base.Credit(values_of)
 
 
 def expected_score(answers: Sequence[Rollout]) -> float:
@@ -291,8 +279,8 @@ class PreferAttempt(dspy.Signature):
     better: str = dspy.OutputField(desc="1, 2 or 0")
 
 
-@strategy
-class ImplicitStepRewards(Strategy):
+@base.strategy
+class ImplicitStepRewards(base.Strategy):
     """Fits a reward for each kind of step to which of two rollouts is better.
 
     Of a pair of rollouts of an example, the one with the higher score is better; where there is no
@@ -308,10 +296,10 @@ class ImplicitStepRewards(Strategy):
         groups: how many earlier groups count, at least 0.
     """
 
-    pairs: Least1 = 3
-    groups: Least0 = 20
+    pairs: base.Least1 = 3
+    groups: base.Least0 = 20
 
-    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+    def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
         """The value of each turn of each rollout that was compared."""
         past = context.past[len(context.past) - self.groups :] if self.groups else ()
         rows: list[tuple[Rollout, Rollout]] = []
@@ -325,7 +313,7 @@ class ImplicitStepRewards(Strategy):
                     rows.append((first, second) if ahead > 0 else (second, first))
         group = context.sampled.unaided.rollouts
         if not rows or len(group) < 2:
-            return Credit({})
+            return base.Credit({})
         rewards = fitted_rewards(rows)
         sums = {
             rollout.rollout_id: np.cumsum(
@@ -339,7 +327,7 @@ class ImplicitStepRewards(Strategy):
             ends, worth = {*states(rollout)}, expit(sums[rollout.rollout_id] - usual)
             of_steps = [float(x) if n in ends else None for n, x in enumerate(worth)]
             values[rollout.rollout_id] = of_steps
-        return Credit(values, measure="chance of being preferred")
+        return base.Credit(values, measure="chance of being preferred")
 
     def _pairs(self, group: Group) -> list[tuple[Rollout, Rollout]]:
         """Pairs of rollouts that took other steps, in an order by chance."""
@@ -377,7 +365,7 @@ def _features(rollout: Rollout) -> list[list[object]]:
     return features
 
 
-def _preference(example: str, first: Rollout, second: Rollout, ask: Ask) -> float:
+def _preference(example: str, first: Rollout, second: Rollout, ask: base.Ask) -> float:
     """1 where the reflection LM prefers the first, -1 where the second, else 0."""
     texts = [_attempt(rollout, PAIR_TOKENS) for rollout in (first, second)]
     answer = ask(PreferAttempt, example=example, attempt_1=texts[0], attempt_2=texts[1])
@@ -402,8 +390,8 @@ class MarkSteps(dspy.Signature):
     marks: str = dspy.OutputField(desc='one line for each attempt, such as "1: 6, 6, 2"')
 
 
-@strategy
-class TeacherMarks(Strategy):
+@base.strategy
+class TeacherMarks(base.Strategy):
     """Lets the reflection LM mark the student's own rollouts, step by step, beside the metric.
 
     One question for each group that differs or fails shows it all attempts. The mark after a turn,
@@ -413,11 +401,11 @@ class TeacherMarks(Strategy):
     **Source.** CoDistill-GRPO (arXiv 2605.08873).
     """
 
-    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+    def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
         """The marks of each turn of each rollout, as shares of ten."""
         group = context.sampled.unaided
         if not group.rollouts or not (group.has_contrast or context.fails or not group.scores):
-            return Credit({})
+            return base.Credit({})
         share = GROUP_TOKENS // len(group.rollouts)
         shown = [f"Attempt {n}\n{_attempt(r, share)}" for n, r in enumerate(group.rollouts, 1)]
         labels = context.example.labels_text if context.shows_labels else ""
@@ -437,11 +425,11 @@ class TeacherMarks(Strategy):
                 by_end = {end: mark / HIGHEST for end, mark in zip(ends, marks, strict=False)}
                 later = (by_end.get(n) for n in range(1, len(rollout.values)))
                 values[rollout.rollout_id] = [BEFORE, *later]
-        return Credit(values, measure="mark of the teacher")
+        return base.Credit(values, measure="mark of the teacher")
 
 
-@strategy
-class BranchingRollouts(Strategy):
+@base.strategy
+class BranchingRollouts(base.Strategy):
     """Makes a part of each group by branching rollouts after a step, in place of whole rollouts.
 
     A rollout branches after results of tools (after any turn, if it calls none), first where the
@@ -460,19 +448,19 @@ class BranchingRollouts(Strategy):
     """
 
     leaves: Annotated[int, Field(ge=3)] = 5
-    whole: Least2 = 2
+    whole: base.Least2 = 2
 
     def __post_init__(self) -> None:
         if self.whole >= self.leaves:
             raise SettingsError(f"whole={self.whole!r}: pass less than leaves={self.leaves!r}.")
 
-    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
+    def choose(self, plan: base.BatchPlan) -> Mapping[int, int]:
         """Fewer whole rollouts of each example, unless none so far could branch."""
         if plan.past and not _places(_scored(*plan.past)):
             return plan.sizes
         return {example: min(self.whole, size) for example, size in plan.sizes.items()}
 
-    def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+    def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
         """Branches beside the whole rollouts, and the values of the tree."""
         scored = _scored(context.sampled)
         wanted = min(self.leaves, context.group_size or self.leaves) - len(scored)
@@ -480,7 +468,7 @@ class BranchingRollouts(Strategy):
         for rollout, state in _places(scored):
             if len(branches) < wanted:
                 branches += play(rollout, state)
-        return Credit(tree_values([*scored, *branches]), tuple(branches))
+        return base.Credit(tree_values([*scored, *branches]), tuple(branches))
 
 
 def _places(rollouts: Sequence[Rollout]) -> list[tuple[Rollout, int]]:
