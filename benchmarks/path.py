@@ -5,7 +5,7 @@
 Four examples, 60 LM calls, an LM that answers at once. Frames are those of the traceback that leads
 from `compile` to an LM call in which Ctrl-C is pressed: every third call of a run is tried. A form
 of a score is the type of a field, argument or result of this name in the files from metric to gate;
-several numbers are one, whatever holds them.
+several numbers are one, whatever holds them, and a float that is verified is a float.
 """
 
 import ast
@@ -64,7 +64,8 @@ def form_of(node: ast.AST) -> str:
     name = next((getattr(target, key) for key in ("id", "arg", "name") if hasattr(target, key)), "")
     if (form := getattr(node, "returns", form)) is None or not SCORE.match(str(name)):
         return ""
-    return ROW.sub("numbers", ast.unparse(form).replace(" | None", "").replace("FiniteF", "f"))
+    plain = re.sub(r"Annotated\[(\w+), \w+\]", r"\1", ast.unparse(form))
+    return ROW.sub("numbers", plain.replace(" | None", "").replace("FiniteF", "f"))
 
 
 def compiled(engine: Engine) -> None:
