@@ -274,10 +274,7 @@ class World(Planted):
         between = {"group", "verdict", "query", "next_tool_name"}
         self.policy_fields = self.final_fields | between
         self.cell = Cell(
-            "random",
-            named=traits.names_sources,
-            wrong=traits.wrong,
-            two=len(self.stages) > 1,
+            "random", named=traits.names_sources, wrong=traits.wrong, two=len(self.stages) > 1
         )
         pool, n = self._codes(), traits.n_kinds
         self.right, self.wrong = pool[:n], [pool[n + k : n * (N_WRONG + 1) : n] for k in range(n)]

@@ -209,31 +209,15 @@ def _offers_a_remedy(reply: str) -> bool:
 
 # Of each rule: what to say when it is kept, what to say when it is broken, and its check.
 RULES: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
-    (
-        "apologises",
-        "Say sorry for the trouble.",
-        lambda reply: bool(APOLOGY.search(reply)),
-    ),
-    (
-        "asks for the order number",
-        "Ask for the order number.",
-        _asks_for_the_order_number,
-    ),
-    (
-        "offers a refund or a replacement",
-        "Offer a refund or a replacement.",
-        _offers_a_remedy,
-    ),
+    ("apologises", "Say sorry for the trouble.", lambda reply: bool(APOLOGY.search(reply))),
+    ("asks for the order number", "Ask for the order number.", _asks_for_the_order_number),
+    ("offers a refund or a replacement", "Offer a refund or a replacement.", _offers_a_remedy),
     (
         f"is at most {MAX_WORDS} words long",
         f"Use at most {MAX_WORDS} words.",
         lambda reply: len(reply.split()) <= MAX_WORDS,
     ),
-    (
-        f"names {COMPANY}",
-        f"Mention {COMPANY}.",
-        lambda reply: COMPANY.lower() in reply.lower(),
-    ),
+    (f"names {COMPANY}", f"Mention {COMPANY}.", lambda reply: COMPANY.lower() in reply.lower()),
 )
 
 

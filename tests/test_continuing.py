@@ -130,11 +130,7 @@ def test_what_is_not_the_same_run_with_more_is_derived_anew(
     assert schedule_of(compiled(ended[0], **given)[0]) == planned(**given)
 
 
-BUDGETS: list[dict[str, Any]] = [
-    {"max_metric_calls": 80},
-    {"auto": "light"},
-    {"epochs": 2},
-]
+BUDGETS: list[dict[str, Any]] = [{"max_metric_calls": 80}, {"auto": "light"}, {"epochs": 2}]
 
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)

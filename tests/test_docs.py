@@ -119,10 +119,7 @@ def test_the_readmes_example_runs_as_it_stands_and_prints_what_stands_below_it(
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs_as_it_stands(
-    page: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also compares each text block behind "It prints:" with what the block before it printed."""
     given = RULES_OF.get(page.stem, RULES)

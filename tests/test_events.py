@@ -131,9 +131,7 @@ def test_edited_operations_are_made_instead_and_keep_the_evidence(edited: Any) -
 
 
 @pytest.mark.parametrize(
-    "answer",
-    ["yes", None, [{"op": "SHOUT"}]],
-    ids=["a text", "None", "an unknown operation"],
+    "answer", ["yes", None, [{"op": "SHOUT"}]], ids=["a text", "None", "an unknown operation"]
 )
 def test_an_answer_of_approve_that_is_none_lets_nothing_through_and_is_counted(answer: Any) -> None:
     program = learned(approve=Asked(answer), **GATED)

@@ -161,10 +161,7 @@ def test_what_an_lm_writes_is_read_forgivingly(written: dict[str, Any], meant: o
     ("written", "reason"),
     [
         ({}, "op=None: the operations are"),
-        (
-            {"op": "AD", "text": "Ask."},
-            "op='AD': the operations are ADD, MODIFY, DELETE, KEEP",
-        ),
+        ({"op": "AD", "text": "Ask."}, "op='AD': the operations are ADD, MODIFY, DELETE, KEEP"),
         ({"op": "ADD"}, "ADD.text: field required"),
         ({"op": "ADD", "text": 5}, "text=5"),
         ({"op": "MODIFY", "id": "G1", "text": "a"}, "id='G1'"),

@@ -106,9 +106,7 @@ def test_the_library_of_each_update_the_summary_and_the_report_are_artefacts(usu
     assert ADVICE in page
 
 
-def test_student_candidates_and_result_are_child_runs_with_scores_of_one_unit(
-    usual: Shown,
-) -> None:
+def test_student_candidates_and_result_are_child_runs_with_scores_of_one_unit(usual: Shown) -> None:
     assert set(usual.children) >= {"student", "result"}
     assert {re.sub(r" \d+$", "", name) for name in usual.children} <= {
         "student", "candidate", "result"

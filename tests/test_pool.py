@@ -80,9 +80,7 @@ def test_a_stopped_run_records_what_comes_soon_and_begins_nothing_more() -> None
     assert sorted(begun) == sorted(recorded) == [0, 1]
 
 
-def test_without_a_timeout_the_log_names_once_what_has_no_result_after_a_while(
-    caplog: Any,
-) -> None:
+def test_without_a_timeout_the_log_names_once_what_has_no_result_after_a_while(caplog: Any) -> None:
     pool, released = Pool(Ledger(), 2, patience_s=0.1), threading.Event()
 
     def on_wait() -> None:

@@ -478,10 +478,7 @@ class ForEachPart(dspy.Module):
 
 @pytest.mark.parametrize(
     ("student", "budget", "n_measured"),
-    [
-        (ForEachPart, {"max_lm_calls": 400}, 10),
-        (predictor, {"max_cost": 36_000, **priced(1)}, 20),
-    ],
+    [(ForEachPart, {"max_lm_calls": 400}, 10), (predictor, {"max_cost": 36_000, **priced(1)}, 20)],
     ids=["a rollout takes more calls than assumed", "a call may cost far more than it does"],
 )
 def test_a_budget_is_divided_by_what_rollouts_really_take(

@@ -162,9 +162,7 @@ def test_a_dropped_experience_stands_there_with_the_reason_and_each_predictor_ha
     assert page.count("Instructions of the predictor <bdi>") == 2
 
 
-def test_runs_without_an_end_a_metric_or_a_lesson_have_a_report(
-    polite: RunResults,
-) -> None:
+def test_runs_without_an_end_a_metric_or_a_lesson_have_a_report(polite: RunResults) -> None:
     values = polite.to_dict() | dict.fromkeys(("student", "best", "gain", "test"))
     values |= {"ended_because": NOT_FINISHED, "usage": {"rollout": {"n_lm_calls": 7}}}
     unfinished = {**values, "settings": {}, "schedule": {}, "instructions": {}, "candidates": []}

@@ -36,11 +36,7 @@ def labelled(question: str, label: str) -> list[dspy.Example]:
             ["failure analysis", "no contrast"],
         ),
         ([["0", "0"], ["1", "1"]], {"metric": is_score}, ["failure analysis", "no contrast"]),
-        (
-            [["0", "0"], ["1", "1"]],
-            {"metric": is_score, "use_labels": False},
-            ["no contrast"] * 2,
-        ),
+        ([["0", "0"], ["1", "1"]], {"metric": is_score, "use_labels": False}, ["no contrast"] * 2),
         (
             [["0", "0"], ["1", "1"]],
             {"metric": is_score_with_feedback, "failure_analysis": False},

@@ -194,9 +194,7 @@ def test_a_refusal_names_the_smallest_budget_that_can_learn(
 
 
 @pytest.mark.parametrize("price", [0.0, 0.5])
-def test_a_budget_must_pay_for_the_dearest_call_beside_the_schedule(
-    price: float,
-) -> None:
+def test_a_budget_must_pay_for_the_dearest_call_beside_the_schedule(price: float) -> None:
     data = data_of(12, dollars_per_rollout=0.01, dollars_of_dearest_call=price)
     figures = {"group_size": 2, "batch_size": 2, "drafts": 0}
     kept = {

@@ -388,8 +388,7 @@ def test_credit_ends_where_hardly_any_group_had_a_step_that_decided() -> None:
 
 
 @pytest.mark.parametrize(
-    "strategy",
-    [InformationGain(), MonteCarloCredit(), TeacherMarks(), ImplicitStepRewards()],
+    "strategy", [InformationGain(), MonteCarloCredit(), TeacherMarks(), ImplicitStepRewards()]
 )
 def test_a_program_of_one_turn_has_no_step_to_value_and_takes_no_call_for_it(
     strategy: Strategy,

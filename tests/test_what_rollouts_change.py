@@ -63,11 +63,7 @@ def with_a_class_that_closes_over_a_list() -> Any:
     return Listing()
 
 
-PROGRAMS = [
-    closing_over_a_cache,
-    with_a_shared_manual,
-    with_a_class_that_closes_over_a_list,
-]
+PROGRAMS = [closing_over_a_cache, with_a_shared_manual, with_a_class_that_closes_over_a_list]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

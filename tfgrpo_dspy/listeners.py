@@ -36,19 +36,7 @@ from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import TOO_MANY, Lesson
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.reflection.texts import clip
-from tfgrpo_dspy.results import REFLECTIONS, RunResults
-from tfgrpo_dspy.results.records import (
-    CHANGES_IN_WORDS,
-    Candidate,
-    Change,
-    ChangeKind,
-    Comparison,
-    ExampleRow,
-    RolloutSummary,
-    Row,
-    ScoreSummary,
-    UpdateRecord,
-)
+from tfgrpo_dspy.results import REFLECTIONS, RunResults, records
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
@@ -97,7 +85,7 @@ class RunReport:
     ) -> None:
         """`clean` takes secrets out of what is logged."""
         self._settings, self._ledger, self._clean = settings, ledger, clean
-        self._updates: list[UpdateRecord] = []
+        self._updates: list[records.UpdateRecord] = []
         self.failures: Counter[str] = Counter()
         self._usage = {role: Usage() for role in ROLES}
         self._replayed: Counter[str] = Counter()
@@ -202,7 +190,7 @@ class RunReport:
             self.count_failure(kind, text)
         mean = "" if record.mean_score is None else f", mean score {record.mean_score:z.3f}"
         source = f"{counted(len(record.groups), 'example')}{mean}"
-        kinds = Counter(CHANGES_IN_WORDS[change.kind] for change in record.changes)
+        kinds = Counter(records.CHANGES_IN_WORDS[change.kind] for change in record.changes)
         logger.info(
             "update %d (epoch %d): %s; %s; experiences: %s, %d in the library; %d LM calls so far",
             record.update + 1,
@@ -261,8 +249,8 @@ class RunReport:
     def _why_nothing_was_learned(
         self,
         ended_because: str,
-        student: ScoreSummary | None = None,
-        candidates: Sequence[Candidate] = (),
+        student: records.ScoreSummary | None = None,
+        candidates: Sequence[records.Candidate] = (),
         **_: Any,
     ) -> str:
         updates = self._updates
@@ -328,7 +316,7 @@ class Changes:
         self._texts = tuple(texts)
         self._shown, self._refused = Counter[Advice](), Counter[Advice]()
         """The numbers of rollouts that had an advice, and of those whose prompt was refused."""
-        self._comparisons: dict[Advice, tuple[Comparison, ...]] = {}
+        self._comparisons: dict[Advice, tuple[records.Comparison, ...]] = {}
         """By text and scope: a modified text may become that of an experience updates later."""
 
     def of_update(
@@ -338,7 +326,7 @@ class Changes:
         groups: Sequence[SampledGroup],
         lessons: Sequence[Lesson],
         decision: Decision,
-    ) -> tuple[Change, ...]:
+    ) -> tuple[records.Change, ...]:
         """The changes by the decision on the lessons of these groups, by id."""
         for sampled in groups:
             for one, rollout in zip(sampled.additions, sampled.group.all_rollouts, strict=True):
@@ -349,15 +337,17 @@ class Changes:
         for (id_, operation), comparisons in zip(proposed.accepted, compared, strict=True):
             if isinstance(operation, Add | Modify):
                 self._comparisons[proposed.library[id_].advice] = comparisons
-        old_of, changes = {each.id: each for each in before}, list[Change]()
+        old_of, changes = {each.id: each for each in before}, list[records.Change]()
         for new in after:
             old, effect = old_of.get(new.id), new.effect
             if old is None or old.advice != new.advice:
                 seen = self._comparisons.get(new.advice, ())
-                kind: ChangeKind = "born" if old is None else "changed"
-                changes.append(Change(kind, new.id, new.text, new.scope, "", effect, seen))
+                kind: records.ChangeKind = "born" if old is None else "changed"
+                changes.append(records.Change(kind, new.id, new.text, new.scope, "", effect, seen))
             if not new.is_on_trial and (old is None or old.is_on_trial) and effect:
-                changes.append(Change("settled", new.id, new.text, new.scope, effect=effect))
+                changes.append(
+                    records.Change("settled", new.id, new.text, new.scope, effect=effect)
+                )
         added = [id_ for id_, operation in proposed.accepted if isinstance(operation, Add)]
         return (
             *changes,
@@ -366,7 +356,7 @@ class Changes:
 
     def _dropped(
         self, before: ExperienceLibrary, added: Sequence[Experience], decision: Decision
-    ) -> Iterator[Change]:
+    ) -> Iterator[records.Change]:
         """What was added and at once refused by the gate, then what has left the library."""
         after = decision.library
         taken = {each.advice for each in after}  # under an id of the gate's, which may be another
@@ -379,19 +369,19 @@ class Changes:
             text, scope = advice
             if id_ not in before:
                 seen = self._comparisons.get(advice, ())
-                yield Change("born", id_, text, scope, comparisons=seen)
+                yield records.Change("born", id_, text, scope, comparisons=seen)
             reason = decision.dropped.get(id_, "the reflection LM deleted it")
             n, n_shown = self._refused[advice], self._shown[advice]
             if n >= MANY_REFUSED * n_shown > 0:
                 reason = f"the provider refused {n} of {n_shown} prompts with it; {reason}"
-            yield Change("dropped", id_, text, scope, reason)
+            yield records.Change("dropped", id_, text, scope, reason)
 
     def compared(
         self,
         operations: Sequence[Operation],
         groups: Sequence[SampledGroup],
         lessons: Sequence[Lesson],
-    ) -> tuple[tuple[Comparison, ...], ...]:
+    ) -> tuple[tuple[records.Comparison, ...], ...]:
         """For each operation, the first groups of this update that it rests on.
 
         Of those that its evidence names these are the ones whose examples share the most words with
@@ -415,7 +405,7 @@ class Changes:
             compared.append(tuple(shown))
         return tuple(compared)
 
-    def _comparison(self, group: Group, advantage: str) -> Comparison:
+    def _comparison(self, group: Group, advantage: str) -> records.Comparison:
         """The best and the worst rollout; of equal scores, those with values of steps say more."""
 
         def rank(rollout: Rollout, sign: int) -> tuple[float, bool]:
@@ -424,17 +414,17 @@ class Changes:
         best = max(group.rollouts, key=lambda rollout: rank(rollout, 1))
         worst = max(reversed(group.rollouts), key=lambda rollout: rank(rollout, -1))
         inputs = shortened(self._texts[group.example], INPUT_BYTES)
-        return Comparison(group.example, inputs, _summary(best), _summary(worst), advantage)
+        return records.Comparison(group.example, inputs, _summary(best), _summary(worst), advantage)
 
 
 def _words(text: str) -> set[str]:
     return {match[0].strip(PUNCTUATION) for match in WORD.finditer(text.casefold())}
 
 
-def _summary(rollout: Rollout) -> RolloutSummary:
+def _summary(rollout: Rollout) -> records.RolloutSummary:
     names = ["start", *(f"{n}. {step.name}" for n, step in enumerate(rollout.steps, start=1))]
     values = zip(names, rollout.values, strict=True)
-    return RolloutSummary(
+    return records.RolloutSummary(
         outputs=clip(_outputs(rollout), OUTPUT_TOKENS),
         score=rollout.score,
         feedback=shortened(rollout.words, FEEDBACK_BYTES),
@@ -450,7 +440,7 @@ def _outputs(rollout: Rollout | None) -> str:
     return fields_text(rollout.outputs) or (rollout.failure.message if rollout.failure else "")
 
 
-def training_rows(update: int, groups: Iterable[SampledGroup]) -> tuple[Row, ...]:
+def training_rows(update: int, groups: Iterable[SampledGroup]) -> tuple[records.Row, ...]:
     """The rollouts of an update, with the scores of the metric."""
     rows = []
     for sampled in groups:
@@ -462,7 +452,7 @@ def training_rows(update: int, groups: Iterable[SampledGroup]) -> tuple[Row, ...
 
 def rollout_row(
     rollout: Rollout, set: str, additions: Additions, update: int | None = None, aid: str = ""
-) -> Row:
+) -> records.Row:
     """The row of a rollout on an example of this set, with the help (`aid`) that it had."""
     failure = rollout.failure
     return {
@@ -484,7 +474,9 @@ def rollout_row(
     }
 
 
-def reflection_row(stage: str, update: int, inputs: Mapping[str, Any], answer: Answer) -> Row:
+def reflection_row(
+    stage: str, update: int, inputs: Mapping[str, Any], answer: Answer
+) -> records.Row:
     """The row of an answer to these inputs.
 
     `answered` is what was read, as JSON, or what could not be read; `fault` says what failed, also
@@ -509,7 +501,7 @@ def reflection_row(stage: str, update: int, inputs: Mapping[str, Any], answer: A
 
 def example_rows(
     set: str, examples: Sequence[Example], student: RolloutsByExample, result: RolloutsByExample
-) -> list[ExampleRow]:
+) -> list[records.ExampleRow]:
     """A row for each example that both, or one of them, were measured on."""
     rows = []
     for example in sorted({*student, *result}):
@@ -517,14 +509,14 @@ def example_rows(
         gave, words = [_outputs(one) for one in (before, after)], after.words if after else ""
         texts = (examples[example].text, *gave, words)
         inputs, *others = [shortened(text, CELL_BYTES) for text in texts]
-        rows.append(ExampleRow(set, example, inputs, old, new, *others))
+        rows.append(records.ExampleRow(set, example, inputs, old, new, *others))
     return rows
 
 
-def worst_first(rows: Iterable[ExampleRow]) -> tuple[ExampleRow, ...]:
+def worst_first(rows: Iterable[records.ExampleRow]) -> tuple[records.ExampleRow, ...]:
     """First the examples that the result has no score on, then those with its lowest scores."""
 
-    def place(row: ExampleRow) -> tuple[bool, float, float]:
+    def place(row: records.ExampleRow) -> tuple[bool, float, float]:
         result = row.result or 0.0
         return row.result is not None, result, result - (row.student or 0.0)
 
@@ -538,7 +530,7 @@ def objective_means(values: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {n: statistics.fmean(of_one[n] for of_one in columns if n in of_one) for n in names}
 
 
-def as_columns(rows: Iterable[Any]) -> list[Row]:
+def as_columns(rows: Iterable[Any]) -> list[records.Row]:
     """The rows as dicts that all have the same keys; an objective is a column `objective NAME`."""
     plain = [dict(row) if isinstance(row, Mapping) else asdict(row) for row in rows]
     names = dict.fromkeys(name for row in plain for name in row.get("objectives", ()))

@@ -25,22 +25,7 @@ from tfgrpo_dspy.gate.model import BRIEFS_PRICE, DEMOS_PRICE
 from tfgrpo_dspy.gate.race import Race, Scores
 from tfgrpo_dspy.listeners import example_rows, objective_means, rollout_row, worst_first
 from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.results.records import (
-    UNBOUNDED,
-    Added,
-    BriefRecord,
-    Candidate,
-    DemoRecord,
-    ExampleRow,
-    ExampleScores,
-    Gain,
-    HeldOut,
-    Row,
-    Scale,
-    ScoreSummary,
-    TriedAdvice,
-    compared,
-)
+from tfgrpo_dspy.results import records
 from tfgrpo_dspy.rollout import FailureKind, Rollout, floored, rollout_id_for
 from tfgrpo_dspy.run.briefing import leading
 from tfgrpo_dspy.run.history import History
@@ -164,15 +149,15 @@ class Measurements:
         triples = zip(self._rollouts, of_student, of_rival, strict=True)
         return {pair: rival if pair[0] else student for pair, student, rival in triples}
 
-    def scores_of(self, candidate: int) -> ExampleScores:
+    def scores_of(self, candidate: int) -> records.ExampleScores:
         """The candidate's scores, in the order of the measurement."""
         return [score for (c, _), score in self.scores().items() if c == candidate]
 
     @property
-    def scale(self) -> Scale:
+    def scale(self) -> records.Scale:
         """The lowest and the highest score that was measured."""
         scores = [score for score in self.scores().values() if score is not None]
-        return (min(scores), max(scores)) if scores else UNBOUNDED
+        return (min(scores), max(scores)) if scores else records.UNBOUNDED
 
     def objectives_of(self, candidate: int) -> dict[str, float]:
         """The means of the candidate's objectives, over the rollouts that have them."""
@@ -202,7 +187,7 @@ class Measurements:
         }
 
     @property
-    def rollouts(self) -> list[Row]:
+    def rollouts(self) -> list[records.Row]:
         """The rollouts of all candidates."""
         return [
             rollout_row(rollout, self._role, candidate)
@@ -210,7 +195,7 @@ class Measurements:
             for rollout, _ in self._by_example(c).values()
         ]
 
-    def examples(self, place: int) -> list[ExampleRow]:
+    def examples(self, place: int) -> list[records.ExampleRow]:
         """What the student and this candidate gave and scored on each example."""
         student, result = self._by_example(0), self._by_example(place)
         return example_rows(self._role, self._examples, student, result)
@@ -225,8 +210,15 @@ class Measurements:
             ]
             before, after = [a for a, _ in pairs], [b for _, b in pairs]
         scale = self.scale
-        student, best = ScoreSummary.of(before, scale), ScoreSummary.of(after, scale)
-        return {"student": student, "best": best, "gain": Gain.between(before, after, scale)}
+        student, best = (
+            records.ScoreSummary.of(before, scale),
+            records.ScoreSummary.of(after, scale),
+        )
+        return {
+            "student": student,
+            "best": best,
+            "gain": records.Gain.between(before, after, scale),
+        }
 
 
 def _is_passing(rollout: Rollout) -> bool:
@@ -264,7 +256,7 @@ class FinalChoice:
         library is returned, whether it is better or not.
         """
         valset = () if self._settings.metric is None else self._inputs.valset
-        entries: dict[int, Candidate] = {}
+        entries: dict[int, records.Candidate] = {}
         why = "the last library, be it better or worse: there is no race"
         if is_race := self._settings.measures and bool(valset):
             candidates = _candidates(self._history, {example.identity for example in valset})
@@ -300,7 +292,7 @@ class FinalChoice:
     def _reported(
         self,
         additions: Additions,
-        rollouts: Sequence[Row] = (),
+        rollouts: Sequence[records.Row] = (),
         finished_because: str = "",
         **fields: Any,
     ) -> Any:
@@ -310,14 +302,16 @@ class FinalChoice:
             ended_because=self._ended_because,
             is_student=additions == Additions(self._history.start),
             tried=tuple(
-                TriedAdvice(text, scope, belief.effect, belief.chance)
+                records.TriedAdvice(text, scope, belief.effect, belief.chance)
                 for (text, scope), belief in self._history.decision.beliefs.items()
                 if belief.effect
             ),
             switched=self._history.switched,
             n_demos=len(additions.demos),
             briefs=tuple(self._brief_records(additions)),
-            demos=tuple(DemoRecord(demo.predictor, dict(demo.fields)) for demo in additions.demos),
+            demos=tuple(
+                records.DemoRecord(demo.predictor, dict(demo.fields)) for demo in additions.demos
+            ),
             program=type(self._inputs.student).__name__,
             origin=self._journal.origin,
             added=self._added(additions),
@@ -332,14 +326,14 @@ class FinalChoice:
         optimized.detailed_results = results
         return optimized
 
-    def _brief_records(self, result: Additions) -> Iterator[BriefRecord]:
+    def _brief_records(self, result: Additions) -> Iterator[records.BriefRecord]:
         latest = self._history.latest
         for brief, belief in zip(latest.briefs, latest.decision.briefs, strict=True):
             texts = dict(brief.texts)
             is_best = texts.items() <= dict(result.library.briefs).items()
-            yield BriefRecord(texts, belief.effect, belief.chance, is_best)
+            yield records.BriefRecord(texts, belief.effect, belief.chance, is_best)
 
-    def _added(self, additions: Additions) -> Added:
+    def _added(self, additions: Additions) -> records.Added:
         prices = self._settings.execution.prices or {}
         return added_by(additions, self._inputs.student, prices)
 
@@ -367,16 +361,16 @@ class FinalChoice:
         measured.make_all(len(testset))
         return measured
 
-    def _held_out(self, tested: Measurements) -> HeldOut | None:
+    def _held_out(self, tested: Measurements) -> records.HeldOut | None:
         """The scores on the test set, if there are any of both."""
         outcome = tested.outcome(len(tested.candidates) - 1)
         if outcome["student"] and outcome["best"]:
-            return HeldOut(**outcome)
+            return records.HeldOut(**outcome)
         if tested.n_examples:
             logger.warning("the test set was not measured: %s", self._ledger.stopped_because)
         return None
 
-    def _race(self, measured: Measurements) -> tuple[int, dict[int, Candidate], str]:
+    def _race(self, measured: Measurements) -> tuple[int, dict[int, records.Candidate], str]:
         """The winner's place (0: student), all that took part by their places, and why it won."""
         account, sd = self._history.latest.account, self._history.score_sd
         candidates = [_parts(candidate) for candidate in measured.candidates]
@@ -414,16 +408,16 @@ class FinalChoice:
                 measured.show()
         scores = measured.scores()
         best = race.winner(scores)
-        entries: dict[int, Candidate] = {}
+        entries: dict[int, records.Candidate] = {}
         for c, additions in enumerate(measured.candidates):
             if (c, 0) in scores:
                 n_others = sum(bool(place) and place != best for place in entries) + 1
-                entries[c] = Candidate(
+                entries[c] = records.Candidate(
                     name="student" if not c else "result" if c == best else f"candidate {n_others}",
                     ids=tuple(experience.id for experience in additions.library),
                     demo_set=additions.demo_set,
                     brief=additions.brief,
-                    score=ScoreSummary.of(measured.scores_of(c), measured.scale),
+                    score=records.ScoreSummary.of(measured.scores_of(c), measured.scale),
                     chance=race.chance(c, 0, scores),
                     is_best=c == best,
                     objectives=measured.objectives_of(c),
@@ -472,7 +466,7 @@ def _priced(result: Additions) -> Additions:
     return replace(result, library=result.library.holding(priced))
 
 
-def added_by(additions: Additions, student: Any, prices: Prices) -> Added:
+def added_by(additions: Additions, student: Any, prices: Prices) -> records.Added:
     """The tokens that these add to each call of the student, and the dollars, where known."""
     library, demos = additions.library, Counter[str]()
     for demo in additions.demos:
@@ -487,7 +481,7 @@ def added_by(additions: Additions, student: Any, prices: Prices) -> Added:
         n_more = whole[name] - before[name] + demos[name]
         dollars.append(None if isinstance(price, str) else 1000 * n_more * price.prompt)
     of_briefs = briefed.total() - bare.total()
-    return Added(
+    return records.Added(
         lines=whole.total() - before.total() - of_briefs,
         briefs=of_briefs,
         demos=demos.total(),
@@ -501,10 +495,10 @@ def _sizes(program: Any) -> Counter[str]:
     return Counter({name: estimate_tokens(p.signature.instructions) for name, p in predictors})
 
 
-def _reason(why: str, place: int, entries: Mapping[int, Candidate]) -> str:
+def _reason(why: str, place: int, entries: Mapping[int, records.Candidate]) -> str:
     """Why the result was taken, also where another candidate beats it in every objective."""
     result, others = entries.get(place), entries.values()
-    if result is None or not any(other.dominates(result) for other in compared([*others])):
+    if result is None or not any(other.dominates(result) for other in records.compared([*others])):
         return why
     return f"{why}; another is better in every objective, and not surely in the score"
 

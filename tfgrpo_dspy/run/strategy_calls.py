@@ -18,16 +18,9 @@ from typing import Any
 import dspy
 from pydantic import TypeAdapter
 
+from tfgrpo_dspy import errors
 from tfgrpo_dspy.calls.paid import NO_MORE, Calls, Rollouts, Sample
 from tfgrpo_dspy.calls.reflections import ReflectionClient
-from tfgrpo_dspy.errors import (
-    NotReplayedError,
-    RunStopped,
-    StoreError,
-    StrategyError,
-    UnpaidError,
-    described,
-)
 from tfgrpo_dspy.experience import Add, Delete, Keep, Modify
 from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.reflection.lessons import Lesson
@@ -45,27 +38,15 @@ from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import Start
 from tfgrpo_dspy.settings.schedule import MIN_GROUP_SIZE, RunSettings
+from tfgrpo_dspy.strategies import base
 from tfgrpo_dspy.strategies.auto import credited_in_vain, may_be_credited, rescued_in_vain
-from tfgrpo_dspy.strategies.base import (
-    Ask,
-    Attempt,
-    BatchPlan,
-    Credit,
-    GroupContext,
-    Proposed,
-    Scored,
-    Shown,
-    Strategy,
-    UpdateContext,
-    overrides,
-)
 from tfgrpo_dspy.tasks.pool import Pool, Priority
 from tfgrpo_dspy.text import printable
 from tfgrpo_dspy.user_code import check_wanted
 
 MOST_ATTEMPTS = 16  # extra rollouts of one group
 MOST_FAILURES = 3  # of a choice that has never worked
-PROPOSED = TypeAdapter(Proposed)
+PROPOSED = TypeAdapter(base.Proposed)
 
 
 @dataclass
@@ -93,12 +74,12 @@ class Player:
         group, source_id = self.sampled.group, rollout.rollout_id
         most = len(rollout.steps) - (not answers_now)
         if source_id not in self._additions or not 0 <= n_steps <= most or n < 1:
-            raise StrategyError(
+            raise errors.StrategyError(
                 f"play(rollout {source_id}, n_steps={n_steps}, n={n}): pass a rollout of the "
                 f"group, or one that play gave; from 0 to {most} steps; n from 1."
             )
         if self.sampler is None:
-            raise NotReplayedError(f"example {group.example}: rollouts were made elsewhere")
+            raise errors.NotReplayedError(f"example {group.example}: rollouts were made elsewhere")
         steps = [asdict(replace(s, value=None)) for s in rollout.steps[:n_steps]]
         purpose = f"from/{source_id}/{answers_now:d}/{digest(steps)}"
         usual = Sample(
@@ -116,12 +97,12 @@ class Player:
         self._additions |= dict.fromkeys(ids, usual.additions)
         jobs = self.sampler.begin_extra([replace(usual, rollout_id=i) for i in ids], self.priority)
         if jobs is None:
-            raise UnpaidError(f"example {group.example}: {NO_MORE.message}")
+            raise errors.UnpaidError(f"example {group.example}: {NO_MORE.message}")
         rollouts = [self.pool.result(job) for job in jobs]
         self.played |= {each.rollout_id: each for each in rollouts}
         for each in rollouts:
             if each.failure is not None and each.failure.kind is FailureKind.REPLAY:
-                raise NotReplayedError(each.failure.message)
+                raise errors.NotReplayedError(each.failure.message)
         if self.settings.metric is None:
             return [each for each in rollouts if each.counts]
         score_range = group.score_range.including(group.scores)
@@ -151,10 +132,10 @@ class Player:
 def check(is_usable: bool, answer: object, wanted: str) -> None:
     """Raise StrategyError, which says what is wanted, unless the answer is usable."""
     if not is_usable:
-        raise StrategyError(f"it gave {answer!r:.200}; return {wanted}.")
+        raise errors.StrategyError(f"it gave {answer!r:.200}; return {wanted}.")
 
 
-def check_sizes(sizes: Any, plan: BatchPlan) -> None:
+def check_sizes(sizes: Any, plan: base.BatchPlan) -> None:
     """Raise StrategyError unless a batch can be made of these numbers of rollouts by example."""
     are_numbers = isinstance(sizes, Mapping) and all(type(n) is int for n in sizes.values())
     check(are_numbers, sizes, "a mapping of examples to whole numbers")
@@ -173,7 +154,7 @@ class Strategies:
     """The strategies of one run."""
 
     def __init__(
-        self, strategies: Sequence[Strategy], client: ReflectionClient, calls: Calls
+        self, strategies: Sequence[base.Strategy], client: ReflectionClient, calls: Calls
     ) -> None:
         self._strategies, self._client = strategies, client
         self._report, self._ledger, self._journal = calls.report, calls.ledger, calls.journal
@@ -184,11 +165,11 @@ class Strategies:
         self.switched_off: dict[tuple[int, str], str] = {}  # with why, in words
         self._outcomes: defaultdict[tuple[int, str], list[bool]] = defaultdict(list)  # did it work?
 
-    def overriding(self, method: str) -> list[Strategy]:
+    def overriding(self, method: str) -> list[base.Strategy]:
         """The strategies that have this method of their own."""
-        return [each for each in self._strategies if overrides(each, method)]
+        return [each for each in self._strategies if base.overrides(each, method)]
 
-    def _asked(self, method: str, why_in_vain: str = "") -> list[Strategy]:
+    def _asked(self, method: str, why_in_vain: str = "") -> list[base.Strategy]:
         """The strategies `overriding` this; none if it is in vain, and the results say why."""
         strategies = self.overriding(method)
         if why_in_vain and strategies:
@@ -202,7 +183,7 @@ class Strategies:
             self.switched_off[key] = message
             self._report.count_failure("strategy switched off", message)
 
-    def sizes(self, plan: BatchPlan) -> Mapping[int, int]:
+    def sizes(self, plan: base.BatchPlan) -> Mapping[int, int]:
         """How many rollouts each example of the batch gets."""
         for strategy in self.overriding("choose"):
             plan = replace(plan, sizes=MappingProxyType(dict(plan.sizes)))
@@ -212,14 +193,14 @@ class Strategies:
                 plan = replace(plan, sizes=sizes)
         return dict(plan.sizes)
 
-    def attempts(self, context: GroupContext, batch: Batch) -> list[Attempt]:
+    def attempts(self, context: base.GroupContext, batch: Batch) -> list[base.Attempt]:
         """The extra attempts that the group gets next."""
         why = "no extra attempt of the latest rescued groups was better than the others"
-        extra: list[Attempt] = []
+        extra: list[base.Attempt] = []
         for strategy in self._asked("rescue", why * rescued_in_vain(context.past)):
             with self._counting(strategy, "rescue"):
                 attempts = list(strategy.rescue(context, self._ask(batch)))
-                are_attempts = all(isinstance(one, Attempt) for one in attempts)
+                are_attempts = all(isinstance(one, base.Attempt) for one in attempts)
                 check(are_attempts, attempts, "Attempts")
                 extra += attempts
         n_extra = len(context.sampled.additions) - batch.size_and_visit(context.group.example)[0]
@@ -245,7 +226,7 @@ class Strategies:
             with self._counting(strategy, "reward", ends=int(is_first)):
                 helped = tuple(bool(aided and aided[k]) for k in counted)
                 of_metric = tuple(counting[k] for k in counted)
-                scored = Scored(of_metric, tuple(first), aided is not None, helped)
+                scored = base.Scored(of_metric, tuple(first), aided is not None, helped)
                 numbers = list(strategy.reward(scored))
                 wanted = f"{len(counted)} numbers below {MOST:g}, or None for no score"
                 check(are_scores(numbers, len(counted)), numbers, wanted)
@@ -256,13 +237,13 @@ class Strategies:
                 counting[k] = replace(counting[k], score=reward, failure=failure)
         return counting
 
-    def shown(self, context: GroupContext, batch: Batch) -> tuple[SampledGroup, str]:
+    def shown(self, context: base.GroupContext, batch: Batch) -> tuple[SampledGroup, str]:
         """The group that the reflection LM compares, and all notes on it."""
         notes = [context.sampled.note]
         for strategy in self.overriding("show"):
             with self._counting(strategy, "show"):
                 shown = strategy.show(context, self._ask(batch))
-                check(isinstance(shown, Shown), shown, "a Shown")
+                check(isinstance(shown, base.Shown), shown, "a Shown")
                 are_its = all(rollout in context.group.rollouts for rollout in shown.rollouts)
                 check(are_its, shown.rollouts, "rollouts of context.group.rollouts")
                 group = replace(context.group, rollouts=tuple(shown.rollouts))
@@ -270,10 +251,10 @@ class Strategies:
                 notes.append(self._journal.redacted(str(shown.note)).strip())
         return context.sampled, "\n".join(filter(None, notes))
 
-    def credited(self, context: GroupContext, batch: Batch, player: Player) -> SampledGroup:
+    def credited(self, context: base.GroupContext, batch: Batch, player: Player) -> SampledGroup:
         """The group with values of its steps, if these repeat, and rollouts made for it."""
         past, place = context.past, batch.examples.index(context.group.example)
-        in_place = any(overrides(one, "choose") for one in self.overriding("credit"))
+        in_place = any(base.overrides(one, "choose") for one in self.overriding("credit"))
         is_in_vain = credited_in_vain(past) and not in_place  # of whole rollouts
         pays = may_be_credited(context.group, past, place)
         why, sampled = "hardly any group had a step that decided" * is_in_vain, context.sampled
@@ -282,7 +263,7 @@ class Strategies:
                 continue
             with self._counting(strategy, "credit"):
                 credit = strategy.credit(context, self._ask(batch), player)
-                check(isinstance(credit, Credit), credit, "a Credit")
+                check(isinstance(credit, base.Credit), credit, "a Credit")
                 joined = player.with_beside(sampled, credit.beside)
                 n_values = {each.rollout_id: len(each.values) for each in joined.group.rollouts}
                 wanted = "values by rollout id, each None or a number, one more than its steps"
@@ -302,13 +283,13 @@ class Strategies:
         probes = (rollout for id_, rollout in sorted(player.played.items()) if id_ not in ids)
         return replace(sampled, probes=tuple(probes))
 
-    def proposed(self, context: UpdateContext, batch: Batch) -> Proposed:
+    def proposed(self, context: base.UpdateContext, batch: Batch) -> base.Proposed:
         """The lessons that UpdateLibrary is shown, and the operations beside its own."""
         operations: list[Any] = []
         for strategy in () if batch.is_draft else self.overriding("propose"):
             with self._counting(strategy, "propose"):
                 proposed = self._call(partial(strategy.propose, context, self._ask(batch)))
-                check(isinstance(proposed, Proposed), proposed, "a Proposed")
+                check(isinstance(proposed, base.Proposed), proposed, "a Proposed")
                 are_lessons = all(isinstance(each, Lesson) for each in proposed.lessons)
                 check(are_lessons, proposed.lessons, "lessons")
                 kinds = Add | Modify | Delete | Keep
@@ -317,9 +298,9 @@ class Strategies:
                 proposed = self._journal.cleaned(proposed, PROPOSED)
                 context = replace(context, lessons=tuple(proposed.lessons))
                 operations += proposed.operations
-        return Proposed(context.lessons, tuple(operations))
+        return base.Proposed(context.lessons, tuple(operations))
 
-    def _ask(self, batch: Batch) -> Ask:
+    def _ask(self, batch: Batch) -> base.Ask:
         """Asks the reflection LM; the same question is asked once in the run."""
 
         def ask(signature: Any, **inputs: Any) -> Mapping[str, Any]:
@@ -342,7 +323,7 @@ class Strategies:
         return ask
 
     @contextlib.contextmanager
-    def _counting(self, strategy: Strategy, method: str, ends: int = 0) -> Iterator[None]:
+    def _counting(self, strategy: base.Strategy, method: str, ends: int = 0) -> Iterator[None]:
         """Count what a strategy raises when it is asked, and go on.
 
         With `ends`, for methods that are asked in a fixed order, so many failures from the first on
@@ -353,17 +334,17 @@ class Strategies:
         try:
             yield
             outcomes.append(True)
-        except (StoreError, RunStopped, KeyboardInterrupt):  # not the strategy's
+        except (errors.StoreError, errors.RunStopped, KeyboardInterrupt):  # not the strategy's
             raise
-        except UnpaidError as error:  # nor is this
+        except errors.UnpaidError as error:  # nor is this
             self._report.count_failure("budget", str(error))
-        except NotReplayedError as error:
+        except errors.NotReplayedError as error:
             self._report.count_failure("replay", str(error))
         except BaseException as error:  # noqa: BLE001 - whatever a user's method raises is counted
             check_wanted()
             self._ledger.raised.note(error)
             outcomes.append(False)
-            message = f"{type(strategy).__name__}.{method}: {described(error)}"
+            message = f"{type(strategy).__name__}.{method}: {errors.described(error)}"
             self._report.count_failure("strategy", message)
             if 0 < ends <= len(outcomes) and not any(outcomes):
                 when = "in the first batch" if ends == 1 else f"in the first {ends} batches"

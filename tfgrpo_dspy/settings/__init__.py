@@ -167,10 +167,9 @@ class Reflection:
     drafts: Least0 | None = None
     groups_per_call: Least1 | None = None
     show_images: pydantic.StrictBool | None = None
-    guard: Annotated[
-        Literal["refuse", "warn", "off"] | Callable[[str, str], bool],
-        NOT_ASYNC,
-    ] = "refuse"
+    guard: Annotated[Literal["refuse", "warn", "off"] | Callable[[str, str], bool], NOT_ASYNC] = (
+        "refuse"
+    )
 
     # `PaperReflection` makes these three arguments.
     summarize_always = False
