@@ -138,15 +138,16 @@ def test_a_reflection_lm_that_never_gives_anything_of_use_is_given_up(
 
 
 @pytest.mark.parametrize(("drafts", "most"), [(0, 20), (None, 32)])
+@pytest.mark.parametrize("error", [TOO_LONG, lm15.InvalidRequestError("n_ctx", status=400)])
 def test_a_reflection_lm_whose_context_is_too_small_is_given_up_soon_and_costs_no_calls(
-    drafts: int | None, most: int
+    drafts: int | None, most: int, error: Exception
 ) -> None:
     refused: list[Prompt] = []
 
     def fits(prompt: Prompt) -> None:
         if len(prompt.text) > 2000:
             refused.append(prompt)
-            raise TOO_LONG
+            raise error
 
     lm = scripted_lm(polite_rules(), num_retries=0)
     reader = scripted_lm(polite_rules(), num_retries=0, before=fits)

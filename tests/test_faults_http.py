@@ -129,12 +129,17 @@ def test_all_calls_wait_for_a_rate_limit_and_a_refused_request_is_no_call(
     )
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(400, "The prompt was filtered.", "content_filter"), Fault(403, "Flagged.")],
+    ids=["filtered", "moderated"],
+)
 def test_advice_whose_prompts_the_provider_refuses_is_dropped_and_the_page_says_so(
-    server: ChatServer,
+    server: ChatServer, fault: Fault
 ) -> None:
     def plan(_number: int, prompt: str) -> Fault | None:
         is_bad = ADVICE in prompt and not re.search(f"{EXTRACT}|{UPDATE}", prompt)
-        return Fault(400, "The prompt was filtered.", "content_filter") if is_bad else None
+        return fault if is_bad else None
 
     given = {"max_lm_calls": 200, "gate": None, "epochs": None, "max_demos": 0}
     program = run(server, plan, **given)

@@ -172,7 +172,7 @@ def test_runs_without_an_end_a_metric_or_a_lesson_have_a_report(polite: RunResul
     assert "0 calls of the metric" not in page
     assert "start the same compile with its log_dir again" in page
 
-    with pytest.warns(UserWarning, match="without ground truth"):
+    with pytest.warns(UserWarning, match="metric=None"):
         unscored = html(Run([["a", "b", "b"]], metric=None).results)
     assert "Another rollout: no score" in unscored
     nothing = Run([["0.5", "0.5"]], use_labels=False).results

@@ -73,14 +73,14 @@ def test_traces_with_other_fields_than_the_program_has_are_refused(
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"inputs": {}}, "traces[0].inputs={}: give a mapping of fields"),
+        ({"inputs": {}}, "trace 1: inputs={}: give a mapping of fields"),
         ({"outputs": None}, "outputs={}: give a mapping of fields, or an error"),
         ({"score": float("nan")}, "score=nan: give a number below 1e+150, or None"),
-        ({"score": "good"}, "traces[0].score='good': it should be a valid number"),
-        ({"steps": [{"inputs": {}}]}, "traces[0].steps[0].name: field required"),
+        ({"score": "good"}, "trace 1: score='good': it should be a valid number"),
+        ({"steps": [{"inputs": {}}]}, "trace 1: steps[0].name: field required"),
         (
             {"labels": "yes", "steps": 5},
-            "[0].labels='yes': it should be a valid dictionary. traces[0].steps=5: ",
+            "trace 1: labels='yes': it should be a valid dictionary. trace 1: steps=5: ",
         ),
     ],
 )

@@ -72,10 +72,16 @@ def named_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
             yield name, cell.cell_contents
     names, attributes = _names(function.__code__)
     for name in (each for each in names if each in function.__globals__):
-        value = function.__globals__[name]
-        yield name, value
-        if isinstance(value, ModuleType) and is_users_own(value.__name__):
-            yield from ((f"{name}.{a}", vars(value)[a]) for a in attributes if a in vars(value))
+        named, modules = {name: function.__globals__[name]}, list[ModuleType]()
+        for path in (paths := [name]):  # the user's modules, and those in them
+            value = named[path]
+            yield path, value
+            is_module = isinstance(value, ModuleType) and is_users_own(value.__name__)
+            if is_module and value not in modules:
+                modules.append(value)
+                within = {f"{path}.{a}": vars(value)[a] for a in attributes if a in vars(value)}
+                named |= within
+                paths += within
 
 
 @functools.lru_cache(10_000)

@@ -20,7 +20,7 @@ FATAL = (
     dspy.LMUnsupportedModelError,
     dspy.LMConfigurationError,
 )
-TIMED_OUT, TOO_MANY, BROKEN = 408, 429, 500
+TIMED_OUT, TOO_MANY, MODERATED, BROKEN = 408, 429, 403, (500, 502, 503)
 TOO_LARGE, MAYBE_TOO_LARGE = 413, (400, 422)
 """HTTP statuses of a request that is too large: that alone, and those of any request refused."""
 UNLIKE_A_REFUSAL = (*FATAL[:3], dspy.LMRateLimitError, dspy.LMTimeoutError, dspy.LMTransportError)
@@ -43,15 +43,19 @@ def is_passing(error: BaseException) -> bool:
 
 def refuses_prompt(error: BaseException, is_repeated: bool) -> bool:
     """Whether the provider refused what it was sent, or breaks on it each time."""
-    if _status(error) == BROKEN:
+    if _status(error) in BROKEN:
         return is_repeated
-    return _status(error) in MAYBE_TOO_LARGE and not is_passing(error)
+    return _status(error) in (*MAYBE_TOO_LARGE, MODERATED) and not is_passing(error)
 
 
-def is_fatal(error: dspy.LMError) -> bool:
-    """Whether every further call would fail: a refused key, no credit, no such model."""
+def is_fatal(error: dspy.LMError, has_answered: bool) -> bool:
+    """Whether every further call would fail: a refused key, no credit, no such model.
+
+    A model that has answered and then forbids a prompt has moderated it.
+    """
     is_kind = isinstance(error, FATAL) or _status(error) in FATAL_STATUS
-    return is_kind and not is_too_long(error)
+    is_moderated = has_answered and _status(error) == MODERATED
+    return is_kind and not is_moderated and not is_too_long(error)
 
 
 def is_too_long(error: BaseException, n_characters: int = 0, n_answered: int = 0) -> bool:

@@ -248,7 +248,8 @@ class ReflectionClient:
             lost, is_long = meter.provider_failure, is_too_long(error) or meter.may_be_too_long
             by_whom = f"{type(module).__name__} raised {described(error)}"
             message = lost.message if lost else by_whom
-            answer = Answer(None, meter.usage, 0, message, is_long, lost is not None)
+            is_lost = lost is not None and not is_long
+            answer = Answer(None, meter.usage, 0, message, is_long, is_lost)
         meter.check()
         return answer
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import decimal
 import enum
+import functools
 import itertools
 import json
 import logging
@@ -348,7 +349,8 @@ def _accepted(traces: Any) -> list[Trace]:
         accepted = TRACES.validate_python(fields)
         faults = [] if accepted else [f"traces={errors.shown(traces)}: there is none in it."]
     except pydantic.ValidationError as error:
-        faults = [f"traces{fault}" for fault in errors.faults_in(error)]
+        number = functools.partial(re.sub, r"^\[(\d+)\]\.?", lambda m: f"trace {int(m[1]) + 1}: ")
+        faults = [number(fault) for fault in errors.faults_in(error)]
         faults[MOST_FAULTS:] = ["There are more."] * (len(faults) > MOST_FAULTS)
     if faults:
         raise errors.SettingsError(" ".join([*faults, form]))

@@ -64,8 +64,9 @@ def _number(value: Any) -> Any:
 
 
 def _lm(value: Any) -> Any:
-    if isinstance(value, str):
-        raise ValueError(f"it should be an LM: dspy.LM({value!r})")
+    if isinstance(value, str | type | Mapping):
+        named = repr(value) if isinstance(value, str) else "..."
+        raise ValueError(f"it should be an LM: dspy.LM({named})")
     return value
 
 
