@@ -24,7 +24,8 @@ EXAMPLES = ROOT / "examples"
 INDEX = (EXAMPLES / "README.md").read_text(encoding="utf-8")
 MODULES = {"simulated.py", "simulated_rules.py", "support_replies.py"}
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.name not in MODULES)
-ON_SIMULATED_LM = [name for name in SCRIPTS if name != "quickstart"]  # that one takes minutes
+ON_REAL_LMS = {"quickstart", "recorded"}  # the first takes minutes
+ON_SIMULATED_LM = [name for name in SCRIPTS if name not in ON_REAL_LMS]
 INTERVAL = r"([+-]\d\.\d+) \[([+-]\d\.\d+), "
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -68,6 +69,19 @@ def test_an_example_that_needs_another_package_says_what_to_install(tmp_path: Pa
     done = ran([EXAMPLES / "sparql_agent.py"], cwd=tmp_path, env=given)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "pip install rdflib" in done.stderr
+
+
+def test_a_recorded_run_on_real_lms_is_replayed_without_any(tmp_path: Path) -> None:
+    done = run("recorded", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert gain(done.stdout, "held-out test +gain ") == (0.458, 0.415)
+    before, _, after = done.stdout.partition("The instructions of 'self', before:")[2].partition(
+        "and after:"
+    )
+    assert "| RMA |" in after and "| RMA |" not in before
+    assert "Lessons of update" in done.stdout
+    assert "LOG/P4" in (tmp_path / "recorded.html").read_text(encoding="utf-8")
+    assert sum(path.stat().st_size for path in (EXAMPLES / "recorded").iterdir()) < 1_000_000
 
 
 def test_a_program_of_ones_own_gains_and_is_saved_with_its_advice(tmp_path: Path) -> None:
