@@ -50,7 +50,10 @@ def real(axes: plt.Axes) -> None:
         ]
         axes.bar_label(drawn, labels, fontsize=7)
     axes.set_xticks(range(len(tasks)), tasks)
-    axes.set(title="Real LMs: Qwen2.5-Coder-1.5B, 200 calls", ylabel="held-out score", ylim=(0, 1))
+    axes.set(
+        title="Real LMs: Qwen2.5-Coder-1.5B, 200 calls", ylabel="held-out score", ylim=(0, 1.3)
+    )
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.legend(fontsize=7, frameon=False, ncols=2, loc="upper left")
 
 
