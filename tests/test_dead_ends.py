@@ -84,6 +84,12 @@ def test_answers_that_were_held_back_or_refused_are_called_so(answer: str, said:
     assert f"The first: {said}" in str(failing([("question", answer)]))
 
 
+def test_a_filtered_answer_of_the_reflection_lm_is_named_and_not_asked_again() -> None:
+    run = Run([["1", "0"]], (EXTRACT, Filtered("")))
+    assert run.results.failures == {"reflection filtered": 1}
+    assert "a content filter held an answer of the reflection LM back" in str(run.results)
+
+
 def test_a_program_of_which_some_of_the_first_answers_can_be_read_goes_on() -> None:
     def answer(prompt: Prompt) -> str:
         return RAMBLING if prompt.random("form").random() < 0.5 else polite_answer(prompt)

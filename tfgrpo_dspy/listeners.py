@@ -34,7 +34,7 @@ from tfgrpo_dspy.experience import (
 )
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import TOO_MANY, Lesson
-from tfgrpo_dspy.reflection.modules import Answer
+from tfgrpo_dspy.reflection.modules import FILTERED, Answer
 from tfgrpo_dspy.reflection.texts import clip
 from tfgrpo_dspy.results import REFLECTIONS, RunResults, records
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text
@@ -146,7 +146,9 @@ class RunReport:
         if isinstance(result, Answer):
             self.count_failure("reflection error", result.error, bool(result.error))
             message = f"an answer of the reflection LM could not be read: {result.unread!r}"
-            self.count_failure("reflection parse", message, result.parse_failures)
+            is_filtered = result.unread == FILTERED
+            self.count_failure("reflection filtered", FILTERED, is_filtered)
+            self.count_failure("reflection parse", message, result.parse_failures - is_filtered)
             return
         self._usage["metric"] += result.metric_usage
         if self._phase != PHASES[role]:  # scores of one phase are not those of another

@@ -42,6 +42,7 @@ FAILURES_IN_WORDS = {
     "worker": "the worker of a rollout was lost",
     "reflection error": "a call of the reflection LM failed",
     "reflection parse": "an answer of the reflection LM could not be read",
+    "reflection filtered": "a content filter held an answer of the reflection LM back",
     "lesson refused": "a lesson was a copy of an example, too long, or asked for something unsafe",
     "brief refused": "a brief was too long",
     "lesson too many": "an answer had more lessons than are read",
