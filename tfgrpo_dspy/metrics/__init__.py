@@ -40,8 +40,7 @@ INSTALL = 'pip install "tfgrpo-dspy[math]"'
 DIFFERENT, OTHER_TEXT = "they are not equivalent", "the texts differ"
 COMMAND = (sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name("math_worker.py")))
 NUMBER = re.compile(r"[-+]?(?=\.?\d)(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?(?:[eE][-+]?\d{1,3})?")
-VALUE = re.compile(r"^(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?|[^A-Za-z<>=]*)\s*=([^<>=]+)$")
-KIND = re.compile(r"(?s)\A(?:(?:\\left)?\\?[(\[{](?=.*[)\]}]$)|.*?(?<![<>])=|)")
+NUMBER_MARK = re.compile(r"(?<=\d)(?:[.,:/](?=\d)|%)|(?<!\w)[-.\u2010\u2013\u2014](?=\d)")
 LEAD_IN = re.compile(r"\banswer\s*(?:is\b\s*:?|[:=])|####", re.IGNORECASE)
 LATEX_WORDS = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 WRAPPING = re.compile(
@@ -50,26 +49,16 @@ WRAPPING = re.compile(
     re.DOTALL,
 )
 PROSE = re.compile(r"(?!\s*[-\u2212])(?=.*[^\W\d_]{2})[^\d\\^_=<>+*/|{}\[\]$%#@~!]*", re.DOTALL)
-NUMBER_MARK = re.compile(r"(?<=\d)(?:[.,:/](?=\d)|%)|(?<!\w)[-.\u2010\u2013\u2014](?=\d)")
-DOLLARS = re.compile(r"([-+]?)\\?\$\s*(\.?\d.*)")
+NO_FORMULA = re.compile(r"'|!|(?<![\\A-Za-z])(?!and|sqrt|sin|cos|tan|log|[pb]?matrix)[A-Za-z]{3}")
 UNIT = re.compile(
-    r"(?<=[\d})])\s*(?:\\,)?(?:\\(?:text|textrm|mathrm|mbox)\{([^{}\d]+)\}"
-    r"|\^?\{?(\\circ|°)\}?|((?:[ckm]m|[km]g|ml|ft|lbs?|mph)\b|(?<=\s)(?!(?:hundred|thousand|dozen|"
-    r"[a-z]+illion|half|halves|thirds?|quarters?|[a-z]+ths?|squared|cubed|factorial|infinity|"
-    r"percent)\b)[A-Za-z]{3,}))(\^\{?\d\}?|[²³])?$"
+    r"(?<=[\d})])(?:\\,)?\s*(?:\\text\{([^{}\d]+)\}|\^?\{?(?:\\circ|°)\}?|(?<=\s)"
+    r"(?![a-z]*(?:hundred|thousand|illion|dozen|percent|half|halves|thirds?|ths?)$)([A-Za-z]{2,}))$"
 )
-FORMULA_WORDS = "and|or|sqrt|sin|cos|tan|log|exp|infinity|percent|[pb]?matrix"
-NO_FORMULA = re.compile(
-    rf"\d_|'|[<>≤≥].*\b(?:and|or)\b|(?<![\\A-Za-z])(?!(?:{FORMULA_WORDS})(?![A-Za-z]))[A-Za-z]{{3,}}"
-)
-SIGNS = str.maketrans("\u2212\u2013\u2044\u00d7·÷", "--/**/")  # minus, dash, slash, times
 REWRITTEN = (
-    *(("≤", r"\\le "), ("≥", r"\\ge "), ("√", r"\\sqrt "), ("π", r"\\pi "), ("∞", r"\\infty ")),
-    (r"\\sqrt\s+(\d+|[A-Za-z])", r"\\sqrt{\1}"),
-    (r"(\d)\s+(\d+/\d+)", r"(\1+\2)"),
-    (r"(?<=\d)(?:\\[,!;: ]|\{,\}|,\\!)+\s*(?=\d{3})", ""),
-    (r"\*\*", "^"),
-    (r"\\?\$|\n", " "),
+    (r"\\?\$", ""),
+    (r"(?<=\d)(?:\\[,!;: ]|\{,\})(?=\d{3})", ""),
+    (r"(\d)\s+(\d+/\d+)", r"(\1+\2)"),  # math-verify reads `1 1/2` as 1
+    ("[\u2212\u2013]", "-"),
 )
 
 
@@ -225,21 +214,25 @@ def _difference(answer: str, expected: str, timeout_s: float) -> str:
         return ""
     if max(len(answer), len(expected)) > MAX_TEXT_CHARACTERS:
         return OTHER_TEXT
-    answer, wanted = _final_answer(answer), _final_answer(expected)
-    (form, is_prose), (wanted_form, wants_prose) = _text_form(answer), _text_form(wanted)
-    if form == wanted_form or not form or (is_prose and wants_prose):
-        return "" if form == wanted_form else OTHER_TEXT if form else "the answer is empty"
-    if max(len(answer), len(wanted)) > MAX_CHARACTERS:
+    answers = [_final_answer(answer), _final_answer(expected)]
+    texts = [LATEX_WORDS.sub(r"\1", text) for text in answers]
+    is_prose = all(map(PROSE.fullmatch, texts))
+    form, wanted_form = map(normalize_text if is_prose else _text_form, texts)
+    if form == wanted_form or not form:
+        return "the answer is empty" if form != wanted_form else ""
+    if is_prose or max(map(len, answers)) > MAX_CHARACTERS:
         return OTHER_TEXT
-    (answer, unit), (wanted, wanted_unit) = _without_unit(answer), _without_unit(wanted)
-    if unit and wanted_unit and unit != wanted_unit:
-        return f"expected the unit '{wanted_unit}', given '{unit}'"
-    if NUMBER.fullmatch(answer) and NUMBER.fullmatch(wanted):
-        values = {Decimal(number.replace(",", "")) for number in (answer, wanted)}
+    units = [(match[1] or match[2] or "degree") for match in map(UNIT.search, answers) if match]
+    if len(units) < 2 or units[0].strip() == units[1].strip():
+        answers = [UNIT.sub("", text) for text in answers]
+    for pattern, replacement in REWRITTEN:
+        answers = [re.sub(pattern, replacement, text).strip() for text in answers]
+    if all(map(NUMBER.fullmatch, answers)):
+        values = {Decimal(number.replace(",", "")) for number in answers}
         return "" if len(values) == 1 else DIFFERENT
-    answer, wanted = _in_latex(answer), _in_latex(wanted)
-    formulas = [_in_form_of(wanted, answer), _in_form_of(answer, wanted)]
-    return _worker(os.getpid()).difference(formulas, timeout_s) if all(formulas) else DIFFERENT
+    if any(map(NO_FORMULA.search, answers)):  # math-verify reads a word as a product
+        return DIFFERENT
+    return _compared(answers, timeout_s)
 
 
 def _final_answer(text: str) -> str:
@@ -255,98 +248,52 @@ def _final_answer(text: str) -> str:
     return answer
 
 
-def _text_form(answer: str) -> tuple[str, bool]:
-    """The answer in the form in which texts are compared, and whether it is prose."""
-    text = LATEX_WORDS.sub(r"\1", answer)
-    if PROSE.fullmatch(text):
-        return normalize_text(text), True
-    text = " ".join(normalize("NFKC", text).casefold().split())
-    return re.sub(r"(?<!\w) | (?!\w)", "", re.sub(r"\{(\w)\}", r"\1", text)), False
+def _text_form(text: str) -> str:
+    """The text without case, and without spaces but those between words or numbers."""
+    return re.sub(r"(?<!\w) | (?!\w)", "", " ".join(normalize("NFKC", text).casefold().split()))
 
 
-def _without_unit(answer: str) -> tuple[str, str]:
-    """A number and its unit: `$5` is `5`, `dollar`; `12 apples` is `12`, `apple`; or no unit."""
-    answer = DOLLARS.sub(r"\1\2 dollars", answer) if DOLLARS.match(answer) else answer
-    unit = UNIT.search(answer)
-    if unit is None:
-        return answer, "%" if re.search(r"(?:%|percent)$", answer) else ""
-    name = unit[1] or ("degree" if unit[2] else unit[3])
-    return answer[: unit.start()], name.strip().casefold().rstrip("s") + (unit[4] or "")
-
-
-def _in_latex(answer: str) -> str:
-    """The answer in LaTeX for math-verify; "" if math-verify would read a word as a product."""
-    if NO_FORMULA.search(LATEX_WORDS.sub(r"\1", answer)):
-        return ""
-    text = re.sub(r"(?<=\d)(?=[¼½¾⅓⅔])", " ", answer)
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda match: "^{" + normalize("NFKC", match[0]) + "}", text)
-    text = normalize("NFKC", text).translate(SIGNS)
-    for pattern, replacement in REWRITTEN:
-        text = re.sub(pattern, replacement, text)
-    return text.strip()
-
-
-def _in_form_of(other: str, formula: str) -> str:
-    """The formula in the form of the other: `5` for `x = 5` and `7`; "" if they cannot be equal."""
-    kind, other_kind = (next(KIND.finditer(text))[0][-1:] for text in (formula, other))
-    if kind == "=" != other_kind:
-        return VALUE.sub(r"\1", formula) if VALUE.match(formula) else ""
-    if {kind, other_kind} in ({"{", "("}, {"{", "["}):
-        return ""
-    return f"({formula})" if (kind, other_kind) == ("", "(") else formula
-
-
-class Worker:
-    """The process that compares formulas, one pair at a time; starts when it is needed."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: Any = None  # a Popen
-
-    def difference(self, formulas: list[str], timeout_s: float) -> str:
-        """The difference of two formulas; those that end the process count as different."""
-        with self._lock:
-            reply = b""
-            try:
-                process = self._running()
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.write(json.dumps([*formulas, timeout_s]).encode() + b"\n")
-                    reply = process.stdout.readline()
-            finally:  # after Ctrl-C too: a late reply must not answer the next request
-                if not reply:
-                    self.close()
-        if reply:
-            return "" if reply == b"1\n" else DIFFERENT
-        is_late = process.returncode == -signal.SIGALRM
-        reason = f"took longer than {timeout_s} s" if is_late else "lost its process"
-        logger.warning("a comparison %s (%s); it counts as unequal", reason, process.returncode)
-        return f"the comparison {reason}"
-
-    def _running(self) -> Any:
-        if self._process and self._process.poll() is None:
-            return self._process
-        self.close()
-        fixed = os.environ | {"PYTHONHASHSEED": "0"}  # sympy's results depend on the order of sets
-        self._process = Popen(  # in a session of its own: Ctrl-C is not for the worker
-            COMMAND, bufsize=0, stdin=PIPE, stdout=PIPE, env=fixed, start_new_session=True
-        )
-        if self._process.stdout.readline() != b"ready\n":
-            fault = "the process for formulas did not start; it says why on stderr"
-            raise MathUnavailableError(f"{fault}. Try: {INSTALL}")
-        return self._process
-
-    def close(self) -> None:
-        """End the process; the next comparison starts another."""
-        process, self._process = self._process, None
-        if process:
-            with process:  # closes the pipes and waits
-                process.kill()
+def _started() -> Any:
+    """The process that compares formulas, in a session of its own: Ctrl-C is not for it."""
+    fixed = os.environ | {"PYTHONHASHSEED": "0"}  # sympy's results depend on the order of sets
+    process = Popen(COMMAND, bufsize=0, stdin=PIPE, stdout=PIPE, env=fixed, start_new_session=True)
+    if process.stdout is None or process.stdout.readline() != b"ready\n":
+        fault = "the process for formulas did not start; it says why on stderr"
+        raise MathUnavailableError(f"{fault}. Try: {INSTALL}")
+    return process
 
 
 @functools.cache
-def _worker(_process: int) -> Worker:
-    """The worker of this process; a fork must not end, or ask, that of its parent."""
-    return Worker()
+def _workers(_process: int) -> tuple[threading.Lock, list[Any]]:
+    """At most one process that compares formulas, for this process: a fork has one of its own."""
+    return threading.Lock(), []
 
 
-atexit.register(lambda: _worker(os.getpid()).close())
+def _compared(formulas: list[str], timeout_s: float) -> str:
+    """The difference of two formulas; those that end the process count as different."""
+    lock, processes = _workers(os.getpid())
+    with lock:
+        processes += [] if processes else [_started()]
+        (process,), reply = processes, b""
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps([*formulas, timeout_s]).encode() + b"\n")
+                reply = process.stdout.readline()
+        finally:  # after Ctrl-C too: a late reply must not answer the next request
+            if not reply:
+                _end()
+    if reply:
+        return "" if reply == b"1\n" else DIFFERENT
+    is_late = process.returncode == -signal.SIGALRM
+    reason = f"took longer than {timeout_s} s" if is_late else "lost its process"
+    logger.warning("a comparison %s (%s); it counts as unequal", reason, process.returncode)
+    return f"the comparison {reason}"
+
+
+@atexit.register
+def _end() -> None:
+    """End the process that compares formulas; the next comparison starts another."""
+    for process in _workers(os.getpid())[1]:
+        with process:  # closes the pipes and waits
+            process.kill()
+    _workers(os.getpid())[1].clear()
