@@ -39,16 +39,13 @@ def answered(module: dspy.Module, answer: str) -> Any:
 
 SAID_TWICE: dict[str, str] = {
     "a line each": f"{ASK}\n{REFUND}",
-    "empty lines between": f"{ASK}\n\n\n{REFUND}",
     "a list with a heading and talk": json.dumps(
         ["Here's a summary of the attempts", "The next attempt:", ASK, REFUND]
     ),
     "talk above bullets": f"Here\u2019s what to learn\n- {ASK}\n- {REFUND}",
     "round bullets": f"\u2022 {ASK}\n\u2022{REFUND}",
     "numbers": f"1. {ASK}\n2. {REFUND}",
-    "numbers on one line": f"1. {ASK} 2. {REFUND}",
     "labelled": f"Lesson 1: {ASK}\nLesson 2: {REFUND}",
-    "tagged": f'<lesson id="1">{ASK}</lesson>\n<lesson id="2">{REFUND}</lesson>',
     "bold headings above bullets": f"**Orders**\n- {ASK}\n\n**Damage**\n- {REFUND}",
     "numbered headings above bullets": f"1. **Orders:**\n   - {ASK}\n2. **Damage:**\n   - {REFUND}",
     "explanations below lessons":
@@ -59,11 +56,8 @@ SAID_TWICE: dict[str, str] = {
         f"Here are the lessons I found:\n\n1. {ASK}\n2. {REFUND}\n\nI hope they help!",
     "talk without a colon": f"Sure, here they are.\n{ASK}\n{REFUND}",
     "a JSON list behind a heading": f'Lessons learned: ["{ASK}", "{REFUND}"]',
-    "a heading without bullets": f"The lessons are:\n{ASK}\n{REFUND}",
-    "other bullets": f"\u2705 {ASK}\n\u2705 {REFUND}",
     "a label without a number": f"Lesson: {ASK}\nLesson: {REFUND}",
     "quotes": f'"{ASK}"\n"{REFUND}"',
-    "a JSON list": f'["{ASK}", "{REFUND}"]',
     "a JSON list in a fence": f'```json\n["{ASK}", "{REFUND}"]\n```',
     "talk and a JSON list": f'My lessons:\n["{ASK}", "{REFUND}"]\nThat is all.',
     "an object around lines": f'{{"lessons": "{ASK}\\n{REFUND}"}}',
@@ -95,14 +89,8 @@ SAID: dict[str, tuple[str, Lessons | None]] = {
         [("*", 'Use this form: {"name": "Ann"}'), ("*", ASK)]),
     "a heading, and no lesson": ("## What was learned", None),
     "a Python list": (f'[\'{ASK}\', "Don\'t shout."]', [("*", ASK), ("*", "Don't shout.")]),
-    "objects with a predictor": (f'[{{"predictor": "understand", "lesson": "{ASK}"}}]',
-        [("understand", ASK)]),
     "a predictor": (f"[understand] {ASK}\n{REFUND}", [("understand", ASK), ("*", REFUND)]),
-    "a predictor behind a bullet": (f"- [understand]: {ASK}", [("understand", ASK)]),
     "a predictor in bold": (f"1. **[understand]** {ASK}", [("understand", ASK)]),
-    "half a predictor's name": (f"[reply] {ASK}", [("reply.predict", ASK)]),
-    "brackets that are no predictor": ("[URL] fields need a scheme.",
-        [("*", "[URL] fields need a scheme.")]),
     **{f"nothing: {text[:20]}": (text, []) for text in (
         "None", "- None.", '["None"]', "[]", "", "7", "null", "N/A", "无。", "No new lessons.",
         "There are no new lessons from these attempts.", "None (all attempts are right)",
@@ -185,14 +173,8 @@ def test_lessons_are_read_as_they_are_meant(answer: str, meant: Lessons | None) 
 PROPOSED: dict[str, tuple[str, Proposed | None]] = {
     "a JSON list": (f"[{AN_ADD}, {A_KEEP}]", [ADD, KEEP]),
     "one object": (f"{AN_ADD}", [ADD]),
-    "objects on lines": (f"{AN_ADD}\n{A_KEEP}", [ADD, KEEP]),
     "objects of the same fields on lines": (f"{AN_ADD}\n{AN_ADD}", [ADD, ADD]),
-    "numbered objects": (f"1. {AN_ADD}\n2. {A_KEEP}", [ADD, KEEP]),
     "a list of objects of the same fields": (f"1. {AN_ADD}\n2. {AN_ADD}\n- {AN_ADD}", [ADD] * 3),
-    "ids by the operation": ('{"DELETE": ["E2"], "KEEP": "E1"}',
-        [("DELETE", "E2", "", None, []), KEEP]),
-    "a list of texts": (f'["ADD: {SAY}", "KEEP E1", "MODIFY E2 to: Ask first."]',
-        [("ADD", "", SAY, None, []), KEEP, ("MODIFY", "E2", "Ask first.", None, [])]),
     "an object around the list": (f'{{"operations": [{AN_ADD}]}}', [ADD]),
     "nulls for what is absent": (
         f'[{{"op": "ADD", "id": null, "text": "{SAY}", "scope": null, "lessons": [1]}}, '
@@ -216,13 +198,7 @@ PROPOSED: dict[str, tuple[str, Proposed | None]] = {
         [("ADD", "", 'Write "sorry" first.', None, [1])]),
     "other names of fields": (f'[{{"operation": "add", "content": "{SAY}", "sources": [1]}}]',
         [ADD]),
-    "operations by their name": (
-        f'[{{"ADD": {{"text": "{SAY}", "lessons": [1]}}}}, {{"KEEP": {{"id": "E1"}}}}]',
-        [ADD, KEEP]),
-    "lines": (f"- ADD: {SAY}\n- KEEP [E1]\n- MODIFY E2: Ask first.",
-        [("ADD", "", SAY, None, []), KEEP, ("MODIFY", "E2", "Ask first.", None, [])]),
-    "lines in bold": (f"1. **ADD**: {SAY}\n2. **DELETE** E1",
-        [("ADD", "", SAY, None, []), ("DELETE", "E1", "", None, [])]),
+    "lines": (f"- ADD: {SAY}\n- KEEP [E1]\n- MODIFY E2: Ask first.", None),
     "a scope": (f'[{{"op": "MODIFY", "id": "E1", "text": "{SAY}", "scope": "*"}}]',
         [("MODIFY", "E1", SAY, "*", [])]),
     "an empty list": ("[]", []),

@@ -18,20 +18,9 @@ DRAFT = "- Wait, is it the first desk?\n- Maybe the second one, I should look."
 
 @pytest.mark.parametrize(
     ("begin", "end"),
-    [
-        ("<think>", "</think>"),
-        ("<thinking>\n", "</thinking>"),
-        ("<reasoning>", "</reasoning>"),
-        ('<seed:think lang="en">', "</seed:think>"),
-        ("[THINK]", "[/THINK]"),
-        ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
-        ("<|START_THINKING|>", "<|END_THINKING|>"),
-        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
-    ],
+    [("<think>", "</think>"), ("<thinking>\n", "</thinking>"), ("<reasoning>", "</reasoning>")],
 )
-def test_a_thought_in_any_tag_or_channel_is_left_out_and_seen_if_it_never_ends(
-    begin: str, end: str
-) -> None:
+def test_a_thought_in_tags_is_left_out_and_seen_if_it_never_ends(begin: str, end: str) -> None:
     assert without_thoughts(f"{begin}Hm.\n{DRAFT}") == ("", True)
     text, is_open = without_thoughts(f"{begin}Hm.\n{DRAFT}\n{end}\nBe kind.")
     assert (text.strip(), is_open) == ("Be kind.", False)
@@ -76,7 +65,7 @@ def test_a_cut_is_told_in_the_forms_of_several_providers(response: Any, expected
 
 @pytest.mark.parametrize(
     "first",
-    [f"<think>\n{DRAFT}", f"{OPEN}Be brief unless the", f"[THINK]\n{OPEN}{DRAFT}"],
+    [f"<think>\n{DRAFT}", f"{OPEN}Be brief unless the", f"<thinking>\n{OPEN}{DRAFT}"],
     ids=["a thought", "one fragment", "a thought with fields in it"],
 )
 def test_after_an_answer_without_an_end_the_lm_is_asked_once_more_with_more_room(

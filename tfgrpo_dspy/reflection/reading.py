@@ -1,11 +1,10 @@
-"""The meaning of an answer of a reflection LM: its lessons or operations, in whatever form.
+"""The meaning of an answer of a reflection LM: its lessons or operations.
 
-Small LMs seldom keep to a form. What can be understood is read, whatever its form; what cannot is
-a ValueError, and the module asks again.
+It reads lines with and without bullets, JSON (also broken), fences, thoughts in tags, and markers
+of fields that are damaged. Any other form is a ValueError, and the module asks again.
 """
 
 import contextlib
-import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,65 +19,41 @@ LONGEST_ANSWER, LONGEST_REPAIR = 20_000, 5_000
 """Characters of an answer that are read; of broken JSON, whose repair takes their square."""
 NAMES_OF_A_LESSON = ("lessons", "lesson", "text", "advice", "rule", "content", "description")
 SHORTEST_WRAPPED = 40  # characters of a line that goes on in the next one
-_THOUGHT = (
-    r"(?:[a-z]{1,12}:)?(?:think|thinking|thought|thoughts|reasoning|reason|reflection|analysis"
-    r"|scratchpad|monologue|inner_monologue|antthinking|chain_of_thought)"
+_THOUGHT = re.compile(
+    r"^[^\S\n]*<(think|thinking|thought|reasoning|reflection|analysis|scratchpad)>"
+    r".*?(?:(</\1>)|\Z)",
+    re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
-_BEGINS = re.compile(
-    rf"^[^\S\n]*(?:<{_THOUGHT}\b[^<>\n]{{0,80}}>|\[{_THOUGHT}\]|\u25c1{_THOUGHT}\u25b7"
-    r"|<\|(?:start_thinking|begin_of_thought|thinking|think)\|>"
-    r"|(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary|thought)\b[^<\n]{0,80}"
-    r"<\|message\|>|<\|channel>thought\b)",
-    re.IGNORECASE | re.MULTILINE,
-)
-_ENDS = re.compile(
-    rf"</{_THOUGHT}\s*>|\[/{_THOUGHT}\]|\u25c1/{_THOUGHT}\u25b7|<\|(?:end_thinking|end_of_thought"
-    r"|/think(?:ing)?)\|>|<\|channel\|>final\b[^<\n]{0,80}<\|message\|>|<channel\|>",
-    re.IGNORECASE,
-)
-"""The end of a thought; of harmony's channels the beginning of the final one."""
-_ORPHAN = re.compile(
-    rf"(?s)^.*(?:</think>|\[/think\]|\n[^\S\n]*{_ENDS.pattern}[^\S\n]*(?=\n))", re.I
-)
-_MARKS = re.compile(r"<\|(?:end|return|start|eot_id|im_end|end_of_text)\|>(?:assistant)?", re.I)
 _ENDED = re.compile(r"[.!?\u2026\u3002\uff01\uff1f][\"'\u201d\u00bb)\]*`]*$|##\s*\]\]$")
-_JSON = re.compile(r"^[^\S\n]*(?:```\w*\s*)?(?:\[\s*[\"'{]|\{\s*[\"'])", re.MULTILINE)
 _NOTHING = re.compile(
     r"(?:none|n/a|(?:there (?:is|was) )?nothing(?: new| more)?(?: to (?:learn|add)\b[^.]*)?)"
-    r"(?:\s*[.,;:(\u2013\u2014-].*)?"
-    r"|na|null|nil|empty|not applicable|<[\w -]+>|none (?:needed|required|found)"
+    r"(?:\s*[.,;:(\u2013\u2014-].*)?|none (?:needed|required|found)|null|<[\w -]+>"
     r"|(?:there (?:are|were) )?no (?:\w+ )?lessons?(?:[.,;:(].*| (?:are|can|from|here|found)\b.*)?"
     r"|no (?:operations?|changes?)(?: (?:are )?(?:needed|necessary|required))?"
-    r"|keine|nichts|aucune?|rien|ninguna?|nada|nessuna?|nenhuma?|нет|ничего|无|無|没有|沒有|なし"
-    r"|特になし|없음|##[^#\n]*##"  # the marker of a field
+    r"|keine|nichts|aucune?|rien|ninguna?|nada|nessuna?|nenhuma?|нет|无|無|没有|沒有|なし|없음"
+    r"|##[^#\n]*##"  # the marker of a field
 )
-_LESSON = "lesson|advice|lektion|leçon|lección|lição|lezione|урок|教训|经验|建议"
-_IN_WORDS = "one|two|three|four|five|six|seven|eight|nine|ten"
 _BULLET = re.compile(
-    r"(?:[-*+\u2013\u2014]\s+|[\u2022\u25cf\u25aa\u2023\u30fb\u2190-\u21ff\u2500-\u27bf]\ufe0f?\s*"
-    r"|[\U0001f300-\U0001faff]\s*|\(?[a-h]\)\s"
-    r"|\(?#?\d{1,3}(?:[.):](?=\s|$|\*)|[\u3001\uff0e\uff1a\uff09]|\.(?=[A-Z\u3400-\u9fff]))"
-    r"|[(\[\uff08]\d{1,3}[)\]\uff09]:?|[\u2460-\u2473]"
-    rf"|(?:{_LESSON})\s*(?:[(\[]?#?(?:\d{{1,3}}|{_IN_WORDS})[)\]]?\s*[:.)\uff1a\u2013-]|[:\uff1a])"
-    rf"|\[(?:{_LESSON}|example) #?\d{{1,3}}\]:?|(?:from )?example #?\d{{1,3}}\s*[:\uff1a])\s*",
+    r"(?:[-*+\u2013]\s+|[\u2022\u25cf\u25aa\u30fb]\s*|[(\[]\d{1,3}[)\]]:?"
+    r"|#?\d{1,3}(?:[.):](?=\s|$|\*)|[\u3001\uff0e\uff1a\uff09])"
+    r"|\[?(?:lesson|example) #?\d{1,3}(?:\]:?|\s*[:.)])|lesson:)\s*",
     re.IGNORECASE,
 )
-_TAG = re.compile(r"</?lessons?(?:\s[^<>\n]*)?/?>", re.IGNORECASE)
-_IN_JSON = re.compile(r"\[\s*(?:[\"'{\u201c]|\])|\{\s*[\"'\u201c]")
-_LESSONS_IN_JSON = re.compile(
-    rf"^(?:[^\n:]{{0,80}}\blessons?\b[^\n:]{{0,80}}:)?[^\S\n]*(?:(?:[-*]|\d{{1,2}}[.)])\s+(?=\{{))?"
+_IN_JSON = re.compile(r"\[\s*(?:[\"'{]|\])|\{\s*[\"']")
+_JSON = re.compile(
+    r"^(?:[^\n:]{0,80}\blessons?\b[^\n:]{0,80}:|```\w*)?\s*(?:\d{1,2}[.)]\s+(?=\{))?"
     rf"(?={_IN_JSON.pattern})",
     re.IGNORECASE | re.MULTILINE,
 )
-"""Brackets in the middle of a line belong to a lesson."""
-_BETWEEN_OBJECTS = re.compile(r"\}\s*(?:,?\s*(?:[-*\u2022]|(?:\w+\s+)?#?\d{1,2}[.):])\s*)?(?=\{)")
+"""Where JSON begins that is an answer; brackets in the middle of a line belong to a lesson."""
+_BETWEEN_OBJECTS = re.compile(r"\}\s*,?\s*(?:[-*]\s|\d{1,2}[.)])?\s*(?=\{)")
 _TALK = re.compile(
     r"\s*(?:\[[a-z_]+\]|#+ .*)$"
     r"|\W*(?:here(?:['\u2019]s| are| is)|sure\b|certainly\b|of course\b|i hope|hope (?:this|these)"
     r"|let me know)",
     re.IGNORECASE,
 )
-"""Markers, rules, headings of Markdown, and talk."""
+"""Markers, headings of Markdown, and talk."""
 _CONDITION = re.compile(
     r"(?:when|whenever|if|wenn|falls|si|quand|cuando|se|quando|если|когда)\b|[当當若]|如果",
     re.IGNORECASE,
@@ -93,37 +68,22 @@ _NOTE = re.compile(
 )
 _QUOTES = ('""', "''", "``", "\u201c\u201d", "\u300c\u300d", "\u00ab\u00bb")
 _CLOSED = re.compile(r"[.!?\u3002\uff01\uff1f:\uff1a;]$")
-_ONLY_FIELD = {"ADD": "text", "MODIFY": "text", "DELETE": "id", "KEEP": "id"}
-"""The field that is meant by a bare value in place of the fields: `{"DELETE": "E3"}`."""
-_OPERATION_LINE = re.compile(
-    r"(ADD|MODIFY|UPDATE|DELETE|REMOVE|KEEP)\b[\s:\u2013-]*"
-    r"(?:[\[(]?(E[1-9]\d*)\*?[\])]?(?: to\b)?)?[\s:\u2013-]*(.*)"
-)
 _WHOLE = re.compile(r"(?<![\d.])(?<!\W-)\d{1,6}(?!\d)")
 _FIELDS = {
-    "op": ("op", "operation", "action", "type", "kind"),
-    "id": ("id", "experience_id", "experience", "target"),
+    "op": ("op", "operation", "action", "type"),
+    "id": ("id", "experience_id"),
     "text": ("text", "new_text", "content", "advice", "lesson"),
-    "lessons": ("lessons", "lesson_numbers", "lesson_ids", "sources", "from"),
+    "lessons": ("lessons", "lesson_numbers", "sources"),
     "scope": ("scope", "predictor"),
-    "reason": ("reason", "why", "rationale"),
+    "reason": ("reason", "why"),
 }
 """The names that LMs give the fields of an operation."""
 
 
 def without_thoughts(text: str) -> tuple[str, bool]:
-    """The text without thoughts, in whatever tag or channel; whether one of them never ends."""
-    kept, rest = "", text
-    while begin := _BEGINS.search(rest):
-        kept += rest[: begin.start()]
-        end = _ENDS.search(rest, begin.end())
-        if end is None:
-            return kept, True
-        rest = rest[end.end() :]
-    kept += rest
-    if _ENDS.search(kept):  # its beginning stood in the prompt
-        kept = _ORPHAN.sub("", kept)
-    return _MARKS.sub("", kept) if kept != text else kept, False
+    """The text without thoughts in tags; whether one of them never ends."""
+    is_open = any(not thought[2] for thought in _THOUGHT.finditer(text))
+    return _THOUGHT.sub("", text).rpartition("</think>")[2], is_open  # it began in the prompt
 
 
 def finished(text: str) -> str:
@@ -132,11 +92,11 @@ def finished(text: str) -> str:
         return text
     if start := _JSON.search(text):
         with contextlib.suppress(ValueError, RecursionError):
-            json.loads(re.sub(r"^```\w*|```$", "", text[start.start() :].strip()))
+            json.loads(text[start.end() :].strip().removesuffix("```"))
             return text
         end = max(text.rfind("},"), text.rfind("}\n"))
-        end = end if end > start.start() else text.rfind('",')
-        return text[: end + 1] if end > start.start() else text[: start.start()]
+        end = end if end > start.end() else text.rfind('",')
+        return text[: end + 1] if end > start.end() else text[: start.end()]
     lines = text.rstrip().splitlines()
     if not lines or _ENDED.search(lines[-1]):
         return text
@@ -206,12 +166,11 @@ def _has_bullet(line: str) -> bool:
     return any(map(_BULLET.match, starts))
 
 
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
-
-
-def _ends_open(bare: str) -> bool:
-    return bare.endswith((":", "\uff1a"))
+def _is_heading(line: str) -> bool:
+    """True if the line ends with a colon, or is bold and no item of a list."""
+    is_bold = re.fullmatch(r"\W{0,9}\*\*[^*]+\*\*\W{0,9}", line) and not _has_bullet(line)
+    bare = bare_line(line)
+    return bare.endswith((":", "\uff1a")) or (bool(is_bold) and not _CLOSED.search(bare))
 
 
 # -------------------------------------------------------------------------------------- lessons
@@ -223,19 +182,20 @@ def read_lessons(answer: Any) -> list[str]:
     `"1. Say please.\\n2. **Be brief.**" -> ["Say please.", "Be brief."]`; "None" gives [].
     Raises ValueError: it holds no lesson, and does not say that there is none.
     """
-    is_text = isinstance(answer, str)
-    text = _without_fences(encodable(answer)) if is_text else ""
-    start = _LESSONS_IN_JSON.search(text)
-    content = json_in(text[start.end() :]) if start else answer
+    content, text = answer, ""
+    if isinstance(answer, str):
+        text = _without_fences(encodable(answer))
+        start = _JSON.search(text)
+        content = json_in(text[start.end() :]) if start else None
     items = [*_strings_in(content)]
-    if is_text and (
-        content is None or content is answer or (items and max(map(n_words, items)) < 2)
+    if isinstance(answer, str) and (
+        content is None or (items and max(map(n_words, items)) < 2)  # a lesson shows this JSON
     ):
-        return _lines_of(text)  # few words of JSON are what a lesson shows
-    bare = [bare_line(encodable(item)) for item in items]
-    lessons = [each for each in bare if each and not _ends_open(each) and not _TALK.match(each)]
+        return _lines_of(text)
+    bare = (bare_line(encodable(item)) for item in items if not _is_heading(item))
+    lessons = [each for each in bare if each and not _TALK.match(each)]
     says_none = content in ([], {"lessons": []}) or (items and all(map(_is_nothing, items)))
-    if is_text and not lessons and not says_none:
+    if text and not lessons and not says_none:
         raise ValueError(f"{text[:80]!r} holds no lesson.")
     return lessons
 
@@ -246,31 +206,27 @@ def _lines_of(text: str) -> list[str]:
     A condition ("When it is late:") stands before each bullet, or the one line, below.
     """
     lines: list[str] = []
-    for line in _TAG.sub("\n", text).splitlines():
-        if lines and _goes_on(lines[-1], line):
+    for line in text.splitlines():
+        above, bare = lines[-1] if lines else "", bare_line(line)
+        is_open = not _has_bullet(line) and not _CLOSED.search(bare_line(above))
+        is_wrapped = len(above) >= SHORTEST_WRAPPED or above.rstrip().endswith(",")
+        goes_on = _has_bullet(above) or (bare[:1].islower() and is_wrapped)
+        if above and (_IN_JSON.match(bare) or (bare and is_open and goes_on)):
             lines[-1] += f" {line.strip()}"
         elif line.strip() and not _TALK.match(line):
             lines.append(line)
-    if len(lines) == 1:  # maybe "1. Say please. 2. Be brief."
-        parts = re.split(r"\s+(?=\(?\d{1,2}[.)]\s)", lines[0].strip())
-        in_turn = (re.match(rf"\(?{n}[.)]", part) for n, part in enumerate(parts, start=1))
-        lines = parts if all(in_turn) else lines
     if lines and not _has_bullet(lines[0]) and _is_nothing(lines[0]) and "##" not in lines[0]:
         return []
     items: list[tuple[int, bool, str]] = []  # indentation, whether it has a bullet, text
-    condition, level, of_bullet = "", 0, False
-    for line, below in itertools.pairwise([*lines, ""]):
-        bare, indent, is_item = bare_line(line), _indent(line), _has_bullet(line)
-        is_below = bool(condition and bare) and (not is_item or indent >= level)
-        if is_below:
-            items.append((level, is_item or of_bullet, f"{condition} {bare}"))
-        elif bare and not _is_heading(line, below):
-            items.append((indent, is_item, bare))
-        if _CONDITION.match(bare) and _ends_open(bare):
-            condition, level, of_bullet = bare, indent + is_item, is_item
-        elif bare and not (is_below and is_item):
-            condition = ""
-    items = [each for each in items if not _ends_open(each[2])]
+    condition, level = "", 0
+    for line in lines:
+        bare, indent, is_item = bare_line(line), len(line) - len(line.lstrip()), _has_bullet(line)
+        if _is_heading(line):
+            condition, level = bare if _CONDITION.match(bare) else "", indent + is_item
+        elif bare:
+            condition = "" if is_item and indent < level else condition
+            items.append((level if condition else indent, is_item, f"{condition} {bare}".strip()))
+            condition = condition if is_item else ""
     bullets = [indent for indent, is_item, _ in items if is_item]
     lessons = [
         bare
@@ -282,24 +238,6 @@ def _lines_of(text: str) -> list[str]:
     return lessons
 
 
-def _goes_on(above: str, line: str) -> bool:
-    """True if the line goes on with the sentence above: in lower case, or below a bullet."""
-    bare = bare_line(line)
-    if _IN_JSON.match(bare):  # an example of what the sentence above says
-        return True
-    if not bare or _has_bullet(line) or _CLOSED.search(bare_line(above)) or _is_heading(above):
-        return False
-    is_wrapped = len(above) >= SHORTEST_WRAPPED or above.rstrip().endswith(",")
-    return _has_bullet(above) or (bare[0].islower() and is_wrapped)
-
-
-def _is_heading(line: str, below: str = "") -> bool:
-    is_bold = re.fullmatch(r"\W{0,9}\d*\W{0,9}\*\*[^*]+\*\*\W{0,9}", line)
-    is_item = _has_bullet(line) and _indent(below) <= _indent(line)
-    bare = bare_line(line)
-    return _ends_open(bare) or (is_bold is not None and not is_item and not _CLOSED.search(bare))
-
-
 def _strings_in(content: Any) -> Iterator[str]:
     """The lessons in a value of JSON: texts, and of objects what holds the lesson."""
     if isinstance(content, str):
@@ -308,10 +246,8 @@ def _strings_in(content: Any) -> Iterator[str]:
         named = {str(name).strip().lower(): value for name, value in content.items()}
         lesson = next((named[name] for name in NAMES_OF_A_LESSON if name in named), None)
         if isinstance(lesson, str):
-            scope = named.get("predictor") or named.get("scope")
-            condition = named.get("condition") or named.get("when")
-            before = f"[{scope}] " if isinstance(scope, str) and scope != "*" else ""
-            before += f"{condition.rstrip(':')}: " if isinstance(condition, str) else ""
+            condition = named.get("condition")
+            before = f"{condition.rstrip(':')}: " if isinstance(condition, str) else ""
             lesson = f"{before}{lesson}".splitlines()
         yield from _strings_in(list(named.values()) if lesson is None else lesson)
     elif isinstance(content, Iterable):
@@ -354,57 +290,22 @@ def read_operations(answer: Any) -> list[Any]:
     An item that is no operation stays as it is, to be refused by itself. Raises ValueError:
     nothing in it can be read as an operation.
     """
-    if not isinstance(answer, str):
-        return [*map(_operation, _items(answer))]
-    text = _without_fences(answer)
-    if _is_nothing(text) and text.casefold() != "null":
-        return []
-    value = json_in(text)
-    items = [] if value is None else [*_items(value)]
-    if value != [] and not any(isinstance(item, Mapping) for item in items):
-        items = _operations_in_lines("\n".join(map(str, items))) or _operations_in_lines(text)
-        if not items:
-            raise ValueError(f"{text[:80]!r} holds no operation.")
-    return [*map(_operation, items)]
-
-
-def _items(value: Any) -> Iterator[Any]:
-    """The operations one by one: an object is one itself, or names them: `{"ADD": ...}`."""
+    value = answer
+    if isinstance(answer, str):
+        text = _without_fences(answer)
+        if _is_nothing(text) and text.casefold() != "null":
+            return []
+        value = json_in(text)
     if isinstance(value, Mapping):
-        named = {str(name).strip().upper(): value for name, value in value.items()}
-        if isinstance(named.get("OPERATIONS"), list | Mapping):
-            yield from _items(named["OPERATIONS"])
-        elif not named or named.keys() - _ONLY_FIELD.keys():
-            yield value
-        else:
-            for op, items in named.items():
-                for item in items if isinstance(items, list) else [items]:
-                    is_whole = isinstance(item, Mapping)
-                    yield {"op": op, **(item if is_whole else {_ONLY_FIELD[op]: item})}
-    elif isinstance(value, list):
-        for item in value:
-            if item is not None:
-                yield from _items(item) if isinstance(item, list | Mapping) else [item]
-    else:
-        raise ValueError(f"{value!r} holds no operation.")
+        value = value.get("operations", [value])
+    items = [item for item in value if item is not None] if isinstance(value, list) else None
+    if items is None or (value and not any(isinstance(item, Mapping) for item in items)):
+        raise ValueError(f"{str(answer)[:80]!r} holds no operation.")
+    return [_operation(item) if isinstance(item, Mapping) else item for item in items]
 
 
-def _operations_in_lines(text: str) -> list[dict[str, Any]]:
-    """The operations of lines such as "- ADD: Say please." or "KEEP [E1]"."""
-    lines = (_OPERATION_LINE.fullmatch(bare_line(line)) for line in text.splitlines())
-    return [
-        {"op": op, "id": id_, "text": None if op == "KEEP" else bare_line(rest)}
-        for op, id_, rest in (line.groups() for line in lines if line)
-        if id_ or rest
-    ]
-
-
-def _operation(item: Any) -> Any:
-    """The item with the names that operations have; it itself if it is none."""
-    if isinstance(item, str):
-        item = next(iter(_operations_in_lines(item)), item)
-    if not isinstance(item, Mapping):
-        return item
+def _operation(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The item with the names that operations have."""
     named = {str(name).strip().lower(): value for name, value in item.items() if value is not None}
     fields = {k: next((named[n] for n in names if n in named), "") for k, names in _FIELDS.items()}
     texts: dict[str, Any] = {"lessons": [*map(int, _WHOLE.findall(str(fields.pop("lessons"))))]}
