@@ -32,12 +32,12 @@ for line in sys.stdin:
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
     is_equal = False
     with contextlib.suppress(Exception):  # what sympy cannot compare is unequal
-        one, other = (
-            parse(f"${t}$", [FORMULA], "no_fallback", parsing_timeout=None) for t in texts
+        formula, wanted = (
+            parse(f"${text}$", [FORMULA], "no_fallback", parsing_timeout=None) for text in texts
         )
-        pairs = ((one, other), (other, one))
-        is_equal = bool(one and other) and any(
-            verify(*each, timeout_seconds=None) for each in pairs
+        is_equal = bool(formula and wanted) and (
+            verify(formula, wanted, timeout_seconds=None)
+            or verify(wanted, formula, timeout_seconds=None)
         )
     signal.setitimer(signal.ITIMER_REAL, 0)
     os.write(replies, b"1\n" if is_equal else b"0\n")
