@@ -344,15 +344,12 @@ def test_a_rollout_that_takes_too_long_is_left_and_those_behind_it_are_not_on_it
     assert sum(finalist.score.n_failed for finalist in run.candidates) == 1
 
 
-def test_an_executor_that_is_shut_down_is_an_error_that_says_so(executor: Executor) -> None:
-    if isinstance(executor, ThreadPoolExecutor):
-        executor.shutdown()
-    elif isinstance(executor, ProcessPoolExecutor):
-        executor = processes()
-        executor.shutdown()
-    else:
-        executor = executor._client.get_executor()  # type: ignore[attr-defined]  # noqa: SLF001
-        executor.shutdown()
+@pytest.mark.parametrize("is_dasks", [False, True])
+def test_an_executor_that_is_shut_down_is_an_error_that_says_so(
+    is_dasks: bool, client: Client
+) -> None:
+    executor = client.get_executor() if is_dasks else processes()
+    executor.shutdown()
     with pytest.raises(RunFailedError, match="cannot schedule new futures after shutdown"):
         compiled(executor)
 

@@ -1,6 +1,5 @@
 """The threads of a run by themselves: what is begun when, what is raised where, what hangs."""
 
-import re
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -78,26 +77,3 @@ def test_a_stopped_run_records_what_comes_soon_and_begins_nothing_more() -> None
         threading.Timer(0.3, may_end.set).start()
         pool.result(jobs[5])
     assert sorted(begun) == sorted(recorded) == [0, 1]
-
-
-def test_without_a_timeout_the_log_names_once_what_has_no_result_after_a_while(caplog: Any) -> None:
-    pool, released = Pool(Ledger(), 2, patience_s=0.1), threading.Event()
-
-    def on_wait() -> None:
-        if any("has no result" in line for line in caplog.messages):
-            released.set()
-
-    pool.on_wait = on_wait
-    with pool.running():
-        jobs = [
-            pool.submit(
-                Job(lambda _: released.wait(60), as_it_is, about=f"the rollout {k}", usual="it"),
-                (k,),
-            )
-            for k in range(2)
-        ]
-        for job in jobs:
-            pool.result(job)
-    (line,) = (line for line in caplog.messages if "has no result" in line)
-    assert re.match(r"the rollout [01] has no result after 0.1 s: it is in it;", line)
-    assert "rollout_timeout_s" in line

@@ -46,15 +46,14 @@ class Coordinator:
 
     def __init__(self, n_at_once: int, timeout_s: float | None = None, **limits: Any) -> None:
         self.held, self.ledger = Held(), Ledger(Budget(**limits))
-        self.pool = Pool(self.ledger, 1, timeout_s, n_remote=n_at_once)
+        self.pool = Pool(self.ledger, n_at_once, timeout_s)
         self.remote = RemoteRollouts(self.ledger, self.held, n_at_once)
 
     def start(self, n: int = 1) -> list[Job[Any]]:
         def do(_: Any) -> Any:
             return self.remote.rollout((b"", b"", b""))
 
-        jobs: list[Job[Any]] = [Job(do, lambda result: result, "remote") for _ in range(n)]
-        return [self.pool.submit(job, (0,)) for job in jobs]
+        return [self.pool.submit(Job(do), (0,)) for _ in range(n)]
 
     def comes(self, *replies: Reply | BaseException) -> None:
         """What the requests came to, in the order in which they were handed over."""

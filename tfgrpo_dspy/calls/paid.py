@@ -227,7 +227,6 @@ class Calls:
         count: Callable[[Result, float | None], None],  # with its seconds; None: it was replayed
         priority: Priority,
         usual: str,  # what it is in if it is in no call
-        place: str = "threads",
     ) -> Job[Result]:
         """A rollout or an answer, for which the run pays once: recorded, or done now and recorded.
 
@@ -255,7 +254,7 @@ class Calls:
             kept = self.journal.keep(key, result, kind, is_lost)
             return counted(kept, time.monotonic() - job.begun_s)
 
-        job: Job[Result] = Job(do, keep, place, f"the {about}", usual)
+        job: Job[Result] = Job(do, keep, usual)
         with self.pool.lock:
             try:
                 record = self.lookup(about, key, kind)
@@ -374,15 +373,14 @@ def _failure_of(result: Rollout | Answer) -> Failure | None:
 
 
 def _pool_of(settings: RunSettings, ledger: Ledger) -> tuple[Pool, RemoteRollouts | None]:
-    """The threads (new ones, or those of the user's pool); the other processes."""
+    """The threads, as many as an executor has, if one is given; and its processes."""
     executor, timeout_s = settings.execution.executor, settings.execution.rollout_timeout_s
     if executor is None:
         return Pool(ledger, settings.threads, timeout_s), None
     n_at_once = settings.num_threads or workers_of(executor) or settings.threads
-    if isinstance(executor, ThreadPoolExecutor):
-        return Pool(ledger, n_at_once, timeout_s, executor), None
-    pool = Pool(ledger, settings.threads, timeout_s, n_remote=n_at_once)
-    return pool, RemoteRollouts(ledger, executor, n_at_once)
+    is_local = isinstance(executor, ThreadPoolExecutor)
+    remote = None if is_local else RemoteRollouts(ledger, executor, n_at_once)
+    return Pool(ledger, n_at_once, timeout_s), remote
 
 
 WAYS_OUT = {
@@ -399,7 +397,6 @@ WAYS_OUT = {
 
 KEPT_PROGRAMS, KEPT_SENT, KEPT_DIGESTS = 4, 64, 1024
 """A program may hold much, and a library that is sent a teacher; what is not kept is made again."""
-THREADS, OTHER_PROCESSES = ("threads", "the program"), ("remote", "another process")
 NO_MORE = Failure(
     FailureKind.BUDGET, "beside the final choice, the budget does not reach for more rollouts"
 )
@@ -452,7 +449,6 @@ class Rollouts:
         """
         if sample in self._begun:
             return self._begun[sample]
-        place, usual = THREADS if self._calls.remote is None else OTHER_PROCESSES
         with self._calls.pool.lock:
             job = self._begun[sample] = self._calls.begin(
                 about=f"{self._set} rollout of {self._set} example {sample.example}",
@@ -463,8 +459,7 @@ class Rollouts:
                 without=functools.partial(self._without, sample),
                 count=functools.partial(self._count, sample),
                 priority=priority,
-                usual=usual,
-                place=place,
+                usual="the program" if self._calls.remote is None else "another process",
             )
             self._calls.n_begun += self._role == "rollout" and not job.is_done
         return job

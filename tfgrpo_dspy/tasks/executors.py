@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +78,6 @@ class Reply:
     is_failure: bool = False
     was_started_before: bool = False  # a worker died while it ran this request
     left_out: Mapping[Sampled, str] = field(default_factory=dict)  # refused parameters, in words
-    n_unseen: int = 0  # how many of the calls nobody could refuse
 
 
 def run_request(request: Request, budget: Budget, name: str) -> Reply:
@@ -94,23 +94,14 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
             f"It needs this package, dspy, and every module that program and metric come from."
         )
         return Reply(stopped_because=message, is_failure=True)
-    ledger, record, why = Ledger(budget), None, ""
+    ledger, record = Ledger(budget), None
     ledger.left_out = left_out
     LOOP.set(None)  # a fork has that of the process that it comes from
     task = RolloutTask(program=program, metric=metric, ledger=ledger, prices=prices, **sample)
-    try:
-        with dspy.context(**context):
-            record = cleaned(run_rollout(task).to_dict(), lambda text: redacted(text, secrets))
-    except RunStopped:
-        why = ledger.stopped_because
-    return Reply(
-        record,
-        ledger.taken,
-        why,
-        ledger.is_failure,
-        left_out={about: redacted(text, secrets) for about, text in left_out.items()},
-        n_unseen=ledger.n_unseen,
-    )
+    with suppress(RunStopped), dspy.context(**context):
+        record = cleaned(run_rollout(task).to_dict(), lambda text: redacted(text, secrets))
+    refused = {about: redacted(text, secrets) for about, text in left_out.items()}
+    return Reply(record, ledger.taken, ledger.stopped_because, ledger.is_failure, left_out=refused)
 
 
 @functools.lru_cache(KEPT)
@@ -131,17 +122,16 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
 def _was_started_before(name: str) -> bool:
     """True: the request was begun before; dask begins those of a lost worker again."""
     distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return False
     try:
-        distributed.get_worker()
-    except ValueError:  # not in a worker of dask
+        distributed and distributed.get_worker()
+    except ValueError:
+        distributed = None
+    if distributed is None:  # not in a worker of dask
         return False
     begun = distributed.Event(f"tfgrpo/{name}")
-    if begun.is_set():
-        return True
+    is_begun = bool(begun.is_set())
     begun.set()
-    return False
+    return is_begun
 
 
 MAX_LOST_WORKERS = 3  # A request that lost this many workers is not sent again
@@ -155,14 +145,10 @@ HEADROOM = 2.0  # how much more than any rollout took so far is reserved, where 
 
 def workers_of(executor: Executor) -> int | None:
     """The number of tasks that an executor runs at once; None: it does not say."""
-    n_workers = getattr(executor, "_max_workers", None)
-    if n_workers is not None:
-        return int(n_workers)
-    nthreads = getattr(getattr(executor, "_client", None), "nthreads", None)  # dask's
-    try:
-        return sum(nthreads().values()) or None if callable(nthreads) else None
-    except Exception:  # noqa: BLE001 - a client that is closed; the first request will say so
-        return None
+    with suppress(Exception):  # a client of dask that is closed; the first request will say so
+        n_workers = getattr(executor, "_max_workers", None)
+        return n_workers or sum(executor._client.nthreads().values()) or None  # type: ignore[attr-defined]  # noqa: SLF001
+    return None
 
 
 class RemoteRollouts:
@@ -173,9 +159,7 @@ class RemoteRollouts:
     """
 
     def __init__(self, ledger: Ledger, executor: Executor, n_at_once: int) -> None:
-        self._ledger = ledger
-        self._executor = executor
-        self._n_at_once = n_at_once
+        self._ledger, self._executor, self._n_at_once = ledger, executor, n_at_once
         self._largest = NOTHING
         self._name, self._count = uuid.uuid4().hex, itertools.count()
 
@@ -187,21 +171,23 @@ class RemoteRollouts:
                 threading.Event().wait(POLL_S)
             try:
                 reply = self._reply(share, request)
+            except (BrokenExecutor, ImportError) as error:
+                needs = "; install this package and dspy on its workers"
+                message = f"the executor is broken: {described(error)}"
+                ledger.fail(message + needs * isinstance(error, ImportError), error)
             except Exception as error:  # noqa: BLE001 - whatever an executor raises
-                if isinstance(error, BrokenExecutor | ImportError):
-                    needs = "; install this package and dspy on its workers"
-                    message = f"the executor is broken: {described(error)}"
-                    ledger.fail(message + needs * isinstance(error, ImportError), error)
                 why = f"the executor raised {described(error)}"
             else:
                 if not reply.was_started_before:
                     ledger.settle(share, reply.used)
                     ledger.left_out |= reply.left_out
-                    ledger.n_unseen += reply.n_unseen
                     self._largest |= reply.used
                     if reply.rollout is not None:
                         return Rollout.from_dict(reply.rollout)
-                    self._grow(share, reply)
+                    if reply.is_failure:
+                        ledger.stop(reply.stopped_because, is_failure=True)
+                    ledger.check()
+                    self._grow(share, reply.stopped_because.partition("=")[0])
                     continue
                 why = "its worker died"
             share.abandoned.set()  # it counts as spent
@@ -216,27 +202,24 @@ class RemoteRollouts:
         """
 
         def wanted(left: float, reach: float, largest: float, first: float, least: float) -> float:
-            if math.isinf(left):
-                return 0
             most = max(first, HEADROOM * largest) or math.inf
-            return max(least, min(max(largest, min(left / self._n_at_once, most)), reach))
+            part = max(largest, min(left / self._n_at_once, most))
+            return 0 if math.isinf(left) else max(least, min(part, reach))
 
         left, reach = self._ledger.left(True), self._ledger.reach(True)
         n_calls, _, cost = map(wanted, left, reach, self._largest, FIRST, LEAST)
         amount = Amount(math.ceil(n_calls), n_metric_calls, cost)
         return self._ledger.take(amount, is_share=True, leaves_lessons=True)
 
-    def _grow(self, share: Reservation, reply: Reply) -> None:
-        """Reserve twice as much from now on. Raises RunStopped: there is no more, or a failure."""
-        if reply.is_failure:
-            self._ledger.stop(reply.stopped_because, is_failure=True)
-        self._ledger.check()
-        limit = reply.stopped_because.partition("=")[0]
-        parts = zip(LIMITS, share.amount, self._ledger.reach(True), strict=True)
-        if any(most <= reserved for name, reserved, most in parts if name == limit):
+    def _grow(self, share: Reservation, limit: str) -> None:
+        """Reserve twice as much of a limit from now on. Raises RunStopped: there is no more."""
+        reserved, most = (
+            dict(zip(LIMITS, amount, strict=True))
+            for amount in (share.amount, self._ledger.reach(True))
+        )
+        if limit in most and most[limit] <= reserved[limit]:
             self._ledger.use_up(limit)
-        pairs = zip(LIMITS, share.amount, strict=True)
-        self._largest |= Amount(*(2.0 * part * (name == limit) for name, part in pairs))
+        self._largest |= Amount(*(2.0 * n * (name == limit) for name, n in reserved.items()))
 
     def _reply(self, share: Reservation, request: Request) -> Reply:
         """The reply to the request; of one that takes too long the whole share counts as spent."""

@@ -8,27 +8,21 @@ under it.
 
 import heapq
 import itertools
-import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.dspy_seam import unstreamed
-from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
+from tfgrpo_dspy.errors import RunStopped, TrainingCut
 from tfgrpo_dspy.user_code import ABANDONED, NOT_WANTED, check_cancelled, check_wanted
 
-logger = logging.getLogger(__name__)
-
 Result = TypeVar("Result")
-Given = TypeVar("Given")
 Priority = tuple[int, ...]
 """Of two jobs that wait, the lower priority is begun first; of equals, the earlier job."""
 
@@ -36,11 +30,16 @@ GRACE_S, GRACE_SHARE = 2.0, 1 / 3
 """The time that calls in flight get when a budget is reached, so that they are not lost; of the
 time that is kept for the end of the run at most this share."""
 HANGS_AFTER = 1.5  # of that time; what then keeps the training from its end is no call
-PATIENCE_S = 60.0  # after so long without a result, the log says once where a job is
-WATCH_S = 0.1  # how often who waits looks whether the run has ended, or a job takes too long
+WATCH_S = 0.05  # how often who waits looks whether the run has ended, or a job takes too long
 TURN_S = 1.0
 """The longest that a thread leaves the next job to those whom its last result has woken (a gate may
 be among them): what they submit may come first, and what they decide says what is kept."""
+
+
+def _as_it_is(result: Any) -> Any:
+    if isinstance(result, TrainingCut):
+        raise result
+    return result
 
 
 @dataclass(slots=True, eq=False)
@@ -52,9 +51,7 @@ class Job(Generic[Result]):
     """
 
     do: Callable[["Job[Any]"], Any]
-    keep: Callable[[Any], Result]
-    place: str = "threads"
-    about: str = ""  # for messages
+    keep: Callable[[Any], Result] = _as_it_is
     usual: str = ""  # what it is in if it is in none of the calls
     calls: dict[str, str] = field(default_factory=dict)  # that have begun and not ended, by id
     abandoned: threading.Event = field(default_factory=threading.Event)  # nobody waits for it
@@ -88,32 +85,19 @@ class Job(Generic[Result]):
 
 
 class Pool:
-    """At most `n_threads` jobs at a time in threads, `n_remote` more that wait for processes.
+    """At most `n_threads` jobs at a time, in the `dspy.context` in which the pool was made.
 
-    They have the `dspy.context` in which the pool was made. `executor`: the user's own threads.
+    A job may take `timeout_s`.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        n_threads: int,
-        timeout_s: float | None = None,  # how long a job may take
-        executor: ThreadPoolExecutor | None = None,
-        n_remote: int = 0,
-        patience_s: float = PATIENCE_S,
-    ) -> None:
+    def __init__(self, ledger: Ledger, n_threads: int, timeout_s: float | None = None) -> None:
         self.lock = threading.RLock()
         self.on_wait: Callable[[], None] = lambda: None  # called while the caller waits
-        self._ledger, self._executor, self._timeout_s = ledger, executor, timeout_s or math.inf
-        self._patience_s, self._has_named = patience_s, False
+        self._ledger, self._n_free, self._timeout_s = ledger, n_threads, timeout_s or math.inf
         self._caller, self._count = threading.current_thread(), itertools.count()
         with unstreamed():
             self._context = copy_context()
-        self._n_free = {"threads": n_threads, "remote": n_remote}
-        self._waiting: dict[str, list[tuple[Priority, int, Job[Any]]]] = {
-            "threads": [],
-            "remote": [],
-        }
+        self._waiting: list[tuple[Priority, int, Job[Any]]] = []
         self._running: set[Job[Any]] = set()
         self._awake: set[threading.Thread] = set()  # who coordinates, and does not wait
         self._asleep: dict[threading.Thread, tuple[Callable[[], bool], threading.Event]] = {}
@@ -123,39 +107,29 @@ class Pool:
 
     # ------------------------------------------------------------------ those who wait
 
-    def wait(
-        self, holds: Callable[[], bool], give: Callable[[], Given], *, is_watched: bool = True
-    ) -> Given:
+    def until(self, holds: Callable[[], bool], *, is_watched: bool = True) -> None:
         """Wait until this holds, which the end of a job brings about. Raises what ends the run."""
         me, woken = threading.current_thread(), threading.Event()
         with self.lock:
-            if not (is_there := holds()):
-                self._asleep[me] = holds, woken
-                self._rest(me)
+            if holds():
+                return
+            self._asleep[me] = holds, woken
+            self._rest(me)
         try:
-            while not is_there:
-                woken.wait(self._pause_s())
-                is_there = woken.is_set() or holds()
-                why = self._look()
-                if why is None and is_watched:
-                    why = self._watched()
-                if why is not None:
-                    raise why
+            while not (woken.is_set() or holds()):
+                woken.wait(WATCH_S)
+                self._look(is_watched)
         finally:
             with self.lock:
-                self._asleep.pop(me, None)
-        return give()
+                self._asleep.pop(me)
 
-    def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until this holds. Raises RunStopped: the run has ended."""
-        self.wait(holds, lambda: None)
-
-    def result(self, job: Job[Result]) -> Result:
+    def result(self, job: Job[Result], *, is_watched: bool = True) -> Result:
         """The result of a job, for which this thread waits; raises what that, or the run, raised.
 
         Raises RunStopped: the run has ended.
         """
-        return self.wait(lambda: job.is_done, job.result)
+        self.until(lambda: job.is_done, is_watched=is_watched)
+        return job.result()
 
     def as_done(self, jobs: Iterable[Job[Result]]) -> Iterator[Result]:
         """The results, each as soon as it is there."""
@@ -168,36 +142,26 @@ class Pool:
 
     def call(self, work: Callable[[], Result]) -> Result:
         """The result of a user's function. Raises RunStopped: it hangs, and the run is over."""
-        job = self._begun(work, is_users=True)
-        return self.wait(lambda: job.is_done, job.result, is_watched=False)
+        return self.beside(work, is_users=True)()
 
-    def beside(self, work: Callable[[], Result]) -> Callable[[], Result]:
-        """Begin work that mostly waits; what is given waits for it. What it raises ends the run."""
-        job = self._begun(work)
-        return partial(self.wait, lambda: job.is_done, job.result)
+    def beside(self, work: Callable[[], Result], *, is_users: bool = False) -> Callable[[], Result]:
+        """Begin work that mostly waits; what is given waits for it.
 
-    def _begun(self, work: Callable[[], Result], *, is_users: bool = False) -> Job[Result]:
-        """A job that a thread of its own does."""
-        job: Job[Result] = Job(lambda _: None, lambda result: result, abandoned=self._is_over)
-        context = self._context.copy()
-        context.run(ABANDONED.set, job.abandoned)
+        What it raises ends the run, but for a user's function, which raises it where it is called.
+        """
+        job: Job[Result] = Job(lambda _: work(), abandoned=self._is_over)
 
         def do() -> None:
-            result, error = None, None
-            try:
-                result = context.run(work)
-            except BaseException as raised:  # noqa: BLE001 - raised where it is waited for
-                error = raised
+            self._do(job, is_users=is_users)
             with self.lock:
-                self._end(job, result, error, is_users=is_users)
                 self._rest(thread)
 
-        thread = threading.Thread(target=do, daemon=True, name="tfgrpo")
         with self.lock:
             check_wanted()
+            thread = threading.Thread(target=do, daemon=True, name="tfgrpo")
             self._awake.add(thread)
         thread.start()
-        return job
+        return lambda: self.result(job, is_watched=not is_users)
 
     def wake(self) -> None:
         """Let those go on who wait for what holds now."""
@@ -212,50 +176,28 @@ class Pool:
         if not self._awake:
             self._all_asleep.notify_all()
 
-    def _look(self) -> BaseException | None:
-        """Why the run is over though something hangs. Raises KeyboardInterrupt."""
+    def _look(self, is_watched: bool) -> None:
+        """Give up what takes too long, or outlasts the training. Raises what has ended the run."""
         check_cancelled()
-        if threading.current_thread() is self._caller:
+        if is_callers := threading.current_thread() is self._caller:
             self.on_wait()
-        grace_s, late_s = self._grace_s, -self._ledger.seconds_left()
-        is_still = time.monotonic() > self._moved_s + grace_s / 2
-        return self._ledger.ended() if late_s > HANGS_AFTER * grace_s and is_still else None
-
-    def _pause_s(self) -> float:
-        """Until there may be something to look after."""
         with self.lock:
-            soonest = min((job.latest_s for job in self._running), default=math.inf)
-        left_s = self._ledger.seconds_left()
-        return max(
-            0.001, min(WATCH_S, soonest - time.monotonic(), left_s if left_s > 0 else WATCH_S)
-        )
-
-    def _watched(self) -> BaseException | None:
-        """What has ended the run. What takes too long, or outlasts the training, is given up."""
-        with self.lock:
-            is_callers, now = threading.current_thread() is self._caller, time.monotonic()
+            now, grace_s, ended = time.monotonic(), self._grace_s, self._ledger.ended()
+            is_late = -self._ledger.seconds_left() > HANGS_AFTER * grace_s
+            if ended is not None and is_late and now > self._moved_s + grace_s / 2:
+                raise ended
+            if not is_watched:
+                return
             if self._failed:
-                return self._failed[0] if is_callers else RunStopped(NOT_WANTED)
-            ended = self._ledger.ended()
+                raise self._failed[0] if is_callers else RunStopped(NOT_WANTED)
             if ended is not None and not isinstance(ended, TrainingCut):
-                return ended
+                raise ended
             for job in [*self._running]:
-                job.latest_s = min(job.latest_s, now + self._grace_s) if ended else job.latest_s
+                job.latest_s = min(job.latest_s, now + grace_s) if ended else job.latest_s
                 if job.latest_s <= now:
                     self._leave(job)
-                    late = TimeoutError(f"took over {self._timeout_s:g} s")
-                    self._end(job, ended or late)
-                    self._start(job.place)
-                elif job.about and not self._has_named and now > job.begun_s + self._patience_s:
-                    self._has_named = True
-                    logger.warning(
-                        "%s has no result after %g s: it is in %s; if that waits for something "
-                        "that cannot come, pass Execution(rollout_timeout_s=...)",
-                        job.about,
-                        self._patience_s,
-                        job,
-                    )
-        return None
+                    self._end(job, ended or TimeoutError(f"took over {self._timeout_s:g} s"))
+                    self._start()
 
     @property
     def _grace_s(self) -> float:
@@ -265,80 +207,67 @@ class Pool:
         """Wait for a job no more: its next call is refused, and its place is free."""
         job.abandoned.set()
         self._running.discard(job)
-        self._n_free[job.place] += 1
+        self._n_free += 1
 
     # ------------------------------------------------------------------ those who work
 
     def submit(self, job: Job[Result], priority: Priority) -> Job[Result]:
-        """Do the job when its place has a free thread. Raises RunStopped: none can start."""
+        """Do the job when a thread is free. Raises RunStopped: none can start."""
         with self.lock:
             check_wanted()
-            heapq.heappush(self._waiting[job.place], (priority, next(self._count), job))
-            self._start(job.place)
+            heapq.heappush(self._waiting, (priority, next(self._count), job))
+            self._start()
         return job
 
-    def _start(self, place: str) -> None:
-        """Start a thread if one may run, and a job waits."""
-        if not (self._n_free[place] and self._waiting[place]):
-            return
-        self._n_free[place] -= 1
-        if self._executor is None or place != "threads":
-            threading.Thread(target=self._serve, args=(place,), daemon=True, name="tfgrpo").start()
-            return
-        try:
-            served = self._executor.submit(self._serve, place)
-        except RuntimeError as error:
-            self._ledger.fail(f"the executor is broken: {error}", error)
-        served.add_done_callback(lambda ended: self._note_broken(ended.exception()))
+    def _start(self) -> None:
+        if self._n_free and self._waiting:
+            self._n_free -= 1
+            threading.Thread(target=self._serve, daemon=True, name="tfgrpo").start()
 
-    def _note_broken(self, error: BaseException | None) -> None:
-        if error is not None:
-            self._ledger.stop(f"the executor is broken: {described(error)}", is_failure=True)
-
-    def _serve(self, place: str) -> None:
-        """Do one job after the other, as long as any waits."""
-        while (job := self._next(place)) is not None:
-            context, result, error = self._context.copy(), None, None
-            context.run(ABANDONED.set, job.abandoned)
-            try:
-                context.run(self._ledger.check)
-                result = context.run(job.do, job)
-            except TrainingCut as cut:
-                result = cut
-            except BaseException as raised:  # noqa: BLE001 - it ends the run
-                error = raised
-            with self.lock:
-                if job.abandoned.is_set():  # another thread has the place of this one
+    def _serve(self) -> None:
+        """Do one job after the other, as long as any waits, and nobody else has this place."""
+        job = None
+        while job is None or not job.abandoned.is_set():
+            with self._all_asleep:
+                if not self._all_asleep.wait_for(lambda: not self._awake, TURN_S):
+                    self._awake.clear()  # such as a gate that hangs: it is waited for once
+                if not self._waiting:
+                    self._n_free += 1
                     return
-                self._end(job, result, error)
-                self._running.discard(job)
+                *_, job = heapq.heappop(self._waiting)
+                job.begun_s = time.monotonic()
+                job.latest_s = job.begun_s + self._timeout_s
+                self._running.add(job)
+            self._do(job, self._ledger.check)
 
-    def _next(self, place: str) -> Job[Any] | None:
-        """The job that is begun next; None: none waits, and its thread ends."""
-        with self._all_asleep:
-            if not self._all_asleep.wait_for(lambda: not self._awake, TURN_S):
-                self._awake.clear()  # such as a gate that hangs: it is waited for once
-            if not self._waiting[place]:
-                self._n_free[place] += 1
-                return None
-            *_, job = heapq.heappop(self._waiting[place])
-            job.begun_s = time.monotonic()
-            job.latest_s = job.begun_s + self._timeout_s
-            self._running.add(job)
-            return job
+    def _do(
+        self, job: Job[Any], check: Callable[[], None] = check_wanted, *, is_users: bool = False
+    ) -> None:
+        context, result, error = self._context.copy(), None, None
+        context.run(ABANDONED.set, job.abandoned)
+        try:
+            context.run(check)
+            result = context.run(job.do, job)
+        except TrainingCut as cut:
+            result = cut
+        except BaseException as raised:  # noqa: BLE001 - raised where it is waited for
+            error = raised
+        with self.lock:
+            if not job.abandoned.is_set():
+                self._end(job, result, error, is_users=is_users)
+                self._running.discard(job)
 
     def _end(
         self, job: Job[Any], result: Any, error: BaseException | None = None, is_users: bool = False
     ) -> None:
         """End the job, wake those who waited for it, and note what ends the run."""
-        with self.lock:
-            if isinstance(error, RunStopped) and self._failed:  # what came first
-                error = self._failed[0]
-            job.end(result, error)
-            self._moved_s = time.monotonic()
-            if job.error is not None and not (is_users or job.abandoned.is_set()):
-                self._failed.append(job.error)
-            self.wake()
+        if isinstance(error, RunStopped) and self._failed:  # what came first
+            error = self._failed[0]
+        job.end(result, error)
+        self._moved_s = time.monotonic()
+        if job.error is not None and not (is_users or job.abandoned.is_set()):
+            self._failed.append(job.error)
+        self.wake()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -351,13 +280,13 @@ class Pool:
         except RunStopped:
             until = time.monotonic() + self._grace_s
             while self._running and time.monotonic() < until:
-                threading.Event().wait(WATCH_S / 10)
+                threading.Event().wait(WATCH_S / 5)
             raise
         finally:
             with self.lock:
                 for job in [*self._running]:
                     self._leave(job)
-                self._waiting = {place: [] for place in self._n_free}
+                self._waiting = []
                 self._is_over.set()
                 self._is_over = threading.Event()
                 self._failed.clear()
