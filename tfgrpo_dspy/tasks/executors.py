@@ -147,7 +147,8 @@ def workers_of(executor: Executor) -> int | None:
     """The number of tasks that an executor runs at once; None: it does not say."""
     with suppress(Exception):  # a client of dask that is closed; the first request will say so
         n_workers = getattr(executor, "_max_workers", None)
-        return n_workers or sum(executor._client.nthreads().values()) or None  # type: ignore[attr-defined]  # noqa: SLF001
+        client: Any = getattr(executor, "_client", None)
+        return n_workers or sum(client.nthreads().values()) or None
     return None
 
 
