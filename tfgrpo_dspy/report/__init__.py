@@ -4,17 +4,18 @@ Every text of a user or an LM is escaped; characters that would hide or turn tex
 their code points.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import unified_diff
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from pydantic import ValidationError
 
 from tfgrpo_dspy import results as page
-from tfgrpo_dspy.errors import SettingsError, StoreError, described
+from tfgrpo_dspy.errors import SettingsError, StoreError, described, faults_in
 from tfgrpo_dspy.files import write_text
 from tfgrpo_dspy.results import RunResults, records
 from tfgrpo_dspy.store.journal import saved_runs
@@ -48,27 +49,15 @@ def html(results: Any) -> str:
 
     The same results always give the same page.
     """
-    run = run_of(results)
+    run = _run_of(results)
     try:
-        return _template().render(run=run, view=view_of(run))
+        return _template().render(run=run, **_computed(run))
     except Exception as error:  # values of the right types that no run gives
         fault = f"results: the values do not fit together ({described(error)})"
         raise SettingsError(f"{fault}; {FORMS}.") from error
 
 
-def plain(value: Any) -> Any:
-    """A text as it can be shown: what nobody sees stands as escapes; long ones are shortened."""
-    if not isinstance(value, str) or hasattr(value, "__html__"):  # this page's own HTML
-        return value
-    text = value.replace("\r\n", "\n")
-    if len(text) > LONGEST_TEXT:
-        n_more = len(text) - LONGEST_TEXT
-        text = f"{text[:LONGEST_TEXT]} ... ({n_more:,} more characters)"
-    return printable(text)
-
-
-def run_of(results: Any) -> RunResults:
-    """The results; arguments and errors are those of `write_html`."""
+def _run_of(results: Any) -> RunResults:
     if isinstance(results, str | PathLike):
         if runs := saved_runs(results):
             return runs[-1]
@@ -83,31 +72,51 @@ def run_of(results: Any) -> RunResults:
     try:
         return RunResults.from_dict(held)
     except ValidationError as error:
-        first = error.errors()[0]
-        fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        fault = faults_in(error)[0].rstrip(".")
         raise SettingsError(f"results={{...}} is not of a run ({fault}); {FORMS}.") from error
 
 
+@functools.cache
 def _template() -> Template:
-    template = page.template_in("tfgrpo_dspy.report", "report.html.jinja", finalize=plain)
-    of_records = {name: getattr(records, name) for name in ("bounds_text", "interval")}
-    template.globals.update(
-        of_records, page=page, counted=counted, in_words=records.CHANGES_IN_WORDS
+    environment = Environment(
+        loader=PackageLoader("tfgrpo_dspy", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_plain,
     )
-    return template
+    environment.globals |= {"page": page, "counted": counted, "bounds_text": records.bounds_text}
+    environment.globals["in_words"] = records.CHANGES_IN_WORDS
+    return environment.get_template("report.html.jinja")
 
 
-def view_of(run: RunResults) -> dict[str, Any]:
+def _plain(value: Any) -> Any:
+    """A text as it can be shown: what nobody sees stands as escapes; long ones are shortened."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):  # this page's own HTML
+        return value
+    text, n_more = value.replace("\r\n", "\n"), len(value) - LONGEST_TEXT
+    if n_more > 0:
+        text = f"{text[:LONGEST_TEXT]} ... ({n_more:,} more characters)"
+    return printable(text)
+
+
+def _computed(run: RunResults) -> dict[str, Any]:
     """Everything that the template shows besides the results themselves, by name."""
     lives = list(_lives(run))
     intervals = [(0.0, 0.0), *(life["effect"].bounds for life in lives if life["effect"])]
+    every = [score for update in run.updates for score in update.scores]
+    scale = (min(every), max(every)) if every else records.UNBOUNDED
+    means = [records.ScoreSummary.of(update.scores, scale) for update in run.updates]
+    sets = {"validation": (run.student, run.best)}
+    sets |= {"test": (run.test.student, run.test.best)} if run.test else {}
     return {
-        "score_scale": page.scale_of(run.updates),
-        "curve": page.curve(run),
-        "candidates": page.candidates(run, len(run.candidates)),
+        "training": [(u.n_lm_calls, m) for u, m in zip(run.updates, means, strict=True) if m],
+        "sets": {name: pair for name, pair in sets.items() if any(one and one.n for one in pair)},
         "lives": lives,
-        "scale": (min(low for low, _ in intervals), max(high for _, high in intervals)),
-        "steps": [*_steps(run.updates)],
+        "effects_from": min(low for low, _ in intervals),
+        "effects_to": max(high for _, high in intervals),
+        "steps": [*_steps(run.updates, means)],
         "diffs": {name: [*_diff(old, new)] for name, (old, new) in run.instructions.items()},
     }
 
@@ -118,7 +127,7 @@ def _lives(run: RunResults) -> Iterator[dict[str, Any]]:
     Each with its changes and their updates, the groups that it was learned from (those of its
     latest text first), and why it is gone; "": it is in the result.
     """
-    in_result = {experience.id: experience for experience in run.strongest}
+    in_result = {experience.id: experience for experience in page.strongest_first(run.experiences)}
     missing = page.gone(run)
     changes: dict[str, list[Any]] = {id_: [] for id_ in in_result}
     for record in run.updates:
@@ -146,18 +155,21 @@ def _lives(run: RunResults) -> Iterator[dict[str, Any]]:
 
 
 def _steps(
-    updates: Sequence[records.UpdateRecord],
-) -> Iterator[tuple[records.UpdateRecord, Sequence[tuple[records.Change, str]], Sequence[str]]]:
-    """Each update in which something happened: changes with the text before; what was refused."""
+    updates: Sequence[records.UpdateRecord], means: Sequence[records.ScoreSummary | None]
+) -> Iterator[tuple[Any, ...]]:
+    """Each update in which something happened, with its mean score, changes, and refusals.
+
+    A change stands with the text before it.
+    """
     texts: dict[str, str] = {}
-    for record in updates:
+    for record, mean in zip(updates, means, strict=True):
         changes = [(change, texts.get(change.id, "")) for change in record.changes]
         texts |= {change.id: change.text for change in record.changes}
         refused = [f"Lesson: {text}" for text in record.refused_lessons]
         operations = (op for op in record.operations if op.refused)
         refused += [f"{op.op} {op.id} {op.text}: {op.refused}" for op in operations]
         if changes or refused:
-            yield record, changes, refused
+            yield record, mean, changes, refused
 
 
 def _diff(before: str, after: str) -> Iterator[tuple[str, str]]:

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
-from importlib import resources
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined, Template
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.errors import LibraryFormatError
@@ -27,12 +25,9 @@ from tfgrpo_dspy.text import aligned, counted, printable, shortened
 REFLECTIONS = ("brief", "draft", "summary", "lesson", "update", "strategy")
 """The purposes for which the reflection LM is asked."""
 NOT_FINISHED = "not finished"  # the `ended_because` of a run that was killed, or still goes on
-MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 6, 3, 3  # so that a page has 40 lines at most
-MOST_CANDIDATES = 3
+MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES, MOST_CANDIDATES = 6, 3, 3, 3  # a page has 40 lines
 LONGEST_CELL = 300  # bytes of a cell
 DOUBTFUL = 0.5  # a line that is worth its tokens with a smaller probability
-N_TICKS = 4  # about as many on an axis of the curve
-LEAST_RANGE = 0.1  # of the scores on its vertical axis
 FAILURES_IN_WORDS = {
     "program": "the program raised an error",
     "parse": "an answer of the policy LM did not have the form that the program asks for",
@@ -67,55 +62,43 @@ FAILURES_IN_WORDS = {
 class RunResults:
     """The whole run.
 
-    `student` and `best` are the validation scores of the student and of what was returned, `gain`
-    their difference: optimistic, as these scores chose the result. `test` is what counts: scores on
-    a `testset`, whose examples chose nothing. `candidates` took part in the final choice, each with
-    its `program()`, score and price. `added` says what the result adds to each call. `tried` is, if
-    the gate states effects, all advice in the order of its first use.
-    `usage` has the roles "rollout" (training), "validation", "test", those of `REFLECTIONS`,
-    "metric" (LM judges), and "unfinished" for calls without a result; `usage` and `metric_calls`
-    hold what was replayed too, at its original cost. `replayed` counts, by role, what was read
-    from the run store. `nothing_learned` says why the result is the student ("": it is not).
-    `n_demos` is how many more demos the result has than the student, `demos` shows them.
-    `briefs` are all that were tried, in the order of their numbers.
-    `instructions` are those of each predictor, by name: of the student, then of the result; `lms`
-    are the names of the policy and the reflection LM. `examples` are those of validation and test
-    set, the worst of the result first. `program` is the student's class. `origin`, which `to_dict`
-    leaves out, holds of a run with a `log_dir` this, its id ("run"), and when it was "begun".
-    `taken_because` says why the result was chosen. `switched` says what strategies have switched on
-    or off by themselves, and by what they saw.
+    `test` is what counts: its examples chose nothing, and those of `student`, `best` and `gain`
+    chose the result. `usage` has the roles "rollout" (training), "validation", "test", those of
+    `REFLECTIONS`, "metric" (LM judges), and "unfinished" for calls without a result; `usage` and
+    `metric_calls` hold what was replayed too, at its original cost.
 
-    `print(results)` gives a page of at most 40 lines; a notebook shows it with a chart.
+    `print(results)` gives a page of at most 40 lines, and so does a notebook.
     """
 
-    student: ScoreSummary | None
-    best: ScoreSummary | None
+    student: ScoreSummary | None  # on the validation set, as `best` and `gain` are
+    best: ScoreSummary | None  # of what was returned
     updates: tuple[UpdateRecord, ...]
     usage: Mapping[str, Usage]
     failures: Mapping[str, int]
     ended_because: str
-    nothing_learned: str
+    nothing_learned: str  # why the result is the student; "": it is not
     wall_time_s: float
     library: Mapping[str, Any]
     metric_calls: int = 0
     gain: records.Gain | None = None
     test: records.HeldOut | None = None
-    replayed: Mapping[str, int] = field(default_factory=dict)
+    replayed: Mapping[str, int] = field(default_factory=dict)  # from the run store, by role
     settings: Mapping[str, Any] = field(default_factory=dict)
-    n_demos: int = 0
-    candidates: tuple[Candidate, ...] = ()
-    added: records.Added = field(default_factory=records.Added)
-    tried: tuple[records.TriedAdvice, ...] = ()
+    n_demos: int = 0  # how many more than the student has
+    candidates: tuple[Candidate, ...] = ()  # of the final choice
+    added: records.Added = field(default_factory=records.Added)  # by the result, to each call
+    tried: tuple[records.TriedAdvice, ...] = ()  # if the gate states effects; in order of first use
     schedule: Mapping[str, Any] = field(default_factory=dict)
-    instructions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    lms: tuple[str, str] = ("", "")
+    instructions: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # before and after
+    lms: tuple[str, str] = ("", "")  # the names of the policy and the reflection LM
     demos: tuple[records.DemoRecord, ...] = ()
-    examples: tuple[records.ExampleRow, ...] = ()
-    program: str = ""
+    examples: tuple[records.ExampleRow, ...] = ()  # of validation and test set, the worst first
+    program: str = ""  # the student's class
     origin: Mapping[str, str] = field(default_factory=dict, compare=False)
-    taken_because: str = ""
-    switched: tuple[str, ...] = ()
-    briefs: tuple[records.BriefRecord, ...] = ()
+    """Of a run with a `log_dir` this, its id ("run"), and when it was "begun"; not in `to_dict`."""
+    taken_because: str = ""  # why the result was chosen
+    switched: tuple[str, ...] = ()  # on or off by strategies themselves, and by what they saw
+    briefs: tuple[records.BriefRecord, ...] = ()  # all that were tried
 
     @property
     def is_finished(self) -> bool:
@@ -147,16 +130,6 @@ class RunResults:
         return ExperienceLibrary.from_dict(dict(self.library))
 
     @property
-    def strongest(self) -> list[Experience]:
-        """The experiences of the result, those with the largest effect first."""
-        return strongest_first(self.experiences)
-
-    @property
-    def finalists(self) -> tuple[Candidate, ...]:
-        """The candidates that the race measured, the student among them."""
-        return tuple(each for each in self.candidates if each.n_measured)
-
-    @property
     def front(self) -> list[Candidate]:
         """The candidates that no other beats in every objective (Pareto)."""
         return records.front_of(self.candidates)
@@ -174,7 +147,8 @@ class RunResults:
         if not self.is_finished:
             return "start the same compile with its log_dir again: it goes on where it was"
         chances = {(one.text, one.scope): one.chance for one in self.tried}
-        weak = [e.id for e in self.strongest if chances.get(e.advice, 1.0) < DOUBTFUL][-2:]
+        lines = strongest_first(self.experiences)
+        weak = [e.id for e in lines if chances.get(e.advice, 1.0) < DOUBTFUL][-2:]
         steps = [f"strike {' and '.join(weak)} (more likely not worth their tokens)"] * bool(weak)
         if self.nothing_learned:
             steps = ["keep the student"]
@@ -217,7 +191,7 @@ class RunResults:
         return f"<RunResults: {self.in_a_line}>"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>{curve(self)}"
+        return f"<pre>{escape(str(self))}</pre>"
 
     def to_dict(self) -> dict[str, Any]:
         """The results as dicts, lists, strings and numbers, ready for JSON."""
@@ -267,8 +241,7 @@ def effect_text(effect: Effect | None) -> str:
     """`+0.49 [+0.14, +0.84]`: the effect on the score with its 95 % interval."""
     if effect is None:
         return "not measured"
-    low, high = effect.bounds
-    return f"{effect.estimate:+z.2f}{records.bounds_text(low, high, '+z.2f')}"
+    return f"{effect.estimate:+z.2f}{records.bounds_text(*effect.bounds, '+z.2f')}"
 
 
 def scope_text(scope: str) -> str:
@@ -283,17 +256,15 @@ def strongest_first(library: Iterable[Experience]) -> list[Experience]:
 
 def scores(run: RunResults) -> Section:
     """The mean scores of student and result, first on the test examples, which count most."""
-    sets: dict[str, Sequence[Any]] = {}
-    if run.test:
-        sets["held-out test"] = run.test.student, run.test.best, run.test.gain
-    if run.student or run.best:
-        sets["validation"] = run.student, run.best, run.gain
+    test, names = run.test, ("student", "result", "gain")
+    of_test = [("held-out test", test.student, test.best, test.gain)] if test else []
+    of_valset = [("validation", run.student, run.best, run.gain)] if run.student or run.best else []
     rows = [
         [name, what, str(value or "not measured")]
-        for name, of_set in sets.items()
-        for what, value in zip(("student", "result", "gain"), of_set, strict=True)
+        for name, *values in (*of_test, *of_valset)
+        for what, value in zip(names, values, strict=True)
     ]
-    optimistic = "" if run.test else "; optimistic: these scores chose the result"
+    optimistic = "" if test else "; optimistic: these scores chose the result"
     return Section(
         f"Mean score{f' [95 % interval]{optimistic}' if rows else ': not measured'}", rows
     )
@@ -302,8 +273,8 @@ def scores(run: RunResults) -> Section:
 def candidates(run: RunResults, most: int = MOST_CANDIDATES) -> Section:
     """The candidates of the final choice: scores, objectives, and what each adds to a call.
 
-    Pareto-optimal is one that no other beats in every objective; only those are compared that were
-    measured on the most examples, as the student is.
+    Pareto-optimal is one that no other beats in every objective, of those that were measured on the
+    most examples, as the student is.
     """
     if len(run.candidates) < 2:
         return Section("")
@@ -312,20 +283,23 @@ def candidates(run: RunResults, most: int = MOST_CANDIDATES) -> Section:
     optimal |= {id(each): "yes" for each in run.front}
     first, *others = run.candidates
     others.sort(key=lambda other: (not other.is_best, optimal.get(id(other)) != "yes"))
-    header = ["", "mean score", *names, *["Pareto-optimal"] * bool(names), "tokens a call"]
-    header += ["$ for 1,000 calls"] * (first.added.dollars is not None) + ["consists of"]
+    is_priced, has_objectives = first.added.dollars is not None, bool(names)
+    header = ["", "mean score", *names, *["Pareto-optimal"] * has_objectives, "tokens a call"]
+    header += ["$ for 1,000 calls"] * is_priced + ["consists of"]
     rows = []
     for each in [first, *others][:most]:
         score, added = each.score, each.added
-        row = [each.name + " (returned)" * (each.is_best and each is first)]
-        row += [
-            f"{score.mean:z.3f} on {score.n}" if score and score.mean is not None else "no score"
-        ]
-        row += [f"{each.objectives[n]:z.3f}" if n in each.objectives else "" for n in names]
-        row += [optimal.get(id(each), "")] * bool(names) + [f"{added.n_tokens:,}"]
-        row += [f"{added.dollars or 0.0:,.4f}"] * (first.added.dollars is not None)
+        has_score = score is not None and score.mean is not None
         parts = [*each.ids, *[f"demos {each.demo_set}"] * (each.demo_set > 0)]
-        rows.append([*row, one_line(", ".join([*parts, *["brief"] * bool(added.briefs)]))])
+        rows.append([
+            each.name + " (returned)" * (each.is_best and each is first),
+            f"{score.mean:z.3f} on {score.n}" if has_score else "no score",
+            *(f"{each.objectives[n]:z.3f}" if n in each.objectives else "" for n in names),
+            *[optimal.get(id(each), "")] * has_objectives,
+            f"{added.n_tokens:,}",
+            *[f"{added.dollars or 0.0:,.4f}"] * is_priced,
+            one_line(", ".join([*parts, *["brief"] * bool(added.briefs)])),
+        ])  # fmt: skip
     n_more = len(run.candidates) - len(rows)
     more = f"; {n_more} more: see .candidates" if n_more else ""
     if any(each.is_best and optimal.get(id(each)) == "no" for each in run.candidates):
@@ -341,14 +315,13 @@ def experiences(run: RunResults) -> Section:
         for name, text in brief.texts.items()
         if brief.is_best
     ]
-    for one in run.strongest[:MOST_EXPERIENCES]:
+    for one in strongest_first(run.experiences)[:MOST_EXPERIENCES]:
         adds = f"{one.n_tokens} tokens" if one.n_tokens is not None else ""
-        of_scope = scope_text(one.scope)
-        rows.append([one.id, effect_text(one.effect), adds, of_scope, one_line(one.text)])
-    n = len(run.experiences)
+        text = one_line(one.text)
+        rows.append([one.id, effect_text(one.effect), adds, scope_text(one.scope), text])
+    n, title = len(run.experiences), learned_text(run)
     if n > MOST_EXPERIENCES:
         rows.append(["...", f"{n - MOST_EXPERIENCES} more", "", "", "see .experiences"])
-    title = learned_text(run)
     if run.nothing_learned:
         title = f"Nothing was learned: {one_line(run.nothing_learned)}"
         title += f". What the student has: {counted(n, 'experience')}" if rows else ""
@@ -377,16 +350,17 @@ def gone(run: RunResults) -> dict[str, tuple[Change, str]]:
         last.pop(change.id, None)
         last[change.id] = change
     measured = {id_ for candidate in run.candidates for id_ in candidate.ids}
-    library, by_id = run.experiences, {}
-    for change in (each for each in reversed(last.values()) if each.id not in library):
-        why = "no final choice was made yet"
+    unmeasured = "it was not measured in the final choice"
+    if not run.is_finished:
+        unmeasured, measured = "no final choice was made yet", set()
+
+    def why(change: Change) -> str:
         if change.kind == "dropped":
-            why = change.reason
-        elif run.is_finished:
-            why = "it was not measured in the final choice"
-            why = "it did not win the final choice" if change.id in measured else why
-        by_id[change.id] = change, why
-    return by_id
+            return change.reason
+        return "it did not win the final choice" if change.id in measured else unmeasured
+
+    library = run.experiences
+    return {c.id: (c, why(c)) for c in reversed(last.values()) if c.id not in library}
 
 
 def dropped(run: RunResults) -> Section:
@@ -401,28 +375,24 @@ def dropped(run: RunResults) -> Section:
 
 def costs(run: RunResults) -> Section:
     """LM calls, tokens and dollars of the program, of the reflection LM, and of LM judges."""
+
+    def row(name: str, spent: Usage, *tokens: str) -> list[str]:
+        dollars = f"{spent.cost_usd:.4f}" if spent.cost_usd else "0 or unknown"
+        return [name, f"{spent.n_lm_calls:,}", *tokens, dollars]
+
     if set(run.usage) == {"rollout"}:  # of a run that is not finished only the sum is known
-        so_far = run.usage["rollout"]
-        row = ["so far, in all", f"{so_far.n_lm_calls:,}", _dollars(so_far)]
         title = "Costs: tokens and calls of the metric are recorded at the end of a run"
-        return Section(title, [row], ["", "LM calls", "dollars"])
+        return Section(title, [row("so far, in all", run.spent)], ["", "LM calls", "dollars"])
     others = {"LMs in the metric": ("metric",), "calls without a result": ("unfinished",)}
     spent = {"program": run.policy_usage, "reflection LM": run.reflection_usage}
     spent |= {name: used for name, of in others.items() if (used := run.total(of)).n_answers}
-    rows = [
-        [name, f"{one.n_lm_calls:,}", f"{one.n_tokens:,}", _dollars(one)]
-        for name, one in spent.items()
-    ]
     title = f"Costs, and {counted(run.metric_calls, 'call')} of the metric"
     if n := run.spent.n_failed_calls:
         title += f"; {counted(n, 'request')} failed or were refused"
     if n := run.spent.n_cached_calls:
         title += f"; {counted(n, 'more answer')} came from a cache, and cost nothing"
+    rows = [row(name, one, f"{one.n_tokens:,}") for name, one in spent.items()]
     return Section(title, rows, ["", "LM calls", "tokens", "dollars"])
-
-
-def _dollars(spent: Usage) -> str:
-    return f"{spent.cost_usd:.4f}" if spent.cost_usd else "0 or unknown"
 
 
 def failures(run: RunResults) -> Section:
@@ -433,75 +403,3 @@ def failures(run: RunResults) -> Section:
         rows.append([f"{n_more:,}", "others", "see .failures"])
     none = "No failures" if run.is_finished else "Failures are recorded at the end of a run"
     return Section("Failures, by kind" if rows else none, rows)
-
-
-# ------------------------------------------------------------------------------ the picture
-
-
-class Point(NamedTuple):
-    """A mean score after so many LM calls, with the bounds of its 95 % interval."""
-
-    n_lm_calls: int
-    score: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, score: ScoreSummary | None, n_lm_calls: int = 0) -> "Point | None":
-        """The point of a score; None: it has no mean."""
-        if score is None or score.mean is None:
-            return None
-        low, high = (score.mean if end is None else end for end in (score.low, score.high))
-        return cls(n_lm_calls, score.mean, low, high)
-
-
-def scale_of(updates: Sequence[UpdateRecord]) -> records.Scale:
-    """The lowest and the highest training score of the run."""
-    every = [score for update in updates for score in update.scores]
-    return (min(every), max(every)) if every else records.UNBOUNDED
-
-
-def points(updates: Sequence[UpdateRecord]) -> list[Point]:
-    """The mean training score of each update that has scores."""
-    scale = scale_of(updates)
-    every = (Point.of(ScoreSummary.of(each.scores, scale), each.n_lm_calls) for each in updates)
-    return [point for point in every if point]
-
-
-def curve(run: RunResults) -> str:
-    """The training scores, and those of student and result, with intervals; "": there are none.
-
-    It is SVG that needs no style sheet and no network.
-    """
-    training, sets = points(run.updates), {"validation": (run.student, run.best)}
-    sets |= {"test": (run.test.student, run.test.best)} if run.test else {}
-    pairs = {name: [*map(Point.of, pair)] for name, pair in sets.items() if any(pair)}
-    drawn = [*training, *(point for pair in pairs.values() for point in pair if point)]
-    if not drawn:
-        return ""
-    low, high = min(point.low for point in drawn), max(point.high for point in drawn)
-    middle, half = (low + high) / 2, max(high - low, LEAST_RANGE) / 2
-    calls = ticks(0, max(1, *(point.n_lm_calls for point in drawn)))
-    macros: Any = template_in("tfgrpo_dspy.results", "curve.svg.jinja").module
-    return str(macros.curve(training, pairs, ticks(middle - half, middle + half), calls)).strip()
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, at equal distances of 1, 2 or 5.
-
-    `(0.13, 0.48) -> [0.1, 0.2, 0.3, 0.4, 0.5]`
-    """
-    rough = (high - low) / N_TICKS
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(f * power for f in (1, 2, 5, 10) if f * power >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, last + 1)]
-
-
-@functools.cache
-def template_in(package: str, file: str, **settings: Any) -> Template:
-    """The template in a file of this package; `settings` are those of its environment."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings
-    )
-    return environment.from_string(resources.files(package).joinpath(file).read_text("utf-8"))

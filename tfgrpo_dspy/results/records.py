@@ -1,4 +1,4 @@
-"""The parts of a run's results, as frozen values of text and numbers; `rows` has its tables."""
+"""The parts of a run's results, as frozen values of text and numbers."""
 
 import math
 import statistics
@@ -14,7 +14,6 @@ from tfgrpo_dspy.rollout import MIN_CONTRAST, mean_of
 from tfgrpo_dspy.text import counted
 
 CONFIDENCE = 0.95
-
 ExampleScores = Sequence[float | None]
 """The scores of the examples of a set, in their order; None where there is none."""
 Scale = tuple[float, float]
@@ -26,10 +25,9 @@ Row = dict[str, Any]  # of a table, by the names of its columns
 def interval(values: Sequence[float], scale: Scale = UNBOUNDED) -> tuple[float, float] | None:
     """The bounds of the mean with 95 % confidence (Student's t), within the scale.
 
-    Where all of two or more values stand at one end of the scale, a further value is below that end
-    with a probability of at most 1 - .025 ** (1 / n) (Clopper and Pearson, 1934), which bounds the
-    mean. None where the values say nothing of their spread: fewer than two, or all the same
-    elsewhere.
+    Where all of two or more values stand at one end of the scale, Clopper and Pearson's bound for a
+    share of one (1934) bounds the mean. None where the values say nothing of their spread: fewer
+    than two, or all the same elsewhere.
     """
     n, (lowest, highest) = len(values), scale
     if n < 2:
@@ -132,8 +130,7 @@ class DemoRecord:
 class BriefRecord:
     """A brief that was tried: its text for each predictor, and whether it is in the result.
 
-    `effect` is what it adds to the score on examples like the training examples, None where no
-    rollout had it; `chance` is the probability that it is worth its tokens.
+    `effect` is None where no rollout had it; `chance` is as in `TriedAdvice`.
     """
 
     texts: Mapping[str, str]
@@ -176,23 +173,21 @@ class Added:
 
     def __str__(self) -> str:
         sizes = {"lines": self.lines, "brief": self.briefs, "demos": self.demos}
-        parts = ", ".join(f"{name} {n:,}" for name, n in sizes.items() if n)
-        of = f" ({parts})" if len([n for n in sizes.values() if n]) > 1 else ""
+        parts = [f"{name} {n:,}" for name, n in sizes.items() if n]
+        of = f" ({', '.join(parts)})" if len(parts) > 1 else ""
         dollars = "" if self.dollars is None else f", ${self.dollars:,.4f} for 1,000 calls"
         return f"{counted(self.n_tokens, 'token')} a call{of}{dollars}"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A candidate of the final choice, which was measured on validation examples.
+    """A candidate of the final choice, measured on validation examples.
 
-    `name` is "student" (the first), "result", or "candidate 1", ...; a result that is the student
-    is named so. `ids` are its experiences, `demo_set` says which of the run's sets of demos it
-    shows, from 1; 0: none. `score` is its mean on the examples that it was measured on; `chance` is
-    the probability that it is better than the student, by training and validation rollouts
-    together; `is_best` says whether it was returned. `objectives` are the means of the metric's
-    objectives, by name; `added` says what it adds to each call. `brief` is the number of its brief
-    among those of the run; 0: it has none.
+    `name` is "student" (the first, also where it is the result), "result", or "candidate 1", ...
+    `ids` are its experiences; `demo_set` and `brief` the numbers, from 1, of its set of demos and
+    of its brief among those of the run (0: none). `chance` is the probability that it is better
+    than the student, by training and validation rollouts together; `is_best`: it was returned.
+    `objectives` are the means of the metric's objectives, by name.
     """
 
     name: str
@@ -216,11 +211,6 @@ class Candidate:
             fault = f"{self.name}: results that were saved hold no programs"
             raise SettingsError(f"{fault}; {way}.")
         return self.bake()
-
-    @property
-    def has_demos(self) -> bool:
-        """True if it shows demos."""
-        return self.demo_set > 0
 
     @property
     def n_measured(self) -> int:
@@ -308,8 +298,8 @@ class RolloutSummary:
 class Comparison:
     """A group that an experience was learned from: its best and its worst rollout, and why.
 
-    `example` is the example's position in the training set, `inputs` how its inputs begin;
-    `advantage` is the semantic advantage: why, says the reflection LM, one is better.
+    `inputs` is how the example's inputs begin; `advantage` is the semantic advantage: why, says the
+    reflection LM, one is better.
     """
 
     example: int
