@@ -5,14 +5,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from io import TextIOWrapper
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
 
 from tfgrpo_dspy import files, interchange
 from tfgrpo_dspy.errors import LibraryFormatError, StoreError, TrainingFreeGRPOError
-from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.experience import ExperienceLibrary, library_of
 from tfgrpo_dspy.listeners import as_columns
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import RunResults, strongest_first
@@ -90,13 +89,9 @@ def _library(name: str) -> ExperienceLibrary:
         return interchange.parse(text, format, source=name)
     state = files.json_value(text, name)  # of a program, whose class is not needed
     predictors = {"self": state, **state} if isinstance(state, dict) else {}
-    signatures = {
-        name: SimpleNamespace(signature=SimpleNamespace(**each["signature"]))
-        for name, each in predictors.items()
-        if isinstance(each, dict) and isinstance(each.get("signature"), dict)
-    }
-    program = SimpleNamespace(named_predictors=lambda: signatures.items())
-    return ExperienceLibrary.from_program(program)
+    states = {name: each for name, each in predictors.items() if isinstance(each, dict)}
+    signatures = {name: each.get("signature") for name, each in states.items()}
+    return library_of({n: s["instructions"] for n, s in signatures.items() if isinstance(s, dict)})
 
 
 def _write(path: str, text: str) -> None:
@@ -111,22 +106,24 @@ def _write_library(library: ExperienceLibrary, path: str, format: str | None = N
     _write(path, interchange.render(library, format))
 
 
-def _echo(rows: Iterable[Mapping[str, Any]], as_json: bool, none: str) -> None:
+def _echo(
+    rows: Iterable[Mapping[str, Any]], as_json: bool, none: str, most_bytes: int = sys.maxsize
+) -> None:
     """Print the rows as JSON, or in aligned columns below the names of their values."""
     if as_json:
         _echo_json([*rows])
         return
-    cells = [[*map(_cell, row.values())] for row in rows]
+
+    def cell(value: Any) -> str:
+        if value is None or isinstance(value, bool):
+            return {None: "-", True: "yes", False: "no"}[value]
+        if isinstance(value, int | float):
+            return f"{value:,}" if isinstance(value, int) else f"{value:z.3f}"
+        return printable(shortened(" ".join(value.split()), most_bytes))
+
+    cells = [[*map(cell, row.values())] for row in rows]
     head = [name.removeprefix("n_").replace("_", " ") for row in rows for name in row]
     click.echo("\n".join(aligned([head[: len(cells[0])], *cells])) if cells else none)
-
-
-def _cell(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "-", True: "yes", False: "no"}[value]
-    if isinstance(value, int | float):
-        return f"{value:,}" if isinstance(value, int) else f"{value:z.3f}"
-    return printable(" ".join(value.split()))
 
 
 def _echo_json(value: Any) -> None:
@@ -197,22 +194,20 @@ def show(library: str, full: bool, as_json: bool) -> None:
     if results and full:
         _echo_json(results.to_dict()) if as_json else click.echo(printable(str(results)))
         return
-    rows = []
-    for each in strongest_first(results.experiences if results else _library(library)):
-        effect, (low, high) = each.effect, each.effect.bounds if each.effect else (None, None)
-        rows.append(
-            {
-                "id": each.id,
-                "effect": effect and effect.estimate,
-                "low": low,
-                "high": high,
-                "n_rollouts": effect and effect.n_rollouts,
-                "n_tokens": each.n_tokens,
-                "n_groups": len(each.evidence),
-                "scope": each.scope,
-                "text": each.text,
-            }
-        )
+    rows = [
+        {
+            "id": each.id,
+            "effect": each.effect and each.effect.estimate,
+            "low": each.effect and each.effect.bounds[0],
+            "high": each.effect and each.effect.bounds[1],
+            "n_rollouts": each.effect and each.effect.n_rollouts,
+            "n_tokens": each.n_tokens,
+            "n_groups": len(each.evidence),
+            "scope": each.scope,
+            "text": each.text,
+        }
+        for each in strongest_first(results.experiences if results else _library(library))
+    ]
     _echo(rows, as_json, "no experiences")
     if results and not as_json:
         click.echo(f"adds {results.added}")
@@ -249,7 +244,7 @@ def diff(ctx: click.Context, a: str, b: str) -> None:
 @output
 @click.option("--format", type=click.Choice(interchange.FORMATS), help="By default that of OUTPUT.")
 def export(library: str, out: str, format: str | None) -> None:
-    """Write LIBRARY as JSON, YAML, Markdown, SKILL.md or CSV."""
+    """Write LIBRARY as JSON, Markdown or SKILL.md."""
     _write_library(_library(library), out, format)
 
 
@@ -273,15 +268,9 @@ def _rows_command(name: str, help: str) -> Callable[..., None]:
 
     def show(run_dir: str, as_json: bool) -> None:
         rows = as_columns(saved_rows(_existing_run(run_dir), name))
-        shown = [
-            {
-                name: shortened(value, SHOWN_BYTES) if isinstance(value, str) else value
-                for name, value in row.items()
-                if name not in NOT_SHOWN
-            }
-            for row in rows
-        ]
-        _echo(rows if as_json else shown, as_json, f"no {name}")
+        if not as_json:
+            rows = [{k: v for k, v in row.items() if k not in NOT_SHOWN} for row in rows]
+        _echo(rows, as_json, f"no {name}", most_bytes=SHOWN_BYTES)
 
     more = "Long texts are cut; --json has them whole, and more columns."
     return tfgrpo.command(name, help=f"{help}\n\n{more}")(run_argument(as_json(show)))

@@ -9,10 +9,9 @@ import contextlib
 import json
 import logging
 import re
-import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -47,8 +46,7 @@ Record = Mapping[str, Any]
 Evaluate = Callable[[dict[str, str], list[Any]], list[Any]]  # of records, under prompts by name
 
 
-def is_autologging() -> bool:
-    """True if MLflow logs the compiles of DSPy."""
+def _is_autologging() -> bool:
     utils: Any = autologging_utils
     is_off = utils.autologging_is_disabled("dspy")
     return not is_off and bool(utils.get_autologging_config("dspy", "log_compiles", False))
@@ -59,7 +57,7 @@ def tracked(settings: RunSettings) -> Iterator[RunSettings]:
     """The settings with a listener to this compile's run of MLflow, which may be a new one."""
     trackers: tuple[MlflowListener, ...] = ()
     is_own, status = False, "FAILED"
-    if is_autologging():
+    if _is_autologging():
         with _logged("this compile is not shown in MLflow"):
             is_own = mlflow.active_run() is None  # where autolog did not know this package
             run = mlflow.active_run() or mlflow.start_run()
@@ -75,10 +73,9 @@ def tracked(settings: RunSettings) -> Iterator[RunSettings]:
 
 @contextlib.contextmanager
 def _logged(what: str) -> Iterator[None]:
-    """Within it a fault of the tracking server is a line in the log."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - whatever the server brings about
+    except Exception as error:  # noqa: BLE001 - whatever the tracking server brings about
         logger.warning("%s: %s", what, redacted(described(error), known_secrets([])))
 
 
@@ -108,69 +105,58 @@ class MlflowListener:
             return
         self._has_failed = True
         if isinstance(event, UpdateDecided):
-            record, unused = event.record, [g.used_as == "no contrast" for g in event.record.groups]
+            record = event.record
             self._rollouts += event.rollouts
             figures = {
                 "training_score": record.mean_score,
                 "experiences": record.library_size,
                 "lm_calls": record.n_lm_calls,
                 "cost_usd": record.cost_usd,
-                "groups_without_contrast": statistics.fmean(unused) if unused else None,
             }
             self._log_metrics(self._run_id, record.update, figures)
             file = f"library/update_{record.update:04}.json"
             self._client.log_dict(self._run_id, event.library.to_dict(), file)
         elif isinstance(event, RunEnded):
-            self._log_end(event)
+            self._log_end(event.results, as_columns([*self._rollouts, *event.rollouts]))
         self._has_failed = False
 
-    def _log_end(self, event: RunEnded) -> None:
-        client, run_id, results = self._client, self._run_id, event.results
+    def _log_end(self, results: RunResults, rollouts: list[Row]) -> None:
+        client, run_id = self._client, self._run_id
         settings = {**results.settings, **results.schedule}.items()
         params = [(k, str(v)[:LONGEST_PARAMETER]) for k, v in settings if v is not None]
         client.log_batch(run_id, params=[Param(f"tfgrpo.{name}", value) for name, value in params])
-        used = {"lm_calls": results.spent.n_lm_calls, "cost_usd": results.spent.cost_usd}
-        shown = dict(_shown(results))
-        self._log_metrics(run_id, 0, shown["student"])
-        self._log_metrics(run_id, len(results.updates), shown["result"] | used)
         client.log_text(run_id, str(results), "summary.txt")
         client.log_text(run_id, html(results), "report.html")
-        rollouts = [*self._rollouts, *event.rollouts]
-        for name, values in {"rollouts": rollouts, "examples": results.examples}.items():
-            if rows := as_columns(values):
-                columns = {column: [row[column] for row in rows] for column in rows[0]}
-                client.log_table(run_id, columns, f"{name}.json")
-        for name, figures in shown.items():
+        columns = {name: [row[name] for row in rollouts] for row in rollouts[:1] for name in row}
+        client.log_table(run_id, columns, "rollouts.json")
+        used = {"lm_calls": results.spent.n_lm_calls, "cost_usd": results.spent.cost_usd}
+        test, by_name = results.test, {each.name: each for each in results.candidates}
+        tested = {"student": test and test.student, "result": test and test.best}
+        scores = {"student": results.student, **{k: each.score for k, each in by_name.items()}}
+        for name, score in (scores | {"result": results.best}).items():
+            on_test, candidate = tested.get(name), by_name.get(name)
+            figures: dict[str, Any] = {
+                "validation_score": score and score.mean,
+                "test_score": on_test and on_test.mean,
+                "tokens_added_to_a_call": candidate and candidate.added.n_tokens,
+            }
+            objectives = candidate.objectives if candidate else {}
+            figures |= {f"validation_objective.{k}": v for k, v in objectives.items()}
             child = self._child(name)
             self._log_metrics(child, 0, figures)
             client.set_terminated(child)
+            if name == "student":
+                self._log_metrics(run_id, 0, figures)
+            elif name == "result":
+                self._log_metrics(run_id, len(results.updates), figures | used)
         if self._is_child:
             client.set_terminated(run_id)
 
     def _log_metrics(self, run_id: str, step: int, figures: Mapping[str, float | None]) -> None:
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(re.sub(r"[^\w\-. /]", "_", name), float(value), now, step)
-            for name, value in figures.items()
-            if value is not None
-        ]
+        now, known = int(time.time() * 1000), {k: v for k, v in figures.items() if v is not None}
+        names = {name: re.sub(r"[^\w\-. /]", "_", name) for name in known}
+        metrics = [Metric(names[k], float(value), now, step) for k, value in known.items()]
         self._client.log_batch(run_id, metrics=metrics)
-
-
-def _shown(results: RunResults) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The names of the child runs and their figures: the student, other candidates, the result."""
-    test, by_name = results.test, {each.name: each for each in results.candidates}
-    tested = {"student": test and test.student, "result": test and test.best}
-    scores = {"student": results.student, **{name: each.score for name, each in by_name.items()}}
-    for name, score in (scores | {"result": results.best}).items():
-        on_test, candidate = tested.get(name), by_name.get(name)
-        means = {
-            "validation_score": score and score.mean,
-            "test_score": on_test and on_test.mean,
-            "tokens_added_to_a_call": candidate and candidate.added.n_tokens,
-        }
-        objectives = candidate.objectives if candidate else {}
-        yield name, means | {f"validation_objective.{k}": v for k, v in objectives.items()}
 
 
 class TrainingFreePromptOptimizer(BasePromptOptimizer):
@@ -195,12 +181,12 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
     ) -> None:
         if isinstance(reflection_lm, str):
             reflection_lm = dspy.LM(reflection_lm.replace(":/", "/"))
-        if (n := settings.get("max_demos")) is not None and n != 0:
+        if settings.setdefault("max_demos", 0):
+            n = settings["max_demos"]
             raise SettingsError(f"max_demos={n}: a prompt of MLflow holds no demos; leave it out.")
-        self.reflection_lm = reflection_lm
-        defaults = {"max_metric_calls": max_metric_calls, "max_demos": 0, "progress": False}
         if isinstance(reflection := settings.get("reflection", Reflection()), Reflection):
             settings["reflection"] = replace(reflection, brief=None)  # the prompts keep their text
+        defaults = {"max_metric_calls": max_metric_calls, "progress": False}
         self.settings = {**defaults, **settings, "reflection_lm": reflection_lm}
         TrainingFreeGRPO(_metric, **self.settings)  # refuses what cannot be used
         self.results: RunResults | None = None
@@ -222,13 +208,14 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
         if not train_data:
             raise SettingsError(f"train_data={train_data}: pass records with inputs.")
         records = {_key(record["inputs"]): record for record in reversed(train_data)}
-        program = PromptProgram(target_prompts, _InBatches(eval_fn, records))
+        fields = dict.fromkeys(name for one in records.values() for name in one["inputs"])
+        program = PromptProgram(target_prompts, fields, _in_batches(eval_fn, records))
         settings = dict(self.settings)
-        run = mlflow.active_run() if enable_tracking and not is_autologging() else None
+        run = mlflow.active_run() if enable_tracking and not _is_autologging() else None
         if run and "on_event" not in settings:
             settings["on_event"] = MlflowListener(run.info.run_id)
-        with dspy.context(lm=dspy.settings.lm or self.reflection_lm):
-            trainset = [*map(_example, reversed(records.values()))]
+        trainset = [*map(_example, reversed(records.values()))]
+        with dspy.context(lm=dspy.settings.lm or settings["reflection_lm"]):
             program = TrainingFreeGRPO(_metric, **settings).compile(program, trainset=trainset)
         self.results = results = program.detailed_results
         before, after = results.candidates[:1], [e for e in results.candidates if e.is_best]
@@ -244,11 +231,13 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
 class PromptProgram(dspy.Module):
     """A function that formats prompts and asks an LM; the instructions are these prompts."""
 
-    def __init__(self, templates: Mapping[str, str], evaluate: "_InBatches") -> None:
+    def __init__(
+        self, templates: Mapping[str, str], fields: Iterable[str], evaluate: Callable[..., Any]
+    ) -> None:
         super().__init__()
         self.templates, self._evaluate = dict(templates), evaluate
         self.predictors_of: dict[str, str] = {}
-        signature = dspy.Signature(f"{', '.join(evaluate.fields)} -> {RESPONSE}")
+        signature = dspy.Signature(f"{', '.join(fields)} -> {RESPONSE}")
         for number, (name, template) in enumerate(templates.items()):
             words = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
             self.predictors_of[name] = attribute = f"prompt_{words}" + f"_{number}" * (number > 0)
@@ -274,40 +263,33 @@ class _Evaluated(dspy.Prediction):
     evaluation: Any = None  # MLflow's `EvaluationResultRecord`, which is none of the fields
 
 
-class _InBatches:
-    """Calls the evaluation function once at a time: it patches prompts for the whole process.
+def _in_batches(
+    eval_fn: Evaluate, records: Mapping[str, Record]
+) -> Callable[[dict[str, str], Mapping[str, Any]], Any]:
+    """MLflow's evaluation of the record with these inputs, under these prompts.
 
-    Records that wait for the same prompts are evaluated in one call, in MLflow's threads.
+    The function is called once at a time, as it patches prompts for the whole process. Records that
+    wait for the same prompts are evaluated in one call, in MLflow's threads.
     """
+    at_work, waiting = threading.Lock(), list[tuple[dict[str, str], Record, Future[Any]]]()
 
-    def __init__(self, eval_fn: Evaluate, records: Mapping[str, Record]) -> None:
-        self._eval_fn, self._records = eval_fn, records
-        self.fields = dict.fromkeys(name for one in records.values() for name in one["inputs"])
-        self._at_work, self._guard = threading.Lock(), threading.Lock()
-        self._waiting: list[tuple[dict[str, str], Record, Future[Any]]] = []
-
-    def __call__(self, prompts: dict[str, str], inputs: Mapping[str, Any]) -> Any:
-        """MLflow's evaluation of the record with these inputs, under these prompts."""
+    def evaluated(prompts: dict[str, str], inputs: Mapping[str, Any]) -> Any:
         done: Future[Any] = Future()
-        with self._guard:
-            self._waiting.append((prompts, self._records[_key(inputs)], done))
-        with self._at_work:
-            if done.done():
-                return done.result()
-            with self._guard:
-                batch = [one for one in self._waiting if one[0] == prompts]
-                self._waiting = [one for one in self._waiting if one[0] != prompts]
+        waiting.append((prompts, records[_key(inputs)], done))
+        with at_work:
+            batch = [] if done.done() else [one for one in [*waiting] if one[0] == prompts]
+            for one in batch:
+                waiting.remove(one)
             try:
-                results = self._eval_fn(prompts, [record for _, record, _ in batch])
-                for (_, _, waiting), result in zip(batch, results, strict=True):
-                    waiting.set_result(result)
+                results = eval_fn(prompts, [record for _, record, _ in batch]) if batch else []
+                for (_, _, future), result in zip(batch, results, strict=True):
+                    future.set_result(result)
             except BaseException as error:  # noqa: BLE001 - each rollout raises it
-                for waiting in (waiting for _, _, waiting in batch if not waiting.done()):
-                    waiting.set_exception(error)
+                for future in (future for _, _, future in batch if not future.done()):
+                    future.set_exception(error)
         return done.result()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_InBatches":
-        return self
+    return evaluated
 
 
 def with_advice(template: str, advice: Sequence[str]) -> str:

@@ -289,11 +289,11 @@ def candidates(run: RunResults, most: int = MOST_CANDIDATES) -> Section:
     rows = []
     for each in [first, *others][:most]:
         score, added = each.score, each.added
-        has_score = score is not None and score.mean is not None
+        mean = f"{score.mean:z.3f} on {score.n}" if score and score.mean is not None else "no score"
         parts = [*each.ids, *[f"demos {each.demo_set}"] * (each.demo_set > 0)]
         rows.append([
             each.name + " (returned)" * (each.is_best and each is first),
-            f"{score.mean:z.3f} on {score.n}" if has_score else "no score",
+            mean,
             *(f"{each.objectives[n]:z.3f}" if n in each.objectives else "" for n in names),
             *[optimal.get(id(each), "")] * has_objectives,
             f"{added.n_tokens:,}",
