@@ -19,6 +19,7 @@ from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from tfgrpo_dspy.text import printable, shortened
 
 T = TypeVar("T")
+SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
 SHOWN_BYTES = 80  # of a value in a message
 OF_NAMES = ("missing", "unexpected_keyword_argument", "extra_forbidden")
 """Pydantic's types of faults that are in the name of a field, and not in its value."""
@@ -219,8 +220,7 @@ def checked(
 
         plain = typing.get_type_hints(result)  # without the bounds, for people
         parameters = [p.replace(annotation=plain[p.name]) for p in taken.parameters.values()]
-        self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        vars(verified)["__signature__"] = inspect.Signature([self_parameter, *parameters])
+        vars(verified)["__signature__"] = taken.replace(parameters=[SELF, *parameters])
         result.__init__ = verified
         return result  # type: ignore[no-any-return]
 

@@ -5,11 +5,11 @@ One message names every fault, before the first LM call. `checks` looks at stude
 """
 
 import difflib
+import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import KW_ONLY, field, fields
+from dataclasses import KW_ONLY, field
 from numbers import Real
 from os import PathLike
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -18,7 +18,7 @@ import dspy
 import pydantic
 
 from tfgrpo_dspy.budget.ledger import Budget
-from tfgrpo_dspy.errors import SettingsError, checked, such_that
+from tfgrpo_dspy.errors import SELF, SettingsError, checked, such_that
 from tfgrpo_dspy.events import Approve, Listener
 from tfgrpo_dspy.experience import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate
@@ -33,21 +33,23 @@ from tfgrpo_dspy.user_code import is_coroutine_function
 DEFAULT_THREADS = 8
 AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
 """By level: LM calls for each training example and LM call of a rollout, and the least in all."""
-NOT_WHICH = "says how far, how fast or where a run goes, and not which run it is"
-"""Marks, in the type of their fields, the arguments on which the identity of a run does not depend.
-All others are part of it."""
+NOT_WHICH = {
+    "approve", "auto", "epochs", "executor", "log_dir", "max_cost", "max_errors", "max_lm_calls",
+    "max_metric_calls", "max_minutes", "num_threads", "offline", "on_event", "prices", "progress",
+    "rollout_timeout_s", "target_score", "reserve", "n_validation", "data", "derived", "trackers",
+    "reflection", "execution",
+}  # fmt: skip
+"""The arguments that say how far, how fast or where a run goes, and not which run it is; the fields
+of the last two count themselves."""
 P = ParamSpec("P")
 S = TypeVar("S")
 OTHERS = {
     "batch_size=": "bsize minibatch_size reflection_minibatch_size",
     "epochs=": "max_steps",
-    "gate=, or nothing: the race chooses among candidates": "candidate_selection_strategy",
     "group_size=": "num_candidates",
     "max_demos=": "demo_input_field_maxlen max_bootstrapped_demos max_labeled_demos",
     "max_lm_calls= or auto=": "num_trials",
     "max_lm_calls= or max_metric_calls=": "max_full_evals",
-    "on_event=, a function that logs": "use_wandb wandb_api_key wandb_init_kwargs",
-    "progress=": "verbose",
     "reflection=Reflection(extract=..., update=...)": "instruction_proposer",
     "reflection_lm=": "prompt_model",
     "strategies=(TeacherRollouts(lm),), of tfgrpo_dspy.strategies": "teacher_settings",
@@ -61,13 +63,6 @@ def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"it should be a number, and is a {type(value).__name__}")
     return value if isinstance(value, int) else float(value)
-
-
-def _lm(value: Any) -> Any:
-    if isinstance(value, str | type | Mapping):
-        named = repr(value) if isinstance(value, str) else "..."
-        raise ValueError(f"it should be an LM: dspy.LM({named})")
-    return value
 
 
 def _checked_metric(metric: Any) -> Any:
@@ -113,14 +108,10 @@ Threads = Annotated[Least1, pydantic.Field(le=10_000)]
 Finite = Annotated[float, pydantic.BeforeValidator(_number), pydantic.Field(allow_inf_nan=False)]
 Dollars = Annotated[Finite, pydantic.Field(ge=0)]
 Positive = Annotated[Finite, pydantic.Field(gt=0)]
-_NO_FOLDER = re.compile(r"^$|://|\0")  # `s3://runs` would make the folder `s3:` here
 Folder = Annotated[
     str | PathLike[str],
     pydantic.SkipValidation,
-    such_that(
-        lambda path: isinstance(path, str | PathLike) and not _NO_FOLDER.search(str(path)),
-        "give a folder of this machine",
-    ),
+    such_that(lambda path: isinstance(path, str | PathLike) and str(path), "give a folder"),
 ]
 
 
@@ -187,11 +178,9 @@ class Reflection:
 def _one_lesson() -> modules.ExtractAdvantage:
     """Asks for one lesson of each group, as the paper does."""
     module = modules.ExtractAdvantage()
-    signature = module.ask.signature
-    instructions = signature.instructions.replace(
-        "one to three lessons for each example, the most useful first.",
-        "one lesson for each example, the most useful one.",
-    )
+    many = "one to three lessons for each example, the most useful first."
+    one, signature = "one lesson for each example, the most useful one.", module.ask.signature
+    instructions = signature.instructions.replace(many, one)
     module.ask.signature = signature.with_instructions(instructions)
     return module
 
@@ -237,12 +226,12 @@ class Execution:
     """
 
     _: KW_ONLY
-    executor: Annotated[Executor | None, NOT_WHICH] = None
+    executor: Executor | None = None
     max_staleness: Least0 | None = None
-    rollout_timeout_s: Annotated[Positive | None, NOT_WHICH] = None
-    max_errors: Annotated[Least0 | None, NOT_WHICH] = None
-    target_score: Annotated[Finite | None, NOT_WHICH] = None
-    prices: Annotated[Mapping[str, tuple[Dollars, Dollars]] | None, NOT_WHICH] = None
+    rollout_timeout_s: Positive | None = None
+    max_errors: Least0 | None = None
+    target_score: Finite | None = None
+    prices: Mapping[str, tuple[Dollars, Dollars]] | None = None
 
 
 @checked(SettingsError)
@@ -254,16 +243,16 @@ class Settings:
         pydantic.BeforeValidator(_checked_metric),
     ]
     _: KW_ONLY
-    reflection_lm: Annotated[dspy.BaseLM | None, pydantic.BeforeValidator(_lm)] = None
+    reflection_lm: dspy.BaseLM | None = None
     objective: str | None = None
-    auto: Annotated[Literal["light", "medium", "heavy"] | None, NOT_WHICH] = None
-    max_lm_calls: Annotated[Least1 | None, NOT_WHICH] = None
-    max_metric_calls: Annotated[Least1 | None, NOT_WHICH] = None
-    max_cost: Annotated[Positive | None, NOT_WHICH] = None
-    max_minutes: Annotated[Positive | None, NOT_WHICH] = None
+    auto: Literal["light", "medium", "heavy"] | None = None
+    max_lm_calls: Least1 | None = None
+    max_metric_calls: Least1 | None = None
+    max_cost: Positive | None = None
+    max_minutes: Positive | None = None
     group_size: Least2 | None = None
     batch_size: Least1 | None = None
-    epochs: Annotated[Least1 | None, NOT_WHICH] = None
+    epochs: Least1 | None = None
     temperature: Literal["own"] | Annotated[Positive, pydantic.Field(le=2)] | None = None
     max_experiences: Least1 = 30
     max_demos: Least0 | None = None
@@ -273,16 +262,14 @@ class Settings:
     ] = ()
     reflection: pydantic.InstanceOf[Reflection] | None = None
     execution: pydantic.InstanceOf[Execution] | None = None
-    on_event: Annotated[Listener | None, NOT_ASYNC, NOT_WHICH] = None
-    approve: Annotated[Approve | None, NOT_WHICH] = None
-    log_dir: Annotated[Folder | None, NOT_WHICH] = None
-    offline: Annotated[
-        pydantic.StrictBool, pydantic.AfterValidator(_checked_offline), NOT_WHICH
-    ] = False
+    on_event: Annotated[Listener | None, NOT_ASYNC] = None
+    approve: Approve | None = None
+    log_dir: Folder | None = None
+    offline: Annotated[pydantic.StrictBool, pydantic.AfterValidator(_checked_offline)] = False
     version: Annotated[str, pydantic.Field(min_length=1)] | None = None
-    num_threads: Annotated[Threads | None, NOT_WHICH] = None
+    num_threads: Threads | None = None
     seed: Whole = 0
-    progress: Annotated[pydantic.StrictBool, NOT_WHICH] = True
+    progress: pydantic.StrictBool = True
 
     def __post_init__(self) -> None:
         gate = NoGate if self.metric is None else BayesianGate
@@ -318,12 +305,8 @@ class Settings:
 
     @property
     def identifying(self) -> dict[str, Any]:
-        """The arguments that say which run it is, by name: all but those marked `NOT_WHICH`."""
-        marked = {"reflection", "execution"}  # whose own fields count
-        for kind in (Settings, self, Reflection, Execution):
-            annotated = {f.name: getattr(f.type, "__metadata__", ()) for f in fields(kind)}
-            marked |= {name for name, metadata in annotated.items() if NOT_WHICH in metadata}
-        return {name: value for name, value in self.arguments.items() if name not in marked}
+        """The arguments that say which run it is, by name: all but `NOT_WHICH`."""
+        return {name: value for name, value in self.arguments.items() if name not in NOT_WHICH}
 
     def scalars(self) -> dict[str, Any]:
         """The arguments that are numbers, strings, flags or None."""
@@ -338,6 +321,7 @@ def taking(
     signature = inspect.signature(settings_class)
 
     def decorate(init: Callable[[Any, S], None]) -> Callable[Concatenate[Any, P], None]:
+        @functools.wraps(init)
         def constructor(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
             name = type(self).__name__
             for unknown in [each for each in kwargs if each not in signature.parameters]:
@@ -350,10 +334,8 @@ def taking(
                 raise TypeError(f"{name}: {error}; {example}") from None
             init(self, settings_class(*args, **kwargs))
 
-        self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        parameters = [self_parameter, *signature.parameters.values()]
-        vars(constructor)["__signature__"] = inspect.Signature(parameters)
-        constructor.__name__, constructor.__qualname__ = init.__name__, init.__qualname__
+        parameters = [SELF, *signature.parameters.values()]
+        vars(constructor)["__signature__"] = signature.replace(parameters=parameters)
         return constructor
 
     return decorate

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import dspy
 
@@ -23,7 +23,7 @@ from tfgrpo_dspy.gate.race import FIRST_ROUND
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.fields import Example, as_fields
-from tfgrpo_dspy.settings import NOT_WHICH, Execution, Reflection, Settings
+from tfgrpo_dspy.settings import Execution, Reflection, Settings
 from tfgrpo_dspy.strategies.base import Strategy
 from tfgrpo_dspy.text import aligned, counted, printable
 
@@ -113,12 +113,12 @@ class RunSettings(Settings):
     max_staleness: int
     drafts: int
     groups_per_call: int
-    reserve: Annotated[int, NOT_WHICH]  # rollouts for measuring student and candidates
-    n_validation: Annotated[int, NOT_WHICH]  # examples that these pay for; what is left, for more
+    reserve: int  # rollouts for measuring student and candidates
+    n_validation: int  # examples that these pay for; what is left, for more
     max_demos: int
-    data: Annotated[RunData, NOT_WHICH]
-    derived: Annotated[frozenset[str], NOT_WHICH] = frozenset()  # those of `DERIVED` not set
-    trackers: Annotated[Sequence[Listener], NOT_WHICH] = ()  # told of the run beside `on_event`
+    data: RunData
+    derived: frozenset[str] = frozenset()  # those of `DERIVED` not set
+    trackers: Sequence[Listener] = ()  # told of the run beside `on_event`
 
     @property
     def schedule(self) -> dict[str, int]:
