@@ -3,7 +3,6 @@
 Every constructor checks its arguments, so that invalid values cannot exist.
 """
 
-import html
 import json
 import math
 import re
@@ -29,17 +28,10 @@ Advice = tuple[str, str]
 
 _WRITTEN_ID = re.compile(rf"^[\[(]?\s*[eE]?({programs.NUMBER})\*?\s*[\])]?$")  # `[e2]`, `E2*`, 2
 
-Id = Annotated[
-    str,
-    such_that(
-        re.compile(f"E{programs.NUMBER}").fullmatch,
-        "an id is 'E' and a number from 1, such as 'E1'",
-    ),
-]
-IS_TEXT = such_that(
-    re.compile(r"[^\ud800-\udfff]*").fullmatch, "give a string without lone surrogates"
-)
-Text = Annotated[str, IS_TEXT]
+_is_id = re.compile(f"E{programs.NUMBER}").fullmatch
+Id = Annotated[str, such_that(_is_id, "an id is 'E' and a number from 1, such as 'E1'")]
+_is_text = re.compile(r"[^\ud800-\udfff]*").fullmatch
+Text = Annotated[str, such_that(_is_text, "give a string without lone surrogates")]
 Line = Annotated[
     Text,
     pydantic.AfterValidator(lambda text: cleaned_text(text).strip() or printable(text.strip())),
@@ -54,30 +46,22 @@ def scope_note(scope: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One group that an experience was learned from.
-
-    `example` is the example's position in the training set (from 0), `rollout_ids` and `scores`
-    run in parallel; a score is None where there was no metric.
-    """
+    """One group that an experience was learned from; a score is None where there was no metric."""
 
     update: int
-    example: int
+    example: int  # the position in the training set, from 0
     rollout_ids: tuple[int, ...]
-    scores: tuple[float | None, ...]
+    scores: tuple[float | None, ...]  # of these rollouts
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The gain in score from an experience, as a mean over examples like the training examples.
-
-    `n_rollouts` rollouts were given the experience. No effect is larger than `widest`, the
-    difference of the highest and the lowest score of the run; None: that is not known.
-    """
+    """The gain in score from an experience, as a mean over examples like the training examples."""
 
     estimate: float
     standard_error: float
-    n_rollouts: int
-    widest: float | None = None
+    n_rollouts: int  # that were given the experience
+    widest: float | None = None  # the highest less the lowest score of the run, if it is known
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -95,12 +79,8 @@ class Experience:
     """One line of advice with a stable id, a scope and its evidence.
 
     `id` is "E" and a number from 1; `text` is without outer white space and what nobody sees, and
-    must not be empty; `scope` is a predictor's name, or "*" for all. Evidence, the measured effect,
-    its `n_tokens` (that it adds to each call; None where they were not counted) and whether
-    it is on trial are annotations: they take no part in equality.
-
-    Raises:
-        LibraryError: the id, the text or the scope is not of that form.
+    must not be empty; `scope` is a predictor's name, or "*" for all. Else a LibraryError is raised.
+    The rest are annotations, which take no part in equality; `n_tokens` are added to each call.
     """
 
     id: Id
@@ -197,10 +177,8 @@ def operation_from(written: Any) -> Operation:
     """The operation that a mapping stands for, as an LM writes it.
 
     `{"op": "update", "id": "[e2]", "text": "Ask first."} -> Modify("E2", "Ask first.")`.
-    Other fields are ignored; absent ones, None and an empty scope mean the defaults.
-
-    Raises:
-        LibraryError: no such operation, or a field that it needs is absent or of the wrong type.
+    Other fields are ignored; absent ones, None and an empty scope mean the defaults. Raises
+    LibraryError: no such operation, or a field that it needs is absent or of the wrong type.
     """
     if isinstance(written, Mapping):
         op = str(written.get("op", "")).strip().upper()
@@ -223,7 +201,7 @@ def supported(value: Any, other: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a library: `max_experiences` of at most `max_experience_words` words each."""
+    """The most experiences that a library may hold, and the most words of each."""
 
     max_experiences: int = 30
     max_experience_words: int = 80
@@ -253,13 +231,9 @@ class ExperienceLibrary:
         [E1*] Ask for the order number.
         [E2*] Say sorry first.
 
-    Args:
-        experiences: in any order.
-        next_number: the number of the next free id; by default the highest in use plus one.
-        briefs: by predictor, the text that takes the place of its instructions.
-
-    Raises:
-        LibraryError: an id occurs twice, or `next_number` is not above every id in use.
+    `experiences` may be in any order, `next_number` (of the next free id) is by default the highest
+    in use plus one, `briefs` are by predictor the texts that take the place of its instructions.
+    Raises LibraryError: an id occurs twice, or `next_number` is not above every id in use.
     """
 
     experiences: tuple[Experience, ...]
@@ -291,8 +265,7 @@ class ExperienceLibrary:
     def from_texts(cls, texts: Iterable[str]) -> "ExperienceLibrary":
         """The library of these lines, for all predictors: E1, E2, ...
 
-        Raises:
-            LibraryError: a text is empty, or one text was given in place of several.
+        Raises LibraryError: a text is empty, or one text was given in place of several.
         """
         if isinstance(texts, str):
             raise LibraryError(f"texts={texts!r:.80}: pass a list of texts: [{texts!r:.80}].")
@@ -313,15 +286,11 @@ class ExperienceLibrary:
         return self._by_id()[id_]
 
     def __str__(self) -> str:
-        """The briefs, and a line for each experience with its worth: made for people."""
         briefs = (f"Brief of {name}:\n{text}\n" for name, text in self.briefs)
         return printable("\n".join([*briefs, *map(str, self)])) or "no experiences"
 
     def __repr__(self) -> str:
         return f"<ExperienceLibrary of {len(self)}: {', '.join(self._by_id()) or 'empty'}>"
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
 
     def _by_id(self) -> dict[str, Experience]:
         return {experience.id: experience for experience in self}
@@ -345,9 +314,7 @@ class ExperienceLibrary:
 
         Unchanged experiences keep id, text and place; a MODIFY keeps id and place; an ADD goes
         to the end under the next free id. `limits`: by default 30 experiences of 80 words.
-
-        Raises:
-            LibraryError: an operation is malformed, such as one with a misspelt `op`.
+        Raises LibraryError: an operation is malformed, such as one with a misspelt `op`.
         """
         return self.applied([operation_from(op) for op in operations], limits).library
 
@@ -449,17 +416,12 @@ class ExperienceLibrary:
         The copy shares the program's LMs. An empty library leaves the instructions byte for byte as
         they were before the first bake; with the block goes the memory of retired ids. A brief
         takes the place of its predictor's instructions; one that the program has stays without it.
-
-        Raises:
-            LibraryError: not a DSPy program, or a scope, or the predictor of a brief, is not the
-                name of one of its predictors.
+        Raises LibraryError: no DSPy program, or it has no predictor of a scope or a brief.
         """
-        programs.check_program(program)
         baked = programs.copy_to_change(program)
         predictors = dict(programs.named_predictors(baked))
         briefs = dict(self.briefs)
-        unknown = sorted({*briefs, *(each.scope for each in self)} - {ALL, *predictors})
-        if unknown:
+        if unknown := sorted({*briefs, *(each.scope for each in self)} - {ALL, *predictors}):
             has = f"it has {sorted(predictors)}"
             raise LibraryError(f"scopes {unknown} name no predictor of the program; {has}.")
         for name, predictor in predictors.items():
@@ -479,13 +441,9 @@ class ExperienceLibrary:
         """The library that is baked into a program; empty where there is none.
 
         Only ids, texts and scopes are baked. `save` keeps evidence and effects, and so does
-        `detailed_results.experiences` of a program that was optimized.
-
-        Raises:
-            LibraryFormatError: a block was damaged, or two predictors disagree on an id.
-            LibraryError: not a DSPy program.
+        `detailed_results.experiences` of a program that was optimized. Raises LibraryError: no DSPy
+        program; LibraryFormatError: a block was damaged, or two predictors disagree on an id.
         """
-        programs.check_program(program)
         predictors = programs.named_predictors(program)
         return library_of({name: one.signature.instructions for name, one in predictors})
 
@@ -500,11 +458,7 @@ class ExperienceLibrary:
         return dict(json.loads(json.dumps(content)))  # lists where the experiences have tuples
 
     def save(self, path: str | Path) -> None:
-        """Write the library, with its evidence, as JSON text.
-
-        Raises:
-            OSError: the file cannot be written; it is as it was.
-        """
+        """Write the library, with its evidence, as JSON. Raises OSError; the file is as it was."""
         files.write_text(path, record_text(self.to_dict()))
 
     @classmethod
@@ -512,30 +466,21 @@ class ExperienceLibrary:
         """Read a library that `save` wrote, or that somebody wrote by hand.
 
         `{"experiences": [{"id": "E1", "text": "Ask first."}]}` is enough: without a `scope` an
-        experience is for all predictors.
-
-        Raises:
-            LibraryFormatError: the file is not a library, or one of a newer version; names what is
-                wrong, and what to write.
-            OSError: the file cannot be read.
+        experience is for all predictors. Raises OSError, LibraryFormatError (which says what to
+        write).
         """
         return cls.from_dict(files.json_value(files.read_text(path), str(path)), source=str(path))
 
     @classmethod
     def from_dict(cls, record: Any, source: str = "the record") -> "ExperienceLibrary":
-        """The library of `to_dict`.
-
-        Raises:
-            LibraryFormatError: the record is not a library; the message calls it `source`.
-        """
+        """The library of `to_dict`. Raises LibraryFormatError, which names it `source`."""
         try:
-            content = dict(LibraryRecord.model_validate(record))
-            number, briefs = content["next_number"], content["briefs"]
-            written = cls(content["experiences"], next_number=number, briefs=briefs)
+            read = LibraryRecord.model_validate(record)
+            written = cls(read.experiences, next_number=read.next_number, briefs=read.briefs)
         except pydantic.ValidationError as error:
             faults = faults_in(error)
-            more = [f"And {len(faults) - MOST_FAULTS} more."] if len(faults) > MOST_FAULTS else []
-            message = " ".join([f"{source}:", *faults[:MOST_FAULTS], *more, FORM])
+            more = f" And {len(faults) - MOST_FAULTS} more." if len(faults) > MOST_FAULTS else ""
+            message = f"{source}: {' '.join(faults[:MOST_FAULTS])}{more} {FORM}"
             raise LibraryFormatError(message) from error
         except LibraryError as error:
             raise LibraryFormatError(f"{source}: {error}") from error
@@ -543,7 +488,7 @@ class ExperienceLibrary:
 
 
 class LibraryRecord(pydantic.BaseModel, extra="forbid"):
-    """The record of `ExperienceLibrary.to_dict`, with experiences as"""
+    """The record of `ExperienceLibrary.to_dict`."""
 
     experiences: list[Experience]
     next_number: pydantic.StrictInt | None = None
@@ -567,10 +512,10 @@ def _fault_of_text(
     scope = operation.scope or (old.scope if old else ALL)
     if old and (operation.text, scope) == old.advice:
         return f"{old.id} says just this already"
-    n = n_words(operation.text)
-    if not 0 < n <= limits.max_experience_words:
-        most = f"{n} words; at most {limits.max_experience_words} are allowed"
-        return most if n else "the text is empty"
+    if not (n := n_words(operation.text)):
+        return "the text is empty"
+    if n > limits.max_experience_words:
+        return f"{n} words; at most {limits.max_experience_words} are allowed"
     others = (other for other in now.values() if not old or other.id != old.id)
     same = (each.id for each in others if is_repeated(operation.text, scope, each))
     return next((f"{id_} says this already" for id_ in same), "")
@@ -615,15 +560,11 @@ def library_of(instructions: Mapping[str, str]) -> ExperienceLibrary:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A library after operations.
-
-    `accepted` are the operations that took effect, in their order, each with the id of the
-    experience that it adds, changes, deletes or supports. `refused` begins with malformed ones.
-    """
+    """A library after operations."""
 
     library: ExperienceLibrary
-    accepted: tuple[tuple[str, Operation], ...]
-    refused: tuple[Refusal, ...]
+    accepted: tuple[tuple[str, Operation], ...]  # with the id that each adds, changes or supports
+    refused: tuple[Refusal, ...]  # the malformed ones first
     briefs: tuple[Any, ...] = ()  # that are to be tried
 
     @property

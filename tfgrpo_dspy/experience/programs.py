@@ -6,7 +6,7 @@ adapter is written as `\\uXXXX`.
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
@@ -24,9 +24,7 @@ PAPER_HEADER = (
     "and experiences:"
 )
 
-_REFUSING: set[type] = set()
-"""Types that refused to be copied. It is not tried for each rollout: that may take long, and half a
-copy of an object may complain where it is deleted."""
+_REFUSING: set[type] = set()  # types that refused to be copied, which may take long to find out
 
 _TRAILING = r"[ \t\r]*"  # what editors and prompt registries add to lines, or change their ends to
 _BEGUN = re.compile(rf"{BEGIN}{_TRAILING}\n{HEADER}{_TRAILING}\n")
@@ -44,12 +42,6 @@ _TO_ESCAPE = re.compile(
     r"|\[(?=\[\s*##)",  # the section markers of DSPy's chat adapter
     re.IGNORECASE,
 )
-
-
-def check_program(program: Any) -> None:
-    """Raises LibraryError: it is no program."""
-    if not hasattr(program, "named_predictors") or isinstance(program, type):
-        raise LibraryError(f"program={program!r:.100}: pass a dspy.Module, not its file or class.")
 
 
 def escaped(text: str, kept: str = "") -> str:
@@ -127,7 +119,12 @@ def plain_instructions(instructions: str) -> str:
 
 
 def named_predictors(program: Any) -> list[tuple[str, Any]]:
-    """The program's predictors by name, as DSPy lists them (frozen sub-modules are left out)."""
+    """The program's predictors by name, as DSPy lists them (frozen sub-modules are left out).
+
+    Raises LibraryError: it is no program.
+    """
+    if not hasattr(program, "named_predictors") or isinstance(program, type):
+        raise LibraryError(f"program={program!r:.100}: pass a dspy.Module, not its file or class.")
     return list(program.named_predictors())
 
 
@@ -190,8 +187,15 @@ def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm
     try:
         copied = copy.deepcopy(program, dict(shared))
     except Exception:  # noqa: BLE001 - anything that a program holds may refuse to be copied
-        stuck = [held for held in held_things if not _can_be_copied(held, shared)]
-        copied = copy.deepcopy(program, shared | {id(held): _shared(held) for held in stuck})
+        before = dict(shared)
+        for held in held_things:
+            try:
+                copy.deepcopy(held, dict(before))
+            except Exception as error:  # noqa: BLE001 - as above
+                if isinstance(error, TypeError):  # such as that of a lock; another error may pass
+                    _REFUSING.add(type(held))
+                shared[id(held)] = _shared(held)
+        copied = copy.deepcopy(program, dict(shared))
     for module in _modules_of(copied) if any(RESULTS in vars(m) for m in modules) else ():
         results = vars(module).get(RESULTS)  # a program may use the name, too
         is_read = isinstance(results, dict) and "ended_because" in results
@@ -200,9 +204,14 @@ def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm
     return copied
 
 
+def _shared(held: Any) -> Any:
+    is_tool = hasattr(held, "func") and hasattr(held, "model_copy")
+    return held.model_copy() if is_tool else held
+
+
 def copy_to_change(program: ProgramT) -> ProgramT:
     """A copy that may be changed. Raises LibraryError: it shares a predictor with the program."""
-    copied, originals = copy_program(program), dict(named_predictors(program))
+    originals, copied = dict(named_predictors(program)), copy_program(program)
     if kept := [name for name, each in named_predictors(copied) if each is originals.get(name)]:
         fault = f"program={type(program).__name__}: a copy of it has the same predictor {kept[0]!r}"
         way = "let __deepcopy__ of the module that holds it give a new module"
@@ -236,22 +245,3 @@ def _held_by(modules: Sequence[Any]) -> list[Any]:
                 seen.add(id(item))
                 (waiting if isinstance(item, dict | list | tuple) else lms).append(item)
     return lms
-
-
-def _is_tool(held: Any) -> bool:
-    return hasattr(held, "func") and hasattr(held, "model_copy")
-
-
-def _shared(held: Any) -> Any:
-    """The same object; of a tool, a copy with the same function."""
-    return held.model_copy() if _is_tool(held) else held
-
-
-def _can_be_copied(value: Any, shared: Mapping[int, Any]) -> bool:
-    try:
-        copy.deepcopy(value, dict(shared))
-    except Exception as error:  # noqa: BLE001 - as above
-        if isinstance(error, TypeError):  # such as that of a lock; another error may pass
-            _REFUSING.add(type(value))
-        return False
-    return True

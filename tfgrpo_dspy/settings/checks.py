@@ -200,37 +200,35 @@ def _faults(
     recorded: Sequence[Sequence[Rollout]] | None,
 ) -> Iterator[str]:
     """A sentence on each thing that no run can use."""
-    is_module, most = isinstance(student, dspy.Module), settings.max_experiences
-    if not is_module:
-        yield f"student={student!r}: pass a dspy.Module, such as dspy.Predict('q -> a')."
-    elif not named_predictors(student):
-        yield (
-            f"student={type(student).__name__} has no predictors that DSPy finds (sub-modules with "
-            f"_compiled=True are frozen; none is found that `forward` makes, or that stands in a "
-            f"list or dict within another one: make them in `__init__`, in attributes)."
-        )
-    if is_module:
-        if (n := len(ExperienceLibrary.from_program(student))) > most:
-            starts = f"max_experiences={most}: the student starts with {n} experiences"
-            yield f"{starts}; allow as many, or bake a smaller library into it first."
-        yield from _lm_faults(settings, student)
     sets = {n: examples for n, examples in data.items() if n == "trainset" or examples is not None}
     faults = {name: _data_fault(name, examples) for name, examples in sets.items()}
     yield from filter(None, faults.values())
     if "testset" in sets and settings.metric is None:
         yield "testset and metric=None: nothing scores the test set; pass a metric."
-    if is_module and named_predictors(student):
-        names = {} if recorded is None else {"trainset": "traces"}
-        usable = {names.get(n, n): examples for n, examples in sets.items() if not faults[n]}
-        yield from _input_faults(student, usable)
-        outputs = {f for _, p in named_predictors(student) for f in p.signature.output_fields}
-        is_known = type(student).__module__.startswith("dspy.")
-        every = itertools.chain(*(recorded if recorded and is_known else ()))
-        others = (r for r in every if r.outputs and not outputs & r.outputs.keys())
+    if not isinstance(student, dspy.Module):
+        yield f"student={student!r}: pass a dspy.Module, such as dspy.Predict('q -> a')."
+        return
+    most, name = settings.max_experiences, type(student).__name__
+    if (n := len(ExperienceLibrary.from_program(student))) > most:
+        starts = f"max_experiences={most}: the student starts with {n} experiences"
+        yield f"{starts}; allow as many, or bake a smaller library into it first."
+    yield from _lm_faults(settings, student)
+    if not (predictors := named_predictors(student)):
+        yield (
+            f"student={name} has no predictors that DSPy finds (sub-modules with _compiled=True "
+            f"are frozen; none is found that `forward` makes, or that stands in a list or dict "
+            f"within another one: make them in `__init__`, in attributes)."
+        )
+        return
+    names = {} if recorded is None else {"trainset": "traces"}
+    usable = {names.get(n, n): examples for n, examples in sets.items() if not faults[n]}
+    yield from _input_faults(student, usable)
+    outputs = {field for _, predictor in predictors for field in predictor.signature.output_fields}
+    if recorded and type(student).__module__.startswith("dspy."):
+        others = (r for r in itertools.chain(*recorded) if r.outputs and not outputs & {*r.outputs})
         for rollout in itertools.islice(others, 1):
-            gives = f"traces: {type(student).__name__} gives the outputs {sorted(outputs)}"
-            has = f"trace {rollout.rollout_id} has {sorted(rollout.outputs)}"
-            yield f"{gives}, and {has}; rename its fields."
+            has = f"trace {rollout.rollout_id} has {sorted(rollout.outputs)}; rename its fields"
+            yield f"traces: {name} gives the outputs {sorted(outputs)}, and {has}."
 
 
 def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
@@ -239,12 +237,11 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
     predictors = [predictor for each in modules for _, predictor in named_predictors(each)]
     of_predictors = [predictor.lm for predictor in predictors if predictor.lm]
     for lm in (*of_predictors, *policy_lms(student), reflection_lm):
-        takes_decisions = getattr(lm, "supports_decision_requests", False) is True
         if lm is None:
             configured = "lm=None: no LM is configured; call dspy.configure(lm=dspy.LM(...))"
             yield f"{configured}, or set one on every predictor and pass reflection_lm."
             return
-        if not isinstance(lm, dspy.BaseLM) and not takes_decisions:
+        if not isinstance(lm, dspy.BaseLM) and not getattr(lm, "supports_decision_requests", False):
             instance = f"dspy.LM({lm!r})" if isinstance(lm, str) else "dspy.LM(...)"
             yield f"lm={lm!r:.80} is no LM; configure and set an instance, such as {instance}."
             return
@@ -254,8 +251,7 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
             yield f"{model} and allows no temperature but its own; leave temperature out."
     if settings.max_cost is not None:
         for lm in {id(lm): lm for lm in all_lms(settings, student)}.values():
-            price = price_of(lm, settings.arguments["prices"] or {})
-            if isinstance(price, str):
+            if isinstance(price := price_of(lm, settings.arguments["prices"] or {}), str):
                 yield f"max_cost={settings.max_cost}: {price}"
 
 
@@ -291,12 +287,12 @@ def _input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[s
         return
     needed, taken = _taken_by(student)
     for set_name, examples in sets.items():
-        named = enumerate(map(_inputs_of, examples))
-        wrong = ((n, i) for n, i in named if not needed <= i <= (i if taken is None else taken))
-        for position, inputs in itertools.islice(wrong, 1):
-            takes = f"{set_name}: {name} takes the inputs {sorted(taken or needed)}"
-            has = f"the example at position {position} has {sorted(inputs)}"
-            yield f"{takes}, and {has}; rename its fields, or use example.with_inputs(...)."
+        for position, inputs in enumerate(map(_inputs_of, examples)):
+            if not needed <= inputs <= (inputs if taken is None else taken):
+                takes = f"{set_name}: {name} takes the inputs {sorted(taken or needed)}"
+                has = f"the example at position {position} has {sorted(inputs)}"
+                yield f"{takes}, and {has}; rename its fields, or use example.with_inputs(...)."
+                break
 
 
 def _entry(module: Any) -> Any:
@@ -319,6 +315,7 @@ def _taken_by(module: Any) -> tuple[set[str], set[str] | None]:
         parameters = inspect.signature(_entry(module)).parameters.values()
     except (TypeError, ValueError):  # it does not tell
         return set(), None
-    named = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    needed = {name for name, each in named.items() if each.default is each.empty}
-    return needed, None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {*named}
+    named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = {p.name for p in named if p.default is p.empty}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return needed, None if takes_all else {p.name for p in named}

@@ -4,7 +4,6 @@ What a call takes is assumed: agents take more or fewer turns, and answers are l
 Retries after the faults of a provider are in no row of a plan, nor prompts that must be split.
 """
 
-import html
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -391,10 +390,6 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"<Plan: likely {self.total.n_lm_calls:,} LM calls; limits: {self._limits}>"
-
-    def _repr_html_(self) -> str:
-        style = "font-family: monospace; white-space: pre-wrap"
-        return f'<pre style="{style}">{html.escape(str(self))}</pre>'
 
     def __str__(self) -> str:
         cells = [("likely", "rollouts", "calls", "dollars")]

@@ -22,7 +22,6 @@ from tfgrpo_dspy.budget.ledger import Amount, Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import (
-    check_program,
     copy_program,
     introduced,
     language_models,
@@ -511,7 +510,6 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
         StoreError: the store cannot be read, or holds no run of this program.
         LibraryError: the student is no program.
     """
-    check_program(student)
     folder, with_injection = str(log_dir), introduced(student)  # as `paper(injection=True)` runs it
     wanted = {digest(program_digest(ran, Identities())): ran for ran in (with_injection, student)}
     with _store_in(log_dir) as store:
