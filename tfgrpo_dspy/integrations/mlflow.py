@@ -153,9 +153,12 @@ class MlflowListener:
             client.set_terminated(run_id)
 
     def _log_metrics(self, run_id: str, step: int, figures: Mapping[str, float | None]) -> None:
-        now, known = int(time.time() * 1000), {k: v for k, v in figures.items() if v is not None}
-        names = {name: re.sub(r"[^\w\-. /]", "_", name) for name in known}
-        metrics = [Metric(names[k], float(value), now, step) for k, value in known.items()]
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(re.sub(r"[^\w\-. /]", "_", name), float(value), now, step)
+            for name, value in figures.items()
+            if value is not None
+        ]
         self._client.log_batch(run_id, metrics=metrics)
 
 

@@ -178,9 +178,10 @@ class Reflection:
 def _one_lesson() -> modules.ExtractAdvantage:
     """Asks for one lesson of each group, as the paper does."""
     module = modules.ExtractAdvantage()
-    many = "one to three lessons for each example, the most useful first."
-    one, signature = "one lesson for each example, the most useful one.", module.ask.signature
-    instructions = signature.instructions.replace(many, one)
+    signature, asked = module.ask.signature, "lessons for each example, the most useful first."
+    instructions = signature.instructions.replace(
+        f"one to three {asked}", "one lesson for each example, the most useful one."
+    )
     module.ask.signature = signature.with_instructions(instructions)
     return module
 
