@@ -2,21 +2,26 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 
-from tfgrpo_dspy.calls.paid import Calls, Rollouts, Sample
+from tfgrpo_dspy.calls.paid import NO_MORE, Calls, Rollouts, Sample
+from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
+from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.rollout import NO_SCORES, FailureKind, Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.planning import FIRST_ROLLOUTS, N_FIRST, why_unreadable, why_unscored
-from tfgrpo_dspy.run.strategy_calls import Player, Strategies
-from tfgrpo_dspy.run.updates import Batch, is_cut
+from tfgrpo_dspy.run.strategy_calls import Strategies, are_scores, check
+from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.sampling.one_rollout import Start
 from tfgrpo_dspy.settings.checks import policy_lms
 from tfgrpo_dspy.settings.schedule import RunInputs
-from tfgrpo_dspy.strategies.base import Attempt, GroupContext
-from tfgrpo_dspy.tasks.pool import Priority
+from tfgrpo_dspy.strategies import auto, base
+from tfgrpo_dspy.text import printable
 
+TRAINING = 3  # training rollouts are begun last, those of the earlier update first
+MOST_ATTEMPTS = 16  # extra rollouts of one group
 Waited = Callable[[], SampledGroup]
 """A group that is begun; called, it waits for it."""
 
@@ -47,29 +52,22 @@ class Groups:
         samples = list(itertools.islice(by_turns, FIRST_ROLLOUTS))
         rollouts: list[Rollout] = []
         for wave in filter(None, (samples[:N_FIRST], samples[N_FIRST:])):
-            begun = [self._sampler.begin(each, self._priority(batch)) for each in wave]
+            begun = [self._sampler.begin(sample, (TRAINING, batch.update)) for sample in wave]
             if self._calls.is_tight:  # what they take says what may begin besides
                 self._calls.pool.until(lambda: all(job.is_done for job in begun))  # noqa: B023
             for rollout in self._calls.pool.as_done(begun):
-                if _works(rollout):
+                kind = rollout.failure and rollout.failure.kind
+                if kind is not FailureKind.METRIC and not rollout.is_unreadable:
                     return
             rollouts += [job.result() for job in begun]
             if why := why_unscored(rollouts):
                 self._calls.ledger.fail(why)
-        self._check(rollouts)
-
-    @staticmethod
-    def _priority(batch: Batch) -> Priority:
-        """Training rollouts are begun last, those of the earlier update first."""
-        return 3, batch.update
+        self.check_readable(rollouts)
 
     def check_readable(self, rollouts: Sequence[Rollout]) -> None:
         """End the run where none of its rollouts so far could be read. Raises RunStopped."""
-        if self._recorded is None and not self._is_readable:
-            self._check(rollouts)
-
-    def _check(self, rollouts: Sequence[Rollout]) -> None:
-        if len(rollouts) >= FIRST_ROLLOUTS:
+        is_known = self._recorded is not None or self._is_readable
+        if not is_known and len(rollouts) >= FIRST_ROLLOUTS:
             if why := why_unreadable(rollouts, policy_lms(self._inputs.student)):
                 self._calls.ledger.fail(why)
             self._calls.report.count_without_output(rollouts)
@@ -84,7 +82,7 @@ class Groups:
         groups: list[Waited]
         if self._recorded is None:
             samples = self._calls.pool.call(lambda: self._samples(batch))
-            groups = [functools.cache(self._begun(batch, each)) for each in samples]
+            groups = [functools.cache(self._begun(batch, of_group)) for of_group in samples]
         else:
             groups = [functools.partial(self._recorded_group, batch, e) for e in batch.examples]
         rewards = bool(overriding("reward")) and self._settings.metric is not None
@@ -94,81 +92,77 @@ class Groups:
             together = beside(functools.partial(self._rewarded, batch, groups))
             groups = [lambda k=k: together()[k] for k in range(len(groups))]  # type: ignore[misc]
         if overriding("credit"):
-            groups = [beside(functools.partial(self._credited, batch, each)) for each in groups]
+            groups = [beside(functools.partial(self._credited, batch, group)) for group in groups]
         return groups
 
     def _recorded_group(self, batch: Batch, example: int) -> SampledGroup:
         """Rollouts that were made elsewhere, and knew nothing of what this run has learned."""
         recorded = self._recorded or ()
         scores = NO_SCORES.including(r.score for of_example in recorded for r in of_example)
-        rollouts = recorded[example]
-        group = Group.of(example, rollouts, self._settings.metric is not None, scores)
-        additions = (Additions(self._history.start),) * len(rollouts)
+        group = Group.of(example, recorded[example], self._settings.metric is not None, scores)
+        additions = (Additions(self._history.start),) * len(group.all_rollouts)
         return SampledGroup(group, additions, batch.update)
 
-    def _sample(self, batch: Batch, example: int, k: int, additions: Additions) -> Sample:
-        """The sample of rollout `k` of the example's group.
+    def _samples(self, batch: Batch) -> list[list[Sample]]:
+        """For each example, one `Sample` for each of its rollouts.
 
         The first is made as the result will be called, at the program's own temperature: what helps
         at the temperature of the others, which are to differ, may help less there. A gate that
         measures no result has no use for that.
         """
-        settings, (_, visit) = self._settings, batch.size_and_visit(example)
-        is_as_result = k == 0 and settings.measures
-        return Sample(
-            additions,
-            example,
-            rollout_id_for(settings.seed, visit, example, k, "training"),
-            temperature=None if is_as_result else settings.temperature,
-            asks_predictors=batch.asks_predictors,
-        )
-
-    def _samples(self, batch: Batch) -> list[list[Sample]]:
-        """For each example, one `Sample` for each of its rollouts."""
+        usual = self._settings.temperature
+        at_first = None if self._settings.measures else usual
         return [
             [
-                self._sample(batch, example, k, additions)
+                self._sample(batch, example, k, additions, usual if k else at_first)
                 for k, additions in enumerate(self._history.assigned(batch, example, size))
             ]
             for example, size in zip(batch.examples, batch.sizes, strict=True)
         ]
 
-    def _extra(
-        self, batch: Batch, example: int, attempts: Sequence[Attempt], n: int
-    ) -> list[Sample]:
-        """One `Sample` for each extra attempt at the example, after `n` rollouts."""
-        usual, library = self._settings.temperature, batch.base.decision.result
-        samples = []
-        for k, attempt in enumerate(attempts, n):
-            additions = Additions(library, (), attempt.hint, attempt.teacher)
-            sample = self._sample(batch, example, k, additions)
-            warmer = usual if isinstance(usual, str) else max(usual, attempt.temperature)
-            samples.append(replace(sample, temperature=warmer))
-        return samples
+    def _sample(
+        self,
+        batch: Batch,
+        example: int,
+        k: int,
+        additions: Additions,
+        temperature: float | str | None,
+    ) -> Sample:
+        """The sample of rollout `k` of the example's group."""
+        _, visit = batch.size_and_visit(example)
+        rollout_id = rollout_id_for(self._settings.seed, visit, example, k, "training")
+        asks = batch.asks_predictors
+        return Sample(additions, example, rollout_id, temperature, asks_predictors=asks)
 
-    def _begun(self, batch: Batch, samples: Sequence[Sample]) -> Callable[[], SampledGroup]:
+    def _begun(self, batch: Batch, samples: Sequence[Sample]) -> Waited:
         """Begin these rollouts; what is given waits for their group, with extra attempts.
 
         It is without rollouts where a limit has ended the training.
         """
-        begin, result = self._sampler.begin, self._calls.pool.result
-        jobs = [begin(sample, self._priority(batch)) for sample in samples]
+        result, priority, example = (
+            self._calls.pool.result,
+            (TRAINING, batch.update),
+            samples[0].example,
+        )
+        jobs = [self._sampler.begin(sample, priority) for sample in samples]
 
         def gathered() -> SampledGroup:
             every, latest = list(samples), [result(job) for job in jobs]
-            sampled = SampledGroup(Group(samples[0].example, (), ()), (), batch.update)
+            sampled = SampledGroup(Group(example, (), ()), (), batch.update)
             rollouts: list[Rollout] = []
-            while not all(map(is_cut, latest)):
+            while any(
+                r.failure is None or r.failure.kind is not FailureKind.BUDGET for r in latest
+            ):
                 rollouts += latest
-                has_metric, scores = self._settings.metric is not None, batch.base.by_metric
-                group = Group.of(samples[0].example, rollouts, has_metric, scores)
+                has_metric = self._settings.metric is not None
+                group = Group.of(example, rollouts, has_metric, batch.base.by_metric)
                 additions = tuple(sample.additions for sample in every)
                 sampled = SampledGroup(group, additions, batch.update)
-                if not self._strategies.overriding("rescue"):
-                    break
-                attempts = self._strategies.attempts(self._context(batch, sampled), batch)
-                extra = self._extra(batch, group.example, attempts, len(every))
-                more = self._sampler.begin_extra(extra, self._priority(batch)) if extra else None
+                extra = [
+                    self._extra(batch, example, k, attempt)
+                    for k, attempt in enumerate(self._attempts(batch, sampled), len(every))
+                ]
+                more = self._sampler.begin_extra(extra, priority) if extra else None
                 if more is None:
                     break
                 every, latest = [*every, *extra], [result(job) for job in more]
@@ -176,15 +170,31 @@ class Groups:
 
         return gathered
 
-    def shown(self, batch: Batch, sampled: SampledGroup) -> tuple[SampledGroup, str]:
-        """The rollouts of the group that the reflection LM compares, and a note on it."""
-        if not self._strategies.overriding("show"):
-            return sampled, sampled.note
-        return self._strategies.shown(self._context(batch, sampled), batch)
+    def _attempts(self, batch: Batch, sampled: SampledGroup) -> list[base.Attempt]:
+        """The extra attempts that strategies give the group next."""
+        if not self._strategies.overriding("rescue"):
+            return []
+        context, extra = self._context(batch, sampled), list[base.Attempt]()
+        why = "no extra attempt of the latest rescued groups was better than the others"
+        for strategy in self._strategies.asked("rescue", why * auto.rescued_in_vain(context.past)):
+            with self._strategies.counting(strategy, "rescue"):
+                attempts = list(strategy.rescue(context, self._strategies.ask(batch)))
+                are_attempts = all(isinstance(one, base.Attempt) for one in attempts)
+                check(are_attempts, attempts, "Attempts")
+                extra += attempts
+        n_extra = len(sampled.additions) - batch.size_and_visit(sampled.group.example)[0]
+        return extra[: max(0, MOST_ATTEMPTS - n_extra)]
 
-    def _context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
+    def _extra(self, batch: Batch, example: int, k: int, attempt: base.Attempt) -> Sample:
+        """The sample of an extra attempt at the example, with the library so far."""
+        additions = Additions(batch.base.decision.result, (), attempt.hint, attempt.teacher)
+        usual = self._settings.temperature
+        warmer = usual if isinstance(usual, str) else max(usual, attempt.temperature)
+        return self._sample(batch, example, k, additions, warmer)
+
+    def _context(self, batch: Batch, sampled: SampledGroup) -> base.GroupContext:
         """What strategies know of the group."""
-        return GroupContext(
+        return base.GroupContext(
             sampled=sampled,
             past=batch.base.groups,
             library=batch.base.decision.result,
@@ -220,20 +230,108 @@ class Groups:
             for sampled in sampled_groups
         ]
 
-    def _credited(self, batch: Batch, group: Waited) -> SampledGroup:
-        """The group with the values of its steps, where a strategy gives such."""
-        sampled = group()
-        if not sampled.additions:  # a limit has ended the training
+    def _credited(self, batch: Batch, waited: Waited) -> SampledGroup:
+        """The group with values of its steps, if these repeat, and rollouts made for it."""
+        if not (sampled := waited()).additions:  # a limit has ended the training
             return sampled
-        sampler = self._sampler if self._recorded is None else None
-        _, visit = batch.size_and_visit(sampled.group.example)
-        asks, reward, pool = batch.asks_predictors, self._history.reward, self._calls.pool
-        priority = self._priority(batch)
-        player = Player(self._settings, pool, sampler, priority, sampled, visit, asks, reward)
-        return self._strategies.credited(self._context(batch, sampled), batch, player)
+        context, example = self._context(batch, sampled), sampled.group.example
+        past, crediting = context.past, self._strategies.overriding("credit")
+        in_place = any(base.overrides(one, "choose") for one in crediting)  # of whole rollouts
+        is_in_vain = auto.credited_in_vain(past) and not in_place
+        why = "hardly any group had a step that decided" * is_in_vain
+        asked = self._strategies.asked("credit", why)
+        if not (
+            in_place or auto.may_be_credited(sampled.group, past, batch.examples.index(example))
+        ):
+            return sampled
+        ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
+        additions, played = dict(zip(ids, sampled.additions, strict=True)), dict[int, Rollout]()
+        play = functools.partial(self._played, batch, sampled.group, additions, played)
+        for strategy in asked:
+            with self._strategies.counting(strategy, "credit"):
+                credit = strategy.credit(context, self._strategies.ask(batch), play)
+                check(isinstance(credit, base.Credit), credit, "a Credit")
+                are_played = all(rollout.rollout_id in played for rollout in credit.beside)
+                check(are_played, credit.beside, "in Credit.beside only rollouts that `play` gave")
+                ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
+                new = {r.rollout_id: r for r in credit.beside if r.rollout_id not in ids}
+                joined = sampled.with_more([*new.values()], [additions[id_] for id_ in new])
+                sampled = self._valued(joined, credit)
+        ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
+        probes = (rollout for id_, rollout in sorted(played.items()) if id_ not in ids)
+        return replace(sampled, probes=tuple(probes))
 
+    def _valued(self, sampled: SampledGroup, credit: base.Credit) -> SampledGroup:
+        """The group with the values of a strategy, and its note. Raises StrategyError."""
+        values_of, rollouts = credit.values, sampled.group.rollouts
+        n_values = {rollout.rollout_id: len(rollout.values) for rollout in rollouts}
+        are_usable = isinstance(values_of, Mapping) and all(
+            are_scores(values, n_values.get(id_, 0)) for id_, values in values_of.items()
+        )
+        wanted = "values by rollout id, each None or a number, one more than its steps"
+        check(are_usable, values_of, wanted)
+        measure = printable(credit.measure)
+        valued = (r.valued(values_of.get(r.rollout_id, r.values), measure) for r in rollouts)
+        note = self._calls.journal.redacted(str(credit.note)).strip()
+        return replace(sampled, group=replace(sampled.group, rollouts=tuple(valued)), note=note)
 
-def _works(rollout: Rollout) -> bool:
-    """Whether the program gave an answer, and the metric did not fail on it."""
-    is_refused = rollout.failure is not None and rollout.failure.kind is FailureKind.METRIC
-    return not is_refused and not rollout.is_unreadable
+    def _played(
+        self,
+        batch: Batch,
+        group: Group,
+        additions: dict[int, Additions],  # by rollout id; further ones are added
+        played: dict[int, Rollout],  # the same
+        rollout: Rollout,
+        n_steps: int,
+        n: int = 1,
+        *,
+        answers_now: bool = False,
+    ) -> list[Rollout]:
+        """`strategies.base.Play`: the first `n` rollouts that go on from there.
+
+        Raises NotReplayedError, UnpaidError, StrategyError.
+        """
+        source_id, example = rollout.rollout_id, group.example
+        most = len(rollout.steps) - (not answers_now)
+        if source_id not in additions or not 0 <= n_steps <= most or n < 1:
+            raise StrategyError(
+                f"play(rollout {source_id}, n_steps={n_steps}, n={n}): pass a rollout of the "
+                f"group, or one that play gave; from 0 to {most} steps; n from 1."
+            )
+        if self._recorded is not None:
+            raise NotReplayedError(f"example {example}: rollouts were made elsewhere")
+        steps = [asdict(replace(step, value=None)) for step in rollout.steps[:n_steps]]
+        purpose = f"from/{source_id}/{answers_now:d}/{digest(steps)}"
+        start, seed = Start(rollout, n_steps, answers_now), self._settings.seed
+        _, visit = batch.size_and_visit(example)
+        ids = [rollout_id_for(seed, visit, example, k, purpose) for k in range(n)]
+        additions |= dict.fromkeys(ids, additions[source_id])
+        usual = self._sample(batch, example, 0, additions[source_id], self._settings.temperature)
+        samples = [replace(usual, rollout_id=id_, start=start) for id_ in ids]
+        jobs = self._sampler.begin_extra(samples, (TRAINING, batch.update))
+        if jobs is None:
+            raise UnpaidError(f"example {example}: {NO_MORE.message}")
+        rollouts = [self._calls.pool.result(job) for job in jobs]
+        played |= {made.rollout_id: made for made in rollouts}
+        for failure in [made.failure for made in rollouts if made.failure is not None]:
+            if failure.kind is FailureKind.REPLAY:
+                raise NotReplayedError(failure.message)
+        if self._settings.metric is None:
+            return [made for made in rollouts if made.counts]
+        rewarded = self._strategies.rewarded(rollouts, self._history.first)
+        score_range = group.score_range.including(group.scores)
+        return list(Group.of(example, rewarded, True, score_range).rollouts)
+
+    def shown(self, batch: Batch, sampled: SampledGroup) -> tuple[SampledGroup, str]:
+        """The rollouts of the group that the reflection LM compares, and all notes on it."""
+        context, notes = self._context(batch, sampled), [sampled.note]
+        for strategy in self._strategies.overriding("show"):
+            with self._strategies.counting(strategy, "show"):
+                shown = strategy.show(context, self._strategies.ask(batch))
+                check(isinstance(shown, base.Shown), shown, "a Shown")
+                are_its = all(rollout in context.group.rollouts for rollout in shown.rollouts)
+                check(are_its, shown.rollouts, "rollouts of context.group.rollouts")
+                group = replace(context.group, rollouts=tuple(shown.rollouts))
+                context = replace(context, sampled=replace(context.sampled, group=group))
+                notes.append(self._calls.journal.redacted(str(shown.note)).strip())
+        return context.sampled, "\n".join(filter(None, notes))

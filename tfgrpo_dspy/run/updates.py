@@ -9,7 +9,7 @@ from tfgrpo_dspy.experience import Add, Applied, ExperienceLibrary, Modify, Oper
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.results.records import Change, GroupRecord, OperationRecord, UpdateRecord
-from tfgrpo_dspy.rollout import NO_SCORES, FailureKind, Rollout, ScoreRange
+from tfgrpo_dspy.rollout import NO_SCORES, Rollout, ScoreRange
 from tfgrpo_dspy.sampling.additions import SampledGroup
 
 TEACHING = ("contrast", "failure analysis", "no ground truth")
@@ -115,11 +115,6 @@ class Update:
 def rollouts_of(groups: Sequence[SampledGroup]) -> list[Rollout]:
     """All rollouts of these groups."""
     return [rollout for sampled in groups for rollout in sampled.group.all_rollouts]
-
-
-def is_cut(rollout: Rollout) -> bool:
-    """Whether a limit has cut the rollout."""
-    return rollout.failure is not None and rollout.failure.kind is FailureKind.BUDGET
 
 
 def record_of(update: Update, proposed: Applied, changes: tuple[Change, ...]) -> UpdateRecord:

@@ -143,6 +143,19 @@ class SampledGroup:
         """As `unaided`, with the scores of the metric."""
         return self._unaided(self.measured or self.group)
 
+    def with_more(
+        self, rollouts: Sequence[Rollout], additions: Sequence[Additions]
+    ) -> "SampledGroup":
+        """The group with further rollouts, and their additions."""
+
+        def joined(group: Group) -> Group:
+            every = (*group.all_rollouts, *rollouts)
+            return replace(group, rollouts=(*group.rollouts, *rollouts), all_rollouts=every)
+
+        measured = self.measured and joined(self.measured)
+        more = (*self.additions, *additions)
+        return replace(self, group=joined(self.group), additions=more, measured=measured)
+
     def _unaided(self, group: Group) -> Group:
         if not any(aids := self.aids):
             return group

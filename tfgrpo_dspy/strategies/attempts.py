@@ -22,7 +22,8 @@ PENALTY = 10.0
 """Factor of the distance by which a rollout misses a bound, in standard deviations."""
 MEAN_STRENGTH = 2 / 3  # of 4 * level * (1 - level), over all levels from 0 to 1
 Numbers = Mapping[str, Annotated[float, Field(allow_inf_nan=False, ge=-1e150, le=1e150)]]
-Steps = Callable[[Rollout], Sequence[Hashable]]
+OfRollout = Annotated[Callable[[Rollout], float], base.NOT_ASYNC]
+Steps = Annotated[Callable[[Rollout], Sequence[Hashable]], base.NOT_ASYNC]
 TIERS = ("concept", "plan", "step")
 LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 """A letter or digit of a script that sets spaces between words."""
@@ -55,12 +56,9 @@ class WriteHints(dspy.Signature):
 class TieredHints(base.Strategy):
     """Tries a failing example with a concept, then a plan, then a concrete step, until it succeeds.
 
-    The reflection LM writes the hints from the label and the feedback. The hinted success against
-    the failures without a hint is the contrast that lessons are drawn from. No score with a hint
-    counts for any experience. A hint with the example's label in it is not given, and a lesson from
-    a hinted group with that label is dropped, unless other training examples have the same label.
-
-    **Source.** Scaf-GRPO (arXiv 2510.19807).
+    The reflection LM writes the hints from the label and the feedback; a hint with the example's
+    label in it is not given, and a lesson with it is dropped, unless other examples have the same
+    label. No score with a hint counts for any experience. Source: Scaf-GRPO (arXiv 2510.19807).
 
     Args:
         after: how many of the latest groups of the example must have failed, at least 0.
@@ -69,7 +67,6 @@ class TieredHints(base.Strategy):
     after: base.Least0 = 1
 
     def rescue(self, context: base.GroupContext, ask: base.Ask) -> Sequence[base.Attempt]:
-        """The next hint, if the group still fails."""
         earlier, failed = context.earlier, context.sampled.unaided.rollouts
         latest = earlier[len(earlier) - self.after :]
         is_stuck = len(earlier) >= self.after and all(map(context.has_failed, latest))
@@ -81,31 +78,24 @@ class TieredHints(base.Strategy):
         answer = ask(
             WriteHints,
             example=context.example.text,
-            expected=fields_text(labels) if context.shows_labels and labels else UNKNOWN,
+            expected=(context.shows_labels and fields_text(labels)) or UNKNOWN,
             attempt=f"{fields_text(failed[0].outputs)}\n{failed[0].words}".strip() or "(no answer)",
         )
-        tried = {one.hint for one in context.sampled.additions}
+        tried = {"", *(additions.hint for additions in context.sampled.additions)}
         hints = (as_input(" ".join(str(answer.get(tier, "")).split())) for tier in TIERS)
-        left = (hint for hint in hints if hint and hint not in tried)
-        usable = (hint for hint in left if not gives_away(hint, labels))
+        usable = (hint for hint in hints if hint not in tried and not gives_away(hint, labels))
         return [base.Attempt(hint=hint) for hint in usable][:1]
 
     def propose(self, context: base.UpdateContext, ask: base.Ask) -> base.Proposed:
-        """The lessons, and their reasons, that do not give away the label of a hinted example."""
         hinted = {e.group.example for e in context.groups if any(g.hint for g in e.additions)}
-        n_having = Counter(
-            label
-            for i in context.training
-            if hinted
-            for label in context.examples[i].labels.items()
-        )
-        kept = []
+        every = [context.examples[i].labels.items() for i in context.training if hinted]
+        n_having, kept = Counter(itertools.chain(*every)), []
         for lesson in context.lessons:
-            examples = [context.examples[e.example] for e in lesson.evidence if e.example in hinted]
-            labels = [dict(one for one in example.labels.items() if n_having[one] == 1)
-                      for example in examples]  # fmt: skip
-            if not any(gives_away(lesson.text, each) for each in labels):
-                tells = any(gives_away(lesson.reason, each) for each in labels)
+            sources = {evidence.example for evidence in lesson.evidence} & hinted
+            labels = [label for i in sources for label in context.examples[i].labels.items()]
+            telling = [{name: text} for name, text in labels if n_having[name, text] == 1]
+            if not any(gives_away(lesson.text, label) for label in telling):
+                tells = any(gives_away(lesson.reason, label) for label in telling)
                 kept.append(replace(lesson, reason="") if tells else lesson)
         return base.Proposed(tuple(kept))
 
@@ -134,8 +124,6 @@ class TeacherRollouts(base.Strategy):
     The reflection LM compares them with the student's, and writes lessons for the student. No score
     of the teacher counts for any experience.
 
-    **Source.** None.
-
     Args:
         teacher: a program, which runs in place of the student, or an LM, on which the student runs.
         share: how many rollouts the teacher adds, as a share of the student's in the group, .01
@@ -146,10 +134,10 @@ class TeacherRollouts(base.Strategy):
     share: Annotated[float, Field(ge=0.01, le=1)] = 0.5
 
     def rescue(self, context: base.GroupContext, ask: base.Ask) -> Sequence[base.Attempt]:
-        """The teacher's rollouts, once."""
-        if not context.fails or any(each.teacher is not None for each in context.sampled.additions):
+        every = context.sampled.additions
+        if not context.fails or any(additions.teacher is not None for additions in every):
             return ()
-        n_student = sum(not each.aid for each in context.sampled.additions)
+        n_student = sum(not additions.aid for additions in every)
         return [base.Attempt(teacher=self.teacher)] * max(1, int(self.share * n_student))
 
 
@@ -162,10 +150,7 @@ class ClippedDiversity(base.Strategy):
     entropy compared with that of the rollouts with the same score, where all have one (ask for it
     with `dspy.LM(..., logprobs=True)`): at most `clip` times the distance to the next score of the
     group, so a worse rollout never reaches a better one. Student and result are compared by the
-    score.
-
-    **Source.** EGPO, for function calling (arXiv 2508.05118).
-    **When to use.** The usual way is wrong on many inputs, and the metric is strict and silent.
+    score. Source: EGPO (arXiv 2508.05118).
 
     Args:
         clip: the largest change, as a share of the distance to the nearest other score of the
@@ -181,7 +166,6 @@ class ClippedDiversity(base.Strategy):
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
 
     def rescue(self, context: base.GroupContext, ask: base.Ask) -> Sequence[base.Attempt]:
-        """Attempts that must differ from those that agree and fail; once."""
         rollouts, additions = context.sampled.unaided.rollouts, context.sampled.additions
         agree = len({rollout.answer for rollout in rollouts}) == 1 and rollouts[0].answer
         is_done = any(one.aid for one in additions) or not self.explore
@@ -193,7 +177,6 @@ class ClippedDiversity(base.Strategy):
         return [base.Attempt(hint=hint, temperature=self.temperature)] * n
 
     def reward(self, scored: base.Scored) -> Sequence[float]:
-        """The scores, changed by less than what sets them apart from others of the group."""
         scores = [rollout.score or 0.0 for rollout in scored.rollouts]
         rewards, groups = list(scores), dict[int, list[int]]()
         for place, rollout in enumerate(scored.rollouts if scored.is_training else ()):
@@ -227,9 +210,8 @@ class Objectives(base.Strategy):
     divided by its standard deviation in the first batch (by 1 where it is the same throughout).
     Weights say what is learned; bounds say what may win: in the final choice, what a rollout lacks
     to a bound counts ten times. A rollout that lacks an objective has no score. All scores of the
-    results are these rewards; `finalists` have the means of the objectives.
-
-    **Source.** Multi-reward GRPO (arXiv 2511.06023), bootstrapped mixed rewards (arXiv 2512.04277).
+    results are these rewards; `finalists` have the means of the objectives. Sources: multi-reward
+    GRPO (arXiv 2511.06023), bootstrapped mixed rewards (arXiv 2512.04277).
 
     Args:
         weights: by name, 0 or more; of each objective, more is better. "score" is the metric's.
@@ -242,12 +224,9 @@ class Objectives(base.Strategy):
         such_that(lambda weights: any(weights.values()), "pass a weight that is not 0"),
     ]
     never_below: Numbers = field(default_factory=dict)
-    computed: Mapping[str, Annotated[Callable[[Rollout], float], base.NOT_ASYNC]] = field(
-        default_factory=dict
-    )
+    computed: Mapping[str, OfRollout] = field(default_factory=dict)
 
     def reward(self, scored: base.Scored) -> Sequence[float | None]:
-        """The weighted mean of the scaled objectives, less what is lacking to the bounds."""
         names = dict.fromkeys([*self.weights, *self.never_below])
         scale: dict[str, float] = {}
         for name in names:
@@ -277,11 +256,6 @@ class Objectives(base.Strategy):
         return (rollout.score or 0.0) if name == "score" else rollout.objectives.get(name)
 
 
-def step_names(rollout: Rollout) -> list[str]:
-    """The names of the predictors and tools that were called, in order."""
-    return [step.name for step in rollout.steps]
-
-
 @base.strategy
 class StepOrder(base.Strategy):
     """Adds the rank correlation of a rollout's steps with a reference order to its score.
@@ -289,8 +263,7 @@ class StepOrder(base.Strategy):
     `order(rollout)` is Kendall's tau (-1 to 1) of the steps that both have, by their first
     occurrence; 0.0 where they share fewer than two. `Objectives` mixes it in; for more objectives,
     pass `computed={"order": StepOrder(reference).order}` to your own.
-
-    **Source.** Bootstrapped mixed rewards: canonical action order (arXiv 2512.04277).
+    Source: bootstrapped mixed rewards (arXiv 2512.04277).
 
     Args:
         reference: the right order of steps, as a function of the rollout.
@@ -298,21 +271,18 @@ class StepOrder(base.Strategy):
         weight: of the order, beside 1 for the score; 0 to 10.
     """
 
-    reference: Annotated[Steps, base.NOT_ASYNC]
-    steps: Annotated[Steps, base.NOT_ASYNC] = step_names
+    reference: Steps
+    steps: Steps = lambda rollout: [step.name for step in rollout.steps]
     weight: Annotated[float, Field(ge=0, le=10)] = 0.3
 
     def order(self, rollout: Rollout) -> float:
-        """Kendall's tau of the steps that both orders have (`scipy.stats` is slow to import)."""
         taken = {step: place for place, step in reversed([*enumerate(self.steps(rollout))])}
         wanted = [step for step in dict.fromkeys(self.reference(rollout)) if step in taken]
-        if len(wanted) < 2:
-            return 0.0
         pairs = itertools.combinations([taken[step] for step in wanted], 2)
-        return statistics.fmean(1.0 if first < second else -1.0 for first, second in pairs)
+        signs = [1.0 if first < second else -1.0 for first, second in pairs]
+        return statistics.fmean(signs or [0.0])
 
     def reward(self, scored: base.Scored) -> Sequence[float | None]:
-        """The scaled score with its share of the scaled order."""
         mixed = Objectives({"score": 1.0, "order": self.weight}, computed={"order": self.order})
         return mixed.reward(scored)
 
@@ -326,8 +296,7 @@ class GlobalConstraint(base.Strategy):
     intermediate levels. `spread` is the standard deviation of the scores of the first batch (1
     where they are all the same). At the end, student and result are compared by
     `score + weight * spread * 2/3 * quantity`, with the mean strength over all levels.
-
-    **Source.** GRPO-GCC (arXiv 2510.08607).
+    Source: GRPO-GCC (arXiv 2510.08607).
 
     Args:
         quantity: what a rollout contributes, from 0 to 1; a function of a rollout alone, such as
@@ -336,11 +305,10 @@ class GlobalConstraint(base.Strategy):
             100.
     """
 
-    quantity: Annotated[Callable[[Rollout], float], base.NOT_ASYNC]
+    quantity: OfRollout
     weight: base.Magnitude = 1.0
 
     def reward(self, scored: base.Scored) -> Sequence[float]:
-        """The scores, and what the contributions are worth."""
         contributed = [float(self.quantity(rollout)) for rollout in scored.rollouts]
         for quantity in contributed:
             if not 0 <= quantity <= 1:

@@ -34,29 +34,25 @@ class Auto(base.Strategy):
     """`TieredHints` where the first groups fail in silence; `Objectives` where scales differ."""
 
     def rescue(self, context: base.GroupContext, ask: base.Ask) -> Sequence[base.Attempt]:
-        """Hints, if they are needed."""
         is_needed = context.shows_labels and needs_hints(context.past)
         return HINTS.rescue(context, ask) if is_needed else ()
 
     def propose(self, context: base.UpdateContext, ask: base.Ask) -> base.Proposed:
-        """The lessons, without those that give away what a hint was written from."""
         return HINTS.propose(context, ask)
 
     def reward(self, scored: base.Scored) -> Sequence[float | None]:
-        """The scores; or the mean of the scaled objectives, as the first batch decides."""
         spreads = unlike_spreads(scored.first)
-        if not spreads:
-            return super().reward(scored)
-        return Objectives(dict.fromkeys(spreads, 1.0)).reward(scored)
+        mixed = Objectives(dict.fromkeys(spreads, 1.0)) if spreads else base.Strategy()
+        return mixed.reward(scored)
 
 
 def needs_hints(past: Sequence[SampledGroup]) -> bool:
     """True if most of the first groups failed throughout, and nobody said why."""
-    return len(past) >= GROUPS and len(silent_failures(past)) >= FAILING
+    return len(past) >= GROUPS and n_silent(past) >= FAILING
 
 
-def silent_failures(past: Sequence[SampledGroup]) -> list[int]:
-    """The examples of the first groups that had no contrast, no feedback, and not the best score.
+def n_silent(past: Sequence[SampledGroup]) -> int:
+    """How many of the first groups had no contrast, no feedback, and not the best score.
 
     Where they had one score only, it is a failure if it is 0 or less.
     """
@@ -66,7 +62,7 @@ def silent_failures(past: Sequence[SampledGroup]) -> list[int]:
     if scores.is_flat:
         best = math.inf if scores.highest <= 0 else -math.inf
     silent = (g for g in groups if g.scores and not (g.has_contrast or g.has_feedback))
-    return [group.example for group in silent if max(group.scores) < best]
+    return sum(max(group.scores) < best for group in silent)
 
 
 def unlike_spreads(first: Sequence[Rollout]) -> dict[str, float]:
@@ -96,10 +92,9 @@ def seen(
     past: Sequence[SampledGroup], first: Sequence[Rollout], shows_labels: bool
 ) -> Iterator[str]:
     """Sentences on what `Auto` saw in these groups and the first batch, and switched on for it."""
-    n_failing, n = len(silent_failures(past)), min(len(past), GROUPS)
-    is_on = needs_hints(past) and shows_labels
-    what = "TieredHints is on" if is_on else "no hints"
-    yield f"auto: {what}: {n_failing} of the first {n} groups failed throughout, without a word"
+    what = "TieredHints is on" if needs_hints(past) and shows_labels else "no hints"
+    n_failing = f"{n_silent(past)} of the first {min(len(past), GROUPS)} groups"
+    yield f"auto: {what}: {n_failing} failed throughout, without a word"
     if spreads := unlike_spreads(first):
         by_name = ", ".join(f"{name} {spread:.3g}" for name, spread in spreads.items())
         yield f"auto: Objectives is on: the objectives' standard deviations are unlike ({by_name})"

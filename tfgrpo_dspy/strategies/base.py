@@ -16,7 +16,7 @@ from tfgrpo_dspy.errors import SettingsError, checked, such_that
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation
 from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.reflection.texts import as_input
+from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
 from tfgrpo_dspy.rollout import NO_SCORES, Group, Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
@@ -98,6 +98,10 @@ class RunContext:
     training: tuple[int, ...]  # the positions of the examples that are trained on
     examples: Sequence[Example]  # all of the training set with their texts, by position
     shows_labels: bool = True  # whether the reflection LM may be shown labels
+
+    def shown_labels(self, example: Example) -> str:
+        """The labels as the reflection LM may be shown them; "(not known)" where there are none."""
+        return (self.shows_labels and example.labels_text) or UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)

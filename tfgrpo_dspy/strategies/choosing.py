@@ -20,7 +20,7 @@ from tfgrpo_dspy.rollout import NO_SCORES
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.strategies import base
 
-Domain = str | Callable[[Any], Any]
+Domain = Annotated[str | Callable[[Any], Any], base.NOT_ASYNC]
 """The domain of an example: the name of one of its fields, or a function of the example."""
 LATEST, ENOUGH, MORE, OFTEN = 60, 8, 0.05, 1 / 4
 """Choosing stops if, in the latest 60 groups with at least 8 in both halves, the chosen half does
@@ -39,7 +39,6 @@ class Choosing(base.Strategy):
     often = OFTEN
 
     def choose(self, plan: base.BatchPlan) -> Mapping[int, int]:
-        """The first half of the usual batch, and examples that are drawn by their weights."""
         usual = list(plan.sizes)[: math.ceil(len(plan.sizes) / 2)]
         weights = self.weights(plan)
         if not plan.past or self._is_in_vain(plan.past):
@@ -55,7 +54,7 @@ class Choosing(base.Strategy):
 
     def weights(self, plan: base.BatchPlan) -> Mapping[int, float]:
         """The weight of each example: how much more often it is drawn than another."""
-        return dict.fromkeys(plan.training, 1.0)
+        raise NotImplementedError
 
     def sizes(self, plan: base.BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
         """The number of rollouts of each of these."""
@@ -86,15 +85,15 @@ class PassRate:
     failures: float = 1.0
 
     @property
-    def mean(self) -> float:
-        """The expected chance."""
-        return self.successes / (self.successes + self.failures)
-
-    @property
     def variance_of_a_rollout(self) -> float:
         """The expectation of p (1 - p): 1/6 where nothing is known, and less at both ends."""
         a, b = self.successes, self.failures
         return a * b / ((a + b) * (a + b + 1))
+
+    @property
+    def square_of_failing(self) -> float:
+        """The expectation of (1 - p)^2."""
+        return self.failures / (self.successes + self.failures) - self.variance_of_a_rollout
 
     def after(self, shares: Sequence[float], weight: float = 1.0) -> "PassRate":
         """The distribution after rollouts that had these shares of a success."""
@@ -163,9 +162,7 @@ class LearningFrontier(Choosing):
     failures come with feedback, also that of (1 - p)^2. From the third group on that taught, it is
     divided by their number. With `most`, those drawn have rollouts in proportion to the spread of
     their scores, the root of the expectation of p (1 - p).
-
-    **Source.** AceGRPO (arXiv 2602.07906); `most`: CurES (arXiv 2510.01037).
-    **When to use.** Many examples always succeed, or always fail, without feedback in words.
+    Sources: AceGRPO (arXiv 2602.07906); `most`: CurES (arXiv 2510.01037).
 
     Args:
         memory: how much a group counts, beside a group one epoch (of usual size) later; 0 to 1.
@@ -176,7 +173,6 @@ class LearningFrontier(Choosing):
     most: base.Least2 | None = None
 
     def weights(self, plan: base.BatchPlan) -> Mapping[int, float]:
-        """The learnability of each example; what `LESSONS` groups have taught, stays so."""
         rates = self._rates(plan)
         failing = [s.unaided for s in plan.past if not s.unaided.has_contrast]
         has_words = any(group.has_feedback and not group.is_at_best({}) for group in failing)
@@ -184,13 +180,11 @@ class LearningFrontier(Choosing):
         worth = {}
         for example in plan.training:
             rate, n_more = rates[example], max(0, taught[example] - LESSONS)
-            of_failing = 1 - rate.mean - rate.variance_of_a_rollout  # expectation of (1 - p)^2
-            learnable = rate.variance_of_a_rollout + has_words * of_failing
+            learnable = rate.variance_of_a_rollout + has_words * rate.square_of_failing
             worth[example] = learnable**2 / (1 + n_more)
         return worth
 
     def sizes(self, plan: base.BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
-        """The usual group size for the first half; sizes by the spread for the drawn examples."""
         if self.most is None:
             return super().sizes(plan, chosen)
         half, left = math.ceil(len(plan.sizes) / 2), sum(plan.sizes.values())
@@ -221,9 +215,7 @@ class DomainBandit(Choosing):
     advantage of its latest groups (0 in a group without contrast, about 1 in others), n_d the
     number of its groups, n that of all. Domains have chances proportional to exp(bound /
     temperature); in a domain, the examples that came least often come first.
-
-    **Source.** DUMP (arXiv 2504.09710).
-    **When to use.** Examples come from known domains, of which some are too easy or too hard.
+    Source: DUMP (arXiv 2504.09710).
 
     Args:
         domain: the name of the field, or the function of an example, that gives its domain.
@@ -232,13 +224,12 @@ class DomainBandit(Choosing):
         temperature: .01 to 100; the lower, the more the best domain gets.
     """
 
-    domain: Annotated[Domain, base.NOT_ASYNC]
+    domain: Domain
     exploration: Annotated[float, Field(ge=0, le=100)] = 0.5
     window: base.Least1 = 12
     temperature: base.Magnitude = 0.1
 
     def weights(self, plan: base.BatchPlan) -> Mapping[int, float]:
-        """The chance of its domain, shared among the examples that came least often."""
         domain_of = _domains(plan, self.domain)
         taught: defaultdict[Hashable, list[float]] = defaultdict(list)
         times = Counter([*plan.under_way, *(sampled.group.example for sampled in plan.past)])
@@ -272,9 +263,7 @@ class HardSampleWeights(Choosing):
     the examples of the highest losses, compared with their domain (or with all examples), are set
     aside as noise, of those that had two groups or more. The weights maximise the weighted loss
     less `temperature` times the Kullback-Leibler divergence from equal weights of the domains.
-
-    **Source.** Instance-reweighted distributionally robust optimization (arXiv 2402.14270).
-    **When to use.** The worst domain counts, and has fewer examples than others.
+    Source: instance-reweighted distributionally robust optimization (arXiv 2402.14270).
 
     Args:
         domain: as for `DomainBandit`; None: every example is its own.
@@ -284,13 +273,12 @@ class HardSampleWeights(Choosing):
     """
 
     often = math.inf  # it looks for what scores low, not for what teaches
-    domain: Annotated[Domain | None, base.NOT_ASYNC] = None
+    domain: Domain | None = None
     temperature: Annotated[float, Field(ge=0.01, le=1000)] = 0.3
     window: base.Least1 = 6
     noise: Annotated[float, Field(ge=0, le=0.5)] = 0.1
 
     def weights(self, plan: base.BatchPlan) -> Mapping[int, float]:
-        """exp(loss / temperature) of each example that is not set aside."""
         domain_of = _domains(plan, self.domain)
         scores: defaultdict[Hashable, list[float]] = defaultdict(list)
         of_example: defaultdict[int, list[float]] = defaultdict(list)

@@ -12,7 +12,7 @@ import dspy
 from tfgrpo_dspy.experience import Add, Experience, ExperienceLibrary, Modify
 from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, sources_of
 from tfgrpo_dspy.reflection.reading import read_lessons
-from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES, UNKNOWN, by_example
+from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES, by_example
 from tfgrpo_dspy.rollout import REASONING, Rollout
 from tfgrpo_dspy.strategies import base
 from tfgrpo_dspy.text import normalized, shortened
@@ -40,12 +40,10 @@ class ConflictAware(base.Strategy):
     conflict: a step (a call of a predictor or tool with the same outputs) or, in the reasoning and
     in programs of one step, a sentence. The reflection LM reads that they did not make the
     difference; what the good attempts alone have may still be praised.
-
-    **Source.** GTPO (arXiv 2508.03772).
+    Source: GTPO (arXiv 2508.03772).
     """
 
     def show(self, context: base.GroupContext, ask: base.Ask) -> base.Shown:
-        """All attempts, and what good and bad ones share."""
         rollouts = context.group.rollouts
         if not context.group.has_contrast:
             return base.Shown(rollouts)
@@ -72,10 +70,6 @@ def _parts(rollout: Rollout) -> dict[str, str]:
             sentences = fields.get(name, "").replace("\n", ". ").split(". ")
             by_form |= {normalized(one): one for one in sentences if one.strip()}
     return by_form
-
-
-def _effect(experience: Experience) -> float:
-    return experience.effect.estimate if experience.effect else 0.0
 
 
 def _lines(experiences: Iterable[Experience]) -> str:
@@ -115,9 +109,7 @@ class Induction(base.Strategy):
     since, what went or was worded otherwise, and the measured effects. It proposes lines that go
     further that way: a rule behind several of them, a better text of one. The gate judges these
     like any other candidate. It is asked again as long as one of the latest candidates is there and
-    has a positive effect.
-
-    **Source.** None; better = now + (now - before), in words, is ExPO (arXiv 2404.16792).
+    has a positive effect. Better = now + (now - before), in words, is ExPO (arXiv 2404.16792).
 
     Args:
         every: how many updates lie between two questions, at least 1.
@@ -128,13 +120,13 @@ class Induction(base.Strategy):
     most: base.Least1 = 3
 
     def propose(self, context: base.UpdateContext, ask: base.Ask) -> base.Proposed:
-        """Rules behind the experiences that stayed; asked for after each `every` updates."""
         operations: tuple[Add | Modify, ...] = ()
         is_asked = context.update and not context.update % self.every
         for update in range(self.every, context.update + 1, self.every) if is_asked else ():
             libraries = context.libraries[: update + 1]
             texts = {operation.text for operation in operations}
-            if texts and not any(_effect(e) > 0 for e in libraries[-1] if e.text in texts):
+            effects = [e.effect for e in libraries[-1] if e.text in texts]
+            if texts and not any(effect and effect.estimate > 0 for effect in effects):
                 return base.Proposed(context.lessons)
             operations = self._rules(libraries, context.predictors, ask)  # remembers its answers
         return base.Proposed(context.lessons, operations)
@@ -189,11 +181,8 @@ class AttributionPrior(base.Strategy):
     """Learns from the reflection LM what matters in the inputs, without a rollout.
 
     One question shows it the program and a few examples. What it says decides the answer is told
-    it again whenever it writes lessons.
-
-    **Source.** Large Language Models as Attribution Regularizers for Efficient Model Training
-    (arXiv 2502.20268).
-    **When to use.** With few examples, where much agrees with the labels by accident.
+    it again whenever it writes lessons: for few examples, where much agrees with the labels by
+    accident. Source: attribution regularizers (arXiv 2502.20268).
 
     Args:
         n_examples: how many training examples the question shows, at least 1.
@@ -202,18 +191,12 @@ class AttributionPrior(base.Strategy):
     n_examples: base.Least1 = 6
 
     def show(self, context: base.GroupContext, ask: base.Ask) -> base.Shown:
-        """All rollouts, with a note on what matters."""
-        matters = self._matters(context, ask)
-        return base.Shown(context.group.rollouts, f"{MATTERS}{matters}" if matters else "")
-
-    def _matters(self, context: base.RunContext, ask: base.Ask) -> str:
-        """The answer to the one question, which is always the same; "" where it says nothing."""
         n, parts = min(self.n_examples, len(context.training)), []
         for position in random.Random("attribution").sample(sorted(context.training), n):
             example = context.examples[position]
-            labels = example.labels_text if context.shows_labels else ""
-            texts = (example.text, "Labels:", labels or UNKNOWN)
+            texts = (example.text, "Labels:", context.shown_labels(example))
             parts.append("\n".join(shortened(text, FIELD_BYTES) for text in texts))
-        answer = ask(SayWhatMatters, examples=by_example(parts))
+        answer = ask(SayWhatMatters, examples=by_example(parts))  # always the same question
         matters = shortened(answer.get("matters", ""), FIELD_BYTES)
-        return matters if read_lessons(matters) else ""
+        note = f"{MATTERS}{matters}" if read_lessons(matters) else ""
+        return base.Shown(context.group.rollouts, note)

@@ -9,10 +9,10 @@ import math
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import dspy
 import numpy as np
@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 from scipy.special import betaln, expit, log_expit
 
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.reflection.texts import UNKNOWN, clip
+from tfgrpo_dspy.reflection.texts import clip
 from tfgrpo_dspy.rollout import MIN_CONTRAST, Group, Rollout, fields_text, trajectory_text
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import decision
@@ -50,22 +50,28 @@ def states(rollout: Rollout) -> list[int]:
     return [0, *ends, *([len(steps)] if steps else [])]
 
 
+def in_states(rollout: Rollout, values: Iterable[float | None]) -> list[float | None]:
+    """The values of the states, as `Credit` has them: None after steps that end no turn."""
+    by_state = dict(zip(states(rollout), values, strict=False))
+    return [by_state.get(n) for n in range(len(rollout.values))]
+
+
 def tree_values(rollouts: Sequence[Rollout]) -> dict[int, list[float | None]]:
     """By rollout id, for each state the mean score of the rollouts that were in it.
 
-    So rollouts have the same values along a common beginning. Steps that end no turn have None.
+    So rollouts have the same values along a common beginning.
     """
     calls = [[(s.kind, s.name, dict(s.outputs), s.error) for s in r.steps] for r in rollouts]
-    by_rollout = {}
-    for rollout, mine in zip(rollouts, calls, strict=True):
-        values: list[float | None] = [None] * len(rollout.values)
-        for state in states(rollout):
-            pairs = zip(rollouts, calls, strict=True)
-            values[state] = fmean(
-                r.score or 0.0 for r, theirs in pairs if theirs[:state] == mine[:state]
-            )
-        by_rollout[rollout.rollout_id] = values
-    return by_rollout
+    scores = [rollout.score or 0.0 for rollout in rollouts]
+
+    def value(mine: Sequence[Any]) -> float:
+        pairs = zip(scores, calls, strict=True)
+        return fmean(score for score, theirs in pairs if theirs[: len(mine)] == mine)
+
+    return {
+        rollout.rollout_id: in_states(rollout, [value(mine[:n]) for n in states(rollout)])
+        for rollout, mine in zip(rollouts, calls, strict=True)
+    }
 
 
 def by_unlikeness(group: Group) -> list[Rollout]:
@@ -86,8 +92,7 @@ def _attempt(rollout: Rollout, max_tokens: int) -> str:
     return clip(text, max_tokens)
 
 
-@dataclass(frozen=True)
-class StateValues:
+class StateValues(NamedTuple):
     """The values of the states of a rollout, and of each turn the probability that it decided.
 
     Either one of its turns was decisive, all with the same probability, or none was. If one was,
@@ -133,8 +138,7 @@ def _beta(scores: Any, chosen: Any, prior: Array) -> tuple[Array, Array]:
 
 
 def _entropy(chance: Array) -> Array:
-    entropy: Array = -chance * np.log(chance) - (1 - chance) * np.log(1 - chance)
-    return entropy
+    return np.asarray(-chance * np.log(chance) - (1 - chance) * np.log(1 - chance))
 
 
 @base.strategy
@@ -149,8 +153,7 @@ class MonteCarloCredit(base.Strategy):
     With `tasks`, where all rollouts of a group fail alike, so many go on from one of its states. It
     is drawn in proportion to the square of its learnability: the expectation of p (1 - p), where p
     is the chance to score more from there, by earlier ones of this example.
-
-    **Source.** VinePPO (arXiv 2410.01679); `tasks`: AceGRPO (arXiv 2602.07906).
+    Sources: VinePPO (arXiv 2410.01679); `tasks`: AceGRPO (arXiv 2602.07906).
 
     Args:
         calls: LM calls for a group, as a multiple of what its rollouts have taken; .1 to 10.
@@ -161,7 +164,6 @@ class MonteCarloCredit(base.Strategy):
     tasks: base.Least0 = 0
 
     def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
-        """The values of the steps of one rollout, and one beside it from the decisive state."""
         group = context.sampled.unaided
         if not group.has_contrast:
             return self._task(context, play) if self.tasks and context.fails else base.Credit({})
@@ -172,12 +174,10 @@ class MonteCarloCredit(base.Strategy):
         costs = {
             end: sum(step.kind == "predictor" for step in rollout.steps[end:]) for end in ends
         }  # about how many LM calls a rollout takes that goes on from there
-        played: dict[int, Sequence[Rollout]] = {}
-        n_asked: Counter[int] = Counter()
+        played, n_asked = dict[int, Sequence[Rollout]](), Counter[int]()
         while True:
-            values = StateValues.of(
-                rollout, [*others, *itertools.chain(*played.values())], low, high
-            )
+            every = [*others, *itertools.chain(*played.values())]
+            values = StateValues.of(rollout, every, low, high)
             worth = {
                 end: nats / costs[end] ** THRIFT
                 for end, nats in zip(ends, values.information, strict=True)
@@ -186,16 +186,15 @@ class MonteCarloCredit(base.Strategy):
             if not worth or max(values.chances) >= SURE:
                 break
             state = max(worth, key=lambda end: worth[end])
-            n_asked[state] += 1
             left -= costs[state]
+            n_asked[state] += 1
             played[state] = play(rollout, state, n_asked[state])
         falls = [abs(after - before) for before, after in itertools.pairwise(values.means)]
         before = ends[falls.index(max(falls))] if falls else 0
         gaps = [(abs((r.score or 0.0) - (rollout.score or 0.0)), r) for r in played.get(before, ())]
         gap, beside = max(gaps, key=lambda pair: pair[0], default=(0.0, rollout))
-        by_end = dict(zip(ends, values.means, strict=True))
-        of_steps = [by_end.get(n) for n in range(len(rollout.values))]
-        return base.Credit({rollout.rollout_id: of_steps}, (beside,) if gap > MIN_CONTRAST else ())
+        of_steps = {rollout.rollout_id: in_states(rollout, values.means)}
+        return base.Credit(of_steps, (beside,) if gap > MIN_CONTRAST else ())
 
     def _task(self, context: base.GroupContext, play: base.Play) -> base.Credit:
         """Rollouts that go on from a state of the group, and the values if one of them differs."""
@@ -225,8 +224,7 @@ class InformationGain(base.Strategy):
     outputs at once; the value is the expected score of these answers: their mean; with
     log-probabilities (`dspy.LM(..., logprobs=True)`), each distinct answer counts with exp(mean
     log-probability of its tokens), and the rest with that mean. Nothing is replayed.
-
-    **Source.** IGPO (arXiv 2510.14967).
+    Source: IGPO (arXiv 2510.14967).
 
     Args:
         samples: answers in each state, at least 1; one is enough with log-probabilities.
@@ -237,7 +235,6 @@ class InformationGain(base.Strategy):
     calls: base.Multiple = 1.0
 
     def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
-        """The values of the turns of the rollouts; at the end a value is the score."""
         group, values_of = context.sampled.unaided, dict[int, list[float | None]]()
         left = self.calls * sum(rollout.usage.n_answers for rollout in group.all_rollouts)
         for rollout in by_unlikeness(group) if group.has_contrast or context.fails else ():
@@ -245,12 +242,9 @@ class InformationGain(base.Strategy):
             left -= self.samples * len(before_end)
             if values_of and left < 0:
                 break
-            values: list[float | None] = [None] * len(rollout.values)
-            for state in before_end:
-                answers = play(rollout, state, self.samples, answers_now=True)
-                values[state] = expected_score(answers) if answers else None
-            values[-1] = rollout.score
-            values_of[rollout.rollout_id] = values
+            answers = [play(rollout, n, self.samples, answers_now=True) for n in before_end]
+            expected = [expected_score(of_state) if of_state else None for of_state in answers]
+            values_of[rollout.rollout_id] = in_states(rollout, [*expected, rollout.score])
         return base.Credit(values_of)
 
 
@@ -288,8 +282,7 @@ class ImplicitStepRewards(base.Strategy):
     the difference of the sums of the rewards of their steps (predictor, decision, place), which
     logistic regression fits to the pairs of this group and of earlier ones. The value of a state is
     the probability that a rollout so far is preferred to the average one of its group.
-
-    **Source.** iStar (arXiv 2509.19199).
+    Source: iStar (arXiv 2509.19199).
 
     Args:
         pairs: how many pairs of a group are compared, at least 1.
@@ -300,7 +293,6 @@ class ImplicitStepRewards(base.Strategy):
     groups: base.Least0 = 20
 
     def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
-        """The value of each turn of each rollout that was compared."""
         past = context.past[len(context.past) - self.groups :] if self.groups else ()
         rows: list[tuple[Rollout, Rollout]] = []
         for sampled in (*past, context.sampled):
@@ -314,19 +306,15 @@ class ImplicitStepRewards(base.Strategy):
         group = context.sampled.unaided.rollouts
         if not rows or len(group) < 2:
             return base.Credit({})
-        rewards = fitted_rewards(rows)
-        sums = {
-            rollout.rollout_id: np.cumsum(
-                [0.0]
-                + [sum(rewards.get(n, 0.0) for n in of_step) for of_step in _features(rollout)]
-            )
+        rewards, sums = fitted_rewards(rows), dict[int, Array]()
+        for rollout in group:
+            of_steps = [sum(rewards.get(n, 0.0) for n in names) for names in _features(rollout)]
+            sums[rollout.rollout_id] = np.cumsum([0.0, *of_steps])[states(rollout)]
+        usual = fmean(of_states[-1] for of_states in sums.values())
+        values = {
+            rollout.rollout_id: in_states(rollout, expit(sums[rollout.rollout_id] - usual).tolist())
             for rollout in group
         }
-        usual, values = fmean(each[-1] for each in sums.values()), {}
-        for rollout in group:
-            ends, worth = {*states(rollout)}, expit(sums[rollout.rollout_id] - usual)
-            of_steps = [float(x) if n in ends else None for n, x in enumerate(worth)]
-            values[rollout.rollout_id] = of_steps
         return base.Credit(values, measure="chance of being preferred")
 
     def _pairs(self, group: Group) -> list[tuple[Rollout, Rollout]]:
@@ -353,7 +341,7 @@ def fitted_rewards(rows: Sequence[tuple[Rollout, Rollout]]) -> dict[object, floa
         return float(value), -design.T @ expit(-margins) + RIDGE * x
 
     fitted = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B").x
-    return {name: float(x) for name, x in zip(names, fitted, strict=True)}
+    return dict(zip(names, fitted.tolist(), strict=True))
 
 
 def _features(rollout: Rollout) -> list[list[object]]:
@@ -396,23 +384,19 @@ class TeacherMarks(base.Strategy):
 
     One question for each group that differs or fails shows it all attempts. The mark after a turn,
     as a share of ten, is the value of that state: the lesson writer reads where it fell. So groups
-    that fail throughout teach, too.
-
-    **Source.** CoDistill-GRPO (arXiv 2605.08873).
+    that fail throughout teach, too. Source: CoDistill-GRPO (arXiv 2605.08873).
     """
 
     def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
-        """The marks of each turn of each rollout, as shares of ten."""
         group = context.sampled.unaided
         if not group.rollouts or not (group.has_contrast or context.fails or not group.scores):
             return base.Credit({})
         share = GROUP_TOKENS // len(group.rollouts)
         shown = [f"Attempt {n}\n{_attempt(r, share)}" for n, r in enumerate(group.rollouts, 1)]
-        labels = context.example.labels_text if context.shows_labels else ""
         answer = ask(
             MarkSteps,
             example=context.example.text,
-            expected=labels or UNKNOWN,
+            expected=context.shown_labels(context.example),
             attempts="\n\n".join(shown),
         )
         lines, values = dict(LINE.findall(str(answer.get("marks", "")))), {}
@@ -422,9 +406,8 @@ class TeacherMarks(base.Strategy):
             if len(marks) >= len(rollout.steps):  # of its steps; else of its turns
                 marks = [marks[end - 1] for end in ends]
             if ends and len(marks) >= len(ends) and max(marks) <= HIGHEST:
-                by_end = {end: mark / HIGHEST for end, mark in zip(ends, marks, strict=False)}
-                later = (by_end.get(n) for n in range(1, len(rollout.values)))
-                values[rollout.rollout_id] = [BEFORE, *later]
+                shares = (mark / HIGHEST for mark in marks)
+                values[rollout.rollout_id] = in_states(rollout, [BEFORE, *shares])
         return base.Credit(values, measure="mark of the teacher")
 
 
@@ -436,11 +419,8 @@ class BranchingRollouts(base.Strategy):
     entropy of the next answer rises most above that of the first one (ask for it with
     `dspy.LM(..., logprobs=True)`); without log-probabilities, first after two thirds of the steps.
     Where no rollout has two turns, none can branch, and groups become as large as usual. Values are
-    the mean scores of all leaves of the tree below a state.
-
-    **Source.** ARPO (arXiv 2507.19849).
-    **When to use.** Long agents whose groups are dear. Branches count for no experience, so the
-    gate learns from fewer rollouts.
+    the mean scores of all leaves of the tree below a state. Branches count for no experience, so
+    the gate learns from fewer rollouts. Source: ARPO (arXiv 2507.19849).
 
     Args:
         leaves: rollouts of a group, branches included, at least 3; no more than the group size.
@@ -455,13 +435,11 @@ class BranchingRollouts(base.Strategy):
             raise SettingsError(f"whole={self.whole!r}: pass less than leaves={self.leaves!r}.")
 
     def choose(self, plan: base.BatchPlan) -> Mapping[int, int]:
-        """Fewer whole rollouts of each example, unless none so far could branch."""
         if plan.past and not _places(_scored(*plan.past)):
             return plan.sizes
         return {example: min(self.whole, size) for example, size in plan.sizes.items()}
 
     def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
-        """Branches beside the whole rollouts, and the values of the tree."""
         scored = _scored(context.sampled)
         wanted = min(self.leaves, context.group_size or self.leaves) - len(scored)
         branches: list[Rollout] = []
