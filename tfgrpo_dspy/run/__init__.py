@@ -23,6 +23,7 @@ from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, rollouts_of
 from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.store.journal import Journal
+from tfgrpo_dspy.strategies.base import UpdateContext
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,18 @@ class Run:
         latest = self._history.latest
         library, dropped = latest.decision.library, self._history.dropped()
         revisions = self._briefer.revisions(batch, latest, extracted.groups, dropped)
-        context = self._history.context(batch, extracted)
+        context = UpdateContext(
+            update=batch.update,
+            library=library,
+            libraries=tuple(update.decision.library for update in self._history.updates),
+            lessons=extracted.lessons,
+            groups=extracted.groups,
+            past=latest.groups,
+            training=self._inputs.training,
+            examples=self._inputs.examples,
+            predictors=tuple(self._inputs.predictors),
+            shows_labels=self._history.shows_labels,
+        )
         proposed = self._strategies.proposed(context, batch)
         lessons, added = proposed.lessons, proposed.operations
         shown = replace(extracted, lessons=tuple(lessons))

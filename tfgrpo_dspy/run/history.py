@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -13,24 +13,41 @@ from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import GateError, RunStopped, described, shareable
 from tfgrpo_dspy.events import UpdateDecided
-from tfgrpo_dspy.experience import Advice, Applied, ExperienceLibrary, Keep, Operation, supported
+from tfgrpo_dspy.experience import (
+    Add,
+    Advice,
+    Applied,
+    ExperienceLibrary,
+    Keep,
+    Modify,
+    Operation,
+    supported,
+)
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.listeners import Changes, training_rows
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import LEAST_SHOWN
-from tfgrpo_dspy.rollout import Rollout, ScoreRange, fields_text, floored
+from tfgrpo_dspy.rollout import Rollout, fields_text, floored
 from tfgrpo_dspy.run.briefing import leading
 from tfgrpo_dspy.run.planning import Planner
 from tfgrpo_dspy.run.strategy_calls import Strategies
-from tfgrpo_dspy.run.updates import Batch, Brief, Extracted, Update, record_of
-from tfgrpo_dspy.sampling.additions import Additions, DemoPool, SampledGroup, best_rollouts
+from tfgrpo_dspy.run.updates import TEACHING, Batch, Brief, Extracted, Update, record_of
+from tfgrpo_dspy.sampling.additions import Additions, DemoPool, best_rollouts
 from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.strategies.auto import Auto, seen
-from tfgrpo_dspy.strategies.base import UpdateContext
 from tfgrpo_dspy.user_code import check_wanted
 
 logger = logging.getLogger(__name__)
+
+VERBS = {
+    "assign": "assigned",
+    "demo_sets": "chose the demos",
+    "briefs": "chose the briefs",
+    "decide": "decided",
+    "finalists": "gave as finalists",
+}
+"""By method of a gate, the word for its answer."""
 
 
 class History:
@@ -54,8 +71,7 @@ class History:
 
     def _lessons_to_come(self) -> Amount:
         """The amount that the answers on the batches under way still need: lessons and updates."""
-        settings = self._settings
-        n = 0
+        settings, n = self._settings, 0
         for batch in self.plan.batches[self.latest.number :]:
             n_lessons = math.ceil(len(batch.examples) / settings.groups_per_call)
             n_lessons += sum(batch.sizes) * settings.reflection.summarize_always
@@ -74,26 +90,10 @@ class History:
         """The latest decision."""
         return self.latest.decision
 
-    def context(self, batch: Batch, extracted: Extracted) -> UpdateContext:
-        """What strategies know of the update that is decided next."""
-        return UpdateContext(
-            update=batch.update,
-            library=self.decision.library,
-            libraries=tuple(update.decision.library for update in self.updates),
-            lessons=extracted.lessons,
-            groups=extracted.groups,
-            past=self.latest.groups,
-            training=self._inputs.training,
-            examples=self._inputs.examples,
-            predictors=tuple(self._inputs.predictors),
-            shows_labels=self.shows_labels,
-        )
-
     @property
     def shows_labels(self) -> bool:
         """Whether the reflection LM may be shown labels."""
-        settings = self._settings
-        return settings.reflection.use_labels and settings.metric is not None
+        return self._settings.reflection.use_labels and self._settings.metric is not None
 
     def reward(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Rollouts that compare student and result, with what they count with."""
@@ -101,44 +101,34 @@ class History:
 
     def assigned(self, batch: Batch, example: int, n: int) -> list[Additions]:
         """The additions of each rollout of a group. Raises GateError: the gate gave none."""
-        gate, n_sets, n_briefs = self._settings.gate, self.demos.n_sets, len(batch.base.briefs)
+        n_sets, n_briefs = self.demos.n_sets, len(batch.base.briefs)
         plan = GroupPlan(batch.base.decision, example, batch.update, n, n_sets, n_briefs)
-        libraries: Sequence[ExperienceLibrary] = (batch.library,) * n
-        if any(experience.is_on_trial for experience in batch.library):
-            wanted = f"return {n} libraries, one for each rollout of the group"
-            libraries = _checked(gate, "assigned", self._asked("assign", plan), wanted, n)
         best = batch.base.best if batch.epoch else ()  # before, there are few to choose from
         hidden = {self._inputs.examples[example].identity}
         sets = [(), *(self.demos.choose(k, best, hidden) for k in range(1, n_sets + 1))]
-        shown = self._arms("demo_sets", plan, n_sets if any(sets) else 0)
-        briefs = self._arms("briefs", plan, n_briefs)
+        libraries: Sequence[ExperienceLibrary] = (batch.library,) * n
+        if any(experience.is_on_trial for experience in batch.library):
+            wanted = f"return {n} libraries, one for each rollout of the group"
+            libraries = self._asked("assign", plan, wanted, n)
+
+        def arms(method: str, n_arms: int) -> Sequence[int]:
+            wanted = f"return {n} numbers from 0 to {n_arms}, one for each rollout of the group"
+            chosen = self._asked(method, plan, wanted, n, range(n_arms + 1)) if n_arms else ()
+            return chosen or (0,) * n
+
+        shown = arms("demo_sets", n_sets if any(sets) else 0)
         return [
             Additions(batch.base.briefed(library, b), sets[k], demo_set=k, brief=b)
-            for library, k, b in zip(libraries, shown, briefs, strict=True)
+            for library, k, b in zip(libraries, shown, arms("briefs", n_briefs), strict=True)
         ]
-
-    def _arms(self, method: str, plan: GroupPlan, n_arms: int) -> Sequence[int]:
-        """The number that the gate chooses for each rollout of the group; 0: none."""
-        gate, n = self._settings.gate, plan.n_rollouts
-        if not n_arms:
-            return (0,) * n
-        wanted = f"return {n} numbers from 0 to {n_arms}, one for each rollout of the group"
-        verb = f"chose the {'demos' if method == 'demo_sets' else method}"
-        chosen = _checked(gate, verb, self._asked(method, plan), wanted, n, int)
-        if not all(0 <= k <= n_arms for k in chosen):
-            raise GateError(f"{type(gate).__name__} {verb} {chosen!r}; {wanted}.")
-        return chosen
 
     @cached_property
     def demos(self) -> DemoPool:
         """The sets of demos that the run may show."""
-        return DemoPool(
-            self._inputs.student,
-            self._inputs.examples,
-            self._inputs.training if self.shows_labels else (),
-            self._settings.max_demos,
-            self._settings.seed,
-        )
+        labelled = self._inputs.training if self.shows_labels else ()
+        student, settings = self._inputs.student, self._settings
+        examples = self._inputs.examples
+        return DemoPool(student, examples, labelled, settings.max_demos, settings.seed)
 
     @cached_property
     def _texts(self) -> tuple[str, ...]:
@@ -146,37 +136,44 @@ class History:
         examples, shows = self._inputs.examples, self.shows_labels
         return tuple(fields_text({**e.inputs, **e.labels}) if shows else e.text for e in examples)
 
-    def decide(self, batch: Batch, extracted: Extracted, proposed: Applied) -> ExperienceLibrary:
-        """The library after the gate has decided. Raises GateError: it gave no decision."""
+    def decide(self, batch: Batch, extracted: Extracted, proposed: Applied) -> None:
+        """The gate decides on the next update. Raises GateError: it gave no decision."""
         calls, before, new = self._calls, self.latest, extracted.groups
+        groups, operations = (*before.groups, *new), proposed.operations
         scores = before.score_range.including(
             r.score for sampled in new for r in sampled.unaided.all_rollouts
         )
         by_metric = before.by_metric.including(
             r.score for sampled in new for r in sampled.by_metric.all_rollouts
         )
-        groups = (*before.groups, *new)
         # failures of all groups count as the lowest score so far
         is_other = scores.failure_score != before.score_range.failure_score
         self._measured = [] if is_other else self._measured
-        for sampled in groups if is_other else new:
-            self._measured += _measured(sampled, scores)
-        rollouts = [] if self._settings.data.is_recorded else extracted.rollouts
+        for sampled in groups if is_other else new:  # those that had aid are no evidence
+            pairs = zip(sampled.additions, sampled.aids, strict=True)
+            counted = floored(sampled.unaided.all_rollouts, scores, for_advice=True)
+            for one, score in zip([a for a, aid in pairs if not aid], counted, strict=True):
+                example, demo_set, brief = sampled.group.example, one.demo_set, one.brief
+                self._measured.append(Measured(one.library, example, score, demo_set, brief))
+        rollouts = [r for sampled in new for r in (*sampled.group.all_rollouts, *sampled.probes)]
+        rollouts = [] if self._settings.data.is_recorded else rollouts
         n_examples = self.plan.n_usual(batch, [sampled.group.example for sampled in new])
         reflections = self._client.usage[batch.update]
         taken = {brief.texts for brief in before.briefs} | {()}
         written = {brief.texts: brief for brief in proposed.briefs if brief.texts not in taken}
         briefs = (*before.briefs, *written.values())
+        n_asked = sum(use in TEACHING for use in extracted.uses)
+        is_new = any(isinstance(operation, Add | Modify) for operation in operations)
         update = Update(
             number=before.number + 1,
-            decision=calls.pool.call(lambda: self._decision(proposed.operations, briefs)),
+            decision=calls.pool.call(lambda: self._decision(operations, briefs)),
             account=before.account.after_update(rollouts, reflections, n_examples),
             batch=batch,
             extracted=extracted,
             best=best_rollouts(sampled.unaided for sampled in groups),
             score_range=scores,
             by_metric=by_metric,
-            n_in_vain=before.in_vain_with(extracted, proposed.operations),
+            n_in_vain=0 if is_new else before.n_in_vain + n_asked,
             groups=groups,
             briefs=briefs,
             n_unwritten=before.n_unwritten + len(proposed.briefs) - len(written),
@@ -187,12 +184,11 @@ class History:
                 self._logged.add(message)
                 logger.info("%s", message)
         calls.renew()
-        library = before.decision.library
-        changes = self.changes.of_update(library, proposed, new, extracted.lessons, update.decision)
+        library, decision = before.decision.library, update.decision
+        changes = self.changes.of_update(library, proposed, new, extracted.lessons, decision)
         rows, record = training_rows(batch.update, new), record_of(update, proposed, changes)
-        calls.report.add_update(UpdateDecided(record, update.decision.library, rows))
+        calls.report.add_update(UpdateDecided(record, decision.library, rows))
         calls.journal.note_update(Additions(self.result()), record, rows, calls.ledger)
-        return update.decision.library
 
     @property
     def switched(self) -> tuple[str, ...]:
@@ -213,10 +209,7 @@ class History:
             n_demo_sets=self.demos.n_sets,
             parents=tuple(brief.parent for brief in briefs),
         )
-        decision: Decision = self._asked("decide", evidence)
-        is_one = isinstance(decision, Decision)
-        libraries = (decision.library, decision.result) if is_one else decision
-        _checked(self._settings.gate, "decided", libraries, "return a Decision on a library")
+        decision: Decision = self._asked("decide", evidence, "return a Decision on a library")
         keeps = {op.id: op for op in operations if isinstance(op, Keep)}
 
         def kept(library: ExperienceLibrary) -> ExperienceLibrary:
@@ -225,8 +218,18 @@ class History:
         deployable = decision.deployable and kept(decision.deployable)
         return replace(decision, library=kept(decision.library), deployable=deployable)
 
-    def _asked(self, method: str, question: Any) -> Any:
-        """The gate's answer. Raises GateError: it raised."""
+    def _asked(
+        self,
+        method: str,
+        question: Any,
+        wanted: str,
+        n: int | None = None,
+        numbers: range | None = None,
+    ) -> Any:
+        """The gate's answer. Raises GateError: it raised, or gave something else.
+
+        That is `n` libraries, or numbers of these; or a decision on libraries.
+        """
         gate = self._settings.gate
         try:
             answer = getattr(gate, method)(question)
@@ -235,6 +238,14 @@ class History:
             clean = self._calls.journal.redacted
             raise GateError(clean(f"{what}; correct the gate.")) from shareable(error, clean)
         check_wanted()  # it may have taken too long
+        is_decision = isinstance(answer, Decision)
+        parts = (answer.library, answer.result) if is_decision else answer
+        is_usable = isinstance(parts, Sequence) and is_decision == (method == "decide")
+        if not is_usable or len(parts) != (len(parts) if n is None else n) or not all(
+            isinstance(each, ExperienceLibrary) if numbers is None else each in numbers
+            for each in parts
+        ):  # fmt: skip
+            raise GateError(f"{type(gate).__name__} {VERBS[method]} {parts!r}; {wanted}.")
         return answer
 
     def result(self) -> ExperienceLibrary:
@@ -244,10 +255,10 @@ class History:
 
     def finalists(self) -> list[ExperienceLibrary]:
         """The libraries that are compared with the student at the end. Raises GateError."""
-        gate, answer = self._settings.gate, (self.decision.result,)
+        proposed: Sequence[ExperienceLibrary] = (self.decision.result,)
+        ask = lambda: self._asked("finalists", self.decision, "return a sequence of libraries")  # noqa: E731
         with suppress(RunStopped):  # it hangs
-            answer = self._calls.pool.call(lambda: self._asked("finalists", self.decision))
-        proposed = _checked(gate, "gave as finalists", answer, "return a sequence of libraries")
+            proposed = self._calls.pool.call(ask)
         if not self.latest.account.n_rollouts:  # of rollouts made elsewhere none has tried it
             proposed = (*proposed, self.decision.consistent)
         return [self._like_start(library) for library in proposed]
@@ -299,26 +310,3 @@ class History:
             for (text, scope), belief in beliefs
             if belief.n_rollouts and (text, scope) not in held
         ]
-
-
-def _measured(sampled: SampledGroup, score_range: ScoreRange) -> Iterator[Measured]:
-    """The scores of the rollouts as gates see them, without those that had aid."""
-    additions = [one for one, aid in zip(sampled.additions, sampled.aids, strict=True) if not aid]
-    scores = floored(sampled.unaided.all_rollouts, score_range, for_advice=True)
-    for one, score in zip(additions, scores, strict=True):
-        yield Measured(one.library, sampled.group.example, score, one.demo_set, one.brief)
-
-
-def _checked(
-    gate: Any,
-    verb: str,
-    answer: Any,
-    wanted: str,
-    n: int | None = None,
-    of: type = ExperienceLibrary,
-) -> tuple[Any, ...]:
-    """A gate's answer, which is (`n`) objects of this type. Raises GateError: it is not."""
-    is_sequence = isinstance(answer, Sequence) and len(answer) == (len(answer) if n is None else n)
-    if is_sequence and all(isinstance(item, of) for item in answer):
-        return tuple(answer)
-    raise GateError(f"{type(gate).__name__} {verb} {answer!r}; {wanted}.")

@@ -5,7 +5,6 @@ behind it. So it is the same for any number of threads. None comes where the pro
 or there is nothing more to learn.
 """
 
-import itertools
 import math
 import random
 from collections import Counter
@@ -58,11 +57,10 @@ def why_unreadable(rollouts: Sequence[Rollout], lms: Iterable[Any]) -> str:
     scores = {rollout.score for rollout in rollouts if rollout.score is not None}
     if not rollouts or len(scores) > 1 or not all(rollout.is_unreadable for rollout in rollouts):
         return ""
-    first = rollouts[0].failure
-    example = _shown("all outputs are empty" if first is None else first.message)
+    example = getattr(rollouts[0].failure, "message", "all outputs are empty")
     return (
         f"none of the first {len(rollouts)} answers of the program could be read. The first: "
-        f"{example} {_advice(lms)}"
+        f"{sentence(shortened(example, SHOWN_BYTES))} {_advice(lms)}"
     )
 
 
@@ -71,17 +69,15 @@ def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, lm: Any) -> 
     useless: list[Answer] = []
     # the clock decides which answers for later updates are there
     for update in sorted(update for update in answers if update <= last):
-        if any(not answer.is_useless for answer in answers[update]):
-            useless = []
-        else:
-            useless += answers[update]
+        are_useless = all(answer.is_useless for answer in answers[update])
+        useless = [*useless, *answers[update]] if are_useless else []
     if len(useless) < ANSWERS_IN_A_ROW:
         return ""
     first = useless[0]
     example = first.error or f"it could not be read: {first.unread or '(empty)'}"
     ending = (
         f"the reflection LM gave {len(useless)} answers in a row that are of no use. The first: "
-        f"{_shown(example)}"
+        f"{sentence(shortened(example, SHOWN_BYTES))}"
     )
     if useless[-1].is_too_long:
         return f"{ending} No prompt is short enough: pass a reflection_lm with a larger context"
@@ -132,10 +128,6 @@ def why_finished(
     return ""
 
 
-def _shown(message: str) -> str:
-    return sentence(shortened(message, SHOWN_BYTES))
-
-
 def _advice(lms: Iterable[Any]) -> str:
     """What to change, with the limits that the LMs have."""
     kwargs = [getattr(lm or dspy.settings.lm, "kwargs", {}) for lm in lms]
@@ -154,7 +146,6 @@ mostly repeat the drafts."""
 ASKED_IN_VAIN, ASKING_SHARE = 3, 0.2
 """A metric that said nothing of the predictors of 3 rollouts is asked of the whole only. In a
 program of one predictor, the first batches ask if that takes at most a fifth of the budget."""
-
 LATE_SHARE = 0.5  # of the calls assumed; a program that takes less calls few of its predictors
 
 
@@ -174,8 +165,7 @@ class Planner:
         self.batches: list[Batch] = []
         self.n_batches = math.ceil(len(inputs.training) / settings.batch_size)  # of an epoch
         self.n_drafts = int(settings.drafts > 0)
-        n_epochs = 1 if is_recorded else settings.epochs
-        self.n_updates = self.n_drafts + n_epochs * self.n_batches
+        self.n_updates = self.n_drafts + self.n_batches * (1 if is_recorded else settings.epochs)
         self._inputs, self._strategies, self._updates = inputs, strategies, updates
         self._ledger = ledger
         self._group_size = 0 if is_recorded else settings.group_size
@@ -195,11 +185,9 @@ class Planner:
         # Where nothing but an assumption says what a rollout takes, a batch that is not paid for is
         # planned again when all before it are decided: a program may take far fewer calls.
         is_first = not self._updates[self._n_decided(number)].account.n_rollouts
-        if is_first and not (self._ledger.cut_because or number <= self.n_drafts):
-            self._is_over = number in self._late
-            self._late.add(number)
-        else:
-            self._is_over = True
+        may_come = is_first and not self._ledger.cut_because and number > self.n_drafts
+        self._is_over = not may_come or number in self._late
+        self._late |= {number} if may_come else set()
         return None
 
     def n_awaited(self, number: int) -> int:
@@ -220,48 +208,37 @@ class Planner:
             self.ended_because = finished
             return None
         epoch, index = divmod(number - self.n_drafts, self.n_batches)
-        examples = tuple(self.order(epoch)[index * settings.batch_size :][: settings.batch_size])
+        order = list(inputs.training)
+        random.Random(f"{settings.seed}/{epoch}").shuffle(order)
+        examples = order[index * settings.batch_size :][: settings.batch_size]
         n, limit = self._n_affordable(number)
         if n < len(examples):
             self.ended_because = f"{limit}={getattr(settings, limit)} is spent as planned"
         if n < 1:
             return None
-        chosen = examples[: int(min(n, settings.batch_size))]
-        sizes: Mapping[int, int] = dict.fromkeys(chosen, self._group_size)
+        sizes = dict.fromkeys(examples[: int(min(n, settings.batch_size))], self._group_size)
         if self._group_size:
-            under_way = (batch.examples for batch in self.batches[base.number : number])
-            sizes = self._strategies.sizes(
-                BatchPlan(
-                    sizes=sizes,
-                    past=base.groups,
-                    under_way=tuple(itertools.chain(*under_way)),
-                    training=inputs.training,
-                    trainset=inputs.trainset,
-                    group_size=self._group_size,
-                    update=number,
-                    seed=settings.seed,
-                )
+            batches = self.batches[base.number : number]
+            plan = BatchPlan(
+                sizes=sizes,
+                past=base.groups,
+                under_way=tuple(example for batch in batches for example in batch.examples),
+                training=inputs.training,
+                trainset=inputs.trainset,
+                group_size=self._group_size,
+                update=number,
+                seed=settings.seed,
             )
-        sizes = sizes or dict.fromkeys(chosen, 0)
-        visits = tuple(self._visits[example] for example in sizes)
-        self._visits.update([*sizes])
-        return Batch(
-            number,
-            base,
-            epoch,
-            tuple(sizes),
-            sizes=tuple(sizes.values()),
-            visits=visits,
-            asks_predictors=self.asks_predictors(base),
+            sizes = self._strategies.sizes(plan)
+        visits, asks = (
+            tuple(self._visits[example] for example in sizes),
+            self._asks_predictors(base),
         )
+        self._visits.update([*sizes])
+        n_rollouts = tuple(sizes.values())
+        return Batch(number, base, epoch, tuple(sizes), n_rollouts, visits, asks_predictors=asks)
 
-    def order(self, epoch: int) -> list[int]:
-        """The training examples in the order of this epoch's batches."""
-        order = list(self._inputs.training)
-        random.Random(f"{self._settings.seed}/{epoch}").shuffle(order)
-        return order
-
-    def asks_predictors(self, base: Update) -> bool:
+    def _asks_predictors(self, base: Update) -> bool:
         """Whether the metric is also asked about each predictor in the rollouts of the next batch.
 
         It is until it was asked about a few rollouts that could have been better, and said nothing
@@ -296,10 +273,9 @@ class Planner:
             return 0, limit
         if number == 0:  # what a rollout takes is only assumed
             return max(1.0, n), limit
-        return n - sum(map(self.n_usual, under_way)), limit
+        return n - sum(self.n_usual(batch, batch.examples) for batch in under_way), limit
 
-    def n_usual(self, batch: Batch, examples: Sequence[int] | None = None) -> float:
+    def n_usual(self, batch: Batch, examples: Sequence[int]) -> float:
         """How many groups of the usual size have as many rollouts as these of the batch."""
-        counted = batch.examples if examples is None else examples
-        sizes = [batch.size_and_visit(example)[0] for example in counted]
-        return sum(sizes) / self._group_size if self._group_size else len(counted)
+        sizes = [batch.size_and_visit(example)[0] for example in examples]
+        return sum(sizes) / self._group_size if self._group_size else len(examples)

@@ -77,7 +77,7 @@ class Strategies:
             self.switched_off[key] = message
             self._calls.report.count_failure("strategy switched off", message)
 
-    def sizes(self, plan: base.BatchPlan) -> Mapping[int, int]:
+    def sizes(self, plan: base.BatchPlan) -> dict[int, int]:
         """How many rollouts each example of the batch gets."""
         for strategy in self.overriding("choose"):
             plan = replace(plan, sizes=MappingProxyType(dict(plan.sizes)))

@@ -1,11 +1,11 @@
 """The values that the steps of a run pass on: a batch, what it teaches, the update it becomes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfgrpo_dspy.calls.paid import Account
-from tfgrpo_dspy.experience import Add, Applied, ExperienceLibrary, Modify, Operation, Refusal
+from tfgrpo_dspy.experience import Applied, ExperienceLibrary, Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.results.records import Change, GroupRecord, OperationRecord, UpdateRecord
@@ -38,15 +38,6 @@ class Extracted:
     groups: tuple[SampledGroup, ...] = ()
     uses: tuple[str, ...] = ()
     briefs: tuple[Brief, ...] = ()
-
-    @property
-    def rollouts(self) -> list[Rollout]:
-        """All rollouts of its groups, and those that helped to value their steps."""
-        return [
-            rollout
-            for sampled in self.groups
-            for rollout in (*sampled.group.all_rollouts, *sampled.probes)
-        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,12 +87,6 @@ class Update:
     briefs: tuple[Brief, ...] = ()  # of the run, in the order of their numbers
     n_unwritten: int = 0  # how many briefs were asked for in vain
 
-    def in_vain_with(self, extracted: Extracted, operations: Iterable[Operation]) -> int:
-        """How many groups in a row gave nothing new, if these and their operations are the next."""
-        n_asked = sum(use in TEACHING for use in extracted.uses)
-        is_new = any(isinstance(operation, Add | Modify) for operation in operations)
-        return 0 if is_new else self.n_in_vain + n_asked
-
     @property
     def may_brief(self) -> bool:
         """Whether the reflection LM can write a brief, as far as is known."""
@@ -120,12 +105,19 @@ def rollouts_of(groups: Sequence[SampledGroup]) -> list[Rollout]:
 def record_of(update: Update, proposed: Applied, changes: tuple[Change, ...]) -> UpdateRecord:
     """What the results say of a decided update."""
     extracted, decision, used = update.extracted, update.decision, update.account.used
-    batch = update.batch
+    batch, groups = update.batch, list[GroupRecord]()
     assert batch is not None  # noqa: S101 - only the start has none
+    for sampled, use in zip(extracted.groups, extracted.uses, strict=True):
+        group, unaided = sampled.group, sampled.unaided.rollouts
+        ids = {rollout.rollout_id for rollout in unaided}
+        failures = tuple(str(r.failure.kind) for r in group.all_rollouts if r.failure is not None)
+        aided = tuple(r.score for r in group.rollouts if r.rollout_id not in ids)
+        scores = tuple(rollout.score for rollout in unaided)
+        groups.append(GroupRecord(group.example, scores, failures, use, aided))
     return UpdateRecord(
         update=batch.update,
         epoch=batch.epoch,
-        groups=tuple(map(_group_record, extracted.groups, extracted.uses)),
+        groups=tuple(groups),
         lessons=tuple(lesson.text for lesson in extracted.lessons),
         refused_lessons=extracted.refused,
         operations=tuple(map(_operation_record, (*proposed.operations, *proposed.refused))),
@@ -137,26 +129,12 @@ def record_of(update: Update, proposed: Applied, changes: tuple[Change, ...]) ->
     )
 
 
-def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:
-    group, unaided = sampled.group, sampled.unaided
-    ids = {rollout.rollout_id for rollout in unaided.rollouts}
-    return GroupRecord(
-        group.example,
-        tuple(rollout.score for rollout in unaided.rollouts),
-        tuple(r.failure.kind.value for r in group.all_rollouts if r.failure is not None),
-        use,
-        tuple(rollout.score for rollout in group.rollouts if rollout.rollout_id not in ids),
-    )
-
-
 def _operation_record(operation: Operation | Refusal) -> OperationRecord:
     """The record of an operation, or of its refusal."""
     proposed: Any = operation.operation if isinstance(operation, Refusal) else operation
+    is_mapping, values = isinstance(proposed, Mapping), dict[str, str]()
+    for name in ("op", "id", "text", "scope", "reason"):
+        value = proposed.get(name) if is_mapping else getattr(proposed, name, None)
+        values[name] = str(value or "")
     refused = operation.reason if isinstance(operation, Refusal) else ""
-
-    def text_of(name: str) -> str:
-        is_mapping = isinstance(proposed, Mapping)
-        return str((proposed.get(name) if is_mapping else getattr(proposed, name, None)) or "")
-
-    values = {name: text_of(name) for name in ("op", "id", "text", "scope", "reason")}
     return OperationRecord(**values, refused=refused)
