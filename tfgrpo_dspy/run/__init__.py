@@ -18,7 +18,7 @@ from tfgrpo_dspy.run.briefing import Briefer
 from tfgrpo_dspy.run.final_choice import FinalChoice
 from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.reflecting import Guards, Reflector, propose
+from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, rollouts_of
 from tfgrpo_dspy.settings.schedule import RunInputs
@@ -45,10 +45,9 @@ class Run:
         self._inputs = inputs = replace(inputs, settings=settings, student=copy_to_change(student))
         self.settings = settings
         self._calls = calls = Calls(settings, journal)
-        self._client = client = ReflectionClient(inputs, calls)
-        self._guards = Guards(inputs, calls.report)
+        client = ReflectionClient(inputs, calls)
         self._briefer = Briefer(inputs, client, calls)
-        self._reflector = Reflector(inputs, client, self._guards, self._briefer)
+        self._reflector = Reflector(inputs, client, calls.report, self._briefer)
         self._strategies = Strategies(settings.strategies, client, calls)
         self._history = History(inputs, calls, client, self._strategies)
         self._groups = Groups(inputs, calls, self._history, self._strategies, recorded)
@@ -161,10 +160,9 @@ class Run:
         )
         proposed = self._strategies.proposed(context, batch)
         lessons, added = proposed.lessons, proposed.operations
-        shown = replace(extracted, lessons=tuple(lessons))
-        guard = self._guards.of_update(batch, shown, added)
-        operations, refused = propose(
-            self._inputs, self._client, batch, library, lessons, dropped, added, guard
+        guard = self._reflector.guard_of(batch, lessons, added)
+        operations, refused = self._reflector.propose(
+            batch, library, lessons, dropped, added, guard
         )
         applied = library.applied(operations, self.settings.limits)
         find = self._history.changes.compared

@@ -35,95 +35,6 @@ from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_DRAFT, RunInputs, n_unlike
 from tfgrpo_dspy.text import shortened
 
 EXAMPLES_SHOWN, EXAMPLE_TOKENS = 6, 200  # of labelled examples in the prompt for operations
-
-
-class Guards:
-    """Makes the guards of a run, by `Reflection(guard=)`."""
-
-    def __init__(self, inputs: RunInputs, report: RunReport) -> None:
-        self._guard, self._report = inputs.settings.reflection.guard, report
-        self._examples = inputs.examples
-        text = task_text(inputs.student, inputs.settings.objective or "")
-        self._task = Task(text, lambda: ((each.inputs, each.labels) for each in inputs.examples))
-
-    def against(self, examples: Iterable[Example]) -> Guard:
-        """The guard against copies of these examples."""
-        return Guard(((e.inputs, e.labels) for e in examples), self._task, self._refuses)
-
-    def of_update(
-        self, batch: Batch, extracted: Extracted, added: Sequence[Operation] = ()
-    ) -> Guard:
-        """The guard against copies of all that the reflection LM was shown for an update."""
-        based = (*extracted.lessons, *added)
-        sources = {evidence.example for each in based for evidence in each.evidence}
-        if batch.is_draft or any(getattr(each, "text", "") and not each.evidence for each in added):
-            sources.update(range(len(self._examples)))  # it may copy any
-        return self.against([self._examples[i] for i in sorted(sources.union(batch.examples))])
-
-    def _refuses(self, text: str, reason: str) -> bool:
-        """Whether advice that a guard has a reason against is refused."""
-        refuses = self._guard == "refuse"
-        if callable(self._guard):
-            try:
-                refuses = bool(self._guard(text, reason))
-            except BaseException as error:  # noqa: BLE001 - whatever the user's function raises
-                self._report.count_failure("guard", f"guard raised {described(error)}")
-                refuses = True
-        if not refuses and self._guard != "off":
-            self._report.count_failure("advice let in", f"{text} ({reason})")
-        return refuses
-
-
-def propose(
-    inputs: RunInputs,
-    client: ReflectionClient,
-    batch: Batch,
-    library: ExperienceLibrary,
-    lessons: Sequence[Lesson],
-    dropped: Sequence[Lesson],
-    added: Sequence[Operation],
-    guard: Guard,
-) -> tuple[list[Operation], list[Refusal]]:
-    """The operations that the lessons call for, and the refused ones: malformed, copies.
-
-    A lesson that the library has already, in nearly the same words, is a KEEP with its evidence.
-    UpdateLibrary is asked about the others, and told what was tried and dropped; where they are too
-    many for one prompt, it is asked several times. `added` are operations of strategies.
-    """
-    keeps, new = known_lessons(lessons, library)
-    shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
-
-    def begin(part: Sequence[Lesson]) -> tuple[Sequence[Lesson], Waited]:
-        examples = _labelled(inputs, batch, part)
-        asked = {**shown, "examples": examples, "lessons": texts.lessons_text(part)}
-        return part, client.begin("update", batch, batch.update, lambda _: asked)
-
-    max_tokens = getattr(inputs.settings.reflection.update, "shown_tokens", 4_000)
-    begun, every = deque(map(begin, texts.packed_lessons(new, max_tokens))), list[Any](keeps)
-    while begun:
-        part, wait = begun.popleft()
-        is_one, middle = len(part) == 1, len(part) // 2
-        answer = wait(lambda is_one=is_one: is_one)
-        if answer.is_too_long and not is_one:
-            begun.extendleft(reversed([begin(part[:middle]), begin(part[middle:])]))
-        else:
-            every += operations_in(answer.output, part, library, inputs.predictors, guard)
-    every += [admitted(operation, inputs.predictors, guard) for operation in added]
-    operations = [each for each in every if not isinstance(each, Refusal)]
-    return settled(operations, dropped), [x for x in every if isinstance(x, Refusal)]
-
-
-def _labelled(inputs: RunInputs, batch: Batch, lessons: Sequence[Lesson]) -> str:
-    """Examples with labels: those that the lessons come from; of drafts, some of the training."""
-    sources = (evidence.example for lesson in lessons for evidence in lesson.evidence)
-    places = dict.fromkeys(inputs.training if batch.is_draft else sources)
-    settings = inputs.settings
-    is_shown = settings.metric is not None and settings.reflection.use_labels
-    labelled = [inputs.examples[k] for k in places if is_shown and inputs.examples[k].labels]
-    shown = (f"{each.text}\nLabels:\n{each.labels_text}" for each in labelled[:EXAMPLES_SHOWN])
-    return texts.by_example([texts.clip(text, EXAMPLE_TOKENS) for text in shown]) or "(none)"
-
-
 REASON_BYTES, EXAMPLE_BYTES = 210, 87  # how long they may be in the prompt of an update
 CLEAR_SHARE = 0.01
 """In the first batch, before a range of scores is known, so large a share of the score itself is a
@@ -141,15 +52,17 @@ prompt of any length fits into the LM's context; then later ones are not shorten
 
 
 class Reflector:
-    """Draws lessons from the groups and the labelled examples of one run."""
+    """Draws lessons from the groups and the labelled examples of one run, and operations."""
 
     def __init__(
-        self, inputs: RunInputs, client: ReflectionClient, guards: Guards, briefer: Briefer
+        self, inputs: RunInputs, client: ReflectionClient, report: RunReport, briefer: Briefer
     ) -> None:
-        self._settings, self._examples = inputs.settings, inputs.examples
-        self._training, self._predictors = inputs.training, inputs.predictors
-        self._client, self._guards, self._briefer = client, guards, briefer
-        self._beside = client.beside
+        self._inputs, self._settings, self._examples = inputs, inputs.settings, inputs.examples
+        self._client, self._report, self._briefer = client, report, briefer
+        program = task_text(inputs.student, inputs.settings.objective or "")
+        self._task = Task(program, lambda: ((e.inputs, e.labels) for e in inputs.examples))
+
+    # ------------------------------------------------------------------ lessons of groups
 
     def extract(
         self,
@@ -158,15 +71,15 @@ class Reflector:
         show: Callable[[SampledGroup], tuple[SampledGroup, str]],
     ) -> Extracted:
         """The lessons of the groups; `show` gives what to compare of a group, with a note."""
-        settings = self._settings
+        settings, base = self._settings, batch.base
         n_shown = settings.groups_per_call
         size = max(NEIGHBOURS, n_shown)
         all_groups = cache(lambda: [group() for group in groups])
         is_full = sum(e.is_on_trial for e in batch.library) >= settings.most_on_trial
         is_thrifty = settings.measures and not settings.data.is_recorded
-        lead = leading(batch.base.decision)
-        is_briefed = lead > 0 and batch.base.decision.briefs[lead - 1].chance >= BRIEF_ABOVE
-        is_in_vain = is_thrifty and batch.base.n_in_vain >= MOST_IN_VAIN
+        lead = leading(base.decision)
+        is_briefed = lead > 0 and base.decision.briefs[lead - 1].chance >= BRIEF_ABOVE
+        is_in_vain = is_thrifty and base.n_in_vain >= MOST_IN_VAIN
 
         uses: list[str] = []
         calls: list[Callable[[], Found]] = []
@@ -188,15 +101,18 @@ class Reflector:
             shown += [(sampled, note)] * (use in TEACHING)
             is_last = len(uses) == len(groups) or len(uses) % size == 0
             if shown and (len(shown) == n_shown or is_last):
-                earlier = calls[-1] if len(calls) else None
-                calls.append(self._beside(partial(self._lessons_of, batch, shown, earlier=earlier)))
+                earlier = calls[-1] if calls else None
+                work = partial(self._lessons_of, batch, shown, earlier=earlier)
+                calls.append(self._client.beside(work))
                 shown = []
         pairs = zip(all_groups(), uses, strict=True)
         used = [(group, use) for group, use in pairs if group.additions]
         lessons, refused = _together(call() for call in calls)
-        of_uses = tuple(group for group, _ in used)
         return Extracted(
-            tuple(merge_lessons(lessons)), tuple(refused), of_uses, tuple(use for _, use in used)
+            tuple(merge_lessons(lessons)),
+            tuple(refused),
+            tuple(group for group, _ in used),
+            tuple(use for _, use in used),
         )
 
     def _use_of(
@@ -241,13 +157,18 @@ class Reflector:
         rollouts, where these are known, `earlier` is what the call before this one found.
         """
         client, groups = self._client, [sampled.group for sampled, _ in shown]
+        examples = [self._examples[group.example] for group in groups]
         max_tokens = getattr(self._settings.reflection.extract, "shown_tokens", 12_000)
-        images = client.images_of(self._examples[group.example] for group in groups)
+        images = client.images_of(examples)
         attempts = attempts or [self._attempts(batch, g, max_tokens) for g in groups]
 
         def inputs(halving: int) -> Inputs:
-            cut = [_shares(of_group, max_tokens, halving) for of_group in attempts]
-            return self._inputs(batch, shown, cut) | ({IMAGES: images} if images else {})
+            cut = [
+                [texts.clip(text, (max_tokens >> halving) // len(of_group)) for text in of_group]
+                for of_group in attempts
+            ]
+            asked = self._asked(batch, shown, cut if halving else attempts)
+            return asked | ({IMAGES: images} if images else {})
 
         wait = client.begin("lesson", batch, groups[0].example, inputs)
         if len(shown) == 1:
@@ -258,66 +179,57 @@ class Reflector:
                 results.append(self._lessons_of(batch, [one], [text], earlier))
                 earlier = lambda: results[-1]  # noqa: E731
             return _together(results) if any(results) else None
-        examples = [self._examples[group.example] for group in groups]
-        scope = _decisive_predictor(groups, self._predictors)
-        evidence = (_evidence(batch, group) for group in groups)
-        return self._read(answer, examples, *evidence, scope=scope)
+        evidence = []
+        for group in groups:
+            ids = tuple(rollout.rollout_id for rollout in group.rollouts)
+            scores = tuple(rollout.score for rollout in group.rollouts)
+            evidence.append(Evidence(batch.update, group.example, ids, scores))
+        decisive, names = {group.decisive_predictor for group in groups}, self._inputs.predictors
+        is_one = len(decisive) == 1 < len(names) and decisive <= {*names}  # took the decisive steps
+        return self._read(answer, examples, evidence, scope=decisive.pop() if is_one else ALL)
 
-    def _inputs(
+    def _asked(
         self,
         batch: Batch,
         shown: Sequence[tuple[SampledGroup, str]],
         attempts: Sequence[Sequence[str]],
     ) -> dict[str, Any]:
-        """The inputs of ExtractAdvantage for these groups, whose attempts have these texts."""
-        groups = [sampled.group for sampled, _ in shown]
-        about = [self._about(group) for group in groups]
-        parts = [
-            texts.attempts_text(
-                sampled.group,
-                of_group,
-                [additions.library for additions in sampled.additions],
-                [
-                    ", ".join(filter(None, (*one.arms, aid)))
-                    for one, aid in zip(sampled.additions, sampled.aids, strict=True)
-                ],
-                batch.library,
+        """The inputs of ExtractAdvantage for these groups, whose attempts have these texts.
+
+        A note that all of them have stands there once; the briefs are those of some attempts.
+        """
+        sampled_groups, notes = [sampled for sampled, _ in shown], [note for _, note in shown]
+        about = [self._about(sampled.group) for sampled in sampled_groups]
+        parts = []
+        for sampled, of_group in zip(sampled_groups, attempts, strict=True):
+            pairs = zip(sampled.additions, sampled.aids, strict=True)
+            aids = [", ".join(filter(None, (*one.arms, aid))) for one, aid in pairs]
+            libraries = [additions.library for additions in sampled.additions]
+            parts.append(
+                texts.attempts_text(sampled.group, of_group, libraries, aids, batch.library)
             )
-            for (sampled, _), of_group in zip(shown, attempts, strict=True)
-        ]
-        return {
-            **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
-            "objective": self._objective([note for _, note in shown]),
-            "experiences": self._known(batch, [sampled for sampled, _ in shown]),
-            "attempts": texts.by_example(parts),
-            "feedback": "\n".join(filter(None, map(texts.feedback_text, groups))),
-            "is_scored": bool(groups[0].scores),
-        }
-
-    def _known(self, batch: Batch, shown: Sequence[SampledGroup]) -> str:
-        """The experiences on trial, and the briefs that some of these attempts had."""
-        numbers = sorted({one.brief for sampled in shown for one in sampled.additions} - {0})
-        briefs = (
-            f"Brief {number} of predictor {name}:\n{texts.clip(text, BRIEF_TOKENS)}"
-            for number in numbers
-            for name, text in batch.base.briefs[number - 1].texts
-        )
-        return "\n\n".join([batch.library.render() or texts.NO_EXPERIENCES, *briefs])
-
-    def _objective(self, notes: Sequence[str]) -> str:
-        """The objective, with the note of each example; what is noted of all stands there once."""
         numbered = [f"Example {n}\n{note}" for n, note in enumerate(notes, start=1) if note]
         noted = numbered if len({*notes}) > 1 else filter(None, notes[:1])
-        return "\n\n".join([str(self._client.common["objective"]), *noted])
+        briefs = (
+            f"Brief {number} of predictor {name}:\n{texts.clip(text, BRIEF_TOKENS)}"
+            for number in sorted({one.brief for s in sampled_groups for one in s.additions} - {0})
+            for name, text in batch.base.briefs[number - 1].texts
+        )
+        feedback = (texts.feedback_text(sampled.group) for sampled in sampled_groups)
+        return {
+            **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
+            "objective": "\n\n".join([str(self._client.common["objective"]), *noted]),
+            "experiences": "\n\n".join([batch.library.render() or texts.NO_EXPERIENCES, *briefs]),
+            "attempts": texts.by_example(parts),
+            "feedback": "\n".join(filter(None, feedback)),
+            "is_scored": bool(sampled_groups[0].group.scores),
+        }
 
     def _about(self, group: Group) -> dict[str, str]:
         """The example of a group as the reflection LM is shown it."""
         example = self._examples[group.example]
-        labels = example.labels_text
-        if self._settings.metric is None:
-            labels = texts.UNKNOWN
-        elif not self._settings.reflection.use_labels:
-            labels = texts.HIDDEN
+        is_hidden = self._settings.metric and not self._settings.reflection.use_labels
+        labels = texts.HIDDEN if is_hidden else example.labels_text if self._settings.metric else ""
         return {"example": example.text, "expected": labels or texts.UNKNOWN}
 
     def _attempts(self, batch: Batch, group: Group, max_tokens: int) -> list[str]:
@@ -333,8 +245,9 @@ class Reflector:
             if sizes[index] > longest:
                 score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
                 attempt = f"{score}{texts.clip(text, max_tokens)}"
-                inputs = {**self._about(group), "attempt": attempt}
-                as_asked = partial(lambda inputs, _: inputs, inputs)
+                as_asked = partial(
+                    lambda inputs, _: inputs, {**self._about(group), "attempt": attempt}
+                )
                 asked[index] = self._client.begin("summary", batch, group.example, as_asked, index)
         for index, wait in asked.items():
             if summary := wait().output:
@@ -343,18 +256,23 @@ class Reflector:
         return attempts
 
     def _read(
-        self, answer: Answer, examples: Sequence[Example], *evidence: Evidence, scope: str = ALL
+        self,
+        answer: Answer,
+        examples: Sequence[Example],
+        evidence: Sequence[Evidence],
+        scope: str = ALL,
     ) -> Found:
         """The lessons of an answer about these examples."""
         if answer.is_too_long:
             return None
         shown = [shortened(example.text, EXAMPLE_BYTES) for example in examples]
-        reason = shortened(answer.explanation, REASON_BYTES)
-        blank = Lesson("", scope, evidence, reason)
-        most, guard = self._settings.limits.max_experience_words, self._guards.against(examples)
-        names = self._predictors
-        lessons, refused = lessons_in(answer.output or (), blank, names, guard, shown, most)
+        blank = Lesson("", scope, tuple(evidence), shortened(answer.explanation, REASON_BYTES))
+        most, guard = self._settings.limits.max_experience_words, self._against(examples)
+        names, output = self._inputs.predictors, answer.output or ()
+        lessons, refused = lessons_in(output, blank, names, guard, shown, most)
         return lessons[: self._settings.reflection.lessons_per_group * len(examples)], refused
+
+    # ------------------------------------------------------------------ lessons of labels
 
     def draft(self, batch: Batch) -> Extracted:
         """The lessons that at least two drafts give; all, if no two agree.
@@ -386,22 +304,16 @@ class Reflector:
             for number, examples, wait in [(n, shown, asked(n, shown)) for n, shown in some]:
                 source = Evidence(batch.update, number, (), ())  # tells the drafts apart in merging
                 answer = wait(lambda: not results or results[-1] is not None)
-                results.append(self._read(answer, examples, source))
+                results.append(self._read(answer, examples, [source]))
         drawn, refused = _together(results)
         merged = merge_lessons(drawn)
         repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
         lessons = tuple(replace(lesson, evidence=()) for lesson in repeated or merged)
         return Extracted(lessons, tuple(refused), briefs=briefs)
 
-    def why_in_vain(self, batch: Batch) -> str:
-        """Why no more reflections are worth asking for after this batch; "": they are."""
-        answers = self._client.answers
-        is_new = not batch.is_draft and batch.update in answers
-        return why_useless(answers, batch.update, self._settings.reflection_lm) if is_new else ""
-
     def _draft_parts(self) -> Iterator[list[Example]]:
         """The examples of each draft: all once, then once more, never the same set too early."""
-        labelled = [e for i in self._training if (e := self._examples[i]).labels]
+        labelled = [e for i in self._inputs.training if (e := self._examples[i]).labels]
         n_shown = getattr(self._settings.reflection.draft, "n_examples", EXAMPLES_OF_DRAFT)
         n_unlike, seen = n_unlike_drafts(len(labelled), n_shown), set[frozenset[int]]()
         for number in itertools.count() if labelled else ():
@@ -412,6 +324,89 @@ class Reflector:
                 if frozenset(part) not in seen or len(seen) == n_unlike:
                     seen.add(frozenset(part))
                     yield [labelled[k] for k in part]
+
+    # ------------------------------------------------------------------ operations
+
+    def propose(
+        self,
+        batch: Batch,
+        library: ExperienceLibrary,
+        lessons: Sequence[Lesson],
+        dropped: Sequence[Lesson],
+        added: Sequence[Operation],
+        guard: Guard,
+    ) -> tuple[list[Operation], list[Refusal]]:
+        """The operations that the lessons call for, and the refused ones: malformed, copies.
+
+        A lesson that the library has already, in nearly the same words, is a KEEP with its
+        evidence. UpdateLibrary is asked about the others, and told what was tried and dropped;
+        where they are too many for one prompt, it is asked several times. `added` are operations
+        of strategies.
+        """
+        keeps, new = known_lessons(lessons, library)
+        names, settings = self._inputs.predictors, self._settings.reflection
+        shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
+        is_labelled = self._settings.metric is not None and settings.use_labels
+
+        def begin(part: Sequence[Lesson]) -> tuple[Sequence[Lesson], Waited]:
+            """Labels are shown of the examples that the lessons come from; of drafts, of some."""
+            sources = (evidence.example for lesson in part for evidence in lesson.evidence)
+            places = dict.fromkeys(self._inputs.training if batch.is_draft else sources)
+            examples = [self._examples[k] for k in places if is_labelled]
+            labelled = [each for each in examples if each.labels][:EXAMPLES_SHOWN]
+            parts = (f"{each.text}\nLabels:\n{each.labels_text}" for each in labelled)
+            text = texts.by_example([texts.clip(text, EXAMPLE_TOKENS) for text in parts])
+            asked = {**shown, "examples": text or "(none)", "lessons": texts.lessons_text(part)}
+            return part, self._client.begin("update", batch, batch.update, lambda _: asked)
+
+        max_tokens = getattr(settings.update, "shown_tokens", 4_000)
+        begun, every = deque(map(begin, texts.packed_lessons(new, max_tokens))), list[Any](keeps)
+        while begun:
+            part, wait = begun.popleft()
+            is_one, middle = len(part) == 1, len(part) // 2
+            answer = wait(lambda is_one=is_one: is_one)
+            if answer.is_too_long and not is_one:
+                begun.extendleft(reversed([begin(part[:middle]), begin(part[middle:])]))
+            else:
+                every += operations_in(answer.output, part, library, names, guard)
+        every += [admitted(operation, names, guard) for operation in added]
+        operations = [each for each in every if not isinstance(each, Refusal)]
+        return settled(operations, dropped), [x for x in every if isinstance(x, Refusal)]
+
+    def why_in_vain(self, batch: Batch) -> str:
+        """Why no more reflections are worth asking for after this batch; "": they are."""
+        answers = self._client.answers
+        is_new = not batch.is_draft and batch.update in answers
+        return why_useless(answers, batch.update, self._settings.reflection_lm) if is_new else ""
+
+    # ------------------------------------------------------------------ the guard
+
+    def guard_of(
+        self, batch: Batch, lessons: Sequence[Lesson], added: Sequence[Operation]
+    ) -> Guard:
+        """The guard against copies of all that the reflection LM was shown for an update."""
+        sources = {evidence.example for each in (*lessons, *added) for evidence in each.evidence}
+        if batch.is_draft or any(getattr(each, "text", "") and not each.evidence for each in added):
+            sources.update(range(len(self._examples)))  # it may copy any
+        return self._against([self._examples[i] for i in sorted(sources.union(batch.examples))])
+
+    def _against(self, examples: Iterable[Example]) -> Guard:
+        """The guard against copies of these examples, by `Reflection(guard=)`."""
+        return Guard(((e.inputs, e.labels) for e in examples), self._task, self._refuses)
+
+    def _refuses(self, text: str, reason: str) -> bool:
+        """Whether advice that a guard has a reason against is refused."""
+        guard = self._settings.reflection.guard
+        refuses = guard == "refuse"
+        if callable(guard):
+            try:
+                refuses = bool(guard(text, reason))
+            except BaseException as error:  # noqa: BLE001 - whatever the user's function raises
+                self._report.count_failure("guard", f"guard raised {described(error)}")
+                refuses = True
+        if not refuses and guard != "off":
+            self._report.count_failure("advice let in", f"{text} ({reason})")
+        return refuses
 
 
 def _together(results: Iterable[Found]) -> tuple[list[Lesson], list[str]]:
@@ -448,30 +443,8 @@ def _is_only_hard(group: Group, others: Sequence[Group]) -> bool:
     """
     others = [replace(each, score_range=group.score_range) for each in others]
     n_moved = sum(each.has_contrast for each in others)
-    n_alike = sum(map(_has_unlike_answers, others)) - n_moved
+    are_unlike = [len({r.answer for r in each.rollouts}) > 1 for each in (group, *others)]
+    n_alike = sum(are_unlike[1:]) - n_moved
     is_lowest = min(group.scores) <= group.score_range.lowest + group.least_contrast
     is_moot = n_alike >= FEWEST_ALIKE and n_moved < MOVED_SHARE * n_alike
-    return is_moot and not is_lowest and _has_unlike_answers(group)
-
-
-def _has_unlike_answers(group: Group) -> bool:
-    return len({rollout.answer for rollout in group.rollouts}) > 1
-
-
-def _shares(attempts: Sequence[str], max_tokens: int, halving: int) -> list[str]:
-    """The attempts, each with its share of a prompt that was halved `halving` times."""
-    share = (max_tokens >> halving) // len(attempts)
-    return [texts.clip(text, share) if halving else text for text in attempts]
-
-
-def _evidence(batch: Batch, group: Group) -> Evidence:
-    ids = tuple(rollout.rollout_id for rollout in group.rollouts)
-    scores = tuple(rollout.score for rollout in group.rollouts)
-    return Evidence(batch.update, group.example, ids, scores)
-
-
-def _decisive_predictor(groups: Sequence[Group], predictors: Sequence[str]) -> str:
-    """The predictor that took the decisive steps of all these groups; `ALL` where there is none."""
-    names = {group.decisive_predictor for group in groups}
-    name = names.pop() if len(names) == 1 else ""
-    return name if name in predictors and len(predictors) > 1 else ALL
+    return is_moot and not is_lowest and are_unlike[0]
