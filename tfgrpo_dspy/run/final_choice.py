@@ -106,12 +106,12 @@ class Measurements:
                         begun[pair] = self._maker.again(samples[pair], PRIORITY)  # once more
                         pool.result(begun[pair])
         finally:
-            made = {
+            finished = {
                 pair: job.result() for pair, job in begun.items() if job.is_done and not job.error
             }
-            cut = min((pair[1] for pair in pairs if pair not in made), default=math.inf)
+            cut = min((pair[1] for pair in pairs if pair not in finished), default=math.inf)
             kept = [pair for pair in pairs if pair[1] < cut]
-            rollouts = pool.call(lambda: self._history.reward([made[pair] for pair in kept]))
+            rollouts = pool.call(lambda: self._history.reward([finished[pair] for pair in kept]))
             self._rollouts |= zip(kept, rollouts, strict=True)
         return rollouts
 

@@ -312,12 +312,12 @@ class Groups:
         if jobs is None:
             raise UnpaidError(f"example {example}: {NO_MORE.message}")
         rollouts = [self._calls.pool.result(job) for job in jobs]
-        played |= {made.rollout_id: made for made in rollouts}
-        for failure in [made.failure for made in rollouts if made.failure is not None]:
+        played |= {new.rollout_id: new for new in rollouts}
+        for failure in [new.failure for new in rollouts if new.failure is not None]:
             if failure.kind is FailureKind.REPLAY:
                 raise NotReplayedError(failure.message)
         if self._settings.metric is None:
-            return [made for made in rollouts if made.counts]
+            return [new for new in rollouts if new.counts]
         rewarded = self._strategies.rewarded(rollouts, self._history.first)
         score_range = group.score_range.including(group.scores)
         return list(Group.of(example, rewarded, True, score_range).rollouts)
