@@ -13,8 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import dspy
 
@@ -43,12 +42,9 @@ from tfgrpo_dspy.text import shortened
 from tfgrpo_dspy.user_code import in_loop, settled, without_partials
 
 REPLAY = "tfgrpo_replay"
-"""Under this name DSPy's settings hold the `Replay` of the rollout that is being made."""
+"""Under this name DSPy's settings hold the `_Replay` of the rollout that is being made."""
 MARK = "tfgrpo_replay_only"
 _CALL_ID = re.compile(r'"call_id": "[^"]*"')  # which providers give to calls of tools
-
-
-# ------------------------------------------------------------------------------ replay
 
 
 def replay_only(tool: Any) -> Any:
@@ -65,10 +61,10 @@ def replay_only(tool: Any) -> Any:
 
     @functools.wraps(tool.__call__ if is_object else tool)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        replay: Replay | None = dspy.settings.get(REPLAY)
+        replay: _Replay | None = dspy.settings.get(REPLAY)
         if replay is not None:
             why = "is replay_only, and is called by another way than its tool"
-            replay.refuse(f"tool {guarded.__name__!r} {why}", FailureKind.STOPPED)
+            raise replay.fail(f"tool {guarded.__name__!r} {why}", FailureKind.STOPPED)
         return tool(*args, **kwargs)
 
     if is_object:  # DSPy names its tool by the class
@@ -93,19 +89,19 @@ class ReplayEndedError(CallSparedError):
     """Ends a rollout, whatever the program catches."""
 
 
-class Replay:
+class _Replay:
     """Feeds the record back to one run of the program; `failure` says why that ended, if it did."""
 
     def __init__(self, start: Start, name_of: Callable[[Any, str], str]) -> None:
-        self.start, self._name_of = start, name_of
+        self._name_of = name_of
+        self._every, self._left = start.source.steps, [*start.source.steps[: start.n_steps]]
         self.failure: Failure | None = None
-        self._n_fed = 0
         self._tools: dict[str, tuple[str, Step | None]] = {}  # name and record, by the call's id
 
-    def refuse(self, why: str, kind: FailureKind = FailureKind.REPLAY) -> NoReturn:
-        """Raises ReplayEndedError: the rollout ends."""
+    def fail(self, why: str, kind: FailureKind = FailureKind.REPLAY) -> ReplayEndedError:
+        """The error that ends the rollout, whose failure this is, unless it has one."""
         self.failure = self.failure or Failure(kind, why)
-        raise ReplayEndedError(why)
+        return ReplayEndedError(self.failure.message)
 
     def _next(self, kind: str, name: str, inputs: Mapping[str, str]) -> Step | None:
         """The record of a call that is made now, once it is verified; None: it is fresh.
@@ -114,16 +110,15 @@ class Replay:
         """
         if self.failure is not None:
             raise ReplayEndedError(self.failure.message)
-        if self._n_fed == self.start.n_steps:
+        if not self._left:
             return None
-        step = self.start.source.steps[self._n_fed]
-        self._n_fed += 1
+        step = self._left.pop(0)
         if (step.kind, step.name) != (kind, name):
-            self.refuse(f"step {self._n_fed} is {kind} {name!r}, and was {step.kind} {step.name!r}")
+            raise self.fail(f"{kind} {name!r} is called, and it was {step.kind} {step.name!r}")
         was, now = ({n: _CALL_ID.sub("", text) for n, text in each.items()}
                     for each in (step.inputs, inputs))  # fmt: skip
         if changed := [n for n in {**was, **now} if was.get(n) != now.get(n)]:
-            self.refuse(f"step {self._n_fed}, {kind} {name!r}: its {changed[0]!r} is another now")
+            raise self.fail(f"{kind} {name!r}: its {changed[0]!r} is another now")
         return step
 
     def outputs(self, signature: Any, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -136,13 +131,13 @@ class Replay:
         try:
             return [{name: parsed(step.outputs[name], info.annotation) for name, info in fields}]
         except (KeyError, ValueError) as error:
-            self.refuse(f"step {self._n_fed}: its outputs cannot be read back ({error})")
+            raise self.fail(f"the outputs of {name!r} cannot be read back ({error})") from error
 
     def lm_called(self) -> None:
         """End the rollout before it pays for a call that it was to be spared."""
-        if self._n_fed < self.start.n_steps:
-            again = f"the program calls an LM in step {self._n_fed + 1} again"
-            self.refuse(f"{again}: that is no call of a predictor through the adapter of the run")
+        if self._left:
+            how = "that is no call of a predictor through the adapter of the run"
+            raise self.fail(f"the program calls an LM again: {how}")
 
     def tool_called(self, call_id: str, name: str, inputs: Mapping[str, str]) -> None:
         """Note which tool is called."""
@@ -151,15 +146,13 @@ class Replay:
     def result(self, arguments: Mapping[str, Any]) -> Any:
         """The recorded result of the `replay_only` tool that is called now, for these arguments."""
         name, step = self._tools.get(dspy_seam.ACTIVE_CALL_ID.get() or "", ("", None))
-        if step is None:
-            wanted = ("tool", name, as_fields(arguments))
-            steps = self.start.source.steps
-            step = next((s for s in steps if (s.kind, s.name, s.inputs) == wanted), None)
+        call = ("tool", name, as_fields(arguments))
+        step = step or next((s for s in self._every if (s.kind, s.name, s.inputs) == call), None)
         if step is None:
             why = "is replay_only, and has no result for these arguments"
-            self.refuse(f"tool {name!r} {why}", FailureKind.STOPPED)
+            raise self.fail(f"tool {name!r} {why}", FailureKind.STOPPED)
         if step.error or step.form == "other":
-            self.refuse(f"tool {name!r} is replay_only, and its result cannot be given again")
+            raise self.fail(f"tool {name!r} is replay_only, and its result cannot be given again")
         text = step.outputs.get("result", "")
         return _value(text) if step.form == "json" else text
 
@@ -167,32 +160,36 @@ class Replay:
         """Compare what a tool gave with what it had given."""
         _, before = self._tools[call_id]
         if before is not None and (now.outputs, now.error) != (before.outputs, before.error):
-            why = f"tool {now.name!r} gives another result for the same arguments"
-            self.failure = self.failure or Failure(FailureKind.REPLAY, why)
+            self.fail(f"tool {now.name!r} gives another result for the same arguments")
 
     def finish(self) -> None:
         """Verify that the program made all calls of the record."""
-        if self._n_fed < self.start.n_steps:
-            why = f"the program ends after {self._n_fed} of {self.start.n_steps} steps"
-            self.failure = self.failure or Failure(FailureKind.REPLAY, why)
+        if self._left:
+            self.fail(f"the program ends {len(self._left)} steps before its record")
 
 
 class _Trace(list[Any]):
-    """DSPy's trace; of each answer, the inputs as they were at the call, and its entropy."""
+    """DSPy's trace, and as `steps` what it tells and the calls of tools, as they were then."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: Meter, name_of: Callable[[Any, str], str]) -> None:
         super().__init__()
-        self.noted: dict[int, tuple[dict[str, str], float | None]] = {}  # by the outputs' id
-        self._surprisals, self._n_seen = meter.surprisals, 0
+        self.steps: list[Step] = []
+        self._surprisals, self._n_seen, self._name_of = meter.surprisals, 0, name_of
+
+    def _note(self, call: Any, entropy: float | None) -> None:
+        predictor, inputs, outputs = call
+        name = self._name_of(predictor, type(predictor).__name__)
+        step = Step("predictor", name, as_fields(inputs), as_fields(outputs), entropy=entropy)
+        self.steps.append(step)
+        self._n_seen = len(self._surprisals)
 
     def append(self, call: Any) -> None:
-        _, inputs, outputs = call
-        self.noted[id(outputs)] = as_fields(inputs), mean_of(self._surprisals[self._n_seen :])
-        self._n_seen = len(self._surprisals)
+        self._note(call, mean_of(self._surprisals[self._n_seen :]))
         super().append(call)
 
     def extend(self, calls: Any) -> None:  # what Refine has traced elsewhere
-        self._n_seen = len(self._surprisals)
+        for call in calls:
+            self._note(call, None)
         super().extend(calls)
 
 
@@ -205,64 +202,57 @@ class _Dispatcher:
         self.n_users = 0
 
     def __call__(self, *args: Any, **arguments: Any) -> Any:
-        replay: Replay | None = dspy.settings.get(REPLAY)
+        replay: _Replay | None = dspy.settings.get(REPLAY)
         if replay is not None and hasattr(without_partials(self.function), MARK):
             return replay.result(arguments)
         result = self.function(*args, **arguments)
         return in_loop(result) if inspect.iscoroutine(result) else result
 
 
-class CallRecorder(CallWatcher):
-    """The tool calls of one rollout, each with how many predictor calls were answered before it.
+class _Recorder(CallWatcher):
+    """Adds the tool calls of one rollout to the steps of its trace.
 
     Calls of tools and LMs that have begun, and not ended, are in `begun`. The tools that the
-    rollout calls, wherever it takes them from, hold a dispatcher until it is closed. `replay`:
-    where the rollout goes on from a step of another one.
+    rollout calls, wherever it takes them from, hold a dispatcher until it is closed.
     """
 
-    def __init__(self, meter: Meter, begun: dict[str, str], replay: Replay | None = None) -> None:
+    def __init__(
+        self, meter: Meter, trace: _Trace, begun: dict[str, str], replay: _Replay | None
+    ) -> None:
         super().__init__(meter)
-        self.trace = _Trace(meter)
-        self.calls: dict[str, tuple[int, Step]] = {}
-        self._begun, self._replay = begun, replay
+        self._steps, self._begun, self._replay = trace.steps, begun, replay
+        self._places: dict[str, int] = {}  # among the steps, by the call's id
         self._changed: list[dspy.Tool] = []  # tools that hold a dispatcher
 
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Begin the record of the call, and change the tool before its function is called."""
         name, arguments = str(instance.name), as_fields(inputs.get("kwargs", inputs))
         if self._replay is not None:
             self._replay.tool_called(call_id, name, arguments)
         self._begun[call_id] = f"tool {name!r}"
-        self.calls[call_id] = (len(self.trace), Step("tool", name, arguments, {}))
+        self._places[call_id] = len(self._steps)
+        self._steps.append(Step("tool", name, arguments, {}))
         with dspy.settings.lock:
             if not isinstance(instance.func, _Dispatcher):
                 vars(instance)["func"] = _Dispatcher(instance.func)
             instance.func.n_users += 1
             self._changed.append(instance)
 
+    def on_tool_end(self, call_id: str, outputs: Any, exception: Any = None) -> None:
+        self._begun.pop(call_id, None)
+        place = self._places[call_id]
+        self._steps[place] = _with_result(self._steps[place], outputs, exception)
+        if self._replay is not None:
+            self._replay.tool_ended(call_id, self._steps[place])
+
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Note that the call has begun, and count it. Raises RunStopped."""
         if self._replay is not None:
             self._replay.lm_called()
         self._begun[call_id] = f"a call of {getattr(instance, 'model', 'an LM')}"
         super().on_lm_start(call_id, instance, inputs)
 
-    def on_lm_end(
-        self, call_id: str, outputs: Any | None, exception: BaseException | None = None
-    ) -> None:
-        """Note that the call is over, and settle it."""
+    def on_lm_end(self, call_id: str, outputs: Any, exception: Any = None) -> None:
         self._begun.pop(call_id, None)
         super().on_lm_end(call_id, outputs, exception)
-
-    def on_tool_end(
-        self, call_id: str, outputs: Any | None, exception: BaseException | None = None
-    ) -> None:
-        """Note what came of the call."""
-        self._begun.pop(call_id, None)
-        position, step = self.calls[call_id]
-        self.calls[call_id] = position, _with_result(step, outputs, exception)
-        if self._replay is not None:
-            self._replay.tool_ended(call_id, self.calls[call_id][1])
 
     def close(self) -> None:
         """Give the tools their functions back, unless another rollout needs the dispatchers."""
@@ -280,13 +270,11 @@ def answer_now(program: Any, start: Start, inputs: Mapping[str, Any]) -> Any:
     so far. Raises ReplayEndedError: no predictor gives all outputs.
     """
     wanted = [name for name in start.source.outputs if name not in WAYS_TO_AN_ANSWER]
-    for _, predictor in reversed(named_predictors(program)):
-        fields = predictor.signature.output_fields
-        if wanted and set(wanted) <= set(fields):
-            break
-    else:
+    giving = (predictor for _, predictor in reversed(named_predictors(program))
+              if wanted and set(wanted) <= set(predictor.signature.output_fields))  # fmt: skip
+    if (predictor := next(giving, None)) is None:
         raise ReplayEndedError(f"no predictor of the program gives all outputs {wanted}")
-    taken = predictor.signature.input_fields
+    taken, fields = predictor.signature.input_fields, predictor.signature.output_fields
     types = {name: (taken[name].annotation if name in taken else type(value), dspy.InputField())
              for name, value in inputs.items()}  # fmt: skip
     types["steps_so_far"] = (str, dspy.InputField(desc="what was done and found out until now"))
@@ -353,21 +341,29 @@ def run_rollout(task: RolloutTask) -> Rollout:
     the ledger refused a call, whatever the program made of that.
     """
     run = _Run(task)
-    with closing(run.tools), run.context():
+    with closing(run.recorder), run.context():
         prediction, failure = run.execute()
-        trace = list(run.tools.trace)
-    run.meter.check()
+        trace, steps = list(run.trace), list(run.trace.steps)
+    meter, start = run.meter, task.start
+    meter.check()
+    if start is not None:
+        n_again = 0 if start.answers_now else start.n_steps
+        steps = [*start.source.steps[: start.n_steps], *steps[n_again:]]
+    if failure is not None and failure.kind is FailureKind.PARSE and meter.last_call:
+        asking, call = meter.last_call  # an answer that did not parse stands last
+        name, outputs = run.name_of(asking, "predictor"), {"unparsed answer": call.text}
+        steps.append(Step("predictor", name, {"prompt": call.prompt}, outputs, failure.message))
     rollout = Rollout(
         example=task.index,
         rollout_id=task.rollout_id,
         outputs=as_fields(prediction),
-        steps=run.steps(trace, failure),
+        steps=tuple(steps),
         failure=failure,
-        usage=run.meter.usage,
-        entropy=mean_of(run.meter.surprisals),
-        n_replayed=task.start.n_steps if task.start else None,
-        shows_advice=run.meter.shows_advice,
-        dearest_call=run.meter.dearest_call,
+        usage=meter.usage,
+        entropy=mean_of(meter.surprisals),
+        n_replayed=start.n_steps if start else None,
+        shows_advice=meter.shows_advice,
+        dearest_call=meter.dearest_call,
     )
     if failure or task.metric is None:
         return rollout
@@ -380,9 +376,10 @@ class _Run:
     def __init__(self, task: RolloutTask) -> None:
         self.task, self.replay = task, None
         if task.start is not None and not task.start.answers_now:
-            self.replay = Replay(task.start, self._name_of)
+            self.replay = _Replay(task.start, self.name_of)
         self.meter = Meter(task.ledger, task.prices, task.is_training, task.advice)
-        self.tools = CallRecorder(self.meter, task.calls, self.replay)
+        self.trace = _Trace(self.meter, self.name_of)
+        self.recorder = _Recorder(self.meter, self.trace, task.calls, self.replay)
         self.program = copy_program(task.program, self._lm_for_sample)
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         for name, module in self.program.named_sub_modules():
@@ -400,7 +397,7 @@ class _Run:
         for name, predictor in named_predictors(self.program):
             self.names |= {id(predictor): name, id(predictor.signature): name}
 
-    def _name_of(self, predictor: Any, unknown: str) -> str:
+    def name_of(self, predictor: Any, unknown: str) -> str:
         """The predictor's name; `Refine` and `BestOfN` call copies, which share the signature."""
         by_signature = self.names.get(id(getattr(predictor, "signature", None)), unknown)
         return self.names.get(id(predictor), by_signature)
@@ -413,14 +410,14 @@ class _Run:
     def context(self) -> Any:
         """The settings of DSPy under which the program runs."""
         adapter = dspy_seam.demo_keeping_adapter(dspy.settings.adapter, self.task.kept_demos)
+        if self.replay is not None:
+            adapter = dspy_seam.replaying_adapter(adapter, self.replay)
         return dspy.context(
             **{REPLAY: self.replay},
             lm=self._lm_for_sample(dspy.settings.lm),
-            adapter=adapter
-            if self.replay is None
-            else dspy_seam.replaying_adapter(adapter, self.replay),
-            **dspy_seam.recording(self.tools.trace),  # the meter reads each call's entry
-            **dspy_seam.watching(self.tools),
+            adapter=adapter,
+            **dspy_seam.recording(self.trace),  # the meter reads each call's entry
+            **dspy_seam.watching(self.recorder),
         )
 
     def execute(self) -> tuple[Any, Failure | None]:
@@ -452,24 +449,6 @@ class _Run:
             failure = replace(failure, message=f"{cause}{failure.message}")
         return prediction, self.meter.provider_failure or failure
 
-    def steps(self, trace: list[Any], failure: Failure | None) -> tuple[Step, ...]:
-        """Predictor and tool calls in their order; an answer that did not parse stands last."""
-        calls = [((at, 0), step) for at, step in self.tools.calls.values()]
-        for position, (predictor, inputs, outputs) in enumerate(trace):
-            name = self._name_of(predictor, type(predictor).__name__)
-            texts, entropy = self.tools.trace.noted.get(id(outputs)) or (as_fields(inputs), None)
-            step = Step("predictor", name, texts, as_fields(outputs), entropy=entropy)
-            calls.append(((position, 1), step))
-        steps = [step for _, step in sorted(calls, key=itemgetter(0))]
-        if (start := self.task.start) is not None:
-            n_again = 0 if start.answers_now else start.n_steps
-            steps = [*start.source.steps[: start.n_steps], *steps[n_again:]]
-        if failure is not None and failure.kind is FailureKind.PARSE and self.meter.last_call:
-            asking, call = self.meter.last_call
-            name, outputs = self._name_of(asking, "predictor"), {"unparsed answer": call.text}
-            steps.append(Step("predictor", name, {"prompt": call.prompt}, outputs, failure.message))
-        return tuple(steps)
-
     def scored(
         self, metric: ScoringFunction, rollout: Rollout, prediction: Any, trace: list[Any]
     ) -> Rollout:
@@ -478,7 +457,7 @@ class _Run:
         meter, feedback = Meter(task.ledger, task.prices, task.is_training), dict[str, str]()
         calls: dict[str, PredictorTrace] = {}  # of each predictor that the metric is asked about
         for call in trace if metric.asks_predictors and task.asks_predictors else ():
-            if (name := self._name_of(call[0], "")) in self.predictors:
+            if (name := self.name_of(call[0], "")) in self.predictors:
                 calls.setdefault(name, []).append(call)
 
         def asked(ask: Callable[..., Any], *about: Any) -> Any:
@@ -545,17 +524,11 @@ def _failure_of(error: BaseException) -> Failure:
 
 def allows_temperature(lm: Any, temperature: Any) -> bool:
     """True if DSPy would build this LM with that temperature; reasoning models allow none."""
-    if temperature in (None, OWN) or not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
-        return True
-    return _can_be_built(lm.model, lm.model_type, temperature)
-
-
-@functools.cache
-def _can_be_built(model: str, model_type: Any, temperature: float) -> bool:
-    try:
-        dspy.LM(model, model_type=model_type, temperature=temperature)
-    except dspy.LMConfigurationError:
-        return False
+    if temperature not in (None, OWN) and isinstance(lm, dspy.LM) and isinstance(lm.engine, str):
+        try:
+            dspy.LM(lm.model, model_type=lm.model_type, temperature=temperature)
+        except dspy.LMConfigurationError:
+            return False
     return True
 
 
