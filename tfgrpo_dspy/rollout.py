@@ -5,6 +5,7 @@ a failure counts.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import statistics
@@ -60,11 +61,6 @@ class FailureKind(StrEnum):
         return self in (self.PROGRAM, self.PARSE)
 
     @property
-    def counts_against_advice(self) -> bool:
-        """True if the gate counts it as the lowest score: advice may be to blame for it."""
-        return self not in (self.PROVIDER, self.WORKER, self.STRATEGY, self.BUDGET)
-
-    @property
     def is_recorded(self) -> bool:
         """True if the record is a result; otherwise a later start makes the rollout again."""
         return not (self.is_cut_short or self is self.METRIC)
@@ -101,8 +97,10 @@ class Failure:
 
     @property
     def counts_against_advice(self) -> bool:
-        """True if advice may be to blame: then it counts as the lowest score of a rollout."""
-        return self.refuses_prompt or self.kind.counts_against_advice
+        """True if advice may be to blame: then the gate counts it as the lowest score."""
+        kinds = FailureKind
+        others = (kinds.PROVIDER, kinds.WORKER, kinds.STRATEGY, kinds.BUDGET)
+        return self.refuses_prompt or self.kind not in others
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,13 +207,8 @@ class Rollout:
     @property
     def changes(self) -> dict[int, tuple[float, float]]:
         """By step, from 0, the latest known value before it and that after it, where both are."""
-        changes, before = {}, self.start_value
-        for index, step in enumerate(self.steps):
-            if step.value is not None:
-                if before is not None:
-                    changes[index] = (before, step.value)
-                before = step.value
-        return changes
+        known = [(k, value) for k, value in enumerate(self.values, -1) if value is not None]
+        return {k: (before, value) for (_, before), (k, value) in itertools.pairwise(known)}
 
     def decisive_step(self, least: float) -> int | None:
         """The step, from 0, with the largest change of the value; None: all are below `least`."""
@@ -244,16 +237,7 @@ class Rollout:
         In their words or as JSON; of a label that is a list of answers, one of them.
         """
         labelled = [name for name in self.outputs if name in labels]
-        for name in labelled:
-            accepted, value = [labels[name]], self.outputs[name]
-            with suppress(ValueError, RecursionError):
-                read = json.loads(labels[name])
-                accepted += map(str, read) if isinstance(read, list) else []
-                if read == json.loads(value):
-                    continue
-            if all(each.casefold().split() != value.casefold().split() for each in accepted):
-                return False
-        return bool(labelled)
+        return bool(labelled) and all(_agree(self.outputs[name], labels[name]) for name in labelled)
 
     @property
     def answer(self) -> str:
@@ -263,6 +247,16 @@ class Rollout:
 
 
 ROLLOUTS = TypeAdapter(Rollout)
+
+
+def _agree(value: str, label: str) -> bool:
+    accepted = [label]
+    with suppress(ValueError, RecursionError):
+        read = json.loads(label)
+        accepted += map(str, read) if isinstance(read, list) else []
+        if read == json.loads(value):
+            return True
+    return any(each.casefold().split() == value.casefold().split() for each in accepted)
 
 
 def rollout_id_for(seed: int, epoch: int, example: int, index: int, purpose: str) -> int:
@@ -306,9 +300,6 @@ def trajectory_text(rollout: Rollout) -> str:
     if rollout.failure is not None:
         parts.append(f"The program failed: {rollout.failure.message}")
     return "\n".join(parts)
-
-
-# ------------------------------------------------------------------------------ scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,12 +410,9 @@ class Group:
     ) -> "Group":
         """The group of these, with `floored` scores; failures of provider and metric stay out."""
         scores = floored(rollouts, score_range) if has_metric else [r.score for r in rollouts]
-        counted = [
-            rollout if rollout.score is score else replace(rollout, score=score)
-            for rollout, score in zip(rollouts, scores, strict=True)
-            if rollout.counts
-        ]
-        return cls(example, tuple(counted), tuple(rollouts), score_range)
+        pairs = zip(rollouts, scores, strict=True)
+        counted = tuple(replace(each, score=score) for each, score in pairs if each.counts)
+        return cls(example, counted, tuple(rollouts), score_range)
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -448,14 +436,15 @@ class Group:
     @property
     def decisive_predictor(self) -> str:
         """The predictor whose step changed the expected score most in any rollout; "": no such."""
-        steps: list[tuple[float, str]] = []
+        largest, predictor = 0.0, ""
         for rollout in self.rollouts:
             index = rollout.decisive_step(self.least_decisive)
             if index is not None:
                 before, after = rollout.changes[index]
                 names = [s.name for s in rollout.steps[: index + 1] if s.kind == "predictor"]
-                steps.append((abs(after - before), names[-1] if names else ""))
-        return max(steps, key=lambda step: step[0])[1] if steps else ""
+                if abs(after - before) > largest:
+                    largest, predictor = abs(after - before), names[-1] if names else ""
+        return predictor
 
     @property
     def least_decisive(self) -> float:
@@ -494,6 +483,6 @@ class Group:
     def is_at_best(self, labels: Mapping[str, str]) -> bool:
         """True if all have the best score that is known or, if only one is, the labels' answer."""
         scores = self.score_range.including(self.scores)
-        if scores.is_flat:
+        if not self.scores or scores.is_flat:
             return bool(self.scores) and all(one.agrees_with(labels) for one in self.rollouts)
-        return bool(self.scores) and min(self.scores) >= scores.highest - scores.least_contrast
+        return min(self.scores) >= scores.highest - scores.least_contrast
