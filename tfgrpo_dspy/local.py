@@ -179,23 +179,16 @@ def _request_body(request: lm15.Request) -> dict[str, Any]:
     if refused:
         message = f"the local LM has no {', '.join(refused)}; leave it out, or use another LM"
         raise lm15.UnsupportedFeatureError(message, feature=refused[0])
-    sampling = {name: getattr(config, name) for name in SAMPLING if name in asked}
+    body = {name: getattr(config, name) for name in (*SAMPLING, "stop") if name in asked}
     if config.seed is not None:
         digest = hashlib.sha256(f"{config.seed}/0".encode()).digest()
-        sampling["seed"] = int.from_bytes(digest[:8], "big") % (2**32 - 1)  # which means "any seed"
-    if config.stop:
-        sampling["stop"] = list(config.stop)
-    messages = [
+        body["seed"] = int.from_bytes(digest[:8], "big") % (2**32 - 1)  # which means "any seed"
+    body["messages"] = [
         {"role": role, "content": c if isinstance(c, str) else "\n".join(part.text for part in c)}
         for role, c in turns
     ]
-    is_cached = config.cache is None or config.cache.mode != "off"
-    return {
-        **(config.extensions or {}),
-        **sampling,
-        "messages": messages,
-        "cache_prompt": is_cached,
-    }
+    body["cache_prompt"] = config.cache is None or config.cache.mode != "off"
+    return {**(config.extensions or {}), **body}
 
 
 class Model:
@@ -253,20 +246,22 @@ def _context(path: Path, n_ctx: int, n_threads: int) -> Any:
         ) from error
 
 
-_models: dict[int, dict[tuple[Any, ...], Model]] = {}
-"""The opened models of each process; a fork keeps, and does not use, those of its parent, as to
-free them would wait for threads that it lacks."""
-_lock = functools.cache(lambda _process: threading.Lock())
-atexit.register(lambda: _models.pop(os.getpid(), None))
+_opening = threading.Lock()
+
+
+@functools.cache
+def _model(_process: int, settings: tuple[Any, ...]) -> Model:
+    """The model of this process: those of its parent would wait for threads that a fork lacks."""
+    return Model(*settings)
+
+
+atexit.register(_model.cache_clear)
 
 
 def opened_model(settings: tuple[Any, ...]) -> Model:
     """The model with these arguments of `Model`; opened if it is not."""
-    with _lock(os.getpid()):
-        models = _models.setdefault(os.getpid(), {})
-        if settings not in models:
-            models[settings] = Model(*settings)
-        return models[settings]
+    with _opening:
+        return _model(os.getpid(), settings)
 
 
 def model_path(gguf: str | None) -> Path:
@@ -295,23 +290,11 @@ class PlainAdapter(dspy.Adapter):
     shown as plain lines, which a small model follows better than a block.
     """
 
-    def _for(self, signature: type[dspy.Signature]) -> Any:
-        return super() if _is_plain(signature) else dspy.JSONAdapter(callbacks=self.callbacks)
-
-    def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        """The output fields of each completion. Raises dspy.AdapterParseError: one is empty."""
-        return self._for(signature).__call__(lm, lm_kwargs, signature, demos, inputs)
-
-    async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        """See `__call__`."""
-        return await self._for(signature).acall(lm, lm_kwargs, signature, demos, inputs)
-
     def format(self, signature: Any, demos: Any, inputs: Any) -> Any:
         """The instructions and first input, then demos and earlier turns, then the inputs."""
-        messages = self._for(signature).format(signature, demos, inputs)
         if not _is_plain(signature):
-            return messages
-        system, first, *rest = messages
+            return dspy.JSONAdapter().format(signature, demos, inputs)
+        system, first, *rest = super().format(signature, demos, inputs)
         return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
 
     def format_system_message(self, signature: type[dspy.Signature]) -> str:
@@ -346,7 +329,7 @@ class PlainAdapter(dspy.Adapter):
     def parse(self, signature: type[dspy.Signature], completion: str) -> Any:
         """The output fields that the text of an answer contains."""
         if not _is_plain(signature):
-            return self._for(signature).parse(signature, completion)
+            return dspy.JSONAdapter().parse(signature, completion)
         ((name, field),) = signature.output_fields.items()
         lines = (BULLET.sub("", line).strip() for line in completion.splitlines())
         labels = tuple(_label(name) for name in signature.fields)

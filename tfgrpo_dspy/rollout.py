@@ -207,8 +207,8 @@ class Rollout:
     @property
     def changes(self) -> dict[int, tuple[float, float]]:
         """By step, from 0, the latest known value before it and that after it, where both are."""
-        known = [(k, value) for k, value in enumerate(self.values, -1) if value is not None]
-        return {k: (before, value) for (_, before), (k, value) in itertools.pairwise(known)}
+        values = [(k, value) for k, value in enumerate(self.values, -1) if value is not None]
+        return {k: (before, value) for (_, before), (k, value) in itertools.pairwise(values)}
 
     def decisive_step(self, least: float) -> int | None:
         """The step, from 0, with the largest change of the value; None: all are below `least`."""

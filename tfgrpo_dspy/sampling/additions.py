@@ -170,13 +170,13 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
     """A demo of each predictor's last call, if all of its fields are there and can be read back."""
     fields = {name: predictor.signature.fields for name, predictor in named_predictors(program)}
     demos: dict[str, Demo] = {}
-    for step in rollout.steps:
-        if step.kind == "predictor" and step.name in fields:
-            texts = {k: cleaned_text(text) for k, text in {**step.inputs, **step.outputs}.items()}
-            wanted = fields[step.name].items()
-            if all(name in texts and _comes_back(texts[name], i.annotation) for name, i in wanted):
-                shown = tuple((name, texts[name]) for name, _ in wanted)
-                demos[step.name] = Demo(step.name, shown)
+    for step in (
+        each for each in rollout.steps if each.kind == "predictor" and each.name in fields
+    ):
+        texts = {k: cleaned_text(text) for k, text in {**step.inputs, **step.outputs}.items()}
+        wanted = fields[step.name].items()
+        if all(name in texts and _comes_back(texts[name], i.annotation) for name, i in wanted):
+            demos[step.name] = Demo(step.name, tuple((name, texts[name]) for name, _ in wanted))
     return tuple(demos.values())
 
 
@@ -204,14 +204,14 @@ def _shown(value: Any, annotation: Any, is_output: bool) -> str | None:
     the defaults of its model. Of a list of accepted answers, where the output takes no list, the
     first is shown.
     """
-    if is_output and isinstance(value, list | tuple) and _as_type(value, annotation) is None:
+    typed = _as_type(value, annotation)
+    if is_output and isinstance(value, list | tuple) and typed is None:
         value = value[0] if value else None
+        typed = _as_type(value, annotation)
     if is_missing(value) and not (value is None and has_none(annotation)):
         return None
-    if _comes_back(text := as_text(value), annotation):
-        return text
-    text = as_text(_as_type(value, annotation))
-    return text if text != "None" and _comes_back(text, annotation) else None
+    texts = [as_text(each) for each in (value, typed) if each is value or each is not None]
+    return next((text for text in texts if _comes_back(text, annotation)), None)
 
 
 def _as_type(value: Any, annotation: Any) -> Any:
@@ -255,25 +255,25 @@ class DemoPool:
         self.n_sets = N_SETS if max_demos else 0
         demos = {i: labelled_demos(examples[i].raw, program) for i in labelled if max_demos}
         self._warn_of_unshown(demos)
-        unlike = {(examples[i].identity, shown): (i, shown) for i, shown in demos.items() if shown}
-        inputs = {name: each.signature.input_fields for name, each in named_predictors(program)}
-        whole, others = list[tuple[int, tuple[Demo, ...]]](), list[tuple[int, tuple[Demo, ...]]]()
-        for example, shown in unlike.values():
-            lacking = (
-                name not in dict(demo.fields) and not has_none(field.annotation)
-                for demo in shown
-                for name, field in inputs[demo.predictor].items()
-            )
-            (others if any(lacking) else whole).append((example, shown))
-        self._whole = {example for example, _ in whole}
+        unlike = {(examples[i].identity, shown): i for i, shown in demos.items() if shown}
+        needed = {(name, field) for name, each in named_predictors(program)
+                  for field, info in each.signature.input_fields.items()
+                  if not has_none(info.annotation)}  # fmt: skip
+        self._whole, others = list[int](), list[int]()
+        for (_, shown), example in unlike.items():
+            predictors = {demo.predictor for demo in shown}
+            fields = {(demo.predictor, field) for demo in shown for field, _ in demo.fields}
+            lacking = {pair for pair in needed - fields if pair[0] in predictors}
+            (others if lacking else self._whole).append(example)
         numbers = range(1, self.n_sets + 1 if unlike else 0)
-        self._labelled = {k: self._mixed(whole, k) + self._mixed(others, k) for k in numbers}
+        mixed = {k: self._mixed(self._whole, k) + self._mixed(others, k) for k in numbers}
+        self._labelled = {k: [(i, demos[i]) for i in order] for k, order in mixed.items()}
 
     def choose(self, number: int, best: Sequence[Rollout], hidden: Set[str]) -> tuple[Demo, ...]:
         """The demos of set `number`, from 1; not of `hidden` identities; `best` is in its order."""
-        usable = [one for one in best if self._examples[one.example].identity not in hidden]
-        of_best = ((one.example, demos_of(one, self._program)) for one in usable
-                   if one.example not in self._whole)  # fmt: skip
+        of_best = ((one.example, demos_of(one, self._program)) for one in best
+                   if self._examples[one.example].identity not in hidden
+                   and one.example not in self._whole)  # fmt: skip
         if self._labelled:
             by_example = dict(of_best)
             every: Iterator[tuple[Demo, ...]] = (

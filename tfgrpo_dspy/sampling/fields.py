@@ -4,12 +4,11 @@ import copy
 import dataclasses
 import decimal
 import enum
-import functools
 import itertools
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from functools import cached_property
 from os import PathLike
@@ -126,26 +125,22 @@ def _plain(value: Any) -> Any:
 
 def _fields_of(value: Any) -> dict[str, Any]:
     """The fields of a model or a dataclass by name; empty for any other value."""
-    names = list(getattr(type(value), "model_fields", ()))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value)]
-    return {name: getattr(value, name) for name in names}
+    kind: Any = type(value)
+    fields: Any = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", ())
+    return {name: getattr(value, name) for name in fields}
 
 
 def _all_in(value: Any) -> Iterator[Any]:
     """The value and all that it holds, in their order; what holds itself, or much, once."""
     waiting, seen = [value], set[int]()
     while waiting:
-        value = waiting.pop()
-        yield value
+        yield (value := waiting.pop())
         if id(value) not in seen and not isinstance(value, MEDIA):
             seen.add(id(value))
-            items = list(_fields_of(value).values())
-            if isinstance(value, Mapping | dspy.Example):
-                items = [item for _, item in named_items(value)]
-            elif isinstance(value, list | tuple | set | frozenset):
-                items = list(value)
-            waiting += reversed(items)
+            is_list = isinstance(value, list | tuple | set | frozenset)
+            is_mapping = isinstance(value, Mapping | dspy.Example)
+            fields = dict(named_items(value)) if is_mapping else _fields_of(value)
+            waiting += reversed([*value] if is_list else [*fields.values()])
 
 
 def named_items(value: Mapping[Any, Any] | dspy.Example) -> list[tuple[str, Any]]:
@@ -180,16 +175,11 @@ def parsed(text: str, annotation: Any) -> Any:
         return text
     if any(issubclass(kind, MEDIA) for kind in dspy_seam.custom_types_in(annotation)):
         raise ValueError(f"{annotation} is written as a text that does not hold all of it")
-    if text == "None" and has_none(annotation):  # as a text, DSPy would take it for a word
+    if text == "None" and has_none(annotation):  # as a text, it would be taken for a word
         return None
-    readers: tuple[Callable[[], Any], ...] = (
-        lambda: next(each for each in annotation if as_text(each) == text),  # of an Enum
-        lambda: dspy_seam.parse_value(text, annotation),
-        lambda: pydantic.TypeAdapter(annotation).validate_python(text),  # a Decimal
-    )
-    for read in readers:
+    for read in ("validate_json", "validate_python"):
         with suppress(Exception):  # a user's type may raise anything
-            value = read()
+            value = getattr(pydantic.TypeAdapter(annotation), read)(text)
             if as_text(value) == text:
                 return value
     raise ValueError(f"{text[:80]!r} is not the text of a {annotation}")
@@ -219,14 +209,11 @@ def has_none(annotation: Any) -> bool:
 def with_values(text: str, *holders: Any) -> str:
     """The text with members of the holders' Enums as DSPy writes them, not as `Bay.NORTH`."""
     held = itertools.chain(*map(_all_in, holders if "." in text else ()))
-    names: dict[str, str] = {}
     for kind in {type(each) for each in held if isinstance(each, enum.Enum)}:
         for name, member in kind.__members__.items():
-            names |= {repr(member): as_text(member), f"{kind.__name__}.{name}": as_text(member)}
-    if not names:
-        return text
-    forms = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
-    return re.sub(rf"(?:{forms})(?!\w)", lambda match: names[match[0]], text)
+            forms = f"{re.escape(repr(member))}|{kind.__name__}\\.{name}"
+            text = re.sub(rf"(?:{forms})(?!\w)", as_text(member).replace("\\", r"\\"), text)
+    return text
 
 
 def copied_example(example: dspy.Example) -> dspy.Example:
@@ -238,22 +225,14 @@ def copied_example(example: dspy.Example) -> dspy.Example:
     return example.copy(**copies)
 
 
-# ------------------------------------------------------------------------------ made elsewhere
-
-
-def _or(value: Any, nothing: Any) -> Any:
-    """The value; `nothing` where it is empty or missing, as the cells of a DataFrame are."""
-    return nothing if is_missing(value) or not value else value
-
-
 def _mapping_of(value: Any) -> Any:
     """The inputs of an Example that names them, all fields of any other; all else as it is."""
     with suppress(AttributeError, ValueError):  # a Prediction does not know, an Example may not
         value = value.inputs() if isinstance(value, dspy.Example) else value
-    return dict(named_items(value)) if isinstance(value, dspy.Example) else _or(value, {})
+    return dict(named_items(value)) if isinstance(value, dspy.Example) else value
 
 
-AsText = Annotated[str, BeforeValidator(lambda value: str(_or(value, "")))]
+AsText = Annotated[str, BeforeValidator(str)]
 AsFields = Annotated[Mapping[str, str], BeforeValidator(as_fields)]
 Fields = Annotated[Mapping[str, Any], BeforeValidator(_mapping_of)]
 IS_SCORE = errors.such_that(
@@ -261,21 +240,28 @@ IS_SCORE = errors.such_that(
 )
 
 
-class TraceStep(pydantic.BaseModel):
+class _MadeElsewhere(pydantic.BaseModel):
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _present(cls, value: Any) -> Any:
+        """The mapping without what is missing; but a score that is NaN is one that failed."""
+        if not isinstance(value, Mapping):
+            return value
+        return {k: x for k, x in value.items() if not is_missing(x) or (k == "score" and x)}
+
+
+class TraceStep(_MadeElsewhere):
     """A step of a rollout that was made elsewhere."""
 
-    name: Annotated[str, BeforeValidator(str)]
+    name: AsText
     kind: Annotated[str, BeforeValidator(lambda k: k if k == "tool" else "predictor")] = "predictor"
     inputs: AsFields = {}
     outputs: AsFields = {}
     error: AsText = ""
 
 
-class Trace(pydantic.BaseModel):
-    """A rollout that was made elsewhere. Values may be absent, null or NaN where it has none.
-
-    A score may not be NaN: it is rather a metric that failed than none.
-    """
+class Trace(_MadeElsewhere):
+    """A rollout that was made elsewhere. Values may be absent, None or NaN where it has none."""
 
     inputs: Annotated[Fields, errors.such_that(bool, "give a mapping of fields")]
     outputs: Fields = {}
@@ -283,7 +269,7 @@ class Trace(pydantic.BaseModel):
     labels: Fields = {}
     score: Annotated[float, IS_SCORE] | None = None
     feedback: AsText = ""
-    steps: Annotated[list[TraceStep], BeforeValidator(lambda value: _or(value, []))] = []
+    steps: list[TraceStep] = []
 
     @pydantic.model_validator(mode="after")
     def _has_ended(self) -> Self:
@@ -299,17 +285,16 @@ def read_traces(
     traces: str | PathLike[str] | Iterable[Mapping[str, Any]],
 ) -> tuple[list[dspy.Example], list[list[Rollout]]]:
     """An example for each distinct input, and its rollouts. Raises SettingsError: the faults."""
-    examples, rollouts, places = list[dspy.Example](), list[list[Rollout]](), dict[str, int]()
-    for number, trace in enumerate(_accepted(traces), start=1):
-        inputs, labels = dict(trace.inputs), dict(trace.labels)
-        key = json.dumps(inputs, sort_keys=True, default=str)
-        place = places.setdefault(key, len(examples))
-        if place == len(examples):
-            examples.append(dspy.Example(inputs))
-            rollouts.append([])
-        examples[place] = dspy.Example({**labels, **examples[place]}).with_inputs(*inputs)
+    accepted, examples, places = _accepted(traces), dict[str, dspy.Example](), dict[str, int]()
+    has_scores = any(trace.score is not None for trace in accepted)
+    groups, n_left_out = dict[str, list[Rollout]](), 0
+    for number, trace in enumerate(accepted, start=1):
+        key = json.dumps(dict(trace.inputs), sort_keys=True, default=str)
+        example = examples.get(key) or dspy.Example(trace.inputs)
+        examples[key] = dspy.Example({**trace.labels, **example}).with_inputs(*trace.inputs)
+        group = groups.setdefault(key, [])
         rollout = Rollout(
-            place,
+            places.setdefault(key, len(places)),
             number,
             as_fields(trace.outputs),
             tuple(Step(**dict(step)) for step in trace.steps),
@@ -317,13 +302,13 @@ def read_traces(
             trace.feedback,
             failure=Failure(FailureKind.PROGRAM, trace.error) if trace.error else None,
         )
-        rollouts[place].append(rollout)
-    if any(one.score is not None for group in rollouts for one in group):
-        usable = [[r for r in group if r.score is not None or r.failure] for group in rollouts]
-        if n := sum(map(len, rollouts)) - sum(map(len, usable)):
-            logger.warning("%d traces have no score, as others have, and are left out", n)
-        rollouts = usable
-    return examples, rollouts
+        if has_scores and trace.score is None and not trace.error:
+            n_left_out += 1
+        else:
+            group.append(rollout)
+    if n_left_out:
+        logger.warning("%d traces have no score, as others have, and are left out", n_left_out)
+    return [*examples.values()], [*groups.values()]
 
 
 def _accepted(traces: Any) -> list[Trace]:
@@ -338,19 +323,17 @@ def _accepted(traces: Any) -> list[Trace]:
             at = "" if isinstance(error, OSError) else f" trace {len(values) + 1}:"
             fault = f"traces={str(traces)!r} cannot be read:{at} {errors.sentence(error)} {form}"
             raise errors.SettingsError(fault) from error
-    elif isinstance(traces, Mapping) or hasattr(traces, "columns"):  # a DataFrame
-        values = None
-    if not isinstance(values, Iterable):
-        raise errors.SettingsError(
-            f"traces={errors.shown(traces)}: pass a file, or a list of mappings."
-        )
-    fields = [dict(value) if isinstance(value, Mapping) else value for value in values]
+    is_table = isinstance(traces, Mapping) or hasattr(traces, "columns")
+    if is_table or not isinstance(values, Iterable):
+        fault = f"traces={errors.shown(traces)}: pass a file, or a list of mappings."
+        raise errors.SettingsError(fault)
     try:
-        accepted = TRACES.validate_python(fields)
+        accepted = TRACES.validate_python([*values])
         faults = [] if accepted else [f"traces={errors.shown(traces)}: there is none in it."]
     except pydantic.ValidationError as error:
-        number = functools.partial(re.sub, r"^\[(\d+)\]\.?", lambda m: f"trace {int(m[1]) + 1}: ")
-        faults = [number(fault) for fault in errors.faults_in(error)]
+        numbered = (re.sub(r"^\[(\d+)\]\.?", lambda m: f"trace {int(m[1]) + 1}: ", fault)
+                    for fault in errors.faults_in(error))  # fmt: skip
+        faults = [*itertools.islice(numbered, MOST_FAULTS + 1)]
         faults[MOST_FAULTS:] = ["There are more."] * (len(faults) > MOST_FAULTS)
     if faults:
         raise errors.SettingsError(" ".join([*faults, form]))
