@@ -8,8 +8,8 @@ async; returning a finite number or something with `score`, `feedback` and `obje
 import functools
 import inspect
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FunctionType, MethodType
 from typing import Any
@@ -51,69 +51,59 @@ class ScoringFunction:
 
     def __call__(self, example: Any, prediction: Any, program_trace: Any) -> Score:
         """The score. Raises MetricError: the metric raised, or gave no finite score."""
-        verdict = self.ask(example, prediction, program_trace)
-        with self._blaming("returned something that cannot be read:", example):
-            return self.as_score(verdict, example)
+        return self.as_score(self.ask(example, prediction, program_trace), example)
 
     def feedback_on(
         self, predictor: str, calls: PredictorTrace, example: Any, prediction: Any, trace: Any
     ) -> str:
         """The metric's words on this predictor. Raises MetricError: it raised."""
         verdict = self.ask(example, prediction, trace, predictor, calls)
-        with self._blaming("returned feedback that cannot be read:", example):
-            if isinstance(verdict, dspy.Prediction | Mapping):
-                verdict = str(verdict.get("feedback") or "")
-            return verdict if isinstance(verdict, str) else ""
+        if isinstance(verdict, dspy.Prediction | Mapping):
+            verdict = written(verdict.get("feedback") or "")
+        return verdict if isinstance(verdict, str) else ""
 
     def ask(self, example: Any, prediction: Any, program_trace: Any, *predictor: Any) -> Any:
         """The value that the metric itself returns. Raises MetricError: it raised."""
         kwargs = {"program_trace": program_trace} if self.wants_program_trace else {}
         behind = (program_trace, *predictor) if predictor else (None,) * self.n_extra
-        with self._blaming("raised", example):
-            return settled(self.metric(example, prediction, *behind, **kwargs))
-
-    @contextmanager
-    def _blaming(self, what: str, example: Any) -> Iterator[None]:
-        """Raises MetricError for whatever the user's code raises."""
         try:
-            yield
+            return settled(self.metric(example, prediction, *behind, **kwargs))
         except (RunStopped, KeyboardInterrupt, MetricError):
             raise
         except BaseException as error:
-            what = f"{what} {shortened(described(error), SHOWN_BYTES)}"
-            raise self._error(what, example) from error
+            fault = f"raised {shortened(described(error), SHOWN_BYTES)}"
+            raise self._error(fault, example) from error
 
-    def _error(self, what: str, example: Any, hint: str = "") -> MetricError:
+    def _error(self, fault: str, example: Any, hint: str = "") -> MetricError:
         name = metric_name(self.metric)
-        return MetricError(f"metric {name} {what} on the example {_shown(example)}{hint}")
+        return MetricError(f"metric {name} {fault} on the example {_shown(example)}{hint}")
 
     def as_score(self, verdict: Any, example: Any) -> Score:
         """The score that the metric returned. Raises MetricError: it is none."""
-        value, feedback, objectives, part = verdict, "", dict[str, float](), ""
-        if isinstance(verdict, dspy.Prediction | Mapping) and VERDICT & {*verdict.keys()}:
-            by_name = verdict.get("objectives", verdict.get("objective_scores")) or {}
-            if not isinstance(by_name, Mapping):
-                hint = "; return a dict of finite numbers by name."
-                raise self._error(f"returned objectives={_shown(by_name)}", example, hint)
-            objectives = {
-                str(name): self._finite(each, example, f" as objective {str(name)!r}")
-                for name, each in by_name.items()
-                if each is not None  # it applies to the example
-            }
-            mean = statistics.fmean(objectives.values()) if objectives else None
-            value, feedback = verdict.get("score", mean), str(verdict.get("feedback") or "")
-            part = " as the score"
+        if not (isinstance(verdict, dspy.Prediction | Mapping) and VERDICT & {*verdict.keys()}):
+            return Score(self._finite(verdict, example))
+        by_name = verdict.get("objectives", verdict.get("objective_scores")) or {}
+        if not isinstance(by_name, Mapping):
+            hint = "; return a dict of finite numbers by name."
+            raise self._error(f"returned objectives={_shown(by_name)}", example, hint)
+        objectives = {
+            str(name): self._finite(each, example, f" as objective {str(name)!r}")
+            for name, each in by_name.items()
+            if each is not None  # it applies to the example
+        }
+        mean = statistics.fmean(objectives.values()) if objectives else None
+        value, feedback = verdict.get("score", mean), written(verdict.get("feedback") or "")
         if isinstance(value, dspy.Prediction) and "score" in value:  # a judge's verdict, passed on
             judged = self.as_score(value, example)
             return Score(judged.value, feedback or judged.feedback, objectives or judged.objectives)
-        return Score(self._finite(value, example, part), feedback, objectives)
+        return Score(self._finite(value, example, " as the score"), feedback, objectives)
 
-    def _finite(self, value: Any, example: Any, part: str) -> float:
+    def _finite(self, value: Any, example: Any, part: str = "") -> float:
         if (number := number_of(value)) is not None:
             return number
-        what = f"returned {_shown(value)} ({type(value).__name__}){part}"
+        fault = f"returned {_shown(value)} ({type(value).__name__}){part}"
         hint = f"; return a finite number (below {MOST:g}), or "
-        raise self._error(what, example, f"{hint}dspy.Prediction(score=..., feedback=...).")
+        raise self._error(fault, example, f"{hint}dspy.Prediction(score=..., feedback=...).")
 
 
 def adapt_metric(metric: Any) -> ScoringFunction:
@@ -170,19 +160,19 @@ def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.P
 def weighted_mean(*arguments: Any, weights: Mapping[str, float]) -> dspy.Prediction:
     """The weighted mean of the metrics that apply; `arguments`: metrics, example, prediction."""
     *metrics, example, prediction = arguments
-    verdicts: dict[str, Score] = {}
+    scores: dict[str, Score] = {}
     for name, scoring in zip(weights, map(adapt_metric, metrics), strict=True):
         verdict = scoring.ask(example, prediction, None)
         if verdict is not None:
-            verdicts[name] = scoring.as_score(verdict, example)
-    if not verdicts:
+            scores[name] = scoring.as_score(verdict, example)
+    if not scores:
         names = ", ".join(weights)
         raise MetricError(f"none of the metrics ({names}) applies to the example {_shown(example)}")
-    total = sum(weights[name] for name in verdicts)
+    total = sum(weights[name] for name in scores)
     return dspy.Prediction(
-        score=sum(weights[name] * each.value for name, each in verdicts.items()) / total,
-        feedback="\n".join(f"{name}: {s.feedback}" for name, s in verdicts.items() if s.feedback),
-        objectives={name: each.value for name, each in verdicts.items()},
+        score=sum(weights[name] * each.value for name, each in scores.items()) / total,
+        feedback="\n".join(f"{name}: {s.feedback}" for name, s in scores.items() if s.feedback),
+        objectives={name: each.value for name, each in scores.items()},
     )
 
 

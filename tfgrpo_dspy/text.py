@@ -29,8 +29,10 @@ def _is_seen(char: str) -> bool:
     return is_letter or unicodedata.category(char) == "Zs"  # such as the wide blank of Chinese
 
 
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode()
+def _seen(text: str, instead: Callable[[str], str]) -> str:
+    """The text with this in place of each letter that is not seen."""
+    text = _STRAY.sub(lambda match: instead(match[0]), text)
+    return "".join(char if _is_seen(char) else instead(char) for char in text)
 
 
 def cleaned_text(text: str) -> str:
@@ -38,16 +40,12 @@ def cleaned_text(text: str) -> str:
     if text.isprintable():
         return text
     text = _COLOURS.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
-    kept = (char if _is_seen(char) else " " * char.isspace() for char in _STRAY.sub("", text))
-    return "".join(kept)
+    return _seen(text, lambda char: " " * char.isspace())
 
 
 def printable(text: str) -> str:
     """The text with control and invisible characters as escapes: it cannot steer a terminal."""
-    if text.isprintable():
-        return text
-    text = _STRAY.sub(lambda match: _escaped(match[0]), text)
-    return "".join(char if _is_seen(char) else _escaped(char) for char in text)
+    return _seen(text, lambda char: char.encode("unicode_escape").decode())
 
 
 def without_markers(text: str, tags: Iterable[str] = ()) -> str:
@@ -57,25 +55,12 @@ def without_markers(text: str, tags: Iterable[str] = ()) -> str:
     return re.sub(rf"<(?=\s*/?\s*(?:{names})\s*/?>)", "< ", text, flags=re.IGNORECASE)
 
 
-# ------------------------------------------------------------------ compared, cut short
-
 WORD = re.compile(
     r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]{1,40}"
 )
+_DROPPED = re.compile(r"[^\w<>=+|~$]")  # all but the commonest of what is kept
 # A normalized text keeps letters, marks (in many scripts the vowels), digits, `<`, `$`, `_`.
 _MEANING = ("L", "M", "N", "Sm", "Sc", "Pc")
-
-
-class _KeptCharacters(dict[int, str]):
-    """For `str.translate`: what a normalized text has in place of each character."""
-
-    def __missing__(self, code: int) -> str:
-        char = chr(code)
-        self[code] = char if unicodedata.category(char).startswith(_MEANING) else " "
-        return self[code]
-
-
-_KEPT = _KeptCharacters()
 NEAR_DUPLICATE = 0.8  # of the words of a text stand in one that counts as the same
 _FILLERS = re.compile(
     r"\b(?:in (?:every|each|any|all|general|most) ?(?:cases?)?|as a (?:general )?rule|at once"
@@ -117,11 +102,16 @@ def aligned(rows: Sequence[Sequence[str]], numbers: Container[int] = ()) -> list
     return [form.format(*row).rstrip() for row in rows]
 
 
-@functools.lru_cache(maxsize=4096)
 def normalized(text: str) -> str:
     """The text without case, punctuation and spacing; the signs of mathematics and money stay."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.translate(_KEPT).split()) or text.strip()
+    kept = _DROPPED.sub(lambda match: match[0] if _has_meaning(match[0]) else " ", folded)
+    return " ".join(kept.split()) or text.strip()
+
+
+@functools.cache
+def _has_meaning(char: str) -> bool:
+    return unicodedata.category(char).startswith(_MEANING)
 
 
 def n_words(text: str) -> int:
@@ -131,19 +121,17 @@ def n_words(text: str) -> int:
 
 def words_of(text: str) -> tuple[str, ...]:
     """The words of the text; a character of a script without spaces is one."""
-    parts = WORD.findall(normalized.__wrapped__(text))
+    parts = WORD.findall(normalized(text))
     return tuple(word for word in parts if word.isalnum() or any(map(str.isalnum, word)))
-
-
-words = functools.lru_cache(maxsize=4096)(words_of)  # each text is compared with each other
 
 
 @functools.lru_cache(maxsize=4096)
 def _core(text: str) -> tuple[str, ...]:
     """The words without fillers; all of them where nothing else stands there."""
-    return tuple(_FILLERS.sub(" ", " ".join(words(text))).split()) or words(text)
+    return tuple(_FILLERS.sub(" ", " ".join(words_of(text))).split()) or words_of(text)
 
 
+@functools.lru_cache(maxsize=4096)
 def meaning(text: str) -> str:
     """A form of the text that is equal for texts that differ in layout, case and fillers only."""
     return " ".join(_FILLERS.sub(" ", normalized(text)).split()) or normalized(text)
@@ -207,8 +195,6 @@ def _signs(text: str) -> list[str]:
     """The signs of mathematics and of currencies, and #."""
     return [char for char in text if unicodedata.category(char) in ("Sm", "Sc") or char == "#"]
 
-
-# ----------------------------------------------------------------------- without secrets
 
 SECRET_NAME = re.compile(
     r"(^|_|-)(api_?key|key|keys|secret|secrets|password|passwd|credentials?|headers?|auth"

@@ -12,7 +12,7 @@ from typing import Any
 
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.identity import schema_of
-from tfgrpo_dspy.text import n_single_letters, words, words_of
+from tfgrpo_dspy.text import n_single_letters, words_of
 
 COPIED_WORDS, COPIED_LABEL, COPIED_INPUT, COPIED_EXAMPLE = 8, 4, 5, 5
 """Words that make a copy: in a row; of a whole label; of a whole input; of a whole example. In a
@@ -97,7 +97,7 @@ class Guard:
         return f"{reason}; {SETTING}" if reason and self._refuses(text, reason) else ""
 
     def _copied(self, text: str) -> str:
-        parts = words(text)
+        parts = words_of(text)
         if parts and parts in self._labels:
             return f"is nothing but a label: '{' '.join(parts)}'"
         copied = [[" ".join(run)] for n in (1, 2) for run in _runs(parts, n) if run in self._runs]
