@@ -11,7 +11,7 @@ from scripted import EXTRACT, UPDATE, lessons, operations
 
 from tfgrpo_dspy import NoGate
 from tfgrpo_dspy.experience import Add
-from tfgrpo_dspy.reflection.guard import SETTING, Guard, Task, task_text
+from tfgrpo_dspy.reflection.lessons import SETTING, Guard, Task, task_text
 from tfgrpo_dspy.strategies.base import Proposed, Strategy, UpdateContext
 
 COMPLAINT = "My parcel was meant to come on Monday and the box was open when it came."

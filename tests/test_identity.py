@@ -16,7 +16,7 @@ import pytest
 from scripted import scripted_lm
 
 from tfgrpo_dspy.identity import Identities, digest
-from tfgrpo_dspy.reflection.guard import task_text
+from tfgrpo_dspy.reflection.lessons import task_text
 
 
 def test_parts_that_differ_in_value_type_or_place_have_different_digests() -> None:

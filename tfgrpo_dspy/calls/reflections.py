@@ -23,8 +23,7 @@ from tfgrpo_dspy.events import Approve, Proposal
 from tfgrpo_dspy.experience import AnyOperation, Applied, Keep, Refusal, operation_from
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.listeners import reflection_row
-from tfgrpo_dspy.reflection.guard import Guard
-from tfgrpo_dspy.reflection.lessons import admitted
+from tfgrpo_dspy.reflection.lessons import Guard, admitted
 from tfgrpo_dspy.reflection.modules import Answer, AnswerQuestion, read_output
 from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of

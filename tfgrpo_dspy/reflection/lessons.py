@@ -1,9 +1,17 @@
-"""Lessons and operations as values: which are held back, which say the same, what they rest on."""
+"""Lessons and operations as values: which are held back, which say the same, what they rest on.
 
+Advice that copies an example is held back; the gate judges all other advice by what it adds. What
+belongs to the task is no copy: what stands in the user's own program, a label that names a class, a
+form that many inputs have.
+"""
+
+import functools
+import inspect
+import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +28,10 @@ from tfgrpo_dspy.experience import (
     operation_from,
     supported,
 )
-from tfgrpo_dspy.reflection.guard import Guard
+from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.identity import schema_of
 from tfgrpo_dspy.reflection.reading import bare_line
-from tfgrpo_dspy.text import letter_groups, n_words, says_same
+from tfgrpo_dspy.text import letter_groups, n_single_letters, n_words, says_same, words_of
 
 LESSONS_PER_EXAMPLE = 10  # are read of an answer, for each example that it was shown
 TOO_MANY = f"({LESSONS_PER_EXAMPLE} lessons of an answer are read for each example)"
@@ -30,6 +39,13 @@ LONGEST_LESSON = 3  # times as long as an experience: UpdateLibrary may shorten 
 LIKE_SHARE, LEAST_SHARE = 0.5, 0.2
 """A text rests on each lesson of which it holds the first share of letter groups; if there is
 none, on the lesson of which it holds the most, from the second share on."""
+COPIED_WORDS, COPIED_LABEL, COPIED_INPUT, COPIED_EXAMPLE = 8, 4, 5, 5
+"""Words that make a copy: in a row; of a whole label; of a whole input; of a whole example. In a
+script without spaces, where each character is counted as a word, twice as many do."""
+SHARED_LABELS = 2  # examples with unlike inputs: what their labels share is no copy
+SHARED_INPUTS, SHARED_PART = 3, 0.1
+"""Words in the inputs of at least 3 examples, and a tenth of all, are a form, not a copy."""
+SETTING = 'Reflection(guard="warn") takes it'
 _FOR_ALL = ("", "*", "all", "any", "both", "every", "everything", "program", "the program")
 _SCOPED = re.compile(r"[\[\u3010][^\]\u3011]+[\]\u3011]\s*[:\uff1a]?\s*.+")
 _END_OF_SCOPE = re.compile(r"[\]\u3011]\s*[:\uff1a]?\s*(?=\S)")  # maybe: a name is `steps[0]`, too
@@ -39,6 +55,8 @@ _SOURCES = re.compile(
     r"\d{1,3}(?:\s*(?:,|;|\u3001|&|and|und|et|y|e|и|和)\s*#?\d{1,3})*\s*[\])\uff09]\s*[.\u3002]?$",
     re.IGNORECASE,
 )
+Fields = tuple[Mapping[str, str], Mapping[str, str]]
+"""The input fields and the labels of an example, as texts by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +68,100 @@ class Lesson:
     evidence: tuple[Evidence, ...] = ()
     reason: str = ""  # the semantic advantage that it rests on, or why it was dropped
     example: str = ""  # how its first one begins
+
+
+class Task:
+    """The user's program (a text) and examples (read when needed): what is no copy."""
+
+    def __init__(self, program: str = "", examples: Callable[[], Iterable[Fields]] = list) -> None:
+        self._program, self._read = program, examples
+        self.shares = functools.cache(self._shares)
+
+    @functools.cached_property
+    def _words(self) -> tuple[str, list[tuple[str, str]]]:
+        """The words of the program; of inputs and labels of each example, of equal inputs once."""
+        lines = (["\n".join(part.values()) for part in fields] for fields in self._read())
+        folded = [(_folded(inputs), _folded(labels)) for inputs, labels in lines]
+        return _folded(self._program), [*dict(folded).items()]
+
+    def _shares(self, phrase: str) -> bool:
+        """True if these words belong to the task: to its program, to a class, to a form."""
+        program, data = self._words
+        sought = f" {phrase} "
+        n_inputs = sum(sought in inputs for inputs, _ in data)
+        n_labels = sum(sought in labels for _, labels in data)
+        is_form = n_inputs >= max(SHARED_INPUTS, SHARED_PART * len(data))
+        return sought in program or n_labels >= SHARED_LABELS or is_form
+
+
+def _folded(text: str) -> str:
+    return "\n".join(f" {' '.join(words_of(line))} " for line in text.splitlines())
+
+
+def task_text(program: Any, objective: str = "") -> str:
+    """The user's own text in the program, with the values of a Literal or an Enum."""
+    parts = [objective, inspect.getdoc(type(program)) or ""]
+    for name, predictor in named_predictors(program):
+        parts += [name, bare_instructions(predictor)]
+        for field, info in predictor.signature.fields.items():
+            parts += [field, str((info.json_schema_extra or {}).get("desc", ""))]
+            schema = schema_of(info.annotation)
+            parts.append(str(info.annotation if schema is None else schema))
+    return "\n".join(parts)
+
+
+class Guard:
+    """Refuses copies of these examples, of their labels, and of long runs of words in them."""
+
+    def __init__(
+        self,
+        examples: Iterable[Fields],
+        task: Task | None = None,
+        refuses: Callable[[str, str], bool] = lambda _text, _reason: True,  # the reason against it
+    ) -> None:
+        self._task, self._refuses = task or Task(), refuses
+        self._runs: set[tuple[str, ...]] = set()
+        self._wholes: list[tuple[str, ...]] = []  # a copy holds all texts of one of these
+        self._labels: set[tuple[str, ...]] = set()
+        for fields in examples:
+            inputs, labels = ([words_of(text) for text in each.values()] for each in fields)
+            self._labels.update(labels)
+            sizes = [COPIED_INPUT] * len(inputs) + [COPIED_LABEL] * len(labels)
+            for parts, size in zip(example := [*inputs, *labels], sizes, strict=True):
+                if len(parts) >= size * _scale(parts):
+                    self._wholes.append((" ".join(parts),))
+                self._runs.update(_runs(parts, _scale(parts)))
+            every = [*itertools.chain(*example)]
+            if labels and all(example) and len(every) >= COPIED_EXAMPLE * _scale(every):
+                self._wholes.append(tuple(map(" ".join, example)))
+
+    def reason(self, text: str) -> str:
+        """The reason to refuse the text, with the words that it copies; "" if there is none."""
+        reason = self._copied(text)
+        return f"{reason}; {SETTING}" if reason and self._refuses(text, reason) else ""
+
+    def _copied(self, text: str) -> str:
+        parts = words_of(text)
+        if parts and parts in self._labels:
+            return f"is nothing but a label: '{' '.join(parts)}'"
+        runs = (run for n in (1, 2) for run in _runs(parts, n) if run in self._runs)
+        copied: list[tuple[str, ...]] = [(" ".join(run),) for run in runs]
+        sentence = f" {' '.join(parts)} "
+        copied += [one for one in self._wholes if all(f" {part} " in sentence for part in one)]
+        for whole in copied:
+            if len(whole) > 1 or not self._task.shares(whole[0]):
+                return f"copies the training data: '{' ... '.join(whole)}'"
+        return ""
+
+
+def _scale(parts: Sequence[str]) -> int:
+    """2 where most words are single characters of a script without spaces, else 1."""
+    return 2 if n_single_letters(parts) > len(parts) / 2 else 1
+
+
+def _runs(parts: tuple[str, ...], scale: int) -> Iterator[tuple[str, ...]]:
+    n = COPIED_WORDS * scale
+    return (parts[start : start + n] for start in range(len(parts) - n + 1))
 
 
 def lessons_in(
@@ -110,9 +222,6 @@ def resolve_scope(name: str, predictors: Sequence[str]) -> str | None:
     return (same or near)[0] if len(same or near) == 1 else None
 
 
-# ---------------------------------------------------------------------------------- comparisons
-
-
 def is_same_lesson(lesson: Lesson, other: Lesson) -> bool:
     """True if two lessons of one scope say the same."""
     return lesson.scope == other.scope and says_same(lesson.text, other.text)
@@ -149,9 +258,6 @@ def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:
     shares = [weight(grams & in_text) / (weight(grams) or 1.0) for grams in groups]
     least = LIKE_SHARE if max(shares) >= LIKE_SHARE else max(LEAST_SHARE, *shares)
     return [lesson for lesson, share in zip(lessons, shares, strict=True) if share >= least]
-
-
-# ----------------------------------------------------------------------------------- operations
 
 
 def known_lessons(

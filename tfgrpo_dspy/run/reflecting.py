@@ -14,15 +14,17 @@ from tfgrpo_dspy.experience import ALL, Evidence, ExperienceLibrary, Operation, 
 from tfgrpo_dspy.gate.bayesian import BRIEF_ABOVE
 from tfgrpo_dspy.listeners import RunReport
 from tfgrpo_dspy.reflection import texts
-from tfgrpo_dspy.reflection.guard import Guard, Task, task_text
 from tfgrpo_dspy.reflection.lessons import (
+    Guard,
     Lesson,
+    Task,
     admitted,
     known_lessons,
     lessons_in,
     merge_lessons,
     operations_in,
     settled,
+    task_text,
 )
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import Group

@@ -29,7 +29,7 @@ from tfgrpo_dspy.experience.programs import (
 )
 from tfgrpo_dspy.gate.protocol import Gate
 from tfgrpo_dspy.identity import Identities, digest, without_addresses
-from tfgrpo_dspy.reflection.guard import task_text
+from tfgrpo_dspy.reflection.lessons import task_text
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import Row, UpdateRecord
 from tfgrpo_dspy.rollout import Usage
