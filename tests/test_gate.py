@@ -19,9 +19,8 @@ from scipy.stats import multivariate_normal, norm
 from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary
 from tfgrpo_dspy.experience import Add, Delete, Limits, Modify, Operation
 from tfgrpo_dspy.gate.bayesian import DROP_BELOW, RETRY_ABOVE, BayesianGate
-from tfgrpo_dspy.gate.model import Data, posterior
+from tfgrpo_dspy.gate.model import Data, InputIndex, posterior
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, NoGate, RunEvidence
-from tfgrpo_dspy.gate.relevance import InputIndex
 from tfgrpo_dspy.text import meaning
 
 KINDS = 5

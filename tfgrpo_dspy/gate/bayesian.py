@@ -21,21 +21,16 @@ from tfgrpo_dspy.experience import (
 )
 from tfgrpo_dspy.gate import model
 from tfgrpo_dspy.gate.protocol import Belief, Decision, Gate, GroupPlan, RunEvidence
-from tfgrpo_dspy.gate.relevance import index_of
 from tfgrpo_dspy.rollout import NO_SCORES
 from tfgrpo_dspy.text import alike, letter_groups
 
 FULL = 0.9  # the library is kept no fuller than this share, so that new experiences find room
 DROP_BELOW, SETTLE_ABOVE = 0.03, 0.97
-"""An experience leaves when the probability that it is worth its price is below; from the second
-one on every rollout is given it."""
+"""By the probability that an experience is worth its price it leaves, or every rollout has it."""
 RETRY_ABOVE = 0.1  # advice that was tried and has left comes back above this probability
 DEMOS_BELOW = 0.1  # demos are not tried any more below this probability
-LIKELY = 0.5
-"""A program is given an experience above this probability; one that the reflection LM wants deleted
-leaves below."""
-REPLACE_ABOVE = 0.9
-"""A new text takes the place of a settled one when it is better with this probability."""
+LIKELY = 0.5  # a program is given what is above; what the reflection LM wants deleted leaves below
+REPLACE_ABOVE = 0.9  # a new text replaces a settled one that it so probably beats
 MOST_TRIED = 0.75
 """The largest share of rollouts that are given an experience on trial: its effect is known only by
 comparison with rollouts that lack it."""
@@ -76,7 +71,6 @@ class BayesianGate(Gate):
         beliefs = dict(zip(advice_sources, every, strict=False))
         doubted = {op.id for op in evidence.operations if isinstance(op, Delete)}
         settled = _settled(library, beliefs, data.present)
-        cases = _Cases(list(advice_sources), data)
         kept: dict[str, Experience] = {}
         dropped: dict[str, str] = {}
         for held in library:
@@ -90,7 +84,7 @@ class BayesianGate(Gate):
             else:
                 is_open = experience.advice not in settled or experience.id in rivals
                 kept[experience.id] = replace(experience, effect=belief.effect, is_on_trial=is_open)
-        places = cases.places(kept, beliefs, settled)
+        places = _places(kept, beliefs, settled, data)
         for id_, leader in [*places.items()]:
             belief, ahead = beliefs[kept[id_].advice], beliefs[kept[leader].advice]
             if _chance_of_more(belief, ahead) < DROP_BELOW:
@@ -126,16 +120,23 @@ class BayesianGate(Gate):
 
     def assign(self, plan: GroupPlan) -> Sequence[ExperienceLibrary]:
         """The library of each rollout of the group."""
-        decision = plan.decision
-        held: list[list[Experience]] = [[] for _ in range(plan.n_rollouts)]
+        decision, n = plan.decision, plan.n_rollouts
+        held: list[list[Experience]] = [[] for _ in range(n)]
         for experience in decision.consistent:
-            lines = _lines(plan, experience)
+            lines = [experience] * n  # of those about a case, each as often as likely the best
+            for id_ in [id_ for id_, at in decision.places.items() if at == experience.id]:
+                other = decision.library[id_]
+                lines = _mixed(plan, lines, experience, other, (*other.advice, experience.id))
             for k, share in enumerate(_shares(plan, experience.advice)):
-                chance = 1.0
-                if lines[k].is_on_trial:
-                    chance = min(decision.beliefs[lines[k].advice].chance, MOST_TRIED)
+                line, chance = lines[k], 1.0
+                if line.is_on_trial:
+                    chance = min(decision.beliefs[line.advice].chance, MOST_TRIED)
                 if share < chance:
-                    held[k].append(_texts(plan, lines[k])[k])
+                    rival = decision.rivals.get(line.id)
+                    texts = [line] * n
+                    if rival is not None:
+                        texts = _mixed(plan, texts, line, rival, rival.advice)
+                    held[k].append(texts[k])
         return tuple(decision.library.holding(of_one) for of_one in held)
 
     def demo_sets(self, plan: GroupPlan) -> Sequence[int]:
@@ -147,8 +148,8 @@ class BayesianGate(Gate):
         chance = float(ndtr((model.DEMOS[0] - model.DEMOS_PRICE) / model.DEMOS[1]))
         if beliefs:
             chance = max(belief.chance for belief in beliefs)
-        chance = chance if chance >= DEMOS_BELOW else 0.0
-        chance = 1.0 if chance >= SETTLE_ABOVE else min(chance, MOST_TRIED)
+        settled = 1.0 if chance >= SETTLE_ABOVE else min(chance, MOST_TRIED)
+        chance = settled if chance >= DEMOS_BELOW else 0.0
         rng = random.Random(f"{plan.update}/{plan.example}/sets of demos")
         figures = [(b.mean, b.sd) for b in beliefs] or [(0.0, 1.0)] * plan.n_demo_sets
         sets = []
@@ -170,11 +171,9 @@ class BayesianGate(Gate):
         rng = random.Random(f"{plan.update}/{plan.example}/briefs")
         chosen: list[int] = []
         while len(chosen) < plan.n_rollouts:
-            figures = [
-                (beliefs[arm - 1].mean, beliefs[arm - 1].sd) if arm else (0, 0) for arm in arms
-            ]
-            drawn = [rng.gauss(mean, sd) for mean, sd in figures]
-            order = [arm for _, arm in sorted(zip(drawn, arms, strict=True), reverse=True)]
+            figures = [(0, 0), *((belief.mean, belief.sd) for belief in beliefs)]
+            drawn = [(rng.gauss(*figures[arm]), arm) for arm in arms]
+            order = [arm for _, arm in sorted(drawn, reverse=True)]
             chosen.append(next((arm for arm in order if arm not in chosen), order[0]))
         return tuple(rng.sample(chosen, len(chosen)))
 
@@ -197,47 +196,47 @@ class BayesianGate(Gate):
         return (result, every, *parts)
 
 
-class _Cases:
-    """Which lines are about the same case, estimated from characters only, in any language."""
+def _places(
+    kept: Mapping[str, Experience],
+    beliefs: Mapping[Advice, Belief],
+    settled: set[Advice],
+    data: model.Data,
+) -> dict[str, str]:
+    """By id, the strongest line about the same case, where that is another one.
 
-    def __init__(self, every: Sequence[Advice], data: model.Data) -> None:
-        self._column = {advice: j for j, advice in enumerate(every)}
-        self._data, self._index = data, index_of(tuple(text for text, _ in every))
+    A settled line is the strongest until another one is better with `REPLACE_ABOVE`. Which lines
+    are about the same case is estimated from characters only, in any language.
+    """
+    column = {advice: j for j, advice in enumerate(beliefs)}
+    index = model.index_of(tuple(text for text, _ in beliefs))
 
-    def places(
-        self, kept: Mapping[str, Experience], beliefs: Mapping[Advice, Belief], settled: set[Advice]
-    ) -> dict[str, str]:
-        """By id, the strongest line about the same case, where that is another one.
-
-        A settled line is the strongest until another one is better with `REPLACE_ABOVE`.
-        """
-        leaders: list[Experience] = []
-        places: dict[str, str] = {}
-        for experience in sorted(kept.values(), key=lambda e: -beliefs[e.advice].mean):
-            at = next((k for k, e in enumerate(leaders) if self._are_same(e, experience)), None)
-            if at is None:
-                leaders.append(experience)
-                continue
-            advice, leading = experience.advice, leaders[at].advice
-            ahead = _chance_of_more(beliefs[leading], beliefs[advice])
-            if advice in settled and leading not in settled and ahead <= REPLACE_ABOVE:
-                places |= {id_: experience.id for id_, of in places.items() if of == leaders[at].id}
-                experience, leaders[at] = leaders[at], experience
-            places[experience.id] = leaders[at].id
-        return places
-
-    def _are_same(self, experience: Experience, other: Experience) -> bool:
+    def are_same(experience: Experience, other: Experience) -> bool:
         if ALL not in (experience.scope, other.scope) and experience.scope != other.scope:
             return False
-        j, k = self._column[experience.advice], self._column[other.advice]
-        about = self._data.relevance[[j, k]]
+        j, k = column[experience.advice], column[other.advice]
+        about = data.relevance[[j, k]]
         alikeness = np.corrcoef(*about).item(1) if about.std(axis=1).all() else 0.0
         if alikeness < SAME_INPUTS:
             return False
-        if self._data.tells[j] and self._data.tells[k]:
+        if data.tells[j] and data.tells[k]:
             shared = alike(letter_groups(experience.text), letter_groups(other.text))
             return bool(alikeness + shared >= SAME_CASE)
-        return bool(self._index.relevance("", (j,))[0][k] >= RARE_LETTERS)
+        return bool(index.relevance("", (j,))[0][k] >= RARE_LETTERS)
+
+    leaders: list[Experience] = []
+    places: dict[str, str] = {}
+    for experience in sorted(kept.values(), key=lambda e: -beliefs[e.advice].mean):
+        at = next((k for k, e in enumerate(leaders) if are_same(e, experience)), None)
+        if at is None:
+            leaders.append(experience)
+            continue
+        advice, leading = experience.advice, leaders[at].advice
+        ahead = _chance_of_more(beliefs[leading], beliefs[advice])
+        if advice in settled and leading not in settled and ahead <= REPLACE_ABOVE:
+            places |= {id_: experience.id for id_, of in places.items() if of == leaders[at].id}
+            experience, leaders[at] = leaders[at], experience
+        places[experience.id] = leaders[at].id
+    return places
 
 
 def _settled(
@@ -318,7 +317,7 @@ def _data(evidence: RunEvidence, advice_sources: Mapping[Advice, set[int]]) -> m
     """The scored rollouts of all groups, and what each advice is about; a column for each."""
     training = np.array(evidence.training, dtype=np.int64)
     place = {example: k for k, example in enumerate(evidence.training)}
-    index = index_of(evidence.texts)
+    index = model.index_of(evidence.texts)
     relevances = [
         index.relevance(text, tuple(sorted(about))) for (text, _), about in advice_sources.items()
     ]
@@ -328,11 +327,13 @@ def _data(evidence: RunEvidence, advice_sources: Mapping[Advice, set[int]]) -> m
     present = np.zeros((len(scored), len(advice_sources)), dtype=bool)
     rows = [row for row, rollout in enumerate(scored) for _ in rollout.library]
     present[rows, [column[e.advice] for rollout in scored for e in rollout.library]] = True
-    counts = evidence.n_demo_sets, len(evidence.parents)
+    n_sets, n_briefs = counts = evidence.n_demo_sets, len(evidence.parents)
     had = np.array([(one.demo_set, one.brief) for one in scored], dtype=np.int64).reshape(-1, 2)
-    arms = [
-        of_sort[:, None] == np.arange(1, n + 1) for of_sort, n in zip(had.T, counts, strict=True)
-    ]
+    arms = [had[:, [of]] == np.arange(1, n + 1) for of, n in enumerate(counts)]
+    chains = np.eye(n_sets + n_briefs, dtype=bool)
+    for row, parent in enumerate(evidence.parents, start=n_sets):
+        if parent:
+            chains[row] |= chains[n_sets + parent - 1]
     return model.Data(
         examples=np.array([place[rollout.example] for rollout in scored], dtype=np.int64),
         scores=np.array([rollout.score for rollout in scored], dtype=float),
@@ -341,17 +342,8 @@ def _data(evidence: RunEvidence, advice_sources: Mapping[Advice, set[int]]) -> m
         tells=np.array([tells for _, tells in relevances], dtype=bool),
         arms=np.hstack(arms),
         are_briefs=np.repeat([False, True], counts),
-        chains=_chains(evidence),
+        chains=chains,
     )
-
-
-def _chains(evidence: RunEvidence) -> model.Flags:
-    """For each arm, itself and what it is a revision of."""
-    chains = np.eye(evidence.n_demo_sets + len(evidence.parents), dtype=bool)
-    for row, parent in enumerate(evidence.parents, start=evidence.n_demo_sets):
-        if parent:
-            chains[row] |= chains[evidence.n_demo_sets + parent - 1]
-    return chains
 
 
 def _shares(plan: GroupPlan, tried: tuple[str, ...] | str) -> list[float]:
@@ -362,22 +354,15 @@ def _shares(plan: GroupPlan, tried: tuple[str, ...] | str) -> list[float]:
     return [(k + start) / n for k in order]
 
 
-def _lines(plan: GroupPlan, leader: Experience) -> list[Experience]:
-    """The line for each rollout of those about a case, each as often as it is likely the best."""
-    decision, lines = plan.decision, [leader] * plan.n_rollouts
-    for id_ in (id_ for id_, at in decision.places.items() if at == leader.id):
-        other = decision.library[id_]
-        chance = _chance_of_more(decision.beliefs[other.advice], decision.beliefs[leader.advice])
-        shares = _shares(plan, (*other.advice, leader.id))
-        lines = [other if s < chance else line for s, line in zip(shares, lines, strict=True)]
-    return lines
-
-
-def _texts(plan: GroupPlan, experience: Experience) -> list[Experience]:
-    """The text for each rollout: where an id has two, each as often as it is likely the better."""
-    rival = plan.decision.rivals.get(experience.id)
-    if rival is None:
-        return [experience] * plan.n_rollouts
-    belief, of_rival = (plan.decision.beliefs[text.advice] for text in (experience, rival))
-    chance = _chance_of_more(of_rival, belief)
-    return [rival if share < chance else experience for share in _shares(plan, rival.advice)]
+def _mixed(
+    plan: GroupPlan,
+    lines: Sequence[Experience],
+    experience: Experience,
+    other: Experience,
+    tried: tuple[str, ...],
+) -> list[Experience]:
+    """The lines, with the other one as often as it is likely better than the experience."""
+    beliefs = plan.decision.beliefs
+    chance = _chance_of_more(beliefs[other.advice], beliefs[experience.advice])
+    shares = zip(_shares(plan, tried), lines, strict=True)
+    return [other if share < chance else line for share, line in shares]

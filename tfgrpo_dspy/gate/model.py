@@ -4,7 +4,7 @@
         + sum over its experiences j of (m_j + a_j r_ij) + noise
 
 `m_j` is what experience j adds on every example, `a_j` what it adds besides on those that it is
-about, and `r_ij` (0 to 1, see `relevance`) says how much example i is one of these.
+about, and `r_ij` (0 to 1) says how much example i is one of these.
 
 All terms are normal. The means that experiences have in common are weights of the same regression;
 the spreads around them are averaged over a small grid, weighted by marginal likelihood (empirical
@@ -13,11 +13,15 @@ posterior has a closed form. Method: Gelman et al., Bayesian Data Analysis, chap
 
 Lessons are drawn from groups with low or differing scores. Nothing needs to be corrected for that,
 because the scores of those groups are part of the data.
+
+An experience is about the inputs with which its text shares rare character n-grams, in any language
+and wording; if it shares too little, about those that look like its sources.
 """
 
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -237,3 +241,87 @@ def _noise(data: Data, scale: float) -> float:
     within = float((data.scores**2).sum() - (sums**2 / counts).sum())
     expected = NOISE_COUNT * (NOISE * scale) ** 2
     return (max(within, 0.0) + expected) / (len(data.scores) - len(counts) + NOISE_COUNT)
+
+
+# ------------------------------------------------------------------ what an experience is about
+
+LONGEST_GRAM = 4  # bytes; a character of most scripts outside Latin has two or three
+MOST_BYTES, LEAST_BYTES = 2_000_000, 40
+"""Of all inputs together; of each: of many inputs only the beginning is read."""
+HIGHEST_WEIGHT = 6.0
+"""The most that one n-gram counts (its squared inverse document frequency): as one that 9 % of the
+inputs have."""
+LEAST_SHARED = 12.0
+"""The weight that a text must share with an input to be about it; twice as much without sources."""
+SHARED_BY_SOURCE = 0.6
+"""A source must share at least this part of the largest weight that any input shares."""
+SHARPNESS = 2  # power of the share: inputs that share a little by accident count little
+
+
+def _grams(text: str, n_bytes: int) -> set[bytes]:
+    data = f" {' '.join(text.casefold().split())} ".encode("utf-8", "replace")[:n_bytes]
+    sizes = range(1, LONGEST_GRAM + 1)
+    grams = {data[k : k + n] for n in sizes for k in range(len(data) - n + 1)}
+    return {gram for gram in grams if gram.strip()}
+
+
+class InputIndex:
+    """The n-grams of the training inputs by weight: squared inverse document frequency, or 0."""
+
+    def __init__(self, inputs: Sequence[str]) -> None:
+        self._n_bytes = max(LEAST_BYTES, MOST_BYTES // max(len(inputs), 1))
+        n = len(inputs)
+        counts = Counter(gram for text in inputs for gram in _grams(text, self._n_bytes))
+        kept = sorted(gram for gram, k in counts.items() if 2 <= k <= n / 2)
+        self._place = {gram: place for place, gram in enumerate(kept)}
+        weights = (min(math.log(n / counts[gram]) ** 2, HIGHEST_WEIGHT) for gram in kept)
+        self._weight = np.fromiter(weights, float, len(kept))
+        del counts  # of a large set, all n-grams take far more memory than the table
+        columns = [self._places(text) for text in inputs]
+        ends = np.cumsum([0, *map(len, columns)])
+        places = np.fromiter(itertools.chain(*columns), np.int32, ends[-1])
+        self._has = csr_array((np.ones(ends[-1]), places, ends), shape=(n, len(kept)))
+        self._norm = np.sqrt(self._has @ self._weight)
+        self._norm[self._norm == 0] = 1.0
+        self._known: dict[tuple[str, tuple[int, ...]], tuple[Matrix, bool]] = {}
+
+    def _places(self, text: str) -> list[int]:
+        held = _grams(text, self._n_bytes) & self._place.keys()
+        return sorted(self._place[gram] for gram in held)
+
+    def relevance(self, text: str, sources: tuple[int, ...]) -> tuple[Matrix, bool]:
+        """The relevance of an experience to each input, from 0 to 1; whether its text tells."""
+        if (text, sources) not in self._known:
+            self._known[text, sources] = self._relevance(text, list(sources))
+        return self._known[text, sources]
+
+    def _relevance(self, text: str, sources: list[int]) -> tuple[Matrix, bool]:
+        shared = np.zeros(len(self._weight))
+        shared[self._places(text)] = 1.0
+        shared *= self._weight
+        everywhere = self._has @ shared
+        highest = float(everywhere.max(initial=0.0))
+        least, shares, is_about_source = 2 * LEAST_SHARED, everywhere, True
+        if sources:
+            least = LEAST_SHARED
+            is_about_source = everywhere[sources].max() >= SHARED_BY_SOURCE * highest
+            of_sources = np.asarray(self._has[sources].sum(axis=0)).ravel() > 0
+            shares = self._has @ (shared * of_sources)
+        top = float(shares.max(initial=0.0))
+        if is_about_source and top >= least:
+            return (shares / top) ** SHARPNESS, True
+        return self._likeness(sources), False
+
+    def _likeness(self, sources: list[int]) -> Matrix:
+        """The cosine of each input with its nearest source; 0.0 without sources."""
+        if not sources:
+            return np.zeros(len(self._norm))
+        weighted = self._has[sources].multiply(self._weight[None, :]).T
+        cosines = (self._has @ weighted).toarray() / self._norm[:, None] / self._norm[sources]
+        return np.asarray(cosines.max(axis=1))
+
+
+@functools.lru_cache(maxsize=4)
+def index_of(inputs: tuple[str, ...]) -> InputIndex:
+    """The index of these inputs; it is made once for a run."""
+    return InputIndex(inputs)

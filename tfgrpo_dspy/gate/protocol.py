@@ -16,25 +16,20 @@ MODEL_ERROR = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Belief:
-    """What a gate believes of one experience, brief or set of demos.
+    """What a gate believes that one experience, brief or set of demos adds to the score."""
 
-    `mean` and `sd` are those of what it adds to the score on examples like the training examples;
-    `chance` is the probability that this is worth its tokens, by `n_rollouts` rollouts. What is
-    stated of it is within `widest`, the difference of the highest and the lowest score.
-    """
-
-    mean: float
+    mean: float  # on examples like the training examples
     sd: float
-    chance: float
-    n_rollouts: int
-    widest: float = math.inf
+    chance: float  # that this is worth its tokens
+    n_rollouts: int  # that had it
+    widest: float = math.inf  # the highest less the lowest score; no stated effect is larger
 
     @property
     def effect(self) -> Effect | None:
         """The measured effect; None if no rollout was given the experience.
 
-        Its standard error includes the error of the model: which examples an experience is about
-        is estimated from texts only.
+        Its standard error includes that of the model, which guesses from texts only what an
+        experience is about.
         """
         if not self.n_rollouts:
             return None
@@ -48,57 +43,40 @@ class Belief:
 
     def in_words(self) -> str:
         """The effect, and how likely it is worth its tokens."""
-        return (
-            f"effect {self._stated:+z.3f} (standard error {self.sd:.3f}, {self.n_rollouts} "
-            f"rollouts): worth its tokens with probability {self.chance:.2f}"
-        )
+        measured = f"(standard error {self.sd:.3f}, {self.n_rollouts} rollouts)"
+        worth = f"worth its tokens with probability {self.chance:.2f}"
+        return f"effect {self._stated:+z.3f} {measured}: {worth}"
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The score of one rollout with a library on one example.
-
-    `example` is the example's position in its set. The score is None where the rollout has none,
-    for instance because the provider failed. `demo_set`: which of the run's sets of demos the
-    program showed, from 1; 0: none. `brief`: which brief it had; 0: the student's instructions.
-    """
+    """The score of one rollout with a library on one example."""
 
     library: ExperienceLibrary
-    example: int
-    score: float | None
-    demo_set: int = 0
-    brief: int = 0
+    example: int  # the position in its set
+    score: float | None  # None: the rollout has none, for instance because the provider failed
+    demo_set: int = 0  # of those of the run, from 1; 0: the program showed no demos
+    brief: int = 0  # of those of the run, from 1; 0: the student's instructions
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The library after an update.
+    """The library after an update."""
 
-    Args:
-        library: the experiences that stay; those that are still uncertain are on trial.
-        reason: the decision in words, for people.
-        deployable: the experiences that a program would be given if the run ended here; None: the
-            whole library.
-        dropped: by id, why an experience is not in the library any more.
-        beliefs: what is believed of each advice that the run has tried, or will try.
-        rivals: by id, the other text of an experience that an operation has modified, while it is
-            undecided which of the two is better.
-        places: by id, the experience about the same case that is likely better: a rollout, and a
-            result, has at most one of the two.
-        is_open: whether further rollouts could still change what a program would be given.
-        demos: what is believed of each of the run's sets of demos; empty: nothing.
-        briefs: what is believed of each of its briefs.
-    """
-
-    library: ExperienceLibrary
-    reason: str
-    deployable: ExperienceLibrary | None = None
+    library: ExperienceLibrary  # the experiences that stay; the uncertain ones are on trial
+    reason: str  # in words, for people
+    deployable: ExperienceLibrary | None = None  # `result`, where that is not the whole library
     dropped: Mapping[str, str] = field(default_factory=dict)
+    """By id, why an experience is not in the library any more."""
     beliefs: Mapping[Advice, Belief] = field(default_factory=dict)
+    """Of each advice that the run has tried, or will try."""
     rivals: Mapping[str, Experience] = field(default_factory=dict)
+    """By id, the other text of an experience, while it is undecided which of the two is better."""
     places: Mapping[str, str] = field(default_factory=dict)
-    is_open: bool = False
-    demos: tuple[Belief, ...] = ()
+    """By id, the experience about the same case that is likely better: a rollout, and a result, has
+    at most one of the two."""
+    is_open: bool = False  # whether further rollouts could still change what a program is given
+    demos: tuple[Belief, ...] = ()  # of each of the run's sets of demos; empty: nothing
     briefs: tuple[Belief, ...] = ()
 
     @property
@@ -114,28 +92,16 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class RunEvidence:
-    """Everything that a gate knows when an update is to be decided.
+    """Everything that a gate knows when an update is to be decided."""
 
-    Args:
-        previous: the decision on the update before; at first one with the student's library.
-        operations: the operations that the previous library would accept.
-        rollouts: all training rollouts of the run so far, in the order of their updates.
-        texts: every example of the training set as text: its inputs, and its labels if they are
-            known.
-        training: the positions of the examples that are trained on.
-        limits: what the library may hold.
-        n_demo_sets: how many sets of demos the run may show.
-        parents: for each of its briefs, the number of the one that it revises; 0: none.
-    """
-
-    previous: Decision
-    operations: tuple[Operation, ...] = ()
-    rollouts: tuple[Measured, ...] = ()
-    texts: tuple[str, ...] = ()
-    training: tuple[int, ...] = ()
+    previous: Decision  # on the update before; at first one with the student's library
+    operations: tuple[Operation, ...] = ()  # that the previous library would accept
+    rollouts: tuple[Measured, ...] = ()  # of training so far, in the order of their updates
+    texts: tuple[str, ...] = ()  # of each training example: its inputs, and its labels if known
+    training: tuple[int, ...] = ()  # the positions of the examples that are trained on
     limits: Limits = field(default_factory=Limits)
-    n_demo_sets: int = 0
-    parents: tuple[int, ...] = ()
+    n_demo_sets: int = 0  # that the run may show
+    parents: tuple[int, ...] = ()  # for each brief, the number of the one that it revises; 0: none
 
     @property
     def proposed(self) -> ExperienceLibrary:
@@ -145,19 +111,14 @@ class RunEvidence:
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """A training group that is about to be made: `n_rollouts` of one example.
+    """A training group that is about to be made: `n_rollouts` of one example."""
 
-    `decision` is the latest one made in time for the group; `update` counts the updates from 0.
-    `n_demo_sets`: how many sets of demos the rollouts may show; `n_briefs`: how many briefs they
-    may have.
-    """
-
-    decision: Decision
+    decision: Decision  # the latest one made in time for the group
     example: int
-    update: int
+    update: int  # from 0
     n_rollouts: int
-    n_demo_sets: int = 0
-    n_briefs: int = 0
+    n_demo_sets: int = 0  # that the rollouts may show
+    n_briefs: int = 0  # that they may have
 
 
 class Gate:

@@ -18,18 +18,14 @@ from scipy.special import ndtr
 
 from tfgrpo_dspy.gate.model import above_zero
 
-FIRST_ROUND, ROUND = 10, 5
-"""How many examples are measured in the first round, and in each further one."""
-LEAVE_BELOW = 0.05
-"""A candidate leaves when it is better than the leader with less than this probability."""
-RETURN_ABOVE = 0.92
-"""A candidate is returned if it is better than the student with at least this probability."""
+FIRST_ROUND, ROUND = 10, 5  # examples that are measured in the first round, and in further ones
+LEAVE_BELOW = 0.05  # a candidate leaves that is less probably better than the leader
+RETURN_ABOVE = 0.92  # one is returned that is so probably better than the student, or more
 SURELY = 0.8
 """Of two candidates that surely beat the student, the longer one is returned if it is so probably
 better, or if the shorter one saves little and is not the same without doubtful parts."""
 SAVES = 0.2  # the least share of its tokens that a shorter candidate saves
-MODEL_SD = 0.15
-"""How far the sum of the parts' values may be off, in standard deviations of the score."""
+MODEL_SD = 0.15  # of the score's: how far the sum of the parts' values may be off
 DIFFERENCE_SD, DIFFERENCE_COUNT = 0.5, 4.0
 """Prior of the spread of one example's difference, in the same unit; as sure as 4 examples make."""
 
@@ -62,7 +58,7 @@ class Race:
                 n_fitting = n_left // size
                 n = max(2, min(3, n_fitting), n_fitting // 2)
                 firsts = [self.first] if n > 2 and self.first in running else []
-                pairs = ((self.without_doubtful(c), c) for c in [0, *firsts, *running])
+                pairs = ((self._without_doubtful(c), c) for c in [0, *firsts, *running])
                 running = [*dict.fromkeys(itertools.chain.from_iterable(pairs))][:n]
             size = min(size, n_left // len(running))
         return [(c, i) for i in range(n_done, n_done + size) for c in running]
@@ -83,24 +79,21 @@ class Race:
         is taken only if the same without them was measured.
         """
         measured = {candidate for candidate, _ in scores}
-        ahead = [
-            c
-            for c in self.running(scores)[1:]
-            if self.differences(c, 0, scores).sum() > 1e-9
-            and self.chance(c, 0, scores) >= RETURN_ABOVE
-            and self.without_doubtful(c) in measured
-        ]
+        rivals = self.running(scores)[1:]
+        better = [c for c in rivals if self._differences(c, 0, scores).sum() > 1e-9]
+        sure = (c for c in better if self.chance(c, 0, scores) >= RETURN_ABOVE)
+        ahead = [c for c in sure if self._without_doubtful(c) in measured]
         best = ahead[0] if ahead else 0
         for candidate in ahead:
             best = candidate if self.chance(candidate, best, scores) > 0.5 else best
         if not (best and self.n_tokens):
             return best
-        most, without = (1 - SAVES) * self.n_tokens[best], self.without_doubtful(best)
+        most, without = (1 - SAVES) * self.n_tokens[best], self._without_doubtful(best)
         shorter = (c for c in ahead if c == without or self.n_tokens[c] <= most)
         close = (c for c in shorter if self.chance(best, c, scores) < SURELY)
         return min([*close, best], key=lambda c: self.n_tokens[c])
 
-    def without_doubtful(self, candidate: int) -> int:
+    def _without_doubtful(self, candidate: int) -> int:
         """The largest candidate of the parts of this one that are not doubtful."""
         sure = self.candidates[candidate] - self.doubtful
         among = [c for c, parts in enumerate(self.candidates) if parts <= sure]
@@ -116,10 +109,8 @@ class Race:
         chance, needed = self.chance(likeliest, 0, scores), f"{RETURN_ABOVE:g}"
         if best:
             return f"better than the student with probability {chance:.2f} (needed: {needed})"
-        return (
-            f"the student: the most promising candidate is better with probability {chance:.2f}, "
-            f"and {needed} and a higher mean are needed"
-        )
+        promising = f"the most promising candidate is better with probability {chance:.2f}"
+        return f"the student: {promising}, and {needed} and a higher mean are needed"
 
     def chance(self, candidate: int, other: int, scores: Scores) -> float:
         """The probability that one candidate is better than the other; 0.5 if both are equal."""
@@ -128,19 +119,22 @@ class Race:
         mean, sd = self._posterior(candidate, other, scores)
         return float(ndtr(mean / sd))
 
-    def differences(self, candidate: int, other: int, scores: Scores) -> np.ndarray:
-        """Scores of one candidate minus the other's, where both have one."""
-        pairs = (
-            (scores.get((candidate, i)), scores.get((other, i))) for i in range(self.n_examples)
-        )
+    def _differences(self, candidate: int, other: int, scores: Scores) -> np.ndarray:
+        every = range(self.n_examples)
+        pairs = ((scores.get((candidate, i)), scores.get((other, i))) for i in every)
         return np.array([a - b for a, b in pairs if a is not None and b is not None])
 
     def _posterior(self, candidate: int, other: int, scores: Scores) -> tuple[float, float]:
         """Mean and standard deviation of what one candidate gains on the other, less its price."""
-        more, less = self.candidates[candidate], self.candidates[other]
-        mean, variance = self._prior(more, less)
-        price = self._price(more) - self._price(less)
-        differences = self.differences(candidate, other, scores)
+        of_one, of_other = self.candidates[candidate], self.candidates[other]
+        more, less = of_one - of_other, of_other - of_one
+        gained, lost = ([self.parts[part][0] for part in parts] for parts in (more, less))
+        mean = math.fsum(gained) - math.fsum(lost)  # exact: sets have no order
+        variance = math.fsum(self.parts[part][1] ** 2 for part in more | less)
+        variance += (MODEL_SD * self.score_sd) ** 2
+        prices = [math.fsum(self.prices.get(part, 0.0) for part in of) for of in (of_one, of_other)]
+        price = prices[0] - prices[1]
+        differences = self._differences(candidate, other, scores)
         n = len(differences)
         if not n:
             return mean - price, math.sqrt(variance)
@@ -150,13 +144,3 @@ class Race:
         precision = 1 / variance + n / spread
         mean = (mean / variance + float(differences.sum()) / spread) / precision
         return mean - price, precision**-0.5
-
-    def _price(self, parts: frozenset[Hashable]) -> float:
-        return math.fsum(self.prices.get(part, 0.0) for part in parts)
-
-    def _prior(self, parts: frozenset[Hashable], other: frozenset[Hashable]) -> tuple[float, float]:
-        more, less = parts - other, other - parts
-        gained, lost = ([self.parts[part][0] for part in parts] for parts in (more, less))
-        mean = math.fsum(gained) - math.fsum(lost)  # exact: sets have no order
-        variance = math.fsum(self.parts[part][1] ** 2 for part in more | less)
-        return mean, variance + (MODEL_SD * self.score_sd) ** 2
