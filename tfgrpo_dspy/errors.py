@@ -54,21 +54,17 @@ def caution(message: str) -> None:
 
 def shareable(error: BaseException, clean: Callable[[str], str]) -> BaseException | None:
     """The error as the cause of another one; None where its traceback shows a secret."""
-    shown = "".join(traceback.format_exception(error))
-    return error if clean(shown) == shown else None
+    text = "".join(traceback.format_exception(error))
+    return error if clean(text) == text else None
 
 
-class Raised:
+class Raised(deque[BaseException]):
     """The latest errors of a run, of which one may be the cause of its end."""
-
-    def __init__(self) -> None:
-        self._errors: deque[BaseException] = deque(maxlen=20)
-        self.note = self._errors.append
 
     def cause_of(self, reason: str, clean: Callable[[str], str]) -> BaseException | None:
         """The one that the reason quotes, if it is shareable."""
         words = " ".join(reason.split())
-        quoted = (e for e in tuple(self._errors) if " ".join(described(e).split())[:40] in words)
+        quoted = (e for e in tuple(self) if " ".join(described(e).split())[:40] in words)
         error = next(quoted, None)
         return error and shareable(error, clean)
 
@@ -79,13 +75,9 @@ def sentence(text: object) -> str:
 
 
 class TrainingFreeGRPOError(Exception):
-    """The base of every exception of this package.
+    """The base of every exception of this package."""
 
-    `program` is the best program so far where it ended a compile, as `compile` would have returned
-    it; else None.
-    """
-
-    program: Any = None
+    program: Any = None  # where it ended a compile: the best so far, as `compile` returns it
 
 
 class SettingsError(TrainingFreeGRPOError, ValueError):
@@ -145,10 +137,7 @@ class CallSparedError(BaseException):
 
 
 class TrainingCut(RunStopped):
-    """A limit refuses more training: what is finished counts, and the end has what is kept for it.
-
-    It costs the rollout or the answer that it refuses, and no other.
-    """
+    """A limit refuses this rollout or answer; what is finished counts, and the end is paid for."""
 
 
 class LocalLMUnavailableError(TrainingFreeGRPOError, ImportError):

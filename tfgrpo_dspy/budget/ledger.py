@@ -113,7 +113,7 @@ class Ledger:
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
-        self.raised = Raised()
+        self.raised = Raised(maxlen=20)
         self.clean: Callable[[str], str] = str  # takes secrets out of why the run ends
         self.seconds_kept = 0.0  # how much of `max_minutes` is kept for the end
         self.is_late = False  # whether the clock has ended the training

@@ -169,7 +169,7 @@ class Meter:
                 self.settle(lm, taken, used[-1] if used else None, error)
         if isinstance(error, dspy.LMError):
             if faults.is_fatal(error, self.ledger.longest_answered[str(lm.model)] > 0):
-                self.ledger.raised.note(error)
+                self.ledger.raised.append(error)
                 self.ledger.fail(self._message(error, lm), error)
             call.postpone(error)
 

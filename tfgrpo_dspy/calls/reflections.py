@@ -323,7 +323,7 @@ def _asked(ask: Approve, calls: Calls, proposal: Proposal) -> _Approved:
     except (RunStopped, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 - whatever the user's function raises ends the run
-        calls.ledger.raised.note(error)
+        calls.ledger.raised.append(error)
         calls.ledger.fail(f"approve raised {described(error)}", error)
     if isinstance(answer, bool):
         return _Approved(proposed if answer else ())

@@ -187,7 +187,7 @@ class Strategies:
             count_failure("replay", str(error))
         except BaseException as error:  # noqa: BLE001 - whatever a user's method raises is counted
             check_wanted()
-            ledger.raised.note(error)
+            ledger.raised.append(error)
             outcomes.append(False)
             message = f"{type(strategy).__name__}.{method}: {errors.described(error)}"
             count_failure("strategy", message)

@@ -438,7 +438,7 @@ class _Run:
         except ReplayEndedError as error:
             failure = Failure(FailureKind.REPLAY, str(error))
         except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
-            self.task.ledger.raised.note(error)
+            self.task.ledger.raised.append(error)
             failure = _failure_of(error)
         if self.replay is not None:
             self.replay.finish()
@@ -477,7 +477,7 @@ class _Run:
                     feedback[name] = asked(metric.feedback_on, name, of_predictor)
         except MetricError as error:
             cause = error.__cause__ or error
-            task.ledger.raised.note(cause)
+            task.ledger.raised.append(cause)
             is_providers = _failure_of(cause).kind is FailureKind.PROVIDER
             kind = FailureKind.PROVIDER if is_providers else FailureKind.METRIC
             failure = Failure(kind, str(error))

@@ -48,11 +48,9 @@ UPDATES_KEPT, DRAFTS_PER_BRIEF = 3, 4
 made anyway. So is one brief, and another one for each four drafts that are paid for."""
 GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less
 RESERVE_SHARE = 1 / 5  # the share of the budget for measuring the student and choosing the result
-MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
-"""On how many programs the reserve runs the validation set: at least student and best library."""
+MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4  # by the reserve: student and best, or more
+USUAL_MIN_VALIDATION = 10  # examples that the reserve pays for, even beyond its share
 CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
-USUAL_MIN_VALIDATION = 10
-"""The reserve pays for this number of validation examples, even beyond its share."""
 MOST_SHARE = 1 / 2
 """Of a limit that pays for fewer rollouts than was assumed, and of the time, the reserve is at most
 this share."""
@@ -155,9 +153,9 @@ class RunSettings(Settings):
 
     def result_scalars(self) -> dict[str, Any]:
         """The scalars that a result may depend on, without those of the run store."""
+        scalars = {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")}
         names = ", ".join(type(strategy).__name__ for strategy in self.strategies)
-        more = {"strategies": names} if names else {}
-        return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")} | more
+        return scalars | ({"strategies": names} if names else {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,11 +219,8 @@ def derive(settings: Settings, data: RunData) -> RunSettings:
 
 
 def n_unlike_drafts(n_labelled: int, n_shown: int) -> int:
-    """The number of unlike sets that labelled examples make, in sets of `n_shown`.
-
-    `10, 10 -> 1`; `12, 10 -> 132`: 66 sets of ten, and 66 of the two that are left.
-    """
-    sizes = {min(n_labelled, n_shown), n_labelled % n_shown} - {0}
+    """The number of unlike sets of `n_shown` that labelled examples make; `12, 10 -> 132`."""
+    sizes = {min(n_labelled, n_shown), n_labelled % n_shown} - {0}  # of ten, and of two
     return sum(math.comb(n_labelled, size) for size in sizes)
 
 
@@ -309,22 +304,20 @@ def _unpaid(run_settings: RunSettings, calls_per_rollout: int) -> str:
     n_rollouts = n_training + run_settings.reserve + data.n_of_test_set
     n_reflections = run_settings.batch_size + 1 + run_settings.drafts + (run_settings.drafts > 0)
     n_reflections += n_training * run_settings.reflection.summarize_always
-    needed_calls = n_rollouts * calls_per_rollout + n_reflections
     enough_calls = n_rollouts * data.calls_per_rollout + n_reflections
     dollars = enough_calls * data.dollars_per_rollout / data.calls_per_rollout
     dollars += data.dollars_of_dearest_call
     n_scores = n_rollouts + n_training * (data.n_metric_calls - 1)
     for name, needed, enough in (
         ("max_metric_calls", n_scores, n_scores),
-        ("max_lm_calls", needed_calls, enough_calls),
+        ("max_lm_calls", n_rollouts * calls_per_rollout + n_reflections, enough_calls),
         ("max_cost", dollars, dollars),
     ):
         limit = getattr(run_settings, name)
         if limit is not None and limit < needed:
-            return (
-                f"{name}={limit} is too small. The smallest run needs {n_rollouts} rollouts "
-                f"and {n_reflections} reflection calls. Pass {name}={enough} or more."
-            )
+            smallest = f"{n_rollouts} rollouts and {n_reflections} reflection calls"
+            needs = f"The smallest run needs {smallest}. Pass {name}={enough} or more."
+            return f"{name}={limit} is too small. {needs}"
     return ""
 
 
@@ -351,32 +344,28 @@ Taken = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """The whole rollouts and LM calls that one purpose is likely to take, and the US dollars.
-
-    `cost` is None where a price is missing, which the plan names.
-    """
+    """The whole rollouts and LM calls that one purpose is likely to take, and the US dollars."""
 
     purpose: str
     n_rollouts: int
     n_lm_calls: int
-    cost: float | None
+    cost: float | None  # None: a price is missing, which the plan names
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The likely course of a compile; `str` is a table, with the schedule below it.
 
-    The last row of `rows` is their sum, `total`, which is within the `limits` that are set. Where
-    one lesson solves the task, a run takes less. What strategies try and ask besides is in no row.
-    `unpriced` says what is missing to know the dollars.
+    Where one lesson solves the task, a run takes less. What strategies try and ask besides is in no
+    row.
     """
 
-    rows: tuple[PlanRow, ...]
+    rows: tuple[PlanRow, ...]  # the last one is their sum, within the limits
     n_updates: int
     schedule: Mapping[str, int]
-    limits: Mapping[str, float]
+    limits: Mapping[str, float]  # those that are set
     has_strategies: bool = False
-    unpriced: tuple[str, ...] = ()
+    unpriced: tuple[str, ...] = ()  # what is missing to know the dollars
 
     @property
     def total(self) -> PlanRow:
@@ -511,41 +500,35 @@ def plan_of(settings: RunSettings) -> Plan:
 
 def _rows(settings: RunSettings, n_updates: int, n_final: float) -> dict[str, Taken]:
     """By purpose, what `n_updates` and `n_final` rollouts of the final choice take."""
-    data = settings.data
-
-    def rollouts(n: float) -> Taken:
-        return (n, n * data.calls_per_rollout, n and n * data.dollars_per_rollout)
-
-    def reflections(n: float, n_shown: float) -> Taken:
-        return (0, n, n and n * _reflection_cost(settings, n_shown))
-
+    data, example = settings.data, settings.data.tokens_of_example
     n_training = n_updates * settings.rollouts_of_update
     n_lessons = math.ceil(settings.batch_size / settings.groups_per_call) * CONTRAST_SHARE
-    group = data.tokens_of_example + settings.group_size * data.tokens_of_attempt
+    shown_tokens = min(MOST_SHOWN_TOKENS, example + settings.group_size * data.tokens_of_attempt)
     has_drafts, is_summarized = settings.drafts > 0, settings.reflection.summarize_always
     of_test = "test set, on top of auto" if data.n_test and data.is_test_on_top else "test set"
-    return {
-        "student and final choice": rollouts(n_final),
-        of_test: rollouts(data.n_of_test_set),
-        "training rollouts": rollouts(n_training),
-        "briefs": reflections(
-            settings.n_briefs * has_drafts, EXAMPLES_OF_BRIEF * data.tokens_of_example
-        ),
-        "drafts from labels": reflections(
-            settings.drafts, EXAMPLES_OF_DRAFT * data.tokens_of_example
-        ),
-        "summaries": reflections(n_training * is_summarized, data.tokens_of_attempt),
-        "lessons": reflections(
-            n_updates * n_lessons, settings.groups_per_call * min(MOST_SHOWN_TOKENS, group)
-        ),
-        "updates of the library": reflections(
-            CHANGE_SHARE * (n_updates + has_drafts), ADVICE_TOKENS
-        ),
+    rollouts: dict[str, float] = {
+        "student and final choice": n_final,
+        of_test: data.n_of_test_set,
+        "training rollouts": n_training,
+    }
+    reflections: dict[str, tuple[float, float]] = {  # their number, and the tokens that each shows
+        "briefs": (settings.n_briefs * has_drafts, EXAMPLES_OF_BRIEF * example),
+        "drafts from labels": (settings.drafts, EXAMPLES_OF_DRAFT * example),
+        "summaries": (n_training * is_summarized, data.tokens_of_attempt),
+        "lessons": (n_updates * n_lessons, settings.groups_per_call * shown_tokens),
+        "updates of the library": (CHANGE_SHARE * (n_updates + has_drafts), ADVICE_TOKENS),
+    }
+    taken: dict[str, Taken] = {
+        name: (n, n * data.calls_per_rollout, n and n * data.dollars_per_rollout)
+        for name, n in rollouts.items()
+    }
+    return taken | {
+        name: (0, n, n and n * _reflection_cost(settings, n_shown))
+        for name, (n, n_shown) in reflections.items()
     }
 
 
 def _row(purpose: str, taken: Iterable[float]) -> PlanRow:
-    """The row with whole rollouts and LM calls."""
     n_rollouts, n_calls, dollars = taken
     cost = None if math.isnan(dollars) else dollars
     return PlanRow(purpose, math.ceil(n_rollouts - 1e-9), math.ceil(n_calls - 1e-9), cost)
