@@ -7,7 +7,7 @@ that. Another test asserts that each hook here still fires, and names the one th
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,9 +189,7 @@ class Call:
     prompt: str = ""  # the last message that was sent
     text: str = ""  # the raw text of the first answer
     is_cut: bool = False  # the answer ends where the LM had no more room
-    is_filtered: bool = (
-        False  # a content filter of the provider held the answer back, or a part of it
-    )
+    is_filtered: bool = False  # a content filter of the provider held it back, or a part of it
     refusal: str = ""  # what the LM says in place of an answer; "": it does not refuse one
     logprobs: tuple[float, ...] = ()  # of each token of all answers, where the LM gives it
 
@@ -200,25 +198,36 @@ class Call:
         """The call with this entry."""
         usage, response = entry["usage"] or {}, entry.get("response")
         responses = response if isinstance(response, tuple | list) else (response,)
-        marks = (entry.get("cache_hit"), *(_value(each, "cache_hit") for each in responses))
+        marks = (entry.get("cache_hit"), *_values(responses, "cache_hit"))
         messages, outputs = entry.get("messages"), entry["outputs"] or ()
         first = outputs[0] if outputs else ""
         text = first.get("text") if isinstance(first, Mapping) else first
+        # of lm15 a refusal is a part of a message, of OpenAI a field of it
+        choices = [choice for of in _values(responses, "choices") for choice in of or ()]
+        parts = [p for of in _values(_values(responses, "message"), "parts") for p in of or ()]
+        refusals = [_value(part, "text") for part in parts if _value(part, "type") == "refusal"]
+        refusals += _values(_values(choices, "message"), "refusal")
+        names = ("finish_reason", "stop_reason")
+        ends = [end for name in names for end in _values((*responses, *choices), name)]
+        reasons = {str(end or "").rpartition(".")[2].lower() for end in ends}
+        usages = [used or {} for used in _values(responses, "usage")]
+        counts = [n for name in ("input_tokens", "prompt_tokens") for n in _values(usages, name)]
+        tokens = [t for of in _values(_values(outputs, "logprobs"), "content") for t in of or ()]
         return cls(
             model=str(entry.get("model") or ""),
             n_answers=len(responses),
             # DSPy empties the usage of an answer from its cache
-            is_cached=any(marks) or (not usage and any(map(_reports_tokens, responses))),
+            is_cached=any(marks) or (not usage and any(n is not None for n in counts)),
             is_empty=not outputs,
             prompt_tokens=int(_amount(usage.get("prompt_tokens")) or 0),
             completion_tokens=int(_amount(usage.get("completion_tokens")) or 0),
             cost=_amount(entry.get("cost")),
             prompt=str(messages[-1]["content"] if messages else entry.get("prompt")),
             text=str(text or ""),
-            is_cut=not CUT.isdisjoint(reasons := {*_finish_reasons(responses)}),
+            is_cut=not CUT.isdisjoint(reasons),
             is_filtered=not FILTERED.isdisjoint(reasons),
-            refusal=" ".join(_refusals(responses)),
-            logprobs=tuple(_logprobs(outputs)),
+            refusal=" ".join(map(str, filter(None, refusals))),
+            logprobs=tuple(float(n) for n in _values(tokens, "logprob") if n is not None),
         )
 
 
@@ -226,6 +235,11 @@ def sent(entry: Mapping[str, Any]) -> Iterator[str]:
     """The text of each message of a call, by its entry in DSPy's history."""
     messages = entry.get("messages") or [{"content": entry.get("prompt")}]
     return (str(message["content"]) for message in messages)
+
+
+def has_log_probabilities(value: Any) -> bool:
+    """True if it is what DSPy calls `logprobs`, in an entry of its history or in a Prediction."""
+    return isinstance(_value(value, "content"), list | tuple)
 
 
 def _amount(reported: Any) -> float | None:
@@ -237,37 +251,10 @@ def _amount(reported: Any) -> float | None:
     return amount if 0 <= amount < math.inf else None
 
 
-def _finish_reasons(responses: Any) -> Iterator[str]:
-    parts = [*responses, *(part for each in responses for part in _value(each, "choices") or ())]
-    reasons = (_value(part, name) for part in parts for name in ("finish_reason", "stop_reason"))
-    return (str(reason or "").rpartition(".")[2].lower() for reason in reasons)
-
-
-def _refusals(responses: Any) -> Iterator[str]:
-    """The refusals in answers of lm15, which are parts of a message, and in those of OpenAI."""
-    parts = (part for one in responses for part in _value(_value(one, "message"), "parts") or ())
-    refusals = [_value(part, "text") for part in parts if _value(part, "type") == "refusal"]
-    choices = (choice for one in responses for choice in _value(one, "choices") or ())
-    refusals += [_value(_value(choice, "message"), "refusal") for choice in choices]
-    return map(str, filter(None, refusals))
-
-
-def _reports_tokens(response: Any) -> bool:
-    usage = _value(response, "usage") or {}
-    return any(_value(usage, name) is not None for name in ("input_tokens", "prompt_tokens"))
-
-
-def has_log_probabilities(value: Any) -> bool:
-    """True if it is what DSPy calls `logprobs`, in an entry of its history or in a Prediction."""
-    return isinstance(_value(value, "content"), list | tuple)
-
-
-def _logprobs(outputs: Any) -> list[float]:
-    tokens = [t for each in outputs for t in _value(_value(each, "logprobs"), "content") or ()]
-    chosen = [_value(token, "logprob") for token in tokens]
-    return [float(each) for each in chosen if each is not None]
-
-
 def _value(of: Any, name: str) -> Any:
     value = getattr(of, name, None)  # a mapping may have attributes beside its keys
     return of.get(name) if value is None and isinstance(of, Mapping) else value
+
+
+def _values(of: Iterable[Any], name: str) -> list[Any]:
+    return [_value(one, name) for one in of]

@@ -1,8 +1,8 @@
 """Training-Free GRPO (arXiv 2510.08191) as a DSPy optimizer: its arguments and its methods."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -97,19 +97,17 @@ class TrainingFreeGRPO(Teleprompter):
         """
         on_policy = Execution(max_staleness=0)
         reflection = PaperReflection(injection=injection)
-        groups: dict[str, Any] = {"reflection": reflection, "execution": on_policy}
-        for name, group in groups.items():
-            chosen = overrides.pop(name, None) or group
+        for name, group in {"reflection": reflection, "execution": on_policy}.items():
+            chosen: Any = overrides.get(name) or group
             if isinstance(group, type(chosen)):  # the constructor refuses anything else
                 usual, identity = vars(type(chosen)()), Identities().of
-                changes = {
-                    k: v for k, v in vars(chosen).items() if identity(v) != identity(usual[k])
-                }
+                fields = vars(chosen).items()
+                changes = {k: v for k, v in fields if identity(v) != identity(usual[k])}
                 chosen = replace(group, **changes)
-            groups[name] = chosen
+            overrides[name] = chosen
         schedule = {"group_size": 5, "epochs": 3, "batch_size": sys.maxsize, "max_demos": 0}
         schedule["max_experiences"] = sys.maxsize
-        return cls(metric, **({"gate": NoGate()} | schedule | groups | overrides))
+        return cls(metric, **({"gate": NoGate()} | schedule | overrides))
 
     def compile(
         self,
@@ -152,22 +150,9 @@ class TrainingFreeGRPO(Teleprompter):
             execution = self.settings.arguments["execution"]
             changes["execution"] = replace(execution, max_errors=max_errors)
         settled = replace(self.settings, **{k: v for k, v in changes.items() if v is not None})
-        inputs = prepare(settled, student, trainset, valset, teacher, testset)
-        with self._running(inputs) as run:
-            return run.run()
+        return _run(prepare(settled, student, trainset, valset, teacher, testset))
 
     acompile = awaited(compile)
-
-    @contextmanager
-    def _running(
-        self, inputs: RunInputs, recorded: Sequence[Sequence[Rollout]] | None = None
-    ) -> Iterator[Run]:
-        with (
-            loop_of(async_code(inputs.settings, inputs.student)),
-            _tracked(inputs.settings) as settings,
-            Run(replace(inputs, settings=settings), recorded) as run,
-        ):
-            yield run
 
     def learn(
         self,
@@ -199,9 +184,7 @@ class TrainingFreeGRPO(Teleprompter):
         """
         examples, recorded = read_traces(traces)
         sets = {"valset": valset, "testset": testset, "recorded": recorded}
-        inputs = prepare(self.settings, student, examples, **sets)
-        with self._running(inputs, recorded) as run:
-            return run.run()
+        return _run(prepare(self.settings, student, examples, **sets), recorded)
 
     alearn = awaited(learn)
 
@@ -224,10 +207,16 @@ class TrainingFreeGRPO(Teleprompter):
         return self.settings.scalars()
 
 
-def _tracked(settings: RunSettings) -> AbstractContextManager[RunSettings]:
-    """The settings, with a listener to this compile's run of MLflow where that is in use."""
-    if "mlflow.dspy" not in sys.modules:
-        return nullcontext(settings)
-    from tfgrpo_dspy.integrations.mlflow import tracked  # noqa: PLC0415 - importing takes seconds
+def _run(inputs: RunInputs, recorded: Sequence[Sequence[Rollout]] | None = None) -> Any:
+    """The result of a run, which is shown in MLflow where that is in use."""
+    tracking: AbstractContextManager[RunSettings] = nullcontext(inputs.settings)
+    if "mlflow.dspy" in sys.modules:
+        from tfgrpo_dspy.integrations.mlflow import tracked  # noqa: PLC0415 - importing is slow
 
-    return tracked(settings)
+        tracking = tracked(inputs.settings)
+    with (
+        loop_of(async_code(inputs.settings, inputs.student)),
+        tracking as settings,
+        Run(replace(inputs, settings=settings), recorded) as run,
+    ):
+        return run.run()
