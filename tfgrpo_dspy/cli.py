@@ -1,5 +1,6 @@
 """The command line `tfgrpo`: looks at runs, and at the libraries that they learned."""
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -74,8 +75,7 @@ def _run(name: str) -> RunResults | None:
 
 
 def _existing_run(name: str) -> RunResults:
-    run = _run(name)
-    return run if run else saved_runs(name)[-1]  # which says that it is no run store
+    return _run(name) or saved_runs(name)[-1]  # which says that it is no run store
 
 
 def _library(name: str) -> ExperienceLibrary:
@@ -154,7 +154,8 @@ def runs(ctx: click.Context, folder: str, as_json: bool) -> None:
     for store in sorted(path.parent for path in Path(folder).rglob(DATABASE)):
         try:
             of_store, damaged = runs_and_faults(store)
-            listed, faults = [*listed, *of_store], [*faults, *damaged]
+            listed += of_store
+            faults += damaged
         except StoreError as error:  # the other stores can be listed
             faults.append(error)
     rows = [
@@ -257,10 +258,8 @@ def merge(library: str, others: tuple[str, ...], out: str) -> None:
 
     The same text in the same scope is kept once, with the evidence of both.
     """
-    merged = _library(library)
-    for other in others:
-        merged = merged.merge(_library(other))
-    _write_library(merged, out)
+    libraries = map(_library, (library, *others))
+    _write_library(functools.reduce(ExperienceLibrary.merge, libraries), out)
 
 
 def _rows_command(name: str, help: str) -> Callable[..., None]:

@@ -21,14 +21,9 @@ from dspy.utils import exceptions
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
 __all__ = [
-    "ACTIVE_CALL_ID",
-    "BaseCallback",
-    "Teleprompter",
-    "exceptions",
-    "format_field_value",
-    "get_annotation_name",
-    "parse_value",
-]
+    "ACTIVE_CALL_ID", "BaseCallback", "Teleprompter", "exceptions", "format_field_value",
+    "get_annotation_name", "parse_value",
+]  # fmt: skip
 
 OF_ONE_CALL = frozenset(
     "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905

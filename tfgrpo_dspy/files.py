@@ -38,10 +38,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def json_value(text: str, source: str) -> Any:
     """The value of a JSON text. Raises LibraryFormatError: it is none, or more than one."""
-    values = [*json_values(text or "?", source)]
-    if len(values) > 1:
+    first, *others = json_values(text or "?", source)
+    if others:
         raise LibraryFormatError(f"{source} is not JSON: there is more than one value.")
-    return values[0]
+    return first
 
 
 def json_values(text: str, source: str) -> Iterator[Any]:

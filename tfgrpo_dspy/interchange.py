@@ -42,20 +42,15 @@ def format_of(path: str | Path) -> str:
 def read_library(path: str | Path) -> ExperienceLibrary:
     """The library in a file of any format.
 
-    Raises:
-        LibraryFormatError: the file is not of the format that it is named for; names the line.
-        OSError: the file cannot be read.
+    Raises OSError, LibraryFormatError: it is not of the format of its name; names the line.
     """
-    format = format_of(path)
-    return parse(files.read_text(path), format, source=str(path))
+    return parse(format=format_of(path), text=files.read_text(path), source=str(path))
 
 
 def write_library(library: ExperienceLibrary, path: str | Path) -> None:
     """Write the library to a file, in the format of its name; an existing file is replaced.
 
-    Raises:
-        LibraryFormatError: no format has this name.
-        OSError: the file cannot be written.
+    Raises OSError, LibraryFormatError: no format has this name.
     """
     files.write_text(path, render(library, format_of(path)))
 
@@ -63,10 +58,8 @@ def write_library(library: ExperienceLibrary, path: str | Path) -> None:
 def parse(text: str, format: str, source: str = "the text") -> ExperienceLibrary:
     """The library that a text of this format holds; `source` is its name in errors.
 
-    Experiences without an id get the next free ones.
-
-    Raises:
-        LibraryFormatError: something in the text was not understood; says what to write instead.
+    Experiences without an id get the next free ones. Raises LibraryFormatError: something in the
+    text was not understood; says what to write instead.
     """
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     if _checked(format) == "json":

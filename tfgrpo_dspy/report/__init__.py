@@ -27,16 +27,14 @@ FORMS = "pass a RunResults, a program with detailed_results, or the log_dir of a
 
 
 def write_html(results: Any, path: str | PathLike[str]) -> Path:
-    """Write the report of a run to this file, and return its path.
+    """Write the report of a run to this file, which may exist, and return its path.
 
-    Args:
-        results: a `RunResults`; a program with `detailed_results`, also one that was saved and
-            loaded; the dict that `RunResults.to_dict` gives; or a run directory (`log_dir`), whose
-            last run is shown, finished or not.
-        path: the HTML file; one that exists is replaced.
+    `results` are a `RunResults`; a program with `detailed_results`, also one that was saved and
+    loaded; the dict that `RunResults.to_dict` gives; or a run directory (`log_dir`), whose last run
+    is shown, finished or not.
 
     Raises:
-        SettingsError: `results` is none of these.
+        SettingsError: `results` are none of these.
         StoreError: the run directory cannot be read, or holds no run.
         OSError: the file cannot be written; it is as it was.
     """
@@ -61,14 +59,13 @@ def _run_of(results: Any) -> RunResults:
     if isinstance(results, str | PathLike):
         if runs := saved_runs(results):
             return runs[-1]
-        folder = fspath(results)
-        raise StoreError(f"log_dir={folder!r} holds no run yet; compile with this log_dir first.")
+        raise StoreError(f"log_dir={fspath(results)!r} holds no run yet; compile with it first.")
     held = getattr(results, "detailed_results", results)
     if isinstance(held, RunResults):
         return held
     if not isinstance(held, Mapping):
-        name = type(results).__name__
-        raise SettingsError(f"results={name}(...) has no detailed_results of a run; {FORMS}.")
+        what = f"results={type(results).__name__}(...)"
+        raise SettingsError(f"{what} has no detailed_results of a run; {FORMS}.")
     try:
         return RunResults.from_dict(held)
     except ValidationError as error:
@@ -95,8 +92,8 @@ def _plain(value: Any) -> Any:
     """A text as it can be shown: what nobody sees stands as escapes; long ones are shortened."""
     if not isinstance(value, str) or hasattr(value, "__html__"):  # this page's own HTML
         return value
-    text, n_more = value.replace("\r\n", "\n"), len(value) - LONGEST_TEXT
-    if n_more > 0:
+    text = value.replace("\r\n", "\n")
+    if (n_more := len(text) - LONGEST_TEXT) > 0:
         text = f"{text[:LONGEST_TEXT]} ... ({n_more:,} more characters)"
     return printable(text)
 
@@ -130,9 +127,9 @@ def _lives(run: RunResults) -> Iterator[dict[str, Any]]:
     in_result = {experience.id: experience for experience in page.strongest_first(run.experiences)}
     missing = page.gone(run)
     changes: dict[str, list[Any]] = {id_: [] for id_ in in_result}
-    for record in run.updates:
-        for change in record.changes:
-            changes.setdefault(change.id, []).append((record, change))
+    for update in run.updates:
+        for change in update.changes:
+            changes.setdefault(change.id, []).append((update, change))
     changes |= {id_: [] for id_ in missing if id_ not in changes}  # of the student
     tried = {(one.text, one.scope): one for one in run.tried}
     for id_, of in changes.items():

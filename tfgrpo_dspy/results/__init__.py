@@ -1,7 +1,6 @@
 """The results of a run: plain values that reduce to builtins when they are pickled, and a page.
 
-So a saved program that carries them loads where this package is not installed (they are then
-dicts and lists). `run` collects their content; the page is computed from them.
+So a saved program that carries them loads where this package is not installed.
 """
 
 import functools
@@ -202,11 +201,7 @@ class RunResults:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunResults":
-        """The results from `to_dict`, such as the `detailed_results` of a program read from a file.
-
-        Raises:
-            ValueError: the values are not those of a run.
-        """
+        """The results from `to_dict`, as a program read from a file holds. Raises ValueError."""
         return _adapter().validate_python(values)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -14,10 +14,8 @@ from tfgrpo_dspy.rollout import MIN_CONTRAST, mean_of
 from tfgrpo_dspy.text import counted
 
 CONFIDENCE = 0.95
-ExampleScores = Sequence[float | None]
-"""The scores of the examples of a set, in their order; None where there is none."""
-Scale = tuple[float, float]
-"""The lowest and the highest score, as far as a run has seen them."""
+ExampleScores = Sequence[float | None]  # of a set, in its order; None where there is none
+Scale = tuple[float, float]  # the lowest and the highest score, as far as a run has seen them
 UNBOUNDED: Scale = (-math.inf, math.inf)
 Row = dict[str, Any]  # of a table, by the names of its columns
 
@@ -49,14 +47,11 @@ def bounds_text(low: float | None, high: float | None, form: str = "z.3f") -> st
 
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
-    """The mean score of `n` examples, and its 95 % interval (`interval` says when there is one).
-
-    `n_failed` others have no score.
-    """
+    """The mean score of `n` examples, and its 95 % interval (`interval` says when there is one)."""
 
     mean: float | None
     n: int
-    n_failed: int = 0
+    n_failed: int = 0  # others, which have no score
     low: float | None = None
     high: float | None = None
 
@@ -79,8 +74,7 @@ class ScoreSummary:
 class Gain:
     """The mean of result minus student, over the `n` examples on which both have a score.
 
-    `low` and `high` bound it with 95 % confidence (Student's t, paired); None where the data say
-    nothing of their spread: fewer than two pairs, or the same difference everywhere.
+    `low` and `high` bound it with 95 % confidence (Student's t, paired), if the differences differ.
     """
 
     mean: float
@@ -128,43 +122,35 @@ class DemoRecord:
 
 @dataclass(frozen=True, slots=True)
 class BriefRecord:
-    """A brief that was tried: its text for each predictor, and whether it is in the result.
-
-    `effect` is None where no rollout had it; `chance` is as in `TriedAdvice`.
-    """
+    """A brief that was tried: its text for each predictor, and whether it is in the result."""
 
     texts: Mapping[str, str]
-    effect: Effect | None
-    chance: float
+    effect: Effect | None  # None: no rollout had it
+    chance: float  # as in `TriedAdvice`
     is_best: bool
 
 
 @dataclass(frozen=True, slots=True)
 class TriedAdvice:
-    """The text and scope of an experience that rollouts were given, whether it was kept or not.
-
-    `effect` is what the text adds to the score on examples like the training examples;
-    `chance` is the probability that it is worth its tokens.
-    """
+    """The text and scope of an experience that rollouts were given, whether it was kept or not."""
 
     text: str
     scope: str
     effect: Effect
-    chance: float
+    chance: float  # the probability that it is worth its tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
     """Prompt tokens that lines, briefs and demos add to each call of a program, estimated.
 
-    A program of several predictors calls each of them once. `dollars` are what a thousand calls
-    cost more for them; None: no price of the policy LM is known.
+    A program of several predictors calls each of them once.
     """
 
     lines: int = 0
     briefs: int = 0
     demos: int = 0
-    dollars: float | None = None
+    dollars: float | None = None  # for a thousand calls, if the price of the policy LM is known
 
     @property
     def n_tokens(self) -> int:
@@ -181,35 +167,24 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A candidate of the final choice, measured on validation examples.
+    """A candidate of the final choice, measured on validation examples."""
 
-    `name` is "student" (the first, also where it is the result), "result", or "candidate 1", ...
-    `ids` are its experiences; `demo_set` and `brief` the numbers, from 1, of its set of demos and
-    of its brief among those of the run (0: none). `chance` is the probability that it is better
-    than the student, by training and validation rollouts together; `is_best`: it was returned.
-    `objectives` are the means of the metric's objectives, by name.
-    """
-
-    name: str
-    ids: tuple[str, ...]
-    demo_set: int
+    name: str  # "student" (the first, also where it is the result), "result", "candidate 1", ...
+    ids: tuple[str, ...]  # of its experiences
+    demo_set: int  # the number of its set of demos among those of the run, from 1; 0: none
     score: ScoreSummary | None
-    chance: float
-    is_best: bool
-    objectives: Mapping[str, float] = field(default_factory=dict)
+    chance: float  # that it is better than the student, by training and validation rollouts
+    is_best: bool  # it was returned
+    objectives: Mapping[str, float] = field(default_factory=dict)  # their means, by name
     added: Added = field(default_factory=Added)
-    brief: int = 0
+    brief: int = 0  # the number of its brief, as of its demos
     bake: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
 
     def program(self) -> Any:
-        """This program, ready to use.
-
-        Raises SettingsError: these results were read from a file, which holds no programs.
-        """
+        """This program, ready to use. Raises SettingsError: the results were read from a file."""
         if self.bake is None:
             way = "take those of the same compile, run again with its log_dir (without a call)"
-            fault = f"{self.name}: results that were saved hold no programs"
-            raise SettingsError(f"{fault}; {way}.")
+            raise SettingsError(f"{self.name}: results that were saved hold no programs; {way}.")
         return self.bake()
 
     @property
@@ -251,20 +226,16 @@ class ExampleRow:
 
 @dataclass(frozen=True, slots=True)
 class GroupRecord:
-    """One group: its example (position in the training set), its rollouts' scores, its use.
-
-    `used_as` is "contrast", "failure analysis", "no ground truth", or why it taught nothing:
-    "no contrast", "too few rollouts", "enough on trial" (no more lessons could be tested),
-    "no lesson of late" (so many groups before it gave nothing new).
-    `aided_scores` are those of the rollouts that had a hint or a teacher, or that go on from a step
-    of another one.
-    """
+    """One group: its example (position in the training set), its rollouts' scores, its use."""
 
     example: int
     scores: tuple[float | None, ...]
     failures: tuple[str, ...]
     used_as: str
-    aided_scores: tuple[float | None, ...] = ()
+    """"contrast", "failure analysis", "no ground truth", or why it taught nothing: "no contrast",
+    "too few rollouts", "enough on trial" (no more lessons could be tested), "no lesson of late" (so
+    many groups before it gave nothing new)."""
+    aided_scores: tuple[float | None, ...] = ()  # of rollouts with a hint, a teacher, or a start
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,32 +252,24 @@ class OperationRecord:
 
 @dataclass(frozen=True, slots=True)
 class RolloutSummary:
-    """A rollout as people are shown it: its outputs, shortened, its score, what the metric said.
-
-    `values` are the expected scores before its first step and after later ones, each with what the
-    step is called; none where no strategy has valued the steps. `measure` as in `Rollout`.
-    """
+    """A rollout as people are shown it: its outputs, shortened, its score, what the metric said."""
 
     outputs: str
     score: float | None
     feedback: str
-    values: tuple[tuple[str, float], ...] = ()
-    measure: str = ""
+    values: tuple[tuple[str, float], ...] = ()  # expected scores after steps, with their names
+    measure: str = ""  # as in `Rollout`
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A group that an experience was learned from: its best and its worst rollout, and why.
-
-    `inputs` is how the example's inputs begin; `advantage` is the semantic advantage: why, says the
-    reflection LM, one is better.
-    """
+    """A group that an experience was learned from: its best and its worst rollout, and why."""
 
     example: int
-    inputs: str
+    inputs: str  # how they begin
     good: RolloutSummary
     bad: RolloutSummary
-    advantage: str
+    advantage: str  # the semantic one: why, says the reflection LM, one is better
 
 
 ChangeKind = Literal["born", "changed", "settled", "dropped"]
@@ -317,29 +280,20 @@ CHANGES_IN_WORDS: dict[ChangeKind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change that an update made to one experience.
+    """A change that an update made to one experience."""
 
-    "born": it is new; "changed": it has another text; "settled": its effect is established;
-    "dropped": it left, and `reason` says why. `comparisons` are the first groups that the text was
-    learned from; none where it was drafted from labels.
-    """
-
-    kind: ChangeKind
+    kind: ChangeKind  # it is new; has another text; its effect is established; it left
     id: str
     text: str
     scope: str
-    reason: str = ""
+    reason: str = ""  # why it left
     effect: Effect | None = None
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()  # groups that the text was learned from
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateRecord:
-    """One update: a batch of groups, its lessons, and what became of them.
-
-    `n_lm_calls`, answers from a cache included, and `cost_usd` are what training has taken up to
-    this update.
-    """
+    """One update: a batch of groups, its lessons, and what became of them."""
 
     update: int
     epoch: int
@@ -350,7 +304,7 @@ class UpdateRecord:
     reason: str
     library_size: int
     changes: tuple[Change, ...] = ()
-    n_lm_calls: int = 0
+    n_lm_calls: int = 0  # this and the next: of training so far; answers from a cache count
     cost_usd: float = 0.0
 
     @property
