@@ -82,16 +82,6 @@ def test_an_odd_field_of_an_example_ends_nothing(inputs: tuple[str, ...]) -> Non
     assert program.detailed_results.failures == {}
 
 
-@pytest.mark.parametrize("name", [3, None, ("a", "b"), b"odd"])
-def test_an_input_whose_name_is_no_text_is_refused_before_any_call(name: Any) -> None:
-    examples = questions(6)
-    examples[4][name] = "odd"
-    lm = polite_lm()
-    with dspy.context(lm=lm), pytest.raises(SettingsError, match="position 4 has a field named"):
-        grpo(is_polite).compile(dspy.Predict("question -> answer"), trainset=examples)
-    assert lm.engine.prompts == []
-
-
 def wrong_results() -> Iterator[Any]:
     values = learned().detailed_results.to_dict()
     yield from ({}, {"updates": 3}, {1: 2}, {**values, "student": None}, {**values, "best": None})

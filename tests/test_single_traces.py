@@ -55,19 +55,9 @@ def test_single_attempts_that_say_nothing_teach_nothing_and_the_results_say_so()
     assert "6 inputs have one trace, which has no feedback" in str(done.detailed_results)
 
 
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"inputs": {"q": "1"}, "outputs": {"answer": "no"}}, "takes the inputs ['question']"),
-        ({"inputs": {"question": "1"}, "outputs": {"reply": "no"}}, "gives the outputs ['answer']"),
-    ],
-)
-def test_traces_with_other_fields_than_the_program_has_are_refused(
-    row: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(SettingsError, match="traces") as refused:
-        learned_of([row, *traces()])
-    assert words in str(refused.value)
+def test_traces_with_other_inputs_than_the_program_has_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"traces: Predict takes the inputs \['question'\]"):
+        learned_of([{"inputs": {"q": "1"}, "outputs": {"answer": "no"}}, *traces()])
 
 
 @pytest.mark.parametrize(

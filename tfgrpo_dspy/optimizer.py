@@ -164,8 +164,8 @@ class TrainingFreeGRPO(Teleprompter):
     ) -> Any:
         """The student with what can be learned from rollouts made elsewhere, such as in production.
 
-        One pass over the traces, in batches. The program is run on the `valset` only; without one
-        every update stays, as nothing measures it.
+        One pass over the traces, in batches. The program is run on `valset` and `testset` only;
+        without a `valset` every update stays, as nothing measures it.
 
         Args:
             student: a DSPy program; it is not changed.
@@ -174,13 +174,9 @@ class TrainingFreeGRPO(Teleprompter):
                 "feedback", "labels" (a mapping), "steps" (a list of mappings with "name", "inputs",
                 "outputs" and, where they apply, "kind" and "error") and "error" (the program
                 failed). Traces with equal inputs form a group, in the order of their first.
-            valset: what student and candidates are compared on at the end, by the optimizer's
-                metric.
-            testset: as in `compile`.
+            valset, testset: as in `compile`, for the optimizer's metric.
 
-        Raises:
-            SettingsError: student, traces or LMs that cannot be used; names every fault.
-            StoreError, RunFailedError: as `compile`.
+        Raises SettingsError: student, traces or LMs that cannot be used; and as `compile`.
         """
         examples, recorded = read_traces(traces)
         sets = {"valset": valset, "testset": testset, "recorded": recorded}
@@ -196,10 +192,7 @@ class TrainingFreeGRPO(Teleprompter):
         valset: list[Any] | None = None,
         testset: list[Any] | None = None,
     ) -> Plan:
-        """The plan of a `compile`, without a call: what it is likely to take; `str` is a table.
-
-        Raises SettingsError: student, data or LMs that cannot be used; names every fault.
-        """
+        """The plan of a `compile`, without a call; `str` is a table. Raises SettingsError."""
         return plan_of(prepare(self.settings, student, trainset, valset, None, testset).settings)
 
     def get_params(self) -> dict[str, Any]:

@@ -70,7 +70,13 @@ class BayesianGate(Gate):
         sd, every = model.score_sd(data.scores), [*itertools.starmap(Belief, figures)]
         beliefs = dict(zip(advice_sources, every, strict=False))
         doubted = {op.id for op in evidence.operations if isinstance(op, Delete)}
-        settled = _settled(library, beliefs, data.present)
+        likely = [e for e in library if beliefs[e.advice].chance >= SETTLE_ABOVE]
+        settled = {e.advice for e in likely if not e.is_on_trial}  # every rollout is given it
+        column = {advice: j for j, advice in enumerate(beliefs)}
+        for e in sorted(likely, key=lambda e: (-beliefs[e.advice].chance, -column[e.advice])):
+            with_all = data.present[:, [column[advice] for advice in settled]].all(axis=1)
+            if (with_all & ~data.present[:, column[e.advice]]).sum() >= FEWEST_WITHOUT:
+                settled.add(e.advice)
         kept: dict[str, Experience] = {}
         dropped: dict[str, str] = {}
         for held in library:
@@ -98,8 +104,8 @@ class BayesianGate(Gate):
             belief = beliefs[kept.pop(experience.id).advice]
             dropped[experience.id] = f"no room: {belief.in_words()}"
         places = {id_: kept[at].id for id_, at in places.items() if {id_, at} <= kept.keys()}
-        likely = (e for e in kept.values() if beliefs[e.advice].chance > LIKELY)
-        deployable = [e for e in likely if e.id not in places]
+        worthy = (e for e in kept.values() if beliefs[e.advice].chance > LIKELY)
+        deployable = [e for e in worthy if e.id not in places]
         on_trial = [beliefs[e.advice] for e in kept.values() if e.is_on_trial]
         n, price = len(on_trial), model.PRICE * sd
         briefs = every[len(beliefs) + evidence.n_demo_sets :]
@@ -237,20 +243,6 @@ def _places(
             experience, leaders[at] = leaders[at], experience
         places[experience.id] = leaders[at].id
     return places
-
-
-def _settled(
-    library: ExperienceLibrary, beliefs: Mapping[Advice, Belief], present: model.Flags
-) -> set[Advice]:
-    """The advice that every rollout is given from now on, of the experiences of a library."""
-    likely = [e for e in library if beliefs[e.advice].chance >= SETTLE_ABOVE]
-    column = {advice: j for j, advice in enumerate(beliefs)}
-    settled = [column[e.advice] for e in likely if not e.is_on_trial]
-    on_trial = sorted((beliefs[e.advice].chance, column[e.advice]) for e in likely if e.is_on_trial)
-    for _, j in reversed(on_trial):
-        if (present[:, settled].all(axis=1) & ~present[:, j]).sum() >= FEWEST_WITHOUT:
-            settled.append(j)
-    return {advice for advice, j in column.items() if j in settled}
 
 
 def _better_text(

@@ -35,29 +35,22 @@ from threadpoolctl import ThreadpoolController
 Matrix = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# All priors are in standard deviations of the scores. They were chosen on simulated worlds.
-LOCAL_MEAN = (0.4, 0.4)
-"""Mean effect on the examples that the text names, and its uncertainty: most lessons are right."""
-ALIKE_MEAN = (0.2, 0.4)
-"""The same where only the likeness of the inputs says what an experience is about."""
-BROAD_MEAN = (-0.1, 0.1)
-"""Mean effect on every example of advice whose text names none: most such advice is useless."""
+# All priors are in standard deviations of the scores. They were chosen on simulated worlds. Pairs
+# are a mean and its uncertainty; a spread is how far one experience, set or brief is from another.
+LOCAL_MEAN = (0.4, 0.4)  # effect on the examples that the text names: most lessons are right
+ALIKE_MEAN = (0.2, 0.4)  # where only the likeness of inputs says what an experience is about
+BROAD_MEAN = (-0.1, 0.1)  # on every example, of advice that names none: most of it is useless
 LOCAL_SPREADS = (0.2, 0.5, 1.0)
 BROAD_SPREADS = (0.01, 0.05, 0.15, 0.3)
-TOLD_BROAD_SPREAD = 0.05
-"""Spread of the effect elsewhere of an experience whose text names its examples."""
+TOLD_BROAD_SPREAD = 0.05  # of the effect elsewhere of an experience whose text names its examples
 LEAST_LEFT = 0.05  # the least share of the usual effect that is expected of an experience
 PRICE, COVERED_PRICE = 0.01, 0.07
 """What an experience must add to be worth its tokens. For advice that names its examples, the
 threshold rises to the second as other advice solves these: a further gain is mostly luck."""
 DEMOS, DEMOS_PRICE = (0.1, 0.5), 0.05
-"""What demos add, its uncertainty, and what a set must add to be shown."""
-DEMOS_SPREADS = (0.03, 0.4)
-"""How far one set of demos is from another: for some LMs that hardly matters, for others much."""
+DEMOS_SPREADS = (0.03, 0.4)  # for some LMs the set hardly matters, for others much
 BRIEFS, BRIEFS_SPREAD, BRIEFS_PRICE = (0.2, 0.5), 0.3, 0.05
-"""What briefs add, its uncertainty; how far one is from another; what one must add."""
-REVISIONS, REVISIONS_SPREAD = (0.1, 0.1), 0.2
-"""What revisions add to the brief that they revise, and how far one is from another."""
+REVISIONS, REVISIONS_SPREAD = (0.1, 0.1), 0.2  # beyond the brief that they revise
 EASE = 0.5  # spread of the ease of examples
 NOISE, NOISE_COUNT = 0.8, 5.0  # prior of the noise within an example, as sure as 5 rollouts make
 ROOT_2_PI = math.sqrt(2 * math.pi)
@@ -170,16 +163,12 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
     covered = (COVERED_PRICE - PRICE) * data.tells * (1 - left) ** 2
     of_arms = np.where(data.are_briefs, BRIEFS_PRICE, DEMOS_PRICE)
     price = np.append(PRICE + covered, of_arms) * scale
-    return _mixture(share, np.array(means), roots, price), parts @ (share @ np.array(weights))
-
-
-def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: Matrix) -> Posterior:
-    """The posterior over the grid of spreads, by the share of each."""
-    mean = share @ means
+    of_grid = np.array(means)
+    mean = share @ of_grid
     variances = np.array([(root**2).sum(axis=0) for root in roots])
-    chance = share @ ndtr((means - price) / np.sqrt(np.maximum(variances, 1e-24)))
-    sd = np.sqrt(share @ (variances + (means - mean) ** 2))
-    return mean, sd, np.asarray(chance)
+    chance = share @ ndtr((of_grid - price) / np.sqrt(np.maximum(variances, 1e-24)))
+    spread = np.sqrt(share @ (variances + (of_grid - mean) ** 2))
+    return (mean, spread, np.asarray(chance)), parts @ (share @ np.array(weights))
 
 
 def _parts(data: Data, left: Matrix) -> Matrix:
@@ -246,15 +235,10 @@ def _noise(data: Data, scale: float) -> float:
 # ------------------------------------------------------------------ what an experience is about
 
 LONGEST_GRAM = 4  # bytes; a character of most scripts outside Latin has two or three
-MOST_BYTES, LEAST_BYTES = 2_000_000, 40
-"""Of all inputs together; of each: of many inputs only the beginning is read."""
-HIGHEST_WEIGHT = 6.0
-"""The most that one n-gram counts (its squared inverse document frequency): as one that 9 % of the
-inputs have."""
-LEAST_SHARED = 12.0
-"""The weight that a text must share with an input to be about it; twice as much without sources."""
-SHARED_BY_SOURCE = 0.6
-"""A source must share at least this part of the largest weight that any input shares."""
+MOST_BYTES, LEAST_BYTES = 2_000_000, 40  # of all inputs; of each: of many only the beginning
+HIGHEST_WEIGHT = 6.0  # of an n-gram (squared inverse document frequency): as if 9 % have it
+LEAST_SHARED = 12.0  # weight that a text shares with what it is about; without sources, twice that
+SHARED_BY_SOURCE = 0.6  # a source shares at least this part of the most that any input shares
 SHARPNESS = 2  # power of the share: inputs that share a little by accident count little
 
 
@@ -310,15 +294,11 @@ class InputIndex:
         top = float(shares.max(initial=0.0))
         if is_about_source and top >= least:
             return (shares / top) ** SHARPNESS, True
-        return self._likeness(sources), False
-
-    def _likeness(self, sources: list[int]) -> Matrix:
-        """The cosine of each input with its nearest source; 0.0 without sources."""
         if not sources:
-            return np.zeros(len(self._norm))
-        weighted = self._has[sources].multiply(self._weight[None, :]).T
+            return np.zeros(len(self._norm)), False
+        weighted = self._has[sources].multiply(self._weight[None, :]).T  # for the nearest source
         cosines = (self._has @ weighted).toarray() / self._norm[:, None] / self._norm[sources]
-        return np.asarray(cosines.max(axis=1))
+        return np.asarray(cosines.max(axis=1)), False
 
 
 @functools.lru_cache(maxsize=4)

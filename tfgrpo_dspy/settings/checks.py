@@ -12,7 +12,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.prices import price_of
-from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE, stored_in
+from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE
 from tfgrpo_dspy.errors import SettingsError, caution
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import introduced, language_models, named_predictors
@@ -38,10 +38,9 @@ def prepare(
     testset: Any = None,
     recorded: Sequence[Sequence[Rollout]] | None = None,
 ) -> schedule.RunInputs:
-    """The run's settings, student and examples.
+    """The run's settings, student and examples; refuses, with every fault, what no run can use.
 
-    Refuses, with every fault, what no run can use, and logs the plan. `recorded` are rollouts of
-    the examples that were made elsewhere; if none has a score, there is no ground truth.
+    `recorded` are rollouts of the examples that were made elsewhere.
     """
     if recorded is not None:
         settings = _for_recorded(settings, recorded, {"valset": valset, "testset": testset})
@@ -56,8 +55,9 @@ def prepare(
     reflection = settings.arguments["reflection"]
     if isinstance(reflection, PaperReflection) and reflection.injection:
         student = introduced(student)
-    outputs = [predictor.signature.output_fields for _, predictor in named_predictors(student)]
-    nullable = {n for each in outputs for n, info in each.items() if has_none(info.annotation)}
+    predictors = [predictor for _, predictor in named_predictors(student)]
+    outputs = [item for each in predictors for item in each.signature.output_fields.items()]
+    nullable = {name for name, info in outputs if has_none(info.annotation)}
     examples, held_out, tested = (  # in lists that the user does not change
         [Example(each, nullable) for each in of_one or ()] for of_one in data.values()
     )
@@ -73,8 +73,7 @@ def prepare(
             which = f"{n} of {len(sets[held])} {held} examples are {used} examples too"
             caution(f"{which}; scores on them are optimistic.")
     training, validation = split(settings, examples, held_out)
-    trained_on = [examples[index] for index in training]
-    n_predictors = len(named_predictors(student))
+    trained_on, n_predictors = [examples[index] for index in training], len(predictors)
     asks_predictors = settings.metric is not None and adapt_metric(settings.metric).asks_predictors
     run_data = schedule.RunData(
         n_training=len(training),
@@ -105,11 +104,9 @@ def _for_recorded(
         needed = "a metric" if is_scored else "traces with scores"
         for name in [name for name, examples in measured.items() if examples is not None]:
             raise SettingsError(f"{name}: measuring on it needs {needed}; else pass no {name}.")
-    if not is_scored:
-        return replace(settings, metric=None, gate=NoGate())
+    metric = (settings.metric or _scores_of_traces) if is_scored else None
     is_gated = isinstance(measured["valset"], Sequence) and measured["valset"] and settings.measures
-    gate = settings.gate if is_gated else NoGate()
-    return replace(settings, metric=settings.metric or _scores_of_traces, gate=gate)
+    return replace(settings, metric=metric, gate=settings.gate if is_gated else NoGate())
 
 
 def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
@@ -122,9 +119,8 @@ def split(
 ) -> tuple[list[int], list[Example]]:
     """The positions of the examples to train on, and the validation set.
 
-    Without a `valset`, a third of the trainset (at most 100, drawn by the seed) is held out, with
-    all examples of the same inputs; of fewer than 6 examples nothing is, and nothing for a gate
-    that measures nothing.
+    Without a `valset`, a third of at least 6 different examples (at most 100, drawn by the seed) is
+    held out, with all examples of the same inputs; nothing for a gate that measures nothing.
     """
     order = list(range(len(trainset)))
     if valset or not settings.measures:
@@ -134,10 +130,9 @@ def split(
     for i in order:
         same.setdefault(trainset[i].identity, []).append(i)
     if len(same) < MIN_EXAMPLES_TO_SPLIT:
-        caution(
-            f"{len(same)} different examples are too few to hold some out: student and result are "
-            f"compared on the training examples themselves; pass a valset."
-        )
+        compared = "student and result are compared on the training examples themselves"
+        few = f"{len(same)} different examples are too few to hold some out"
+        caution(f"{few}: {compared}; pass a valset.")
         return sorted(order), list(trainset)
     n_held_out = min(MAX_HELD_OUT, round(len(trainset) / 3))
     held_out: set[int] = set()
@@ -213,7 +208,7 @@ def _faults(
         starts = f"max_experiences={most}: the student starts with {n} experiences"
         yield f"{starts}; allow as many, or bake a smaller library into it first."
     yield from _lm_faults(settings, student)
-    if not (predictors := named_predictors(student)):
+    if not named_predictors(student):
         yield (
             f"student={name} has no predictors that DSPy finds (sub-modules with _compiled=True "
             f"are frozen; none is found that `forward` makes, or that stands in a list or dict "
@@ -221,14 +216,9 @@ def _faults(
         )
         return
     names = {} if recorded is None else {"trainset": "traces"}
-    usable = {names.get(n, n): examples for n, examples in sets.items() if not faults[n]}
-    yield from _input_faults(student, usable)
-    outputs = {field for _, predictor in predictors for field in predictor.signature.output_fields}
-    if recorded and type(student).__module__.startswith("dspy."):
-        others = (r for r in itertools.chain(*recorded) if r.outputs and not outputs & {*r.outputs})
-        for rollout in itertools.islice(others, 1):
-            has = f"trace {rollout.rollout_id} has {sorted(rollout.outputs)}; rename its fields"
-            yield f"traces: {name} gives the outputs {sorted(outputs)}, and {has}."
+    yield from _input_faults(
+        student, {names.get(n, n): examples for n, examples in sets.items() if not faults[n]}
+    )
 
 
 def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
@@ -264,8 +254,6 @@ def _data_fault(name: str, examples: Any) -> str:
             fault = f"{name}: position {index} is of type {type(example).__name__}"
             way = "pass dspy.Example(question=..., answer=...).with_inputs('question')"
             return f"{fault}, not a dspy.Example; {way}."
-        if odd := [field for field in stored_in(example) if not isinstance(field, str)]:
-            return f"{name}: position {index} has a field named {odd[0]!r:.80}; names are texts."
     without = [index for index, example in enumerate(examples) if not _inputs_of(example)]
     how_many = f"{name}: {len(without)} of {len(examples)} examples have no inputs"
     way = "call example.with_inputs('question') on each, with the names of its inputs."
