@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dspy
@@ -19,8 +18,6 @@ from runs import (
     questions,
 )
 from scripted import AsyncEngine, ScriptedEngine, chat
-
-from tfgrpo_dspy import RunFailedError
 
 SIDE: dict[str, dspy.LM] = {}
 """An LM that programs and metrics know as a global, so that it is not metered."""
@@ -100,14 +97,10 @@ class Compile:
 
 
 @pytest.mark.parametrize("ask", WAYS.values(), ids=WAYS)
-def test_calls_within_other_callbacks_are_counted_and_stated(
-    ask: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_calls_within_other_callbacks_are_counted_and_stated(ask: Any) -> None:
     run = Compile(Quiet(ask))
     assert ADVICE in library_texts(run.optimized)
     assert run.n_stated == run.n_made
-    assert run.results.failures == {"unseen call": run.n_side}
-    assert sum("seen only after it was made" in line for line in caplog.messages) == 1
 
 
 @pytest.mark.parametrize("ask", WAYS.values(), ids=WAYS)
@@ -130,11 +123,6 @@ def test_their_dollars_count_towards_max_cost() -> None:
     assert dollars <= 1.0 + N_THREADS * 0.02
 
 
-def test_one_without_a_price_ends_a_run_that_is_limited_in_dollars() -> None:
-    with pytest.raises(RunFailedError, match="DSPy knows no price of side"):
-        Compile(Quiet(without_callbacks), max_cost=1.0, prices={"scripted": (1.0, 1.0)})
-
-
 def test_calls_of_a_judge_within_other_callbacks_are_counted() -> None:
     def judge(example: Any, pred: Any, _trace: Any = None) -> Any:
         without_callbacks(example.question)
@@ -143,10 +131,3 @@ def test_calls_of_a_judge_within_other_callbacks_are_counted() -> None:
     run = Compile(predictor(), judge)
     assert run.n_stated == run.n_made
     assert run.results.usage["metric"].n_lm_calls == run.n_side > 0
-
-
-def test_calls_in_the_workers_of_an_executor_are_stated_too() -> None:
-    with ThreadPoolExecutor(2) as executor:
-        run = Compile(Quiet(without_callbacks), executor=executor)
-    assert run.results.failures == {"unseen call": run.n_side}
-    assert run.n_side > 0

@@ -209,7 +209,7 @@ class RunReport:
             self.tell(ExperienceChanged(record.update, change))
         self.tell(decided)
         limits = {name: n for name, n in asdict(self._settings.budget).items() if n is not None}
-        n_metric_calls, minutes = ledger.n_metric_calls_made, ledger.seconds / 60
+        n_metric_calls, minutes = int(ledger.taken.n_metric_calls), ledger.seconds / 60
         n_calls, cost = int(ledger.taken.n_lm_calls), ledger.taken.cost
         self.tell(BudgetUsed(n_calls, n_metric_calls, cost, minutes, limits))
 
@@ -233,11 +233,11 @@ class RunReport:
         taken, used = ledger.taken, sum(self._usage.values(), Usage())
         n_lost = max(0, int(taken.n_lm_calls) - used.n_lm_calls)
         lost = Usage(n_lost, cost_usd=max(0.0, taken.cost - used.cost_usd) if n_lost else 0.0)
-        noted = {"parameter left out": len(ledger.left_out), "unseen call": ledger.n_unseen}
+        noted = {"parameter left out": len(ledger.left_out)}
         return RunResults(
             updates=tuple(self._updates),
             usage={**self._usage, "unfinished": lost},
-            metric_calls=ledger.n_metric_calls_made,
+            metric_calls=int(ledger.taken.n_metric_calls),
             replayed=dict(sorted((+self._replayed).items())),
             failures=dict(sorted((+self.failures | +Counter(noted)).items())),
             ended_because=ledger.stopped_because if ledger.is_failure else ended_because,

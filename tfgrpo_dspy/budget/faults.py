@@ -6,7 +6,6 @@ status, by which they are classified here.
 """
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import dspy
@@ -97,16 +96,15 @@ def is_unanswered(error: BaseException) -> bool:
     return _status(error) is None
 
 
-def named_in(error: BaseException | None, names: Iterable[str]) -> list[str]:
-    """The sampling parameters of these names that the error, or a cause of it, mentions."""
+def names(error: BaseException | None, parameter: str) -> bool:
+    """Whether the error, or a cause of it, refuses the sampling parameter of this name."""
     if isinstance(error, UNLIKE_A_REFUSAL) or error is None or is_too_long(error):
-        return []
-    texts = []
-    while error is not None:
+        return False
+    texts = [str(error)]
+    while (error := error.__cause__) is not None:
         texts.append(str(error))
-        error = error.__cause__
-    pattern = r"(?<![A-Za-z]){}(?![A-Za-z])"
-    return [name for name in names if re.search(pattern.format(name), str(texts), re.IGNORECASE)]
+    pattern = rf"(?<![A-Za-z]){parameter}(?![A-Za-z])"
+    return bool(re.search(pattern, str(texts), re.IGNORECASE))
 
 
 def retry_after(error: BaseException | None) -> float | None:

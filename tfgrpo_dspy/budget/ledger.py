@@ -9,11 +9,11 @@ import math
 import operator
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from tfgrpo_dspy.errors import Raised, RunStopped, TrainingCut
 from tfgrpo_dspy.rollout import DECIMALS, Usage
@@ -23,12 +23,6 @@ logger = logging.getLogger(__name__)
 
 LIMITS = ("max_lm_calls", "max_metric_calls", "max_cost")
 """The names of the limits on the three parts of an `Amount`."""
-REFUSALS = {"max_cost": "could be exceeded by the next call"}  # of others: "is used up"
-UNSEEN = (
-    "a call of %s was seen only after it was made, as the code around it sets the callbacks of "
-    "dspy.context: such calls count, and one that is too many ends the run, but none is refused. "
-    "Leave callbacks= out, or add to dspy.settings.callbacks"
-)
 LENT_SHARE = 0.5  # of the dollars that are kept for the end
 LONGEST_WAIT_S = 60.0  # after a refusal, where the provider says nothing
 
@@ -80,14 +74,6 @@ class Amount:
 NOTHING = Amount()
 
 
-class Sampled(NamedTuple):
-    """A sampling parameter as it is sent to a model."""
-
-    model: str
-    name: str
-    value: str  # as text
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Reservation:
     """An amount taken for an LM call; settled when it is known what that took."""
@@ -108,8 +94,8 @@ class Ledger:
     def __init__(self, budget: Budget | None = None) -> None:
         self.budget = budget or Budget()
         self.taken = NOTHING
-        self.n_unseen = 0  # calls that nobody could refuse
-        self.left_out: dict[Sampled, str] = {}  # what providers refuse, and is sent no more
+        self.left_out: dict[tuple[str, str], str] = {}
+        """Which parameter of which model is sent no more, as its provider refuses it; and why."""
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
@@ -119,9 +105,10 @@ class Ledger:
         self.is_late = False  # whether the clock has ended the training
         self._kept, self._n_lessons, self._is_training = NOTHING, 0, False
         self._open: set[Reservation] = set()
-        self._begun, self._stood_s = time.monotonic(), 0.0
+        self._begun = time.monotonic()
         self._stands_since: float | None = None  # a person was asked
-        self._pauses: dict[str, tuple[int, float]] = {}  # by model: how many in a row, until when
+        self._pauses = defaultdict[str, tuple[int, float]](lambda: (0, 0.0))
+        """By model: how many in a row, and until when."""
         self._lock, self._stopping = threading.RLock(), threading.Event()
 
     # ------------------------------------------------------------------ calls and dollars
@@ -185,33 +172,19 @@ class Ledger:
             self.taken += used - taken.amount
             self._open.discard(taken)
 
-    @property
-    def n_metric_calls_made(self) -> int:
-        """The calls of the metric, without those that are reserved."""
-        with self._lock:
-            n_open = sum(taken.amount.n_metric_calls for taken in self._open)
-            return int(self.taken.n_metric_calls - n_open)
+    def spend(self, amount: Amount, *, is_made: bool = False) -> None:
+        """Take what a replayed part has cost, also of what is kept. Raises RunStopped.
 
-    def charge(self, model: str, amount: Amount) -> None:
-        """Count calls that were made unasked. Raises RunStopped: more than there was."""
+        `is_made`: it was made now, before anybody could refuse it, so that it counts in any case.
+        """
         with self._lock:
-            if not self.n_unseen:
-                logger.warning(UNSEEN, model)
-            self.n_unseen += int(amount.n_lm_calls)
-            self.taken += amount
-            for name, more, left in zip(LIMITS, amount, self.left(), strict=True):
-                if more and left < 0:
-                    self.use_up(name)
+            self.taken += amount if is_made else NOTHING
             self.check()
-
-    def spend(self, amount: Amount) -> None:
-        """Take what a replayed part has cost, also of what is kept. Raises RunStopped."""
-        with self._lock:
-            self.check()
-            for name, more, left in zip(LIMITS, amount, self.left() + self._kept, strict=True):
-                if more and more > left:
+            kept, more = (NOTHING, NOTHING) if is_made else (self._kept, amount)
+            for name, took, left in zip(LIMITS, amount, self.left() + kept - more, strict=True):
+                if took and left < 0:
                     self.use_up(name)
-            self.taken += amount
+            self.taken += more
 
     def take_metric_call(self) -> None:
         """Take a call of the metric, also for an answer that came too late. Raises RunStopped."""
@@ -245,8 +218,8 @@ class Ledger:
 
     def use_up(self, name: str) -> NoReturn:
         """End the training, or the run, as a limit is reached. Raises RunStopped."""
-        used = "is used up, but for what the end of the run needs"
-        why = REFUSALS.get(name, used if self._is_training else "is used up")
+        why = "is used up" + ", but for what the end of the run needs" * self._is_training
+        why = "could be exceeded by the next call" if name == "max_cost" else why
         self.end(f"{name}={getattr(self.budget, name)} {why}")
 
     def end(self, reason: str) -> NoReturn:
@@ -294,8 +267,7 @@ class Ledger:
     @property
     def seconds(self) -> float:
         """How long the run has taken, but for the time in which its clock stood still."""
-        now = time.monotonic() if self._stands_since is None else self._stands_since
-        return now - self._begun - self._stood_s
+        return (self._stands_since or time.monotonic()) - self._begun
 
     @contextmanager
     def standing(self) -> Iterator[None]:
@@ -304,7 +276,7 @@ class Ledger:
         try:
             yield
         finally:
-            self._stood_s += time.monotonic() - self._stands_since
+            self._begun += time.monotonic() - self._stands_since
             self._stands_since = None
 
     def seconds_left(self) -> float:
@@ -320,8 +292,7 @@ class Ledger:
     def pause(self, model: str, seconds: float | None) -> None:
         """Let all calls of a model wait so long; None: a second, and each time twice as long."""
         with self._lock:
-            n, until = self._pauses.get(model, (0, 0.0))
-            now = time.monotonic()
+            (n, until), now = self._pauses[model], time.monotonic()
             if seconds is None and now < until:
                 return
             seconds = min(LONGEST_WAIT_S, 2.0**n) if seconds is None else seconds
@@ -331,9 +302,8 @@ class Ledger:
 
     def is_paused(self, model: str) -> bool:
         """Whether calls of the model wait."""
-        return time.monotonic() < self._pauses.get(model, (0, 0.0))[1]
+        return time.monotonic() < self._pauses[model][1]
 
     def end_pauses(self, model: str) -> None:
         """Note that the model answers again."""
-        if model in self._pauses:
-            self._pauses[model] = 0, self._pauses[model][1]
+        self._pauses[model] = 0, self._pauses[model][1]

@@ -20,7 +20,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget import faults
-from tfgrpo_dspy.budget.ledger import LONGEST_WAIT_S, NOTHING, Amount, Ledger, Reservation, Sampled
+from tfgrpo_dspy.budget.ledger import LONGEST_WAIT_S, NOTHING, Amount, Ledger, Reservation
 from tfgrpo_dspy.budget.prices import Prices, price_of, token_price
 from tfgrpo_dspy.dspy_seam import (
     ACTIVE_CALL_ID,
@@ -128,32 +128,34 @@ class Meter:
 
         The entry, if there is one, is counted already. A request that was refused is no call.
         """
+        n, cost, n_failed = taken.amount.n_lm_calls, taken.amount.cost, 0.0
         if used is not None:
-            cost = used.cost_usd or (taken.amount.cost if used.n_lm_calls else 0.0)
-            self.ledger.settle(taken, Amount(used.n_lm_calls, cost=cost))
-            return
-        n, cost = int(taken.amount.n_lm_calls), taken.amount.cost
-        if isinstance(error, CallSparedError):
-            self.ledger.settle(taken, NOTHING)
-            return
-        if isinstance(error, dspy.LMError):
-            if faults.is_rate_limit(error):
-                asked = faults.retry_after(error)
-                self.ledger.pause(str(lm.model), asked and min(asked, LONGEST_PAUSE_S))
-            n, cost = n * (not faults.is_refused(error)), cost * faults.is_unanswered(error)
-        failed = int(taken.amount.n_lm_calls) * (error is not None)
-        self.used.append(Usage(n, n_failed_calls=failed, cost_usd=cost))
-        self.ledger.settle(taken, Amount(n, cost=cost))
+            n, cost = used.n_lm_calls, used.cost_usd or (cost if used.n_lm_calls else 0.0)
+        elif isinstance(error, CallSparedError):
+            n = cost = 0
+        else:
+            n_failed = n * (error is not None)
+            if isinstance(error, dspy.LMError):
+                if faults.is_rate_limit(error):
+                    asked = faults.retry_after(error)
+                    self.ledger.pause(str(lm.model), asked and min(asked, LONGEST_PAUSE_S))
+                n, cost = n * (not faults.is_refused(error)), cost * faults.is_unanswered(error)
+            self.used.append(Usage(int(n), n_failed_calls=int(n_failed), cost_usd=cost))
+        self.ledger.settle(taken, Amount(int(n), cost=cost))
 
     @contextmanager
-    def attempting(self, call: "_Retried", taken: Reservation) -> Iterator[dict[str, Any]]:
+    def attempting(
+        self, lm: Any, kwargs: Mapping[str, Any], taken: Reservation, pauses: list[float]
+    ) -> Iterator[dict[str, Any]]:
         """One attempt of a call, with these arguments; after one that failed, another may follow.
 
-        Raises RunStopped: none will succeed.
+        The first of the `pauses` is the one before that. An argument is None where its provider has
+        refused it. Raises RunStopped: no attempt will succeed.
         """
-        lm, used, error = call.lm, list[Usage](), None
+        used, error = list[Usage](), None
         token = _ATTEMPT.set(used)
-        allowed = self.sent_with(lm, call.kwargs)
+        names = [name for name in SAMPLING if (str(lm.model), name) in self.ledger.left_out]
+        allowed = {**kwargs, **dict.fromkeys(names)}
         try:
             yield allowed
         except BaseException as raised:
@@ -171,26 +173,28 @@ class Meter:
             if faults.is_fatal(error, self.ledger.longest_answered[str(lm.model)] > 0):
                 self.ledger.raised.append(error)
                 self.ledger.fail(self._message(error, lm), error)
-            call.postpone(error)
-
-    def sent_with(self, lm: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call; None stands for what its provider has refused."""
-        refused = [s.name for s in _sampled(lm, kwargs) if s in self.ledger.left_out]
-        return {**kwargs, **dict.fromkeys(refused)}
+            if len(pauses) == 1 or not faults.is_passing(error):
+                raise error
+            del pauses[0]
+            if faults.is_rate_limit(error):
+                pauses[0] = 0.0  # `take` waits
+            elif (asked := faults.retry_after(error)) is not None:
+                pauses[0] = min(asked, LONGEST_PAUSE_S)
 
     def _leaves_out(self, lm: Any, kwargs: Mapping[str, Any], error: BaseException) -> bool:
         """Whether the error refuses what the optimizer sets; it is left out from now on."""
-        for each in _sampled(lm, kwargs):
-            if not faults.named_in(error, [each.name]):
+        sent_with = {**getattr(lm, "kwargs", {}), **kwargs}
+        for name in SAMPLING:
+            if sent_with.get(name) is None or not faults.names(error, name):
                 continue
             # redacted first: the first part of a secret would not be known as one
             why = sentence(shortened(redacted(str(error), known_secrets([lm])), LOGGED_BYTES))
-            way = f'pass temperature="{OWN}" to leave it out from the start'
+            way = f' (pass temperature="{OWN}" to leave it out from the start)'
             message = (
-                f"{each.model} refused {each.name}={each.value}, which is left out of such calls "
-                f"from now on{f' ({way})' * (each.name == 'temperature')}: {why}"
+                f"{lm.model} refused {name}={sent_with[name]!r}, which is left out of its calls "
+                f"from now on{way * (name == 'temperature')}: {why}"
             )
-            if self.ledger.left_out.setdefault(each, message) is message:
+            if self.ledger.left_out.setdefault((str(lm.model), name), message) is message:
                 logger.warning("%s", message)
             return True
         return False
@@ -287,30 +291,11 @@ def _metered_class(kind: Any) -> Any:
     return kind if issubclass(kind, _Metered) else type(kind.__name__, (_Metered, kind), {})
 
 
-class _Retried:
-    """A call that may take several attempts; `pause_s`: how long to wait before the next one."""
-
-    def __init__(self, lm: Any, kwargs: Mapping[str, Any]) -> None:
-        self.lm, self.kwargs, self.pause_s = lm, kwargs, 0.0
-        n_retries = vars(lm)["num_retries"]
-        self._n_left = n_retries and max(n_retries, MIN_RETRIES)
-        self._longest_s = FIRST_WAIT_S
-
-    def postpone(self, error: dspy.LMError) -> None:
-        """Note the pause after an error. Raises this error: no attempt follows."""
-        if not (self._n_left and faults.is_passing(error)):
-            raise error
-        self._n_left -= 1
-        asked = faults.retry_after(error)
-        if faults.is_rate_limit(error):
-            self.pause_s = 0.0  # `Meter.take` waits
-        elif asked is not None:
-            self.pause_s = min(asked, LONGEST_PAUSE_S)
-        else:  # twice the last one, at random around that
-            self.pause_s = self._longest_s * random.uniform(0.5, 1.0)
-            self._longest_s = min(LONGEST_WAIT_S, 2 * self._longest_s)
-        if self.pause_s >= 1:
-            logger.info("%s: next attempt in %.0f s", type(error).__name__, self.pause_s)
+def _pauses(lm: Any) -> list[float]:
+    """The seconds before the next attempt of a call, and of those after it, at random."""
+    n_retries = vars(lm)["num_retries"]
+    longest = [FIRST_WAIT_S * 2.0**k for k in range(n_retries and max(n_retries, MIN_RETRIES))]
+    return [0.0, *(min(LONGEST_WAIT_S, s) * random.uniform(0.5, 1.0) for s in longest)]
 
 
 class _Metered:
@@ -329,31 +314,24 @@ class _Metered:
         vars(self)["num_retries"] = value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        meter, call = self.tfgrpo_meter, _Retried(self, kwargs)
+        meter, pauses = self.tfgrpo_meter, _pauses(self)
         with meter.noting(self, args, kwargs):
             while True:
                 while (taken := meter.take(self, args, kwargs)) is None:
                     meter.ledger.wait(POLL_S)
-                with meter.attempting(call, taken) as allowed:
+                with meter.attempting(self, kwargs, taken, pauses) as allowed:
                     return super().__call__(*args, **allowed)  # type: ignore[misc]
-                meter.ledger.wait(call.pause_s)
+                meter.ledger.wait(pauses[0])
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        meter, call = self.tfgrpo_meter, _Retried(self, kwargs)
-
-        async def wait(seconds: float) -> None:  # the thread goes on with its other work
-            while seconds > 0:
-                await asyncio.sleep(min(seconds, POLL_S))
-                meter.ledger.check()
-                seconds -= POLL_S
-
+        meter, pauses = self.tfgrpo_meter, _pauses(self)
         with meter.noting(self, args, kwargs):
             while True:
                 while (taken := meter.take(self, args, kwargs)) is None:
-                    await wait(POLL_S)
-                with meter.attempting(call, taken) as allowed:
+                    await asyncio.to_thread(meter.ledger.wait, POLL_S)
+                with meter.attempting(self, kwargs, taken, pauses) as allowed:
                     return await super().acall(*args, **allowed)  # type: ignore[misc]
-                await wait(call.pause_s)
+                await asyncio.to_thread(meter.ledger.wait, pauses[0])
 
     def update_history(self, entry: dict[str, Any]) -> None:
         self.tfgrpo_meter.answered(entry, self)
@@ -366,13 +344,6 @@ class _Metered:
         if seed is not None and rollout_id is not None and "seed" not in changes:
             changes["seed"] = rollout_id_for(seed, 0, 0, rollout_id, "copy") % SEED_RANGE
         return super().copy(**changes)  # type: ignore[misc]
-
-
-def _sampled(lm: Any, kwargs: Mapping[str, Any]) -> list[Sampled]:
-    """What a call sends of what the optimizer sets; seeds differ, and are refused together."""
-    sent = {**getattr(lm, "kwargs", {}), **kwargs}
-    values = [(name, sent.get(name)) for name in SAMPLING if sent.get(name) is not None]
-    return [Sampled(str(lm.model), n, "any" if n == "seed" else repr(v)) for n, v in values]
 
 
 class _Entries(list[Any]):
@@ -415,21 +386,12 @@ class CallWatcher(BaseCallback):
         if (call_id := ACTIVE_CALL_ID.get()) in self._open:
             self._entries[call_id] = entry
         elif not _ATTEMPT.get():  # else it is the call of a metered LM, which has counted it
-            self._count_untaken(entry)
-
-    def _count_untaken(self, entry: Mapping[str, Any]) -> None:
-        """Count a call that was made unasked. Raises RunStopped: it was one too many."""
-        meter, call = self._meter, Call.of(entry)
-        lm = SimpleNamespace(model=call.model or "an LM")
-        ledger, used = meter.ledger, meter.usage_of(call, lm)
-        meter.used.append(used)
-        if not used.n_lm_calls:
-            return
-        has_price = call.cost is not None or call.model in meter.prices
-        if ledger.budget.max_cost is not None and not has_price:
-            ledger.stop(f"max_cost: DSPy knows no price of {lm.model}.", is_failure=True)
-        with meter.noting(lm):
-            ledger.charge(lm.model, Amount(used.n_lm_calls, cost=used.cost_usd))
+            lm = SimpleNamespace(model=entry.get("model") or "an LM")
+            used = self._meter.usage_of(Call.of(entry), lm)
+            self._meter.used.append(used)
+            with self._meter.noting(lm):  # raises RunStopped: it was one too many
+                made = Amount(used.n_lm_calls, cost=used.cost_usd)
+                self._meter.ledger.spend(made, is_made=True)
 
     def on_lm_end(
         self,
@@ -447,9 +409,9 @@ class CallWatcher(BaseCallback):
 
 
 @contextmanager
-def judging(meter: Meter, **changes: Any) -> Iterator[None]:
-    """Within it, a judge in a metric is metered: the user's own LM, with these changes."""
+def judging(meter: Meter) -> Iterator[None]:
+    """Within it, a judge in a metric is metered: the user's own LM, as it is set."""
     judge = dspy.settings.lm
-    judge = metered(judge.copy(**changes), meter) if isinstance(judge, dspy.BaseLM) else judge
+    judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
     with dspy.context(lm=judge, disable_history=False, **watching(CallWatcher(meter))):
         yield

@@ -53,7 +53,6 @@ FAILURES_IN_WORDS = {
     "strategy": "a method of a strategy failed, or gave something that cannot be used",
     "replay": "a program or a tool did not repeat what it had done, so steps have no value",
     "parameter left out": "a provider refused a sampling parameter, so it was not sent again",
-    "unseen call": "an LM call was counted after it was made, so no limit could refuse it",
 }
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import cloudpickle
 import dspy
 
-from tfgrpo_dspy.budget.ledger import LIMITS, NOTHING, Amount, Budget, Ledger, Reservation, Sampled
+from tfgrpo_dspy.budget.ledger import LIMITS, NOTHING, Amount, Budget, Ledger, Reservation
 from tfgrpo_dspy.dspy_seam import OF_ONE_CALL
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
@@ -77,7 +77,7 @@ class Reply:
     stopped_because: str = ""  # why none was made
     is_failure: bool = False
     was_started_before: bool = False  # a worker died while it ran this request
-    left_out: Mapping[Sampled, str] = field(default_factory=dict)  # refused parameters, in words
+    left_out: Mapping[tuple[str, str], str] = field(default_factory=dict)  # as in a ledger
 
 
 def run_request(request: Request, budget: Budget, name: str) -> Reply:
@@ -116,7 +116,7 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     def program_with(additions: bytes) -> Any:
         return cloudpickle.loads(additions).bake(student)
 
-    return program_with, scoring, context, prices, dict[Sampled, str](), secrets
+    return program_with, scoring, context, prices, dict[tuple[str, str], str](), secrets
 
 
 def _was_started_before(name: str) -> bool:
