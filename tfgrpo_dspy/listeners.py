@@ -13,7 +13,7 @@ import re
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,15 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
-from tfgrpo_dspy.experience import (
-    Add,
-    Advice,
-    Applied,
-    Experience,
-    ExperienceLibrary,
-    Modify,
-    Operation,
-)
+from tfgrpo_dspy.experience import Add, Advice, Applied, ExperienceLibrary, Modify, Operation
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import TOO_MANY, Lesson
 from tfgrpo_dspy.reflection.modules import FILTERED, Answer
@@ -49,8 +41,6 @@ ROLES = ("rollout", "validation", "test", *REFLECTIONS, "metric")
 """The purposes of LM calls: training rollouts, the final choice, the test set, reflections,
 judges inside metrics."""
 PHASES = {"rollout": "training", "validation": "final choice", "test": "test set"}
-BAR = "{desc}, {percentage:.0f}% |{bar:10}| {elapsed}<{remaining}{postfix}"
-"""The most important stands first: a narrow terminal shows the beginning."""
 UNSHOWN = 5  # rollouts with experiences, none of which had them in a prompt, before that is said
 NOT_SHOWN = (
     "no prompt held the experiences that the program was given, so it cannot learn. Call the "
@@ -74,10 +64,7 @@ LOGGED_BYTES = 500  # of a failure, whose message may quote a whole answer of an
 class RunReport:
     """Counts while the run goes on, in a log and a progress bar; `results` at its end.
 
-    The bar shows phase, LM calls of the budget, scores, update, experiences, and dollars. In
-    training there is one score: the mean of the latest update, with the advice that its rollouts
-    were given. Student and best candidate are compared in the final choice, student and result on
-    the test set: before, no two means are of the same examples.
+    The bar shows the phase, its rollouts, LM calls of the budget, update, experiences, and dollars.
     """
 
     def __init__(
@@ -91,8 +78,7 @@ class RunReport:
         self._replayed: Counter[str] = Counter()
         self._advice: Counter[bool | str | None] = Counter()  # whether it is shown, or NO_CALL
         self._listeners = [*filter(None, [settings.on_event]), *settings.trackers]
-        self._scores: dict[str, float] = {}  # that the bar shows
-        self._phase, self._about = PHASES["rollout"], "update 1"
+        self._about = "update 1"
         is_shown = settings.progress and sys.stderr is not None
         is_rewritten = is_shown and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         self._open = contextlib.ExitStack()
@@ -100,40 +86,28 @@ class RunReport:
             self._open.enter_context(logging_redirect_tqdm())
         self._bar = tqdm(
             total=max(1, math.ceil(plan_of(settings).total.n_rollouts)),
-            bar_format=BAR,
-            desc=self._state,
+            desc=PHASES["rollout"],
             disable=not is_shown,
             dynamic_ncols=True,
             mininterval=1.0 if is_rewritten else 60.0,
             miniters=0,
         )
         self._open.callback(self._bar.close)
+        self.tick()
 
     # ------------------------------------------------------------------ the bar
 
-    @property
-    def _state(self) -> str:
-        most = self._settings.max_lm_calls
-        scores = "".join(f", {name} {score:z.3f}" for name, score in self._scores.items())
-        calls = f"{self._ledger.taken.n_lm_calls}{'' if most is None else f'/{most}'} calls"
-        return f"{self._phase} {calls}{scores}"
-
-    def show_scores(self, **scores: float) -> None:
-        """Show these mean scores, by what they are of, in place of those before."""
-        self._scores = scores
-        self.tick()
-
     def tick(self, n: int = 0) -> None:
         """Move on by `n` rollouts, and refresh the bar, if it was not refreshed for a while."""
-        dollars = f", ${cost:.4f}" if (cost := self._ledger.taken.cost) else ""
-        self._bar.set_description_str(self._state, refresh=False)
-        self._bar.set_postfix_str(f"{self._about}{dollars}", refresh=False)
+        taken, most = self._ledger.taken, self._settings.max_lm_calls
+        dollars = f", ${taken.cost:.4f}" if taken.cost else ""
+        calls = f"{taken.n_lm_calls}{'' if most is None else f'/{most}'} calls"
+        self._bar.set_postfix_str(f"{calls}, {self._about}{dollars}", refresh=False)
         self._bar.update(n)
 
     def close(self) -> None:
         """End the bar, which is full then, though a run may need fewer rollouts than planned."""
         self._bar.n = self._bar.total = max(1, self._bar.n)
-        self.tick()
         self._bar.refresh()
         self._open.close()
 
@@ -151,8 +125,7 @@ class RunReport:
             self.count_failure("reflection parse", message, result.parse_failures - is_filtered)
             return
         self._usage["metric"] += result.metric_usage
-        if self._phase != PHASES[role]:  # scores of one phase are not those of another
-            self._phase, self._scores = PHASES[role], {}
+        self._bar.set_description_str(PHASES[role], refresh=False)
         self._bar.total = max(self._bar.total or 0, self._bar.n + 1)  # maybe more than was planned
         self.tick(n=1)
         if result.failure is not None and result.failure.kind.is_counted:
@@ -204,14 +177,14 @@ class RunReport:
             record.n_lm_calls,
         )
         self._about = f"update {record.update + 1}, {counted(record.library_size, 'experience')}"
-        self.show_scores(**({"score": record.mean_score} if mean else self._scores))
+        self.tick()
         for change in record.changes:
             self.tell(ExperienceChanged(record.update, change))
         self.tell(decided)
         limits = {name: n for name, n in asdict(self._settings.budget).items() if n is not None}
-        n_metric_calls, minutes = int(ledger.taken.n_metric_calls), ledger.seconds / 60
-        n_calls, cost = int(ledger.taken.n_lm_calls), ledger.taken.cost
-        self.tell(BudgetUsed(n_calls, n_metric_calls, cost, minutes, limits))
+        n_calls, n_metric_calls, cost = ledger.taken
+        minutes = ledger.seconds / 60
+        self.tell(BudgetUsed(int(n_calls), int(n_metric_calls), cost, minutes, limits))
 
     def tell(self, event: Event) -> None:
         """Call each listener with the event; what it raises is counted, and ends nothing."""
@@ -330,53 +303,46 @@ class Changes:
         decision: Decision,
     ) -> tuple[records.Change, ...]:
         """The changes by the decision on the lessons of these groups, by id."""
-        for sampled in groups:
-            for one, rollout in zip(sampled.additions, sampled.group.all_rollouts, strict=True):
-                self._shown.update(advices := [experience.advice for experience in one.library])
-                if rollout.failure is not None and rollout.failure.refuses_prompt:
-                    self._refused.update(advices)
+        self._count_prompts(groups)
         compared, after = self.compared(proposed.operations, groups, lessons), decision.library
+        taken = {each.advice for each in after}  # under an id of the gate's, which may be another
+        gone: dict[str, Advice] = {}  # what was added and at once refused by the gate, or has left
         for (id_, operation), comparisons in zip(proposed.accepted, compared, strict=True):
             if isinstance(operation, Add | Modify):
-                self._comparisons[proposed.library[id_].advice] = comparisons
+                advice = proposed.library[id_].advice
+                self._comparisons[advice] = comparisons
+                if isinstance(operation, Add) and advice not in taken:
+                    gone[id_] = advice
         old_of, changes = {each.id: each for each in before}, list[records.Change]()
         for new in after:
             old, effect = old_of.get(new.id), new.effect
             if old is None or old.advice != new.advice:
                 seen = self._comparisons.get(new.advice, ())
                 kind: records.ChangeKind = "born" if old is None else "changed"
-                changes.append(records.Change(kind, new.id, new.text, new.scope, "", effect, seen))
+                changes.append(records.Change(kind, new.id, *new.advice, "", effect, seen))
             if not new.is_on_trial and (old is None or old.is_on_trial) and effect:
-                changes.append(
-                    records.Change("settled", new.id, new.text, new.scope, effect=effect)
-                )
-        added = [id_ for id_, operation in proposed.accepted if isinstance(operation, Add)]
-        return (
-            *changes,
-            *self._dropped(before, [proposed.library[id_] for id_ in added], decision),
-        )
-
-    def _dropped(
-        self, before: ExperienceLibrary, added: Sequence[Experience], decision: Decision
-    ) -> Iterator[records.Change]:
-        """What was added and at once refused by the gate, then what has left the library."""
-        after = decision.library
-        taken = {each.advice for each in after}  # under an id of the gate's, which may be another
-        gone = {each.id: each.advice for each in added if each.advice not in taken}
-        gone |= {each.id: each.advice for each in before}
+                changes.append(records.Change("settled", new.id, *new.advice, effect=effect))
         rivals = {rival.advice for rival in decision.rivals.values()}
+        gone |= {each.id: each.advice for each in before}
         for id_, advice in gone.items():
             if id_ in after or advice in rivals:
                 continue
-            text, scope = advice
             if id_ not in before:
                 seen = self._comparisons.get(advice, ())
-                yield records.Change("born", id_, text, scope, comparisons=seen)
+                changes.append(records.Change("born", id_, *advice, comparisons=seen))
             reason = decision.dropped.get(id_, "the reflection LM deleted it")
             n, n_shown = self._refused[advice], self._shown[advice]
             if n >= MANY_REFUSED * n_shown > 0:
                 reason = f"the provider refused {n} of {n_shown} prompts with it; {reason}"
-            yield records.Change("dropped", id_, text, scope, reason)
+            changes.append(records.Change("dropped", id_, *advice, reason))
+        return tuple(changes)
+
+    def _count_prompts(self, groups: Sequence[SampledGroup]) -> None:
+        for sampled in groups:
+            for one, rollout in zip(sampled.additions, sampled.group.all_rollouts, strict=True):
+                self._shown.update(advices := [experience.advice for experience in one.library])
+                if rollout.failure is not None and rollout.failure.refuses_prompt:
+                    self._refused.update(advices)
 
     def compared(
         self,

@@ -4,7 +4,6 @@ import functools
 import logging
 import math
 import random
-import statistics
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence, Set
 from contextlib import suppress
@@ -142,22 +141,6 @@ class Measurements:
         n = int(min(n_examples, max(1, n_left)))
         with suppress(RunStopped):
             self.make([(c, place) for place in range(n) for c in range(n_candidates)])
-        means = self._means()
-        if (result := means.get(n_candidates - 1)) is not None:
-            self._calls.report.show_scores(student=means[0], result=result)
-
-    def show(self) -> None:
-        """Show the mean scores of the student and of the best candidate so far."""
-        if means := self._means():
-            self._calls.report.show_scores(student=means[0], best=max(means.values()))
-
-    def _means(self) -> dict[int, float]:
-        """The mean scores of the candidates that were measured on all examples of the student."""
-        scores = [self.scores_of(c) for c in range(len(self.candidates))]
-        finite = {c: [s for s in of_one if s is not None] for c, of_one in enumerate(scores)
-                  if len(of_one) == len(scores[0])}  # fmt: skip
-        means = {c: statistics.fmean(of_one) for c, of_one in finite.items() if of_one}
-        return means if 0 in means else {}
 
     def scores(self) -> Scores:
         """The score that each rollout counts with, by `floored` and the training scores.
@@ -414,7 +397,6 @@ class FinalChoice:
                 if candidates[1:] == [untried] and not measured.scores():
                     measured.make(pairs[:1])  # the student alone: maybe it does not reach for both
                 account = account.after_rollouts(measured.make(pairs))
-                measured.show()
         scores = measured.scores()
         best, why = race.winner(scores), race.why(scores)
         entries: dict[int, records.Candidate] = {}
