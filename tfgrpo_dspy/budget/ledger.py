@@ -9,7 +9,7 @@ import math
 import operator
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 LIMITS = ("max_lm_calls", "max_metric_calls", "max_cost")
 """The names of the limits on the three parts of an `Amount`."""
 LENT_SHARE = 0.5  # of the dollars that are kept for the end
-LONGEST_WAIT_S = 60.0  # after a refusal, where the provider says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +106,6 @@ class Ledger:
         self._open: set[Reservation] = set()
         self._begun = time.monotonic()
         self._stands_since: float | None = None  # a person was asked
-        self._pauses = defaultdict[str, tuple[int, float]](lambda: (0, 0.0))
-        """By model: how many in a row, and until when."""
         self._lock, self._stopping = threading.RLock(), threading.Event()
 
     # ------------------------------------------------------------------ calls and dollars
@@ -288,22 +285,3 @@ class Ledger:
         """Wait so long, or until the run ends. Raises RunStopped."""
         self._stopping.wait(min(seconds, max(0.0, self.seconds_left())))
         self.check()
-
-    def pause(self, model: str, seconds: float | None) -> None:
-        """Let all calls of a model wait so long; None: a second, and each time twice as long."""
-        with self._lock:
-            (n, until), now = self._pauses[model], time.monotonic()
-            if seconds is None and now < until:
-                return
-            seconds = min(LONGEST_WAIT_S, 2.0**n) if seconds is None else seconds
-            self._pauses[model] = n + 1, max(until, now + seconds)
-        if seconds >= 1 and not n:
-            logger.warning("%s has too many requests: all wait for %.0f s", model, seconds)
-
-    def is_paused(self, model: str) -> bool:
-        """Whether calls of the model wait."""
-        return time.monotonic() < self._pauses[model][1]
-
-    def end_pauses(self, model: str) -> None:
-        """Note that the model answers again."""
-        self._pauses[model] = 0, self._pauses[model][1]

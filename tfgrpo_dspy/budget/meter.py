@@ -20,7 +20,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget import faults
-from tfgrpo_dspy.budget.ledger import LONGEST_WAIT_S, NOTHING, Amount, Ledger, Reservation
+from tfgrpo_dspy.budget.ledger import NOTHING, Amount, Ledger, Reservation
 from tfgrpo_dspy.budget.prices import Prices, price_of, token_price
 from tfgrpo_dspy.dspy_seam import (
     ACTIVE_CALL_ID,
@@ -43,7 +43,8 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.1
 """How often a call looks whether others gave some of their dollars back, or the run has ended."""
 MIN_RETRIES = 8  # an LM that may retry at all (`num_retries` above 0) retries at least so often
-FIRST_WAIT_S = 0.02
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 60.0
+AFTER_A_RATE_LIMIT = 50  # times longer is waited if the provider does not say how long
 LONGEST_PAUSE_S = 300.0  # a provider that asks for a longer pause is asked again after this one
 SAMPLING = ("temperature", "seed")  # what the optimizer sets; left out in this order if refused
 LOGGED_BYTES = 300  # of a refusal
@@ -107,9 +108,6 @@ class Meter:
 
     def take(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation | None:
         """Reserve what a call may need; None: not now. Raises RunStopped."""
-        if self.ledger.is_paused(str(lm.model)):
-            self.ledger.check()
-            return None
         n = int(kwargs.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
         cost = 0.0
         if self.ledger.budget.max_cost is not None:
@@ -122,7 +120,7 @@ class Meter:
         return self.ledger.take(amount, self._abandoned, leaves_lessons=self._leaves_lessons)
 
     def settle(
-        self, lm: Any, taken: Reservation, used: Usage | None, error: BaseException | None = None
+        self, taken: Reservation, used: Usage | None, error: BaseException | None = None
     ) -> None:
         """Correct what was taken for a call by its entry, or without one by its error.
 
@@ -136,9 +134,6 @@ class Meter:
         else:
             n_failed = n * (error is not None)
             if isinstance(error, dspy.LMError):
-                if faults.is_rate_limit(error):
-                    asked = faults.retry_after(error)
-                    self.ledger.pause(str(lm.model), asked and min(asked, LONGEST_PAUSE_S))
                 n, cost = n * (not faults.is_refused(error)), cost * faults.is_unanswered(error)
             self.used.append(Usage(int(n), n_failed_calls=int(n_failed), cost_usd=cost))
         self.ledger.settle(taken, Amount(int(n), cost=cost))
@@ -168,7 +163,7 @@ class Meter:
                 self.ledger.settle(taken, NOTHING)
                 error = None
             else:
-                self.settle(lm, taken, used[-1] if used else None, error)
+                self.settle(taken, used[-1] if used else None, error)
         if isinstance(error, dspy.LMError):
             if faults.is_fatal(error, self.ledger.longest_answered[str(lm.model)] > 0):
                 self.ledger.raised.append(error)
@@ -176,10 +171,10 @@ class Meter:
             if len(pauses) == 1 or not faults.is_passing(error):
                 raise error
             del pauses[0]
-            if faults.is_rate_limit(error):
-                pauses[0] = 0.0  # `take` waits
-            elif (asked := faults.retry_after(error)) is not None:
+            if (asked := faults.retry_after(error)) is not None:
                 pauses[0] = min(asked, LONGEST_PAUSE_S)
+            elif faults.is_rate_limit(error):
+                pauses[0] = min(AFTER_A_RATE_LIMIT * pauses[0], LONGEST_WAIT_S)
 
     def _leaves_out(self, lm: Any, kwargs: Mapping[str, Any], error: BaseException) -> bool:
         """Whether the error refuses what the optimizer sets; it is left out from now on."""
@@ -203,7 +198,6 @@ class Meter:
         """Count a call of the LM by its entry in DSPy's history."""
         call = Call.of(entry)
         usage = self.usage_of(call, lm)
-        self.ledger.end_pauses(str(lm.model))
         if (used := _ATTEMPT.get()) is not None:
             used.append(usage)
         self.used.append(usage)
@@ -405,7 +399,7 @@ class CallWatcher(BaseCallback):
             if (entry := self._entries.pop(call_id, None)) is not None:
                 used = self._meter.usage_of(Call.of(entry), lm)
                 self._meter.used.append(used)
-            self._meter.settle(lm, taken, used, exception)
+            self._meter.settle(taken, used, exception)
 
 
 @contextmanager

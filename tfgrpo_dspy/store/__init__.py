@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 PRAGMA user_version = {FORMAT};
 COMMIT;
 """
+ENTRY = "INTO entries VALUES (?, ?)"
 INTACT = "Nothing is lost. Fix this and run the same compile again."
 TO_MEND = "restore its folder from a copy, or take another log_dir."
 
@@ -79,7 +80,7 @@ class Store:
                 how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
             else:
                 self.folder.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(
+            connection = self._connection = sqlite3.connect(
                 f"{file.as_uri()}?{how}",
                 BUSY_S,
                 isolation_level=None,
@@ -87,9 +88,23 @@ class Store:
                 uri=True,
             )
             try:
-                self._check_format(is_read_only)
+                # the tables first: another process may make them now, together with the version
+                ((n_tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
+                ((version,),) = connection.execute("PRAGMA user_version")
+                is_new = not (version or n_tables or is_read_only)
+                if version != FORMAT and not is_new:
+                    raise StoreError(
+                        f"log_dir={str(self.folder)!r} is a run store of format {version}; this "
+                        f"version of tfgrpo_dspy reads format {FORMAT}: take another folder, or "
+                        "the version that wrote it."
+                    )
+                if not is_read_only:
+                    connection.execute("PRAGMA journal_mode = WAL").fetchall()
+                    connection.execute("PRAGMA synchronous = NORMAL")
+                if is_new:
+                    connection.executescript(MAKING)
             except BaseException:
-                self._connection.close()
+                connection.close()
                 raise
 
     @classmethod
@@ -99,25 +114,6 @@ class Store:
             file = Path(folder).expanduser().absolute() / DATABASE
             is_there = file.exists() and file.stat().st_size > 0
         return cls(folder, is_read_only=True) if is_there else None
-
-    def _check_format(self, is_read_only: bool) -> None:
-        """Refuse a database that is not ours; make the table where there is none."""
-        run = self._connection.execute
-        # the tables first: another process may make them now, together with the version
-        ((n_tables,),) = run("SELECT count(*) FROM sqlite_master")
-        ((version,),) = run("PRAGMA user_version")
-        is_new = not (version or n_tables or is_read_only)
-        if version != FORMAT and not is_new:
-            raise StoreError(
-                f"log_dir={str(self.folder)!r} is a run store of format {version}; this version "
-                f"of tfgrpo_dspy reads format {FORMAT}: take another folder, or the version that "
-                "wrote it."
-            )
-        if not is_read_only:
-            run("PRAGMA journal_mode = WAL").fetchall()
-            run("PRAGMA synchronous = NORMAL")
-        if is_new:
-            self._connection.executescript(MAKING)
 
     def _run(self, doing: str, statement: str, *values: Any) -> tuple[list[Any], int]:
         """The rows of a statement, and how many it has changed."""
@@ -139,18 +135,12 @@ class Store:
 
     def put(self, key: str, record: Mapping[str, Any]) -> Record | None:
         """Write a record; gives the one that stood there already, and then stays."""
-        insert = "INSERT INTO entries VALUES (?, ?) ON CONFLICT DO NOTHING"
-        _, n_new = self._run("write", insert, key, self._text(record))
+        _, n_new = self._run("write", f"INSERT OR IGNORE {ENTRY}", key, self._text(record))
         return None if n_new else self.get(key)
 
     def replace(self, key: str, record: Mapping[str, Any]) -> None:
         """Write a record, as the last, in place of the one that stands there."""
-        if not (self.folder / DATABASE).exists():
-            raise StoreError(
-                f"log_dir={str(self.folder)!r} was removed while the run went on: what it recorded "
-                f"there is lost."
-            )
-        self._run("write", "INSERT OR REPLACE INTO entries VALUES (?, ?)", key, self._text(record))
+        self._run("write", f"INSERT OR REPLACE {ENTRY}", key, self._text(record))
 
     def _text(self, record: Mapping[str, Any]) -> str:
         return json.dumps(record if self._clean is str else cleaned(record, self._clean))

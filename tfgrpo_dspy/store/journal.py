@@ -7,9 +7,10 @@ larger limits goes on with its schedule.
 """
 
 import contextlib
+import functools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from os import PathLike
@@ -52,6 +53,7 @@ BY_NAME = (
     "change): %s"
 )
 Kept = TypeVar("Kept")
+T = TypeVar("T")
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
@@ -93,16 +95,17 @@ def unfinished(library: ExperienceLibrary, spent: Usage) -> RunResults:
     )
 
 
-def entries_and_faults(store: Store) -> tuple[list[RunEntry], list[StoreError]]:
-    """The runs, that begun last comes last, and why others are not read. Raises StoreError."""
-    entries, faults = list[RunEntry](), list[StoreError]()
+def _read(store: Store, of: Callable[[RunEntry], T]) -> tuple[list[T], list[StoreError]]:
+    """What is made of each run, that begun last comes last; why others are not read."""
+    found, faults = list[T](), list[StoreError]()
     for key in store.keys(RUN):
         try:
             with reading(key):
-                entries.append(ENTRIES.validate_python(store.get(key)))
+                entry = ENTRIES.validate_python(store.get(key))
+            found.append(of(entry))
         except StoreError as error:  # the others can be read
             faults.append(error)
-    return entries, faults
+    return found, faults
 
 
 class Keys:
@@ -123,7 +126,10 @@ class Keys:
     def _identity(self, value: Any) -> str:
         """The digest of an object that the run holds until its end; looked up once."""
         if self.is_used and id(value) not in self._digests:
-            parts = _parts_of(value) if isinstance(value, dspy.Example) else value
+            parts = value
+            if isinstance(value, dspy.Example):  # fields as text, too: of some the name counts only
+                texts = [f"{n}: {without_addresses(x)}" for n, x in as_fields(value).items()]
+                parts = [dict(value.inputs()), dict(value.labels()), texts]
             self._digests[id(value)] = digest(self.identities.of(parts))
         return self._digests.get(id(value), "")
 
@@ -171,31 +177,25 @@ class Keys:
         modules = {id(module) for module in settings.reflection.modules}
         for name, value in sorted(arguments.items()):
             if value is not None and name != "reflection_lm" and id(value) not in modules:
-                parts[name] = _argument_identity(value, self.identities)
+                parts[name] = (
+                    [self._argument(x) for x in value]
+                    if isinstance(value, tuple)
+                    else (self._argument(value))
+                )
         of_task = [parts[name] for name in parts if name in TASK or name.endswith(" examples")]
         self._task = digest(of_task)
         self.parts = {name: digest(part) for name, part in parts.items()}
         return self.parts
 
+    def _argument(self, value: Any) -> Any:
+        """The identity of an argument; of a gate and of strategies all that they hold."""
+        is_whole = isinstance(value, Gate | Strategy)
+        return self.identities.whole(value) if is_whole else self.identities.of(value)
+
 
 def program_digest(program: Any, identities: Identities) -> str:
     """The digest of a program with its library, whatever its LMs are."""
-    bare = copy_program(program, lambda _lm: None)
-    return digest(identities.of(bare))
-
-
-def _argument_identity(value: Any, identities: Identities) -> Any:
-    """The identity of an argument; of a gate and of strategies all that they hold."""
-    if isinstance(value, tuple):
-        return [_argument_identity(each, identities) for each in value]
-    is_whole = isinstance(value, Gate | Strategy)
-    return identities.whole(value) if is_whole else identities.of(value)
-
-
-def _parts_of(example: dspy.Example) -> list[Any]:
-    """Inputs, labels, and each field as text: some types' identity is only their name."""
-    texts = [f"{name}: {without_addresses(text)}" for name, text in as_fields(example).items()]
-    return [dict(example.inputs()), dict(example.labels()), texts]
+    return digest(identities.of(copy_program(program, lambda _lm: None)))
 
 
 class Journal:
@@ -278,7 +278,7 @@ class Journal:
         settings = self._settings
         if self.store is None:
             return settings
-        self._entries, _ = entries_and_faults(self.store)
+        self._entries, _ = _read(self.store, lambda entry: entry)
         parts = self.keys.parts_of_run(settings, student, sets, recorded)
 
         def is_same_with_less(entry: RunEntry) -> bool:
@@ -486,15 +486,8 @@ def saved_runs(log_dir: str | PathLike[str]) -> list[RunResults]:
 
 def runs_and_faults(log_dir: str | PathLike[str]) -> tuple[list[RunResults], list[StoreError]]:
     """As `saved_runs`, and why others cannot be read. Raises StoreError: of the store itself."""
-    runs: list[RunResults] = []
     with _store_in(log_dir) as store:
-        entries, faults = entries_and_faults(store)
-        for entry in entries:
-            try:
-                runs.append(_saved(store, entry))
-            except StoreError as error:  # the others can be shown
-                faults.append(error)
-    return runs, faults
+        return _read(store, functools.partial(_saved, store))
 
 
 def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
@@ -513,18 +506,17 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
     folder, with_injection = str(log_dir), introduced(student)  # as `paper(injection=True)` runs it
     wanted = {digest(program_digest(ran, Identities())): ran for ran in (with_injection, student)}
     with _store_in(log_dir) as store:
-        entries, faults = entries_and_faults(store)
-        entry = next(
-            (each for each in reversed(entries) if each.parts.get("program") in wanted), None
-        )
-        if entry is None and faults:
+        entries, faults = _read(store, lambda entry: entry)
+        of_student = [each for each in entries if each.parts.get("program") in wanted]
+        if faults and not of_student:
             raise faults[0]
-        if entry is None:
+        if not of_student:
             raise StoreError(
                 f"log_dir={folder!r} holds no run of this program, of {len(entries)} in all; pass "
                 f"the student that was compiled, with its code as it was then. `tfgrpo runs "
                 f"{folder}` lists them all."
             )
+        entry = of_student[-1]
         results = _saved(store, entry)
     try:
         additions = Additions(results.experiences, entry.demos)
@@ -554,15 +546,11 @@ def _updates(store: Store, run: str) -> Iterator[tuple[str, Record]]:
             yield place, store.get(f"{beginning}{place}") or {}
 
 
-@contextlib.contextmanager
-def _store_in(log_dir: str | PathLike[str]) -> Iterator[Store]:
+def _store_in(log_dir: str | PathLike[str]) -> contextlib.closing[Store]:
     store = Store.existing(log_dir)
     if store is None:
         raise StoreError(f"log_dir={str(log_dir)!r} is no run store; pass the one of a compile.")
-    try:
-        yield store
-    finally:
-        store.close()
+    return contextlib.closing(store)
 
 
 def _saved(store: Store, entry: RunEntry) -> RunResults:
