@@ -102,7 +102,7 @@ STANDING = {
     "budget/meter.py": {"update_history", "super().update_history", "self.history"},
     "sampling/one_rollout.py": {"dspy.settings.lock"},  # a lock of all threads; any other would do
     "experience/programs.py": {"_store"},  # of demos, by their shape: a library needs no DSPy
-    "tasks/executors.py": {"_max_workers", "_client"},
+    "tasks/pool.py": {"_max_workers", "_client"},
     "user_code.py": {"asyncio._get_running_loop"},  # these are not DSPy's
 }
 """The hooks that stand outside of the seam, by file."""

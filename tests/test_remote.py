@@ -12,8 +12,7 @@ import pytest
 from tfgrpo_dspy.budget.ledger import Amount, Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.tasks.executors import RemoteRollouts, Reply, run_request
-from tfgrpo_dspy.tasks.pool import Job, Pool
+from tfgrpo_dspy.tasks.pool import Job, Pool, RemoteRollouts, Reply, run_request
 
 FIRST = 16
 """So many calls are reserved before it is known what a request takes."""

@@ -384,8 +384,8 @@ class CallWatcher(BaseCallback):
             used = self._meter.usage_of(Call.of(entry), lm)
             self._meter.used.append(used)
             with self._meter.noting(lm):  # raises RunStopped: it was one too many
-                made = Amount(used.n_lm_calls, cost=used.cost_usd)
-                self._meter.ledger.spend(made, is_made=True)
+                amount = Amount(used.n_lm_calls, cost=used.cost_usd)
+                self._meter.ledger.spend(amount, is_made=True)
 
     def on_lm_end(
         self,

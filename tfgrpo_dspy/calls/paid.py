@@ -37,8 +37,15 @@ from tfgrpo_dspy.settings.schedule import (
     RunSettings,
 )
 from tfgrpo_dspy.store.journal import Journal
-from tfgrpo_dspy.tasks.executors import RemoteRollouts, packed, packed_bundle, workers_of
-from tfgrpo_dspy.tasks.pool import Job, Pool, Priority
+from tfgrpo_dspy.tasks.pool import (
+    Job,
+    Pool,
+    Priority,
+    RemoteRollouts,
+    packed,
+    packed_bundle,
+    workers_of,
+)
 from tfgrpo_dspy.text import printable, shortened
 
 N_RECENT = 2  # an update is expected to cost as much as the dearer of the last two

@@ -97,15 +97,15 @@ def unfinished(library: ExperienceLibrary, spent: Usage) -> RunResults:
 
 def _read(store: Store, of: Callable[[RunEntry], T]) -> tuple[list[T], list[StoreError]]:
     """What is made of each run, that begun last comes last; why others are not read."""
-    found, faults = list[T](), list[StoreError]()
+    runs, faults = list[T](), list[StoreError]()
     for key in store.keys(RUN):
         try:
             with reading(key):
                 entry = ENTRIES.validate_python(store.get(key))
-            found.append(of(entry))
+            runs.append(of(entry))
         except StoreError as error:  # the others can be read
             faults.append(error)
-    return found, faults
+    return runs, faults
 
 
 class Keys:
