@@ -319,22 +319,25 @@ class Changes:
             if old is None or old.advice != new.advice:
                 seen = self._comparisons.get(new.advice, ())
                 kind: records.ChangeKind = "born" if old is None else "changed"
-                changes.append(records.Change(kind, new.id, *new.advice, "", effect, seen))
+                changes.append(records.Change(kind, new.id, new.text, new.scope, "", effect, seen))
             if not new.is_on_trial and (old is None or old.is_on_trial) and effect:
-                changes.append(records.Change("settled", new.id, *new.advice, effect=effect))
+                changes.append(
+                    records.Change("settled", new.id, new.text, new.scope, effect=effect)
+                )
         rivals = {rival.advice for rival in decision.rivals.values()}
         gone |= {each.id: each.advice for each in before}
         for id_, advice in gone.items():
             if id_ in after or advice in rivals:
                 continue
+            text, scope = advice
             if id_ not in before:
                 seen = self._comparisons.get(advice, ())
-                changes.append(records.Change("born", id_, *advice, comparisons=seen))
+                changes.append(records.Change("born", id_, text, scope, comparisons=seen))
             reason = decision.dropped.get(id_, "the reflection LM deleted it")
             n, n_shown = self._refused[advice], self._shown[advice]
             if n >= MANY_REFUSED * n_shown > 0:
                 reason = f"the provider refused {n} of {n_shown} prompts with it; {reason}"
-            changes.append(records.Change("dropped", id_, *advice, reason))
+            changes.append(records.Change("dropped", id_, text, scope, reason))
         return tuple(changes)
 
     def _count_prompts(self, groups: Sequence[SampledGroup]) -> None:
