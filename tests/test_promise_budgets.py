@@ -304,11 +304,18 @@ def test_a_model_on_dspys_price_list_is_paid_at_its_list_price() -> None:
         optimized = learned(lm=lm, max_cost=0.0015, epochs=5, gate=Gate())
         lm.close()
     results = optimized.detailed_results
-    assert results.ended_because == "max_cost=0.0015 could be exceeded by the next call"
+    assert results.ended_because == "max_cost=0.0015 is spent as planned"
     reported = sum(usage.cost_usd for usage in results.usage.values())
     assert reported == pytest.approx(sum(dollars))
     kept_back = 1.5 * 12 * 20e-6  # for the result, which is the student, measured already
     assert 0.0008 - kept_back < reported <= 0.0015  # a reflection's worst case is about 0.0006
+
+
+def test_dollars_are_used_though_an_answer_may_be_longer_than_they_pay_for() -> None:
+    engine = Tally()
+    learned(lm=lm_on(engine, max_tokens=4000), max_cost=6000, epochs=5, **priced(1))
+    assert 4000 < engine.dollars <= 6000
+    assert 0 < min(prompt.max_tokens or 0 for prompt in engine.prompts) < 4000
 
 
 NEVER = threading.Event()

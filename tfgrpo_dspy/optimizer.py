@@ -39,7 +39,7 @@ class TrainingFreeGRPO(Teleprompter):
             limits; when one is reached, the best program so far is returned. Replays from
             `log_dir` count at what they cost when they were made.
         max_metric_calls: how often the metric may be called.
-        max_cost: how many US dollars the run may cost; the worst case of each call is taken first.
+        max_cost: how many US dollars the run may cost; the highest price of a call is taken first.
         max_minutes: how long the run may take, from the start of this compile.
         group_size: rollouts for each example, at least 2; default: derived.
         batch_size: examples for each update; default: derived.

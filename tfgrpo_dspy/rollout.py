@@ -176,7 +176,6 @@ class Rollout:
     start_value: FiniteFloat | None = None  # the score that is expected before its first step
     measure: str = ""  # what its values are instead, from 0 to 1; "": they are expected scores
     shows_advice: bool | None = None  # whether experiences stood in a prompt; None: nobody knows
-    dearest_call: FiniteFloat = 0.0  # the most dollars set aside for an LM call under `max_cost`
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""

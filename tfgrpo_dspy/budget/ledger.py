@@ -9,12 +9,13 @@ import math
 import operator
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, NoReturn
 
+from tfgrpo_dspy.budget.prices import Seen
 from tfgrpo_dspy.errors import Raised, RunStopped, TrainingCut
 from tfgrpo_dspy.rollout import DECIMALS, Usage
 from tfgrpo_dspy.user_code import NOT_WANTED, check_wanted
@@ -73,13 +74,16 @@ class Amount:
 NOTHING = Amount()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Reservation:
     """An amount taken for an LM call; settled when it is known what that took."""
 
     amount: Amount
     abandoned: threading.Event = field(default_factory=threading.Event)  # nobody waits for it
     is_share: bool = False  # it is for a request to an executor
+    seen: Seen | None = None  # what calls of its model have had, with `max_cost`
+    n_bytes: int = 0  # of the request
+    max_tokens: int | None = None  # of the answer, where the dollars left pay for no longer one
 
 
 class Ledger:
@@ -96,6 +100,7 @@ class Ledger:
         self.left_out: dict[tuple[str, str], str] = {}
         """Which parameter of which model is sent no more, as its provider refuses it; and why."""
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
+        self.seen: defaultdict[str, Seen] = defaultdict(Seen)  # by model
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
         self.raised = Raised(maxlen=20)
@@ -134,6 +139,7 @@ class Ledger:
         abandoned: threading.Event | None = None,
         is_share: bool = False,
         leaves_lessons: bool = False,  # what is kept for those of the rollouts that are made
+        least_cost: float = math.inf,  # the dollars that it can do with, if there are no more
     ) -> Reservation | None:
         """Reserve calls, and the most dollars that they may cost; None if they are not there now.
 
@@ -154,6 +160,8 @@ class Ledger:
                     self.use_up("max_cost")
                 lent = Amount(cost=LENT_SHARE * self._kept.cost)
                 left, reach = left + lent, reach + lent
+            if least_cost <= reach.cost < amount.cost:
+                taken.amount = amount = replace(amount, cost=reach.cost)
             for name, wanted, most in zip(LIMITS, amount, reach, strict=True):
                 if wanted > most:
                     self.use_up(name)

@@ -21,7 +21,7 @@ import dspy
 
 from tfgrpo_dspy.budget import faults
 from tfgrpo_dspy.budget.ledger import NOTHING, Amount, Ledger, Reservation
-from tfgrpo_dspy.budget.prices import Prices, price_of, token_price
+from tfgrpo_dspy.budget.prices import Prices, max_tokens_of, n_bytes_sent, price_of, token_price
 from tfgrpo_dspy.dspy_seam import (
     ACTIVE_CALL_ID,
     BaseCallback,
@@ -96,7 +96,6 @@ class Meter:
         self._refusal: RunStopped | None = None
         self._abandoned = ABANDONED.get()
         self.used: list[Usage] = []  # by each call
-        self.dearest_call = 0.0  # the most dollars that were taken for one
         self.surprisals: list[float] = []  # of the tokens of all answers
         self.last_call: tuple[Any, Call] | None = None  # the answered one, after its module
         self._shown = (HEADER, *advice)  # an adapter may show the texts without the header
@@ -109,15 +108,26 @@ class Meter:
     def take(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation | None:
         """Reserve what a call may need; None: not now. Raises RunStopped."""
         n = int(kwargs.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
-        cost = 0.0
-        if self.ledger.budget.max_cost is not None:
-            price = price_of(lm, self.prices)
-            if isinstance(price, str):
-                self.ledger.fail(f"max_cost: {price}")
-            cost = price.most(args, kwargs, n)
-            self.dearest_call = max(self.dearest_call, cost)
-        amount = Amount(n, cost=cost)
-        return self.ledger.take(amount, self._abandoned, leaves_lessons=self._leaves_lessons)
+        take = functools.partial(
+            self.ledger.take, abandoned=self._abandoned, leaves_lessons=self._leaves_lessons
+        )
+        if self.ledger.budget.max_cost is None:
+            return take(Amount(n))
+        price, n_bytes = price_of(lm, self.prices), n_bytes_sent(args, kwargs)
+        if isinstance(price, str):
+            self.ledger.fail(f"max_cost: {price}")
+        longest, seen = (
+            int(max_tokens_of(kwargs) or price.max_tokens),
+            self.ledger.seen[str(lm.model)],
+        )
+        prompt, least = seen.most_tokens(n_bytes, longest)
+        cost, least_cost = (n * price.of(prompt, answer) for answer in (longest, least))
+        if (taken := take(Amount(n, cost=cost), least_cost=least_cost)) is not None:
+            taken.seen, taken.n_bytes = seen, n_bytes
+            if taken.amount.cost < cost:
+                left = taken.amount.cost / n - price.of(prompt, 0)
+                taken.max_tokens = int(left / price.completion)
+        return taken
 
     def settle(
         self, taken: Reservation, used: Usage | None, error: BaseException | None = None
@@ -129,6 +139,8 @@ class Meter:
         n, cost, n_failed = taken.amount.n_lm_calls, taken.amount.cost, 0.0
         if used is not None:
             n, cost = used.n_lm_calls, used.cost_usd or (cost if used.n_lm_calls else 0.0)
+            if taken.seen is not None:
+                taken.seen.note(used, taken.n_bytes)
         elif isinstance(error, CallSparedError):
             n = cost = 0
         else:
@@ -151,6 +163,12 @@ class Meter:
         token = _ATTEMPT.set(used)
         names = [name for name in SAMPLING if (str(lm.model), name) in self.ledger.left_out]
         allowed = {**kwargs, **dict.fromkeys(names)}
+        if taken.max_tokens is not None:
+            sent_all = {**getattr(lm, "kwargs", {}), **kwargs}
+            name = (
+                "max_completion_tokens" if sent_all.get("max_completion_tokens") else "max_tokens"
+            )
+            allowed[name] = taken.max_tokens
         try:
             yield allowed
         except BaseException as raised:

@@ -1,15 +1,18 @@
 """What a call of an LM can cost: the prices of its tokens, and how many there can be."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tfgrpo_dspy.dspy_seam import prices_of
+from tfgrpo_dspy.rollout import Usage
 
 Prices = Mapping[str, tuple[float, float]]
 """US dollars for a million prompt tokens and a million completion tokens, by `lm.model`."""
 TOKENS_IN_A_PRICE = 1_000_000
+MORE = 1.5  # times the densest prompt so far: what the next one may have at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +23,37 @@ class Price:
     completion: float
     max_tokens: int = 0
 
-    def most(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], n: int) -> float:
-        """The most that a call for n completions can cost; a token has at least one byte."""
-        n_bytes = len(json.dumps([args, dict(kwargs)], default=_as_sent).encode())
-        longest = _max_tokens(kwargs) or self.max_tokens
-        return n * (n_bytes * self.prompt + longest * self.completion)
+    def of(self, n_prompt: float, n_completion: float) -> float:
+        """Dollars for so many tokens."""
+        return n_prompt * self.prompt + n_completion * self.completion
+
+
+@dataclass(slots=True)
+class Seen:
+    """The most tokens that calls of a model have had so far: by them the next one is reckoned."""
+
+    prompt: int = 0
+    a_byte: float = 0.0  # of the prompt
+    answer: int = 0
+
+    def note(self, used: Usage, n_bytes: int) -> None:
+        """Note a call whose request had so many bytes."""
+        self.prompt = max(self.prompt, used.prompt_tokens)
+        self.a_byte = max(self.a_byte, used.prompt_tokens / max(1, n_bytes))
+        self.answer = max(self.answer, used.completion_tokens)
+
+    def most_tokens(self, n_bytes: int, longest: int) -> tuple[int, int]:
+        """The most tokens of a prompt, and the least that its answer needs room for.
+
+        Where nothing is known: one a byte, and as long as an answer may get.
+        """
+        prompt = min(n_bytes, max(self.prompt, math.ceil(MORE * self.a_byte * n_bytes)))
+        return (prompt, min(longest, 2 * self.answer)) if self.prompt else (n_bytes, longest)
+
+
+def n_bytes_sent(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """The length of a request; a token has at least one byte."""
+    return len(json.dumps([args, dict(kwargs)], default=_as_sent).encode())
 
 
 def token_price(lm: Any, prices: Prices) -> Price | str:
@@ -39,7 +68,7 @@ def token_price(lm: Any, prices: Prices) -> Price | str:
         )
     else:
         prompt, completion = listed["input_cost_per_token"], listed["output_cost_per_token"]
-    limit = _max_tokens(getattr(lm, "kwargs", {})) or listed.get("max_output_tokens")
+    limit = max_tokens_of(getattr(lm, "kwargs", {})) or listed.get("max_output_tokens")
     return Price(prompt, completion, int(limit or 0))
 
 
@@ -51,7 +80,8 @@ def price_of(lm: Any, prices: Prices) -> Price | str:
     return f"nothing limits how long an answer of {lm.model} gets; set max_tokens on it."
 
 
-def _max_tokens(kwargs: Mapping[str, Any]) -> Any:
+def max_tokens_of(kwargs: Mapping[str, Any]) -> Any:
+    """The limit on the length of an answer among these arguments; None: there is none."""
     return kwargs.get("max_tokens") or kwargs.get("max_completion_tokens")
 
 

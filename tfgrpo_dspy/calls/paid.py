@@ -68,7 +68,6 @@ class Account:
     rollouts: Amount = NOTHING  # of what was used, by the whole ones
     squares: Amount = NOTHING  # the sums of the squares of these
     dearest: Amount = NOTHING  # the most that one of them took
-    dearest_call: float = 0.0  # the most dollars that were set aside for one call
     n_rollouts: int = 0
     reflections: Amount = NOTHING
     recent: tuple[Amount, ...] = ()  # what each of the latest updates has taken for an example
@@ -85,7 +84,6 @@ class Account:
             rollouts=sum(whole, self.rollouts),
             squares=sum(squares, self.squares),
             dearest=functools.reduce(operator.or_, whole, self.dearest),
-            dearest_call=max([self.dearest_call, *(r.dearest_call for r in rollouts)]),
             n_rollouts=self.n_rollouts + len(whole),
         )
 
@@ -156,8 +154,8 @@ class Account:
 
     @property
     def last_call(self) -> float:
-        """The dollars that must be left for the last call to be made: the worst, as is known."""
-        return max(self.settings.data.dollars_of_dearest_call, self.dearest_call)
+        """The dollars that must be left for the last call to be made: twice the most so far."""
+        return 2 * self.dearest.cost
 
     @property
     def of_end(self) -> Amount:

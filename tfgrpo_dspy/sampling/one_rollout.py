@@ -363,7 +363,6 @@ def run_rollout(task: RolloutTask) -> Rollout:
         entropy=mean_of(meter.surprisals),
         n_replayed=start.n_steps if start else None,
         shows_advice=meter.shows_advice,
-        dearest_call=meter.dearest_call,
     )
     if failure or task.metric is None:
         return rollout
@@ -494,7 +493,6 @@ class _Run:
             rollout,
             n_metric_calls=n_calls,
             metric_usage=meter.usage,
-            dearest_call=max(rollout.dearest_call, meter.dearest_call),
             steps=tuple(steps),
             failure=failure,
         )
