@@ -5,13 +5,12 @@ it asks once more and says which form is wanted; when that fails too, the answer
 `parse_failures` says so.
 """
 
-import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dspy
+import pydantic
 
 from tfgrpo_dspy.budget.meter import more_room, raw_answers
 from tfgrpo_dspy.dspy_seam import Call
@@ -51,19 +50,12 @@ class Answer:
         return self.output is None and bool(self.error or self.parse_failures)
 
 
-class Read(list[Any]):
-    """Lessons or operations as they were read from an answer."""
-
-
 def read_output(name: str, value: Any) -> Any:
-    """The value of an output; lessons and operations are read, unless the module has done so.
+    """The value of an output as JSON; a module of the user's own may answer anything.
 
-    None: they cannot be; a module of the user's own may answer anything.
+    None: lessons or operations that cannot be read.
     """
-    if isinstance(value, Read):
-        return value
-    as_json = lambda x: x.model_dump(mode="json") if hasattr(x, "model_dump") else list(x)  # noqa: E731
-    plain = json.loads(json.dumps(value, default=as_json))
+    plain = pydantic.TypeAdapter(Any).dump_python(value, mode="json")
     if name not in ("lessons", "operations") or plain is None:
         return plain
     try:
@@ -149,10 +141,7 @@ def _asked(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, 
     correction = str(inputs.get("correction", "")).casefold()
     for name, value in read.items():
         if isinstance(value, list):
-            is_new = [
-                not isinstance(x, str) or x.strip().casefold() not in correction for x in value
-            ]
-            value = Read(itertools.compress(value, is_new))
+            value = [x for x in value if str(x).strip().casefold() not in correction]
         answer[name] = value
     return answer, raw
 

@@ -134,9 +134,6 @@ def read_instructions(answer: Any) -> str:
     return text[:LONGEST_ANSWER]
 
 
-# ------------------------------------------------------------------------------------- one line
-
-
 def bare_line(text: str) -> str:
     """The text of one lesson: without bullet, bold, id, notes and quotes; "" for "None"."""
     text = _BOLD.sub(r"\1", " ".join(text.split()))
@@ -171,9 +168,6 @@ def _is_heading(line: str) -> bool:
     is_bold = re.fullmatch(r"\W{0,9}\*\*[^*]+\*\*\W{0,9}", line) and not _has_bullet(line)
     bare = bare_line(line)
     return bare.endswith((":", "\uff1a")) or (bool(is_bold) and not _CLOSED.search(bare))
-
-
-# -------------------------------------------------------------------------------------- lessons
 
 
 def read_lessons(answer: Any) -> list[str]:
@@ -255,9 +249,6 @@ def _strings_in(content: Any) -> Iterator[str]:
             yield from _strings_in(item)
 
 
-# ----------------------------------------------------------------------------------------- JSON
-
-
 def _without_fences(text: str) -> str:
     """The beginning of the text, without code fences and thoughts."""
     text, _ = without_thoughts(text)
@@ -279,9 +270,6 @@ def json_in(text: str) -> Any:
             content = read(part)
             return content if isinstance(content, list | dict) else None
     return None
-
-
-# ----------------------------------------------------------------------------------- operations
 
 
 def read_operations(answer: Any) -> list[Any]:

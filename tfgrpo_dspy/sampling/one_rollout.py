@@ -309,9 +309,6 @@ def _value(text: str) -> Any:
     return singletons[text] if text in singletons else json.loads(text)
 
 
-# ------------------------------------------------------------------------------ one rollout
-
-
 @dataclass(frozen=True, slots=True)
 class RolloutTask:
     """Everything that one rollout depends on."""
