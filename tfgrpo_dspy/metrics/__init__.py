@@ -217,7 +217,9 @@ def _difference(answer: str, expected: str, timeout_s: float) -> str:
     answers = [_final_answer(answer), _final_answer(expected)]
     texts = [LATEX_WORDS.sub(r"\1", text) for text in answers]
     is_prose = all(map(PROSE.fullmatch, texts))
-    form, wanted_form = map(normalize_text if is_prose else _text_form, texts)
+    forms = [" ".join(normalize("NFKC", text).casefold().split()) for text in texts]
+    forms = [re.sub(r"(?<!\w) | (?!\w)", "", form) for form in forms]
+    form, wanted_form = map(normalize_text, texts) if is_prose else forms
     if form == wanted_form or not form:
         return "the answer is empty" if form != wanted_form else ""
     if is_prose or max(map(len, answers)) > MAX_CHARACTERS:
@@ -246,11 +248,6 @@ def _final_answer(text: str) -> str:
         if wrapped := WRAPPING.fullmatch(answer):
             answer = wrapped[wrapped.lastindex or 0]
     return answer
-
-
-def _text_form(text: str) -> str:
-    """The text without case, and without spaces but those between words or numbers."""
-    return re.sub(r"(?<!\w) | (?!\w)", "", " ".join(normalize("NFKC", text).casefold().split()))
 
 
 def _started() -> Any:

@@ -137,21 +137,16 @@ class Guard:
 
     def reason(self, text: str) -> str:
         """The reason to refuse the text, with the words that it copies; "" if there is none."""
-        reason = self._copied(text)
-        return f"{reason}; {SETTING}" if reason and self._refuses(text, reason) else ""
-
-    def _copied(self, text: str) -> str:
         parts = words_of(text)
-        if parts and parts in self._labels:
-            return f"is nothing but a label: '{' '.join(parts)}'"
         runs = (run for n in (1, 2) for run in _runs(parts, n) if run in self._runs)
         copied: list[tuple[str, ...]] = [(" ".join(run),) for run in runs]
         sentence = f" {' '.join(parts)} "
         copied += [one for one in self._wholes if all(f" {part} " in sentence for part in one)]
-        for whole in copied:
-            if len(whole) > 1 or not self._task.shares(whole[0]):
-                return f"copies the training data: '{' ... '.join(whole)}'"
-        return ""
+        copied = [one for one in copied if len(one) > 1 or not self._task.shares(one[0])]
+        reason = f"copies the training data: '{' ... '.join(copied[0])}'" if copied else ""
+        if parts and parts in self._labels:
+            reason = f"is nothing but a label: '{' '.join(parts)}'"
+        return f"{reason}; {SETTING}" if reason and self._refuses(text, reason) else ""
 
 
 def _scale(parts: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ it asks once more and says which form is wanted; when that fails too, the answer
 `parse_failures` says so.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -103,7 +103,15 @@ class _ReflectionModule(dspy.Module):
                 return dspy.Prediction(**answer, parse_failures=0)
             if first.is_filtered:  # asked again, it would be again
                 return dspy.Prediction(parse_failures=1, unread=FILTERED)
-            again = accepted | {"correction": _correction([*signature.output_fields], first.is_cut)}
+            names = [*signature.output_fields]
+            form = "; ".join(f"{name}: {READERS[name][1]}" for name in names if name in READERS)
+            fault = "was cut off before its end; be brief" if first.is_cut else "could not be read"
+            correction = (  # in the prompt's words; the unread answer would only be noise
+                f"Your previous answer {fault}. Answer again with the output fields "
+                f"{', '.join(names)}{form and f' ({form})'}, each under its own marker, and "
+                "nothing else."
+            )
+            again = accepted | {"correction": correction}
             if first.is_cut and (room := more_room(ask.lm or dspy.settings.lm)):
                 again["config"] = room
             why = dspy.InputField(desc="why your previous answer could not be used")
@@ -144,16 +152,6 @@ def _asked(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, 
             value = [x for x in value if str(x).strip().casefold() not in correction]
         answer[name] = value
     return answer, raw
-
-
-def _correction(names: Sequence[str], is_cut: bool) -> str:
-    """A note on the wanted form, in the prompt's words; the unread answer would only be noise."""
-    form = "; ".join(f"{name}: {READERS[name][1]}" for name in names if name in READERS)
-    fault = "was cut off before its end; be brief" if is_cut else "could not be read"
-    return (
-        f"Your previous answer {fault}. Answer again with the output fields "
-        f"{', '.join(names)}{form and f' ({form})'}, each under its own marker, and nothing else."
-    )
 
 
 class SummarizeTrajectory(_ReflectionModule):

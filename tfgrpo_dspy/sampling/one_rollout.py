@@ -239,10 +239,17 @@ class _Recorder(CallWatcher):
 
     def on_tool_end(self, call_id: str, outputs: Any, exception: Any = None) -> None:
         self._begun.pop(call_id, None)
-        place = self._places[call_id]
-        self._steps[place] = _with_result(self._steps[place], outputs, exception)
+        form: Literal["text", "json", "other"] = "text" if isinstance(outputs, str) else "other"
+        text, step = as_text(outputs), self._steps[self._places[call_id]]
+        with suppress(TypeError, ValueError):
+            if form == "other" and _value(text) == outputs and as_text(_value(text)) == text:
+                form = "json"
+        step = replace(step, outputs={"result": text}, form=form)
+        if exception is not None:
+            step = replace(step, outputs={}, error=f"{type(exception).__name__}: {exception}")
+        self._steps[self._places[call_id]] = step
         if self._replay is not None:
-            self._replay.tool_ended(call_id, self._steps[place])
+            self._replay.tool_ended(call_id, step)
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         if self._replay is not None:
@@ -289,18 +296,6 @@ def decision(outputs: Mapping[str, str]) -> dict[str, str]:
     """The outputs of a step without the reasoning that led to them."""
     decided = {name: text for name, text in outputs.items() if name not in REASONING}
     return decided or dict(outputs)
-
-
-def _with_result(step: Step, outputs: Any, exception: BaseException | None) -> Step:
-    """The call of a tool with what it gave, or raised."""
-    if exception is not None:
-        return replace(step, error=f"{type(exception).__name__}: {exception}")
-    text = as_text(outputs)
-    form: Literal["text", "json", "other"] = "text" if isinstance(outputs, str) else "other"
-    with suppress(TypeError, ValueError):
-        if form == "other" and _value(text) == outputs and as_text(_value(text)) == text:
-            form = "json"
-    return replace(step, outputs={"result": text}, form=form)
 
 
 def _value(text: str) -> Any:
@@ -441,7 +436,12 @@ class _Run:
             failure = self.replay.failure or failure
             prediction = None if self.replay.failure else prediction
         if failure is not None and failure.kind is FailureKind.PARSE and self.meter.last_call:
-            cause = _cause_of(self.meter.last_call[1])
+            call = self.meter.last_call[1]
+            cause = "The answer was cut off at max_tokens. " if call.is_cut else ""
+            if call.refusal:
+                cause = f"The LM refused to answer: {sentence(shortened(call.refusal, 200))} "
+            elif call.is_filtered:
+                cause = "A content filter of the provider held the answer back. "
             failure = replace(failure, message=f"{cause}{failure.message}")
         return prediction, self.meter.provider_failure or failure
 
@@ -499,22 +499,14 @@ class _Run:
         return replace(rollout, score=score.value, feedback=words, objectives=score.objectives)
 
 
-def _cause_of(call: dspy_seam.Call) -> str:
-    """The reason that the answer of a call did not parse, as far as the answer says."""
-    if call.refusal:
-        return f"The LM refused to answer: {sentence(shortened(call.refusal, 200))} "
-    if call.is_filtered:
-        return "A content filter of the provider held the answer back. "
-    return "The answer was cut off at max_tokens. " if call.is_cut else ""
-
-
 def _failure_of(error: BaseException) -> Failure:
     if isinstance(error, dspy.AdapterParseError):
         return Failure(FailureKind.PARSE, str(error).strip())
-    if isinstance(error, dspy.LMError) and is_too_long(error):
+    if not isinstance(error, dspy.LMError):
+        return Failure(FailureKind.PROGRAM, described(error))
+    if is_too_long(error):
         return Failure(FailureKind.PROGRAM, f"The prompt was too long for the LM: {error}")
-    is_providers = isinstance(error, dspy.LMError)
-    return Failure(FailureKind.PROVIDER if is_providers else FailureKind.PROGRAM, described(error))
+    return Failure(FailureKind.PROVIDER, described(error))
 
 
 def allows_temperature(lm: Any, temperature: Any) -> bool:
