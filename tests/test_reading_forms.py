@@ -38,14 +38,12 @@ def answered(module: dspy.Module, answer: str) -> Any:
 
 
 SAID_TWICE: dict[str, str] = {
-    "a line each": f"{ASK}\n{REFUND}",
     "a list with a heading and talk": json.dumps(
         ["Here's a summary of the attempts", "The next attempt:", ASK, REFUND]
     ),
     "talk above bullets": f"Here\u2019s what to learn\n- {ASK}\n- {REFUND}",
     "round bullets": f"\u2022 {ASK}\n\u2022{REFUND}",
     "numbers": f"1. {ASK}\n2. {REFUND}",
-    "labelled": f"Lesson 1: {ASK}\nLesson 2: {REFUND}",
     "bold headings above bullets": f"**Orders**\n- {ASK}\n\n**Damage**\n- {REFUND}",
     "numbered headings above bullets": f"1. **Orders:**\n   - {ASK}\n2. **Damage:**\n   - {REFUND}",
     "explanations below lessons":
@@ -54,16 +52,11 @@ SAID_TWICE: dict[str, str] = {
     "markdown headings": f"### Lessons\n\n- {ASK}\n- {REFUND}\n\n---",
     "talk before and after":
         f"Here are the lessons I found:\n\n1. {ASK}\n2. {REFUND}\n\nI hope they help!",
-    "talk without a colon": f"Sure, here they are.\n{ASK}\n{REFUND}",
     "a JSON list behind a heading": f'Lessons learned: ["{ASK}", "{REFUND}"]',
     "a label without a number": f"Lesson: {ASK}\nLesson: {REFUND}",
-    "quotes": f'"{ASK}"\n"{REFUND}"',
-    "a JSON list in a fence": f'```json\n["{ASK}", "{REFUND}"]\n```',
     "talk and a JSON list": f'My lessons:\n["{ASK}", "{REFUND}"]\nThat is all.',
     "an object around lines": f'{{"lessons": "{ASK}\\n{REFUND}"}}',
-    "an object with numbers": f'{{"1": "{ASK}", "2": "{REFUND}"}}',
     "numbered objects": f'1. {{"lesson": "{ASK}"}}\n2. {{"lesson": "{REFUND}"}}',
-    "objects with reasons": f'[{{"rule": "{ASK}", "why": "Tidy."}}, {{"rule": "{REFUND}"}}]',
     "numbers in square brackets": f"[1] {ASK}\n[2] {REFUND}",
     "the end of thoughts": f"Hm, ask.\n</think>\n{ASK}\n{REFUND}",
     "all predictors": f"[all] {ASK}\n[*] {REFUND}",
@@ -73,8 +66,6 @@ SAID_TWICE: dict[str, str] = {
 SAID: dict[str, tuple[str, Lessons | None]] = {
     "bold lines without a full stop": ("1. **Ask for the number**\n2. **Offer a refund**",
         [("*", "Ask for the number"), ("*", "Offer a refund")]),
-    "bold openings": (f"- **Orders**: {ASK}\n- **Damage**: {REFUND}",
-        [("*", f"Orders: {ASK}"), ("*", f"Damage: {REFUND}")]),
     "wrapped lines": (
         "1. When goods are\n   damaged, offer a refund.\n2. Ask for the order\nnumber.",
         [("*", REFUND), ("*", ASK)]),
@@ -108,20 +99,14 @@ SAID: dict[str, tuple[str, Lessons | None]] = {
         [("*", "None of the prices include tax: add it.")]),
     "Chinese": ("1、先问订单号。\n2、商品损坏时退款。",
         [("*", "先问订单号。"), ("*", "商品损坏时退款。")]),
-    "German": ("- Frage nach der Bestellnummer.\n- Gib 10 Euro zurück.",
-        [("*", "Frage nach der Bestellnummer."), ("*", "Gib 10 Euro zurück.")]),
     "numbers that belong to the lesson": ("3.5 percent is the fee.\n-5 is below zero.",
         [("*", "3.5 percent is the fee."), ("*", "-5 is below zero.")]),
-    "a colon in the middle": ("Reply in two parts: apology, offer.",
-        [("*", "Reply in two parts: apology, offer.")]),
     "JSON in a lesson": ('Reply in JSON: {"a": ["b"]}.\nReturn [] if in doubt.',
         [("*", 'Reply in JSON: {"a": ["b"]}.'), ("*", "Return [] if in doubt.")]),
     "JSON behind a bullet": (f'- Write ["a", "b"] for two.\n- {ASK}',
         [("*", 'Write ["a", "b"] for two.'), ("*", ASK)]),
     "a fence in a lesson": ("- Put code between ``` and ```, always.",
         [("*", "Put code between ``` and ```, always.")]),
-    "code in a lesson": ("Write `x[0]` and not `x.first`.",
-        [("*", "Write `x[0]` and not `x.first`.")]),
     "JSON without a lesson": ('{"a": [1, {"b": null}]}', None),
 }  # fmt: skip
 """Other contents of the field of lessons."""
@@ -129,22 +114,15 @@ SAID: dict[str, tuple[str, Lessons | None]] = {
 ANSWERS: dict[str, tuple[str, Lessons | None]] = {
     "no end marker": (f"{WHY}{ASK}\n{REFUND}", BOTH),
     "a JSON list that is cut off": (f'{WHY}["{ASK}", "{REFUND}"', BOTH),
-    "the whole answer in JSON": (
-        f'{{"semantic_advantage": "They asked.", "lessons": ["{ASK}", "{REFUND}"]}}',
-        BOTH),
     "the whole answer in JSON, fenced": (
         f'Sure!\n```json\n{{"semantic_advantage": "x", "lessons": "{ASK}\\n{REFUND}"}}\n```',
         BOTH),
-    "no explanation": (f"[[ ## lessons ## ]]\n{ASK}\n{REFUND}{DONE}", BOTH),
     "bold markers": (f"**Semantic advantage:** They asked.\n\n**Lessons:**\n1. {ASK}\n2. {REFUND}",
-        BOTH),
-    "markdown markers": (f"## Semantic Advantage\nThey asked.\n\n## Lessons\n- {ASK}\n- {REFUND}",
         BOTH),
     "plain markers": (f"semantic_advantage: They asked.\nlessons:\n{ASK}\n{REFUND}", BOTH),
     "damaged markers": (f"[[ ## semantic_advantage ]]\nx\n[[ ## lessons ]]\n{ASK}\n{REFUND}", BOTH),
     "thoughts first": (f"<think>\nHm. Ask for t\n</think>\n{WHY}{ASK}\n{REFUND}{DONE}", BOTH),
     "an apology": ("I am only a language model.", None),
-    "an empty answer": ("", None),
     "the explanation only": ("[[ ## semantic_advantage ## ]]\nThey asked.\n", None),
 }  # fmt: skip
 """Whole answers."""
@@ -180,15 +158,12 @@ PROPOSED: dict[str, tuple[str, Proposed | None]] = {
         f'[{{"op": "ADD", "id": null, "text": "{SAY}", "scope": null, "lessons": [1]}}, '
         '{"op": "KEEP", "id": "E1", "text": null, "lessons": null}]',
         [ADD, KEEP]),
-    "null in the list": (f"[null, {AN_ADD}]", [ADD]),
-    "a number for a list": (f'[{{"op": "ADD", "text": "{SAY}", "lessons": 1}}]', [ADD]),
     "numbers as texts": (
         f'[{{"op": "ADD", "text": "{SAY}", "lessons": ["1", "Lesson 3", null, 2.0]}}]',
         [("ADD", "", SAY, None, [1, 3, 2])]),
     "numbers in a sentence": (f'[{{"op": "ADD", "text": "{SAY}", "lessons": "examples 1 and 2"}}]',
         [("ADD", "", SAY, None, [1, 2])]),
     "a number for an id": ('[{"op": "KEEP", "id": 1}]', [("KEEP", "1", "", None, [])]),
-    "an id in brackets": ('[{"op": "KEEP", "id": "[E1*]"}]', [("KEEP", "[E1*]", "", None, [])]),
     "a fence": (f"```json\n[{AN_ADD}]\n```", [ADD]),
     "talk around the list": (f"I keep [E1] and add one:\n[{AN_ADD}]\nNothing else.", [ADD]),
     "trailing commas": (f'[{{"op": "ADD", "text": "{SAY}", "lessons": [1],}},]', [ADD]),

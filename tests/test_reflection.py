@@ -34,7 +34,6 @@ from tfgrpo_dspy.reflection.texts import (
     attempt_text,
     attempts_text,
     clip,
-    dropped_text,
     feedback_text,
     library_text,
 )
@@ -269,14 +268,6 @@ def test_what_the_prompt_says_beside_an_experience_is_no_part_of_its_text_when_i
 )
 def test_advice_that_speaks_of_trials_and_examples_stays_as_it_is(text: str) -> None:
     assert bare_line(text) == text
-
-
-def test_update_library_sees_the_first_twenty_texts_that_were_dropped() -> None:
-    dropped = [Lesson(f"Try {n}.", reason="effect -0.1 \u00b1 0.1") for n in range(25)]
-    lines = dropped_text([Lesson("Shout.", "writer"), *dropped]).splitlines()
-    assert len(lines) == 20
-    assert lines[:2] == ["- Shout. (for writer)", "- Try 0.: effect -0.1 \u00b1 0.1"]
-    assert dropped_text(()) == "(none)"
 
 
 @given(st.text(max_size=99), st.text("ab ", max_size=99), st.integers(1, 60))

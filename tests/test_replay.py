@@ -12,8 +12,6 @@ from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scripted import Prompt, chat, scripted_lm
 from test_credit import Route, learned
 
@@ -137,81 +135,12 @@ def test_tools_may_raise_the_same_again(error: Exception) -> None:
     assert made.score is not None
 
 
-def test_a_tool_with_side_effects_is_not_called_again() -> None:
-    sent = []
-
-    @replay_only
-    def send(to: str) -> str:
-        """Sends a mail."""
-        sent.append(to)
-        return f"sent to {to}"
-
-    bench = agent(send, {"to": "Ada"}, {"to": "Ben"})
-    source = bench.whole()
-    assert sent == ["Ada", "Ben"]
-    made = bench.on(source, 0)  # the same calls again: the record knows their results
-    assert made.failure is None
-    assert sent == ["Ada", "Ben"]
-
-
-def test_a_new_call_of_a_tool_with_side_effects_ends_the_rollout_without_a_score() -> None:
-    sent = []
-
-    def send(to: int) -> str:
-        """Sends a mail."""
-        sent.append(to)
-        return "sent"
-
-    def turn(prompt: Prompt) -> str:
-        if "observation_0" in prompt.user:
-            return chat(next_thought="ok", next_tool_name="finish", next_tool_args={})
-        arguments = {"to": prompt.random().randrange(10**9)}
-        return chat(next_thought="go", next_tool_name="send", next_tool_args=arguments)
-
-    tool = replay_only(dspy.Tool(send))
-    program = dspy.ReAct("question -> answer", tools=[tool])
-    bench = Bench(program, scripted_lm([("`next_tool_name`", turn), ("question", answer)]))
-    source = bench.whole()
-    made = bench.on(source, 0)
-    assert made.failure is not None
-    assert (made.failure.kind, made.score) == ("stopped", None)
-    assert "'send' is replay_only" in made.failure.message
-    assert len(sent) == 1
-
-
 def test_a_tool_that_gives_another_result_than_before_is_recognised() -> None:
     places = itertools.count()
     bench = agent(counting(lambda _: f"place {next(places)}")[0], *PAGES)
     failure = bench.on(bench.whole(), 6).failure
     assert failure is not None
     assert "gives another result for the same arguments" in failure.message
-
-
-class Chain(dspy.Module):
-    """Predictors one after the other, with typed outputs."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.parts = [dspy.Predict("question, so_far: list[int] -> number: int")] * length
-        self.last = dspy.ChainOfThought("question, so_far: list[int] -> answer")
-
-    def forward(self, question: str) -> Any:
-        so_far: list[int] = []
-        for part in self.parts:
-            so_far.append(part(question=question, so_far=so_far).number)
-        return self.last(question=question, so_far=so_far)
-
-
-@settings(deadline=None, max_examples=25)
-@given(length=st.integers(0, 6), data=st.data())
-def test_programs_of_predictors_go_on_from_any_step(length: int, data: st.DataObject) -> None:
-    numbers = ("`number`", lambda p: chat(number=str(p.random().randrange(1000))))
-    bench = Bench(Chain(length), scripted_lm([numbers, ("question", answer)]))
-    source = bench.whole()
-    n_steps = data.draw(st.integers(0, length))
-    made = bench.on(source, n_steps)
-    assert (made.failure, made.usage.n_lm_calls) == (None, length + 1 - n_steps)
-    assert made.steps[:n_steps] == source.steps[:n_steps]
 
 
 def test_an_answer_is_asked_for_after_any_step_without_the_program() -> None:
@@ -347,40 +276,6 @@ def test_a_marked_function_works_outside_a_replay_as_before() -> None:
     assert [marked("Ada"), box.own("Ben"), tool(to="Cleo")] == [
         "sent to Ada", "sent to Ben", "sent to Cleo"
     ]  # fmt: skip
-
-
-class Shopping(dspy.Module):
-    """Calls tools that share a basket."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = dspy.Predict("question -> answer")
-        self.last = dspy.Predict("question, total: int -> answer")
-
-    def forward(self, question: str) -> Any:
-        basket: list[int] = []
-
-        def add(price: int) -> str:
-            basket.append(price)
-            return "ok"
-
-        def total() -> int:
-            return sum(basket)
-
-        self.first(question=question)
-        adding, adding_up = dspy.Tool(add), dspy.Tool(total)
-        adding(price=30)
-        adding_up()
-        adding(price=12)
-        return self.last(question=question, total=adding_up())
-
-
-def test_what_tools_share_is_there_again() -> None:
-    bench = Bench(Shopping(), scripted_lm([("question", answer)]))
-    source = bench.whole()
-    for n_steps in range(len(source.steps)):
-        made = bench.on(source, n_steps)
-        assert (made.failure, made.steps[-1].inputs["total"]) == (None, "42")
 
 
 class Elsewhere(Route):

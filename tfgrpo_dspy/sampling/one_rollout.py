@@ -239,14 +239,16 @@ class _Recorder(CallWatcher):
 
     def on_tool_end(self, call_id: str, outputs: Any, exception: Any = None) -> None:
         self._begun.pop(call_id, None)
-        form: Literal["text", "json", "other"] = "text" if isinstance(outputs, str) else "other"
-        text, step = as_text(outputs), self._steps[self._places[call_id]]
-        with suppress(TypeError, ValueError):
-            if form == "other" and _value(text) == outputs and as_text(_value(text)) == text:
-                form = "json"
-        step = replace(step, outputs={"result": text}, form=form)
+        step = self._steps[self._places[call_id]]
         if exception is not None:
-            step = replace(step, outputs={}, error=f"{type(exception).__name__}: {exception}")
+            step = replace(step, error=f"{type(exception).__name__}: {exception}")
+        else:
+            form: Literal["text", "json", "other"] = "text" if isinstance(outputs, str) else "other"
+            text = as_text(outputs)
+            with suppress(TypeError, ValueError):
+                if form == "other" and _value(text) == outputs and as_text(_value(text)) == text:
+                    form = "json"
+            step = replace(step, outputs={"result": text}, form=form)
         self._steps[self._places[call_id]] = step
         if self._replay is not None:
             self._replay.tool_ended(call_id, step)
