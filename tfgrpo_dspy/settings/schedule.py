@@ -26,37 +26,18 @@ from tfgrpo_dspy.settings import Execution, Reflection, Settings
 from tfgrpo_dspy.strategies.base import Strategy
 from tfgrpo_dspy.text import aligned, counted, printable
 
-TEMPERATURE = 0.7
-CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 = 15
-"""With fewer LM calls per training example, groups have 2 rollouts: they see more examples."""
-USUAL_BATCHES_PER_EPOCH, MIN_USUAL_BATCH_SIZE, MAX_USUAL_BATCH_SIZE = 8, 5, 8
-"""On simulated tasks small batches learned more from the same calls."""
-USUAL_THREADS, MIN_BATCHES_PER_EPOCH, MIN_BATCHES = 8, 4, 6
-"""With more threads batches grow in proportion (`benchmarks/utilisation.py` compares). An epoch
-still has at least 4 batches, and all LM calls pay for at least 6."""
-MOST_BATCHES, CALLS_PER_GROUP = 64, 4
-"""With thousands of examples within reach batches grow: each decision reads all rollouts so far."""
-EPOCHS, MAX_EPOCHS_WITHIN_BUDGET = 5, 50
-MIN_STALENESS, MAX_STALENESS, MANY_BATCHES = 1, 4, 12
-"""From 12 batches on, and with more than `USUAL_THREADS`, one more batch is made at once."""
-ROLLOUTS_PER_THREAD = 1.5  # of the batches made at once: a thread that ends early finds another
-MAX_DRAFTS, CALLS_PER_DRAFT, EXAMPLES_OF_DRAFT, MAX_DEMOS = 12, 16, 10, 16
-MAX_BRIEFS, CALLS_PER_BRIEF, EXAMPLES_OF_BRIEF = 3, 50, 30
-DEMO_TOKENS = 8_000  # demos are made fewer where they would take more of a prompt, as estimated
-UPDATES_KEPT, DRAFTS_PER_BRIEF = 3, 4
+USUAL_THREADS, FEWEST_IN_BATCH = 8, 5
+CALLS_PER_GROUP = 4
+GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less
+EXAMPLES_OF_DRAFT, EXAMPLES_OF_BRIEF = 10, 30
+UPDATES_KEPT = 3
 """Drafts take the dollars that so many updates and the final choice leave, as estimated; one is
 made anyway. So is one brief, and another one for each four drafts that are paid for."""
-GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less
-RESERVE_SHARE = 1 / 5  # the share of the budget for measuring the student and choosing the result
-MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4  # by the reserve: student and best, or more
-USUAL_MIN_VALIDATION = 10  # examples that the reserve pays for, even beyond its share
+MIN_PROGRAMS_MEASURED = 2  # with the reserve: at least student and best library
 CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
 MOST_SHARE = 1 / 2
 """Of a limit that pays for fewer rollouts than was assumed, and of the time, the reserve is at most
 this share."""
-MOST_ON_TRIAL, ROLLOUTS_PER_TRIAL = 16, 50
-"""With 16 experiences on trial no more lessons are drawn: they could not be tested. A large budget
-tests more, one for each 50 rollouts that it pays for."""
 MIN_GROUP_SIZE, MIN_BATCH_SIZE, MIN_VALIDATION = 2, 2, 2  # a small budget reduces them to these
 
 DERIVED = ("group_size", "batch_size", "epochs", "max_staleness", "drafts", "groups_per_call",
@@ -91,8 +72,8 @@ class RunData:
 
     @property
     def smallest_end(self) -> int:
-        """The number of rollouts of the smallest end of a run."""
-        return MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, self.n_validation)
+        """The number of rollouts of the smallest end of a run, which may be more than its share."""
+        return MIN_PROGRAMS_MEASURED * min(10, self.n_validation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +105,13 @@ class RunSettings(Settings):
 
     @property
     def most_on_trial(self) -> int:
-        """The number of experiences on trial from which on no more lessons are drawn."""
+        """The number of experiences on trial from which on no more lessons are drawn.
+
+        More could not be tested; a large budget tests one for each 50 rollouts that it pays for.
+        """
         n_paid = _calls(self, self.data) / self.data.calls_per_rollout
         n_rollouts = min(self.epochs * self.data.n_training * self.group_size, n_paid)
-        return max(MOST_ON_TRIAL, int(n_rollouts / ROLLOUTS_PER_TRIAL))
+        return max(16, int(n_rollouts / 50))
 
     @property
     def n_briefs(self) -> int:
@@ -135,8 +119,8 @@ class RunSettings(Settings):
         is_tried = type(self.gate).briefs is not Gate.briefs and self.reflection.brief is not None
         if not (is_tried and self.measures and self.data.n_validation) or self.data.is_recorded:
             return 0
-        n_paid = max(1, _paid_drafts(self, self.data) / DRAFTS_PER_BRIEF)
-        return int(min(MAX_BRIEFS, n_paid, _calls(self, self.data) / CALLS_PER_BRIEF))
+        n_paid = max(1, _paid_drafts(self, self.data) / 4)
+        return int(min(3, n_paid, _calls(self, self.data) / 50))
 
     @property
     def learning_limits(self) -> dict[str, float | None]:
@@ -226,43 +210,42 @@ def n_unlike_drafts(n_labelled: int, n_shown: int) -> int:
 
 def usual_demos(tokens_of_example: float) -> int:
     """The number of examples of this size in a set of demos, where the user does not say it."""
-    return max(1, min(MAX_DEMOS, int(DEMO_TOKENS / max(1, tokens_of_example))))
+    return max(1, min(16, int(8_000 / max(1, tokens_of_example))))  # tokens of a prompt
 
 
 def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[str, Any]:
     """The figures for a budget that is large enough."""
-    n, calls = data.n_training, _calls(settings, data)
+    n, calls, n_threads = data.n_training, _calls(settings, data), settings.threads
+    n_groups = calls / CALLS_PER_GROUP
     has_budget = calls < math.inf or settings.max_cost or settings.max_minutes
     n_shown = getattr(settings.arguments["draft"], "n_examples", EXAMPLES_OF_DRAFT)
-    most_drafts = min(MAX_DRAFTS, n_unlike_drafts(data.n_labelled, n_shown))
-    drafts = min(most_drafts, calls / CALLS_PER_DRAFT, max(1, _paid_drafts(settings, data)))
-    n_reached = 0 if has_budget and calls == math.inf else min(n, calls / CALLS_PER_GROUP)
-    epochs = MAX_EPOCHS_WITHIN_BUDGET if has_budget else EPOCHS
-    n_programs = MAX_PROGRAMS_MEASURED if settings.measures else MIN_PROGRAMS_MEASURED
-    share = max(data.smallest_end, RESERVE_SHARE * calls / data.calls_per_rollout)
+    most_drafts = min(12, n_unlike_drafts(data.n_labelled, n_shown))
+    n_programs = 4 if settings.measures else MIN_PROGRAMS_MEASURED
+    # a fifth of the budget measures the student and chooses the result
+    share = max(data.smallest_end, 1 / 5 * calls / data.calls_per_rollout)
     reserve = int(min(n_programs * data.n_validation, share))
-    n_validation = min(data.n_validation, reserve // MIN_PROGRAMS_MEASURED)
-    n_groups, n_threads = calls / CALLS_PER_GROUP, settings.threads
-    size = max(MIN_USUAL_BATCH_SIZE, math.ceil(n / USUAL_BATCHES_PER_EPOCH))
-    size = min(MAX_USUAL_BATCH_SIZE, size)
-    in_proportion = math.ceil(size * n_threads / USUAL_THREADS)
-    for_threads = min(in_proportion, n / MIN_BATCHES_PER_EPOCH, n_groups / MIN_BATCHES)
+    # Small batches learn more (simulated). With more threads they grow in proportion
+    # (`benchmarks/utilisation.py` compares), but an epoch has at least four, and the calls pay for
+    # six; with thousands of examples within reach, as each decision reads all rollouts so far.
+    size = min(8, max(FEWEST_IN_BATCH, math.ceil(n / 8)))
+    for_threads = min(math.ceil(size * n_threads / USUAL_THREADS), n / 4, n_groups / 6)
+    n_reached = 0 if has_budget and calls == math.inf else min(n, n_groups)
     sizes = {
-        "group_size": 3 if calls >= CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 * n else 2,
-        "batch_size": max(size, math.ceil(for_threads), math.ceil(n_reached / MOST_BATCHES)),
+        "group_size": 3 if calls >= 15 * n else 2,  # groups of two see more examples
+        "batch_size": max(size, math.ceil(for_threads), math.ceil(n_reached / 64)),
     } | chosen
-    rollouts_of_batch = sizes["batch_size"] * sizes["group_size"]
-    has_many = n_groups / sizes["batch_size"] >= MANY_BATCHES
-    fewest = MIN_STALENESS + (n_threads > USUAL_THREADS and has_many)
-    staleness = math.ceil(ROLLOUTS_PER_THREAD * n_threads / rollouts_of_batch) - 1
+    has_many = n_groups / sizes["batch_size"] >= 12
+    fewest = 1 + (n_threads > USUAL_THREADS and has_many)
+    # 1.5 rollouts of the batches made at once for a thread: one that ends early finds another
+    staleness = math.ceil(1.5 * n_threads / (sizes["batch_size"] * sizes["group_size"])) - 1
     return {
-        "temperature": settings.temperature or TEMPERATURE,
-        "epochs": 1 if data.is_recorded else epochs,
-        "max_staleness": min(MAX_STALENESS, max(fewest, staleness)),
-        "drafts": int(drafts),
+        "temperature": settings.temperature or 0.7,
+        "epochs": 1 if data.is_recorded else 50 if has_budget else 5,
+        "max_staleness": min(4, max(fewest, staleness)),
+        "drafts": int(min(most_drafts, calls / 16, max(1, _paid_drafts(settings, data)))),
         "groups_per_call": GROUPS_PER_CALL,
         "reserve": reserve,
-        "n_validation": n_validation,
+        "n_validation": min(data.n_validation, reserve // MIN_PROGRAMS_MEASURED),
         "max_demos": usual_demos(data.tokens_of_example),
         **sizes,
         "batch_size": min(n, sizes["batch_size"]),
@@ -291,9 +274,8 @@ def _paid_drafts(settings: Settings, data: RunData) -> float:
     """How many drafts the dollars pay for beside the first updates and the final choice."""
     if settings.max_cost is None or not data.dollars_per_draft > 0:
         return math.inf
-    n_groups = MIN_USUAL_BATCH_SIZE
-    n_rollouts = data.smallest_end + UPDATES_KEPT * n_groups * MIN_GROUP_SIZE
-    n_reflections = UPDATES_KEPT * (1 + n_groups / GROUPS_PER_CALL)
+    n_rollouts = data.smallest_end + UPDATES_KEPT * FEWEST_IN_BATCH * MIN_GROUP_SIZE
+    n_reflections = UPDATES_KEPT * (1 + FEWEST_IN_BATCH / GROUPS_PER_CALL)
     left = settings.max_cost - n_rollouts * data.dollars_per_rollout
     return left / data.dollars_per_draft - n_reflections
 
