@@ -1,8 +1,7 @@
 """MLflow: a compile as a run of it, and an optimizer for the prompts of its registry.
 
-Where `mlflow.dspy.autolog(log_compiles=True)` is on, each compile is a run with child runs named
-"student", "candidate 1", ..., "result". `TrainingFreePromptOptimizer` is for
-`mlflow.genai.optimize_prompts`.
+`mlflow.dspy.autolog(log_compiles=True)` turns the first on; `mlflow.genai.optimize_prompts` takes a
+`TrainingFreePromptOptimizer`.
 """
 
 import contextlib
@@ -55,15 +54,14 @@ def _is_autologging() -> bool:
 @contextlib.contextmanager
 def tracked(settings: RunSettings) -> Iterator[RunSettings]:
     """The settings with a listener to this compile's run of MLflow, which may be a new one."""
-    trackers: tuple[MlflowListener, ...] = ()
     is_own, status = False, "FAILED"
     if _is_autologging():
         with _logged("this compile is not shown in MLflow"):
             is_own = mlflow.active_run() is None  # where autolog did not know this package
             run = mlflow.active_run() or mlflow.start_run()
-            trackers = (MlflowListener(run.info.run_id),)
+            settings = replace(settings, trackers=(MlflowListener(run.info.run_id),))
     try:
-        yield replace(settings, trackers=trackers)
+        yield settings
         status = "FINISHED"
     finally:
         if is_own:
@@ -168,8 +166,6 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
     The advice stands as a list at the end of a text prompt, and in the system message of a chat
     prompt. Scorers' rationales are the feedback of a rollout, their scores its objectives, and what
     `aggregation` gives is the score. A third of the training data is kept to choose the result.
-    Where the function answers the same question in the same way each time (a cache, temperature
-    0), there is little to compare.
 
     Args:
         reflection_lm: a `dspy.LM` that writes the lessons, or the name of its model, such as
@@ -203,10 +199,7 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
     ) -> PromptOptimizerOutput:
         """The prompts with the advice that was learned; afterwards `results` says all of the run.
 
-        Of records with the same inputs the first one counts.
-
-        Raises:
-            SettingsError: there is no training data, or another argument cannot be used.
+        Of records with the same inputs the first one counts. Raises SettingsError.
         """
         if not train_data:
             raise SettingsError(f"train_data={train_data}: pass records with inputs.")
@@ -242,8 +235,12 @@ class PromptProgram(dspy.Module):
         self.predictors_of: dict[str, str] = {}
         signature = dspy.Signature(f"{', '.join(fields)} -> {RESPONSE}")
         for number, (name, template) in enumerate(templates.items()):
-            words = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-            self.predictors_of[name] = attribute = f"prompt_{words}" + f"_{number}" * (number > 0)
+            words = [
+                "prompt",
+                *re.findall(r"[a-z0-9]+", name.lower()),
+                *[str(number)] * (number > 0),
+            ]
+            self.predictors_of[name] = attribute = "_".join(words)
             setattr(self, attribute, dspy.Predict(with_instructions(signature, template)))
 
     def prompts(self) -> dict[str, str]:
@@ -307,8 +304,9 @@ def with_advice(template: str, advice: Sequence[str]) -> str:
     if not (messages and isinstance(messages, list)):
         return f"{template}\n\n{block}"
     if (system := next((m for m in messages if m["role"] == "system"), None)) is None:
-        return json.dumps([{"role": "system", "content": block}, *messages], ensure_ascii=False)
-    system["content"] = f"{system['content']}\n\n{block}"
+        messages.insert(0, {"role": "system", "content": block})
+    else:
+        system["content"] += f"\n\n{block}"
     return json.dumps(messages, ensure_ascii=False)
 
 
