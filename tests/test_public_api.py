@@ -49,8 +49,6 @@ GROUPS: dict[type, dict[str, Any]] = {
         ["executor", "max_staleness", "rollout_timeout_s", "max_errors", "target_score", "prices"]
     ),
 }
-NOT_TAKEN = ["callbacks';", "summarize_always';", "Reflection(drafts", "Execution(prices"]
-"""Of other optimizers, of earlier versions, or of `Reflection` and `Execution`."""
 
 
 def a_metric(example: Any, pred: Any, trace: Any = None) -> float:
@@ -71,15 +69,6 @@ def test_the_pinned_arguments_are_taken_in_their_order_with_their_defaults(takin
     defaults = {name: value for name, value in defaults.items() if name not in modules}
     assert list(defaults.items()) == list(GROUPS.get(taking, PINNED).items())
     assert len(defaults) <= 26
-
-
-@pytest.mark.parametrize("told", NOT_TAKEN)
-def test_no_argument_is_accepted_and_ignored(told: str) -> None:
-    name = told.partition("(")[2] or told[:-2]
-    with pytest.raises(TypeError, match=re.escape(told)):
-        TrainingFreeGRPO(a_metric, **{name: None})
-    with pytest.raises(TypeError, match=re.escape(told)):
-        TrainingFreeGRPO.paper(a_metric, **{name: None})
 
 
 @pytest.mark.parametrize("documented", [TrainingFreeGRPO, Reflection, Execution])
@@ -113,13 +102,19 @@ def test_the_async_twin_of_a_method_has_its_parameters_and_a_docstring_of_its_ow
 
 
 def test_the_papers_schedule_can_be_overridden_argument_by_argument() -> None:
+    paper, ours = TrainingFreeGRPO.paper(a_metric).settings, TrainingFreeGRPO(a_metric).settings
+    assert (paper.reflection.lessons_per_group, paper.reflection.max_experience_words) == (1, 32)
+    assert paper.max_experiences > 10**9
+    asked = [settings.reflection.extract.ask.signature.instructions for settings in (paper, ours)]
+    assert ["Write one lesson for each example" in text for text in asked] == [True, False]
+    extract = ExtractAdvantage(shown_tokens=900)
+    given = Reflection(use_labels=False, extract=extract), Execution(max_errors=3)
     paper = TrainingFreeGRPO.paper(
-        a_metric,
-        epochs=1,
-        reflection=Reflection(use_labels=False),
-        execution=Execution(max_errors=3),
+        a_metric, epochs=1, reflection=given[0], execution=given[1]
     ).settings
     assert (paper.group_size, paper.epochs, paper.max_demos) == (5, 1, 0)
+    assert paper.reflection.extract is extract
+    assert paper.reflection.max_experience_words == 32
     reflection, execution = paper.reflection, paper.execution
     assert (reflection.summarize_always, reflection.failure_analysis) == (True, False)
     assert (reflection.use_labels, reflection.drafts) == (False, 0)
@@ -157,17 +152,25 @@ def test_help_shows_plain_types(documented: type) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "instead"),
+    ("argument", "advice"),
     [
-        ("num_candidates", "group_size="),
-        ("max_full_evals", "max_lm_calls= or max_metric_calls="),
-        ("prompt_model", "reflection_lm="),
-        ("max_bootstrapped_demos", "max_demos="),
+        ("num_candidates", "pass group_size="),
+        ("max_full_evals", "pass max_lm_calls= or max_metric_calls="),
+        ("prompt_model", "pass reflection_lm="),
+        ("max_bootstrapped_demos", "pass max_demos="),
+        ("drafts", "pass reflection=Reflection(drafts=...)"),
+        ("prices", "pass execution=Execution(prices=...)"),
+        ("max_lm_call", "the nearest one is max_lm_calls="),
+        ("summarize_always", "docs/settings.md lists all"),
     ],
 )
-def test_arguments_of_other_optimizers_name_ours(argument: str, instead: str) -> None:
-    with pytest.raises(TypeError, match=f"has no argument '{argument}'; pass {instead}"):
-        TrainingFreeGRPO(a_metric, **{argument: 3})
+@pytest.mark.parametrize("make", [TrainingFreeGRPO, TrainingFreeGRPO.paper])
+def test_an_argument_that_it_does_not_have_is_refused_with_what_to_pass(
+    argument: str, advice: str, make: Any
+) -> None:
+    with pytest.raises(TypeError) as refused:
+        make(a_metric, **{argument: 3})
+    assert str(refused.value) == f"TrainingFreeGRPO has no argument '{argument}'; {advice}."
 
 
 @pytest.mark.parametrize("other", [dspy.GEPA, dspy.MIPROv2, dspy.SIMBA])
@@ -178,18 +181,6 @@ def test_every_argument_of_another_optimizer_is_taken_or_says_where_to_look(othe
             told = "(pass|the nearest one is|docs/settings.md lists)"
             with pytest.raises(TypeError, match=f"has no argument '{name}'; {told} "):
                 TrainingFreeGRPO(a_metric, **{name: 3})
-
-
-@pytest.mark.parametrize(
-    ("argument", "advice"),
-    [("max_lm_call", "the nearest one is max_lm_calls="), ("xyz", "docs/settings.md lists all")],
-)
-def test_a_misspelt_argument_says_which_one_is_meant_or_where_all_stand(
-    argument: str, advice: str
-) -> None:
-    with pytest.raises(TypeError) as refused:
-        TrainingFreeGRPO(a_metric, **{argument: 3})
-    assert str(refused.value) == f"TrainingFreeGRPO has no argument '{argument}'; {advice}."
 
 
 def test_a_missing_metric_is_named_without_names_of_internals() -> None:
@@ -206,15 +197,3 @@ def test_plans_and_libraries_are_short_in_a_console() -> None:
         optimizer = TrainingFreeGRPO(a_metric, max_lm_calls=100)
         plan = optimizer.estimate(predictor(), trainset=questions(9))
     assert re.fullmatch(r"<Plan: likely \d+ LM calls; limits: max_lm_calls=100>", repr(plan))
-
-
-def test_the_papers_schedule_takes_one_short_lesson_of_each_group_and_has_no_other_limit() -> None:
-    paper, ours = TrainingFreeGRPO.paper(a_metric).settings, TrainingFreeGRPO(a_metric).settings
-    assert (paper.reflection.lessons_per_group, paper.reflection.max_experience_words) == (1, 32)
-    assert paper.max_experiences > 10**9
-    asked = [settings.reflection.extract.ask.signature.instructions for settings in (paper, ours)]
-    assert ["Write one lesson for each example" in text for text in asked] == [True, False]
-    given = ExtractAdvantage(shown_tokens=900)
-    overridden = TrainingFreeGRPO.paper(a_metric, reflection=Reflection(extract=given)).settings
-    assert overridden.reflection.extract is given
-    assert overridden.reflection.max_experience_words == 32

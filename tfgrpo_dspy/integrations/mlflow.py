@@ -235,11 +235,7 @@ class PromptProgram(dspy.Module):
         self.predictors_of: dict[str, str] = {}
         signature = dspy.Signature(f"{', '.join(fields)} -> {RESPONSE}")
         for number, (name, template) in enumerate(templates.items()):
-            words = [
-                "prompt",
-                *re.findall(r"[a-z0-9]+", name.lower()),
-                *[str(number)] * (number > 0),
-            ]
+            words = ["prompt", *re.findall(r"[a-z0-9]+", name.lower()), *[str(number)][:number]]
             self.predictors_of[name] = attribute = "_".join(words)
             setattr(self, attribute, dspy.Predict(with_instructions(signature, template)))
 
