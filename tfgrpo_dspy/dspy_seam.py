@@ -8,6 +8,7 @@ that. Another test asserts that each hook here still fires, and names the one th
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +55,14 @@ def prices_of(lm: Any) -> Mapping[str, Any]:
 def abilities_of(lm: Any) -> Mapping[str, Any]:
     """DSPy's entry for the name of an LM, such as "openai/gpt-5", whatever answers in its place."""
     provider, _, model = str(getattr(lm, "model", "")).partition("/")
-    return _listed(provider, model)
+    with suppress(ImportError):  # then images are shown if the user says so
+        return _listed(provider, model)
+    return {}
 
 
 def _listed(provider: str, model: str) -> Mapping[str, Any]:
-    try:
-        from dspy.clients.model_metadata import model_info  # noqa: PLC0415 - may be gone
-    except ImportError:  # then the user's prices count, and images are shown if the user says so
-        return {}
+    from dspy.clients.model_metadata import model_info  # noqa: PLC0415 - may be gone
+
     return dict(model_info(provider, model))
 
 

@@ -102,11 +102,10 @@ class Experience:
         return int(self.id[1:])
 
     def __str__(self) -> str:
-        notes = [str(self.effect)] if self.effect is not None else []
-        notes += [f"{self.n_tokens} tokens"] if self.n_tokens is not None else []
-        notes += ["on trial"] if self.is_on_trial else []
-        line = f"[{self.id}] {self.text}{scope_note(self.scope)}"
-        return line + (f"  ({', '.join(notes)})" if notes else "")
+        n_tokens = "" if self.n_tokens is None else f"{self.n_tokens} tokens"
+        notes = [str(self.effect or ""), n_tokens, "on trial" * self.is_on_trial]
+        measured = ", ".join(filter(None, notes))
+        return f"[{self.id}] {self.text}{scope_note(self.scope)}" + (measured and f"  ({measured})")
 
     def __repr__(self) -> str:
         return f"<Experience {printable(str(self))}>"
@@ -183,11 +182,11 @@ def operation_from(written: Any) -> Operation:
     if isinstance(written, Mapping):
         op = str(written.get("op", "")).strip().upper()
         op = _SYNONYMS.get(op, op)
-        if op not in ("ADD", "MODIFY", "DELETE", "KEEP"):
+        if op not in _SYNONYMS.values() and op != "ADD":
             fault = f"op={written.get('op')!r}: the operations are ADD, MODIFY, DELETE, KEEP."
             raise LibraryError(fault)
-        written = {k: v for k, v in written.items() if v is not None and (k, v) != ("scope", "")}
-        written = {**written, "op": op, "evidence": ()}
+        fields = {k: v for k, v in written.items() if v is not None and (k, v) != ("scope", "")}
+        written = {**fields, "op": op, "evidence": ()}
     try:
         return OPERATION.validate_python(written)
     except pydantic.ValidationError as error:

@@ -1,7 +1,6 @@
 """Programs by their shape: predictors, LMs, copies, and the block in their instructions.
 
-No DSPy is imported here. What could end a line of the block, the block itself or a section of the
-adapter is written as `\\uXXXX`.
+What could end a line of the block, the block or a section of the adapter stands as `\\uXXXX`.
 """
 
 import copy
@@ -80,10 +79,7 @@ def replace_block(instructions: str, new: str = "") -> str:
 
 
 def lines_of(block: str, predictor: str) -> tuple[list[tuple[str, str, str]], int]:
-    """Id, star and text of each line of a block, and the next free number.
-
-    Raises LibraryFormatError: the block was damaged.
-    """
+    """Id, star and text of each line of a block, and the next free number; or LibraryFormatError."""
     *lines, last = block.split("\n")[2:-1] or [""]
     where = f"The experiences baked into predictor {predictor!r}"
     if (match := _LAST_LINE.fullmatch(last.rstrip())) is None:
@@ -146,11 +142,8 @@ def _without_tags(instructions: str) -> str:
 
 
 def with_instructions(signature: Any, instructions: str) -> Any:
-    """The signature with these instructions, byte for byte.
-
-    DSPy reads them through `inspect.cleandoc`, which would take the indentation from the second
-    line on; behind an empty first line it changes nothing.
-    """
+    """The signature with these instructions, byte for byte."""
+    # behind an empty first line DSPy's `inspect.cleandoc` takes no indentation away
     return signature.with_instructions(f"\n{instructions}")
 
 
@@ -168,10 +161,9 @@ def introduced(program: ProgramT) -> ProgramT:
 def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm) -> ProgramT:
     """A deep copy; in place of each LM stands what `lm_for` gives for it, by default the same LM.
 
-    The results of an earlier optimizer, which would be taken for those of the copy, stay behind.
-    What refuses to be copied (a lock, a connection, an event loop) is shared, but never a module
-    (DSPy's own copy would share the predictors of a list that holds such a thing), nor a tool,
-    whose function is shared.
+    Results of an earlier optimizer stay behind. What refuses to be copied (a lock, a connection, an
+    event loop) is shared, but never a module (DSPy's own copy would share the predictors of a list
+    that holds such a thing), nor a tool, whose function is shared.
     """
     modules = _modules_of(program)
     held_things = _held_by(modules)

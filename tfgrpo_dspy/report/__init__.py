@@ -99,7 +99,7 @@ def _plain(value: Any) -> Any:
 
 
 def _computed(run: RunResults) -> dict[str, Any]:
-    """Everything that the template shows besides the results themselves, by name."""
+    """What the template shows besides the results themselves, by name."""
     lives = list(_lives(run))
     intervals = [(0.0, 0.0), *(life["effect"].bounds for life in lives if life["effect"])]
     every = [score for update in run.updates for score in update.scores]
@@ -119,11 +119,7 @@ def _computed(run: RunResults) -> dict[str, Any]:
 
 
 def _lives(run: RunResults) -> Iterator[dict[str, Any]]:
-    """All experiences of the run: those of the result, the strongest first, then the others.
-
-    Each with its changes and their updates, the groups that it was learned from (those of its
-    latest text first), and why it is gone; "": it is in the result.
-    """
+    """All experiences of the run: those of the result, the strongest first, then the others."""
     in_result = {experience.id: experience for experience in page.strongest_first(run.experiences)}
     missing = page.gone(run)
     changes: dict[str, list[Any]] = {id_: [] for id_ in in_result}
@@ -142,11 +138,11 @@ def _lives(run: RunResults) -> Iterator[dict[str, Any]]:
             "id": id_,
             "text": now.text,
             "scope": now.scope,
-            "changes": of,
+            "changes": of,  # with their updates
             "experience": experience,
             "effect": next((one.effect for one in texts if one and one.effect), None),
             "tried": belief,
-            "why_gone": why,
+            "why_gone": why,  # "": it is in the result
             "comparisons": [one for change in latest_first for one in change.comparisons],
         }
 
@@ -154,10 +150,7 @@ def _lives(run: RunResults) -> Iterator[dict[str, Any]]:
 def _steps(
     updates: Sequence[records.UpdateRecord], means: Sequence[records.ScoreSummary | None]
 ) -> Iterator[tuple[Any, ...]]:
-    """Each update in which something happened, with its mean score, changes, and refusals.
-
-    A change stands with the text before it.
-    """
+    """Each update in which something happened: mean score, changes (with old texts), refusals."""
     texts: dict[str, str] = {}
     for record, mean in zip(updates, means, strict=True):
         changes = [(change, texts.get(change.id, "")) for change in record.changes]
