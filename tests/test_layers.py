@@ -141,25 +141,6 @@ def test_only_the_seam_touches_what_dspy_does_not_document() -> None:
     assert found_by(hooks_in, but="dspy_seam") == STANDING, "do that in dspy_seam"
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "entry = lm.history[-1]",
-        "kwargs = lm._kwargs",
-        "kwargs = getattr(lm, '_kwargs', {})",
-        "trace = dspy.settings.trace",
-        "tracker = dspy.settings.usage_tracker",
-        "with dspy.context(usage_tracker=tracker): pass",
-        "settings = {'caller_modules': [watcher]}",
-        "lm.__class__ = Metered",
-        "fields = vars(example)['_store']",
-        "class LM(dspy.LM):\n    def update_history(self, entry): ...",
-    ],
-)
-def test_the_test_of_the_seam_notices(line: str) -> None:
-    assert list(hooks_in(ast.parse(line)))
-
-
 def imported_by_the_seam() -> Iterator[tuple[str, str]]:
     """Module and name of all that the seam imports of DSPy."""
     for node in ast.walk(TREES[PACKAGE / "dspy_seam.py"]):

@@ -79,7 +79,7 @@ def replace_block(instructions: str, new: str = "") -> str:
 
 
 def lines_of(block: str, predictor: str) -> tuple[list[tuple[str, str, str]], int]:
-    """Id, star and text of each line of a block, and the next free number; or LibraryFormatError."""
+    """Id, star and text of each line of a block, and the next free id. Or LibraryFormatError."""
     *lines, last = block.split("\n")[2:-1] or [""]
     where = f"The experiences baked into predictor {predictor!r}"
     if (match := _LAST_LINE.fullmatch(last.rstrip())) is None:
