@@ -11,6 +11,7 @@ import functools
 import logging
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -107,6 +108,9 @@ class Meter:
 
     def take(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation | None:
         """Reserve what a call may need; None: not now. Raises RunStopped."""
+        if time.monotonic() < self.ledger.paused_until[str(lm.model)]:
+            self.ledger.check()
+            return None
         n = int(kwargs.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
         take = functools.partial(
             self.ledger.take, abandoned=self._abandoned, leaves_lessons=self._leaves_lessons
@@ -116,10 +120,8 @@ class Meter:
         price, n_bytes = price_of(lm, self.prices), n_bytes_sent(args, kwargs)
         if isinstance(price, str):
             self.ledger.fail(f"max_cost: {price}")
-        longest, seen = (
-            int(max_tokens_of(kwargs) or price.max_tokens),
-            self.ledger.seen[str(lm.model)],
-        )
+        longest = int(max_tokens_of(kwargs) or price.max_tokens)
+        seen = self.ledger.seen[str(lm.model)]
         prompt, least = seen.most_tokens(n_bytes, longest)
         cost, least_cost = (n * price.of(prompt, answer) for answer in (longest, least))
         if (taken := take(Amount(n, cost=cost), least_cost=least_cost)) is not None:
@@ -164,11 +166,9 @@ class Meter:
         names = [name for name in SAMPLING if (str(lm.model), name) in self.ledger.left_out]
         allowed = {**kwargs, **dict.fromkeys(names)}
         if taken.max_tokens is not None:
-            sent_all = {**getattr(lm, "kwargs", {}), **kwargs}
-            name = (
-                "max_completion_tokens" if sent_all.get("max_completion_tokens") else "max_tokens"
-            )
-            allowed[name] = taken.max_tokens
+            new = "max_completion_tokens"
+            is_new = kwargs.get(new) or getattr(lm, "kwargs", {}).get(new)
+            allowed[new if is_new else "max_tokens"] = taken.max_tokens
         try:
             yield allowed
         except BaseException as raised:
@@ -193,6 +193,8 @@ class Meter:
                 pauses[0] = min(asked, LONGEST_PAUSE_S)
             elif faults.is_rate_limit(error):
                 pauses[0] = min(AFTER_A_RATE_LIMIT * pauses[0], LONGEST_WAIT_S)
+            if faults.is_rate_limit(error):  # all calls of this model wait
+                self.ledger.paused_until[str(lm.model)] = time.monotonic() + pauses[0]
 
     def _leaves_out(self, lm: Any, kwargs: Mapping[str, Any], error: BaseException) -> bool:
         """Whether the error refuses what the optimizer sets; it is left out from now on."""
