@@ -19,7 +19,6 @@ from tfgrpo_dspy.run.final_choice import FinalChoice
 from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import Reflector
-from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, rollouts_of
 from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.store.journal import Journal
@@ -48,9 +47,8 @@ class Run:
         client = ReflectionClient(inputs, calls)
         self._briefer = Briefer(inputs, client, calls)
         self._reflector = Reflector(inputs, client, calls.report, self._briefer)
-        self._strategies = Strategies(settings.strategies, client, calls)
-        self._history = History(inputs, calls, client, self._strategies)
-        self._groups = Groups(inputs, calls, self._history, self._strategies, recorded)
+        self._groups = Groups(inputs, calls, client, recorded)
+        self._history = History(inputs, calls, client, self._groups)
 
     def __enter__(self) -> "Run":
         return self
@@ -156,9 +154,9 @@ class Run:
             training=self._inputs.training,
             examples=self._inputs.examples,
             predictors=tuple(self._inputs.predictors),
-            shows_labels=self._history.shows_labels,
+            shows_labels=self.settings.shows_labels,
         )
-        proposed = self._strategies.proposed(context, batch)
+        proposed = self._groups.proposed(context, batch)
         lessons, added = proposed.lessons, proposed.operations
         guard = self._reflector.guard_of(batch, lessons, added)
         operations, refused = self._reflector.propose(

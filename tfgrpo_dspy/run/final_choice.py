@@ -66,12 +66,8 @@ class Measurements:
         history: History,
     ) -> None:
         self.candidates, self.examples = candidates, examples
-        self._settings, self._calls, self._role, self._history = (
-            inputs.settings,
-            calls,
-            role,
-            history,
-        )
+        self._settings, self._calls = inputs.settings, calls
+        self._role, self._history = role, history
         mixed = random.Random(f"{role}/{inputs.settings.seed}")
         self._order = mixed.sample(range(len(examples)), len(examples))
         self._maker = Rollouts(inputs, calls, role, examples)
@@ -110,7 +106,9 @@ class Measurements:
             }
             cut = min((pair[1] for pair in pairs if pair not in finished), default=math.inf)
             kept = [pair for pair in pairs if pair[1] < cut]
-            rollouts = pool.call(lambda: self._history.reward([finished[pair] for pair in kept]))
+            rollouts = pool.call(
+                lambda: self._history.groups.rewarded([finished[pair] for pair in kept])
+            )
             self._rollouts |= zip(kept, rollouts, strict=True)
         return rollouts
 
@@ -379,9 +377,9 @@ class FinalChoice:
             bare += [Additions(latest.briefed(each, number), brief=number) for each in beside]
         candidates = {(each.library, each.demos): each for each in bare}
         beliefs = dict(enumerate(decision.demos, start=1))
-        numbers = range(1, history.demos.n_sets + 1)
+        numbers = range(1, self._history.groups.demos.n_sets + 1)
         for number in sorted(numbers, key=lambda k: -beliefs[k].mean if beliefs else k):
-            demos = history.demos.choose(number, latest.best, hidden)
+            demos = self._history.groups.demos.choose(number, latest.best, hidden)
             for each in bare if demos else ():
                 shown = replace(each, demos=demos, demo_set=number)
                 candidates.setdefault((each.library, demos), shown)
@@ -429,7 +427,7 @@ class FinalChoice:
     def _race_of(self, measured: Measurements) -> Race:
         """The race of these candidates, by what training says of their parts."""
         decision, sd = self._history.decision, self._history.score_sd
-        sets = range(1, self._history.demos.n_sets + 1)
+        sets = range(1, self._history.groups.demos.n_sets + 1)
         candidates = tuple(
             frozenset[Hashable](
                 [

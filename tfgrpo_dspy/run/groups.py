@@ -1,29 +1,78 @@
-"""Rollouts of a batch become groups: made or recorded, helped by strategies, rewarded, valued."""
+"""Rollouts of a batch become groups, as gate and strategies decide: made, helped, rewarded, valued.
 
+What a strategy gives is checked. A mistake of one is counted, and costs that one answer only: the
+run goes on with what the strategy was given; where rewards are missing, the rollouts have no score.
+Choices that fail in the first three batches, and rewards that fail in the first, end the run.
+"""
+
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property, partial
+from types import MappingProxyType
+from typing import Any
 
+import dspy
+from pydantic import TypeAdapter
+
+from tfgrpo_dspy import errors
 from tfgrpo_dspy.calls.paid import NO_MORE, Calls, Rollouts, Sample
-from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
+from tfgrpo_dspy.calls.reflections import ReflectionClient
+from tfgrpo_dspy.errors import GateError, NotReplayedError, StrategyError, UnpaidError
+from tfgrpo_dspy.experience import Add, Delete, ExperienceLibrary, Keep, Modify
+from tfgrpo_dspy.gate.protocol import Decision, GroupPlan
 from tfgrpo_dspy.identity import digest
-from tfgrpo_dspy.rollout import NO_SCORES, FailureKind, Group, Rollout, rollout_id_for
-from tfgrpo_dspy.run.history import History
+from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.reflection.modules import Answer
+from tfgrpo_dspy.rollout import (
+    MOST,
+    NO_SCORES,
+    Failure,
+    FailureKind,
+    Group,
+    Rollout,
+    number_of,
+    rollout_id_for,
+)
 from tfgrpo_dspy.run.planning import FIRST_ROLLOUTS, N_FIRST, why_unreadable, why_unscored
-from tfgrpo_dspy.run.strategy_calls import Strategies, are_scores, check
 from tfgrpo_dspy.run.updates import Batch
-from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.sampling.additions import Additions, DemoPool, SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import Start
 from tfgrpo_dspy.settings.checks import policy_lms
-from tfgrpo_dspy.settings.schedule import RunInputs
+from tfgrpo_dspy.settings.schedule import MIN_GROUP_SIZE, RunInputs
 from tfgrpo_dspy.strategies import auto, base
 from tfgrpo_dspy.text import printable
+from tfgrpo_dspy.user_code import check_wanted
 
 TRAINING = 3  # training rollouts are begun last, those of the earlier update first
 MOST_ATTEMPTS = 16  # extra rollouts of one group
 Waited = Callable[[], SampledGroup]
 """A group that is begun; called, it waits for it."""
+MOST_FAILURES = 3  # of a choice that has never worked
+PROPOSED = TypeAdapter(base.Proposed)
+VERBS = {
+    "assign": "assigned",
+    "demo_sets": "chose the demos",
+    "briefs": "chose the briefs",
+    "decide": "decided",
+    "finalists": "gave as finalists",
+}
+"""By method of a gate, the word for its answer."""
+
+
+def check(is_usable: bool, answer: object, wanted: str) -> None:
+    """Raise StrategyError, which says what is wanted, unless the answer is usable."""
+    if not is_usable:
+        raise StrategyError(f"it gave {answer!r:.200}; return {wanted}.")
+
+
+def are_scores(values: Sequence[Any], n: int) -> bool:
+    """True if these are `n` numbers or None."""
+    return len(values) == n and all(v is None or number_of(v) is not None for v in values)
 
 
 class Groups:
@@ -33,14 +82,19 @@ class Groups:
         self,
         inputs: RunInputs,
         calls: Calls,
-        history: History,
-        strategies: Strategies,
+        client: ReflectionClient,
         recorded: Sequence[Sequence[Rollout]] | None,
     ) -> None:
         self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
-        self._history, self._strategies, self._recorded = history, strategies, recorded
+        self._client, self._recorded = client, recorded
         self._sampler = Rollouts(inputs, calls, "rollout", inputs.examples)
-        self._has_first = self._is_tried = self._is_readable = False
+        self._is_tried = self._is_readable = False
+        self.first: tuple[Rollout, ...] | None = None  # of the first batch, for rewards
+        self._questions: dict[str, Callable[[], Answer]] = {}  # of strategies
+        self._charged: dict[str, int] = {}  # the update that an answer is charged to
+        self._hanging: set[tuple[int, str]] = set()  # or asked now
+        self.switched_off: dict[tuple[int, str], str] = {}  # with why, in words
+        self._outcomes: defaultdict[tuple[int, str], list[bool]] = defaultdict(list)  # did it work?
 
     def try_out(self, batch: Batch) -> None:
         """Make the first rollouts of the first batch, once, until one works. Raises RunStopped."""
@@ -78,21 +132,21 @@ class Groups:
 
         They are rewarded and credited, where strategies do that.
         """
-        beside, overriding = self._calls.pool.beside, self._strategies.overriding
+        beside, overriding = self._calls.pool.beside, self._overriding
         groups: list[Waited]
         if self._recorded is None:
             samples = self._calls.pool.call(lambda: self._samples(batch))
             groups = [functools.cache(self._begun(batch, of_group)) for of_group in samples]
         else:
-            groups = [functools.partial(self._recorded_group, batch, e) for e in batch.examples]
+            groups = [partial(self._recorded_group, batch, e) for e in batch.examples]
         rewards = bool(overriding("reward")) and self._settings.metric is not None
         if rewards or overriding("rescue") or overriding("credit"):
             groups = [beside(group) for group in groups]
         if rewards and groups:
-            together = beside(functools.partial(self._rewarded, batch, groups))
+            together = beside(partial(self._rewarded, batch, groups))
             groups = [lambda k=k: together()[k] for k in range(len(groups))]  # type: ignore[misc]
         if overriding("credit"):
-            groups = [beside(functools.partial(self._credited, batch, group)) for group in groups]
+            groups = [beside(partial(self._credited, batch, group)) for group in groups]
         return groups
 
     def _recorded_group(self, batch: Batch, example: int) -> SampledGroup:
@@ -100,7 +154,9 @@ class Groups:
         recorded = self._recorded or ()
         scores = NO_SCORES.including(r.score for of_example in recorded for r in of_example)
         group = Group.of(example, recorded[example], self._settings.metric is not None, scores)
-        additions = (Additions(self._history.start),) * len(group.all_rollouts)
+        additions = (Additions(ExperienceLibrary.from_program(self._inputs.student)),) * len(
+            group.all_rollouts
+        )
         return SampledGroup(group, additions, batch.update)
 
     def _samples(self, batch: Batch) -> list[list[Sample]]:
@@ -115,7 +171,7 @@ class Groups:
         return [
             [
                 self._sample(batch, example, k, additions, usual if k else at_first)
-                for k, additions in enumerate(self._history.assigned(batch, example, size))
+                for k, additions in enumerate(self._assigned(batch, example, size))
             ]
             for example, size in zip(batch.examples, batch.sizes, strict=True)
         ]
@@ -172,13 +228,13 @@ class Groups:
 
     def _attempts(self, batch: Batch, sampled: SampledGroup) -> list[base.Attempt]:
         """The extra attempts that strategies give the group next."""
-        if not self._strategies.overriding("rescue"):
+        if not self._overriding("rescue"):
             return []
         context, extra = self._context(batch, sampled), list[base.Attempt]()
         why = "no extra attempt of the latest rescued groups was better than the others"
-        for strategy in self._strategies.asked("rescue", why * auto.rescued_in_vain(context.past)):
-            with self._strategies.counting(strategy, "rescue"):
-                attempts = list(strategy.rescue(context, self._strategies.ask(batch)))
+        for strategy in self._asked("rescue", why * auto.rescued_in_vain(context.past)):
+            with self._counting(strategy, "rescue"):
+                attempts = list(strategy.rescue(context, self._ask(batch)))
                 are_attempts = all(isinstance(one, base.Attempt) for one in attempts)
                 check(are_attempts, attempts, "Attempts")
                 extra += attempts
@@ -200,7 +256,7 @@ class Groups:
             library=batch.base.decision.result,
             training=self._inputs.training,
             examples=self._inputs.examples,
-            shows_labels=self._history.shows_labels,
+            shows_labels=self._settings.shows_labels,
             group_size=self._settings.group_size,
         )
 
@@ -208,14 +264,12 @@ class Groups:
         """The groups with what their rollouts count with; those of the first batch come first."""
         sampled_groups = [group() for group in groups]
         rollouts = [rollout for sampled in sampled_groups for rollout in sampled.group.all_rollouts]
-        is_first = batch.update == self._history.plan.n_drafts
-        if is_first:
-            self._history.first = tuple(r for r in rollouts if r.score is not None)
-            self._has_first = True
+        if is_first := batch.update == int(self._settings.drafts > 0):
+            self.first = tuple(r for r in rollouts if r.score is not None)
             self._calls.pool.wake()
-        self._calls.pool.until(lambda: self._has_first)
+        self._calls.pool.until(lambda: self.first is not None)
         aided = [bool(aid) for sampled in sampled_groups for aid in sampled.aids]
-        rewarded = iter(self._strategies.rewarded(rollouts, self._history.first, aided, is_first))
+        rewarded = iter(self.rewarded(rollouts, aided, is_first))
         return [
             replace(
                 sampled,
@@ -235,21 +289,21 @@ class Groups:
         if not (sampled := waited()).additions:  # a limit has ended the training
             return sampled
         context, example = self._context(batch, sampled), sampled.group.example
-        past, crediting = context.past, self._strategies.overriding("credit")
+        past, crediting = context.past, self._overriding("credit")
         in_place = any(base.overrides(one, "choose") for one in crediting)  # of whole rollouts
         is_in_vain = auto.credited_in_vain(past) and not in_place
         why = "hardly any group had a step that decided" * is_in_vain
-        asked = self._strategies.asked("credit", why)
+        asked = self._asked("credit", why)
         if not (
             in_place or auto.may_be_credited(sampled.group, past, batch.examples.index(example))
         ):
             return sampled
         ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
         additions, played = dict(zip(ids, sampled.additions, strict=True)), dict[int, Rollout]()
-        play = functools.partial(self._played, batch, sampled.group, additions, played)
+        play = partial(self._played, batch, sampled.group, additions, played)
         for strategy in asked:
-            with self._strategies.counting(strategy, "credit"):
-                credit = strategy.credit(context, self._strategies.ask(batch), play)
+            with self._counting(strategy, "credit"):
+                credit = strategy.credit(context, self._ask(batch), play)
                 check(isinstance(credit, base.Credit), credit, "a Credit")
                 are_played = all(rollout.rollout_id in played for rollout in credit.beside)
                 check(are_played, credit.beside, "in Credit.beside only rollouts that `play` gave")
@@ -318,16 +372,16 @@ class Groups:
                 raise NotReplayedError(failure.message)
         if self._settings.metric is None:
             return [new for new in rollouts if new.counts]
-        rewarded = self._strategies.rewarded(rollouts, self._history.first)
+        rewarded = self.rewarded(rollouts)
         score_range = group.score_range.including(group.scores)
         return list(Group.of(example, rewarded, True, score_range).rollouts)
 
     def shown(self, batch: Batch, sampled: SampledGroup) -> tuple[SampledGroup, str]:
         """The rollouts of the group that the reflection LM compares, and all notes on it."""
         context, notes = self._context(batch, sampled), [sampled.note]
-        for strategy in self._strategies.overriding("show"):
-            with self._strategies.counting(strategy, "show"):
-                shown = strategy.show(context, self._strategies.ask(batch))
+        for strategy in self._overriding("show"):
+            with self._counting(strategy, "show"):
+                shown = strategy.show(context, self._ask(batch))
                 check(isinstance(shown, base.Shown), shown, "a Shown")
                 are_its = all(rollout in context.group.rollouts for rollout in shown.rollouts)
                 check(are_its, shown.rollouts, "rollouts of context.group.rollouts")
@@ -335,3 +389,209 @@ class Groups:
                 context = replace(context, sampled=replace(context.sampled, group=group))
                 notes.append(self._calls.journal.redacted(str(shown.note)).strip())
         return context.sampled, "\n".join(filter(None, notes))
+
+    # ------------------------------------------------------------------ what the gate decides
+
+    def _assigned(self, batch: Batch, example: int, n: int) -> list[Additions]:
+        """The additions of each rollout of a group. Raises GateError: the gate gave none."""
+        n_sets, n_briefs = self.demos.n_sets, len(batch.base.briefs)
+        plan = GroupPlan(batch.base.decision, example, batch.update, n, n_sets, n_briefs)
+        best = batch.base.best if batch.epoch else ()  # before, there are few to choose from
+        hidden = {self._inputs.examples[example].identity}
+        sets = [(), *(self.demos.choose(k, best, hidden) for k in range(1, n_sets + 1))]
+        libraries: Sequence[ExperienceLibrary] = (batch.library,) * n
+        if any(experience.is_on_trial for experience in batch.library):
+            wanted = f"return {n} libraries, one for each rollout of the group"
+            libraries = self.ask_gate("assign", plan, wanted, n)
+
+        def arms(method: str, n_arms: int) -> Sequence[int]:
+            wanted = f"return {n} numbers from 0 to {n_arms}, one for each rollout of the group"
+            chosen = self.ask_gate(method, plan, wanted, n, range(n_arms + 1)) if n_arms else ()
+            return chosen or (0,) * n
+
+        shown = arms("demo_sets", n_sets if any(sets) else 0)
+        return [
+            Additions(batch.base.briefed(library, b), sets[k], demo_set=k, brief=b)
+            for library, k, b in zip(libraries, shown, arms("briefs", n_briefs), strict=True)
+        ]
+
+    @cached_property
+    def demos(self) -> DemoPool:
+        """The sets of demos that the run may show."""
+        labelled = self._inputs.training if self._settings.shows_labels else ()
+        student, settings = self._inputs.student, self._settings
+        examples = self._inputs.examples
+        return DemoPool(student, examples, labelled, settings.max_demos, settings.seed)
+
+    def ask_gate(
+        self,
+        method: str,
+        question: Any,
+        wanted: str,
+        n: int | None = None,
+        numbers: range | None = None,
+    ) -> Any:
+        """The gate's answer. Raises GateError: it raised, or gave something else.
+
+        That is `n` libraries, or numbers of these; or a decision on libraries.
+        """
+        gate = self._settings.gate
+        try:
+            answer = getattr(gate, method)(question)
+        except BaseException as error:  # noqa: BLE001 - it is raised again, under a name
+            what = f"{type(gate).__name__}.{method} raised {errors.described(error).rstrip('.')}"
+            clean = self._calls.journal.redacted
+            raise GateError(clean(f"{what}; correct the gate.")) from errors.shareable(error, clean)
+        check_wanted()  # it may have taken too long
+        is_decision = isinstance(answer, Decision)
+        parts = (answer.library, answer.result) if is_decision else answer
+        is_usable = isinstance(parts, Sequence) and is_decision == (method == "decide")
+        if not is_usable or len(parts) != (len(parts) if n is None else n) or not all(
+            isinstance(each, ExperienceLibrary) if numbers is None else each in numbers
+            for each in parts
+        ):  # fmt: skip
+            raise GateError(f"{type(gate).__name__} {VERBS[method]} {parts!r}; {wanted}.")
+        return answer
+
+    # ------------------------------------------------------------------ what strategies decide
+
+    def _overriding(self, method: str) -> list[base.Strategy]:
+        """The strategies that have this method of their own."""
+        return [
+            strategy for strategy in self._settings.strategies if base.overrides(strategy, method)
+        ]
+
+    def _asked(self, method: str, why_in_vain: str) -> list[base.Strategy]:
+        """The strategies `overriding` this; none if it is in vain, and the results say why."""
+        strategies = self._overriding(method)
+        if not why_in_vain:
+            return strategies
+        names = " and ".join(type(strategy).__name__ for strategy in strategies)
+        self._switch_off((0, method), f"{names}.{method} is asked no more: {why_in_vain}")
+        return []
+
+    def _switch_off(self, key: tuple[int, str], message: str) -> None:
+        """Say once that a strategy, or all (0), is not asked for this."""
+        if key not in self.switched_off:
+            self.switched_off[key] = message
+            self._calls.report.count_failure("strategy switched off", message)
+
+    def sizes(self, plan: base.BatchPlan) -> dict[int, int]:
+        """How many rollouts each example of the batch gets."""
+        for strategy in self._overriding("choose"):
+            plan = replace(plan, sizes=MappingProxyType(dict(plan.sizes)))
+            with self._counting(strategy, "choose", ends=MOST_FAILURES):
+                sizes: Any = self._calls.pool.call(partial(strategy.choose, plan))
+                are_sizes = isinstance(sizes, Mapping) and {*map(type, sizes.values())} == {int}
+                check(are_sizes, sizes, "a mapping of examples to whole numbers")
+                check({*sizes} <= {*plan.training}, dict(sizes), "examples of plan.training")
+                least, most = min(MIN_GROUP_SIZE, *plan.sizes.values()), sum(plan.sizes.values())
+                is_right = min(sizes.values()) >= least and sum(sizes.values()) <= most
+                wanted = f"at least {least} rollouts for each example, {most} in all"
+                check(is_right, dict(sizes), wanted)
+                plan = replace(plan, sizes=sizes)
+        return dict(plan.sizes)
+
+    def rewarded(
+        self,
+        rollouts: Sequence[Rollout],
+        aided: Sequence[bool] | None = None,  # had a hint or a teacher; None: student and result
+        is_first: bool = False,  # those of the first batch
+    ) -> list[Rollout]:
+        """The rollouts with what they count with; where a strategy fails, none has a score."""
+        counting = list(rollouts)
+        for strategy in self._overriding("reward"):
+            key, name = (id(strategy), "reward"), type(strategy).__name__
+            if key in self._hanging:
+                self._switch_off(key, f"{name}.reward hangs, and is left out")
+                continue
+            counted = [k for k, rollout in enumerate(counting) if rollout.score is not None]
+            rewards: list[float | None] = [None] * len(counted)
+            kind = FailureKind.STRATEGY
+            with self._counting(strategy, "reward", ends=int(is_first)):
+                helped = tuple(bool(aided and aided[k]) for k in counted)
+                of_metric = tuple(counting[k] for k in counted)
+                scored = base.Scored(of_metric, self.first or (), aided is not None, helped)
+                numbers = list(strategy.reward(scored))
+                wanted = f"{len(counted)} numbers below {MOST:g}, or None for no score"
+                check(are_scores(numbers, len(counted)), numbers, wanted)
+                rewards, kind = [number_of(r) for r in numbers], FailureKind.METRIC
+            without = Failure(kind, f"{name}.reward gave no score")
+            for k, reward in zip(counted, rewards, strict=True):
+                failure = without if reward is None else None
+                counting[k] = replace(counting[k], score=reward, failure=failure)
+        return counting
+
+    def proposed(self, context: base.UpdateContext, batch: Batch) -> base.Proposed:
+        """The lessons that UpdateLibrary is shown, and the operations beside its own."""
+        operations: list[Any] = []
+        for strategy in () if batch.is_draft else self._overriding("propose"):
+            with self._counting(strategy, "propose"):
+                work = partial(strategy.propose, context, self._ask(batch))
+                proposed = self._calls.pool.call(work)
+                check(isinstance(proposed, base.Proposed), proposed, "a Proposed")
+                parts = (
+                    (proposed.lessons, Lesson),
+                    (proposed.operations, Add | Modify | Delete | Keep),
+                )
+                for values, kind in parts:
+                    are_right = all(isinstance(value, kind) for value in values)
+                    check(are_right, values, "lessons, and operations")
+                proposed = self._calls.journal.cleaned(proposed, PROPOSED)
+                context = replace(context, lessons=tuple(proposed.lessons))
+                operations += proposed.operations
+        return base.Proposed(context.lessons, tuple(operations))
+
+    def _ask(self, batch: Batch) -> base.Ask:
+        """Asks the reflection LM; the same question is asked once in the run."""
+
+        def ask(signature: Any, **inputs: Any) -> Mapping[str, Any]:
+            asked = dspy.ensure_signature(signature)
+            is_signature = isinstance(asked, type) and issubclass(asked, dspy.Signature)
+            check(is_signature, signature, "a signature to ask")
+            key = json.dumps([repr(signature), inputs], sort_keys=True, default=repr)
+            with self._calls.pool.lock:
+                if key not in self._questions:
+                    begun = self._client.begin_for_strategy(batch, signature, inputs)
+                    self._questions[key] = self._client.beside(begun)
+                    self._charged[key] = batch.update
+            answer = self._questions[key]()
+            with self._calls.pool.lock:
+                if batch.update < self._charged[key]:  # the first update that needs the answer pays
+                    self._client.charge(answer.usage, self._charged[key], batch.update)
+                    self._charged[key] = batch.update
+            return answer.output if isinstance(answer.output, Mapping) else {}
+
+        return ask
+
+    @contextlib.contextmanager
+    def _counting(self, strategy: base.Strategy, method: str, ends: int = 0) -> Iterator[None]:
+        """Count what a strategy raises when it is asked, and go on.
+
+        With `ends`, for methods that are asked in a fixed order, so many failures from the first on
+        end the run.
+        """
+        key, outcomes = (id(strategy), method), self._outcomes[id(strategy), method]
+        ledger, count_failure = self._calls.ledger, self._calls.report.count_failure
+        self._hanging.add(key)
+        try:
+            yield
+            outcomes.append(True)
+        except (errors.StoreError, errors.RunStopped, KeyboardInterrupt):  # not the strategy's
+            raise
+        except UnpaidError as error:  # nor is this
+            count_failure("budget", str(error))
+        except NotReplayedError as error:
+            count_failure("replay", str(error))
+        except BaseException as error:  # noqa: BLE001 - whatever a user's method raises is counted
+            check_wanted()
+            ledger.raised.append(error)
+            outcomes.append(False)
+            message = f"{type(strategy).__name__}.{method}: {errors.described(error)}"
+            count_failure("strategy", message)
+            if 0 < ends <= len(outcomes) and not any(outcomes):
+                when = "in the first batch" if ends == 1 else f"in the first {ends} batches"
+                why = f"a strategy failed {when}; correct or leave out {message.rstrip('.')}"
+                ledger.stop(why, is_failure=True)
+        finally:
+            self._hanging.discard(key)

@@ -5,13 +5,12 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
 
 from tfgrpo_dspy.budget.ledger import Amount
 from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
-from tfgrpo_dspy.errors import GateError, RunStopped, described, shareable
+from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import UpdateDecided
 from tfgrpo_dspy.experience import (
     Add,
@@ -24,47 +23,36 @@ from tfgrpo_dspy.experience import (
     supported,
 )
 from tfgrpo_dspy.gate.model import score_sd
-from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, RunEvidence
+from tfgrpo_dspy.gate.protocol import Belief, Decision, Measured, RunEvidence
 from tfgrpo_dspy.listeners import Changes, training_rows
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import LEAST_SHOWN
-from tfgrpo_dspy.rollout import Rollout, fields_text, floored
+from tfgrpo_dspy.rollout import fields_text, floored
 from tfgrpo_dspy.run.briefing import leading
+from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.planning import Planner
-from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import TEACHING, Batch, Brief, Extracted, Update, record_of
-from tfgrpo_dspy.sampling.additions import Additions, DemoPool, best_rollouts
+from tfgrpo_dspy.sampling.additions import Additions, best_rollouts
 from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.strategies.auto import Auto, seen
-from tfgrpo_dspy.user_code import check_wanted
 
 logger = logging.getLogger(__name__)
-
-VERBS = {
-    "assign": "assigned",
-    "demo_sets": "chose the demos",
-    "briefs": "chose the briefs",
-    "decide": "decided",
-    "finalists": "gave as finalists",
-}
-"""By method of a gate, the word for its answer."""
 
 
 class History:
     """The updates of one run: its start, from the library `start`, and then each decided one."""
 
     def __init__(
-        self, inputs: RunInputs, calls: Calls, client: ReflectionClient, strategies: Strategies
+        self, inputs: RunInputs, calls: Calls, client: ReflectionClient, groups: Groups
     ) -> None:
         start = ExperienceLibrary.from_program(inputs.student)
         decision = Decision(start, "the library of the student")
         self.start = start
         self.updates = [Update(0, decision, calls.so_far)]
-        self.plan = Planner(inputs, strategies, calls.ledger, self.updates)
-        self.first: tuple[Rollout, ...] = ()  # of the first batch, where rewards depend on it
+        self.plan = Planner(inputs, groups.sizes, calls.ledger, self.updates)
         calls.lessons = self._lessons_to_come
         self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
-        self._client, self._strategies = client, strategies
+        self._client, self.groups = client, groups
         self.changes = Changes(self._texts)
         self._measured: list[Measured] = []
         self._logged: set[str] = set()
@@ -90,50 +78,10 @@ class History:
         """The latest decision."""
         return self.latest.decision
 
-    @property
-    def shows_labels(self) -> bool:
-        """Whether the reflection LM may be shown labels."""
-        return self._settings.reflection.use_labels and self._settings.metric is not None
-
-    def reward(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Rollouts that compare student and result, with what they count with."""
-        return self._strategies.rewarded(rollouts, self.first)
-
-    def assigned(self, batch: Batch, example: int, n: int) -> list[Additions]:
-        """The additions of each rollout of a group. Raises GateError: the gate gave none."""
-        n_sets, n_briefs = self.demos.n_sets, len(batch.base.briefs)
-        plan = GroupPlan(batch.base.decision, example, batch.update, n, n_sets, n_briefs)
-        best = batch.base.best if batch.epoch else ()  # before, there are few to choose from
-        hidden = {self._inputs.examples[example].identity}
-        sets = [(), *(self.demos.choose(k, best, hidden) for k in range(1, n_sets + 1))]
-        libraries: Sequence[ExperienceLibrary] = (batch.library,) * n
-        if any(experience.is_on_trial for experience in batch.library):
-            wanted = f"return {n} libraries, one for each rollout of the group"
-            libraries = self._asked("assign", plan, wanted, n)
-
-        def arms(method: str, n_arms: int) -> Sequence[int]:
-            wanted = f"return {n} numbers from 0 to {n_arms}, one for each rollout of the group"
-            chosen = self._asked(method, plan, wanted, n, range(n_arms + 1)) if n_arms else ()
-            return chosen or (0,) * n
-
-        shown = arms("demo_sets", n_sets if any(sets) else 0)
-        return [
-            Additions(batch.base.briefed(library, b), sets[k], demo_set=k, brief=b)
-            for library, k, b in zip(libraries, shown, arms("briefs", n_briefs), strict=True)
-        ]
-
-    @cached_property
-    def demos(self) -> DemoPool:
-        """The sets of demos that the run may show."""
-        labelled = self._inputs.training if self.shows_labels else ()
-        student, settings = self._inputs.student, self._settings
-        examples = self._inputs.examples
-        return DemoPool(student, examples, labelled, settings.max_demos, settings.seed)
-
     @cached_property
     def _texts(self) -> tuple[str, ...]:
         """The inputs of each example, and its labels where the reflection LM may see them."""
-        examples, shows = self._inputs.examples, self.shows_labels
+        examples, shows = self._inputs.examples, self._settings.shows_labels
         return tuple(fields_text({**e.inputs, **e.labels}) if shows else e.text for e in examples)
 
     def decide(self, batch: Batch, extracted: Extracted, proposed: Applied) -> None:
@@ -194,8 +142,12 @@ class History:
     def switched(self) -> tuple[str, ...]:
         """What strategies have switched on and off by themselves, by the decided updates."""
         is_auto = any(isinstance(one, Auto) for one in self._settings.strategies)
-        on = seen(self.latest.groups, self.first, self.shows_labels) if is_auto else ()
-        return (*on, *sorted(self._strategies.switched_off.values()))
+        on = (
+            seen(self.latest.groups, self.groups.first or (), self._settings.shows_labels)
+            if is_auto
+            else ()
+        )
+        return (*on, *sorted(self.groups.switched_off.values()))
 
     def _decision(self, operations: tuple[Operation, ...], briefs: Sequence[Brief]) -> Decision:
         """The gate's decision, with the evidence of all KEEPs."""
@@ -206,10 +158,12 @@ class History:
             texts=self._texts,
             training=self._inputs.training,
             limits=self._settings.limits,
-            n_demo_sets=self.demos.n_sets,
+            n_demo_sets=self.groups.demos.n_sets,
             parents=tuple(brief.parent for brief in briefs),
         )
-        decision: Decision = self._asked("decide", evidence, "return a Decision on a library")
+        decision: Decision = self.groups.ask_gate(
+            "decide", evidence, "return a Decision on a library"
+        )
         keeps = {op.id: op for op in operations if isinstance(op, Keep)}
 
         def kept(library: ExperienceLibrary) -> ExperienceLibrary:
@@ -217,36 +171,6 @@ class History:
 
         deployable = decision.deployable and kept(decision.deployable)
         return replace(decision, library=kept(decision.library), deployable=deployable)
-
-    def _asked(
-        self,
-        method: str,
-        question: Any,
-        wanted: str,
-        n: int | None = None,
-        numbers: range | None = None,
-    ) -> Any:
-        """The gate's answer. Raises GateError: it raised, or gave something else.
-
-        That is `n` libraries, or numbers of these; or a decision on libraries.
-        """
-        gate = self._settings.gate
-        try:
-            answer = getattr(gate, method)(question)
-        except BaseException as error:  # noqa: BLE001 - it is raised again, under a name
-            what = f"{type(gate).__name__}.{method} raised {described(error).rstrip('.')}"
-            clean = self._calls.journal.redacted
-            raise GateError(clean(f"{what}; correct the gate.")) from shareable(error, clean)
-        check_wanted()  # it may have taken too long
-        is_decision = isinstance(answer, Decision)
-        parts = (answer.library, answer.result) if is_decision else answer
-        is_usable = isinstance(parts, Sequence) and is_decision == (method == "decide")
-        if not is_usable or len(parts) != (len(parts) if n is None else n) or not all(
-            isinstance(each, ExperienceLibrary) if numbers is None else each in numbers
-            for each in parts
-        ):  # fmt: skip
-            raise GateError(f"{type(gate).__name__} {VERBS[method]} {parts!r}; {wanted}.")
-        return answer
 
     def result(self) -> ExperienceLibrary:
         """The library that a program would get if the run ended here."""
@@ -256,8 +180,9 @@ class History:
     def finalists(self) -> list[ExperienceLibrary]:
         """The libraries that are compared with the student at the end. Raises GateError."""
         proposed: Sequence[ExperienceLibrary] = (self.decision.result,)
-        ask = lambda: self._asked("finalists", self.decision, "return a sequence of libraries")  # noqa: E731
+        wanted = "return a sequence of libraries"
         with suppress(RunStopped):  # it hangs
+            ask = partial(self.groups.ask_gate, "finalists", self.decision, wanted)
             proposed = self._calls.pool.call(ask)
         if not self.latest.account.n_rollouts:  # of rollouts made elsewhere none has tried it
             proposed = (*proposed, self.decision.consistent)

@@ -8,7 +8,7 @@ or there is nothing more to learn.
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,6 @@ from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import FailureKind, Rollout, mean_of
-from tfgrpo_dspy.run.strategy_calls import Strategies
 from tfgrpo_dspy.run.updates import EXPLAINED, LEFT, NOT_ASKED, TEACHING, Batch, Update, rollouts_of
 from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.strategies.auto import may_rescue
@@ -155,7 +154,7 @@ class Planner:
     def __init__(
         self,
         inputs: RunInputs,
-        strategies: Strategies,
+        sizes: Callable[[BatchPlan], dict[int, int]],  # as strategies choose
         ledger: Ledger,
         updates: Sequence[Update],  # the start and the decided ones, which somebody else appends
     ) -> None:
@@ -166,7 +165,7 @@ class Planner:
         self.n_batches = math.ceil(len(inputs.training) / settings.batch_size)  # of an epoch
         self.n_drafts = int(settings.drafts > 0)
         self.n_updates = self.n_drafts + self.n_batches * (1 if is_recorded else settings.epochs)
-        self._inputs, self._strategies, self._updates = inputs, strategies, updates
+        self._inputs, self._sizes, self._updates = inputs, sizes, updates
         self._ledger = ledger
         self._group_size = 0 if is_recorded else settings.group_size
         self._visits: Counter[int] = Counter()
@@ -229,7 +228,7 @@ class Planner:
                 update=number,
                 seed=settings.seed,
             )
-            sizes = self._strategies.sizes(plan)
+            sizes = self._sizes(plan)
         visits, asks = (
             tuple(self._visits[example] for example in sizes),
             self._asks_predictors(base),

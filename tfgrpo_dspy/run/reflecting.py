@@ -348,13 +348,12 @@ class Reflector:
         keeps, new = known_lessons(lessons, library)
         names, settings = self._inputs.predictors, self._settings.reflection
         shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
-        is_labelled = self._settings.metric is not None and settings.use_labels
 
         def begin(part: Sequence[Lesson]) -> tuple[Sequence[Lesson], Waited]:
             """Labels are shown of the examples that the lessons come from; of drafts, of some."""
             sources = (evidence.example for lesson in part for evidence in lesson.evidence)
             places = dict.fromkeys(self._inputs.training if batch.is_draft else sources)
-            examples = [self._examples[k] for k in places if is_labelled]
+            examples = [self._examples[k] for k in places if self._settings.shows_labels]
             labelled = [each for each in examples if each.labels][:EXAMPLES_SHOWN]
             parts = (f"{each.text}\nLabels:\n{each.labels_text}" for each in labelled)
             text = texts.by_example([texts.clip(text, EXAMPLE_TOKENS) for text in parts])

@@ -104,6 +104,11 @@ class RunSettings(Settings):
         return {name: getattr(self, name) for name in (*DERIVED, "reserve", "n_validation")}
 
     @property
+    def shows_labels(self) -> bool:
+        """True if the reflection LM may be shown labels."""
+        return self.reflection.use_labels and self.metric is not None
+
+    @property
     def most_on_trial(self) -> int:
         """The number of experiences on trial from which on no more lessons are drawn.
 
