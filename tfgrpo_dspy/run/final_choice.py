@@ -388,11 +388,11 @@ class FinalChoice:
 
     def _race(self, measured: Measurements) -> tuple[int, dict[int, records.Candidate], str]:
         """The winner's place (0: student), all that took part by their places, and why it won."""
-        candidates, untried = measured.candidates, Additions(self._history.untried)
+        candidates = measured.candidates
         race, account = self._race_of(measured), self._history.latest.account
         with suppress(RunStopped):  # what was measured by then decides
             while pairs := self._next_round(race, account, measured.scores()):
-                if candidates[1:] == [untried] and not measured.scores():
+                if not measured.scores():
                     measured.make(pairs[:1])  # the student alone: maybe it does not reach for both
                 account = account.after_rollouts(measured.make(pairs))
         scores = measured.scores()

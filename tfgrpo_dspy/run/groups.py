@@ -28,16 +28,7 @@ from tfgrpo_dspy.gate.protocol import Decision, GroupPlan
 from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.modules import Answer
-from tfgrpo_dspy.rollout import (
-    MOST,
-    NO_SCORES,
-    Failure,
-    FailureKind,
-    Group,
-    Rollout,
-    number_of,
-    rollout_id_for,
-)
+from tfgrpo_dspy.rollout import NO_SCORES, Failure, FailureKind, Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.planning import FIRST_ROLLOUTS, N_FIRST, why_unreadable, why_unscored
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import Additions, DemoPool, SampledGroup
@@ -55,24 +46,15 @@ Waited = Callable[[], SampledGroup]
 MOST_FAILURES = 3  # of a choice that has never worked
 PROPOSED = TypeAdapter(base.Proposed)
 VERBS = {
-    "assign": "assigned",
-    "demo_sets": "chose the demos",
-    "briefs": "chose the briefs",
-    "decide": "decided",
-    "finalists": "gave as finalists",
-}
-"""By method of a gate, the word for its answer."""
+    "assign": "assigned", "demo_sets": "chose the demos", "briefs": "chose the briefs",
+    "decide": "decided", "finalists": "gave as finalists",
+}  # fmt: skip
 
 
 def check(is_usable: bool, answer: object, wanted: str) -> None:
     """Raise StrategyError, which says what is wanted, unless the answer is usable."""
     if not is_usable:
         raise StrategyError(f"it gave {answer!r:.200}; return {wanted}.")
-
-
-def are_scores(values: Sequence[Any], n: int) -> bool:
-    """True if these are `n` numbers or None."""
-    return len(values) == n and all(v is None or number_of(v) is not None for v in values)
 
 
 class Groups:
@@ -154,10 +136,8 @@ class Groups:
         recorded = self._recorded or ()
         scores = NO_SCORES.including(r.score for of_example in recorded for r in of_example)
         group = Group.of(example, recorded[example], self._settings.metric is not None, scores)
-        additions = (Additions(ExperienceLibrary.from_program(self._inputs.student)),) * len(
-            group.all_rollouts
-        )
-        return SampledGroup(group, additions, batch.update)
+        start = Additions(ExperienceLibrary.from_program(self._inputs.student))
+        return SampledGroup(group, (start,) * len(group.all_rollouts), batch.update)
 
     def _samples(self, batch: Batch) -> list[list[Sample]]:
         """For each example, one `Sample` for each of its rollouts.
@@ -173,7 +153,7 @@ class Groups:
                 self._sample(batch, example, k, additions, usual if k else at_first)
                 for k, additions in enumerate(self._assigned(batch, example, size))
             ]
-            for example, size in zip(batch.examples, batch.sizes, strict=True)
+            for example, size in batch.sizes.items()
         ]
 
     def _sample(
@@ -184,10 +164,8 @@ class Groups:
         additions: Additions,
         temperature: float | str | None,
     ) -> Sample:
-        """The sample of rollout `k` of the example's group."""
-        _, visit = batch.size_and_visit(example)
+        asks, visit = batch.asks_predictors, batch.visits[example]
         rollout_id = rollout_id_for(self._settings.seed, visit, example, k, "training")
-        asks = batch.asks_predictors
         return Sample(additions, example, rollout_id, temperature, asks_predictors=asks)
 
     def _begun(self, batch: Batch, samples: Sequence[Sample]) -> Waited:
@@ -195,29 +173,21 @@ class Groups:
 
         It is without rollouts where a limit has ended the training.
         """
-        result, priority, example = (
-            self._calls.pool.result,
-            (TRAINING, batch.update),
-            samples[0].example,
-        )
-        jobs = [self._sampler.begin(sample, priority) for sample in samples]
+        result, example = self._calls.pool.result, samples[0].example
+        jobs = [self._sampler.begin(sample, (TRAINING, batch.update)) for sample in samples]
 
         def gathered() -> SampledGroup:
             every, latest = list(samples), [result(job) for job in jobs]
             sampled = SampledGroup(Group(example, (), ()), (), batch.update)
             rollouts: list[Rollout] = []
-            while any(
-                r.failure is None or r.failure.kind is not FailureKind.BUDGET for r in latest
-            ):
+            while not all(r.failure and r.failure.kind is FailureKind.BUDGET for r in latest):
                 rollouts += latest
                 has_metric = self._settings.metric is not None
                 group = Group.of(example, rollouts, has_metric, batch.base.by_metric)
                 additions = tuple(sample.additions for sample in every)
                 sampled = SampledGroup(group, additions, batch.update)
-                extra = [
-                    self._extra(batch, example, k, attempt)
-                    for k, attempt in enumerate(self._attempts(batch, sampled), len(every))
-                ]
+                extra = self._extra(batch, sampled) if self._overriding("rescue") else []
+                priority = (TRAINING, batch.update)
                 more = self._sampler.begin_extra(extra, priority) if extra else None
                 if more is None:
                     break
@@ -226,10 +196,8 @@ class Groups:
 
         return gathered
 
-    def _attempts(self, batch: Batch, sampled: SampledGroup) -> list[base.Attempt]:
-        """The extra attempts that strategies give the group next."""
-        if not self._overriding("rescue"):
-            return []
+    def _extra(self, batch: Batch, sampled: SampledGroup) -> list[Sample]:
+        """The samples of the extra attempts that strategies give the group next."""
         context, extra = self._context(batch, sampled), list[base.Attempt]()
         why = "no extra attempt of the latest rescued groups was better than the others"
         for strategy in self._asked("rescue", why * auto.rescued_in_vain(context.past)):
@@ -238,18 +206,15 @@ class Groups:
                 are_attempts = all(isinstance(one, base.Attempt) for one in attempts)
                 check(are_attempts, attempts, "Attempts")
                 extra += attempts
-        n_extra = len(sampled.additions) - batch.size_and_visit(sampled.group.example)[0]
-        return extra[: max(0, MOST_ATTEMPTS - n_extra)]
-
-    def _extra(self, batch: Batch, example: int, k: int, attempt: base.Attempt) -> Sample:
-        """The sample of an extra attempt at the example, with the library so far."""
-        additions = Additions(batch.base.decision.result, (), attempt.hint, attempt.teacher)
-        usual = self._settings.temperature
-        warmer = usual if isinstance(usual, str) else max(usual, attempt.temperature)
-        return self._sample(batch, example, k, additions, warmer)
+        samples, usual, example = [], self._settings.temperature, sampled.group.example
+        n, n_whole = len(sampled.additions), batch.sizes[example]
+        for k, attempt in enumerate(extra[: max(0, MOST_ATTEMPTS + n_whole - n)], n):
+            additions = Additions(context.library, (), attempt.hint, attempt.teacher)
+            warmer = usual if isinstance(usual, str) else max(usual, attempt.temperature)
+            samples.append(self._sample(batch, example, k, additions, warmer))
+        return samples
 
     def _context(self, batch: Batch, sampled: SampledGroup) -> base.GroupContext:
-        """What strategies know of the group."""
         return base.GroupContext(
             sampled=sampled,
             past=batch.base.groups,
@@ -289,14 +254,12 @@ class Groups:
         if not (sampled := waited()).additions:  # a limit has ended the training
             return sampled
         context, example = self._context(batch, sampled), sampled.group.example
-        past, crediting = context.past, self._overriding("credit")
+        past, place = context.past, batch.examples.index(example)
+        crediting = self._overriding("credit")
         in_place = any(base.overrides(one, "choose") for one in crediting)  # of whole rollouts
-        is_in_vain = auto.credited_in_vain(past) and not in_place
-        why = "hardly any group had a step that decided" * is_in_vain
-        asked = self._asked("credit", why)
-        if not (
-            in_place or auto.may_be_credited(sampled.group, past, batch.examples.index(example))
-        ):
+        why = "hardly any group had a step that decided"
+        asked = self._asked("credit", why * (auto.credited_in_vain(past) and not in_place))
+        if not (in_place or auto.may_be_credited(sampled.group, past, place)):
             return sampled
         ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
         additions, played = dict(zip(ids, sampled.additions, strict=True)), dict[int, Rollout]()
@@ -320,7 +283,7 @@ class Groups:
         values_of, rollouts = credit.values, sampled.group.rollouts
         n_values = {rollout.rollout_id: len(rollout.values) for rollout in rollouts}
         are_usable = isinstance(values_of, Mapping) and all(
-            are_scores(values, n_values.get(id_, 0)) for id_, values in values_of.items()
+            base.are_scores(values, n_values.get(id_, 0)) for id_, values in values_of.items()
         )
         wanted = "values by rollout id, each None or a number, one more than its steps"
         check(are_usable, values_of, wanted)
@@ -357,7 +320,7 @@ class Groups:
         steps = [asdict(replace(step, value=None)) for step in rollout.steps[:n_steps]]
         purpose = f"from/{source_id}/{answers_now:d}/{digest(steps)}"
         start, seed = Start(rollout, n_steps, answers_now), self._settings.seed
-        _, visit = batch.size_and_visit(example)
+        visit = batch.visits[example]
         ids = [rollout_id_for(seed, visit, example, k, purpose) for k in range(n)]
         additions |= dict.fromkeys(ids, additions[source_id])
         usual = self._sample(batch, example, 0, additions[source_id], self._settings.temperature)
@@ -513,9 +476,10 @@ class Groups:
                 of_metric = tuple(counting[k] for k in counted)
                 scored = base.Scored(of_metric, self.first or (), aided is not None, helped)
                 numbers = list(strategy.reward(scored))
-                wanted = f"{len(counted)} numbers below {MOST:g}, or None for no score"
-                check(are_scores(numbers, len(counted)), numbers, wanted)
-                rewards, kind = [number_of(r) for r in numbers], FailureKind.METRIC
+                wanted = f"{len(counted)} numbers below 1e+150, or None for no score"
+                check(base.are_scores(numbers, len(counted)), numbers, wanted)
+                rewards = [None if number is None else float(number) for number in numbers]
+                kind = FailureKind.METRIC
             without = Failure(kind, f"{name}.reward gave no score")
             for k, reward in zip(counted, rewards, strict=True):
                 failure = without if reward is None else None

@@ -62,7 +62,7 @@ class History:
         settings, n = self._settings, 0
         for batch in self.plan.batches[self.latest.number :]:
             n_lessons = math.ceil(len(batch.examples) / settings.groups_per_call)
-            n_lessons += sum(batch.sizes) * settings.reflection.summarize_always
+            n_lessons += sum(batch.sizes.values()) * settings.reflection.summarize_always
             n_first = settings.drafts + settings.n_briefs * len(self._inputs.predictors)
             planned = 1 + (n_first if batch.is_draft else n_lessons)
             n += max(0, planned - self._client.n_asked[batch.update])
@@ -187,20 +187,6 @@ class History:
         if not self.latest.account.n_rollouts:  # of rollouts made elsewhere none has tried it
             proposed = (*proposed, self.decision.consistent)
         return [self._like_start(library) for library in proposed]
-
-    @property
-    def untried(self) -> ExperienceLibrary:
-        """The last library if no training rollout tried any new advice; else that of the start.
-
-        So is it with a gate that states no beliefs of the new advice: it knows what it proposes.
-        """
-        start, decision = {experience.advice for experience in self.start}, self.decision
-        scored = (one.library for one in self._measured if one.score is not None)
-        is_tried = any(each.advice not in start for library in scored for each in library)
-        new = {experience.advice for experience in decision.library} - start
-        if is_tried or not new <= decision.beliefs.keys():
-            return self.start
-        return self._like_start(decision.consistent)
 
     def _like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
         """The library; if it has the student's experiences, also with the student's next free id.

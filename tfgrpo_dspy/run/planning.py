@@ -229,13 +229,10 @@ class Planner:
                 seed=settings.seed,
             )
             sizes = self._sizes(plan)
-        visits, asks = (
-            tuple(self._visits[example] for example in sizes),
-            self._asks_predictors(base),
-        )
+        visits = {example: self._visits[example] for example in sizes}
         self._visits.update([*sizes])
-        n_rollouts = tuple(sizes.values())
-        return Batch(number, base, epoch, tuple(sizes), n_rollouts, visits, asks_predictors=asks)
+        asks = self._asks_predictors(base)
+        return Batch(number, base, epoch, sizes, visits, asks_predictors=asks)
 
     def _asks_predictors(self, base: Update) -> bool:
         """Whether the metric is also asked about each predictor in the rollouts of the next batch.
@@ -276,5 +273,5 @@ class Planner:
 
     def n_usual(self, batch: Batch, examples: Sequence[int]) -> float:
         """How many groups of the usual size have as many rollouts as these of the batch."""
-        sizes = [batch.size_and_visit(example)[0] for example in examples]
-        return sum(sizes) / self._group_size if self._group_size else len(examples)
+        n_rollouts = sum(batch.sizes[example] for example in examples)
+        return n_rollouts / self._group_size if self._group_size else len(examples)

@@ -53,16 +53,15 @@ class Batch:
     update: int
     base: "Update" = field(repr=False)
     epoch: int = 0
-    examples: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()  # the number of rollouts of each example
-    visits: tuple[int, ...] = ()  # how many earlier batches had each of them
+    sizes: Mapping[int, int] = field(default_factory=dict)  # rollouts by example
+    visits: Mapping[int, int] = field(default_factory=dict)  # earlier batches, by example
     is_draft: bool = False  # the batch has no examples: its lessons come from labels
     asks_predictors: bool = False  # whether the metric is also asked about each predictor
 
-    def size_and_visit(self, example: int) -> tuple[int, int]:
-        """How many rollouts the example gets here, and how many batches it was in before."""
-        place = self.examples.index(example)
-        return self.sizes[place], self.visits[place]
+    @property
+    def examples(self) -> tuple[int, ...]:
+        """Its examples in their order."""
+        return tuple(self.sizes)
 
     @property
     def library(self) -> ExperienceLibrary:

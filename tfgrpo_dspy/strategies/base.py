@@ -17,7 +17,7 @@ from tfgrpo_dspy.experience import ExperienceLibrary, Operation
 from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
-from tfgrpo_dspy.rollout import NO_SCORES, Group, Rollout
+from tfgrpo_dspy.rollout import NO_SCORES, Group, Rollout, number_of
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.user_code import is_coroutine_function
@@ -242,6 +242,11 @@ class Strategy:
 
 
 METHODS = tuple(name for name, one in vars(Strategy).items() if callable(one) and name[0] != "_")
+
+
+def are_scores(values: Sequence[Any], n: int) -> bool:
+    """True if these are `n` numbers or None."""
+    return len(values) == n and all(v is None or number_of(v) is not None for v in values)
 
 
 def overrides(strategy: object, method: str) -> bool:
