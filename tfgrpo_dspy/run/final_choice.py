@@ -124,7 +124,7 @@ class Measurements:
         if math.isinf(left.n_lm_calls) and math.isinf(left.cost):
             return len(pairs)
         usages = [r.usage + r.metric_usage for r in (*self._rollouts.values(), *more)]
-        if not usages:
+        if len(usages) < n_of_one:
             return n_of_one
         calls = max(usage.n_answers for usage in usages)
         cost = max(usage.cost_usd for usage in usages)
