@@ -11,12 +11,12 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import Run, questions, section, untimed
+from runs import Pair, Run, questions, section, untimed
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
 from small import Answering, group_of, grpo
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate
-from tfgrpo_dspy.rollout import Group, Rollout, Step, trajectory_text
+from tfgrpo_dspy.rollout import Group, Rollout, Step, Usage, trajectory_text
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.strategies import (
@@ -286,8 +286,7 @@ def test_a_turn_is_decisive_if_scores_change_between_the_states_around_it() -> N
 
 def answered(text: str, score: float, chance: float | None) -> Rollout:
     entropy = None if chance is None else -math.log(chance)
-    rollout = Rollout(0, 1, outputs={"answer": text}, score=score, entropy=entropy)
-    return replace(rollout, usage=replace(rollout.usage, completion_tokens=1))
+    return Rollout(0, 1, outputs={"answer": text}, score=score, entropy=entropy)
 
 
 def test_log_probabilities_weigh_the_answers_that_were_sampled() -> None:
@@ -403,28 +402,14 @@ def test_the_marks_of_a_teacher_are_the_values_of_the_students_own_states() -> N
 
 @pytest.mark.parametrize("marks", ["", "None", "1: 7", "1: 7, 70, 2", "1: a, b, c"])
 def test_marks_that_cannot_be_read_value_nothing(marks: str) -> None:
-    assert (
-        dict(credit(TeacherMarks(), context(FAILING, BETTER), Answering(marks=marks)).values) == {}
-    )
-
-
-class TwoSteps(dspy.Module):
-    """Plans, then answers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.plan = dspy.Predict("question -> answer")
-        self.act = dspy.Predict("question -> answer")
-
-    def forward(self, question: str) -> dspy.Prediction:
-        self.plan(question=question)
-        return self.act(question=question)
+    asked = Answering(marks=marks)
+    assert dict(credit(TeacherMarks(), context(FAILING, BETTER), asked).values) == {}
 
 
 def test_failing_groups_of_a_silent_metric_teach_by_the_marks_of_the_teacher() -> None:
     rules: list[Any] = [("`marks`", chat(marks="1: 8, 1\n2: 8, 1"))]
     rows = [["0", "0"]] * 3 + [["1", "1"]]
-    arguments: dict[str, Any] = {"student": TwoSteps(), "use_labels": False, "epochs": 2}
+    arguments: dict[str, Any] = {"student": Pair(), "use_labels": False, "epochs": 2}
     marked = Run(rows, *rules, strategies=(TeacherMarks(),), **arguments)
     assert marked.results.failures.get("strategy", 0) == 0
     attempts = [section(prompt.user, "attempts") for prompt in marked.prompts(EXTRACT)]
@@ -455,9 +440,8 @@ def test_without_a_metric_a_judge_makes_the_pairs() -> None:
 
 
 def test_the_gain_of_information_values_every_rollout_that_the_calls_pay_for() -> None:
-    rollouts = [taking(1, "ab", 1.0), taking(2, "ac", 0.0), taking(3, "ad", 0.0)]
-    for each in rollouts:
-        object.__setattr__(each, "usage", type(each.usage)(4))
+    taken = [taking(1, "ab", 1.0), taking(2, "ac", 0.0), taking(3, "ad", 0.0)]
+    rollouts = [replace(each, usage=Usage(4)) for each in taken]
     found = credit(InformationGain(samples=1), context(rollouts), play=Played(0.5))
     assert set(found.values) == {1, 2, 3}
     few = credit(InformationGain(samples=1, calls=0.2), context(rollouts), play=Played(0.5))

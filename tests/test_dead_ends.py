@@ -8,7 +8,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy import lm15
-from runs import Run, n_calls, polite_answer, polite_rules, questions
+from runs import Run, n_calls, polite_answer, polite_rules, predictor, questions
 from scripted import (
     EXTRACT,
     UPDATE,
@@ -33,13 +33,20 @@ def is_right(example: dspy.Example, pred: dspy.Prediction) -> float:
     return float(pred.answer == example.answer)
 
 
+def learned(
+    lm: dspy.LM, n: int, student: Any = None, metric: Any = is_right, **settings: Any
+) -> Any:
+    """The program that the default learns from so many questions."""
+    with dspy.context(lm=lm):
+        optimizer = TrainingFreeGRPO(metric, **{"progress": False} | settings)
+        return optimizer.compile(student or predictor(), trainset=questions(n))
+
+
 def failing(rules: list[Any], **given: Any) -> RunFailedError:
     """What ends a compile with 300 calls on an LM of these rules."""
-    settings: dict[str, Any] = {"max_lm_calls": 300, "progress": False, "num_threads": 3} | given
     lm = scripted_lm([*rules, *polite_rules()], max_tokens=77, num_retries=0)
-    with dspy.context(lm=lm), pytest.raises(RunFailedError) as caught:
-        optimizer = TrainingFreeGRPO(is_right, **settings)
-        optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(45))
+    with pytest.raises(RunFailedError) as caught:
+        learned(lm, 45, **{"max_lm_calls": 300, "num_threads": 3} | given)
     return caught.value
 
 
@@ -63,13 +70,10 @@ def test_a_program_whose_empty_answers_score_unlike_is_not_given_up() -> None:
     def metric(example: dspy.Example, _pred: Any) -> float:
         return len(example.question) / 20
 
-    student, lm = dspy.Predict("question -> answer"), scripted_lm([("question", chat(answer=""))])
     trainset = [dspy.Example(question="q" * n).with_inputs("question") for n in range(1, 21)]
-    with dspy.context(lm=lm):
-        done = grpo(metric, max_lm_calls=60, reflection=Reflection(drafts=0)).compile(
-            student, trainset=trainset
-        )
-    assert n_calls(done) > 30
+    with dspy.context(lm=scripted_lm([("question", chat(answer=""))])):
+        optimizer = grpo(metric, max_lm_calls=60, reflection=Reflection(drafts=0))
+        assert n_calls(optimizer.compile(predictor(), trainset=trainset)) > 30
 
 
 @pytest.mark.parametrize(
@@ -95,20 +99,14 @@ def test_a_program_of_which_some_of_the_first_answers_can_be_read_goes_on() -> N
         return RAMBLING if prompt.random("form").random() < 0.5 else polite_answer(prompt)
 
     lm = scripted_lm([*polite_rules()[:2], ("question", answer)])
-    with dspy.context(lm=lm):
-        given: dict[str, Any] = {"max_lm_calls": 200, "progress": False}
-        optimizer = TrainingFreeGRPO(is_right, reflection=Reflection(drafts=0), **given)
-        done = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(36))
+    done = learned(lm, 36, max_lm_calls=200, reflection=Reflection(drafts=0))
     assert done.detailed_results.failures["parse"] > 3
     assert n_calls(done) > 100
 
 
 def test_a_run_whose_budget_pays_for_one_update_says_so() -> None:
     never = scripted_lm([*polite_rules()[:2], ("", chat(answer="no", lessons="None"))])
-    with dspy.context(lm=never):
-        optimizer = TrainingFreeGRPO(is_right, max_metric_calls=8, progress=False)
-        student = dspy.Predict("question -> answer")
-        results = optimizer.compile(student, trainset=questions(20)).detailed_results
+    results = learned(never, 20, max_metric_calls=8).detailed_results
     assert sum(bool(update.groups) for update in results.updates) == 1
     assert "after one update; a larger budget has more" in results.nothing_learned
 
@@ -128,15 +126,9 @@ def test_a_reflection_lm_that_never_gives_anything_of_use_is_given_up(
 ) -> None:
     found = r"`(?:lessons|semantic_advantage)`"
     lm = scripted_lm([(found, fault), *polite_rules()], max_tokens=77, num_retries=0)
-    with dspy.context(lm=lm):
-        settings: dict[str, Any] = {"max_lm_calls": 300, "progress": False, "num_threads": 3}
-        settings["max_demos"] = 0  # nothing else is learned
-        optimizer = TrainingFreeGRPO(
-            is_right, reflection=Reflection(drafts=drafts, brief=None), **settings
-        )
-        results = optimizer.compile(
-            dspy.Predict("question -> answer"), trainset=questions(45)
-        ).detailed_results
+    given: dict[str, Any] = {"max_lm_calls": 300, "max_demos": 0}  # nothing else is learned
+    reflection = Reflection(drafts=drafts, brief=None)
+    results = learned(lm, 45, num_threads=3, reflection=reflection, **given).detailed_results
     assert results.reflection_usage.n_lm_calls <= 40
     for said in (results.ended_because, results.nothing_learned):
         assert "answers in a row that are of no use" in said and cause in said
@@ -157,12 +149,8 @@ def test_a_reflection_lm_whose_context_is_too_small_is_given_up_soon_and_costs_n
 
     lm = scripted_lm(polite_rules(), num_retries=0)
     reader = scripted_lm(polite_rules(), num_retries=0, before=fits)
-    with dspy.context(lm=lm):
-        given: dict[str, Any] = {"max_lm_calls": 120, "progress": False, "num_threads": 3}
-        given |= {"reflection_lm": reader, "reflection": Reflection(drafts=drafts)}
-        student = dspy.Predict("question -> answer")
-        program = TrainingFreeGRPO(is_right, **given).compile(student, trainset=questions(45))
-    results = program.detailed_results
+    given: dict[str, Any] = {"reflection_lm": reader, "reflection": Reflection(drafts=drafts)}
+    results = learned(lm, 45, max_lm_calls=120, num_threads=3, **given).detailed_results
     assert 8 <= len(refused) == results.failures["reflection error"] <= most
     assert results.reflection_usage.n_lm_calls == 0
     assert "pass a reflection_lm with a larger context" in results.ended_because
@@ -204,11 +192,8 @@ def test_answers_of_use_end_a_row_of_others() -> None:
 
     update = operations({"op": "ADD", "text": "Be kind.", "lessons": [1]})
     rules = [(EXTRACT, reflect), (UPDATE, update), ("question", polite_answer)]
-    with dspy.context(lm=scripted_lm(rules)):
-        optimizer = TrainingFreeGRPO(
-            is_right, max_lm_calls=250, progress=False, reflection=Reflection(drafts=0)
-        )
-        done = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(36))
+    given: dict[str, Any] = {"max_lm_calls": 250, "reflection": Reflection(drafts=0)}
+    done = learned(scripted_lm(rules), 36, **given)
     assert done.detailed_results.failures["reflection parse"] > 8
 
 
@@ -217,8 +202,7 @@ class Calling(dspy.Module):
 
     def __init__(self, called: Callable[[dspy.Predict], Callable[..., Any]]) -> None:
         super().__init__()
-        self.answer = dspy.Predict("question -> answer")
-        self.called = called
+        self.answer, self.called = predictor(), called
 
     def forward(self, question: str) -> Any:
         return self.called(self.answer)(question=question)
@@ -245,11 +229,9 @@ def overwritten(answer: dspy.Predict) -> dspy.Predict:
 def test_a_program_that_shows_no_lm_its_experiences_is_said_to(
     called: Callable[..., Any], is_shown: bool, is_remote: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given: dict[str, Any] = {"max_lm_calls": 100, "max_demos": 0, "progress": False}
-    if is_remote:
-        given["execution"] = Execution(executor=ThreadPoolExecutor(2))
-    with dspy.context(lm=scripted_lm(polite_rules())):
-        done = TrainingFreeGRPO(is_right, **given).compile(Calling(called), trainset=questions(30))
+    given: dict[str, Any] = {"max_lm_calls": 100, "max_demos": 0}
+    given["execution"] = Execution(executor=ThreadPoolExecutor(2) if is_remote else None)
+    done = learned(scripted_lm(polite_rules()), 30, Calling(called), **given)
     assert bool(done.detailed_results.experiences) == is_shown
     assert ("advice not shown" in done.detailed_results.failures) != is_shown
     assert caplog.text.count("no prompt held the experiences") == (not is_shown)
@@ -258,28 +240,22 @@ def test_a_program_that_shows_no_lm_its_experiences_is_said_to(
 def kept(answers: dict[str, Any]) -> Callable[..., Any]:
     """Calls the predictor once for each question, and knows the answer from then on."""
 
-    def called(answer: dspy.Predict) -> Callable[..., Any]:
-        def ask(question: str) -> Any:
-            if question not in answers:
-                answers[question] = answer(question=question)
-            return answers[question]
+    def ask(answer: dspy.Predict, question: str) -> Any:
+        if question not in answers:
+            answers[question] = answer(question=question)
+        return answers[question]
 
-        return ask
-
-    return called
+    return lambda answer: partial(ask, answer)
 
 
 def in_threads(lm: dspy.LM) -> Callable[..., Any]:
     """Calls the predictor in a thread of its own, where the LM is a global one."""
 
-    def called(answer: dspy.Predict) -> Callable[..., Any]:
-        def ask(question: str) -> Any:
-            with ThreadPoolExecutor(1) as pool:
-                return pool.submit(answer, question=question, lm=lm).result()
+    def ask(answer: dspy.Predict, question: str) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(answer, question=question, lm=lm).result()
 
-        return ask
-
-    return called
+    return lambda answer: partial(ask, answer)
 
 
 @pytest.mark.parametrize(
@@ -294,10 +270,8 @@ def in_threads(lm: dspy.LM) -> Callable[..., Any]:
 def test_a_program_whose_lm_calls_nobody_sees_is_said_to_be_one(
     called: Callable[..., Any], is_learning: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with dspy.context(lm=scripted_lm(polite_rules())):
-        done = TrainingFreeGRPO(
-            is_right, max_lm_calls=150, max_demos=0, progress=False, num_threads=1
-        ).compile(Calling(called), trainset=questions(30))
+    given: dict[str, Any] = {"max_lm_calls": 150, "max_demos": 0, "num_threads": 1}
+    done = learned(scripted_lm(polite_rules()), 30, Calling(called), **given)
     assert done.detailed_results.failures["no LM call"] > 10
     assert "advice not shown" not in done.detailed_results.failures
     assert caplog.text.count("no LM call of the program is seen") == 1
@@ -325,8 +299,7 @@ def test_a_program_that_returns_nothing_is_said_to_be_one_unless_its_scores_diff
     def metric(example: Any, pred: Any, trace: Any = None) -> float:  # noqa: ARG001
         return float((SAID[-1] if looks_elsewhere else getattr(pred, "answer", "")) == "please")
 
-    with dspy.context(lm=scripted_lm(polite_rules())):
-        settings: dict[str, Any] = {"max_lm_calls": 150, "progress": False, "num_threads": 1}
-        done = TrainingFreeGRPO(metric, **settings).compile(Silent(), trainset=questions(30))
+    given: dict[str, Any] = {"max_lm_calls": 150, "num_threads": 1}
+    done = learned(scripted_lm(polite_rules()), 30, Silent(), metric, **given)
     assert ("no output" in done.detailed_results.failures) != looks_elsewhere
     assert caplog.text.count("the program returned nothing (None, ") == (not looks_elsewhere)

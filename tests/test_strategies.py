@@ -63,13 +63,9 @@ def groups_of(run: Run) -> list[list[tuple[int, int]]]:
     return [[(group.example, len(group.scores)) for group in u.groups] for u in updates]
 
 
-def test_a_strategy_chooses_the_examples_of_a_batch_and_how_often_each_is_run() -> None:
+def test_a_strategy_chooses_the_examples_of_a_batch_and_how_often_each_is_run_always_anew() -> None:
     run = Run(ROWS, strategies=(Only(3),), batch_size=2, epochs=2)
     assert groups_of(run) == [[(3, 4)]] * 4
-
-
-def test_an_example_that_comes_again_in_an_epoch_is_sampled_anew() -> None:
-    run = Run(ROWS, strategies=(Only(3),), batch_size=2, epochs=2)
     in_training = [p.seed for p in run.prompts("question 3") if p.temperature == 0.7]
     assert len(set(in_training)) == len(in_training) == 16
 
@@ -143,17 +139,11 @@ def test_rollouts_whose_rewards_fail_have_no_score_and_never_one_of_another_scal
     assert run.results.failures["strategy"] >= 1
 
 
-@dataclass(frozen=True)
-class Dead(Strategy):
-    """Never works."""
-
-    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
-        raise KeyError(plan.update)
-
-
 def test_a_choice_that_fails_in_the_first_three_batches_ends_the_run() -> None:
-    with pytest.raises(RunFailedError, match=r"first 3 batches; correct or leave out Dead\.choose"):
-        Run(ROWS * 3, strategies=(Dead(),), batch_size=1, max_staleness=0)
+    with pytest.raises(
+        RunFailedError, match=r"first 3 batches; correct or leave out Broken\.choose"
+    ):
+        Run(ROWS * 3, strategies=(Broken(),), batch_size=1, max_staleness=0)
 
 
 @dataclass(frozen=True)
@@ -330,23 +320,19 @@ def everything(log_dir: Path, **arguments: Any) -> Run:
     return Run([["0", "0"], *ROWS[1:]], *hinted_rules(), **given)
 
 
-def test_a_run_with_strategies_is_replayed_offline_without_a_call(tmp_path: Path) -> None:
-    first = everything(tmp_path)
+def test_strategies_decide_the_same_in_any_number_of_threads_and_offline(tmp_path: Path) -> None:
+    first = everything(tmp_path, num_threads=1)
     assert records(tmp_path, "strategy")
     again = everything(tmp_path, offline=True)
-    assert learned_in(again.results) == learned_in(first.results)
     assert not again.prompts("")
+    others = again, everything(tmp_path / "other", num_threads=5)
+    assert [learned_in(run.results) for run in others] == [learned_in(first.results)] * 2
 
 
 def test_offline_a_question_of_a_strategy_that_is_not_recorded_is_named(tmp_path: Path) -> None:
     everything(tmp_path, strategies=())
     with pytest.raises(MissingRecordError, match="strategy"):
         everything(tmp_path, strategies=(Hint(),), offline=True)
-
-
-def test_strategies_decide_the_same_for_any_number_of_threads(tmp_path: Path) -> None:
-    one, five = (everything(tmp_path / str(n), num_threads=n).results for n in (1, 5))
-    assert learned_in(one) == learned_in(five)
 
 
 def test_the_calls_of_extra_attempts_and_questions_stay_within_the_budget() -> None:
@@ -381,7 +367,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("GlobalConstraint", {"quantity": "help"}), ("ClippedDiversity", {"clip": 0.5}),
     *(("Objectives", {"weights": bad}) for bad in ({}, {"a": 0.0}, {"a": float("nan")}, "score")),
     ("Objectives", {"weights": {"a": 1}, "computed": {"x": 3}}),
-    ("StepOrder", {"reference": ["a", "b"]}),
+    ("StepOrder", {"reference": ["a", "b"]}), ("TeacherRollouts", {"teacher": "gpt-5"}),
 ]  # fmt: skip
 """The last argument is the one that cannot be used."""
 
