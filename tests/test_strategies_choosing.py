@@ -21,7 +21,7 @@ from tfgrpo_dspy.strategies import (
     LearningFrontier,
     Strategy,
 )
-from tfgrpo_dspy.strategies.choosing import fullest, pass_rates
+from tfgrpo_dspy.strategies.choosing import fullest, pass_rates, variance
 
 EVERY: tuple[Strategy, ...] = (
     LearningFrontier(),
@@ -77,10 +77,9 @@ def share(often: Counter[int], examples: Sequence[int]) -> float:
 
 def test_the_chance_of_an_example_is_the_square_of_its_learnability() -> None:
     plan = plan_after(MIXED_AND_SURE)
-    rates = pass_rates(plan.past, plan.training, [1.0] * len(plan.past))
-    squares = {example: rate.variance_of_a_rollout**2 for example, rate in rates.items()}
-    weights = LearningFrontier(memory=1.0).weights(plan)
-    assert weights == pytest.approx({example: squares[example] for example in plan.training})
+    rates = pass_rates(plan, memory=1.0)
+    squares = {example: variance(*rates[example]) ** 2 for example in plan.training}
+    assert LearningFrontier(memory=1.0).weights(plan) == pytest.approx(squares)
     often = drawn(LearningFrontier(), MIXED_AND_SURE)
     assert share(often, [8, 9, 10, 11]) > 0.55  # of those to draw they are .4
 

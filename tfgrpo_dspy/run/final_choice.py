@@ -53,24 +53,21 @@ class Measurements:
     """Rollouts of candidates on a set; those of an example have the same rollout id.
 
     The examples are measured in an order that the seed mixes: a budget may reach for the first ones
-    only. `history` gives the rollouts with what they count with.
+    only.
     """
 
     def __init__(
         self,
-        inputs: RunInputs,
-        calls: Calls,
+        run: "FinalChoice",
         role: str,
         examples: Sequence[Example],
         candidates: list[Additions],
-        history: History,
     ) -> None:
-        self.candidates, self.examples = candidates, examples
-        self._settings, self._calls = inputs.settings, calls
-        self._role, self._history = role, history
-        mixed = random.Random(f"{role}/{inputs.settings.seed}")
+        self.candidates, self.examples, self._role = candidates, examples, role
+        self._settings, self._calls, self._history = run.inputs.settings, run.calls, run.history
+        mixed = random.Random(f"{role}/{self._settings.seed}")
         self._order = mixed.sample(range(len(examples)), len(examples))
-        self._maker = Rollouts(inputs, calls, role, examples)
+        self._maker = Rollouts(run.inputs, run.calls, role, examples)
         self._rollouts: dict[Pair, Rollout] = {}  # those that count
 
     def make(self, pairs: Sequence[Pair]) -> Sequence[Rollout]:
@@ -206,9 +203,9 @@ class FinalChoice:
     def __init__(
         self, inputs: RunInputs, calls: Calls, history: History, ended_because: str
     ) -> None:
-        self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
-        self._ledger, self._journal = calls.ledger, calls.journal
-        self._history, self._ended_because = history, ended_because
+        self.inputs, self.calls, self.history = inputs, calls, history
+        self._settings, self._ledger, self._journal = inputs.settings, calls.ledger, calls.journal
+        self._ended_because = ended_because
 
     def finish(self) -> Any:
         """The student with the library that wins on validation, and `detailed_results` on it.
@@ -216,13 +213,13 @@ class FinalChoice:
         With `NoGate`, or without a metric or a validation set, there is no race, and the last
         library is returned, whether it is better or not.
         """
-        valset = () if self._settings.metric is None else self._inputs.valset
+        valset = () if self._settings.metric is None else self.inputs.valset
         if is_race := self._settings.measures and bool(valset):
             candidates = self._candidates({example.identity for example in valset})
         else:
-            candidates = self._with_student(Additions(self._history.result()))
+            candidates = self._with_student(Additions(self.history.result()))
         self._ledger.open_reserve()  # not before: a gate that hangs could spend it
-        measured = self._measurements("validation", valset, candidates)
+        measured = Measurements(self, "validation", valset, candidates)
         place, entries = len(candidates) - 1, dict[int, records.Candidate]()
         why = "the last library, be it better or worse: there is no race"
         if is_race:
@@ -254,7 +251,7 @@ class FinalChoice:
 
     def unmeasured(self) -> Any:
         """The student with the library of an interrupted run, which no validation checked."""
-        best = Additions(self._history.result())
+        best = Additions(self.history.result())
         return self._reported(best, student=None, best=None)
 
     def _reported(
@@ -265,18 +262,18 @@ class FinalChoice:
         **fields: Any,
     ) -> Any:
         """The student with these additions, and `detailed_results`, which are recorded, too."""
-        student, latest, report = self._inputs.student, self._history.latest, self._calls.report
+        student, latest, report = self.inputs.student, self.history.latest, self.calls.report
         optimized, briefs = additions.bake(student), dict(additions.library.briefs).items()
         lms = policy_lms(student), [self._settings.reflection_lm]
         results = report.results(
             ended_because=self._ended_because,
-            is_student=additions == Additions(self._history.start),
+            is_student=additions == Additions(self.history.start),
             tried=tuple(
                 records.TriedAdvice(text, scope, belief.effect, belief.chance)
                 for (text, scope), belief in latest.decision.beliefs.items()
                 if belief.effect
             ),
-            switched=self._history.switched,
+            switched=self.history.switched,
             n_demos=len(additions.demos),
             briefs=tuple(
                 records.BriefRecord(
@@ -311,7 +308,7 @@ class FinalChoice:
             predictors = named_predictors(program)
             return Counter({n: estimate_tokens(p.signature.instructions) for n, p in predictors})
 
-        student, library, demos = self._inputs.student, additions.library, Counter[str]()
+        student, library, demos = self.inputs.student, additions.library, Counter[str]()
         for demo in additions.demos:
             shown = "\n".join(f"[[ ## {name} ## ]]\n{text}" for name, text in demo.fields)
             demos[demo.predictor] += estimate_tokens(shown)
@@ -332,32 +329,26 @@ class FinalChoice:
             dollars=None if math.isnan(dollars) else dollars,
         )
 
-    def _measurements(
-        self, role: str, examples: Sequence[Example], candidates: list[Additions]
-    ) -> Measurements:
-        history = self._history
-        return Measurements(self._inputs, self._calls, role, examples, candidates, history)
-
     def _tested(self, best: Additions) -> Measurements:
         """The student, which is first, and the result, which is last, on the test set.
 
         One that came after the run was finished is paid for beyond its limits.
         """
-        testset = self._inputs.testset
+        testset = self.inputs.testset
         n_more = 2 * (len(testset) - self._settings.data.n_test)
         if n_more > 0:
-            account = self._history.latest.account
+            account = self.history.latest.account
             more = account.of_later(n_more) + Amount(cost=account.last_call)
             n_calls, n_metric_calls = map(math.ceil, (more.n_lm_calls, more.n_metric_calls))
             self._journal.cut_because = ""
             self._ledger.open_reserve(Amount(n_calls, n_metric_calls, more.cost))
-        measured = self._measurements("test", testset, self._with_student(best))
+        measured = Measurements(self, "test", testset, self._with_student(best))
         measured.make_all(len(testset))
         return measured
 
     def _with_student(self, result: Additions) -> list[Additions]:
         """The student and the result; the result alone where it is the student."""
-        student = Additions(self._history.start)
+        student = Additions(self.history.start)
         return [result] if result == student else [student, result]
 
     def _candidates(self, hidden: Set[str]) -> list[Additions]:
@@ -365,7 +356,7 @@ class FinalChoice:
 
         The other sets are there without advice, and so are the briefs, but for the likeliest one.
         """
-        history, latest, start = self._history, self._history.latest, self._history.start
+        history, latest, start = self.history, self.history.latest, self.history.start
         finalists, decision = history.finalists(), latest.decision
         means = {k: b.mean for k, b in enumerate(decision.briefs, start=1) if b.chance > LIKELY}
         briefs = sorted(means, key=lambda k: -means[k])
@@ -377,9 +368,9 @@ class FinalChoice:
             bare += [Additions(latest.briefed(each, number), brief=number) for each in beside]
         candidates = {(each.library, each.demos): each for each in bare}
         beliefs = dict(enumerate(decision.demos, start=1))
-        numbers = range(1, self._history.groups.demos.n_sets + 1)
+        numbers = range(1, self.history.groups.demos.n_sets + 1)
         for number in sorted(numbers, key=lambda k: -beliefs[k].mean if beliefs else k):
-            demos = self._history.groups.demos.choose(number, latest.best, hidden)
+            demos = self.history.groups.demos.choose(number, latest.best, hidden)
             for each in bare if demos else ():
                 shown = replace(each, demos=demos, demo_set=number)
                 candidates.setdefault((each.library, demos), shown)
@@ -389,7 +380,7 @@ class FinalChoice:
     def _race(self, measured: Measurements) -> tuple[int, dict[int, records.Candidate], str]:
         """The winner's place (0: student), all that took part by their places, and why it won."""
         candidates = measured.candidates
-        race, account = self._race_of(measured), self._history.latest.account
+        race, account = self._race_of(measured), self.history.latest.account
         with suppress(RunStopped):  # what was measured by then decides
             while pairs := self._next_round(race, account, measured.scores()):
                 if not measured.scores():
@@ -411,7 +402,7 @@ class FinalChoice:
                     is_best=c == best,
                     objectives=measured.objectives_of(c),
                     added=self._added_by(additions),
-                    bake=functools.partial(additions.bake, self._inputs.student),
+                    bake=functools.partial(additions.bake, self.inputs.student),
                 )
         rivals = records.compared([*entries.values()])
         if best in entries and any(rival.dominates(entries[best]) for rival in rivals):
@@ -426,8 +417,8 @@ class FinalChoice:
 
     def _race_of(self, measured: Measurements) -> Race:
         """The race of these candidates, by what training says of their parts."""
-        decision, sd = self._history.decision, self._history.score_sd
-        sets = range(1, self._history.groups.demos.n_sets + 1)
+        decision, sd = self.history.decision, self.history.score_sd
+        sets = range(1, self.history.groups.demos.n_sets + 1)
         candidates = tuple(
             frozenset[Hashable](
                 [

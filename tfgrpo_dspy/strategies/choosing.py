@@ -7,8 +7,7 @@ forgotten, and that it shows whether choosing pays.
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
 from typing import Annotated, Any
@@ -77,29 +76,12 @@ def _teaches(sampled: SampledGroup) -> bool:
     return group.has_contrast or (group.has_feedback and not group.is_at_best({}))
 
 
-@dataclass(frozen=True, slots=True)
-class PassRate:
-    """A Beta distribution of the chance p that a rollout of an example succeeds."""
+def variance(won: float, lost: float) -> float:
+    """The expectation of p (1 - p), where the chance p is of this Beta distribution.
 
-    successes: float = 1.0
-    failures: float = 1.0
-
-    @property
-    def variance_of_a_rollout(self) -> float:
-        """The expectation of p (1 - p): 1/6 where nothing is known, and less at both ends."""
-        a, b = self.successes, self.failures
-        return a * b / ((a + b) * (a + b + 1))
-
-    @property
-    def square_of_failing(self) -> float:
-        """The expectation of (1 - p)^2."""
-        return self.failures / (self.successes + self.failures) - self.variance_of_a_rollout
-
-    def after(self, shares: Sequence[float], weight: float = 1.0) -> "PassRate":
-        """The distribution after rollouts that had these shares of a success."""
-        n = sum(shares)
-        failures = self.failures + weight * (len(shares) - n)
-        return PassRate(self.successes + weight * n, failures)
+    1/6 where nothing is known (1, 1), and less at both ends.
+    """
+    return won * lost / ((won + lost) * (won + lost + 1))
 
 
 def fullest(sampled: SampledGroup) -> list[float]:
@@ -116,27 +98,27 @@ def success_shares(past: Sequence[SampledGroup]) -> list[list[float]]:
     return [[(score - of_run.lowest) / spread for score in fullest(each)] for each in past]
 
 
-def pass_rates(
-    past: Sequence[SampledGroup], training: Iterable[int], weights: Sequence[float]
-) -> dict[int, PassRate]:
-    """The pass rate of each training example; `weights` say how much each past group counts.
+def pass_rates(plan: base.BatchPlan, memory: float) -> dict[int, tuple[float, float]]:
+    """The Beta distribution of the chance that a rollout of each training example succeeds.
 
+    `memory` is how much a group counts, beside a group one epoch (of usual size) later.
     The prior is the Beta distribution of the examples' chances, by the moments of all groups: where
     most have no contrast, its mass lies at both ends. Its correlation within a group is 1/3, that
     of equal chances from 0 to 1, with the weight of `PRIOR_GROUPS` groups.
     """
-    all_shares = success_shares(past)
+    all_shares, n_past, n_examples = success_shares(plan.past), len(plan.past), len(plan.training)
     groups = [shares for shares in all_shares if len(shares) > 1]
     every = [share for group in groups for share in group]
     mean = (sum(every) + 1) / (len(every) + 2)
     within = [len(g) / (len(g) - 1) * fmean(g) * (1 - fmean(g)) for g in groups]
     alike_within = [1 - min(1.0, each / (mean * (1 - mean))) for each in within]
     size = (len(groups) + PRIOR_GROUPS) / (sum(alike_within) + PRIOR_GROUPS / 3) - 1
-    usual = PassRate(max(mean * size, LEAST), max((1 - mean) * size, LEAST))
-    rates = dict.fromkeys(training, usual)
-    for sampled, shares, weight in zip(past, all_shares, weights, strict=True):
-        example = sampled.group.example
-        rates[example] = rates.get(example, usual).after(shares, weight)
+    usual = max(mean * size, LEAST), max((1 - mean) * size, LEAST)
+    rates = dict.fromkeys(plan.training, usual)
+    for k, (sampled, shares) in enumerate(zip(plan.past, all_shares, strict=True)):
+        (won, lost), n = rates.get(sampled.group.example, usual), sum(shares)
+        weight = memory ** ((n_past - 1 - k) / n_examples)
+        rates[sampled.group.example] = won + weight * n, lost + weight * (len(shares) - n)
     return rates
 
 
@@ -173,23 +155,26 @@ class LearningFrontier(Choosing):
     most: base.Least2 | None = None
 
     def weights(self, plan: base.BatchPlan) -> Mapping[int, float]:
-        rates = self._rates(plan)
+        rates = pass_rates(plan, self.memory)
         failing = [s.unaided for s in plan.past if not s.unaided.has_contrast]
         has_words = any(group.has_feedback and not group.is_at_best({}) for group in failing)
         taught = Counter(sampled.group.example for sampled in plan.past if _teaches(sampled))
         worth = {}
         for example in plan.training:
-            rate, n_more = rates[example], max(0, taught[example] - LESSONS)
-            learnable = rate.variance_of_a_rollout + has_words * rate.square_of_failing
-            worth[example] = learnable**2 / (1 + n_more)
+            (won, lost), n_more = rates[example], max(0, taught[example] - LESSONS)
+            of_both = variance(won, lost)
+            of_failing = lost / (won + lost) - of_both  # the expectation of (1 - p)^2
+            worth[example] = (of_both + has_words * of_failing) ** 2 / (1 + n_more)
         return worth
 
     def sizes(self, plan: base.BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
         if self.most is None:
             return super().sizes(plan, chosen)
         half, left = math.ceil(len(plan.sizes) / 2), sum(plan.sizes.values())
-        rates, sizes = self._rates(plan), dict[int, int]()
-        spreads = {e: math.sqrt(rates[e].variance_of_a_rollout) for e in chosen[half:]}
+        rates, sizes = pass_rates(plan, self.memory), dict[int, int]()
+        spreads = {
+            e: math.sqrt(variance(won, lost)) for e in chosen[half:] for won, lost in [rates[e]]
+        }
         for example in chosen:
             size = plan.group_size
             if example in spreads:
@@ -200,11 +185,6 @@ class LearningFrontier(Choosing):
             sizes[example] = min(size, left)
             left -= sizes[example]
         return sizes
-
-    def _rates(self, plan: base.BatchPlan) -> dict[int, PassRate]:
-        n_past, n_examples = len(plan.past), len(plan.training)
-        weights = [self.memory ** ((n_past - 1 - k) / n_examples) for k in range(n_past)]
-        return pass_rates(plan.past, plan.training, weights)
 
 
 @base.strategy

@@ -8,7 +8,7 @@ import itertools
 import math
 import random
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -26,7 +26,7 @@ from tfgrpo_dspy.rollout import MIN_CONTRAST, Group, Rollout, fields_text, traje
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import decision
 from tfgrpo_dspy.strategies import base
-from tfgrpo_dspy.strategies.choosing import PassRate
+from tfgrpo_dspy.strategies.choosing import variance
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 PRIOR, TOWARDS = 0.5, 1.5
@@ -202,14 +202,15 @@ class MonteCarloCredit(base.Strategy):
         source = max(scored, key=lambda rollout: len(rollout.steps))
         if not (inner := states(source)[1:-1]):
             return base.Credit({})
-        rates: defaultdict[int, PassRate] = defaultdict(PassRate)
+        better, worse = Counter[int](), Counter[int]()
         for sampled in (each for each in context.past if each.group.example == group.example):
             for rollout in (*sampled.group.rollouts, *sampled.probes):
                 if rollout.n_replayed and rollout.score is not None:
-                    is_better = float(rollout.score > max(group.scores))
-                    rates[rollout.n_replayed] = rates[rollout.n_replayed].after([is_better])
+                    is_better = rollout.score > max(group.scores)
+                    (better if is_better else worse)[rollout.n_replayed] += 1
         chance = random.Random(f"{group.example}/{context.sampled.update}/tasks")
-        (state,) = chance.choices(inner, [rates[n].variance_of_a_rollout ** 2 for n in inner])
+        worth = [variance(1 + better[n], 1 + worse[n]) ** 2 for n in inner]
+        (state,) = chance.choices(inner, worth)
         played = play(source, state, self.tasks)
         is_unlike = replace(group, rollouts=(*scored, *played)).has_contrast
         return base.Credit(tree_values([*scored, *played]) if is_unlike else {}, tuple(played))
