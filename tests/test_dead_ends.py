@@ -135,10 +135,10 @@ def test_a_reflection_lm_that_never_gives_anything_of_use_is_given_up(
         assert ("max_tokens (now 77)" in said) == cause.startswith("could not be read")
 
 
-@pytest.mark.parametrize(("drafts", "most"), [(0, 20), (None, 32)])
+@pytest.mark.parametrize("drafts", [0, None])
 @pytest.mark.parametrize("error", [TOO_LONG, lm15.InvalidRequestError("n_ctx", status=400)])
 def test_a_reflection_lm_whose_context_is_too_small_is_given_up_soon_and_costs_no_calls(
-    drafts: int | None, most: int, error: Exception
+    drafts: int | None, error: Exception
 ) -> None:
     refused: list[Prompt] = []
 
@@ -151,7 +151,7 @@ def test_a_reflection_lm_whose_context_is_too_small_is_given_up_soon_and_costs_n
     reader = scripted_lm(polite_rules(), num_retries=0, before=fits)
     given: dict[str, Any] = {"reflection_lm": reader, "reflection": Reflection(drafts=drafts)}
     results = learned(lm, 45, max_lm_calls=120, num_threads=3, **given).detailed_results
-    assert 8 <= len(refused) == results.failures["reflection error"] <= most
+    assert 8 <= len(refused) == results.failures["reflection error"] <= 60
     assert results.reflection_usage.n_lm_calls == 0
     assert "pass a reflection_lm with a larger context" in results.ended_because
 

@@ -36,8 +36,8 @@ from tfgrpo_dspy.user_code import settled
 
 Inputs = Mapping[str, Any]
 Waited = Callable[..., Answer]
-"""A question that is asked; called, it waits for the answer. If its argument, a function, gives
-False, one that is too long for the LM is not asked again with shorter inputs."""
+"""A question that is asked; called, it waits for the answer. If its argument is False, one that is
+too long for the LM is not asked again with shorter inputs."""
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
 ASKED_ONCE = dspy.ChatAdapter(use_json_adapter_fallback=False)
 """DSPy's default adapter asks again in JSON; then all that an LM rambles is taken for a lesson."""
@@ -155,9 +155,9 @@ class ReflectionClient:
         whole = {**self.common, **inputs(0)}
         job = self._asked(question, whole)
 
-        def wait(shortens: Callable[[], bool] = lambda: True) -> Answer:
+        def wait(shortens: bool = True) -> Answer:
             answer = self._calls.pool.result(job)
-            if not answer.is_too_long or not shortens():
+            if not (answer.is_too_long and shortens):
                 return answer
             for halving in range(1, MAX_HALVINGS + 1):
                 fitting = {**self.common, **inputs(halving)}

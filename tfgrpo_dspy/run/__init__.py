@@ -106,7 +106,10 @@ class Run:
         """Sample, learn and decide, a few batches at a time. Raises RunStopped."""
         self._calls.journal.begin(self._inputs.student, self._calls.ledger)
         plan, window = self._history.plan, deque[tuple[Batch, Callable[[], Extracted]]]()
-        planned = self._tried_out()
+        is_first = not self.settings.data.is_recorded and not plan.n_awaited(plan.n_drafts)
+        planned = [b for _ in range(is_first * (plan.n_drafts + 1)) if (b := plan.next())]
+        if len(planned) > plan.n_drafts:  # it needs no drafts, and shows whether anything works
+            self._groups.try_out(planned[-1])
         while (batch := planned.pop(0) if planned else plan.next()) or window:
             if batch:  # its library may lack the last updates
                 window.append((batch, self._extracted(batch)))
@@ -114,16 +117,12 @@ class Run:
             batch, extracted = window.popleft()
             lessons = extracted()
             if batch.is_draft or lessons.groups or not self._calls.ledger.cut_because:
-                self._decide(batch, lessons, self._propose(batch, lessons))
-
-    def _tried_out(self) -> list[Batch]:
-        """The first batches, if they need no drafts; their first rollouts show what works."""
-        plan, planned = self._history.plan, list[Batch]()
-        if not self.settings.data.is_recorded and not plan.n_awaited(plan.n_drafts):
-            planned = [b for _ in range(plan.n_drafts + 1) if (b := plan.next())]
-            if len(planned) > plan.n_drafts:
-                self._groups.try_out(planned[-1])
-        return planned
+                self._history.decide(batch, lessons, self._propose(batch, lessons))
+                self._groups.check_readable(rollouts_of(self._history.latest.groups))
+                if why := self._reflector.why_in_vain(batch):
+                    logger.warning("no more is learned: %s", why)
+                    self._calls.ledger.stop(why)  # the final choice follows
+                    self._calls.ledger.check()
 
     def _extracted(self, batch: Batch) -> Callable[[], Extracted]:
         """Begin the rollouts of a batch, and a thread that asks for the lessons of its groups.
@@ -159,23 +158,12 @@ class Run:
         proposed = self._groups.proposed(context, batch)
         lessons, added = proposed.lessons, proposed.operations
         guard = self._reflector.guard_of(batch, lessons, added)
-        operations, refused = self._reflector.propose(
-            batch, library, lessons, dropped, added, guard
-        )
+        propose, compare = self._reflector.propose, self._history.changes.compared
+        operations, refused = propose(batch, library, lessons, dropped, added, guard)
         applied = library.applied(operations, self.settings.limits)
-        find = self._history.changes.compared
-        compared = find(applied.operations, extracted.groups, extracted.lessons)
+        compared = compare(applied.operations, extracted.groups, extracted.lessons)
         proposal = Proposal(batch.update, library, applied.operations, compared)
         outcome = approved(self._inputs, self._calls, proposal, applied, guard)
         refused = [*refused, *applied.refused, *outcome.refused]
         briefs = (*extracted.briefs, *revisions())
         return replace(outcome, refused=tuple(refused), briefs=briefs)
-
-    def _decide(self, batch: Batch, extracted: Extracted, proposed: Applied) -> None:
-        """Let the gate decide on the operations: the next update. Raises RunStopped."""
-        self._history.decide(batch, extracted, proposed)
-        self._groups.check_readable(rollouts_of(self._history.latest.groups))
-        if why := self._reflector.why_in_vain(batch):
-            logger.warning("no more is learned: %s", why)
-            self._calls.ledger.stop(why)  # the final choice follows
-            self._calls.ledger.check()

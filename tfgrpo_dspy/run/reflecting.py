@@ -48,9 +48,8 @@ FEWEST_ALIKE, SHOWN_ALIKE, MOVED_SHARE = 5, 40, 0.1
 """From 5 groups on (of the last 40) whose answers differ while their scores do not, with contrast
 in fewer than a tenth as many, a middling score is taken for one of the example alone."""
 NEIGHBOURS = 8  # groups that wait for each other, to share calls
-Found = tuple[list[Lesson], list[str]] | None
-"""The lessons that are taken; the texts of those that are refused, each with the reason. None: no
-prompt of any length fits into the LM's context; then later ones are not shortened in vain."""
+Found = tuple[list[Lesson], list[str]]
+"""The lessons that are taken; the texts of those that are refused, each with the reason."""
 
 
 class Reflector:
@@ -103,9 +102,7 @@ class Reflector:
             shown += [(sampled, note)] * (use in TEACHING)
             is_last = len(uses) == len(groups) or len(uses) % size == 0
             if shown and (len(shown) == n_shown or is_last):
-                earlier = calls[-1] if calls else None
-                work = partial(self._lessons_of, batch, shown, earlier=earlier)
-                calls.append(self._client.beside(work))
+                calls.append(self._client.beside(partial(self._lessons_of, batch, shown)))
                 shown = []
         pairs = zip(all_groups(), uses, strict=True)
         used = [(group, use) for group, use in pairs if group.additions]
@@ -151,12 +148,11 @@ class Reflector:
         batch: Batch,
         shown: list[tuple[SampledGroup, str]],
         attempts: Sequence[list[str]] = (),
-        earlier: Callable[[], Found] | None = None,
     ) -> Found:
         """The lessons that ExtractAdvantage draws from these groups, in one call.
 
         Where they are too long for one prompt, each has its own. `attempts` are the texts of their
-        rollouts, where these are known, `earlier` is what the call before this one found.
+        rollouts, where these are known.
         """
         client, groups = self._client, [sampled.group for sampled, _ in shown]
         examples = [self._examples[group.example] for group in groups]
@@ -173,14 +169,10 @@ class Reflector:
             return asked | ({IMAGES: images} if images else {})
 
         wait = client.begin("lesson", batch, groups[0].example, inputs)
-        if len(shown) == 1:
-            answer = wait(lambda: earlier is None or earlier() is not None)
-        elif (answer := wait(lambda: False)).is_too_long:
-            results: list[Found] = []
-            for one, text in zip(shown, attempts, strict=True):
-                results.append(self._lessons_of(batch, [one], [text], earlier))
-                earlier = lambda: results[-1]  # noqa: E731
-            return _together(results) if any(results) else None
+        answer = wait(len(shown) == 1)
+        if answer.is_too_long and len(shown) > 1:
+            pairs = zip(shown, attempts, strict=True)
+            return _together(self._lessons_of(batch, [one], [text]) for one, text in pairs)
         evidence = []
         for group in groups:
             ids = tuple(rollout.rollout_id for rollout in group.rollouts)
@@ -265,8 +257,6 @@ class Reflector:
         scope: str = ALL,
     ) -> Found:
         """The lessons of an answer about these examples."""
-        if answer.is_too_long:
-            return None
         shown = [shortened(example.text, EXAMPLE_BYTES) for example in examples]
         blank = Lesson("", scope, tuple(evidence), shortened(answer.explanation, REASON_BYTES))
         most, guard = self._settings.limits.max_experience_words, self._against(examples)
@@ -305,8 +295,7 @@ class Reflector:
                 break
             for number, examples, wait in [(n, shown, asked(n, shown)) for n, shown in some]:
                 source = Evidence(batch.update, number, (), ())  # tells the drafts apart in merging
-                answer = wait(lambda: not results or results[-1] is not None)
-                results.append(self._read(answer, examples, [source]))
+                results.append(self._read(wait(), examples, [source]))
         drawn, refused = _together(results)
         merged = merge_lessons(drawn)
         repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
@@ -365,7 +354,7 @@ class Reflector:
         while begun:
             part, wait = begun.popleft()
             is_one, middle = len(part) == 1, len(part) // 2
-            answer = wait(lambda is_one=is_one: is_one)
+            answer = wait(is_one)
             if answer.is_too_long and not is_one:
                 begun.extendleft(reversed([begin(part[:middle]), begin(part[middle:])]))
             else:
@@ -410,9 +399,9 @@ class Reflector:
         return refuses
 
 
-def _together(results: Iterable[Found]) -> tuple[list[Lesson], list[str]]:
+def _together(results: Iterable[Found]) -> Found:
     """What all these calls found."""
-    pairs = [*filter(None, results)]
+    pairs = [*results]
     return [x for taken, _ in pairs for x in taken], [x for _, refused in pairs for x in refused]
 
 
