@@ -23,7 +23,7 @@ from tfgrpo_dspy import errors
 from tfgrpo_dspy.calls.paid import NO_MORE, Calls, Rollouts, Sample
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import GateError, NotReplayedError, StrategyError, UnpaidError
-from tfgrpo_dspy.experience import Add, Delete, ExperienceLibrary, Keep, Modify
+from tfgrpo_dspy.experience import ExperienceLibrary, Operation
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan
 from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.reflection.lessons import Lesson
@@ -381,22 +381,17 @@ class Groups:
     @cached_property
     def demos(self) -> DemoPool:
         """The sets of demos that the run may show."""
-        labelled = self._inputs.training if self._settings.shows_labels else ()
-        student, settings = self._inputs.student, self._settings
-        examples = self._inputs.examples
-        return DemoPool(student, examples, labelled, settings.max_demos, settings.seed)
+        inputs, settings = self._inputs, self._settings
+        labelled = inputs.training if settings.shows_labels else ()
+        most, seed = settings.max_demos, settings.seed
+        return DemoPool(inputs.student, inputs.examples, labelled, most, seed)
 
     def ask_gate(
-        self,
-        method: str,
-        question: Any,
-        wanted: str,
-        n: int | None = None,
-        numbers: range | None = None,
+        self, method: str, question: Any, wanted: str, n: int = 0, numbers: range | None = None
     ) -> Any:
         """The gate's answer. Raises GateError: it raised, or gave something else.
 
-        That is `n` libraries, or numbers of these; or a decision on libraries.
+        That is `n` libraries (0: any number), or numbers of these; or a decision on libraries.
         """
         gate = self._settings.gate
         try:
@@ -409,7 +404,7 @@ class Groups:
         is_decision = isinstance(answer, Decision)
         parts = (answer.library, answer.result) if is_decision else answer
         is_usable = isinstance(parts, Sequence) and is_decision == (method == "decide")
-        if not is_usable or len(parts) != (len(parts) if n is None else n) or not all(
+        if not is_usable or n not in (0, len(parts)) or not all(
             isinstance(each, ExperienceLibrary) if numbers is None else each in numbers
             for each in parts
         ):  # fmt: skip
@@ -420,9 +415,7 @@ class Groups:
 
     def _overriding(self, method: str) -> list[base.Strategy]:
         """The strategies that have this method of their own."""
-        return [
-            strategy for strategy in self._settings.strategies if base.overrides(strategy, method)
-        ]
+        return [one for one in self._settings.strategies if base.overrides(one, method)]
 
     def _asked(self, method: str, why_in_vain: str) -> list[base.Strategy]:
         """The strategies `overriding` this; none if it is in vain, and the results say why."""
@@ -445,13 +438,13 @@ class Groups:
             plan = replace(plan, sizes=MappingProxyType(dict(plan.sizes)))
             with self._counting(strategy, "choose", ends=MOST_FAILURES):
                 sizes: Any = self._calls.pool.call(partial(strategy.choose, plan))
-                are_sizes = isinstance(sizes, Mapping) and {*map(type, sizes.values())} == {int}
-                check(are_sizes, sizes, "a mapping of examples to whole numbers")
-                check({*sizes} <= {*plan.training}, dict(sizes), "examples of plan.training")
                 least, most = min(MIN_GROUP_SIZE, *plan.sizes.values()), sum(plan.sizes.values())
-                is_right = min(sizes.values()) >= least and sum(sizes.values()) <= most
-                wanted = f"at least {least} rollouts for each example, {most} in all"
-                check(is_right, dict(sizes), wanted)
+                are_sizes = isinstance(sizes, Mapping) and {*map(type, sizes.values())} == {int}
+                are_right = (
+                    are_sizes and min(sizes.values()) >= least and sum(sizes.values()) <= most
+                )
+                wanted = f"at least {least} rollouts of examples of plan.training, {most} in all"
+                check(are_right and {*sizes} <= {*plan.training}, sizes, wanted)
                 plan = replace(plan, sizes=sizes)
         return dict(plan.sizes)
 
@@ -492,15 +485,11 @@ class Groups:
         for strategy in () if batch.is_draft else self._overriding("propose"):
             with self._counting(strategy, "propose"):
                 work = partial(strategy.propose, context, self._ask(batch))
-                proposed = self._calls.pool.call(work)
+                proposed: Any = self._calls.pool.call(work)
                 check(isinstance(proposed, base.Proposed), proposed, "a Proposed")
-                parts = (
-                    (proposed.lessons, Lesson),
-                    (proposed.operations, Add | Modify | Delete | Keep),
-                )
-                for values, kind in parts:
-                    are_right = all(isinstance(value, kind) for value in values)
-                    check(are_right, values, "lessons, and operations")
+                are_lessons = all(isinstance(each, Lesson) for each in proposed.lessons)
+                are_right = all(isinstance(each, Operation) for each in proposed.operations)
+                check(are_lessons and are_right, proposed, "lessons, and operations")
                 proposed = self._calls.journal.cleaned(proposed, PROPOSED)
                 context = replace(context, lessons=tuple(proposed.lessons))
                 operations += proposed.operations
