@@ -21,10 +21,8 @@ from tfgrpo_dspy.text import shortened
 PENALTY = 10.0
 """Factor of the distance by which a rollout misses a bound, in standard deviations."""
 MEAN_STRENGTH = 2 / 3  # of 4 * level * (1 - level), over all levels from 0 to 1
-Numbers = Mapping[str, Annotated[float, Field(allow_inf_nan=False, ge=-1e150, le=1e150)]]
 OfRollout = Annotated[Callable[[Rollout], float], base.NOT_ASYNC]
 Steps = Annotated[Callable[[Rollout], Sequence[Hashable]], base.NOT_ASYNC]
-TIERS = ("concept", "plan", "step")
 LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 """A letter or digit of a script that sets spaces between words."""
 SHOWN_BYTES = 400  # of the answer on which the attempts agree
@@ -82,7 +80,10 @@ class TieredHints(base.Strategy):
             attempt=f"{fields_text(failed[0].outputs)}\n{failed[0].words}".strip() or "(no answer)",
         )
         tried = {"", *(additions.hint for additions in context.sampled.additions)}
-        hints = (as_input(" ".join(str(answer.get(tier, "")).split())) for tier in TIERS)
+        hints = (
+            as_input(" ".join(str(answer.get(tier, "")).split()))
+            for tier in ("concept", "plan", "step")
+        )
         usable = (hint for hint in hints if hint not in tried and not gives_away(hint, labels))
         return [base.Attempt(hint=hint) for hint in usable][:1]
 
@@ -145,20 +146,17 @@ class TeacherRollouts(base.Strategy):
 class ClippedDiversity(base.Strategy):
     """Explores where attempts agree, and lets the unusual one of equal attempts count for more.
 
-    Where all attempts of a group give the same answer and fail, further ones are told that answer,
-    and to take another way. In every group, a rollout counts with its score, plus or minus its
-    entropy compared with that of the rollouts with the same score, where all have one (ask for it
-    with `dspy.LM(..., logprobs=True)`): at most `clip` times the distance to the next score of the
-    group, so a worse rollout never reaches a better one. Student and result are compared by the
-    score. Source: EGPO (arXiv 2508.05118).
+    Where all attempts of a group give the same answer and fail, further ones are told to find
+    another. A rollout counts with its score, plus or minus its entropy compared with that of the
+    group's rollouts with the same score, where all have one (`dspy.LM(..., logprobs=True)`), and
+    never reaches a better one. Student and result are compared by the score.
+    Source: EGPO (arXiv 2508.05118).
 
     Args:
         clip: the largest change, as a share of the distance to the nearest other score of the
             group; above 0 and below 0.5.
-        explore: how many further attempts, as a share of the first ones, 0 to 1; at least one,
-            with 0 none.
-        temperature: the least of these attempts, 0 to 2. With 1.5, which not all providers take,
-            more attempts of a real LM differed.
+        explore: further attempts, as a share of the first ones, 0 (none) to 1; at least one.
+        temperature: the least of these attempts, 0 to 2. With 1.5 more attempts of an LM differed.
     """
 
     clip: Annotated[float, Field(gt=0, lt=0.5)] = 0.25
@@ -207,15 +205,14 @@ class Objectives(base.Strategy):
     """Rewards the weighted mean of several objectives, each in its standard deviations.
 
     The metric returns `dspy.Prediction(objectives={name: value}, feedback=...)`. Each objective is
-    divided by its standard deviation in the first batch (by 1 where it is the same throughout).
-    Weights say what is learned; bounds say what may win: in the final choice, what a rollout lacks
-    to a bound counts ten times. A rollout that lacks an objective has no score. All scores of the
-    results are these rewards; `finalists` have the means of the objectives. Sources: multi-reward
-    GRPO (arXiv 2511.06023), bootstrapped mixed rewards (arXiv 2512.04277).
+    divided by its standard deviation in the first batch (by 1 where it is the same throughout). A
+    rollout that lacks an objective has no score; all scores of the results are these rewards.
+    Sources: multi-reward GRPO (arXiv 2511.06023), mixed rewards (arXiv 2512.04277).
 
     Args:
         weights: by name, 0 or more; of each objective, more is better. "score" is the metric's.
-        never_below: what some objectives should have at least in every rollout, by name.
+        never_below: what some objectives should have at least in every rollout, by name: in the
+            final choice, what a rollout lacks to that counts ten times.
         computed: further objectives, as functions of a rollout (such as `StepOrder(...).order`).
     """
 
@@ -223,7 +220,9 @@ class Objectives(base.Strategy):
         Mapping[str, Annotated[float, Field(ge=0, le=1e150)]],
         such_that(lambda weights: any(weights.values()), "pass a weight that is not 0"),
     ]
-    never_below: Numbers = field(default_factory=dict)
+    never_below: Mapping[str, Annotated[float, Field(ge=-1e150, le=1e150)]] = field(
+        default_factory=dict
+    )
     computed: Mapping[str, OfRollout] = field(default_factory=dict)
 
     def reward(self, scored: base.Scored) -> Sequence[float | None]:
@@ -261,9 +260,8 @@ class StepOrder(base.Strategy):
     """Adds the rank correlation of a rollout's steps with a reference order to its score.
 
     `order(rollout)` is Kendall's tau (-1 to 1) of the steps that both have, by their first
-    occurrence; 0.0 where they share fewer than two. `Objectives` mixes it in; for more objectives,
-    pass `computed={"order": StepOrder(reference).order}` to your own.
-    Source: bootstrapped mixed rewards (arXiv 2512.04277).
+    occurrence; 0.0 where they share fewer than two. `Objectives(..., computed={"order":
+    StepOrder(reference).order})` mixes it with others. Source: arXiv 2512.04277.
 
     Args:
         reference: the right order of steps, as a function of the rollout.
@@ -291,18 +289,15 @@ class StepOrder(base.Strategy):
 class GlobalConstraint(base.Strategy):
     """Adds a reward for a quantity of the whole, such as how many agents cooperate.
 
-    The level is the mean of `quantity(rollout)` over a training batch, and each rollout counts with
-    `score + weight * spread * 4 * level * (1 - level) * quantity(rollout)`, which is strong at
-    intermediate levels. `spread` is the standard deviation of the scores of the first batch (1
-    where they are all the same). At the end, student and result are compared by
-    `score + weight * spread * 2/3 * quantity`, with the mean strength over all levels.
-    Source: GRPO-GCC (arXiv 2510.08607).
+    A rollout counts with `score + weight * spread * 4 * level * (1 - level) * quantity(rollout)`;
+    the level is the mean quantity of its training batch, `spread` the standard deviation of the
+    first batch's scores (1 where they are the same). At the end, `4 * level * (1 - level)` is 2/3,
+    its mean over all levels. Source: GRPO-GCC (arXiv 2510.08607).
 
     Args:
         quantity: what a rollout contributes, from 0 to 1; a function of a rollout alone, such as
             `lambda rollout: rollout.outputs["decision"] == "cooperate"`.
-        weight: how many standard deviations of the score a contribution is worth at most; .01 to
-            100.
+        weight: how many standard deviations of the score it is worth at most; .01 to 100.
     """
 
     quantity: OfRollout

@@ -142,13 +142,12 @@ class LearningFrontier(Choosing):
     The chance of an example is proportional to the square of its learnability: the expectation of
     p (1 - p), where p is its pass rate under the latest library, of a Beta posterior; where
     failures come with feedback, also that of (1 - p)^2. From the third group on that taught, it is
-    divided by their number. With `most`, those drawn have rollouts in proportion to the spread of
-    their scores, the root of the expectation of p (1 - p).
-    Sources: AceGRPO (arXiv 2602.07906); `most`: CurES (arXiv 2510.01037).
+    divided by their number. Sources: AceGRPO (arXiv 2602.07906); `most`: CurES (arXiv 2510.01037).
 
     Args:
         memory: how much a group counts, beside a group one epoch (of usual size) later; 0 to 1.
-        most: rollouts of one example, at least 2; None: as many as usual.
+        most: rollouts of one example, at least 2: those drawn have rollouts in proportion to the
+            root of the expectation of p (1 - p); None: as many as usual.
     """
 
     memory: base.Share = 0.5
@@ -191,11 +190,10 @@ class LearningFrontier(Choosing):
 class DomainBandit(Choosing):
     """Samples domains by a softmax over an upper confidence bound of how much they teach.
 
-    The bound of a domain is L + exploration * sqrt(2 ln(n + 1) / (n_d + 1)): L is the mean absolute
-    advantage of its latest groups (0 in a group without contrast, about 1 in others), n_d the
-    number of its groups, n that of all. Domains have chances proportional to exp(bound /
-    temperature); in a domain, the examples that came least often come first.
-    Source: DUMP (arXiv 2504.09710).
+    The bound of a domain is L + exploration * sqrt(2 ln(n + 1) / (n_d + 1)), its chance in
+    proportion to exp(bound / temperature): L is the mean absolute advantage of its latest groups,
+    n_d the number of its groups, n that of all. In a domain, the examples that came least often
+    come first. Source: DUMP (arXiv 2504.09710).
 
     Args:
         domain: the name of the field, or the function of an example, that gives its domain.
@@ -241,9 +239,8 @@ class HardSampleWeights(Choosing):
 
     The loss is 1 minus the mean score of its domain, as a share of the range of all scores. First
     the examples of the highest losses, compared with their domain (or with all examples), are set
-    aside as noise, of those that had two groups or more. The weights maximise the weighted loss
-    less `temperature` times the Kullback-Leibler divergence from equal weights of the domains.
-    Source: instance-reweighted distributionally robust optimization (arXiv 2402.14270).
+    aside as noise, of those that had two groups or more. Source: instance-reweighted
+    distributionally robust optimization (arXiv 2402.14270).
 
     Args:
         domain: as for `DomainBandit`; None: every example is its own.

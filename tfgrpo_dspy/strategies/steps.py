@@ -146,18 +146,15 @@ class MonteCarloCredit(base.Strategy):
     """Finds the step that decided a rollout, by sampling how it would have gone on.
 
     In a group with contrast, the rollout whose score is furthest from the mean is gone on with from
-    the state where a further score says most for its LM calls, as in a bisection. A state's value
-    is the expected score there. Of the sampled rollouts, the one from the state before the decisive
-    step whose score is most unlike stands beside the group: good and bad from the same state.
-
-    With `tasks`, where all rollouts of a group fail alike, so many go on from one of its states. It
-    is drawn in proportion to the square of its learnability: the expectation of p (1 - p), where p
-    is the chance to score more from there, by earlier ones of this example.
+    the state where a further score says most for its LM calls, as in a bisection. Of the sampled
+    rollouts, the most unlike one from the state before the decisive step stands beside the group.
     Sources: VinePPO (arXiv 2410.01679); `tasks`: AceGRPO (arXiv 2602.07906).
 
     Args:
         calls: LM calls for a group, as a multiple of what its rollouts have taken; .1 to 10.
-        tasks: rollouts that go on from a state of a group that fails throughout, at least 0.
+        tasks: rollouts that go on from a state of a group that fails throughout, at least 0. It is
+            drawn by the square of the expectation of p (1 - p), where p is the chance to score more
+            from there, by earlier ones of this example.
     """
 
     calls: base.Multiple = 1.0
@@ -221,10 +218,9 @@ class InformationGain(base.Strategy):
     """Asks for the answer after each turn of a rollout; the gain of a turn is what it adds.
 
     It values the rollouts of groups that have contrast or have failed throughout, the most unlike
-    the mean first, until the calls are spent. The LM is shown the steps so far and asked for the
-    outputs at once; the value is the expected score of these answers: their mean; with
-    log-probabilities (`dspy.LM(..., logprobs=True)`), each distinct answer counts with exp(mean
-    log-probability of its tokens), and the rest with that mean. Nothing is replayed.
+    the mean first, until the calls are spent. The value is the mean score of answers at once after
+    the steps so far; with log-probabilities (`dspy.LM(..., logprobs=True)`), each distinct answer
+    counts with exp(mean log-probability of its tokens), and the rest with that mean.
     Source: IGPO (arXiv 2510.14967).
 
     Args:
@@ -417,11 +413,10 @@ class BranchingRollouts(base.Strategy):
     """Makes a part of each group by branching rollouts after a step, in place of whole rollouts.
 
     A rollout branches after results of tools (after any turn, if it calls none), first where the
-    entropy of the next answer rises most above that of the first one (ask for it with
-    `dspy.LM(..., logprobs=True)`); without log-probabilities, first after two thirds of the steps.
-    Where no rollout has two turns, none can branch, and groups become as large as usual. Values are
-    the mean scores of all leaves of the tree below a state. Branches count for no experience, so
-    the gate learns from fewer rollouts. Source: ARPO (arXiv 2507.19849).
+    entropy of the next answer rises most above that of the first one (`dspy.LM(...,
+    logprobs=True)`); without it, first after two thirds of the steps. Values are the mean scores of
+    all leaves of the tree below a state. Branches count for no experience, so the gate learns from
+    fewer rollouts. Source: ARPO (arXiv 2507.19849).
 
     Args:
         leaves: rollouts of a group, branches included, at least 3; no more than the group size.
