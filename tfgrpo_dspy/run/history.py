@@ -1,6 +1,5 @@
 """The decided updates of a run, the latest library and demos; the gate decides the next one."""
 
-import logging
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,18 +11,9 @@ from tfgrpo_dspy.calls.paid import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import UpdateDecided
-from tfgrpo_dspy.experience import (
-    Add,
-    Advice,
-    Applied,
-    ExperienceLibrary,
-    Keep,
-    Modify,
-    Operation,
-    supported,
-)
+from tfgrpo_dspy.experience import Add, Applied, ExperienceLibrary, Keep, Modify, supported
 from tfgrpo_dspy.gate.model import score_sd
-from tfgrpo_dspy.gate.protocol import Belief, Decision, Measured, RunEvidence
+from tfgrpo_dspy.gate.protocol import Decision, Measured, RunEvidence
 from tfgrpo_dspy.listeners import Changes, training_rows
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import LEAST_SHOWN
@@ -35,8 +25,6 @@ from tfgrpo_dspy.run.updates import TEACHING, Batch, Brief, Extracted, Update, r
 from tfgrpo_dspy.sampling.additions import Additions, best_rollouts
 from tfgrpo_dspy.settings.schedule import RunInputs
 from tfgrpo_dspy.strategies.auto import Auto, seen
-
-logger = logging.getLogger(__name__)
 
 
 class History:
@@ -55,7 +43,6 @@ class History:
         self._client, self.groups = client, groups
         self.changes = Changes(self._texts)
         self._measured: list[Measured] = []
-        self._logged: set[str] = set()
 
     def _lessons_to_come(self) -> Amount:
         """The amount that the answers on the batches under way still need: lessons and updates."""
@@ -87,7 +74,7 @@ class History:
     def decide(self, batch: Batch, extracted: Extracted, proposed: Applied) -> None:
         """The gate decides on the next update. Raises GateError: it gave no decision."""
         calls, before, new = self._calls, self.latest, extracted.groups
-        groups, operations = (*before.groups, *new), proposed.operations
+        groups = (*before.groups, *new)
         scores = before.score_range.including(
             r.score for sampled in new for r in sampled.unaided.all_rollouts
         )
@@ -111,10 +98,10 @@ class History:
         written = {brief.texts: brief for brief in proposed.briefs if brief.texts not in taken}
         briefs = (*before.briefs, *written.values())
         n_asked = sum(use in TEACHING for use in extracted.uses)
-        is_new = any(isinstance(operation, Add | Modify) for operation in operations)
+        is_new = any(isinstance(operation, Add | Modify) for operation in proposed.operations)
         update = Update(
             number=before.number + 1,
-            decision=calls.pool.call(lambda: self._decision(operations, briefs)),
+            decision=calls.pool.call(lambda: self._decision(proposed, briefs)),
             account=before.account.after_update(rollouts, reflections, n_examples),
             batch=batch,
             extracted=extracted,
@@ -127,10 +114,6 @@ class History:
             n_unwritten=before.n_unwritten + len(proposed.briefs) - len(written),
         )
         self.updates.append(update)
-        for message in self.switched:
-            if " is on: " in message and message not in self._logged:
-                self._logged.add(message)
-                logger.info("%s", message)
         calls.renew()
         library, decision = before.decision.library, update.decision
         changes = self.changes.of_update(library, proposed, new, extracted.lessons, decision)
@@ -149,11 +132,11 @@ class History:
         )
         return (*on, *sorted(self.groups.switched_off.values()))
 
-    def _decision(self, operations: tuple[Operation, ...], briefs: Sequence[Brief]) -> Decision:
+    def _decision(self, proposed: Applied, briefs: Sequence[Brief]) -> Decision:
         """The gate's decision, with the evidence of all KEEPs."""
         evidence = RunEvidence(
             previous=self.decision,
-            operations=operations,
+            operations=proposed.operations,
             rollouts=tuple(self._measured),
             texts=self._texts,
             training=self._inputs.training,
@@ -164,7 +147,7 @@ class History:
         decision: Decision = self.groups.ask_gate(
             "decide", evidence, "return a Decision on a library"
         )
-        keeps = {op.id: op for op in operations if isinstance(op, Keep)}
+        keeps = {op.id: op for op in proposed.operations if isinstance(op, Keep)}
 
         def kept(library: ExperienceLibrary) -> ExperienceLibrary:
             return library.holding(supported(e, keeps.get(e.id, e)) for e in library)
@@ -207,17 +190,14 @@ class History:
         held = {experience.advice for experience in library}
         beliefs = sorted(self.decision.beliefs.items(), key=lambda item: -item[1].n_rollouts)
         id_of = {e.advice: e.id for update in self.updates for e in update.decision.library}
-
-        def reason(advice: Advice, belief: Belief) -> str:
-            if (id_ := id_of.get(advice)) in library:
-                return f"replaced by {id_}"
-            if belief.n_rollouts < LEAST_SHOWN:
-                return "hardly tried"
-            did = "did harm" if belief.mean + belief.sd < 0 else "did not help enough"
-            return f"{did}: {belief.in_words()}"
-
-        return [
-            Lesson(text, scope, reason=reason((text, scope), belief))
-            for (text, scope), belief in beliefs
-            if belief.n_rollouts and (text, scope) not in held
-        ]
+        lessons = []
+        for advice, belief in beliefs:
+            if belief.n_rollouts and advice not in held:
+                did = "did harm" if belief.mean + belief.sd < 0 else "did not help enough"
+                reason = f"{did}: {belief.in_words()}"
+                if (id_ := id_of.get(advice)) in library:
+                    reason = f"replaced by {id_}"
+                elif belief.n_rollouts < LEAST_SHOWN:
+                    reason = "hardly tried"
+                lessons.append(Lesson(advice[0], advice[1], reason=reason))
+        return lessons

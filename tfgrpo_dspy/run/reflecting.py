@@ -82,15 +82,14 @@ class Reflector:
         is_briefed = lead > 0 and base.decision.briefs[lead - 1].chance >= BRIEF_ABOVE
         is_in_vain = is_thrifty and base.n_in_vain >= MOST_IN_VAIN
 
-        uses: list[str] = []
+        used: list[tuple[SampledGroup, str]] = []
         calls: list[Callable[[], Found]] = []
         shown: list[tuple[SampledGroup, str]] = []
         for place, waited in enumerate(groups):
             if place % size == 0:
                 n_left = (0 if place else n_shown) if is_in_vain else size  # may be asked
-            sampled, note = waited(), ""
-            if sampled.additions:
-                sampled, note = show(sampled)
+            whole = waited()
+            sampled, note = show(whole) if whole.additions else (whole, "")
             use, group = self._use_of(batch, sampled.group, all_groups)
             sampled = replace(sampled, group=group)
             if use == "contrast" and is_thrifty and _is_explained(batch, sampled, lead):
@@ -98,14 +97,12 @@ class Reflector:
             if use in TEACHING and (is_full or is_briefed or not n_left):
                 use = LEFT if is_briefed else "enough on trial" if is_full else NOT_ASKED
             n_left -= use in TEACHING
-            uses.append(use)
+            used += [(whole, use)] if whole.additions else []
             shown += [(sampled, note)] * (use in TEACHING)
-            is_last = len(uses) == len(groups) or len(uses) % size == 0
+            is_last = place + 1 == len(groups) or (place + 1) % size == 0
             if shown and (len(shown) == n_shown or is_last):
                 calls.append(self._client.beside(partial(self._lessons_of, batch, shown)))
                 shown = []
-        pairs = zip(all_groups(), uses, strict=True)
-        used = [(group, use) for group, use in pairs if group.additions]
         lessons, refused = _together(call() for call in calls)
         return Extracted(
             tuple(merge_lessons(lessons)),
