@@ -31,7 +31,7 @@ from tfgrpo_dspy.strategies import (
     Strategy,
     TeacherMarks,
 )
-from tfgrpo_dspy.strategies.steps import StateValues, expected_score, fitted_rewards, tree_values
+from tfgrpo_dspy.strategies.steps import expected_score, fitted_rewards, state_values, tree_values
 
 STAGES = ("first", "second", "third", "fourth")
 
@@ -277,10 +277,10 @@ def test_values_of_a_tree_are_shared_up_to_where_rollouts_part() -> None:
 def test_a_turn_is_decisive_if_scores_change_between_the_states_around_it() -> None:
     good = [taking(10 + k, "abcdX", 1.0, n_replayed=2) for k in range(4)]
     bad = [taking(20 + k, "abcdX", 0.0, n_replayed=3) for k in range(4)]
-    found = StateValues.of(taking(1, "abcde", 0.0), (*good, *bad), 0.0, 1.0)
-    assert max(range(5), key=lambda turn: found.chances[turn]) == 2
-    assert found.chances[2] > 0.8
-    before, after = found.means[2], found.means[3]
+    means, chances, _ = state_values(taking(1, "abcde", 0.0), (*good, *bad), 0.0, 1.0)
+    assert max(range(5), key=lambda turn: chances[turn]) == 2
+    assert chances[2] > 0.8
+    before, after = means[2], means[3]
     assert before > 0.7 > 0.3 > after
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import dspy
 import numpy as np
@@ -92,42 +92,37 @@ def _attempt(rollout: Rollout, max_tokens: int) -> str:
     return clip(text, max_tokens)
 
 
-class StateValues(NamedTuple):
-    """The values of the states of a rollout, and of each turn the probability that it decided.
+def state_values(
+    rollout: Rollout, others: Sequence[Rollout], low: float, high: float
+) -> tuple[list[float], list[float], list[float]]:
+    """By Bayes' rule from other rollouts of the example, whose scores are `low` to `high`:
 
-    Either one of its turns was decisive, all with the same probability, or none was. If one was,
+    by state, the expected score; by turn, the probability that it decided, and at the end, that
+    none did; by state, what one more score from there says of that, in nats.
+
+    Either one of the turns was decisive, all with the same probability, or none was. If one was,
     rollouts that go on from a state after that turn share one chance of success, and the others
     have another one. Both have Beta priors: the first near the score of the rollout, the second far
     from it. Scores are scaled to 0 to 1.
     """
-
-    means: list[float]  # by state, the expected score
-    chances: list[float]  # by turn, that it was decisive; and at the end, that none was
-    information: list[float]  # by state, what one more score from there says of that, in nats
-
-    @classmethod
-    def of(
-        cls, rollout: Rollout, others: Sequence[Rollout], low: float, high: float
-    ) -> "StateValues":
-        """The values by Bayes' rule from other rollouts of the example; scores: `low` to `high`."""
-        ends, spread = np.array(states(rollout)), max(MIN_CONTRAST, high - low)
-        points = np.array([each.score or 0.0 for each in (rollout, *others)])
-        mine, *scores = np.clip((points - low) / spread, 0, 1)
-        starts = np.array([other.n_replayed or 0 for other in others])
-        is_after = starts[:, None] >= ends[1:]
-        near = PRIOR + TOWARDS * np.array([mine, 1 - mine])
-        logs_after, after = _beta(scores, is_after, near)
-        logs_before, before = _beta(scores, ~is_after, near[::-1])
-        logs_none, mean = _beta(scores, np.ones((len(scores), 1)), np.ones(2))
-        suspected = np.log((1 - NONE) / max(1, len(ends) - 1))
-        logs = np.append(logs_after + logs_before + suspected, logs_none + np.log(NONE))
-        chances = np.exp(logs - logs.max())
-        chances = chances / chances.sum()
-        is_past = np.tri(len(ends), len(chances), -1, dtype=bool)  # by state, the turns before it
-        by_state = np.where(is_past, np.append(after, mean), np.append(before, mean))
-        expected = by_state @ chances
-        information = _entropy(expected) - _entropy(by_state) @ chances
-        return cls([*(low + expected * (high - low))], [*chances], [*information])
+    ends, spread = np.array(states(rollout)), max(MIN_CONTRAST, high - low)
+    points = np.array([each.score or 0.0 for each in (rollout, *others)])
+    mine, *scores = np.clip((points - low) / spread, 0, 1)
+    starts = np.array([other.n_replayed or 0 for other in others])
+    is_after = starts[:, None] >= ends[1:]
+    near = PRIOR + TOWARDS * np.array([mine, 1 - mine])
+    logs_after, after = _beta(scores, is_after, near)
+    logs_before, before = _beta(scores, ~is_after, near[::-1])
+    logs_none, mean = _beta(scores, np.ones((len(scores), 1)), np.ones(2))
+    suspected = np.log((1 - NONE) / max(1, len(ends) - 1))
+    logs = np.append(logs_after + logs_before + suspected, logs_none + np.log(NONE))
+    chances = np.exp(logs - logs.max())
+    chances = chances / chances.sum()
+    is_past = np.tri(len(ends), len(chances), -1, dtype=bool)  # by state, the turns before it
+    by_state = np.where(is_past, np.append(after, mean), np.append(before, mean))
+    expected = by_state @ chances
+    information = _entropy(expected) - _entropy(by_state) @ chances
+    return [*(low + expected * (high - low))], [*chances], [*information]
 
 
 def _beta(scores: Any, chosen: Any, prior: Array) -> tuple[Array, Array]:
@@ -174,23 +169,23 @@ class MonteCarloCredit(base.Strategy):
         played, n_asked = dict[int, Sequence[Rollout]](), Counter[int]()
         while True:
             every = [*others, *itertools.chain(*played.values())]
-            values = StateValues.of(rollout, every, low, high)
+            means, chances, information = state_values(rollout, every, low, high)
             worth = {
                 end: nats / costs[end] ** THRIFT
-                for end, nats in zip(ends, values.information, strict=True)
+                for end, nats in zip(ends, information, strict=True)
                 if 0 < costs[end] <= left and nats >= LITTLE
             }
-            if not worth or max(values.chances) >= SURE:
+            if not worth or max(chances) >= SURE:
                 break
             state = max(worth, key=lambda end: worth[end])
             left -= costs[state]
             n_asked[state] += 1
             played[state] = play(rollout, state, n_asked[state])
-        falls = [abs(after - before) for before, after in itertools.pairwise(values.means)]
+        falls = [abs(after - before) for before, after in itertools.pairwise(means)]
         before = ends[falls.index(max(falls))] if falls else 0
         gaps = [(abs((r.score or 0.0) - (rollout.score or 0.0)), r) for r in played.get(before, ())]
         gap, beside = max(gaps, key=lambda pair: pair[0], default=(0.0, rollout))
-        of_steps = {rollout.rollout_id: in_states(rollout, values.means)}
+        of_steps = {rollout.rollout_id: in_states(rollout, means)}
         return base.Credit(of_steps, (beside,) if gap > MIN_CONTRAST else ())
 
     def _task(self, context: base.GroupContext, play: base.Play) -> base.Credit:
