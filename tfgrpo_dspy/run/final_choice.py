@@ -64,7 +64,7 @@ class Measurements:
         candidates: list[Additions],
     ) -> None:
         self.candidates, self.examples, self._role = candidates, examples, role
-        self._settings, self._calls, self._history = run.inputs.settings, run.calls, run.history
+        self._settings, self._calls, self._history = run.inputs.settings, run.calls, run.learned
         mixed = random.Random(f"{role}/{self._settings.seed}")
         self._order = mixed.sample(range(len(examples)), len(examples))
         self._maker = Rollouts(run.inputs, run.calls, role, examples)
@@ -203,7 +203,7 @@ class FinalChoice:
     def __init__(
         self, inputs: RunInputs, calls: Calls, history: History, ended_because: str
     ) -> None:
-        self.inputs, self.calls, self.history = inputs, calls, history
+        self.inputs, self.calls, self.learned = inputs, calls, history
         self._settings, self._ledger, self._journal = inputs.settings, calls.ledger, calls.journal
         self._ended_because = ended_because
 
@@ -217,7 +217,7 @@ class FinalChoice:
         if is_race := self._settings.measures and bool(valset):
             candidates = self._candidates({example.identity for example in valset})
         else:
-            candidates = self._with_student(Additions(self.history.result()))
+            candidates = self._with_student(Additions(self.learned.result()))
         self._ledger.open_reserve()  # not before: a gate that hangs could spend it
         measured = Measurements(self, "validation", valset, candidates)
         place, entries = len(candidates) - 1, dict[int, records.Candidate]()
@@ -251,7 +251,7 @@ class FinalChoice:
 
     def unmeasured(self) -> Any:
         """The student with the library of an interrupted run, which no validation checked."""
-        best = Additions(self.history.result())
+        best = Additions(self.learned.result())
         return self._reported(best, student=None, best=None)
 
     def _reported(
@@ -262,18 +262,18 @@ class FinalChoice:
         **fields: Any,
     ) -> Any:
         """The student with these additions, and `detailed_results`, which are recorded, too."""
-        student, latest, report = self.inputs.student, self.history.latest, self.calls.report
+        student, latest, report = self.inputs.student, self.learned.latest, self.calls.report
         optimized, briefs = additions.bake(student), dict(additions.library.briefs).items()
         lms = policy_lms(student), [self._settings.reflection_lm]
         results = report.results(
             ended_because=self._ended_because,
-            is_student=additions == Additions(self.history.start),
+            is_student=additions == Additions(self.learned.start),
             tried=tuple(
                 records.TriedAdvice(text, scope, belief.effect, belief.chance)
                 for (text, scope), belief in latest.decision.beliefs.items()
                 if belief.effect
             ),
-            switched=self.history.switched,
+            switched=self.learned.switched,
             n_demos=len(additions.demos),
             briefs=tuple(
                 records.BriefRecord(
@@ -337,7 +337,7 @@ class FinalChoice:
         testset = self.inputs.testset
         n_more = 2 * (len(testset) - self._settings.data.n_test)
         if n_more > 0:
-            account = self.history.latest.account
+            account = self.learned.latest.account
             more = account.of_later(n_more) + Amount(cost=account.last_call)
             n_calls, n_metric_calls = map(math.ceil, (more.n_lm_calls, more.n_metric_calls))
             self._journal.cut_because = ""
@@ -348,7 +348,7 @@ class FinalChoice:
 
     def _with_student(self, result: Additions) -> list[Additions]:
         """The student and the result; the result alone where it is the student."""
-        student = Additions(self.history.start)
+        student = Additions(self.learned.start)
         return [result] if result == student else [student, result]
 
     def _candidates(self, hidden: Set[str]) -> list[Additions]:
@@ -356,7 +356,7 @@ class FinalChoice:
 
         The other sets are there without advice, and so are the briefs, but for the likeliest one.
         """
-        history, latest, start = self.history, self.history.latest, self.history.start
+        history, latest, start = self.learned, self.learned.latest, self.learned.start
         finalists, decision = history.finalists(), latest.decision
         means = {k: b.mean for k, b in enumerate(decision.briefs, start=1) if b.chance > LIKELY}
         briefs = sorted(means, key=lambda k: -means[k])
@@ -368,9 +368,9 @@ class FinalChoice:
             bare += [Additions(latest.briefed(each, number), brief=number) for each in beside]
         candidates = {(each.library, each.demos): each for each in bare}
         beliefs = dict(enumerate(decision.demos, start=1))
-        numbers = range(1, self.history.groups.demos.n_sets + 1)
+        numbers = range(1, self.learned.groups.demos.n_sets + 1)
         for number in sorted(numbers, key=lambda k: -beliefs[k].mean if beliefs else k):
-            demos = self.history.groups.demos.choose(number, latest.best, hidden)
+            demos = self.learned.groups.demos.choose(number, latest.best, hidden)
             for each in bare if demos else ():
                 shown = replace(each, demos=demos, demo_set=number)
                 candidates.setdefault((each.library, demos), shown)
@@ -380,7 +380,7 @@ class FinalChoice:
     def _race(self, measured: Measurements) -> tuple[int, dict[int, records.Candidate], str]:
         """The winner's place (0: student), all that took part by their places, and why it won."""
         candidates = measured.candidates
-        race, account = self._race_of(measured), self.history.latest.account
+        race, account = self._race_of(measured), self.learned.latest.account
         with suppress(RunStopped):  # what was measured by then decides
             while pairs := self._next_round(race, account, measured.scores()):
                 if not measured.scores():
@@ -417,8 +417,8 @@ class FinalChoice:
 
     def _race_of(self, measured: Measurements) -> Race:
         """The race of these candidates, by what training says of their parts."""
-        decision, sd = self.history.decision, self.history.score_sd
-        sets = range(1, self.history.groups.demos.n_sets + 1)
+        decision, sd = self.learned.decision, self.learned.score_sd
+        sets = range(1, self.learned.groups.demos.n_sets + 1)
         candidates = tuple(
             frozenset[Hashable](
                 [

@@ -157,12 +157,7 @@ class Groups:
         ]
 
     def _sample(
-        self,
-        batch: Batch,
-        example: int,
-        k: int,
-        additions: Additions,
-        temperature: float | str | None,
+        self, batch: Batch, example: int, k: int, additions: Additions, temperature: Any
     ) -> Sample:
         asks, visit = batch.asks_predictors, batch.visits[example]
         rollout_id = rollout_id_for(self._settings.seed, visit, example, k, "training")

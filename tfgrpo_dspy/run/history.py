@@ -125,11 +125,8 @@ class History:
     def switched(self) -> tuple[str, ...]:
         """What strategies have switched on and off by themselves, by the decided updates."""
         is_auto = any(isinstance(one, Auto) for one in self._settings.strategies)
-        on = (
-            seen(self.latest.groups, self.groups.first or (), self._settings.shows_labels)
-            if is_auto
-            else ()
-        )
+        first, shows = self.groups.first or (), self._settings.shows_labels
+        on = seen(self.latest.groups, first, shows) if is_auto else ()
         return (*on, *sorted(self.groups.switched_off.values()))
 
     def _decision(self, proposed: Applied, briefs: Sequence[Brief]) -> Decision:
