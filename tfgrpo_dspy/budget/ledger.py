@@ -100,7 +100,7 @@ class Ledger:
         self.left_out: dict[tuple[str, str], str] = {}
         """Which parameter of which model is sent no more, as its provider refuses it; and why."""
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
-        self.paused_until: defaultdict[str, float] = defaultdict(float)  # after a rate limit, by model
+        self.paused_until: defaultdict[str, float] = defaultdict(float)  # after a limit, by model
         self.seen: defaultdict[str, Seen] = defaultdict(Seen)  # by model
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
