@@ -126,6 +126,7 @@ def test_a_library_is_shown_with_scopes_and_with_what_was_measured() -> None:
     rendered = "[E1*] Ask for the order number.\n[E2] Say sorry first. (for solve)"
     assert LIBRARY.render() == rendered
     assert ExperienceLibrary().render() == ""
+    assert repr(LIBRARY) == "<ExperienceLibrary of 2: E1, E2>"
     known, measured = LIBRARY.experiences[0], dataclasses.replace(LIBRARY["E2"], **MEASURED)
     assert str(LIBRARY.holding([known, measured])) == (
         "[E1] Ask for the order number.\n[E2] Say sorry first. (for solve)  "

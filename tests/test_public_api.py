@@ -7,12 +7,10 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import polite_lm, predictor, questions
 
 import tfgrpo_dspy
 from tfgrpo_dspy import (
     Execution,
-    ExperienceLibrary,
     ExtractAdvantage,
     Reflection,
     TrainingFreeGRPO,
@@ -188,12 +186,3 @@ def test_a_missing_metric_is_named_without_names_of_internals() -> None:
         TrainingFreeGRPO()  # type: ignore[call-arg]
     assert "TrainingFreeGRPO: missing a required argument: 'metric'; pass" in str(refused.value)
     assert "Settings" not in str(refused.value)
-
-
-def test_plans_and_libraries_are_short_in_a_console() -> None:
-    library = ExperienceLibrary.from_texts(["Ask for <id> first.", "Be brief."])
-    assert repr(library) == "<ExperienceLibrary of 2: E1, E2>"
-    with dspy.context(lm=polite_lm()):
-        optimizer = TrainingFreeGRPO(a_metric, max_lm_calls=100)
-        plan = optimizer.estimate(predictor(), trainset=questions(9))
-    assert re.fullmatch(r"<Plan: likely \d+ LM calls; limits: max_lm_calls=100>", repr(plan))

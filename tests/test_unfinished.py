@@ -6,7 +6,6 @@ import pytest
 from runs import Run
 from scripted import EXTRACT, UPDATE, Cut, Prompt, lessons
 
-from tfgrpo_dspy.dspy_seam import Call
 from tfgrpo_dspy.experience import Add
 from tfgrpo_dspy.reflection.lessons import Lesson, settled
 from tfgrpo_dspy.reflection.reading import finished, without_thoughts
@@ -46,21 +45,6 @@ def test_a_tag_that_advice_speaks_of_is_no_thought(text: str) -> None:
 )
 def test_a_cut_text_loses_the_part_that_has_no_end(text: str, kept: str) -> None:
     assert finished(text) == kept
-
-
-@pytest.mark.parametrize(
-    ("response", "expected"),
-    [
-        ({"choices": [{"finish_reason": "length"}]}, True),
-        ({"choices": [{"finish_reason": "stop"}]}, False),
-        ({"stop_reason": "max_tokens"}, True),
-        ({"finish_reason": "FinishReason.MAX_TOKENS"}, True),
-        (None, False),
-    ],
-)
-def test_a_cut_is_told_in_the_forms_of_several_providers(response: Any, expected: bool) -> None:
-    entry = {"usage": {}, "outputs": [], "prompt": "", "response": response}
-    assert Call.of(entry).is_cut is expected
 
 
 @pytest.mark.parametrize(
