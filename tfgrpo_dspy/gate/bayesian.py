@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,15 +60,20 @@ class BayesianGate(Gate):
     def decide(self, evidence: RunEvidence) -> Decision:
         """The library after an update, by the scores of all training rollouts so far."""
         library, rivals = _proposed(evidence)
-        advice_sources = _known(evidence, [*library, *rivals.values()])
-        data = _data(evidence, advice_sources)
+        sources: dict[Advice, set[int]] = {}
+        # Many rollouts are given the same experience: each is looked at once.
+        tried = {id(each): each for rollout in evidence.rollouts for each in rollout.library}
+        for each in (*tried.values(), *library, *rivals.values()):
+            about = sources.setdefault(each.advice, set())
+            about.update(source.example for source in each.evidence)
+        data = _data(evidence, sources)
         counts = np.append(data.present.sum(axis=0), data.arms.sum(axis=0))
         scale = NO_SCORES.including(data.scores.tolist())
         widest = math.inf if scale.is_flat else scale.highest - scale.lowest
         columns = (*model.posterior(data), counts, np.full(len(counts), widest))
         figures = zip(*(column.tolist() for column in columns), strict=True)
         sd, every = model.score_sd(data.scores), [*itertools.starmap(Belief, figures)]
-        beliefs = dict(zip(advice_sources, every, strict=False))
+        beliefs = dict(zip(sources, every, strict=False))
         doubted = {op.id for op in evidence.operations if isinstance(op, Delete)}
         likely = [e for e in library if beliefs[e.advice].chance >= SETTLE_ABOVE]
         settled = {e.advice for e in likely if not e.is_on_trial}  # every rollout is given it
@@ -288,16 +293,6 @@ def _proposed(evidence: RunEvidence) -> tuple[ExperienceLibrary, dict[str, Exper
     # Until it is decided what leaves, those that are to be deleted and the new ones are both here.
     n = evidence.limits.max_experiences + sum(isinstance(op, Delete) for op in operations)
     return before.apply(adding, replace(evidence.limits, max_experiences=n)), rivals
-
-
-def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Advice, set[int]]:
-    """Every advice that the run has tried or is about to try, with its source examples."""
-    sources: dict[Advice, set[int]] = {}
-    # Many rollouts are given the same experience: each is looked at once.
-    tried = {id(each): each for rollout in evidence.rollouts for each in rollout.library}
-    for each in (*tried.values(), *experiences):
-        sources.setdefault(each.advice, set()).update(source.example for source in each.evidence)
-    return sources
 
 
 def _chance_of_more(belief: Belief, other: Belief) -> float:

@@ -148,11 +148,12 @@ class RunResults:
         lines = strongest_first(self.experiences)
         weak = [e.id for e in lines if chances.get(e.advice, 1.0) < DOUBTFUL][-2:]
         steps = [f"strike {' and '.join(weak)} (more likely not worth their tokens)"] * bool(weak)
+        steps += ["pass a testset (these examples chose the result)"] * bool(
+            self.gain and not self.test
+        )
+        steps = [*steps, 'save it (program.save("program.json"))']
         if self.nothing_learned:
             steps = ["keep the student"]
-        elif self.gain and not self.test:
-            steps += ["pass a testset (these examples chose the result)"]
-        steps += ['save it (program.save("program.json"))'] * (not self.nothing_learned)
         changed = [n for n, update in enumerate(self.updates, 1) if update.accepted]
         seen = [score for update in self.updates for score in update.scores]
         n, n_last = len(self.updates), changed[-1] if changed else 0
@@ -179,11 +180,11 @@ class RunResults:
     def in_a_line(self) -> str:
         """The validation scores of student and result, the experiences and the LM calls."""
         before, after = self.student or "not measured", self.best or "not measured"
-        return (
-            f"validation score {before} before, {after} after; "
-            f"{counted(len(self.experiences), 'experience')} and {counted(self.n_demos, 'demo')}; "
-            f"{counted(self.spent.n_lm_calls, 'LM call')}"
+        learned = (
+            f"{counted(len(self.experiences), 'experience')} and {counted(self.n_demos, 'demo')}"
         )
+        calls = counted(self.spent.n_lm_calls, "LM call")
+        return f"validation score {before} before, {after} after; {learned}; {calls}"
 
     def __repr__(self) -> str:
         return f"<RunResults: {self.in_a_line}>"
@@ -260,7 +261,7 @@ def scores(run: RunResults) -> Section:
     ]
     optimistic = "" if test else "; optimistic: these scores chose the result"
     return Section(
-        f"Mean score{f' [95 % interval]{optimistic}' if rows else ': not measured'}", rows
+        "Mean score" + (f" [95 % interval]{optimistic}" if rows else ": not measured"), rows
     )
 
 

@@ -98,9 +98,9 @@ class Gain:
 
     def __str__(self) -> str:
         examples = counted(self.n, "example")
-        if self.low is None or self.high is None:
-            return f"{self.mean:+z.3f} on {examples}; the gains differ too little for an interval"
-        return f"{self.mean:+z.3f}{bounds_text(self.low, self.high, '+z.3f')} on {examples}"
+        bounds = bounds_text(self.low, self.high, "+z.3f")
+        end = "" if bounds else "; the gains differ too little for an interval"
+        return f"{self.mean:+z.3f}{bounds} on {examples}{end}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,11 +144,10 @@ def split(
 def all_lms(settings: Settings, student: Any) -> list[Any]:
     """Every LM that the run may call, if it can be found in student, modules or metric."""
     modules = settings.arguments["reflection"].modules
-    of_modules = [lm for module in modules for lm in language_models(module)]
-    reflection_lm = settings.reflection_lm or dspy.settings.lm
+    held = [lm for module in modules for lm in language_models(module)]
     holders = (dspy.settings.adapter, settings.metric, *settings.strategies)
-    held = [lm for each in holders for lm in held_lms(each)]
-    return [*policy_lms(student), reflection_lm, *of_modules, *held]
+    held += [lm for each in holders for lm in held_lms(each)]
+    return [*policy_lms(student), settings.reflection_lm or dspy.settings.lm, *held]
 
 
 def policy_lms(student: Any) -> list[Any]:
