@@ -13,8 +13,8 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from collections.abc import Callable, Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import pydantic
@@ -99,8 +99,8 @@ class Identities:
             self._first[id(value)] = value, digest(look(value))
         return self._first[id(value)][1]
 
-    def _named(self, name: str) -> str:
-        self.by_name.add(name)
+    def _named(self, thing: Any) -> str:
+        self.by_name.add(name := thing if isinstance(thing, str) else _name_of(thing))
         return name
 
     def _data(self, value: Any) -> Any:
@@ -114,26 +114,24 @@ class Identities:
             return sorted(json.dumps(self.of(item)) for item in value)
         if isinstance(value, enum.Enum):
             return [_name_of(kind), value.name]
-        if getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", None):
-            names = getattr(kind, "model_fields", None) or kind.__dataclass_fields__
+        names = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", None)
+        if names:
             fields = {name: getattr(value, name, None) for name in names}
             return self._once(value, lambda _: [self.of(kind), self.of(fields)])
         if (fingerprint := getattr(value, "fingerprint", None)) is not None:  # as of an LM's engine
             return [_name_of(kind), str(fingerprint() if callable(fingerprint) else fingerprint)]
         if kind.__module__ in PLAIN:
             return without_addresses(repr(value))
-        if kind.__module__.partition(".")[0] in SILENT:
-            return _name_of(kind)
-        return [self._named(_name_of(kind)), self.of(kind)]
+        return _name_of(kind) if _is_silent(kind) else [self._named(kind), self.of(kind)]
 
     def _code(self, value: Any) -> Any:
         if is_lm(value):
             return self._lm(value)
-        if isinstance(value, type):
-            if _is_signature(value):
-                return signature_identity(value)
-            is_own = is_users_own(value.__module__)
-            return self._once(value, self._classes) if is_own else _name_of(value)
+        if _is_signature(value):
+            return signature_identity(value)
+        if isinstance(value, type | BuiltinFunctionType):
+            is_own = isinstance(value, type) and is_users_own(value.__module__)
+            return self._once(value, self._class) if is_own else _name_of(value)
         if isinstance(value, functools.partial):
             parts = [value.func, value.args, value.keywords]
             return self._once(value, lambda _: ["partial", *map(self.of, parts)])
@@ -143,38 +141,29 @@ class Identities:
             return self._once(value, self._function)
         if hasattr(value, "__wrapped__"):  # wrapped by an object, such as `functools.lru_cache`
             return self.of(value.__wrapped__)
-        if isinstance(value, BuiltinFunctionType):
-            return _name_of(value)
         if hasattr(value, "named_predictors"):  # of a module each rollout has its own
             return self.whole(value)
-        kind = type(value)
-        is_known = is_users_own(kind.__module__) or kind.__module__.partition(".")[0] in SILENT
-        return self._once(value, self.whole) if is_known else self._named(_name_of(kind))
+        is_known = is_users_own(type(value).__module__) or _is_silent(type(value))
+        return self._once(value, self.whole) if is_known else self._named(type(value))
 
     def _function(self, function: FunctionType) -> Any:
-        """A function: its name, source, defaults, what it closes over and what it names."""
-        code, parts = function.__code__, list[Any]()
-        if code.co_name == "<lambda>":  # several on one line have the same source
-            plain = [value for value in code.co_consts if not isinstance(value, CodeType)]
-            parts = [code.co_code.hex(), code.co_names, plain]
-        held = [parts, function.__defaults__, function.__kwdefaults__, self._names_of([function])]
+        named: list[Any] = [function.__defaults__, function.__kwdefaults__]
+        held = [[], *named, self._names_in(function)]
         return [_name_of(function), self._source(function), self.of(held)]
 
-    def _classes(self, kind: type) -> Any:
+    def _class(self, kind: type) -> Any:
         """A class of the user's and its bases: source, and what their methods name."""
         parts = []
         for base in (each for each in kind.__mro__ if is_users_own(each.__module__)):
-            inner = (getattr(each, "__func__", each) for each in vars(base).values())
-            methods = [getattr(each, "fget", each) for each in inner]  # of a property
-            functions = [each for each in methods if isinstance(each, FunctionType)]
-            written = [each for each in functions if each.__code__.co_filename != "<string>"]
-            named = self.of(self._names_of(written))  # not by dataclasses
-            parts.append([_name_of(base), self._source(base), named])
+            methods = [getattr(each, "fget", each) for each in vars(base).values()]
+            named = dict(pair for method in methods for pair in self._names_in(method).items())
+            parts.append([_name_of(base), self._source(base), self.of(named)])
         return parts
 
-    def _names_of(self, functions: Iterable[FunctionType]) -> dict[str, Any]:
-        """The values that these close over, and name in the user's own modules, by name."""
-        named = (pair for function in functions for pair in named_by(function))
+    def _names_in(self, method: Any) -> dict[str, Any]:
+        """The values that a function closes over, and names in the user's own modules, by name."""
+        function = getattr(method, "__func__", method)
+        named = named_by(function) if isinstance(function, FunctionType) else ()
         return {name: value for name, value in named if name[:2] != "__" and _counts(value)}
 
     def _lm(self, lm: Any) -> Any:
@@ -194,9 +183,7 @@ class Identities:
 
     def _source(self, code: Any) -> str | None:
         text = _source_text(getattr(code, "__code__", code))
-        if text is None:
-            self._named(_name_of(code))
-        return text
+        return self._named(code) and None if text is None else text
 
 
 def _counts(value: Any) -> bool:
@@ -206,6 +193,10 @@ def _counts(value: Any) -> bool:
         is_generated = value.__qualname__.startswith("__create_fn__")  # by dataclasses
         return is_users_own(str(value.__module__)) and not is_generated
     return not isinstance(value, ModuleType)
+
+
+def _is_silent(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in SILENT
 
 
 def _is_signature(value: Any) -> bool:
