@@ -178,19 +178,14 @@ class Ledger:
             self.taken += used - taken.amount
             self._open.discard(taken)
 
-    def spend(self, amount: Amount, *, is_made: bool = False) -> None:
-        """Take what a replayed part has cost, also of what is kept. Raises RunStopped.
-
-        `is_made`: it was made now, before anybody could refuse it, so that it counts in any case.
-        """
+    def spend(self, amount: Amount) -> None:
+        """Take what a replayed part has cost, also of what is kept. Raises RunStopped."""
         with self._lock:
-            self.taken += amount if is_made else NOTHING
             self.check()
-            kept, more = (NOTHING, NOTHING) if is_made else (self._kept, amount)
-            for name, took, left in zip(LIMITS, amount, self.left() + kept - more, strict=True):
-                if took and left < 0:
+            for name, more, left in zip(LIMITS, amount, self.left() + self._kept, strict=True):
+                if more and more > left:
                     self.use_up(name)
-            self.taken += more
+            self.taken += amount
 
     def take_metric_call(self) -> None:
         """Take a call of the metric, also for an answer that came too late. Raises RunStopped."""

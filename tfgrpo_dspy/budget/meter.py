@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import SimpleNamespace
 from typing import Any
 
 import dspy
@@ -377,7 +376,7 @@ class CallWatcher(BaseCallback):
     DSPy tells its callbacks when a call begins and ends, and adds its entry to the history of each
     caller; the watcher stands among both (`watching`). DSPy tells of no retries, and of no entry
     where the user keeps no history; then a call counts as the most that it can cost. A
-    BaseException is the veto. Code that sets other callbacks hides a call until its entry is there.
+    BaseException is the veto. Code that sets other callbacks hides its calls.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -399,13 +398,6 @@ class CallWatcher(BaseCallback):
     def _note(self, entry: Any) -> None:
         if (call_id := ACTIVE_CALL_ID.get()) in self._open:
             self._entries[call_id] = entry
-        elif not _ATTEMPT.get():  # else it is the call of a metered LM, which has counted it
-            lm = SimpleNamespace(model=entry.get("model") or "an LM")
-            used = self._meter.usage_of(Call.of(entry), lm)
-            self._meter.used.append(used)
-            with self._meter.noting(lm):  # raises RunStopped: it was one too many
-                amount = Amount(used.n_lm_calls, cost=used.cost_usd)
-                self._meter.ledger.spend(amount, is_made=True)
 
     def on_lm_end(
         self,
