@@ -243,6 +243,8 @@ class Ledger:
 
     def fail(self, why: str, error: BaseException | None = None) -> NoReturn:
         """End the run, which cannot work, for this error. Raises RunStopped."""
+        if error is not None:
+            self.raised.append(error)
         self.stop(why, is_failure=True)
         raise RunStopped(self.stopped_because) from error
 

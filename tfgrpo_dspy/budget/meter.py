@@ -183,7 +183,6 @@ class Meter:
                 self.settle(taken, used[-1] if used else None, error)
         if isinstance(error, dspy.LMError):
             if faults.is_fatal(error, self.ledger.longest_answered[str(lm.model)] > 0):
-                self.ledger.raised.append(error)
                 self.ledger.fail(self._message(error, lm), error)
             if len(pauses) == 1 or not faults.is_passing(error):
                 raise error

@@ -333,12 +333,11 @@ class Calls:
                 mean, longest = sum(self._seconds) / len(self._seconds), max(self._seconds)
                 needed = (n_and_test * mean / settings.threads + longest) * TIME_MARGIN
                 seconds = min(needed + BESIDE_S, seconds)
-            n_calls, n_metric_calls = map(math.ceil, (amount.n_lm_calls, amount.n_metric_calls))
-            self.ledger.keep(
-                Amount(n_calls, n_metric_calls, cost),
-                seconds if n_and_test else 0.0,
-                math.ceil(self.lessons().n_lm_calls),
+            n_calls, n_metric_calls, n_lessons = map(
+                math.ceil, (amount.n_lm_calls, amount.n_metric_calls, self.lessons().n_lm_calls)
             )
+            kept_s = seconds if n_and_test else 0.0
+            self.ledger.keep(Amount(n_calls, n_metric_calls, cost), kept_s, n_lessons)
 
     @property
     def is_tight(self) -> bool:
@@ -454,19 +453,35 @@ class Rollouts:
         """
         if sample in self._begun:
             return self._begun[sample]
-        with self._calls.pool.lock:
-            job = self._begun[sample] = self._calls.begin(
+        calls, is_training = self._calls, self._role == "rollout"
+
+        def without(why: TrainingCut | TimeoutError, where: str) -> Rollout:
+            if isinstance(why, TrainingCut):
+                return sample.failed(Failure(FailureKind.BUDGET, str(why)))
+            message = f"the rollout {why}, which is rollout_timeout_s; it was in {where}"
+            message += f" on the example {sample.example} ({self._set})"
+            return sample.failed(Failure(FailureKind.TIMEOUT, message))
+
+        def count(rollout: Rollout, seconds: float | None) -> None:
+            if is_training:
+                calls.note_training(rollout, seconds)
+            is_whole = rollout.failure is None and sample.start is None
+            if is_whole and sample.additions.is_for_all(self._inputs.predictors):
+                calls.report.count_advice(rollout)
+
+        with calls.pool.lock:
+            job = self._begun[sample] = calls.begin(
                 about=f"{self._set} rollout of {self._set} example {sample.example}",
                 key=self._key(sample),
                 kind=ROLLOUTS,
                 role=self._role,
                 do=functools.partial(self._done, sample),
-                without=functools.partial(self._without, sample),
-                count=functools.partial(self._count, sample),
+                without=without,
+                count=count,
                 priority=priority,
-                usual="the program" if self._calls.remote is None else "another process",
+                usual="the program" if calls.remote is None else "another process",
             )
-            self._calls.n_begun += self._role == "rollout" and not job.is_done
+            calls.n_begun += is_training and not job.is_done
         return job
 
     def begin_extra(
@@ -504,29 +519,22 @@ class Rollouts:
             sample.temperature,
         )
 
-    def _without(self, sample: Sample, why: TrainingCut | TimeoutError, where: str) -> Rollout:
-        """The rollout that a limit has cut, or that took too long."""
-        if isinstance(why, TrainingCut):
-            return sample.failed(Failure(FailureKind.BUDGET, str(why)))
-        message = f"the rollout {why}, which is rollout_timeout_s; it was in {where}"
-        message += f" on the example {sample.example} ({self._set})"
-        return sample.failed(Failure(FailureKind.TIMEOUT, message))
-
-    def _count(self, sample: Sample, rollout: Rollout, seconds: float | None) -> None:
-        if self._role == "rollout":
-            self._calls.note_training(rollout, seconds)
-        is_whole = rollout.failure is None and sample.start is None
-        if is_whole and sample.additions.is_for_all(self._inputs.predictors):
-            self._calls.report.count_advice(rollout)
-
     def _done(self, sample: Sample, job: Job[Rollout]) -> Rollout:
-        """The rollout, made in a thread or in another process."""
         calls = self._calls
+        of_sample = {
+            "example": self._examples[sample.example].raw,
+            "index": sample.example,
+            "rollout_id": sample.rollout_id,
+            "temperature": sample.temperature,
+            "start": sample.start,
+            "asks_predictors": sample.asks_predictors,
+            "advice": tuple(experience.text for experience in sample.additions.library),
+        }
         if calls.remote is not None:
-            of_example = packed(self._own(sample), f"example {sample.example}")
-            request = (self._bundle, self._sent(sample.additions), of_example)
+            of_example = packed(of_sample, f"example {sample.example}")
             n_metric_calls = 1 + len(self._inputs.predictors) * sample.asks_predictors
             n_metric_calls *= self._metric is not None
+            request = self._bundle, self._sent(sample.additions), of_example
             reply = calls.remote.rollout(request, n_metric_calls)
             return reply if isinstance(reply, Rollout) else sample.failed(reply)
         task = RolloutTask(
@@ -537,18 +545,6 @@ class Rollouts:
             is_training=self._role == "rollout",
             calls=job.calls,
             kept_demos=self._kept_demos,
-            **self._own(sample),
+            **of_sample,
         )
         return run_rollout(task)
-
-    def _own(self, sample: Sample) -> dict[str, Any]:
-        """The fields of its `RolloutTask` that are the rollout's own."""
-        return {
-            "example": self._examples[sample.example].raw,
-            "index": sample.example,
-            "rollout_id": sample.rollout_id,
-            "temperature": sample.temperature,
-            "start": sample.start,
-            "asks_predictors": sample.asks_predictors,
-            "advice": tuple(experience.text for experience in sample.additions.library),
-        }

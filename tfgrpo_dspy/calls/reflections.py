@@ -8,7 +8,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import dspy
 from pydantic import TypeAdapter
@@ -59,18 +59,6 @@ jobs that wait, those with the lowest rank are begun first), and what the questi
 STRATEGY_RANK = 2
 
 
-class Occasion(Protocol):
-    """The batch that a question is about."""
-
-    @property
-    def update(self) -> int:
-        """The number of its update."""
-
-    @property
-    def epoch(self) -> int:
-        """The number of its epoch."""
-
-
 ANSWERS = TypeAdapter(Answer)
 
 
@@ -82,7 +70,7 @@ class _Question:
     module: Any
     output: str
     rollout_id: int
-    batch: Occasion
+    update: int
     rank: int
     about: str
 
@@ -96,7 +84,7 @@ class ReflectionClient:
         self.beside = calls.pool.beside
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._adapter = dspy.settings.adapter or ASKED_ONCE
-        self._modules: dict[Any, AnswerQuestion] = {}  # of strategies, by signature
+        self._modules = functools.cache(AnswerQuestion)  # of strategies, by signature
         self.answers: defaultdict[int, list[Answer]] = defaultdict(list)  # by update
         self.usage: defaultdict[int, Usage] = defaultdict(Usage)  # by update
         self.n_asked: Counter[int] = Counter()  # by update
@@ -123,7 +111,7 @@ class ReflectionClient:
     def begin(
         self,
         stage: str,
-        batch: Occasion,
+        batch: Any,  # whose update and epoch count
         number: int,
         inputs: Callable[[int], Inputs],
         index: int = 0,
@@ -139,16 +127,17 @@ class ReflectionClient:
         module, seed = getattr(self._settings.reflection, name), self._settings.seed
         purpose = "update/0/0" if stage == "update" else stage  # as in earlier runs
         rollout_id = rollout_id_for(seed, batch.epoch, number, index, purpose)
-        question = _Question(stage, module, output, rollout_id, batch, rank, f"{noun} {number}")
+        about = f"{stage} of {noun} {number}"
+        question = _Question(stage, module, output, rollout_id, batch.update, rank, about)
         return self._begun(question, inputs)
 
-    def begin_for_strategy(self, batch: Occasion, signature: Any, inputs: Inputs) -> Waited:
+    def begin_for_strategy(self, batch: Any, signature: Any, inputs: Inputs) -> Waited:
         """Ask the question of a strategy: `output` holds the output fields by name."""
-        if signature not in self._modules:
-            self._modules[signature] = AnswerQuestion(signature)
-        module, about = self._modules[signature], f"update {batch.update}"
-        rollout_id = rollout_id_for(self._settings.seed, 0, 0, 0, "strategy")
-        question = _Question("strategy", module, "answer", rollout_id, batch, STRATEGY_RANK, about)
+        update, rank, stage = batch.update, STRATEGY_RANK, "strategy"
+        rollout_id = rollout_id_for(self._settings.seed, 0, 0, 0, stage)
+        module = self._modules(signature)
+        about = f"{stage} of update {update}"
+        question = _Question(stage, module, "answer", rollout_id, update, rank, about)
         return self._begun(question, lambda _: inputs)
 
     def _begun(self, question: _Question, inputs: Callable[[int], Inputs]) -> Waited:
@@ -170,7 +159,7 @@ class ReflectionClient:
         return wait
 
     def _asked(self, question: _Question, inputs: Inputs) -> Job[Answer]:
-        calls, stage, update = self._calls, question.stage, question.batch.update
+        calls, stage, update = self._calls, question.stage, question.update
 
         def count(answer: Answer, seconds: float | None) -> None:
             if seconds is None:
@@ -184,7 +173,7 @@ class ReflectionClient:
 
         keys = calls.journal.keys
         return calls.begin(
-            about=f"{stage} of {question.about}",
+            about=question.about,
             key=keys.reflection(stage, question.module, question.rollout_id, inputs),
             kind=ANSWERS,
             role=stage,
@@ -208,7 +197,7 @@ class ReflectionClient:
 
     def _answer(self, question: _Question, inputs: Inputs, _job: Job[Answer]) -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
-        self._note_asked(question.batch.update)
+        self._note_asked(question.update)
         module, rollout_id = question.module, question.rollout_id
         prices, is_extra = self._settings.execution.prices, question.stage == "strategy"
         meter = Meter(self._calls.ledger, prices, leaves_lessons=is_extra)
@@ -323,7 +312,6 @@ def _asked(ask: Approve, calls: Calls, proposal: Proposal) -> _Approved:
     except (RunStopped, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 - whatever the user's function raises ends the run
-        calls.ledger.raised.append(error)
         calls.ledger.fail(f"approve raised {described(error)}", error)
     if isinstance(answer, bool):
         return _Approved(proposed if answer else ())
