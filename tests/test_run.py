@@ -5,7 +5,7 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import UNPARSED, Run, add, is_score, knowing, predictor, questions, section
+from runs import UNPARSED, Run, add, knowing, predictor, questions, section
 from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, Rule, chat, lessons, operations
 from small import grpo, paper_grpo
 
@@ -26,35 +26,23 @@ def labelled(question: str, label: str) -> list[dspy.Example]:
     return [dspy.Example(question=question, answer=label).with_inputs("question")]
 
 
+TOLD: dict[str, Any] = {"metric": is_score_with_feedback}
+FLAT, FAILED, NOTHING = (
+    [["0", "0"], ["1", "1"]],
+    ["failure analysis", "no contrast"],
+    ["no contrast"] * 2,
+)
+
+
 @pytest.mark.parametrize(
     ("rows", "arguments", "uses"),
     [
         ([["1", "0"], ["1", "1"], ["0.5", "0.2"]], {}, ["contrast", "no contrast", "contrast"]),
-        (
-            [["0", "0"], ["1", "1"]],
-            {"metric": is_score_with_feedback},
-            ["failure analysis", "no contrast"],
-        ),
-        ([["0", "0"], ["1", "1"]], {"metric": is_score}, ["failure analysis", "no contrast"]),
-        ([["0", "0"], ["1", "1"]], {"metric": is_score, "use_labels": False}, ["no contrast"] * 2),
-        (
-            [["0", "0"], ["1", "1"]],
-            {"metric": is_score_with_feedback, "failure_analysis": False},
-            ["no contrast"] * 2,
-        ),
-        (
-            [["0", "0"], ["1", "1"]],
-            {"metric": is_score_with_feedback, "schedule": paper_grpo},
-            ["no contrast"] * 2,
-        ),
-    ],
-    ids=[
-        "contrast",
-        "fails with feedback",
-        "fails with a label",
-        "neither",
-        "switched off",
-        "the paper's schedule",
+        (FLAT, TOLD, FAILED),
+        (FLAT, {}, FAILED),  # by its label
+        (FLAT, {"use_labels": False}, NOTHING),
+        (FLAT, TOLD | {"failure_analysis": False}, NOTHING),
+        (FLAT, TOLD | {"schedule": paper_grpo}, NOTHING),
     ],
 )
 def test_groups_that_can_teach_are_sent_to_extract_advantage(

@@ -8,18 +8,7 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import (
-    ADVICE,
-    Guesser,
-    Run,
-    learned,
-    learned_in,
-    library_texts,
-    predictor,
-    questions,
-    records,
-    section,
-)
+from runs import Guesser, Run, learned_in, library_texts, predictor, questions, records, section
 from scripted import EXTRACT, UPDATE, chat, scripted_lm
 
 from tfgrpo_dspy import (
@@ -351,13 +340,6 @@ class Later(Strategy):
 def test_a_strategy_whose_method_would_have_to_be_awaited_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"ater\.choose should not be async"):
         Run(ROWS, strategies=[Later()])
-
-
-def test_with_strategies_that_decide_nothing_a_run_is_the_same() -> None:
-    plain, idle = learned(), learned(strategies=(Strategy(), Strategy()))
-    assert idle.detailed_results.settings["strategies"] == "Strategy, Strategy"
-    assert learned_in(idle.detailed_results) == learned_in(plain.detailed_results)
-    assert ADVICE in library_texts(plain)
 
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [
