@@ -220,18 +220,3 @@ def test_a_program_that_decides_learns_and_its_decisions_become_demos(
     assert ADVICE in library_texts(optimized)
     assert results.best.mean > results.student.mean
     assert any(finalist.demo_set for finalist in results.candidates)
-
-
-class WithFlex(dspy.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.free = dspy.Flex("question -> answer")
-        self.reply = dspy.Predict("question -> answer")
-
-    def forward(self, question: str) -> dspy.Prediction:
-        return self.reply(question=question)
-
-
-def test_flex_inside_a_program_is_left_alone() -> None:
-    optimized = compiled(WithFlex(), None)
-    assert ADVICE in library_texts(optimized)

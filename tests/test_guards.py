@@ -198,19 +198,3 @@ def test_operations_of_a_strategy_are_refused_one_by_one_with_the_reason() -> No
         "scope 'slove' names none of",
         "copies the training data: '",
     ]
-
-
-def test_a_wording_that_is_refused_as_a_lesson_is_refused_as_an_operation() -> None:
-    """The operation names another lesson, which comes from another example."""
-    asked = [ASKED, "question the first"]
-    trainset = [dspy.Example(question=q, answer="1").with_inputs("question") for q in asked]
-
-    def extract(prompt: Any) -> str:
-        return lessons(COPY if ASKED in prompt.user else "Be kind.")
-
-    add = operations({"op": "ADD", "text": COPY, "lessons": [1]})
-    run = Run([["1", "0"], ["1", "0"]], (EXTRACT, extract), (UPDATE, add), trainset=trainset)
-    (update, *_) = run.results.updates
-    assert update.refused_lessons and update.lessons == ("Be kind.",)
-    assert list(run.library) == []
-    assert all(each.refused.startswith("copies the training") for each in update.operations)

@@ -4,7 +4,6 @@ import datetime
 import logging
 import re
 from enum import Enum
-from pathlib import Path
 from typing import Any, Literal
 
 import dspy
@@ -12,11 +11,11 @@ import pydantic
 import pytest
 from coded_cases import CODES, cases
 from runs import Run, predictor
-from scripted import EXTRACT, UPDATE, Prompt, chat, scripted_lm
+from scripted import EXTRACT, Prompt, chat, scripted_lm
 from small import grpo
 from test_demos import world
 
-from tfgrpo_dspy import Gate, TrainingFreeGRPO
+from tfgrpo_dspy import Gate
 from tfgrpo_dspy.sampling.additions import DemoPool, labelled_demos
 from tfgrpo_dspy.sampling.fields import Example
 
@@ -130,31 +129,6 @@ def test_labels_that_their_field_cannot_hold_are_named_once(
     assert line.startswith(f"{n_unshown} label") and "of the field 'answer' cannot be shown" in line
     assert f"writes of the first label is {written}, which that type does not read" in line
     assert len(pool.choose(1, (), set())) == len(labels) - n_unshown
-
-
-def test_a_model_with_aliases_is_shown_as_the_lm_has_to_write_it(tmp_path: Path) -> None:
-    fields = {"question": (str, dspy.InputField()), "answer": (Person, dspy.OutputField())}
-    program = dspy.Predict(dspy.Signature(fields, "Who is it?"))
-    ann = '{"fullName": "Ann", "parts": []}'
-    rows = [
-        dspy.Example(question=f"question {i}", answer=Person(fullName="Ann")) for i in range(30)
-    ]
-    trainset = [row.with_inputs("question") for row in rows]
-
-    def answer(prompt: Prompt) -> str:
-        return chat(answer={"fullName": "Ann" if ann in prompt.user else "Bob"})
-
-    lm = scripted_lm([(f"{EXTRACT}|{UPDATE}", "None"), ("question", answer)])
-    optimizer = TrainingFreeGRPO(lambda e, p: e.answer == p.answer, max_lm_calls=90, progress=False)
-    with dspy.context(lm=lm):
-        optimized = optimizer.compile(program, trainset=trainset[:10], valset=trainset[10:])
-        optimized.save(tmp_path / "program.json")
-        loaded = dspy.Predict(program.signature)
-        loaded.load(tmp_path / "program.json")
-        assert loaded(question="question 99").answer.full_name == "Ann"
-    assert optimized.detailed_results.n_demos > 0
-    texts = "".join(prompt.user for prompt in lm.engine.prompts)
-    assert ann in texts and "full_name" not in texts
 
 
 @pytest.mark.parametrize(

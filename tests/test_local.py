@@ -42,11 +42,6 @@ def lm() -> dspy.LM:
     return local_lm(n_parallel=2, max_tokens=10, cache=False)
 
 
-def request(lm: dspy.LM, *messages: lm15.Message, **config: Any) -> lm15.Request:
-    config = {"temperature": 0.7, "max_tokens": 10, **config}
-    return lm15.Request(model=lm.model, messages=messages, config=lm15.Config(**config))
-
-
 def test_a_seeded_request_gives_the_same_text_alone_and_among_others(lm: dspy.LM) -> None:
     calls = [(f"Write a sentence about the number {seed}.", seed) for seed in range(4)]
     alone = {call: lm(call[0], seed=call[1])[0] for call in calls}

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import dspy
-import numpy as np
 import pytest
 from runs import Run, in_training, knowing, learned, polite_answer, polite_rules
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
@@ -121,24 +120,6 @@ def test_with_a_cache_every_epoch_still_samples_afresh() -> None:
     run = Run([["1", "0", "1"]] * 4, lm=scripted_lm(rules, cache=True), epochs=3)
     usage = run.results.policy_usage
     assert (usage.n_lm_calls, usage.n_cached_calls) == (3 * 4 * 3, 0)
-
-
-class Arrays(dspy.Module):
-    """Answers with an array."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ask = dspy.Predict("question -> answer")
-
-    def forward(self, question: str) -> dspy.Prediction:
-        answer = self.ask(question=question).answer
-        return dspy.Prediction(answer=np.array([float(answer), 0.0]))
-
-
-def test_outputs_that_are_arrays_are_compared_with_nothing() -> None:
-    run = Run([["1", "0"]], student=Arrays(), metric=lambda _, pred: pred.answer.sum())
-    assert run.library.render() == "[E1*] Be exact."
-    assert run.results.failures == {}
 
 
 class OwnLM(dspy.BaseLM):

@@ -69,7 +69,6 @@ def test_after_an_answer_without_an_end_the_lm_is_asked_once_more_with_more_room
 @pytest.mark.parametrize(
     "copied",
     [
-        "Your previous answer was cut off before its end; be brief.",
         "your previous answer was cut off before its end",
         "each under its own marker, and nothing else.",
     ],
