@@ -19,15 +19,7 @@ import pydantic
 from tfgrpo_dspy.experience import ALL, ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
 from tfgrpo_dspy.rollout import Group, Rollout
-from tfgrpo_dspy.sampling.fields import (
-    Example,
-    as_text,
-    has_none,
-    is_missing,
-    named_items,
-    parsed,
-    parsed_for_demo,
-)
+from tfgrpo_dspy.sampling import fields
 from tfgrpo_dspy.text import cleaned_text, counted, shortened
 
 logger = logging.getLogger(__name__)
@@ -93,8 +85,8 @@ class Additions:
         predictors = dict(named_predictors(program))
         for demo in self.demos:
             predictor = predictors[demo.predictor]
-            fields = predictor.signature.fields
-            values = {name: parsed_for_demo(t, fields[name].annotation) for name, t in demo.fields}
+            types = {name: info.annotation for name, info in predictor.signature.fields.items()}
+            values = {name: fields.parsed_for_demo(text, types[name]) for name, text in demo.fields}
             shown = dspy.Example(**values).with_inputs(*predictor.signature.input_fields)
             predictor.demos = [*predictor.demos, shown]
         for predictor in predictors.values() if self.hint else ():
@@ -168,21 +160,20 @@ class SampledGroup:
 
 def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
     """A demo of each predictor's last call, if all of its fields are there and can be read back."""
-    fields = {name: predictor.signature.fields for name, predictor in named_predictors(program)}
+    infos = {name: predictor.signature.fields for name, predictor in named_predictors(program)}
     demos: dict[str, Demo] = {}
-    for step in (
-        each for each in rollout.steps if each.kind == "predictor" and each.name in fields
-    ):
-        texts = {k: cleaned_text(text) for k, text in {**step.inputs, **step.outputs}.items()}
-        wanted = fields[step.name].items()
-        if all(name in texts and _comes_back(texts[name], i.annotation) for name, i in wanted):
-            demos[step.name] = Demo(step.name, tuple((name, texts[name]) for name, _ in wanted))
+    for step in rollout.steps:
+        if step.kind == "predictor" and step.name in infos:
+            texts = {k: cleaned_text(text) for k, text in {**step.inputs, **step.outputs}.items()}
+            types = {name: info.annotation for name, info in infos[step.name].items()}
+            if all(n in texts and _comes_back(texts[n], kind) for n, kind in types.items()):
+                demos[step.name] = Demo(step.name, tuple((name, texts[name]) for name in types))
     return tuple(demos.values())
 
 
 def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
     """A demo for each predictor of which the example has an input and an output, at least."""
-    values, inputs = dict(named_items(example)), set(example.inputs().keys())
+    values, inputs = dict(fields.named_items(example)), set(example.inputs().keys())
     labelled = []
     for name, predictor in named_predictors(program):
         signature, shown = predictor.signature, dict[str, str]()
@@ -208,9 +199,9 @@ def _shown(value: Any, annotation: Any, is_output: bool) -> str | None:
     if is_output and isinstance(value, list | tuple) and typed is None:
         value = value[0] if value else None
         typed = _as_type(value, annotation)
-    if is_missing(value) and not (value is None and has_none(annotation)):
+    if fields.is_missing(value) and not (value is None and fields.has_none(annotation)):
         return None
-    texts = [as_text(each) for each in (value, typed) if each is value or each is not None]
+    texts = [fields.as_text(each) for each in (value, typed) if each is value or each is not None]
     return next((text for text in texts if _comes_back(text, annotation)), None)
 
 
@@ -225,7 +216,7 @@ def _comes_back(text: str, annotation: Any) -> bool:
     """True if a field of this type that is written so has the same value again."""
     try:
         text.encode()  # half of a pair of surrogates cannot be sent to an LM
-        parsed(text, annotation)
+        fields.parsed(text, annotation)
     except ValueError:
         return False
     return True
@@ -245,7 +236,7 @@ class DemoPool:
     def __init__(
         self,
         program: Any,  # the student
-        examples: Sequence[Example],  # to which rollouts refer by their position
+        examples: Sequence[fields.Example],  # to which rollouts refer by their position
         labelled: Sequence[int],  # positions of the examples whose labels may be shown
         max_demos: int,  # examples, or rollouts, that become the demos of a set
         seed: int,  # draws and mixes the examples
@@ -258,12 +249,12 @@ class DemoPool:
         unlike = {(examples[i].identity, shown): i for i, shown in demos.items() if shown}
         needed = {(name, field) for name, each in named_predictors(program)
                   for field, info in each.signature.input_fields.items()
-                  if not has_none(info.annotation)}  # fmt: skip
+                  if not fields.has_none(info.annotation)}  # fmt: skip
         self._whole, others = list[int](), list[int]()
         for (_, shown), example in unlike.items():
             predictors = {demo.predictor for demo in shown}
-            fields = {(demo.predictor, field) for demo in shown for field, _ in demo.fields}
-            lacking = {pair for pair in needed - fields if pair[0] in predictors}
+            there = {(demo.predictor, field) for demo in shown for field, _ in demo.fields}
+            lacking = {pair for pair in needed - there if pair[0] in predictors}
             (others if lacking else self._whole).append(example)
         numbers = range(1, self.n_sets + 1 if unlike else 0)
         mixed = {k: self._mixed(self._whole, k) + self._mixed(others, k) for k in numbers}
