@@ -116,11 +116,16 @@ DATA = {"trainset": questions(4), "valset": questions(2, start=102)}
 
 
 @pytest.mark.parametrize("student", STUDENTS.values(), ids=STUDENTS)
-def test_async_code_that_needs_the_callers_loop_runs_in_it(student: Any) -> None:
+def test_async_code_that_needs_the_callers_loop_runs_in_it_and_is_not_compiled_in_it(
+    student: Any,
+) -> None:
     async def main() -> Any:
         async with Archive() as archive:
+            optimizer, refusal = optimizer_of(**SETTINGS), r"^(tool 'read'|program \w+).*acompile"
             with dspy.context(lm=lm()):
-                program = await optimizer_of(**SETTINGS).acompile(student(archive), **DATA)
+                with pytest.raises(SettingsError, match=refusal):
+                    optimizer.compile(student(archive), **DATA)
+                program = await optimizer.acompile(student(archive), **DATA)
             return program, archive.n_read
 
     program, n_read = asyncio.run(main())
@@ -128,19 +133,6 @@ def test_async_code_that_needs_the_callers_loop_runs_in_it(student: Any) -> None
     assert results.failures == {}
     assert n_read >= 8  # each training rollout has read a page
     assert library_texts(program) == [ADVICE]
-
-
-@pytest.mark.parametrize("student", [STUDENTS["a closure"], AsyncReading, Syncified])
-def test_compile_in_the_loop_that_async_code_needs_is_refused_with_a_way_out(student: Any) -> None:
-    async def main() -> str:
-        async with Archive() as archive:
-            with dspy.context(lm=polite_lm()), pytest.raises(SettingsError) as raised:
-                optimizer_of(**SETTINGS).compile(student(archive), **DATA)
-            return str(raised.value)
-
-    message = asyncio.run(main())
-    assert re.search(r"^(tool 'read'|program (AsyncReading|Syncified))", message)
-    assert "await optimizer.acompile(...)" in message
 
 
 class Client:
@@ -305,11 +297,6 @@ def test_alearn_gives_what_learn_gives() -> None:
         program = asyncio.run(optimizer.alearn(predictor(), traces=traces, valset=DATA["valset"]))
         learned = optimizer.learn(predictor(), traces=traces, valset=None)
     assert library_texts(program) == library_texts(learned) == [ADVICE]
-
-
-def test_acompile_raises_what_compile_raises() -> None:
-    with pytest.raises(SettingsError, match="trainset=\\[\\]"):
-        asyncio.run(optimizer_of(**SETTINGS).acompile(predictor(), trainset=[]))
 
 
 def test_a_cancelled_acompile_ends_the_run_keeps_what_is_done_and_leaves_no_work(
