@@ -144,16 +144,16 @@ class RunResults:
         """The best thing to do with this result, in a sentence."""
         if not self.is_finished:
             return "start the same compile with its log_dir again: it goes on where it was"
-        chances = {(one.text, one.scope): one.chance for one in self.tried}
-        lines = strongest_first(self.experiences)
-        weak = [e.id for e in lines if chances.get(e.advice, 1.0) < DOUBTFUL][-2:]
-        steps = [f"strike {' and '.join(weak)} (more likely not worth their tokens)"] * bool(weak)
-        steps += ["pass a testset (these examples chose the result)"] * bool(
-            self.gain and not self.test
-        )
-        steps = [*steps, 'save it (program.save("program.json"))']
-        if self.nothing_learned:
-            steps = ["keep the student"]
+        steps = ["keep the student"]
+        if not self.nothing_learned:
+            chances = {(one.text, one.scope): one.chance for one in self.tried}
+            lines = strongest_first(self.experiences)
+            weak = [e.id for e in lines if chances.get(e.advice, 1.0) < DOUBTFUL][-2:]
+            strike = f"strike {' and '.join(weak)} (more likely not worth their tokens)"
+            steps = [strike] if weak else []
+            if self.gain and not self.test:
+                steps.append("pass a testset (these examples chose the result)")
+            steps.append('save it (program.save("program.json"))')
         changed = [n for n, update in enumerate(self.updates, 1) if update.accepted]
         seen = [score for update in self.updates for score in update.scores]
         n, n_last = len(self.updates), changed[-1] if changed else 0
@@ -180,9 +180,8 @@ class RunResults:
     def in_a_line(self) -> str:
         """The validation scores of student and result, the experiences and the LM calls."""
         before, after = self.student or "not measured", self.best or "not measured"
-        learned = (
-            f"{counted(len(self.experiences), 'experience')} and {counted(self.n_demos, 'demo')}"
-        )
+        lines, demos = len(self.experiences), counted(self.n_demos, "demo")
+        learned = f"{counted(lines, 'experience')} and {demos}"
         calls = counted(self.spent.n_lm_calls, "LM call")
         return f"validation score {before} before, {after} after; {learned}; {calls}"
 
@@ -260,9 +259,8 @@ def scores(run: RunResults) -> Section:
         for what, value in zip(names, values, strict=True)
     ]
     optimistic = "" if test else "; optimistic: these scores chose the result"
-    return Section(
-        "Mean score" + (f" [95 % interval]{optimistic}" if rows else ": not measured"), rows
-    )
+    what = f" [95 % interval]{optimistic}" if rows else ": not measured"
+    return Section(f"Mean score{what}", rows)
 
 
 def candidates(run: RunResults, most: int = MOST_CANDIDATES) -> Section:
