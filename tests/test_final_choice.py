@@ -64,7 +64,7 @@ def test_the_report_names_the_candidates_with_the_student_first_and_what_was_lea
     program = compiled(world(), epochs=2)
     results = program.detailed_results
     student, *others = results.candidates
-    assert not student.demo_set
+    assert results.finalists == results.candidates and not student.has_demos
     assert (student.ids, student.score, student.is_best) == ((), results.student, False)
     (best,) = [finalist for finalist in others if finalist.is_best]
     assert set(best.ids) == {own.id for own in ExperienceLibrary.from_program(program)}

@@ -128,6 +128,11 @@ class RunResults:
         return ExperienceLibrary.from_dict(dict(self.library))
 
     @property
+    def finalists(self) -> tuple[Candidate, ...]:
+        """The candidates that the race measured, the student among them."""
+        return tuple(each for each in self.candidates if each.n_measured)
+
+    @property
     def front(self) -> list[Candidate]:
         """The candidates that no other beats in every objective (Pareto)."""
         return records.front_of(self.candidates)
