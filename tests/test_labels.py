@@ -1,7 +1,6 @@
 """Labels of examples: missing ones, values in another form than their field, accepted answers."""
 
 import datetime
-import logging
 import re
 from enum import Enum
 from typing import Any, Literal
@@ -16,8 +15,7 @@ from small import grpo
 from test_demos import world
 
 from tfgrpo_dspy import Gate
-from tfgrpo_dspy.sampling.additions import DemoPool, labelled_demos
-from tfgrpo_dspy.sampling.fields import Example
+from tfgrpo_dspy.sampling.additions import labelled_demos
 
 
 class Part(pydantic.BaseModel):
@@ -103,32 +101,6 @@ def test_a_missing_label_is_shown_to_no_lm(missing: Any) -> None:
     shown = re.compile(rf"(?:answer: |^){missing}$", re.MULTILINE)
     assert not any(map(shown.search, texts))
     assert 0 < optimized.detailed_results.n_demos <= 8
-
-
-@pytest.mark.parametrize(
-    ("annotation", "labels", "n_unshown", "written"),
-    [
-        (Literal["yes", "no"], ["Yes", "no", "No", "yes"], 2, "Yes"),
-        (Money, [Money(amount=1)], 1, "1.0 EUR"),  # DSPy writes it so, and does not read it
-    ],
-)
-def test_labels_that_their_field_cannot_hold_are_named_once(
-    annotation: Any,
-    labels: list[Any],
-    n_unshown: int,
-    written: str,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    fields = {"question": (str, dspy.InputField()), "answer": (annotation, dspy.OutputField())}
-    rows = [dspy.Example(question=f"q{i}", answer=a) for i, a in enumerate(labels)]
-    examples = [Example(row.with_inputs("question")) for row in rows]
-    program = dspy.Predict(dspy.Signature(fields, "Do."))
-    with caplog.at_level(logging.WARNING, logger="tfgrpo_dspy"):
-        pool = DemoPool(program, examples, range(len(rows)), 4, seed=0)
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"{n_unshown} label") and "of the field 'answer' cannot be shown" in line
-    assert f"writes of the first label is {written}, which that type does not read" in line
-    assert len(pool.choose(1, (), set())) == len(labels) - n_unshown
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ Demos are DSPy's own, in a predictor's `demos`: made from a rollout's record, or
 a labelled example.
 """
 
-import logging
 import random
 import statistics
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -20,9 +19,8 @@ from tfgrpo_dspy.experience import ALL, ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
 from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling import fields
-from tfgrpo_dspy.text import cleaned_text, counted, shortened
+from tfgrpo_dspy.text import cleaned_text, counted
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 HINT = "\n\nA hint for this input: "
@@ -245,7 +243,6 @@ class DemoPool:
         self._max_demos, self._seed = max_demos, seed
         self.n_sets = N_SETS if max_demos else 0
         demos = {i: labelled_demos(examples[i].raw, program) for i in labelled if max_demos}
-        self._warn_of_unshown(demos)
         unlike = {(examples[i].identity, shown): i for i, shown in demos.items() if shown}
         needed = {(name, field) for name, each in named_predictors(program)
                   for field, info in each.signature.input_fields.items()
@@ -277,23 +274,6 @@ class DemoPool:
             return ()
         shown = list(islice((demos for _, demos in of_best if demos), self._max_demos))
         return tuple(chain(*(shown if number == 1 else self._mixed(shown, number))))
-
-    def _warn_of_unshown(self, demos: Iterable[int]) -> None:
-        """Log once for each output field which labels of examples it cannot show."""
-        for _, predictor in named_predictors(self._program):
-            for field, info in predictor.signature.output_fields.items():
-                having = [self._examples[i] for i in demos if field in self._examples[i].labels]
-                unshown = [one.labels[field] for one in having
-                           if _shown(one.raw[field], info.annotation, True) is None]  # fmt: skip
-                if unshown:
-                    logger.warning(
-                        "%s of the field %r cannot be shown as demos: it is a %s, and what DSPy "
-                        "writes of the first label is %s, which that type does not read",
-                        counted(len(unshown), "label"),
-                        field,
-                        getattr(info.annotation, "__name__", info.annotation),
-                        shortened(unshown[0], 80),
-                    )
 
     def _mixed(self, items: Sequence[T], number: int) -> list[T]:
         return random.Random(f"{self._seed}/demos/{number}").sample(items, len(items))
