@@ -1,4 +1,4 @@
-"""Several metrics at once: weights, metrics that do not apply, the front, and why a result won."""
+"""Several objectives at once: the front, a target, and why a result won."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,56 +7,12 @@ import dspy
 import pytest
 from runs import is_polite, learned, optimizer_of, polite_lm, predictor, questions
 
-from tfgrpo_dspy import NoGate, SettingsError, TrainingFreeGRPO
-from tfgrpo_dspy.metric import adapt_metric, combined
+from tfgrpo_dspy import NoGate, SettingsError
+from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import Candidate, ScoreSummary, front_of
 
 EXAMPLE = dspy.Example(question="q", answer="please").with_inputs("question")
-
-
-def right(example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
-    return dspy.Prediction(score=float(pred.answer == example.answer), feedback="Be right.")
-
-
-def short(_example: Any, pred: Any) -> float | None:
-    return None if pred.answer == "" else 1.0 / len(pred.answer)
-
-
-async def polite(_example: Any, pred: Any) -> dict[str, Any]:
-    return {"score": float("please" in pred.answer), "feedback": "Be polite."}
-
-
-def scored(metric: Any, answer: str) -> Any:
-    return adapt_metric(combined(metric))(EXAMPLE, dspy.Prediction(answer=answer), None)
-
-
-def test_the_score_of_several_metrics_is_their_weighted_mean_and_each_is_an_objective() -> None:
-    score = scored({"right": right, "short": (short, 0.5), "polite": (polite, 2)}, "please")
-    assert score.value == pytest.approx((1.0 + 0.5 / 6 + 2.0) / 3.5)
-    assert score.objectives == {"right": 1.0, "short": 1 / 6, "polite": 1.0}
-    assert score.feedback == "right: Be right.\npolite: Be polite."
-
-
-def test_a_metric_that_does_not_apply_does_not_count_there() -> None:
-    score = scored([right, (short, 5)], "")
-    assert (score.value, score.objectives) == (0.0, {"right": 0.0})
-    with pytest.raises(Exception, match=r"none of the metrics \(short\) applies to the example"):
-        scored([short], "")
-
-
-@pytest.mark.parametrize(
-    ("metric", "fault"),
-    [
-        ([], r"^metric=\[\]: pass at least one metric, or metric=None"),
-        ({"right": (right, 0)}, r"'right': pass a metric, or \(metric, weight above 0\)\.$"),
-        ({"right": (right, "much")}, "'right'"),
-        ([right, 3], "is not callable"),
-    ],
-)
-def test_metrics_that_cannot_be_used_are_refused(metric: Any, fault: str) -> None:
-    with pytest.raises(SettingsError, match=fault):
-        TrainingFreeGRPO(metric)
 
 
 @pytest.mark.parametrize("name", ["objectives", "objective_scores"])
@@ -82,12 +38,18 @@ def test_the_front_has_who_no_other_beats_in_every_objective() -> None:
     assert front_of([cheap, failed_once]) == [cheap, failed_once], "measured on as many"
 
 
+def polite_and_brief(example: Any, pred: Any) -> dspy.Prediction:
+    polite, brief = is_polite(example, pred), 2.0 / len(pred.answer)
+    return dspy.Prediction(
+        score=(polite + 0.1 * brief) / 1.1, objectives={"polite": polite, "brief": brief}
+    )
+
+
 @pytest.fixture(scope="module")
 def several() -> Any:
     """A run on two metrics of which the advice makes one better and the other worse."""
     with dspy.context(lm=polite_lm(), adapter=None, callbacks=[]):
-        metric = {"polite": is_polite, "brief": (lambda _, pred: 2.0 / len(pred.answer), 0.1)}
-        return optimizer_of(metric=metric, max_lm_calls=200).compile(
+        return optimizer_of(metric=polite_and_brief, max_lm_calls=200).compile(
             predictor(), trainset=questions(8), valset=questions(12, start=100)
         )
 

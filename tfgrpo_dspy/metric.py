@@ -8,7 +8,7 @@ async; returning a finite number or something with `score`, `feedback` and `obje
 import functools
 import inspect
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FunctionType, MethodType
@@ -130,50 +130,6 @@ def adapt_metric(metric: Any) -> ScoringFunction:
             return ScoringFunction(metric, asks_predictors, extra, wants_trace)
     fault = f"metric {metric_name(metric)}{signature} cannot be called with example and prediction"
     raise SettingsError(f"{fault}; write it as metric(example, pred, trace=None).")
-
-
-def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.Prediction]:
-    """One metric of several: their weighted mean; what each gives is an objective.
-
-    `[exact, short]` or `{"right": exact, "short": (short, 0.2)}`. One that returns None does not
-    apply to the example, and does not count there. Raises SettingsError: there is none, one of them
-    is no metric, or a weight is no positive number.
-    """
-    if not isinstance(metrics, Mapping):
-        names = [metric_name(each[0] if isinstance(each, tuple) else each) for each in metrics]
-        unique = (n if names.count(n) == 1 else f"{n} {k}" for k, n in enumerate(names, 1))
-        metrics = dict(zip(unique, metrics, strict=True))
-    if not metrics:
-        hint = "pass at least one metric, or metric=None."  # pydantic names the value
-        raise SettingsError(hint)
-    weights, functions = dict[str, float](), list[Any]()
-    for name, pair in metrics.items():
-        function, weight = pair if isinstance(pair, tuple) and len(pair) == 2 else (pair, 1.0)
-        if (number_of(weight) or 0) <= 0:
-            raise SettingsError(f"{name!r}: pass a metric, or (metric, weight above 0).")
-        adapt_metric(function)
-        weights[str(name)] = float(weight)
-        functions.append(function)
-    return functools.partial(weighted_mean, *functions, weights=weights)
-
-
-def weighted_mean(*arguments: Any, weights: Mapping[str, float]) -> dspy.Prediction:
-    """The weighted mean of the metrics that apply; `arguments`: metrics, example, prediction."""
-    *metrics, example, prediction = arguments
-    scores: dict[str, Score] = {}
-    for name, scoring in zip(weights, map(adapt_metric, metrics), strict=True):
-        verdict = scoring.ask(example, prediction, None)
-        if verdict is not None:
-            scores[name] = scoring.as_score(verdict, example)
-    if not scores:
-        names = ", ".join(weights)
-        raise MetricError(f"none of the metrics ({names}) applies to the example {_shown(example)}")
-    total = sum(weights[name] for name in scores)
-    return dspy.Prediction(
-        score=sum(weights[name] * each.value for name, each in scores.items()) / total,
-        feedback="\n".join(f"{name}: {s.feedback}" for name, s in scores.items() if s.feedback),
-        objectives={name: each.value for name, each in scores.items()},
-    )
 
 
 def held_lms(metric: Any) -> list[dspy.BaseLM]:

@@ -27,9 +27,8 @@ class TrainingFreeGRPO(Teleprompter):
 
     Args:
         metric: `metric(example, pred, trace=None)`, or GEPA's five-argument form; returns a float,
-            a bool or `dspy.Prediction(score=..., feedback=...)`, more is better. Or several, such
-            as `{"right": exact, "short": (brevity, 0.2)}`: their weighted mean is the score. None:
-            without ground truth (paper, section 3.3): lessons from agreement and self-critique.
+            a bool or `dspy.Prediction(score=..., feedback=...)`, more is better. None: without
+            ground truth (paper, section 3.3): lessons from agreement and self-critique.
         reflection_lm: writes the lessons; default: `dspy.settings.lm`.
         objective: in words, what the experiences should be about.
         auto: "light", "medium" or "heavy", where there is no `max_lm_calls`: 5, 12 or 30 for each

@@ -23,7 +23,7 @@ from tfgrpo_dspy.events import Approve, Listener
 from tfgrpo_dspy.experience import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
-from tfgrpo_dspy.metric import adapt_metric, combined
+from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection import modules
 from tfgrpo_dspy.reflection.lessons import LESSONS_PER_EXAMPLE
 from tfgrpo_dspy.strategies.auto import Auto
@@ -66,8 +66,6 @@ def _number(value: Any) -> Any:
 
 
 def _checked_metric(metric: Any) -> Any:
-    if isinstance(metric, list | tuple | Mapping):
-        return combined(metric)
     if metric is not None:
         adapt_metric(metric)
     return metric
@@ -239,10 +237,7 @@ class Execution:
 class Settings:
     """The arguments of `TrainingFreeGRPO`, which documents them. None: derived, or the default."""
 
-    metric: Annotated[
-        Callable[..., Any] | Sequence[Any] | Mapping[str, Any] | None,
-        pydantic.BeforeValidator(_checked_metric),
-    ]
+    metric: Annotated[Callable[..., Any] | None, pydantic.BeforeValidator(_checked_metric)]
     _: KW_ONLY
     reflection_lm: dspy.BaseLM | None = None
     objective: str | None = None
