@@ -240,7 +240,7 @@ def test_failing_examples_get_hints_from_the_second_epoch_on_and_all_pages_say_s
     run = failing(num_threads=1)
     assert not any(aided(run)[:16])
     assert sum(map(bool, aided(run)[16:32])) == SILENT
-    message = "auto: TieredHints is on: 13 of the first 16 groups failed throughout, without a word"
+    message = "auto: TieredHints is on"
     assert run.results.switched == (message,)
     assert message in str(run.results)
     assert message in html(run.optimized)
@@ -271,8 +271,7 @@ def test_a_run_that_needs_nothing_is_the_same_as_without(seed: int, metric: Any)
         learned(metric=metric, seed=seed, epochs=4, strategies=used).detailed_results
         for used in ((), "auto")
     )
-    same = untimed(one) | {"switched": [], "settings": {}}
-    assert untimed(other) | {"switched": [], "settings": {}} == same
+    assert untimed(other) | {"settings": {}} == untimed(one) | {"settings": {}}
 
 
 # ---- objectives
@@ -323,10 +322,7 @@ def test_the_objectives_of_a_run_count_alike_and_the_results_say_so() -> None:
     scores = [group.scores for group in run.results.updates[0].groups]
     assert scores == [pytest.approx((0.0, 0.0), abs=1e-9)] * 6  # one up, one down, of one size
     assert plain.results.updates[0].groups[0].scores == (0.0, -14.5)
-    assert run.results.switched[1] == (
-        "auto: Objectives is on: the objectives' standard deviations are unlike "
-        "(right 0.5, length 15)"
-    )
+    assert run.results.switched == ("auto: Objectives is on",)
 
 
 def test_another_word_than_auto_is_refused() -> None:

@@ -24,7 +24,7 @@ from tfgrpo_dspy.run.planning import Planner
 from tfgrpo_dspy.run.updates import TEACHING, Batch, Brief, Extracted, Update, record_of
 from tfgrpo_dspy.sampling.additions import Additions, best_rollouts
 from tfgrpo_dspy.settings.schedule import RunInputs
-from tfgrpo_dspy.strategies.auto import Auto, seen
+from tfgrpo_dspy.strategies.auto import Auto, needs_hints, unlike_spreads
 
 
 class History:
@@ -125,9 +125,10 @@ class History:
     def switched(self) -> tuple[str, ...]:
         """What strategies have switched on and off by themselves, by the decided updates."""
         is_auto = any(isinstance(one, Auto) for one in self._settings.strategies)
-        first, shows = self.groups.first or (), self._settings.shows_labels
-        on = seen(self.latest.groups, first, shows) if is_auto else ()
-        return (*on, *sorted(self.groups.switched_off.values()))
+        has_hints = needs_hints(self.latest.groups) and self._settings.shows_labels
+        on = {"TieredHints": has_hints, "Objectives": unlike_spreads(self.groups.first or ())}
+        messages = [f"auto: {name} is on" for name, why in on.items() if is_auto and why]
+        return (*messages, *sorted(self.groups.switched_off.values()))
 
     def _decision(self, proposed: Applied, briefs: Sequence[Brief]) -> Decision:
         """The gate's decision, with the evidence of all KEEPs."""

@@ -43,19 +43,6 @@ NOT_WHICH = {
 of the last two count themselves."""
 P = ParamSpec("P")
 S = TypeVar("S")
-OTHERS = {
-    "batch_size=": "bsize minibatch_size reflection_minibatch_size",
-    "epochs=": "max_steps",
-    "group_size=": "num_candidates",
-    "max_demos=": "demo_input_field_maxlen max_bootstrapped_demos max_labeled_demos",
-    "max_lm_calls= or auto=": "num_trials",
-    "max_lm_calls= or max_metric_calls=": "max_full_evals",
-    "reflection=Reflection(extract=..., update=...)": "instruction_proposer",
-    "reflection_lm=": "prompt_model",
-    "strategies=(TeacherRollouts(lm),), of tfgrpo_dspy.strategies": "teacher_settings",
-    "temperature=": "init_temperature temperature_for_candidates temperature_for_sampling",
-}
-"""What to pass in place of arguments of GEPA, MIPROv2 and SIMBA."""
 
 
 def _number(value: Any) -> Any:
@@ -342,8 +329,5 @@ def _instead_of(name: str, names: list[str]) -> str:
     for kind in (Reflection, Execution):
         if name in kind.__annotations__:
             return f"pass {kind.__name__.lower()}={kind.__name__}({name}=...)"
-    for instead, theirs in OTHERS.items():
-        if name in theirs.split():
-            return f"pass {instead}"
     nearest = difflib.get_close_matches(name, names, 1)
     return f"the nearest one is {nearest[0]}=" if nearest else "docs/settings.md lists all"

@@ -5,7 +5,7 @@ All is a function of decided groups and of the first batch, so that a resumed ru
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tfgrpo_dspy.rollout import MIN_CONTRAST, NO_SCORES, Group, Rollout
@@ -47,12 +47,7 @@ class Auto(base.Strategy):
 
 
 def needs_hints(past: Sequence[SampledGroup]) -> bool:
-    """True if most of the first groups failed throughout, and nobody said why."""
-    return len(past) >= GROUPS and n_silent(past) >= FAILING
-
-
-def n_silent(past: Sequence[SampledGroup]) -> int:
-    """How many of the first groups had no contrast, no feedback, and not the best score.
+    """True if most of the first groups had no contrast, no feedback, and not the best score.
 
     Where they had one score only, it is a failure if it is 0 or less.
     """
@@ -62,7 +57,7 @@ def n_silent(past: Sequence[SampledGroup]) -> int:
     if scores.is_flat:
         best = math.inf if scores.highest <= 0 else -math.inf
     silent = (g for g in groups if g.scores and not (g.has_contrast or g.has_feedback))
-    return sum(max(group.scores) < best for group in silent)
+    return len(past) >= GROUPS and sum(max(group.scores) < best for group in silent) >= FAILING
 
 
 def unlike_spreads(first: Sequence[Rollout]) -> dict[str, float]:
@@ -86,18 +81,6 @@ def may_rescue(strategies: Sequence[base.Strategy], past: Sequence[SampledGroup]
     """True if a strategy may help groups that fail throughout, after these."""
     rescuing = [one for one in strategies if base.overrides(one, "rescue")]
     return any(not isinstance(one, Auto) or needs_hints(past) for one in rescuing)
-
-
-def seen(
-    past: Sequence[SampledGroup], first: Sequence[Rollout], shows_labels: bool
-) -> Iterator[str]:
-    """Sentences on what `Auto` saw in these groups and the first batch, and switched on for it."""
-    what = "TieredHints is on" if needs_hints(past) and shows_labels else "no hints"
-    n_failing = f"{n_silent(past)} of the first {min(len(past), GROUPS)} groups"
-    yield f"auto: {what}: {n_failing} failed throughout, without a word"
-    if spreads := unlike_spreads(first):
-        by_name = ", ".join(f"{name} {spread:.3g}" for name, spread in spreads.items())
-        yield f"auto: Objectives is on: the objectives' standard deviations are unlike ({by_name})"
 
 
 def rescued_in_vain(past: Sequence[SampledGroup]) -> bool:

@@ -25,6 +25,8 @@ LATEST, ENOUGH, MORE, OFTEN = 60, 8, 0.05, 1 / 4
 """Choosing stops if, in the latest 60 groups with at least 8 in both halves, the chosen half does
 not teach more often by .05, or the usual half teaches in a quarter: then enough groups teach."""
 PRIOR_GROUPS = 5
+OF_BANDIT, OF_WEIGHTS = 12, 6  # the latest groups of a domain that count for its teaching, its loss
+LOSS_SCALE = 0.3  # of weights: the higher, the more equal they are
 LEAST = 0.05  # of both parameters of a Beta distribution
 LESSONS = 2  # groups of an example that teach, before more of them count less
 SMALLEST_GROUP = 2
@@ -198,13 +200,11 @@ class DomainBandit(Choosing):
     Args:
         domain: the name of the field, or the function of an example, that gives its domain.
         exploration: factor of the confidence bound, 0 to 100; 0 takes what taught most.
-        window: how many of the latest groups of a domain count, at least 1.
         temperature: .01 to 100; the lower, the more the best domain gets.
     """
 
     domain: Domain
     exploration: Annotated[float, Field(ge=0, le=100)] = 0.5
-    window: base.Least1 = 12
     temperature: base.Magnitude = 0.1
 
     def weights(self, plan: base.BatchPlan) -> Mapping[int, float]:
@@ -217,7 +217,7 @@ class DomainBandit(Choosing):
                 taught[domain_of[sampled.group.example]].append(fmean(map(abs, advantages)))
         unsure = 2 * math.log(sum(map(len, taught.values())) + 1)
         bounds = {
-            domain: fmean(taught[domain][-self.window :] or [0.0])
+            domain: fmean(taught[domain][-OF_BANDIT:] or [0.0])
             + self.exploration * math.sqrt(unsure / (len(taught[domain]) + 1))
             for domain in domain_of.values()
         }
@@ -235,7 +235,7 @@ class DomainBandit(Choosing):
 
 @base.strategy
 class HardSampleWeights(Choosing):
-    """Samples examples with weights exp(loss / temperature), without those that look like noise.
+    """Samples examples with weights exp(loss / 0.3), without those that look like noise.
 
     The loss is 1 minus the mean score of its domain, as a share of the range of all scores. First
     the examples of the highest losses, compared with their domain (or with all examples), are set
@@ -244,15 +244,11 @@ class HardSampleWeights(Choosing):
 
     Args:
         domain: as for `DomainBandit`; None: every example is its own.
-        temperature: .01 to 1,000; the higher, the more equal are the weights.
-        window: how many of the latest groups of a domain count, at least 1.
         noise: at most this share of the examples is set aside; 0 to 0.5.
     """
 
     often = math.inf  # it looks for what scores low, not for what teaches
     domain: Domain | None = None
-    temperature: Annotated[float, Field(ge=0.01, le=1000)] = 0.3
-    window: base.Least1 = 6
     noise: Annotated[float, Field(ge=0, le=0.5)] = 0.1
 
     def weights(self, plan: base.BatchPlan) -> Mapping[int, float]:
@@ -263,7 +259,7 @@ class HardSampleWeights(Choosing):
             if sampled.group.example in domain_of and shares:
                 scores[domain_of[sampled.group.example]].append(fmean(shares))
                 of_example[sampled.group.example].append(fmean(shares))
-        losses = {name: 1 - fmean(of_one[-self.window :]) for name, of_one in scores.items()}
+        losses = {name: 1 - fmean(of_one[-OF_WEIGHTS:]) for name, of_one in scores.items()}
         usual = fmean(losses.values()) if losses else 0.0
         excess = {
             e: 1 - fmean(of_one) - (usual if self.domain is None else losses[domain_of[e]])
@@ -274,7 +270,7 @@ class HardSampleWeights(Choosing):
         noise = set(ranked[: int(self.noise * len(domain_of))])
         sizes = Counter(domain_of.values())
         return {
-            example: math.exp(losses.get(domain, usual) / self.temperature) / sizes[domain]
+            example: math.exp(losses.get(domain, usual) / LOSS_SCALE) / sizes[domain]
             for example, domain in domain_of.items()
             if example not in noise
         }

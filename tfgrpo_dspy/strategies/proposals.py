@@ -23,9 +23,11 @@ SHARED = (
     "These parts stand in attempts that scored higher and in attempts that scored lower alike. "
     "They did not make the difference: blame none of them, and write no lesson against them.\n"
 )
+N_CANDIDATES = 3  # of one answer
 FEWEST_TEXTS = 2  # that came to stay: one alone has no direction
 _ID = re.compile(r"\[(E[1-9]\d*)\*?\]:?")
 _NAMED = re.compile(r"\W*(E[1-9]\d*)\W+(\w.*)")  # the id of an experience, and its new text
+N_EXAMPLES = 6  # of the training set, in the question what matters
 FIELD_BYTES = 1050  # of the inputs of each example that is shown, and of its labels
 MATTERS = (
     "Somebody who has not seen the program run says what matters; heed it unless the facts differ: "
@@ -113,11 +115,9 @@ class Induction(base.Strategy):
 
     Args:
         every: how many updates lie between two questions, at least 1.
-        most: how many candidates are taken from an answer, at least 1.
     """
 
     every: base.Least1 = 10
-    most: base.Least1 = 3
 
     def propose(self, context: base.UpdateContext, ask: base.Ask) -> base.Proposed:
         operations: tuple[Add | Modify, ...] = ()
@@ -143,14 +143,14 @@ class Induction(base.Strategy):
         went = {one.advice: one for one in itertools.chain(*libraries) if one.advice not in now}
         answer = ask(
             FindRules,
-            max_candidates=self.most,
+            max_candidates=N_CANDIDATES,
             before=_lines(start),
             came=_lines(came),
             went=_lines(went.values()),
         )
         learned = [Lesson(each.text, each.scope, each.evidence) for each in came]
         operations = list[Add | Modify]()
-        for line in read_lessons(_ID.sub(r"\1:", answer.get("candidates", "None")))[: self.most]:
+        for line in read_lessons(_ID.sub(r"\1:", answer.get("candidates", "None")))[:N_CANDIDATES]:
             named = _NAMED.fullmatch(line)
             text, scope = read_lesson(named[2] if named else line, predictors)
             evidence = tuple(e for source in sources_of(text, learned) for e in source.evidence)
@@ -183,15 +183,10 @@ class AttributionPrior(base.Strategy):
     One question shows it the program and a few examples. What it says decides the answer is told
     it again whenever it writes lessons: for few examples, where much agrees with the labels by
     accident. Source: attribution regularizers (arXiv 2502.20268).
-
-    Args:
-        n_examples: how many training examples the question shows, at least 1.
     """
 
-    n_examples: base.Least1 = 6
-
     def show(self, context: base.GroupContext, ask: base.Ask) -> base.Shown:
-        n, parts = min(self.n_examples, len(context.training)), []
+        n, parts = min(N_EXAMPLES, len(context.training)), []
         for position in random.Random("attribution").sample(sorted(context.training), n):
             example = context.examples[position]
             texts = (example.text, "Labels:", context.shown_labels(example))

@@ -20,7 +20,6 @@ from pydantic import Field
 from scipy.optimize import minimize
 from scipy.special import betaln, expit, log_expit
 
-from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.reflection.texts import clip
 from tfgrpo_dspy.rollout import MIN_CONTRAST, Group, Rollout, fields_text, trajectory_text
 from tfgrpo_dspy.sampling.additions import SampledGroup
@@ -39,6 +38,8 @@ RIDGE = 0.3  # how strongly rewards are drawn to 0, in the scale of log-odds
 PAIR_TOKENS, GROUP_TOKENS = 1_500, 4_000  # of one attempt of a pair; of all attempts of a group
 HIGHEST, BEFORE = 10, 0.5
 """The best mark; and what a state is worth before the first step, when nothing is known."""
+PAIRS, EARLIER = 3, 20  # of a group that are compared; earlier groups whose pairs count
+WHOLE = 2  # rollouts of a group that branches
 FIRST = 2 / 3  # of the steps: earlier branches cost more, later ones differ in less
 LINE = re.compile(r"(\d+)\D*?:\s*([\d.,; ]+)")
 
@@ -275,19 +276,11 @@ class ImplicitStepRewards(base.Strategy):
     logistic regression fits to the pairs of this group and of earlier ones. The value of a state is
     the probability that a rollout so far is preferred to the average one of its group.
     Source: iStar (arXiv 2509.19199).
-
-    Args:
-        pairs: how many pairs of a group are compared, at least 1.
-        groups: how many earlier groups count, at least 0.
     """
 
-    pairs: base.Least1 = 3
-    groups: base.Least0 = 20
-
     def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
-        past = context.past[len(context.past) - self.groups :] if self.groups else ()
         rows: list[tuple[Rollout, Rollout]] = []
-        for sampled in (*past, context.sampled):
+        for sampled in (*context.past[-EARLIER:], context.sampled):
             example = context.examples[sampled.group.example].text
             for first, second in self._pairs(sampled.unaided):
                 ahead = (first.score or 0.0) - (second.score or 0.0)
@@ -314,7 +307,7 @@ class ImplicitStepRewards(base.Strategy):
         every = itertools.combinations(group.rollouts, 2)
         pairs = [pair for pair in every if _features(pair[0]) != _features(pair[1])]
         chance = random.Random(f"pairs/{[rollout.rollout_id for rollout in group.rollouts]}")
-        chosen = chance.sample(pairs, min(self.pairs, len(pairs)))
+        chosen = chance.sample(pairs, min(PAIRS, len(pairs)))
         return [pair if chance.random() < 0.5 else (pair[1], pair[0]) for pair in chosen]
 
 
@@ -415,20 +408,14 @@ class BranchingRollouts(base.Strategy):
 
     Args:
         leaves: rollouts of a group, branches included, at least 3; no more than the group size.
-        whole: how many of these are whole rollouts, at least 2, below `leaves`.
     """
 
     leaves: Annotated[int, Field(ge=3)] = 5
-    whole: base.Least2 = 2
-
-    def __post_init__(self) -> None:
-        if self.whole >= self.leaves:
-            raise SettingsError(f"whole={self.whole!r}: pass less than leaves={self.leaves!r}.")
 
     def choose(self, plan: base.BatchPlan) -> Mapping[int, int]:
         if plan.past and not _places(_scored(*plan.past)):
             return plan.sizes
-        return {example: min(self.whole, size) for example, size in plan.sizes.items()}
+        return {example: min(WHOLE, size) for example, size in plan.sizes.items()}
 
     def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
         scored = _scored(context.sampled)
