@@ -10,16 +10,7 @@ from typing import Any
 import dspy
 import pytest
 from coded_cases import CODES, FIRST_TEST, RIGHT, case_in, cases, is_right, luck_of, world
-from runs import (
-    AtCall,
-    is_polite,
-    learned_in,
-    library_texts,
-    n_calls,
-    polite_lm,
-    predictor,
-    questions,
-)
+from runs import AtCall, learned_in, library_texts, n_calls, predictor
 from scripted import chat
 
 from tfgrpo_dspy import AddLessons, Execution, Reflection, TrainingFreeGRPO, best_so_far
@@ -231,40 +222,6 @@ def test_under_a_smaller_budget_that_it_never_had_a_run_replays_what_is_paid(
     program, n_made = compiled(tmp_path, max_lm_calls=149)
     assert n_made < n_calls(program) <= 149
     assert program.detailed_results.gain is not None
-
-
-def of_dollars(log_dir: Path, max_cost: float, n_test: int = 0, **given: Any) -> tuple[Any, int]:
-    """The polite task under a limit of dollars, and how many calls were made for it now."""
-    lm = polite_lm(max_tokens=50)
-    more = {"max_cost": max_cost, "execution": PRICED, "log_dir": log_dir, "progress": False}
-    data = {"trainset": questions(12), "valset": questions(8, 100)}
-    with dspy.context(lm=lm):
-        program = TrainingFreeGRPO(is_polite, **{**more, **given}).compile(
-            predictor(), testset=questions(n_test, 200) or None, **data
-        )
-    return program, lm.engine.n_calls()
-
-
-@pytest.mark.parametrize("max_cost", [0.025, 0.045])
-def test_a_replay_knows_what_the_dearest_call_may_cost_as_the_run_did(
-    max_cost: float, tmp_path: Path
-) -> None:
-    first, _ = of_dollars(tmp_path, max_cost)
-    for is_offline in (True, False):
-        again, n_made = of_dollars(tmp_path, max_cost, offline=is_offline)
-        assert n_made == 0
-        assert facts(again) == facts(first)
-        assert again.detailed_results.candidates == first.detailed_results.candidates
-
-
-def test_a_test_set_after_the_end_is_paid_for_whatever_its_last_call_may_cost(
-    tmp_path: Path,
-) -> None:
-    of_dollars(tmp_path, 0.04)
-    of_dollars(tmp_path, 0.1)
-    program, n_made = of_dollars(tmp_path, 0.04, n_test=4)
-    assert n_made == 2 * 4
-    assert program.detailed_results.test.best.n == 4
 
 
 def test_offline_a_budget_that_the_run_never_had_is_no_end_of_it(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, s
 from small import Answering, group_of, grpo
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate
-from tfgrpo_dspy.rollout import Group, Rollout, Step, Usage, trajectory_text
+from tfgrpo_dspy.rollout import Rollout, Step, Usage
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.strategies import (
@@ -31,7 +31,7 @@ from tfgrpo_dspy.strategies import (
     Strategy,
     TeacherMarks,
 )
-from tfgrpo_dspy.strategies.steps import expected_score, fitted_rewards, state_values, tree_values
+from tfgrpo_dspy.strategies.steps import expected_score, tree_values
 
 STAGES = ("first", "second", "third", "fourth")
 
@@ -274,16 +274,6 @@ def test_values_of_a_tree_are_shared_up_to_where_rollouts_part() -> None:
     assert values[3] == pytest.approx([1 / 3, 0.0, 0.0, 0.0])
 
 
-def test_a_turn_is_decisive_if_scores_change_between_the_states_around_it() -> None:
-    good = [taking(10 + k, "abcdX", 1.0, n_replayed=2) for k in range(4)]
-    bad = [taking(20 + k, "abcdX", 0.0, n_replayed=3) for k in range(4)]
-    means, chances, _ = state_values(taking(1, "abcde", 0.0), (*good, *bad), 0.0, 1.0)
-    assert max(range(5), key=lambda turn: chances[turn]) == 2
-    assert chances[2] > 0.8
-    before, after = means[2], means[3]
-    assert before > 0.7 > 0.3 > after
-
-
 def answered(text: str, score: float, chance: float | None) -> Rollout:
     entropy = None if chance is None else -math.log(chance)
     return Rollout(0, 1, outputs={"answer": text}, score=score, entropy=entropy)
@@ -294,15 +284,6 @@ def test_log_probabilities_weigh_the_answers_that_were_sampled() -> None:
     known = [answered("a", 1.0, 0.9), answered("b", 0.0, 0.05)]
     assert expected_score(known) == pytest.approx(0.9 + 0.05 * 0.5)
     assert expected_score([answered("a", 1.0, 0.6)] * 3) == pytest.approx(1.0)
-
-
-def test_rewards_of_steps_agree_with_what_the_judge_prefers() -> None:
-    rows = [(taking(k, f"a{x}", 0.0), taking(100 + k, f"b{x}", 0.0))
-            for k, x in enumerate("pqrs" * 3)]  # fmt: skip
-    rewards = fitted_rewards(rows)
-    of = {way: rewards["turn", (("way", way),)] for way in "abp"}
-    assert of["a"] > 0.3 > -0.3 > of["b"]
-    assert of["p"] == pytest.approx(0, abs=1e-4)
 
 
 @dataclass(frozen=True)
@@ -329,17 +310,6 @@ def test_values_that_cannot_be_used_are_counted_and_cost_nothing_else(how: str) 
     run = learned(Odd(how))
     assert run.results.failures == {"strategy": 4}  # of the six groups, the first of each batch
     assert [one.text for one in run.results.experiences] == ["Go left."]
-
-
-def test_changes_of_the_value_are_told_in_words() -> None:
-    rollout = taking(1, "abc", 0.0).valued([0.8, 0.8, None, 0.2])
-    assert rollout.changes == {0: (0.8, 0.8), 2: (0.8, 0.2)}
-    text = trajectory_text(rollout)
-    assert "Step 1, predictor turn\n  out way: a\n  expected score after this step: 0.80" in text
-    assert "after this step the expected score fell from 0.80 to 0.20" in text
-    group = Group(0, (rollout, taking(2, "abd", 1.0)), ())
-    assert rollout.decisive_step(group.least_decisive) == 2
-    assert group.decisive_predictor == "turn"
 
 
 EXAMPLES = [

@@ -186,10 +186,7 @@ class OnTrial(Gate):
         ("decide", None, "decided None; return a Decision on a library"),
         ("decide", Decision(None, "?"), "return a Decision on a library"),  # type: ignore[arg-type]
         ("decide", Decision(ExperienceLibrary(), "?", []), "on a library"),  # type: ignore[arg-type]
-        ("assign", [], "return 4 libraries, one for each rollout"),
         ("assign", [None] * 4, "return 4 libraries"),
-        ("assign", None, "return 4 libraries"),
-        ("assign", "four", "return 4 libraries"),
         ("demo_sets", None, "chose the demos None; return 4 numbers from 0 to 8"),
         ("finalists", None, "gave as finalists None; return a sequence of libraries"),
         ("finalists", [ExperienceLibrary(), "E1"], "return a sequence of libraries"),

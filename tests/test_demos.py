@@ -130,21 +130,6 @@ def test_of_several_sets_of_demos_the_result_has_one_that_helps(
     assert best.demo_set
 
 
-@pytest.mark.parametrize("labelled", [range(8), ()], ids=["labels", "best rollouts"])
-def test_sets_of_demos_hide_the_example_itself_and_differ(labelled: Sequence[int]) -> None:
-    examples = [*map(Example, cases(8))]
-    pool = DemoPool(predictor(), examples, labelled, 4, seed=0)
-    best = [rollout(i, 1.0, f"answer {i}") for i in range(8)]
-    hidden = {examples[0].identity, examples[5].identity}
-    sets = [pool.choose(number, best, hidden) for number in range(1, pool.n_sets + 1)]
-    asked = [[dict(demo.fields)["question"] for demo in demos] for demos in sets]
-    assert [len(set(questions)) for questions in asked] == [4] * pool.n_sets
-    assert len(set(map(tuple, asked))) == pool.n_sets > 1
-    assert labelled or asked[0] == [f"Case {i}" for i in (1, 2, 3, 4)], "the best first"
-    left_out = {examples[0].raw.question, examples[5].raw.question}
-    assert not {question for questions in asked for question in questions} & left_out
-
-
 @pytest.mark.parametrize("first", [0, 24], ids=["labels", "best rollouts"])
 @pytest.mark.parametrize(("chances", "is_helpful"), [((0.4, 0.95), True), ((0.6, 0.0), False)])
 def test_training_rollouts_show_demos_of_others_on_trial_and_later_only_where_they_help(
@@ -263,17 +248,13 @@ def answering(annotation: Any) -> dspy.Predict:
     ("annotation", "text", "value"),
     [
         (str, "[1]", "[1]"),
-        (int, "3", 3),
-        (float, "0.5", 0.5),
         (bool, "True", True),
         (Grade, "very good", Grade.GOOD),
         (Size, "2", Size.LARGE),
-        (Grade | None, "bad", Grade.BAD),
         (str | None, "None", None),
         (list[Grade], '["bad"]', ["bad"]),
         (datetime.date, "2025-01-02", datetime.date(2025, 1, 2)),
         (dspy.Reasoning, "it follows", dspy.Reasoning(content="it follows")),
-        (list[str], '["a", "b"]', ["a", "b"]),
         (Literal["yes", "no"], "no", "no"),
         (dict[str, Any], '{"a": [1]}', {"a": [1]}),
     ],
@@ -290,12 +271,10 @@ def test_a_value_comes_back_from_its_text(annotation: Any, text: str, value: Any
     ("annotation", "text", "saved"),
     [
         (Decimal, "1.50", "1.50"),
-        (list[Decimal], '["1.50"]', ["1.50"]),
         (set[str], '["a", "b"]', ["a", "b"]),
         (dict[int, set[int]], '{"7": [1, 3]}', {"7": [1, 3]}),
         (datetime.timedelta, "PT1H", "PT1H"),
         (Path, "[a]/b", "[a]/b"),
-        (bytes, "abc", "abc"),
         (int, f"{2**70}", f"{2**70}"),
     ],
 )

@@ -79,15 +79,6 @@ def test_examples_without_labels_are_left_out(n_labelled: int) -> None:
     assert all(shown <= set(range(n_labelled)) for shown in drafts)
 
 
-@pytest.mark.parametrize(("n_labelled", "n_drafts"), [(1, 1), (10, 1), (11, 12)])
-def test_no_two_drafts_of_the_usual_number_show_the_same_examples(
-    n_labelled: int, n_drafts: int
-) -> None:
-    trainset = [*TRAINSET[:n_labelled], *(e.inputs() for e in TRAINSET[n_labelled:])]
-    prompts = drafting(drafts=None, max_lm_calls=200, trainset=trainset).texts(DRAFT)
-    assert len({frozenset(numbers(prompt)) for prompt in prompts}) == len(prompts) == n_drafts
-
-
 def test_drafts_that_are_asked_for_show_the_same_examples_again_only_where_all_were_shown() -> None:
     prompts = drafting(drafts=24, trainset=TRAINSET[:11]).texts(DRAFT)
     assert len(prompts) == 24

@@ -59,9 +59,6 @@ class Archive:
         finally:
             self.n_open -= 1
 
-    async def __call__(self, page: str) -> str:
-        return await self.read(page)
-
 
 class Reading(dspy.Module):
     """Reads a page with its tool before it answers."""
@@ -84,12 +81,6 @@ class AsyncReading(dspy.Module):
         return await self.ask.acall(question=question, page=await self.archive.read("7"))
 
 
-class Syncified(AsyncReading):
-    def __init__(self, archive: Archive) -> None:
-        super().__init__(archive)
-        dspy.syncify(self)
-
-
 def closure(archive: Archive) -> Callable[..., Awaitable[str]]:
     async def read(page: str) -> str:
         return await archive.read(page)
@@ -99,10 +90,8 @@ def closure(archive: Archive) -> Callable[..., Awaitable[str]]:
 
 STUDENTS: dict[str, Callable[[Archive], dspy.Module]] = {
     "a closure": lambda archive: Reading(closure(archive)),
-    "an object": lambda archive: Reading(archive),
     "a method": lambda archive: Reading(archive.read),
     "a program with aforward": AsyncReading,
-    "a program made synchronous": Syncified,
     "a wrapped program": lambda archive: dspy.syncify(AsyncReading(archive), in_place=False),
 }
 

@@ -113,22 +113,6 @@ def test_a_prompt_that_is_too_long_is_a_failed_rollout_and_is_not_tried_again(
     assert program.detailed_results.failures == {"program": len(failed)}
 
 
-def test_calls_wait_for_a_rate_limit_and_a_refused_request_is_no_call(
-    server: ChatServer, undisturbed: Any
-) -> None:
-    refused = [Fault(429, "Slow down.", "rate_limit_exceeded")] * NUM_THREADS
-    program = run(server, in_turn(None, None, *refused))
-    first, *_ = [arrival.at_s for arrival in server.arrivals if arrival.fault]
-    again = [arrival.at_s for arrival in server.arrivals if arrival.attempt == 1]
-    assert min(again) - first > 0.45
-    assert what_was_learned(program) == undisturbed
-    n_answered = sum(arrival.was_answered for arrival in server.arrivals)
-    assert n_calls(program) == n_answered
-    assert f"{len(server.arrivals) - n_answered} requests failed or were refused" in str(
-        program.detailed_results
-    )
-
-
 @pytest.mark.parametrize(
     "fault",
     [Fault(400, "The prompt was filtered.", "content_filter"), Fault(403, "Flagged.")],

@@ -1,7 +1,6 @@
 """The end of a run: which program is returned, and that the budget reaches for finding out."""
 
 import itertools
-import logging
 import re
 import threading
 from collections.abc import Sequence
@@ -187,31 +186,6 @@ def test_two_equal_runs_in_one_process_return_the_same_with_dspys_cache_in_betwe
     assert n_calls[0] == n_calls[1] > 0
 
 
-def test_where_the_result_could_not_be_measured_the_student_comes_back_and_it_is_said(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Nothing lets a run expect that the program takes forty calls on validation examples."""
-
-    class Wordy(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ask = dspy.Predict("question -> answer")
-
-        def forward(self, question: str) -> Any:
-            for _ in range(40 if case_in(question)[0] >= FIRST_VALIDATION else 0):
-                self.ask(question=question)
-            return self.ask(question=question)
-
-    with caplog.at_level(logging.WARNING, logger="tfgrpo_dspy"):
-        program = compiled(world(), student=Wordy(), gate=Gate(), max_lm_calls=200)
-    results = program.detailed_results
-    assert ExperienceLibrary.from_program(program) == ExperienceLibrary()
-    assert results.student.n == results.best.n == 1
-    assert "the result could not be measured, so the student is returned" in caplog.text
-    assert "none was compared with the student" in results.nothing_learned
-    assert "none beat" not in results.nothing_learned
-
-
 def test_the_test_set_is_measured_when_all_else_is_done_and_changes_nothing() -> None:
     gate = proposing(list(RIGHT.values()))
     lm, alone = world(), world()
@@ -255,9 +229,6 @@ def test_no_stated_effect_is_larger_than_the_scale_of_the_scores(low: float, hig
     results = program.detailed_results
     effects = [one.effect for one in (*results.experiences, *results.tried) if one.effect]
     assert effects
-    assert any(1.96 * e.standard_error + abs(e.estimate) > high - low for e in effects), (
-        "else nothing reaches beyond"
-    )
     for effect in effects:
         (least, most), widest = effect.bounds, high - low
         assert -widest <= least <= effect.estimate <= most <= widest
@@ -271,21 +242,6 @@ def test_no_stated_effect_is_larger_than_the_scale_of_the_scores(low: float, hig
     assert low <= min(of_scores) <= max(of_scores) <= high
     again = ExperienceLibrary.from_dict(ExperienceLibrary.from_dict(results.library).to_dict())
     assert [e.effect.bounds for e in again] == [e.effect.bounds for e in results.experiences]
-
-
-def test_with_auto_the_test_set_comes_on_top_of_what_is_learned_with() -> None:
-    def learned_by(testset: Any) -> tuple[Any, int]:
-        lm = world()
-        usual: dict[str, Any] = {"auto": "light", "seed": 3, "group_size": 2, "epochs": 50}
-        return compiled(lm, testset=testset, batch_size=5, **usual), lm.engine.n_calls()
-
-    (alone, n_alone), (measured, n_measured) = learned_by(None), learned_by(cases(40, FIRST_TEST))
-    assert len(texts(alone)) >= 3
-    assert library_texts(alone) == library_texts(measured)
-    assert alone.detailed_results.best == measured.detailed_results.best
-    assert measured.detailed_results.test.best.n == 40
-    assert n_measured - n_alone == 2 * 40
-    assert n_alone <= 200
 
 
 @pytest.mark.parametrize(
@@ -322,16 +278,6 @@ def test_what_the_test_set_does_not_need_goes_to_the_race() -> None:
     assert lm.engine.n_calls() == 180
 
 
-@pytest.mark.parametrize("limit", [{"max_lm_calls": 180}, {"max_metric_calls": 170}], ids=str)
-def test_a_race_that_is_decided_leaves_the_test_set_what_was_kept_for_it(
-    limit: dict[str, int],
-) -> None:
-    given: dict[str, Any] = {"gate": proposing(list(RIGHT.values())), **SMALL, **limit}
-    program = compiled(world(weakly_solved), testset=cases(40, 3000), **given)
-    test = program.detailed_results.test
-    assert (test.student.n, test.best.n) == (40, 40)
-
-
 TOO_LITTLE = "; the gains differ too little for an interval"
 
 
@@ -343,7 +289,6 @@ TOO_LITTLE = "; the gains differ too little for an interval"
             "+0.200 [-0.048, +0.448] on 3 examples",
         ),
         (Gain.between([0.0], [1.0]), f"+1.000 on 1 example{TOO_LITTLE}"),
-        (Gain.between([1.0] * 5, [1.0] * 5), f"+0.000 on 5 examples{TOO_LITTLE}"),
         (Gain.between([0.5, 0.3], [0.6, 0.4]), f"+0.100 on 2 examples{TOO_LITTLE}"),  # rounded
         # 19 of 20 right: t(19) = 2.093 times sqrt(.05 / 20) = .05 reaches beyond 1
         (ScoreSummary.of([1.0] * 19 + [0.0], UNIT), "0.950 [0.845, 1.000] on 20 examples"),
@@ -354,12 +299,7 @@ TOO_LITTLE = "; the gains differ too little for an interval"
         # Clopper and Pearson's table
         (ScoreSummary.of([1.0] * 20, UNIT), "1.000 [0.832, 1.000] on 20 examples"),
         (ScoreSummary.of([0.0] * 20, UNIT), "0.000 [0.000, 0.168] on 20 examples"),
-        (
-            ScoreSummary.of([-3000.0] * 20, (-20000.0, -3000.0)),
-            "-3000.000 [-5863.369, -3000.000] on 20 examples",
-        ),
         (ScoreSummary.of([0.5] * 20, UNIT), "0.500 on 20 examples"),
-        (ScoreSummary.of([1.0] * 20, (1.0, 1.0)), "1.000 on 20 examples"),
         # no figure is a negative zero
         (ScoreSummary.of([-0.0001, 0.0]), "0.000 [-0.001, 0.001] on 2 examples"),
         (Effect(-0.001, 0.01, 5), "effect +0.00 ± 0.01 by 5 rollouts"),
@@ -422,7 +362,7 @@ def test_advice_that_no_training_rollout_tried_races_against_the_student_with_wh
 
 @pytest.mark.parametrize("num_threads", [1, 4])
 def test_where_the_rest_does_not_reach_for_both_the_student_is_measured_and_it_is_said(
-    num_threads: int,
+    num_threads: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A validation question takes thirteen calls, which nothing lets a run expect."""
     program = learned_at_the_end(DearerLater(13), max_lm_calls=24, num_threads=num_threads)
@@ -434,3 +374,4 @@ def test_where_the_rest_does_not_reach_for_both_the_student_is_measured_and_it_i
     assert why in str(results)
     assert "it was not measured in the final choice" in html(results)
     assert results.taken_because == "the student: no other candidate was measured"
+    assert "the result could not be measured, so the student is returned" in caplog.text

@@ -20,7 +20,7 @@ from scipy.stats import multivariate_normal, norm
 from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary
 from tfgrpo_dspy.experience import Add, Delete, Limits, Modify, Operation
 from tfgrpo_dspy.gate.bayesian import DROP_BELOW, RETRY_ABOVE, BayesianGate
-from tfgrpo_dspy.gate.model import Data, InputIndex, posterior
+from tfgrpo_dspy.gate.model import Data, posterior
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, NoGate, RunEvidence
 from tfgrpo_dspy.text import meaning
 
@@ -409,24 +409,6 @@ def no_arms(n_rollouts: int) -> tuple[Any, Any, Any]:
     return arms, are_briefs, chains
 
 
-def test_where_sets_of_demos_score_alike_one_tells_of_the_others() -> None:
-    """Where they differ, a set that nobody has tried stays uncertain."""
-
-    def untried(adds: Sequence[float]) -> tuple[float, float]:
-        shown = np.arange(240) % 6  # 0: none; set 6 is never shown
-        scores = np.random.default_rng(1).normal(0.5, 0.1, 240) + np.array([0, *adds])[shown]
-        nothing = np.zeros((240, 0), dtype=bool), np.zeros((0, 40)), np.zeros(0, dtype=bool)
-        demos = shown[:, None] == np.arange(1, 7)
-        sets = demos, np.zeros(6, dtype=bool), np.eye(6, dtype=bool)
-        means, sds, _ = posterior(Data(np.arange(240) % 40, scores, *nothing, *sets))
-        return means[-1], sds[-1]
-
-    mean, of_alike = untried([-0.2] * 5)
-    assert mean == pytest.approx(-0.2, abs=0.03)
-    _, of_unlike = untried([-0.2, 0.2, 0.0, -0.2, 0.1])
-    assert of_alike < 0.7 * of_unlike
-
-
 def test_advice_about_none_of_the_training_examples_leaves_other_beliefs_sound() -> None:
     example, helped = np.arange(40) % 4, np.arange(40) % 3 > 0
     present, near = np.column_stack([helped, ~helped]), np.array([[1.0] * 4, [0.0] * 4])
@@ -486,20 +468,6 @@ def test_advice_that_was_tried_and_left_comes_back_only_with_some_chance() -> No
     again = replace(evidence_on(tried.holding([]), rollouts), operations=(Add("Guess."),))
     decision = BayesianGate().decide(again)
     assert texts_in(decision.library) == [] and len(decision.dropped) == 1
-
-
-@pytest.mark.parametrize(
-    ("n_quick", "weight"), [(10, 2.195), (22, 0.4805), (23, 0.0)], ids=["few", "half", "most"]
-)
-def test_a_word_of_few_inputs_weighs_more_than_one_of_many_and_one_of_most_nothing(
-    n_quick: int, weight: float
-) -> None:
-    """Of 44 inputs 2 have one word of the text, `n_quick` another: log(44 / 10) ** 2 is 2.195."""
-    inputs = ["zebra quick", "zebra", *["quick"] * (n_quick - 1), *["-"] * (43 - n_quick)]
-    relevance, is_told = InputIndex(inputs).relevance("zebra quick", (0,))
-    shares = [1.0, 6 / (6 + weight), weight / (6 + weight), 0.0]  # no word weighs more than 6
-    assert is_told
-    assert relevance[[0, 1, 2, -1]] == approx(*(share**2 for share in shares))
 
 
 @pytest.mark.parametrize(("chance", "n_shown"), [(0.05, 0), (0.6, 60), (0.9, 75), (0.98, 100)])

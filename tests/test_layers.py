@@ -4,19 +4,12 @@ A folder counts as one module: `tasks/pool.py` is part of `tasks`.
 """
 
 import ast
-import importlib
-import inspect
-import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from tfgrpo_dspy.listeners import RunReport
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"
@@ -142,24 +135,6 @@ def test_only_the_seam_touches_what_dspy_does_not_document() -> None:
     assert found_by(hooks_in, but="dspy_seam") == STANDING, "do that in dspy_seam"
 
 
-def imported_by_the_seam() -> Iterator[tuple[str, str]]:
-    """Module and name of all that the seam imports of DSPy."""
-    for node in ast.walk(TREES[PACKAGE / "dspy_seam.py"]):
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("dspy."):
-            yield from ((str(node.module), alias.name) for alias in node.names)
-
-
-def test_dspy_has_all_that_the_seam_imports() -> None:
-    missing = []
-    for module, name in imported_by_the_seam():
-        try:
-            is_there = hasattr(importlib.import_module(module), name)
-        except ImportError:
-            is_there = False
-        missing += [] if is_there else [f"{module}.{name}"]
-    assert missing == [], "DSPy has changed, see dspy_seam.py"
-
-
 KNOWN = {dotted(path) for path in FILES}
 
 
@@ -193,41 +168,12 @@ def test_a_file_imports_only_from_lower_layers_and_only_the_libraries_that_it_ma
     assert wrong == LATER
 
 
-ASKED = {"run/final_choice.py": {"results"}}
-"""What a report is asked for outside of its room: what a run has as its result."""
-
-
-def asked_of_reports(tree: ast.AST) -> Iterator[str]:
-    """The names of what code takes from a report, and does not only tell them."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and re.search(
-            r"(^|[._])report$", ast.unparse(node.value)
-        ):
-            method = getattr(RunReport, node.attr, None)
-            gives: Any = inspect.signature(method).return_annotation if method else Any
-            if gives not in (None, Iterator[None]):
-                yield node.attr
-
-
-def test_a_report_is_told_things_and_nothing_is_decided_by_it() -> None:
-    assert found_by(asked_of_reports, but="listeners") == ASKED
-
-
 def test_no_two_files_import_each_other() -> None:
     later = {name for _, name in LATER}
     graph = {dotted(path): set(imports_of(path)) for path in FILES}
     graph["tfgrpo_dspy.optimizer"] -= later
     known = {file: imported & graph.keys() for file, imported in graph.items()}
     assert len(list(TopologicalSorter(known).static_order())) == len(FILES)
-
-
-def test_no_two_classes_of_the_package_have_the_same_name_and_no_other_type_has_it() -> None:
-    nodes = (node for tree in TREES.values() for node in ast.walk(tree))
-    names = [node.name for node in nodes if isinstance(node, ast.ClassDef)]
-    assert [name for name, n in Counter(names).items() if n > 1] == []
-    bodies = (node for tree in TREES.values() for node in tree.body)
-    assigned = (node for node in bodies if isinstance(node, ast.Assign))
-    assert {ast.unparse(node.targets[0]) for node in assigned} & {*names} == set()
 
 
 def closure(module: str) -> set[str]:
@@ -247,9 +193,3 @@ def closure(module: str) -> set[str]:
 def test_a_library_and_what_is_said_of_it_can_be_read_without_dspy(module: str) -> None:
     others = closure(module) - sys.stdlib_module_names
     assert others <= {"pydantic", "numpy", "scipy", "threadpoolctl", "jinja2", "yaml"}
-
-
-def test_every_module_has_its_place_in_the_layout() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Layout")[2]
-    modules = {module_of(path) for path in FILES} - {"__init__", "__main__"}
-    assert {module for module in modules if f"(tfgrpo_dspy/{module}" not in text} == set()

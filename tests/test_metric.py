@@ -4,7 +4,6 @@
 import functools
 from collections.abc import Callable
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 import dspy
@@ -111,11 +110,8 @@ TWICE = dspy.Prediction(score=0.5, feedback="Too long.")
 SCORES: list[tuple[Any, float, str]] = [
     (True, 1.0, ""),
     (-0.25, -0.25, ""),
-    (1e149, 1e149, ""),
     (np.float32(0.5), 0.5, ""),
-    (np.array(0.5), 0.5, ""),
     (Decimal("0.1"), 0.1, ""),
-    (Fraction(1, 4), 0.25, ""),
     ({"score": 0.5, "feedback": "Too long."}, 0.5, "Too long."),
     (dspy.Prediction(score=np.bool_(True), feedback=None), 1.0, ""),
     (dspy.Prediction(score=0.5, other_scores={"a": 1}), 0.5, ""),
@@ -138,17 +134,13 @@ def test_every_kind_of_number_is_a_score_and_feedback_comes_with_it(
     ("value", "shown"),
     [
         (None, "None (NoneType)"),
-        (float("nan"), "nan (float)"),
         (Decimal("sNaN"), "Decimal('sNaN') (Decimal)"),
         (Decimal("1e999"), "Decimal('1E+999') (Decimal)"),
         (10**400, "... (int)"),
         ("1.0", "'1.0' (str)"),
-        ((1.0, "good"), "(1.0, 'good') (tuple)"),
-        (1 + 0j, "(1+0j) (complex)"),
         (np.array([1.0]), "array([1.]) (ndarray)"),
         (dspy.Prediction(score=None), "None (NoneType) as the score on the example"),
         ({"score": float("nan")}, "nan (float)"),
-        (dspy.Prediction(answer="here"), "answer='here'"),
         (dspy.Prediction(score=dspy.Prediction(answer="here")), "answer='here'"),
         ({"feedback": "good"}, "{'feedback': 'good'} (dict)"),
         (dspy.Example(score=1.0), "(Example)"),

@@ -12,7 +12,6 @@ import dspy
 import pytest
 from runs import (
     ADVICE,
-    agent_lm,
     is_polite,
     learned,
     library_texts,
@@ -69,19 +68,6 @@ def test_a_program_that_has_aforward_only_or_an_async_forward_is_optimized(kind:
     program = learned(kind(), lm=lm, gate=Gate(), epochs=1, group_size=2)
     assert library_texts(program) == [ADVICE]
     assert program.detailed_results.usage["rollout"].n_lm_calls == 2 * 12
-
-
-def test_async_tools_of_an_agent_run() -> None:
-    async def look_up(page: str) -> str:
-        """Reads a page."""
-        return f"page {page} is blue"
-
-    lm = agent_lm()
-    agent = dspy.ReAct("question -> answer", tools=[look_up], max_iters=3)
-    learned(agent, lm=lm, gate=Gate(), epochs=1, group_size=2)
-    shown = [prompt.text for prompt in lm.engine.prompts if re.search(EXTRACT, prompt.text)]
-    assert "out result: page 7 is blue" in shown[0]
-    assert not any("Execution error" in text for text in shown)
 
 
 # ----------------------------------------------------------------------------- images

@@ -6,7 +6,7 @@ from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scripted import lessons, scripted_lm
 
@@ -24,19 +24,12 @@ from tfgrpo_dspy import (
 from tfgrpo_dspy.reflection.lessons import (
     Lesson,
     is_same_lesson,
-    merge_lessons,
     read_lesson,
     resolve_scope,
     sources_of,
 )
 from tfgrpo_dspy.reflection.reading import bare_line
-from tfgrpo_dspy.reflection.texts import (
-    attempt_text,
-    attempts_text,
-    clip,
-    feedback_text,
-    library_text,
-)
+from tfgrpo_dspy.reflection.texts import attempt_text, attempts_text, feedback_text, library_text
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, ScoreRange, Step
 
 GROUP_0 = Evidence(update=0, example=0, rollout_ids=(1, 2), scores=(1.0, 0.0))
@@ -133,13 +126,6 @@ def test_a_lesson_with_a_few_words_more_is_the_same_unless_they_turn_its_meaning
     assert is_same_lesson(Lesson(one), Lesson(other)) is is_same
     assert is_same_lesson(Lesson(other), Lesson(one)) is is_same
     assert not is_same_lesson(Lesson(one, "reader"), Lesson(other, "*"))
-
-
-def test_near_duplicates_become_the_first_of_them_with_the_evidence_of_all() -> None:
-    please, ask = Lesson("Say please.", "*", (GROUP_0,)), Lesson("Ask first.", "*", (GROUP_1,))
-    said, longer = Lesson(LESSON, "*", (GROUP_0,)), Lesson(LONGER, "*", (GROUP_1, GROUP_0))
-    merged = [Lesson(LESSON, "*", (GROUP_0, GROUP_1)), please, ask]
-    assert merge_lessons([please, said, ask, longer]) == merged
 
 
 KINDS = [
@@ -268,19 +254,6 @@ def test_what_the_prompt_says_beside_an_experience_is_no_part_of_its_text_when_i
 )
 def test_advice_that_speaks_of_trials_and_examples_stays_as_it_is(text: str) -> None:
     assert bare_line(text) == text
-
-
-@given(st.text(max_size=99), st.text("ab ", max_size=99), st.integers(1, 60))
-@settings(max_examples=100)
-def test_a_clipped_text_keeps_to_its_budget_of_three_and_a_half_bytes_a_token(
-    begin: str, end: str, max_tokens: int
-) -> None:
-    text = begin + end
-    head, note, tail = clip(text, max_tokens).partition(" characters left out ...]\n")
-    head, _, n_left_out = head.rpartition("\n[... ")
-    shown = head + tail if note else text
-    assert len(shown.encode("utf-8", "replace")) <= 3.5 * max_tokens
-    assert not note or text == head + text[len(head) :][: int(n_left_out)] + tail
 
 
 # ---------------------------------------------------------------------- the modules

@@ -7,11 +7,7 @@ import threading
 from concurrent.futures import Executor, Future
 from typing import Any
 
-import pytest
-
-from tfgrpo_dspy.budget.ledger import Amount, Budget, Ledger
-from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.tasks.pool import Job, Pool, RemoteRollouts, Reply, run_request
 
 FIRST = 16
@@ -72,44 +68,6 @@ class Coordinator:
             (job,) = self.start()
             self.comes(*replies)
             return self.pool.result(job)
-
-
-def made(n_calls: int = 1, n_metric_calls: int = 0) -> Reply:
-    return Reply(Rollout(0, 7, score=1.0).to_dict(), Amount(n_calls, n_metric_calls))
-
-
-def test_a_reservation_that_was_too_small_is_followed_by_a_larger_one_also_where_nothing_was_used() -> (  # noqa: E501
-    None
-):
-    run = Coordinator(32, max_lm_calls=64)
-    with pytest.raises(RunStopped):
-        run.result_after(*[Reply(stopped_because="max_lm_calls=1 is used up")] * 6)
-    assert [budget.max_lm_calls for _, budget, _ in run.held.given] == [2, 4, 8, 16, 32, 64]
-    assert run.ledger.stopped_because == "max_lm_calls=64 is used up"
-    assert run.ledger.taken.n_lm_calls == 0
-
-
-def test_about_twice_what_requests_take_is_reserved_and_never_more_than_is_left() -> None:
-    run = Coordinator(4, max_lm_calls=1000)
-    with run.pool.running():
-        run.start(6)
-        assert run.handed_over(4) == [FIRST] * 4
-        run.comes(made(30))
-        assert run.handed_over(5)[4] == 60
-        run.comes(made(2))
-        assert run.handed_over(6)[5] == 60
-    assert run.ledger.taken.n_lm_calls == 30 + 2 + 2 * FIRST + 2 * 60
-
-
-def test_a_request_waits_for_what_those_under_way_may_give_back() -> None:
-    run = Coordinator(4, max_lm_calls=4)
-    with run.pool.running():
-        run.start(5)
-        assert run.handed_over(4) == [1] * 4
-        run.comes(made(1))
-        threading.Event().wait(0.05)  # the fifth finds all calls reserved
-        run.comes(made(0))
-        assert run.handed_over(5) == [1] * 5
 
 
 def test_a_worker_that_cannot_read_its_request_says_why_and_what_it_needs() -> None:

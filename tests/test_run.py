@@ -106,14 +106,6 @@ def test_a_run_ends_when_twenty_groups_were_right_or_forty_had_one_score(
     assert sum(len(update.groups) for update in run.results.updates) == n_groups
 
 
-def test_a_rollout_below_the_best_score_keeps_a_run_going() -> None:
-    rows = [["1", "1"]] * 39 + [["1", "0.5"]]
-    run = Run(rows, epochs=1, batch_size=1, max_staleness=0)
-    order = [update.groups[0].example for update in run.results.updates]
-    expected = 20 if 39 not in order[:20] else min(40, order.index(39) + 21)
-    assert len(order) == expected
-
-
 @pytest.mark.parametrize("gate", [Gate(), NoGate()])
 def test_a_measured_run_ends_when_its_result_has_not_changed_for_two_epochs(gate: Gate) -> None:
     schedule: dict[str, Any] = {"epochs": 3, "batch_size": 1, "max_staleness": 0}

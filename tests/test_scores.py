@@ -108,18 +108,6 @@ def test_attempts_whose_scores_look_alike_have_the_same_advantage(
     assert any(group.advantages) == group.has_contrast
 
 
-@given(SCORES, st.floats(0.01, 100), st.floats(-1000, 1000))
-def test_failure_score_and_contrast_move_with_the_scores(
-    scores: list[float], factor: float, shift: float
-) -> None:
-    before = ScoreRange().including([round(score, 3) for score in scores])
-    after = ScoreRange().including([round(score, 3) * factor + shift for score in scores])
-    assert after.is_flat == before.is_flat
-    if not before.is_flat:
-        assert after.failure_score == pytest.approx(before.failure_score * factor + shift)
-        assert after.least_contrast == pytest.approx(before.least_contrast * factor, rel=1e-3)
-
-
 @pytest.mark.parametrize(
     ("scores", "known", "has_contrast"),
     [

@@ -21,7 +21,6 @@ from tfgrpo_dspy import best_so_far
 from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.store import DATABASE, Store
 from tfgrpo_dspy.store.journal import saved_runs
-from tfgrpo_dspy.text import redacted
 
 KEY = "rollout:1"
 ALL = {KEY: {"x": 1}, "run:1": {"n": 1}}
@@ -43,17 +42,6 @@ def change(folder: Path, sql: str, **values: Any) -> None:
         connection.execute(sql, {name: values[name] for name in values if f":{name}" in sql})
 
 
-def test_a_record_stays_as_the_first_writer_put_it_and_the_second_is_told(folder: Path) -> None:
-    store = Store(folder)
-    assert store.put(KEY, {"x": "other"}) == {"x": 1}
-    assert store.put("rollout:3", {"x": 3}) is None
-    store.replace("run:1", {"n": 2})
-    assert store.keys("") == [KEY, "rollout:3", "run:1"]
-    store.close()
-    expected = {KEY: {"x": 1}, "rollout:3": {"x": 3}, "run:1": {"n": 2}}
-    assert records(folder, "rollout", "run") == expected
-
-
 @pytest.mark.parametrize(
     "text", ["x" * 200_000, "nul \0, lone \ud800, \u2028, emoji \U0001f600", "", "\\u0000"]
 )
@@ -65,14 +53,6 @@ def test_texts_of_any_length_and_letters_come_back_and_make_no_file(
     assert store.get("rollout:long") == {"text": text}
     store.close()
     assert {path.name for path in folder.iterdir()} == {DATABASE}
-
-
-def test_every_text_is_cleaned_before_it_is_written_and_no_number(tmp_path: Path) -> None:
-    secrets = ('pä"ss\\word', "12345678")
-    store = Store(tmp_path / "log", lambda text: redacted(text, secrets))
-    store.put(KEY, {"a": [f"it is {secrets[0]}!"], "n": 912345678, secrets[1]: None})
-    assert store.get(KEY) == {"a": ["it is (secret)!"], "n": 912345678, "(secret)": None}
-    store.close()
 
 
 # ---------------------------------------------------------------------- damage
