@@ -134,7 +134,13 @@ def test_what_is_not_the_same_run_with_more_is_derived_anew(
     assert schedule_of(compiled(ended[0], **given)[0]) == planned(**given)
 
 
-BUDGETS: list[dict[str, Any]] = [{"max_metric_calls": 80}, {"auto": "light"}, {"epochs": 2}]
+PRICED = Execution(prices={"scripted": (1.0, 1.0)})
+BUDGETS: list[dict[str, Any]] = [
+    {"max_metric_calls": 80},
+    {"auto": "light"},
+    {"epochs": 2},
+    {"max_cost": 0.04, "execution": PRICED},
+]
 
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
@@ -170,7 +176,6 @@ def test_an_unfinished_run_takes_the_test_set_from_its_budget(tmp_path: Path) ->
 # ---------------------------------------------------------------------- several budgets
 
 
-PRICED = Execution(prices={"scripted": (1.0, 1.0)})
 OTHER_BUDGETS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_lm_calls": 100}, {"max_lm_calls": 120}),
     ({"max_metric_calls": 60}, {"max_metric_calls": 120}),

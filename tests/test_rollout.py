@@ -1,7 +1,6 @@
 """Rollouts, groups, relative advantages, rollout ids, and a trajectory's text form."""
 
 import dataclasses
-import json
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,6 @@ from tfgrpo_dspy.rollout import (
     Rollout,
     ScoreRange,
     Step,
-    Usage,
     floored,
     rollout_id_for,
     trajectory_text,
@@ -151,18 +149,6 @@ Step 6, predictor extract
   out answer: on its way
 The program failed: KeyError: 'x'"""  # noqa: W291
     )
-
-
-def test_usage_adds_up_field_by_field_and_a_rollout_comes_back_from_its_record_in_json() -> None:
-    usage = Usage(1, 2, 3, 4, 5, 0.5)
-    assert usage + Usage(10, 20, 30, 40, 50, 0.25) == Usage(11, 22, 33, 44, 55, 0.75)
-    steps = (
-        Step("tool", "look_up", {"query": "x"}, {}, "no book"),
-        Step("predictor", "a", {}, {"b": "c"}),
-    )
-    failed = Rollout(3, 4, failure=Failure("parse", "?"), usage=usage)
-    for rollout in (Rollout(3, 4, {"a": "b"}, steps, 0.5, "f"), failed):
-        assert Rollout.from_dict(json.loads(json.dumps(rollout.to_dict()))) == rollout
 
 
 @pytest.mark.parametrize("kind", FailureKind)
