@@ -4,12 +4,17 @@ A folder counts as one module: `tasks/pool.py` is part of `tasks`.
 """
 
 import ast
+import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tfgrpo_dspy.listeners import RunReport
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"
@@ -166,6 +171,26 @@ def test_a_file_imports_only_from_lower_layers_and_only_the_libraries_that_it_ma
     imported = ((path, name) for path in FILES for name in imports_of(path))
     wrong = [(p.name, name) for p, name in imported if not may_import(module_of(p), name)]
     assert wrong == LATER
+
+
+ASKED = {"run/final_choice.py": {"results"}}
+"""What a report is asked for outside of its room: what a run has as its result."""
+
+
+def asked_of_reports(tree: ast.AST) -> Iterator[str]:
+    """The names of what code takes from a report, and does not only tell them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.search(
+            r"(^|[._])report$", ast.unparse(node.value)
+        ):
+            method = getattr(RunReport, node.attr, None)
+            gives: Any = inspect.signature(method).return_annotation if method else Any
+            if gives not in (None, Iterator[None]):
+                yield node.attr
+
+
+def test_a_report_is_told_things_and_nothing_is_decided_by_it() -> None:
+    assert found_by(asked_of_reports, but="listeners") == ASKED
 
 
 def test_no_two_files_import_each_other() -> None:

@@ -10,7 +10,7 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import UNPARSED, Run, is_score, library_texts, predictor, questions
+from runs import Run, is_score, library_texts, predictor, questions
 from scripted import (
     EXTRACT,
     SUMMARIZE,
@@ -176,29 +176,3 @@ def test_nothing_learned_says_that_answers_came_from_a_cache() -> None:
 def test_operations_that_the_library_refused_are_not_reported_as_rejected_by_the_gate() -> None:
     done = run((EXTRACT, lessons("Be exact.")), (UPDATE, operations({"op": "MERGE"})))
     assert done.results.nothing_learned == "2 updates brought no change that the library takes"
-
-
-def test_the_results_tell_the_whole_run() -> None:
-    done = run(*teaching("worth +1"), batch_size=6, row=("1", "0", UNPARSED))
-    told = done.results.to_dict()
-    (update,) = told["updates"]
-    assert update["groups"][0] == {
-        "example": trained_on(done)[0][0],
-        "scores": [1.0, 0.0, 0.0],
-        "failures": ["parse"],
-        "used_as": "contrast",
-        "aided_scores": [],
-    }
-    assert update["lessons"] == ["worth +1"]
-    assert update["operations"] == [
-        {"op": "ADD", "id": "", "text": "worth +1", "scope": "*", "reason": "", "refused": ""}
-    ]
-    found = ([change["kind"] for change in update["changes"]], update["reason"])
-    assert found == (["born"], "every operation is applied")
-    assert told["student"].items() >= {"mean": 0.5, "n": 8, "n_failed": 0}.items()
-    assert told["best"].items() >= {"mean": 0.6, "n": 8, "n_failed": 0}.items()
-    assert told["failures"] == {"parse": 6}
-    assert (told["ended_because"], told["nothing_learned"]) == ("all epochs are done", "")
-    assert told["library"]["experiences"][0]["text"] == "worth +1"
-    assert told["settings"]["group_size"] == 3
-    assert told["wall_time_s"] > 0
