@@ -11,13 +11,13 @@ from typing import Any
 import click
 
 from tfgrpo_dspy import files, interchange
-from tfgrpo_dspy.errors import LibraryFormatError, StoreError, TrainingFreeGRPOError
+from tfgrpo_dspy.errors import StoreError, TrainingFreeGRPOError
 from tfgrpo_dspy.experience import ExperienceLibrary, library_of
 from tfgrpo_dspy.listeners import as_columns
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import RunResults, strongest_first
 from tfgrpo_dspy.store import DATABASE
-from tfgrpo_dspy.store.journal import runs_and_faults, saved_rows, saved_runs
+from tfgrpo_dspy.store.journal import saved_rows, saved_runs
 from tfgrpo_dspy.text import aligned, printable, shortened
 
 SHOWN_BYTES = 60  # of a cell in the terminal
@@ -82,8 +82,6 @@ def _library(name: str) -> ExperienceLibrary:
     """The library that LIBRARY names. Raises LibraryFormatError, StoreError, OSError."""
     if run := _run(name):
         return run.experiences
-    if name.endswith(".pkl"):
-        raise LibraryFormatError(f"{name}: a pickle is not read; call program.save('x.json').")
     text, format = files.read_text(name), interchange.format_of(name)
     if format != "json" or '"signature"' not in text:
         return interchange.parse(text, format, source=name)
@@ -153,9 +151,7 @@ def runs(ctx: click.Context, folder: str, as_json: bool) -> None:
     faults: list[StoreError] = []
     for store in sorted(path.parent for path in Path(folder).rglob(DATABASE)):
         try:
-            of_store, damaged = runs_and_faults(store)
-            listed += of_store
-            faults += damaged
+            listed += saved_runs(store)
         except StoreError as error:  # the other stores can be listed
             faults.append(error)
     rows = [

@@ -7,10 +7,9 @@ larger limits goes on with its schedule.
 """
 
 import contextlib
-import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from os import PathLike
@@ -95,17 +94,13 @@ def unfinished(library: ExperienceLibrary, spent: Usage) -> RunResults:
     )
 
 
-def _read(store: Store, of: Callable[[RunEntry], T]) -> tuple[list[T], list[StoreError]]:
-    """What is made of each run, that begun last comes last; why others are not read."""
-    runs, faults = list[T](), list[StoreError]()
+def _entries_of(store: Store) -> list[RunEntry]:
+    """The runs; that begun last comes last. Raises StoreError: a record is damaged."""
+    entries = list[RunEntry]()
     for key in store.keys(RUN):
-        try:
-            with reading(key):
-                entry = ENTRIES.validate_python(store.get(key))
-            runs.append(of(entry))
-        except StoreError as error:  # the others can be read
-            faults.append(error)
-    return runs, faults
+        with reading(key):
+            entries.append(ENTRIES.validate_python(store.get(key)))
+    return entries
 
 
 class Keys:
@@ -278,7 +273,7 @@ class Journal:
         settings = self._settings
         if self.store is None:
             return settings
-        self._entries, _ = _read(self.store, lambda entry: entry)
+        self._entries = _entries_of(self.store)
         parts = self.keys.parts_of_run(settings, student, sets, recorded)
 
         def is_same_with_less(entry: RunEntry) -> bool:
@@ -473,21 +468,11 @@ def saved_runs(log_dir: str | PathLike[str]) -> list[RunResults]:
     """The runs in the run store of this folder; the one that was begun last stands last.
 
     Their `origin` says which they are. One that was not finished has no scores of student and
-    result. One of which a record is damaged is left out, which the log says. Raises StoreError: the
-    store cannot be read, the folder has none, or no run in it can be read.
+    result. Raises StoreError: the store cannot be read, a record of it is damaged, or the folder
+    has none.
     """
-    runs, faults = runs_and_faults(log_dir)
-    if faults and not runs:
-        raise faults[0]
-    for fault in faults:
-        logger.warning("a run in log_dir=%r is left out: %s", str(log_dir), fault)
-    return runs
-
-
-def runs_and_faults(log_dir: str | PathLike[str]) -> tuple[list[RunResults], list[StoreError]]:
-    """As `saved_runs`, and why others cannot be read. Raises StoreError: of the store itself."""
     with _store_in(log_dir) as store:
-        return _read(store, functools.partial(_saved, store))
+        return [_saved(store, entry) for entry in _entries_of(store)]
 
 
 def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
@@ -506,10 +491,8 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
     folder, with_injection = str(log_dir), introduced(student)  # as `paper(injection=True)` runs it
     wanted = {digest(program_digest(ran, Identities())): ran for ran in (with_injection, student)}
     with _store_in(log_dir) as store:
-        entries, faults = _read(store, lambda entry: entry)
+        entries = _entries_of(store)
         of_student = [each for each in entries if each.parts.get("program") in wanted]
-        if faults and not of_student:
-            raise faults[0]
         if not of_student:
             raise StoreError(
                 f"log_dir={folder!r} holds no run of this program, of {len(entries)} in all; pass "
@@ -518,14 +501,8 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
             )
         entry = of_student[-1]
         results = _saved(store, entry)
-    try:
-        additions = Additions(results.experiences, entry.demos)
-        program = additions.bake(wanted[entry.parts["program"]])
-    except (KeyError, ValueError) as error:
-        raise StoreError(
-            f"what is recorded in log_dir={folder!r} is not of this program ({error}); pass the "
-            f"student that was compiled."
-        ) from error
+    additions = Additions(results.experiences, entry.demos)
+    program = additions.bake(wanted[entry.parts["program"]])
     program.detailed_results = results
     return program
 
