@@ -75,7 +75,6 @@ class Run:
                 ended_because = ledger.cut_because
             except RunStopped:
                 ended_because = ledger.stopped_because or ledger.cut_because
-                logger.info("the run ends: %s", ended_because)
             program = self._choice(ended_because).finish()
         except StoreError as error:
             if self._history.updates[1:] and not self.settings.offline:

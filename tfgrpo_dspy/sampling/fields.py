@@ -333,8 +333,7 @@ def _accepted(traces: Any) -> list[Trace]:
     except pydantic.ValidationError as error:
         numbered = (re.sub(r"^\[(\d+)\]\.?", lambda m: f"trace {int(m[1]) + 1}: ", fault)
                     for fault in errors.faults_in(error))  # fmt: skip
-        faults = [*itertools.islice(numbered, MOST_FAULTS + 1)]
-        faults[MOST_FAULTS:] = ["There are more."] * (len(faults) > MOST_FAULTS)
+        faults = [*itertools.islice(numbered, MOST_FAULTS)]
     if faults:
         raise errors.SettingsError(" ".join([*faults, form]))
     return accepted

@@ -300,8 +300,6 @@ class Journal:
                 settings = replace(settings, max_lm_calls=settings.max_lm_calls - n_calls)
             settings = replace(settings, data=replace(data, n_test=same.n_test))
         figures: dict[str, Any] = {name: same.schedule[name] for name in names}
-        if changed := [name for name in sorted(names) if getattr(settings, name) != figures[name]]:
-            logger.info("this run goes on with a recorded one, by its %s", ", ".join(changed))
         self._settings = replace(settings, **figures)
         self.keys.parts_of_run(self._settings, student, sets, recorded)
         return self._settings
