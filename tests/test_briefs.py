@@ -128,6 +128,14 @@ def test_failures_of_the_brief_that_leads_become_a_rival_brief() -> None:
     assert hidden and "Labels:" not in "".join(hidden)
 
 
+def test_a_revision_shows_the_whole_library_where_its_prompt_has_room() -> None:
+    lines = [" ".join(f"word{n}x{k}" for k in range(30)) for n in range(12)]
+    student = ExperienceLibrary.from_texts(lines).bake(predictor())
+    program = compiled("Answer with a number alone. Coal: 9.", student)
+    revision = next(text for text in asked(program) if "Score 0" in text)
+    assert all(line in revision for line in lines)
+
+
 def test_without_labels_a_brief_is_written_from_attempts_and_feedback() -> None:
     told = {e.question: e.answer for e in (*TRAINSET, *VALSET)}
 

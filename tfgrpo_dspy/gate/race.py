@@ -6,7 +6,6 @@ training rollouts say of its parts is the prior of a candidate's gain: a gain th
 is believed sooner than one on the validation set alone.
 """
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping
@@ -58,8 +57,8 @@ class Race:
                 n_fitting = n_left // size
                 n = max(2, min(3, n_fitting), n_fitting // 2)
                 firsts = [self.first] if n > 2 and self.first in running else []
-                pairs = ((self._without_doubtful(c), c) for c in [0, *firsts, *running])
-                running = [*dict.fromkeys(itertools.chain.from_iterable(pairs))][:n]
+                order = [0, *firsts, *running]
+                running = [*dict.fromkeys([*map(self._without_doubtful, order), *order])][:n]
             size = min(size, n_left // len(running))
         return [(c, i) for i in range(n_done, n_done + size) for c in running]
 

@@ -184,6 +184,9 @@ class RewriteInstructions(dspy.Signature):
       they do not tell, do not guess.
     - Put together what belongs together. A table of all cases is welcome, so is a procedure in
       steps, a complete pattern to follow, and a few worked examples of unlike kinds.
+    - In a worked example, each field stands by its name on a line of its own, and its value is
+      bare, exactly as it must be put out: arrows, quotes and remarks beside a value are copied
+      into answers.
     - Concrete values are copied into answers: in a pattern, say which parts stand for those of the
       input.
     - Advice that was tried stands with its effect on the score: take over what helps, in your own

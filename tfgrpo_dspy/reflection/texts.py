@@ -45,7 +45,7 @@ def tokens_of(inputs: Mapping[str, Any]) -> int:
     return sum(estimate_tokens(text) for text in inputs.values() if isinstance(text, str))
 
 
-def shorter(inputs: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
+def shorter(inputs: Mapping[Any, Any], max_tokens: int) -> dict[Any, Any]:
     """The inputs with their longest texts clipped, all to one length, so that they fit."""
     sizes = sorted(estimate_tokens(text) for text in inputs.values() if isinstance(text, str))
     room, longest = max_tokens, max(sizes, default=0)

@@ -27,8 +27,7 @@ MOST_WORDS = 2_000  # of a brief
 FAILURES, SUCCESSES, EXAMPLES_OF_REVISION, LEAST_FAILURES = 8, 3, 10, 2
 """In the prompt of a revision: attempts and labelled examples at most, and failures at least."""
 MOST_IN_VAIN = 5  # briefs of which none is surely better than the student's own instructions
-LEAST_TRIED, MOST_UNTRIED = 6, 2
-"""While 2 briefs have fewer than 6 rollouts, no other is written: it could not be tested."""
+LEAST_TRIED = 8  # rollouts of each brief: before that, no other one is written
 
 
 class Briefer:
@@ -72,12 +71,12 @@ class Briefer:
         What is given waits for it.
         """
         beliefs = before.decision.briefs
-        n_untried = sum(belief.n_rollouts < LEAST_TRIED for belief in beliefs)
-        if not self._settings.n_briefs or n_untried >= MOST_UNTRIED or not before.may_brief:
+        are_tried = all(belief.n_rollouts >= LEAST_TRIED for belief in beliefs)
+        if not (self._settings.n_briefs and before.may_brief and are_tried):
             return tuple
         lead = leading(before.decision)
         is_sure = lead and beliefs[lead - 1].chance >= BRIEF_ABOVE
-        if not is_sure and (n_untried or len(beliefs) >= MOST_IN_VAIN):
+        if not is_sure and len(beliefs) >= MOST_IN_VAIN:
             return tuple
         every = [*_attempts(reversed(groups), lead), *_attempts(reversed(before.groups), lead)]
         scores = before.score_range.including(r.score for _, r in every)
@@ -113,13 +112,12 @@ class Briefer:
         max_tokens = getattr(self._settings.reflection.brief, "shown_tokens", 12_000)
 
         def inputs(name: str, halving: int) -> dict[str, Any]:
-            parts = {
-                field: shown.get(field, []) for field in ("examples", "experiences", "attempts")
-            }
-            share = (max_tokens >> halving) // max(1, sum(map(len, parts.values())))
-            cut = {k: [texts.clip(text, share) for text in each] for k, each in parts.items()}
-            fields = {k: texts.by_example(each) or "(none)" for k, each in cut.items()}
-            return {"predictor": name, "present": present[name], **fields}
+            names = ("examples", "experiences", "attempts")
+            parts = {(k, n): text for k in names for n, text in enumerate(shown.get(k, []))}
+            cut = texts.shorter(parts, max_tokens >> halving)
+            fields = {k: [text for (of, _), text in cut.items() if of == k] for k in names}
+            told = {k: texts.by_example(each) or "(none)" for k, each in fields.items()}
+            return {"predictor": name, "present": present[name], **told}
 
         asked = {
             name: self._client.begin("brief", batch, number, partial(inputs, name), index)
