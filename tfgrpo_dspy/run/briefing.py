@@ -147,8 +147,11 @@ class Briefer:
 
 
 def leading(decision: Decision) -> int:
-    """The brief with the highest expected score, from 1; 0: the student's own instructions."""
-    means = [0.0, *(b.mean if b.n_rollouts else 0.0 for b in decision.briefs)]
+    """The brief with the highest expected score, from 1; 0: the student's own instructions.
+
+    One that was hardly tried does not lead.
+    """
+    means = [0.0, *(b.mean * (b.n_rollouts >= LEAST_TRIED) for b in decision.briefs)]
     return means.index(max(means))
 
 
