@@ -5,6 +5,7 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 
 import functools
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -46,6 +47,7 @@ NOT_SHOWN = (
     "the reflection LM is told of an image, and not shown it: DSPy does not know that the LM takes "
     "images. Pass Reflection(show_images=True) if it does."
 )
+MOST_REFUSED = 8  # prompts, as too long: then none is halved for an LM that has taken none
 MAX_HALVINGS = 4  # of what is shown, where the LM says that the prompt is too long
 STAGES = {
     "update": ("update", "operations", 0, "update"),
@@ -88,6 +90,7 @@ class ReflectionClient:
         self.answers: defaultdict[int, list[Answer]] = defaultdict(list)  # by update
         self.usage: defaultdict[int, Usage] = defaultdict(Usage)  # by update
         self.n_asked: Counter[int] = Counter()  # by update
+        self._n_refused = 0.0  # as too long, while none was taken
         n, max_words = settings.max_experiences, settings.reflection.max_experience_words
         self.common = {
             "program": describe_program(inputs.student),
@@ -146,12 +149,12 @@ class ReflectionClient:
 
         def wait(shortens: bool = True) -> Answer:
             answer = self._calls.pool.result(job)
-            if not (answer.is_too_long and shortens):
-                return answer
             for halving in range(1, MAX_HALVINGS + 1):
+                if not (answer.is_too_long and shortens) or self._n_refused >= MOST_REFUSED:
+                    break
                 fitting = {**self.common, **inputs(halving)}
                 cut = shorter(fitting, tokens_of(whole) >> halving)
-                if not answer.is_too_long or tokens_of(cut) >= tokens_of(whole):
+                if tokens_of(cut) >= tokens_of(whole):
                     break
                 answer = self._calls.pool.result(self._asked(question, cut))
             return answer
@@ -164,6 +167,7 @@ class ReflectionClient:
         def count(answer: Answer, seconds: float | None) -> None:
             if seconds is None:
                 self._note_asked(update)
+            self._n_refused += 1 if answer.is_too_long else -math.inf
             if calls.journal.store is not None:
                 shown = {k: v for k, v in inputs.items() if v is not self.common.get(k)}
                 calls.journal.asked.append(reflection_row(stage, update, shown, answer))
