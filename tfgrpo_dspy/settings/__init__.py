@@ -52,6 +52,14 @@ def _number(value: Any) -> Any:
     return value if isinstance(value, int) else float(value)
 
 
+def _lm(value: Any) -> Any:
+    """What may be an LM; a name, a class or settings of one are not."""
+    if isinstance(value, str | type | Mapping):
+        named = repr(value) if isinstance(value, str) else "..."
+        raise ValueError(f"it should be an LM: dspy.LM({named})")
+    return value
+
+
 def _checked_metric(metric: Any) -> Any:
     if metric is not None:
         adapt_metric(metric)
@@ -226,7 +234,7 @@ class Settings:
 
     metric: Annotated[Callable[..., Any] | None, pydantic.BeforeValidator(_checked_metric)]
     _: KW_ONLY
-    reflection_lm: dspy.BaseLM | None = None
+    reflection_lm: Annotated[dspy.BaseLM | None, pydantic.BeforeValidator(_lm)] = None
     objective: str | None = None
     auto: Literal["light", "medium", "heavy"] | None = None
     max_lm_calls: Least1 | None = None
