@@ -116,8 +116,8 @@ class Briefer:
             parts = {(k, n): text for k in names for n, text in enumerate(shown.get(k, []))}
             cut = texts.shorter(parts, max_tokens >> halving)
             fields = {k: [text for (of, _), text in cut.items() if of == k] for k in names}
-            told = {k: texts.by_example(each) or "(none)" for k, each in fields.items()}
-            return {"predictor": name, "present": present[name], **told}
+            shown_by_name = {k: texts.by_example(each) or "(none)" for k, each in fields.items()}
+            return {"predictor": name, "present": present[name], **shown_by_name}
 
         asked = {
             name: self._client.begin("brief", batch, number, partial(inputs, name), index)
