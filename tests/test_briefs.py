@@ -13,6 +13,7 @@ from scripted import EXTRACT, UPDATE, Latency, Prompt, Rule, chat, lessons, oper
 
 from tfgrpo_dspy import Execution, Experience, ExperienceLibrary, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.report import write_html
+from tfgrpo_dspy.text import meaning
 
 BRIEF, DRAFT = "`brief`", r"`lessons`(?s:.)*## examples ##"
 """Found in the prompts of WriteBrief and of DraftLessons only."""
@@ -231,8 +232,8 @@ PIECES = st.sampled_from([*TAGS, "\n", "[[ ## a ## ]]", "\\u0041"])
 def test_what_is_baked_beside_a_brief_is_found_again(
     parts: list[str], advice: list[str], is_baked_before: bool
 ) -> None:
-    lines = dict.fromkeys(" ".join(text.split()) for text in advice)
-    experiences = [Experience(f"E{n}", text) for n, text in enumerate(filter(str.strip, lines), 1)]
+    lines = {meaning(text): " ".join(text.split()) for text in advice if text.strip()}
+    experiences = [Experience(f"E{n}", text) for n, text in enumerate(lines.values(), 1)]
     library = ExperienceLibrary(experiences, next_number=9, briefs={"self": "".join(parts)})
     student = predictor()
     if is_baked_before:

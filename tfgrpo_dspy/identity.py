@@ -14,7 +14,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Mapping
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import pydantic
@@ -147,8 +147,11 @@ class Identities:
         return self._once(value, self.whole) if is_known else self._named(type(value))
 
     def _function(self, function: FunctionType) -> Any:
-        named: list[Any] = [function.__defaults__, function.__kwdefaults__]
-        held = [[], *named, self._names_in(function)]
+        code, parts = function.__code__, list[Any]()
+        if code.co_name == "<lambda>":  # several on one line have the same source
+            plain = [value for value in code.co_consts if not isinstance(value, CodeType)]
+            parts = [code.co_code.hex(), code.co_names, plain]
+        held = [parts, function.__defaults__, function.__kwdefaults__, self._names_in(function)]
         return [_name_of(function), self._source(function), self.of(held)]
 
     def _class(self, kind: type) -> Any:
