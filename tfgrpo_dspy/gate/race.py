@@ -57,8 +57,8 @@ class Race:
                 n_fitting = n_left // size
                 n = max(2, min(3, n_fitting), n_fitting // 2)
                 firsts = [self.first] if n > 2 and self.first in running else []
-                order = [0, *firsts, *running]
-                running = [*dict.fromkeys([*map(self._without_doubtful, order), *order])][:n]
+                order = [c for k in [0, *firsts, *running] for c in (self._without_doubtful(k), k)]
+                running = [*dict.fromkeys(order)][:n]
             size = min(size, n_left // len(running))
         return [(c, i) for i in range(n_done, n_done + size) for c in running]
 
