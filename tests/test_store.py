@@ -5,6 +5,7 @@ Databases are changed by sqlite3 in a closed store.
 
 import contextlib
 import multiprocessing
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -183,11 +184,16 @@ def test_a_log_dir_that_cannot_be_looked_into_is_named(
     assert str(log_dir) in str(raised.value)
 
 
-def test_a_damaged_note_of_a_run_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["run:", "decided:"])
+def test_a_damaged_record_of_a_run_is_named_and_hides_no_other(
+    which: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     student = dspy.Predict("question -> answer")
+    compiled(tmp_path, student=student, epochs=1, seed=1)
     compiled(tmp_path, student=student, epochs=1)
-    store = Store(tmp_path)
-    store.replace(store.keys("run:")[0], {"odd": 1})
-    with pytest.raises(StoreError, match=r"The record 'run:.*' is damaged"):
-        best_so_far(tmp_path, student)
-    store.close()
+    first, last = (run.origin["run"] for run in saved_runs(tmp_path))
+    with contextlib.closing(Store(tmp_path)) as store:
+        store.replace(next(key for key in store.keys(which) if first in key), {"odd": 1})
+    assert [run.origin["run"] for run in saved_runs(tmp_path)] == [last]
+    assert best_so_far(tmp_path, student).detailed_results.origin["run"] == last
+    assert re.search(r"a run is left out: The record '.*' is damaged", caplog.text)

@@ -192,7 +192,9 @@ class Meter:
             elif faults.is_rate_limit(error):
                 pauses[0] = min(AFTER_A_RATE_LIMIT * pauses[0], LONGEST_WAIT_S)
             if faults.is_rate_limit(error):  # all calls of this model wait
-                self.ledger.paused_until[str(lm.model)] = time.monotonic() + pauses[0]
+                until = self.ledger.paused_until
+                model, later = str(lm.model), time.monotonic() + pauses[0]
+                until[model] = max(until[model], later)
 
     def _leaves_out(self, lm: Any, kwargs: Mapping[str, Any], error: BaseException) -> bool:
         """Whether the error refuses what the optimizer sets; it is left out from now on."""

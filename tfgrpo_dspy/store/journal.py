@@ -52,7 +52,6 @@ BY_NAME = (
     "change): %s"
 )
 Kept = TypeVar("Kept")
-T = TypeVar("T")
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
@@ -95,12 +94,21 @@ def unfinished(library: ExperienceLibrary, spent: Usage) -> RunResults:
 
 
 def _entries_of(store: Store) -> list[RunEntry]:
-    """The runs; that begun last comes last. Raises StoreError: a record is damaged."""
+    """The runs; that begun last comes last. One whose record is damaged is left out."""
     entries = list[RunEntry]()
     for key in store.keys(RUN):
-        with reading(key):
+        with _leaving_out(), reading(key):
             entries.append(ENTRIES.validate_python(store.get(key)))
     return entries
+
+
+@contextlib.contextmanager
+def _leaving_out() -> Iterator[None]:
+    """Within it, a run of which a record is damaged is left out: the others can be read."""
+    try:
+        yield
+    except StoreError as fault:
+        logger.warning("a run is left out: %s", fault)
 
 
 class Keys:
@@ -466,11 +474,15 @@ def saved_runs(log_dir: str | PathLike[str]) -> list[RunResults]:
     """The runs in the run store of this folder; the one that was begun last stands last.
 
     Their `origin` says which they are. One that was not finished has no scores of student and
-    result. Raises StoreError: the store cannot be read, a record of it is damaged, or the folder
-    has none.
+    result. One of which a record is damaged is left out, which the log says. Raises StoreError: the
+    store cannot be read, or the folder has none.
     """
+    runs = list[RunResults]()
     with _store_in(log_dir) as store:
-        return [_saved(store, entry) for entry in _entries_of(store)]
+        for entry in _entries_of(store):
+            with _leaving_out():
+                runs.append(_saved(store, entry))
+    return runs
 
 
 def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
