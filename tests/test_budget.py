@@ -9,7 +9,7 @@ from dspy import lm15
 from dspy.utils import DummyLM
 from scripted import chat, scripted_lm
 
-from tfgrpo_dspy.budget.ledger import Budget, Ledger
+from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.dspy_seam import watching
 from tfgrpo_dspy.errors import RunStopped

@@ -27,8 +27,7 @@ from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, NoGate
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.events import RunEnded, UpdateDecided
 from tfgrpo_dspy.interchange import read_library
-from tfgrpo_dspy.store import DATABASE, Store
-from tfgrpo_dspy.store.journal import saved_runs
+from tfgrpo_dspy.store import DATABASE, Store, saved_runs
 
 MODULE = ["-m", "tfgrpo_dspy"]
 SEEN = (Evidence(0, 1, (1, 2), (0.0, 1.0)),)

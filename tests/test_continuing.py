@@ -15,7 +15,7 @@ from scripted import chat
 
 from tfgrpo_dspy import AddLessons, Execution, Reflection, TrainingFreeGRPO, best_so_far
 from tfgrpo_dspy.errors import MissingRecordError
-from tfgrpo_dspy.store.journal import saved_runs
+from tfgrpo_dspy.store import saved_runs
 
 N_TEST = 20
 UPDATES = Reflection(update=AddLessons())

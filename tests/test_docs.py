@@ -29,7 +29,7 @@ from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.results import FAILURES_IN_WORDS, RunResults
 from tfgrpo_dspy.rollout import FailureKind
-from tfgrpo_dspy.store.journal import saved_runs
+from tfgrpo_dspy.store import saved_runs
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -18,8 +18,8 @@ from runs import records
 from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
 from small import grpo
 
+import tfgrpo_dspy.store as run_store
 from tfgrpo_dspy import ExtractAdvantage, NoGate, UpdateLibrary
-from tfgrpo_dspy.store import journal
 
 ALL = {"rollout", "score", "lesson", "update"}
 SAMPLES, REFLECTIONS = {"rollout", "score"}, {"lesson", "update"}
@@ -183,7 +183,7 @@ def test_another_minor_version_of_dspy_may_write_other_prompts(
     recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(recorded, tmp_path / "log")
-    monkeypatch.setattr(journal, "DSPY", "3.99")
+    monkeypatch.setattr(run_store, "DSPY", "3.99")
     assert run(tmp_path / "log") == ALL
 
 

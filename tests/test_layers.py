@@ -1,6 +1,6 @@
 """Modules of the package import only from the layers above their own in the list below.
 
-A folder counts as one module: `tasks/pool.py` is part of `tasks`.
+A folder counts as one module: `gate/race.py` is part of `gate`.
 """
 
 import ast
@@ -31,7 +31,7 @@ LAYERS = [
     {"strategies"},
     {"settings"},
     {"store"},
-    {"tasks", "listeners"},
+    {"pool", "listeners"},
     {"calls"},
     {"run"},
     {"report"},
@@ -42,12 +42,12 @@ LAYERS = [
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 RANK["__init__"] = RANK["cli"]  # the package itself: neither `local` nor `metrics`
 NO_DSPY = "errors files text experience rollout results events"
-WITH_LOCKS = "integrations tasks budget user_code store local metrics cli"
+WITH_LOCKS = "integrations pool budget user_code store local metrics cli"
 AWAITING = "budget local user_code"
 ONLY_IN = {
     "dspy": RANK.keys() - {*NO_DSPY.split(), "gate", "interchange"},
-    "concurrent": {"integrations", "tasks", "calls", "local", "settings", "user_code"},
-    "contextvars": {"tasks", "budget", "user_code", "local"},
+    "concurrent": {"integrations", "pool", "calls", "local", "settings", "user_code"},
+    "contextvars": {"pool", "budget", "user_code", "local"},
     "threading": {*WITH_LOCKS.split()},
     "asyncio": {*AWAITING.split()},
     "signal": {"metrics"},
@@ -55,7 +55,7 @@ ONLY_IN = {
     "multiprocessing": set[str](),
     "subprocess": {"metrics"},
     "pickle": set[str](),
-    "cloudpickle": {"tasks"},
+    "cloudpickle": {"pool"},
     "sqlite3": {"store"},
     "json_repair": {"reflection"},
     "orjson": {"dspy_seam"},
@@ -79,7 +79,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
 def module_of(path: Path) -> str:
-    """The module that a file is part of: `tasks` for tasks/pool.py, `metric` for metric.py."""
+    """The module that a file is part of: `gate` for gate/race.py, `metric` for metric.py."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -101,7 +101,7 @@ STANDING = {
     "budget/meter.py": {"update_history", "super().update_history", "self.history"},
     "sampling/one_rollout.py": {"dspy.settings.lock"},  # a lock of all threads; any other would do
     "experience/programs.py": {"_store"},  # of demos, by their shape: a library needs no DSPy
-    "tasks/pool.py": {"_max_workers", "_client"},
+    "pool.py": {"_max_workers", "_client"},
     "user_code.py": {"asyncio._get_running_loop"},  # these are not DSPy's
 }
 """The hooks that stand outside of the seam, by file."""

@@ -40,6 +40,7 @@ from runs import (
 from scripted import EXTRACT, UPDATE, Latency, Prompt, chat, lessons, operations, scripted_lm
 from tally import MAX_TOKENS, Tally, lm_on, priced
 
+import tfgrpo_dspy.calls as paid_calls
 from tfgrpo_dspy import (
     Decision,
     Execution,
@@ -50,7 +51,6 @@ from tfgrpo_dspy import (
     RunEvidence,
     TrainingFreeGRPO,
 )
-from tfgrpo_dspy.calls import paid
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.programs import language_models
 from tfgrpo_dspy.listeners import RunReport
@@ -451,7 +451,7 @@ def test_nothing_that_a_run_does_depends_on_its_report(monkeypatch: pytest.Monke
     """Calls, library and demos are the same without one, also where faults lose some calls."""
 
     def done_with(report: type[RunReport]) -> Any:
-        monkeypatch.setattr(paid, "RunReport", report)
+        monkeypatch.setattr(paid_calls, "RunReport", report)
         engine = Tally([*polite_rules()[:2], ("", often_down)])
         given_ = {"max_lm_calls": 250, "strategies": "auto", "max_demos": 4, "max_errors": 1000}
         done = learned(lm=lm_on(engine, num_retries=0), **given_)

@@ -21,8 +21,8 @@ from scripted import EXTRACT, UPDATE, Prompt, Rule, ScriptedEngine, chat, script
 from small import grpo
 from test_promise_deterministic import chaotic_rules
 
+import tfgrpo_dspy.budget as ledger
 from tfgrpo_dspy import Gate, MissingRecordError, NoGate, SettingsError, StoreError, best_so_far
-from tfgrpo_dspy.budget import ledger
 from tfgrpo_dspy.store import Store
 
 REFLECTION = f"{EXTRACT}|{UPDATE}"

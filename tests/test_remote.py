@@ -7,8 +7,8 @@ import threading
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from tfgrpo_dspy.budget.ledger import Budget, Ledger
-from tfgrpo_dspy.tasks.pool import Job, Pool, RemoteRollouts, Reply, run_request
+from tfgrpo_dspy.budget import Budget, Ledger
+from tfgrpo_dspy.pool import Job, Pool, RemoteRollouts, Reply, run_request
 
 FIRST = 16
 """So many calls are reserved before it is known what a request takes."""

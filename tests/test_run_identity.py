@@ -35,7 +35,7 @@ from tfgrpo_dspy import (
 )
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.settings import Settings
-from tfgrpo_dspy.store.journal import saved_runs
+from tfgrpo_dspy.store import saved_runs
 from tfgrpo_dspy.strategies import DomainBandit
 
 

@@ -20,8 +20,7 @@ from test_promise_resume import compiled, facts, offline
 
 from tfgrpo_dspy import best_so_far
 from tfgrpo_dspy.errors import StoreError
-from tfgrpo_dspy.store import DATABASE, Store
-from tfgrpo_dspy.store.journal import saved_runs
+from tfgrpo_dspy.store import DATABASE, Store, saved_runs
 
 KEY = "rollout:1"
 ALL = {KEY: {"x": 1}, "run:1": {"n": 1}}

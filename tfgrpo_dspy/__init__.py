@@ -33,7 +33,7 @@ from tfgrpo_dspy.reflection.modules import (
     WriteBrief,
 )
 from tfgrpo_dspy.settings import Execution, Reflection
-from tfgrpo_dspy.store.journal import best_so_far
+from tfgrpo_dspy.store import best_so_far
 
 __all__ = [
     "AddLessons", "BayesianGate", "Belief", "Decision", "DraftLessons", "Effect",

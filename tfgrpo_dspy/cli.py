@@ -16,8 +16,7 @@ from tfgrpo_dspy.experience import ExperienceLibrary, library_of
 from tfgrpo_dspy.listeners import as_columns
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import RunResults, strongest_first
-from tfgrpo_dspy.store import DATABASE
-from tfgrpo_dspy.store.journal import saved_rows, saved_runs
+from tfgrpo_dspy.store import DATABASE, saved_rows, saved_runs
 from tfgrpo_dspy.text import aligned, printable, shortened
 
 SHOWN_BYTES = 60  # of a cell in the terminal

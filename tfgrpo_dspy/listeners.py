@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from tfgrpo_dspy.budget.ledger import Ledger
+from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.experience import Add, Advice, Applied, ExperienceLibrary, Modify, Operation

@@ -1,1 +1,542 @@
-"""The calls that a run pays for once: rollouts, reflections, approvals; and what they share."""
+"""The calls of a run, rollouts among them: replayed, or done and recorded; what its end keeps.
+
+A run ends where too many of them fail. What is kept pays for measuring student and result. It
+follows what rollouts take: the account of the decided updates says how the next batch is planned,
+that of all rollouts so far (which depends on the clock) what the ledger refuses. Whole updates are
+counted in their order, and answers from a cache like calls: so a run that is repeated, with other
+threads or a warm cache, plans the same batches.
+"""
+
+import functools
+import math
+import operator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from tfgrpo_dspy.budget import LIMITS, NOTHING, Amount, Ledger
+from tfgrpo_dspy.errors import TrainingCut, sentence
+from tfgrpo_dspy.listeners import RunReport
+from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.pool import Job, Pool, Priority, RemoteRollouts, packed, packed_bundle, workers_of
+from tfgrpo_dspy.reflection.modules import Answer
+from tfgrpo_dspy.rollout import OWN, ROLLOUTS, Failure, FailureKind, Rollout, Usage
+from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.sampling.fields import Example
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, run_rollout
+from tfgrpo_dspy.settings.schedule import (
+    CALLS_FOR_AN_ANSWER,
+    MIN_PROGRAMS_MEASURED,
+    MOST_SHARE,
+    RunInputs,
+    RunSettings,
+)
+from tfgrpo_dspy.store import Journal
+from tfgrpo_dspy.text import printable, shortened
+
+N_RECENT = 2  # an update is expected to cost as much as the dearer of the last two
+COST_MARGIN = 1.5
+"""Factor for dollars: a rollout with a library has a longer prompt than those before it."""
+SPREADS = 2.0  # how many standard deviations above the mean is reckoned with
+BESIDE_S = 1.0  # of the time at the end, for what is no rollout
+TIME_MARGIN = 2.0  # how much longer than expected the end may take, and what is under way then
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The amounts that a run has taken, and by them what it will need.
+
+    The means leave out rollouts that go on from a step of another one, or did not end.
+    """
+
+    settings: RunSettings
+    used: Amount = NOTHING
+    rollouts: Amount = NOTHING  # of what was used, by the whole ones
+    squares: Amount = NOTHING  # the sums of the squares of these
+    dearest: Amount = NOTHING  # the most that one of them took
+    n_rollouts: int = 0
+    reflections: Amount = NOTHING
+    recent: tuple[Amount, ...] = ()  # what each of the latest updates has taken for an example
+
+    def after_rollouts(self, rollouts: Sequence[Rollout]) -> "Account":
+        """The account when these rollouts are made."""
+        amounts = [_with_cached(r.usage + r.metric_usage, r.n_metric_calls) for r in rollouts]
+        pairs = zip(rollouts, amounts, strict=True)
+        whole = [a for r, a in pairs if r.n_replayed is None and not _is_cut_short(r)]
+        squares = [Amount(*(number**2 for number in amount)) for amount in whole]
+        return replace(
+            self,
+            used=sum(amounts, self.used),
+            rollouts=sum(whole, self.rollouts),
+            squares=sum(squares, self.squares),
+            dearest=functools.reduce(operator.or_, whole, self.dearest),
+            n_rollouts=self.n_rollouts + len(whole),
+        )
+
+    def after_update(
+        self, rollouts: Sequence[Rollout], reflections: Usage, n_examples: float
+    ) -> "Account":
+        """The account after a decided update of `n_examples` examples with groups of usual size."""
+        account, answers = self.after_rollouts(rollouts), _with_cached(reflections)
+        used, recent = account.used + answers, self.recent
+        if n_examples:
+            recent = (*recent, (used - self.used) / n_examples)[-N_RECENT:]
+        all_answers = self.reflections + answers
+        return replace(account, used=used, reflections=all_answers, recent=recent)
+
+    @property
+    def per_rollout(self) -> Amount:
+        """What a rollout takes on average."""
+        data = self.settings.data
+        assumed = Amount(data.calls_per_rollout, data.n_metric_calls)
+        return self.rollouts / self.n_rollouts if self.n_rollouts else assumed
+
+    @property
+    def per_answer(self) -> Amount:
+        """What an answer of the reflection LM takes on average."""
+        n, dollars = self.reflections.n_lm_calls, self.settings.data.dollars_per_rollout
+        assumed = Amount(1, 0, 0.0 if math.isnan(dollars) else dollars)
+        return self.reflections / n if n else assumed
+
+    @property
+    def per_example(self) -> Amount:
+        """What an example of an update takes: rollouts, its part of a lesson, retries as before."""
+        settings, answer = self.settings, self.per_answer
+        group_size = 0 if settings.data.is_recorded else settings.group_size
+        lesson = replace(answer, cost=answer.cost / settings.groups_per_call)
+        return functools.reduce(operator.or_, self.recent, self.per_rollout * group_size + lesson)
+
+    @property
+    def later(self) -> Amount:
+        """What a later rollout takes on average; its metric is not asked about predictors."""
+        usual, n_metric_calls = self.per_rollout, min(1, self.settings.data.n_metric_calls)
+        return replace(usual, n_metric_calls=n_metric_calls, cost=COST_MARGIN * usual.cost)
+
+    def expected(self, n_rollouts: int) -> Amount:
+        """An amount that `n_rollouts` hardly exceed: two standard deviations above the mean."""
+        mean, n = self.per_rollout, max(1, self.n_rollouts)
+        pairs = zip(self.squares, mean, strict=True)
+        sds = Amount(*(math.sqrt(max(0.0, square / n - each**2)) for square, each in pairs))
+        spread = sds * (SPREADS * math.sqrt(n_rollouts)) if self.n_rollouts else NOTHING
+        return mean * n_rollouts + spread
+
+    def of_later(self, n_rollouts: int) -> Amount:
+        """The amount to keep for later rollouts: at least that of two as dear as the dearest."""
+        two = min(2, n_rollouts) * self.dearest.n_lm_calls
+        calls = max(self.expected(n_rollouts).n_lm_calls, two)
+        return replace(self.later * n_rollouts, n_lm_calls=calls)
+
+    @property
+    def n_of_end(self) -> int:
+        """How many rollouts the end needs; fewer where one takes more than was assumed."""
+        settings, data, times = self.settings, self.settings.data, [1.0]
+        if settings.metric is None:
+            return 0
+        if settings.max_lm_calls is not None:
+            times.append(self.per_rollout.n_lm_calls / data.calls_per_rollout)
+        if settings.max_cost is not None and data.dollars_per_rollout > 0:
+            times.append(self.per_rollout.cost / data.dollars_per_rollout)
+        return max(min(settings.reserve, data.smallest_end), int(settings.reserve / max(times)))
+
+    @property
+    def last_call(self) -> float:
+        """The dollars that must be left for the last call to be made: twice the most so far."""
+        return 2 * self.dearest.cost
+
+    @property
+    def of_end(self) -> Amount:
+        """The amount that the end needs: of a limit at most `MOST_SHARE`, and the test set.
+
+        Where rollouts take as many calls as was assumed, the schedule has looked whether they are
+        there; it refuses no limit that would be too small for what is only assumed.
+        """
+        settings, data = self.settings, self.settings.data
+        of_test = self.later * (data.n_of_test_set if settings.metric else 0)
+        kept = self.of_later(self.n_of_end) + Amount(cost=self.last_call)
+        are_there = kept.n_lm_calls + of_test.n_lm_calls < (settings.max_lm_calls or math.inf)
+        is_as_assumed = are_there and self.per_rollout.n_lm_calls <= data.calls_per_rollout
+        limits = (None if is_as_assumed else settings.max_lm_calls, None, settings.max_cost)
+        parts = [
+            more if most is None else max(0.0, min(more, MOST_SHARE * (most - test)))
+            for most, more, test in zip(limits, kept, of_test, strict=True)
+        ]
+        return Amount(*parts) + of_test
+
+    def n_fitting(self, amount: Amount, kept: Amount) -> tuple[float, str]:
+        """How often it fits into what is left beside `kept`; and the limit that says so."""
+        limits = (getattr(self.settings.budget, name) for name in LIMITS)
+        fitting = {
+            name: max(0.0, math.floor((limit - used) / one + 1e-9))
+            for name, limit, used, one in zip(LIMITS, limits, self.used + kept, amount, strict=True)
+            if limit is not None and one > 0
+        }
+        name = min(fitting, key=lambda name: fitting[name], default="")
+        return fitting.get(name, math.inf), name
+
+
+def _with_cached(usage: Usage, n_metric_calls: int = 0) -> Amount:
+    return Amount(usage.n_answers, n_metric_calls, usage.cost_usd)
+
+
+def _is_cut_short(rollout: Rollout) -> bool:
+    return rollout.failure is not None and rollout.failure.kind.is_cut_short
+
+
+Kept = TypeVar("Kept")
+Result = TypeVar("Result", Rollout, Answer)
+NOT_ASKED = Answer(None)  # a limit has ended the training; it is neither recorded nor counted
+ERRORS_ALLOWED = 20  # up to this number errors do not end a run, unless `max_errors` says so
+QUOTED_BYTES = 500  # of an error, whose message may quote a whole answer of an LM
+
+
+class Calls:
+    """Makes and counts the calls of a run, under the limits of its ledger. Raises StoreError."""
+
+    def __init__(self, settings: RunSettings, journal: Journal) -> None:
+        self.ledger, self.journal, self._settings = Ledger(settings.budget), journal, settings
+        self.ledger.clean = journal.redacted
+        self.pool, self.remote = _pool_of(settings, self.ledger)
+        self.report = RunReport(settings, self.ledger, journal.redacted)
+        self.pool.on_wait = self.report.tick
+        self._n_done, self._errors = 0, Counter[str]()
+        self.so_far = Account(settings)  # of all training rollouts
+        self._seconds: list[float] = []  # that each of them took
+        self.lessons: Callable[[], Amount] = Amount  # what the batches under way still need
+        self.n_begun = 0  # training rollouts that are under way
+        self._turns: list[object] = []
+        self.renew()
+
+    def begin(
+        self,
+        *,
+        about: str,  # for messages
+        key: str,
+        kind: TypeAdapter[Result],
+        role: str,  # in the report
+        do: Callable[[Job[Result]], Result],
+        without: Callable[[TrainingCut | TimeoutError, str], Result],  # by a limit or the clock
+        count: Callable[[Result, float | None], None],  # with its seconds; None: it was replayed
+        priority: Priority,
+        usual: str,  # what it is in if it is in no call
+    ) -> Job[Result]:
+        """A rollout or an answer, for which the run pays once: recorded, or done now and recorded.
+
+        A result whose failure is not recorded is noted, and made again by a later start. The job
+        raises RunStopped: the run has ended. Raises MissingRecordError: offline, and there is no
+        record.
+        """
+
+        def counted(result: Result, seconds: float | None) -> Result:
+            self._n_done += 1  # also what an earlier start did: its failures are tried again
+            self.report.count(role, result, is_replayed=seconds is None)
+            failure = _failure_of(result)
+            if seconds is not None and failure is not None and failure.kind.is_error:
+                self._count_error(failure)
+            count(result, seconds)
+            return result
+
+        def keep(outcome: Any) -> Any:
+            is_cut = isinstance(outcome, TrainingCut | TimeoutError)
+            result: Any = without(outcome, str(job)) if is_cut else outcome
+            if result is NOT_ASKED:
+                return result
+            failure = _failure_of(result)
+            is_lost = failure is not None and not failure.kind.is_recorded
+            kept = self.journal.keep(key, result, kind, is_lost)
+            return counted(kept, time.monotonic() - job.begun_s)
+
+        job: Job[Result] = Job(do, keep, usual)
+        with self.pool.lock:
+            try:
+                record = self.lookup(about, key, kind)
+            except TrainingCut as cut:
+                return job.ended(without(cut, ""))
+            if record is None:
+                return self.pool.submit(job, priority)
+            return job.ended(counted(record, None))
+
+    def lookup(self, name: str, key: str, kind: TypeAdapter[Kept]) -> Kept | None:
+        """The recorded result, which costs what it cost when it was made. Raises RunStopped."""
+        record = self.journal.find(key, kind)
+        if record is not None:
+            self.ledger.spend(Amount.of(record))
+        elif self.journal.cut_because:
+            self.ledger.end(self.journal.cut_because)
+        elif self._settings.offline:
+            raise self.journal.missing(name)
+        return record
+
+    def _count_error(self, failure: Failure) -> None:
+        """Count an error of this start; end the run where too much of all that is done failed."""
+        message = failure.message.partition(" on the example ")[0]  # equal but for the example
+        self._errors[shortened(printable(message), QUOTED_BYTES)] += 1
+        max_errors, n_errors = self._settings.execution.max_errors, self._errors.total()
+        allowed = max(ERRORS_ALLOWED, self._n_done // 2) if max_errors is None else max_errors
+        if n_errors > allowed:
+            ((message, times),) = self._errors.most_common(1)
+            rule = "without max_errors the run" if max_errors is None else "max_errors"
+            way_out = WAYS_OUT.get(failure.kind, f"in the {failure.kind}")
+            self.ledger.stop(
+                f"{n_errors} of {self._n_done} rollouts and reflections failed, and {rule} allows "
+                f"{allowed}. The most frequent error ({times} of {n_errors}): {sentence(message)} "
+                f"Fix its cause ({way_out}), or pass a higher Execution(max_errors=).",
+                is_failure=True,
+            )
+
+    # ------------------------------------------------------------------ what is kept for the end
+
+    def note_training(self, rollout: Rollout, seconds: float | None) -> None:
+        """Count a training rollout and the seconds that it took; None if it was replayed."""
+        self.so_far = self.so_far.after_rollouts([rollout])
+        self.n_begun -= seconds is not None
+        if seconds is not None and not _is_cut_short(rollout):
+            self._seconds.append(seconds)
+        self.renew()
+
+    def renew(self) -> None:
+        """Let nothing else take what the end of the run needs, by what rollouts took so far.
+
+        In dollars that is less than is planned with, to cut no batch, but the smallest end, and two
+        dear rollouts. In time it is enough for slower rollouts, and for what is under way then.
+        """
+        with self.pool.lock:
+            account, settings, data = self.so_far, self._settings, self._settings.data
+            n, last, amount = account.n_of_end, account.last_call, account.of_end
+            calls, dollars, minutes = (
+                MOST_SHARE * (limit or math.inf)
+                for limit in (settings.max_lm_calls, settings.max_cost, settings.max_minutes)
+            )
+            if not account.n_rollouts and n:  # nobody knows what one takes
+                most = MIN_PROGRAMS_MEASURED * CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
+                cost = most * account.per_answer.cost / data.calls_per_rollout
+                amount |= Amount(min(most, calls), cost=min(cost, dollars))
+            usual, n_least = account.per_rollout.cost, min(n, data.smallest_end)
+            smallest = last + usual * (n_least + data.n_of_test_set * (n_least > 0))
+            two = last + COST_MARGIN * max(account.dearest.cost, usual) * min(2, n_least)
+            cost = max(MOST_SHARE * amount.cost, min(amount.cost, smallest), two)
+            n_and_test, seconds = n + data.n_of_test_set, 60 * minutes
+            if self._seconds and n_and_test:
+                mean, longest = sum(self._seconds) / len(self._seconds), max(self._seconds)
+                needed = (n_and_test * mean / settings.threads + longest) * TIME_MARGIN
+                seconds = min(needed + BESIDE_S, seconds)
+            n_calls, n_metric_calls, n_lessons = map(
+                math.ceil, (amount.n_lm_calls, amount.n_metric_calls, self.lessons().n_lm_calls)
+            )
+            kept_s = seconds if n_and_test else 0.0
+            self.ledger.keep(Amount(n_calls, n_metric_calls, cost), kept_s, n_lessons)
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether the first batches may not fit if a rollout takes twice what is assumed."""
+        n = self.so_far.n_of_end + 2 * self._settings.rollouts_of_update
+        return not self._pays_for(2 * n)
+
+    @contextmanager
+    def turn(self, n_rollouts: int) -> Iterator[bool]:
+        """Whether so many further rollouts may begin within: all of them are paid for.
+
+        They come out of what is left beside what is kept, and what the rollouts under way take.
+        They are let in one after the other, in the order in which they ask; if the rollouts under
+        way may leave enough, they are waited for.
+        """
+        turn, turns = object(), self._turns
+        turns.append(turn)
+        try:
+            self.pool.until(
+                lambda: turns[0] is turn and (not self.n_begun or self._pays_for(n_rollouts))
+            )
+            yield self._pays_for(n_rollouts)
+        finally:
+            turns.remove(turn)
+            self.pool.wake()
+
+    def _pays_for(self, n_rollouts: int) -> bool:
+        needed = self.so_far.expected(self.n_begun + n_rollouts) + self.lessons()
+        return not n_rollouts or all(map(operator.le, needed, self.ledger.left()))
+
+
+def _failure_of(result: Rollout | Answer) -> Failure | None:
+    """The failure of a rollout, or of an answer that was lost."""
+    if isinstance(result, Rollout):
+        return result.failure
+    return Failure(FailureKind.PROVIDER, result.error) if result.is_lost else None
+
+
+def _pool_of(settings: RunSettings, ledger: Ledger) -> tuple[Pool, RemoteRollouts | None]:
+    """The threads, as many as an executor has, if one is given; and its processes."""
+    executor, timeout_s = settings.execution.executor, settings.execution.rollout_timeout_s
+    if executor is None:
+        return Pool(ledger, settings.threads, timeout_s), None
+    n_at_once = settings.num_threads or workers_of(executor) or settings.threads
+    is_local = isinstance(executor, ThreadPoolExecutor)
+    remote = None if is_local else RemoteRollouts(ledger, executor, n_at_once)
+    return Pool(ledger, n_at_once, timeout_s), remote
+
+
+WAYS_OUT = {
+    "provider": "arguments of dspy.LM such as the name of the model, api_key or num_retries, a "
+    f'lower num_threads where a rate limit is reached, temperature="{OWN}" where a sampling '
+    "parameter is refused",
+    "timeout": "a higher Execution(rollout_timeout_s=), or a lower num_threads",
+    "worker": "the memory and the packages of the executor's workers",
+}
+"""By kind of failure, the argument that most often helps, or where the cause is."""
+
+
+# ---------------------------------------------------------------------- rollouts
+
+KEPT_PROGRAMS, KEPT_SENT, KEPT_DIGESTS = 4, 64, 1024
+"""A program may hold much, and a library that is sent a teacher; what is not kept is made again."""
+NO_MORE = Failure(
+    FailureKind.BUDGET, "beside the final choice, the budget does not reach for more rollouts"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one rollout is made of."""
+
+    additions: Additions
+    example: int  # the example's position in its set
+    rollout_id: int  # it depends on `start`, too
+    temperature: float | str | None = None  # None, or "own": that of each LM and predictor
+    start: Start | None = field(default=None, compare=False)  # None: it is a whole rollout
+    asks_predictors: bool = field(default=False, compare=False)
+
+    def failed(self, failure: Failure) -> Rollout:
+        """The rollout where it has failed before it began, or without a trace."""
+        return Rollout(self.example, self.rollout_id, failure=failure)
+
+
+class Rollouts:
+    """Makes rollouts on a set of examples, for one role of the report ("rollout": training)."""
+
+    def __init__(
+        self, inputs: RunInputs, calls: Calls, role: str, examples: Sequence[Example]
+    ) -> None:
+        settings, self._inputs, self._calls = inputs.settings, inputs, calls
+        self._role, self._set = role, "training" if role == "rollout" else role
+        self._examples = examples
+        self._metric = settings.metric
+        self._scoring = None if self._metric is None else adapt_metric(self._metric)
+        self._program = functools.lru_cache(KEPT_PROGRAMS)(lambda added: added.bake(inputs.student))
+        self._digest = functools.lru_cache(KEPT_DIGESTS)(
+            lambda additions: calls.journal.keys.program(self._program(additions))
+        )
+        self._sent = functools.lru_cache(KEPT_SENT)(lambda sent: packed(sent, "the library"))
+        self._prices = settings.execution.prices or {}
+        self._begun: dict[Sample, Job[Rollout]] = {}
+        self._kept_demos: dict[Any, Any] = {}
+        self._bundle = b""
+        if calls.remote is not None and not settings.offline:
+            plain = calls.journal.plain
+            self._bundle = packed_bundle(inputs.student, self._metric, self._prices, plain)
+
+    def begin(self, sample: Sample, priority: Priority) -> Job[Rollout]:
+        """The rollout of the sample, recorded or to come; asked again, it is the same.
+
+        One that a limit cuts in training has a failure of kind "budget".
+        """
+        if sample in self._begun:
+            return self._begun[sample]
+        calls, is_training = self._calls, self._role == "rollout"
+
+        def without(why: TrainingCut | TimeoutError, where: str) -> Rollout:
+            if isinstance(why, TrainingCut):
+                return sample.failed(Failure(FailureKind.BUDGET, str(why)))
+            message = f"the rollout {why}, which is rollout_timeout_s; it was in {where}"
+            message += f" on the example {sample.example} ({self._set})"
+            return sample.failed(Failure(FailureKind.TIMEOUT, message))
+
+        def count(rollout: Rollout, seconds: float | None) -> None:
+            if is_training:
+                calls.note_training(rollout, seconds)
+            is_whole = rollout.failure is None and sample.start is None
+            if is_whole and sample.additions.is_for_all(self._inputs.predictors):
+                calls.report.count_advice(rollout)
+
+        with calls.pool.lock:
+            job = self._begun[sample] = calls.begin(
+                about=f"{self._set} rollout of {self._set} example {sample.example}",
+                key=self._key(sample),
+                kind=ROLLOUTS,
+                role=self._role,
+                do=functools.partial(self._done, sample),
+                without=without,
+                count=count,
+                priority=priority,
+                usual="the program" if calls.remote is None else "another process",
+            )
+            calls.n_begun += is_training and not job.is_done
+        return job
+
+    def begin_extra(
+        self, samples: Sequence[Sample], priority: Priority
+    ) -> list[Job[Rollout]] | None:
+        """Further training rollouts; None if not all of them are paid for, which is noted.
+
+        Those that are begun or recorded are.
+        """
+        others = [sample for sample in samples if sample not in self._begun]
+        records = [self._calls.journal.find(self._key(sample), ROLLOUTS) for sample in others]
+        if any(record is not None and record.failure == NO_MORE for record in records):
+            return None
+        missing = [sample for sample, record in zip(others, records, strict=True) if record is None]
+        with self._calls.turn(len(missing)) as is_paid:
+            if is_paid:
+                return [self.begin(sample, priority) for sample in samples]
+        for sample in () if self._inputs.settings.offline else missing:
+            refusal = sample.failed(NO_MORE)
+            self._calls.journal.keep(self._key(sample), refusal, ROLLOUTS, is_lost=True)
+        return None
+
+    def again(self, sample: Sample, priority: Priority) -> Job[Rollout]:
+        """The rollout, made once more."""
+        del self._begun[sample]
+        return self.begin(sample, priority)
+
+    def _key(self, sample: Sample) -> str:
+        keys = self._calls.journal.keys
+        return keys.rollout(
+            self._digest(sample.additions) if keys.is_used else "",
+            self._examples[sample.example].raw,
+            self._metric,
+            sample.rollout_id,
+            sample.temperature,
+        )
+
+    def _done(self, sample: Sample, job: Job[Rollout]) -> Rollout:
+        calls = self._calls
+        of_sample = {
+            "example": self._examples[sample.example].raw,
+            "index": sample.example,
+            "rollout_id": sample.rollout_id,
+            "temperature": sample.temperature,
+            "start": sample.start,
+            "asks_predictors": sample.asks_predictors,
+            "advice": tuple(experience.text for experience in sample.additions.library),
+        }
+        if calls.remote is not None:
+            of_example = packed(of_sample, f"example {sample.example}")
+            n_metric_calls = 1 + len(self._inputs.predictors) * sample.asks_predictors
+            n_metric_calls *= self._metric is not None
+            request = self._bundle, self._sent(sample.additions), of_example
+            reply = calls.remote.rollout(request, n_metric_calls)
+            return reply if isinstance(reply, Rollout) else sample.failed(reply)
+        task = RolloutTask(
+            program=self._program(sample.additions),
+            metric=self._scoring,
+            ledger=calls.ledger,
+            prices=self._prices,
+            is_training=self._role == "rollout",
+            calls=job.calls,
+            kept_demos=self._kept_demos,
+            **of_sample,
+        )
+        return run_rollout(task)

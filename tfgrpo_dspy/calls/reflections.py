@@ -14,9 +14,8 @@ from typing import Any
 import dspy
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.budget.faults import is_too_long
-from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
-from tfgrpo_dspy.calls.paid import NOT_ASKED, Calls
+from tfgrpo_dspy.budget.meter import CallWatcher, Meter, is_too_long, metered
+from tfgrpo_dspy.calls import NOT_ASKED, Calls
 from tfgrpo_dspy.dspy_seam import abilities_of, watching
 from tfgrpo_dspy.errors import LibraryError, RunStopped, TrainingCut, described
 from tfgrpo_dspy.errors import shown as value_shown
@@ -24,6 +23,7 @@ from tfgrpo_dspy.events import Approve, Proposal
 from tfgrpo_dspy.experience import AnyOperation, Applied, Keep, Refusal, operation_from
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.listeners import reflection_row
+from tfgrpo_dspy.pool import Job
 from tfgrpo_dspy.reflection.lessons import Guard, admitted
 from tfgrpo_dspy.reflection.modules import Answer, AnswerQuestion, read_output
 from tfgrpo_dspy.reflection.reading import encodable
@@ -32,7 +32,6 @@ from tfgrpo_dspy.rollout import Usage, rollout_id_for
 from tfgrpo_dspy.sampling.fields import Example, media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 from tfgrpo_dspy.settings.schedule import RunInputs
-from tfgrpo_dspy.tasks.pool import Job
 from tfgrpo_dspy.user_code import settled
 
 Inputs = Mapping[str, Any]

@@ -18,7 +18,7 @@ from tfgrpo_dspy import results as page
 from tfgrpo_dspy.errors import SettingsError, StoreError, described, faults_in
 from tfgrpo_dspy.files import write_text
 from tfgrpo_dspy.results import RunResults, records
-from tfgrpo_dspy.store.journal import saved_runs
+from tfgrpo_dspy.store import saved_runs
 from tfgrpo_dspy.text import counted, printable
 
 CONTEXT = 3  # unchanged lines around a changed one of a prompt

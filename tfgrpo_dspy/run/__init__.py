@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tfgrpo_dspy.calls.paid import Calls
+from tfgrpo_dspy.calls import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient, approved
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, described, sentence
 from tfgrpo_dspy.events import Proposal
@@ -21,7 +21,7 @@ from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.run.updates import Batch, Extracted, rollouts_of
 from tfgrpo_dspy.settings.schedule import RunInputs
-from tfgrpo_dspy.store.journal import Journal
+from tfgrpo_dspy.store import Journal
 from tfgrpo_dspy.strategies.base import UpdateContext
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from tfgrpo_dspy.calls.paid import Calls
+from tfgrpo_dspy.calls import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.gate.bayesian import BRIEF_ABOVE

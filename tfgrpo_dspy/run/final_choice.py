@@ -12,9 +12,8 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget.ledger import Amount
-from tfgrpo_dspy.budget.prices import token_price
-from tfgrpo_dspy.calls.paid import Account, Calls, Rollouts, Sample
+from tfgrpo_dspy.budget import Amount, token_price
+from tfgrpo_dspy.calls import Account, Calls, Rollouts, Sample
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.experience import ExperienceLibrary
@@ -23,6 +22,7 @@ from tfgrpo_dspy.gate.bayesian import LIKELY
 from tfgrpo_dspy.gate.model import BRIEFS_PRICE, DEMOS_PRICE
 from tfgrpo_dspy.gate.race import Race, Scores
 from tfgrpo_dspy.listeners import example_rows, objective_means, rollout_row, worst_first
+from tfgrpo_dspy.pool import Job
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results import records
 from tfgrpo_dspy.rollout import FailureKind, Rollout, floored, rollout_id_for
@@ -32,7 +32,6 @@ from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings.checks import policy_lms
 from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED, MIN_VALIDATION, RunInputs
-from tfgrpo_dspy.tasks.pool import Job
 
 logger = logging.getLogger(__name__)
 

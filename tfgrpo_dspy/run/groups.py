@@ -20,7 +20,7 @@ import dspy
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy import errors
-from tfgrpo_dspy.calls.paid import NO_MORE, Calls, Rollouts, Sample
+from tfgrpo_dspy.calls import NO_MORE, Calls, Rollouts, Sample
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import GateError, NotReplayedError, StrategyError, UnpaidError
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation

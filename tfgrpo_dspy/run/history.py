@@ -6,8 +6,8 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 
-from tfgrpo_dspy.budget.ledger import Amount
-from tfgrpo_dspy.calls.paid import Calls
+from tfgrpo_dspy.budget import Amount
+from tfgrpo_dspy.calls import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import UpdateDecided

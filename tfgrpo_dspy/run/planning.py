@@ -14,7 +14,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget.ledger import Ledger
+from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection.modules import Answer

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfgrpo_dspy.calls.paid import Account
+from tfgrpo_dspy.calls import Account
 from tfgrpo_dspy.experience import Applied, ExperienceLibrary, Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import Lesson

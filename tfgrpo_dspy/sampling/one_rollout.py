@@ -18,10 +18,8 @@ from typing import Any, Literal
 import dspy
 
 from tfgrpo_dspy import dspy_seam
-from tfgrpo_dspy.budget.faults import is_too_long
-from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.budget.meter import CallWatcher, Meter, judging, metered
-from tfgrpo_dspy.budget.prices import Prices
+from tfgrpo_dspy.budget import Ledger, Prices
+from tfgrpo_dspy.budget.meter import CallWatcher, Meter, is_too_long, judging, metered
 from tfgrpo_dspy.errors import CallSparedError, MetricError, RunStopped, described, sentence
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 import dspy
 import pydantic
 
-from tfgrpo_dspy.budget.ledger import Budget
+from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.errors import SELF, SettingsError, checked, such_that
 from tfgrpo_dspy.events import Approve, Listener
 from tfgrpo_dspy.experience import Limits

@@ -11,7 +11,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget.prices import price_of
+from tfgrpo_dspy.budget import price_of
 from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE
 from tfgrpo_dspy.errors import SettingsError, caution
 from tfgrpo_dspy.experience import ExperienceLibrary

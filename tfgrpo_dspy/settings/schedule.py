@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import dspy
 
-from tfgrpo_dspy.budget.prices import price_of, token_price
+from tfgrpo_dspy.budget import price_of, token_price
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.events import Listener
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors

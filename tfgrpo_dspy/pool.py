@@ -29,7 +29,7 @@ from typing import Any, Generic, TypeVar
 import cloudpickle
 import dspy
 
-from tfgrpo_dspy.budget.ledger import LIMITS, NOTHING, Amount, Budget, Ledger, Reservation
+from tfgrpo_dspy.budget import LIMITS, NOTHING, Amount, Budget, Ledger, Reservation
 from tfgrpo_dspy.dspy_seam import OF_ONE_CALL, unstreamed
 from tfgrpo_dspy.errors import RunStopped, SettingsError, TrainingCut, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
