@@ -31,7 +31,7 @@ from tfgrpo_dspy.strategies import (
     Strategy,
     TeacherMarks,
 )
-from tfgrpo_dspy.strategies.steps import expected_score, tree_values
+from tfgrpo_dspy.strategies.evidence import expected_score, tree_values
 
 STAGES = ("first", "second", "third", "fourth")
 

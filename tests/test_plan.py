@@ -10,7 +10,7 @@ from runs import Pair, agent, is_polite, polite_lm, polite_rules, predictor, que
 from scripted import chat, scripted_lm
 
 from tfgrpo_dspy import Execution, NoGate, Reflection, TrainingFreeGRPO
-from tfgrpo_dspy.settings.schedule import Plan
+from tfgrpo_dspy.settings.preparation import Plan
 
 DATA = {"trainset": questions(31), "valset": questions(23, start=900)}
 

@@ -26,8 +26,8 @@ from test_promise_budgets import unlike_rules
 
 from tfgrpo_dspy import Execution, NoGate, TrainingFreeGRPO
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.settings.checks import prepare
-from tfgrpo_dspy.settings.schedule import RunData
+from tfgrpo_dspy.settings import RunData
+from tfgrpo_dspy.settings.preparation import prepare
 from tfgrpo_dspy.strategies import (
     Ask,
     Attempt,

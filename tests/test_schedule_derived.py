@@ -14,9 +14,8 @@ from scripted import chat, scripted_lm
 from small import grouped
 
 from tfgrpo_dspy import NoGate, Reflection, SettingsError, TrainingFreeGRPO
-from tfgrpo_dspy.settings import Settings
-from tfgrpo_dspy.settings.checks import prepare
-from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
+from tfgrpo_dspy.settings import RunData, RunSettings, Settings, derive
+from tfgrpo_dspy.settings.preparation import prepare
 
 
 def settings_of(**given_: Any) -> Settings:

@@ -23,7 +23,7 @@ from tfgrpo_dspy import (
 )
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.settings import Settings
-from tfgrpo_dspy.settings.checks import split
+from tfgrpo_dspy.settings.preparation import split
 from tfgrpo_dspy.strategies import TeacherRollouts
 
 UNMARKED = dspy.Example(question="question 1", answer="yes")

@@ -21,7 +21,7 @@ from tfgrpo_dspy.strategies import (
     LearningFrontier,
     Strategy,
 )
-from tfgrpo_dspy.strategies.choosing import fullest, pass_rates, variance
+from tfgrpo_dspy.strategies.attempts import fullest, pass_rates, variance
 
 EVERY: tuple[Strategy, ...] = (
     LearningFrontier(),

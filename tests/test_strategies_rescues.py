@@ -25,9 +25,9 @@ from tfgrpo_dspy.strategies import (
     TeacherRollouts,
     TieredHints,
 )
-from tfgrpo_dspy.strategies.attempts import gives_away
-from tfgrpo_dspy.strategies.auto import credited_in_vain, needs_hints, unlike_spreads
+from tfgrpo_dspy.strategies.attempts import gives_away, needs_hints, unlike_spreads
 from tfgrpo_dspy.strategies.base import Ask, Attempt, GroupContext, Strategy
+from tfgrpo_dspy.strategies.evidence import credited_in_vain
 
 FAIL = [["0", "0"]]
 HINTS = {"concept": "Think of sums.", "plan": "Add both.", "step": "Begin with three."}

@@ -32,7 +32,8 @@ from tfgrpo_dspy.results import REFLECTIONS, RunResults, records
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
-from tfgrpo_dspy.settings.schedule import RunSettings, plan_of
+from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.settings.preparation import plan_of
 from tfgrpo_dspy.text import WORD, cleaned, counted, printable, shortened
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,15 @@ from tfgrpo_dspy.identity import Identities
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.sampling.fields import read_traces
-from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
-from tfgrpo_dspy.settings.checks import async_code, prepare
-from tfgrpo_dspy.settings.schedule import Plan, RunInputs, RunSettings, plan_of
+from tfgrpo_dspy.settings import (
+    Execution,
+    PaperReflection,
+    RunInputs,
+    RunSettings,
+    Settings,
+    taking,
+)
+from tfgrpo_dspy.settings.preparation import Plan, async_code, plan_of, prepare
 from tfgrpo_dspy.user_code import awaited, loop_of
 
 

@@ -41,8 +41,8 @@ from tfgrpo_dspy.results.records import Row, UpdateRecord
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.additions import Additions, Demo
 from tfgrpo_dspy.sampling.fields import as_fields
-from tfgrpo_dspy.settings.checks import all_lms
-from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.settings.preparation import all_lms
 from tfgrpo_dspy.strategies.base import Strategy
 from tfgrpo_dspy.text import cleaned, known_secrets, redacted, secret_variables
 

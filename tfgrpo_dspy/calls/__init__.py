@@ -30,7 +30,7 @@ from tfgrpo_dspy.rollout import OWN, ROLLOUTS, Failure, FailureKind, Rollout, Us
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import Example
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, run_rollout
-from tfgrpo_dspy.settings.schedule import (
+from tfgrpo_dspy.settings import (
     CALLS_FOR_AN_ANSWER,
     MIN_PROGRAMS_MEASURED,
     MOST_SHARE,

@@ -31,7 +31,7 @@ from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, to
 from tfgrpo_dspy.rollout import Usage, rollout_id_for
 from tfgrpo_dspy.sampling.fields import Example, media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
-from tfgrpo_dspy.settings.schedule import RunInputs
+from tfgrpo_dspy.settings import RunInputs
 from tfgrpo_dspy.user_code import settled
 
 Inputs = Mapping[str, Any]

@@ -32,8 +32,7 @@ from tfgrpo_dspy.optimizer import TrainingFreeGRPO
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import Row
-from tfgrpo_dspy.settings import Reflection
-from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.settings import Reflection, RunSettings
 from tfgrpo_dspy.text import known_secrets, redacted
 
 logger = logging.getLogger(__name__)

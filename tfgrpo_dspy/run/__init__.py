@@ -20,7 +20,7 @@ from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.run.updates import Batch, Extracted, rollouts_of
-from tfgrpo_dspy.settings.schedule import RunInputs
+from tfgrpo_dspy.settings import RunInputs
 from tfgrpo_dspy.store import Journal
 from tfgrpo_dspy.strategies.base import UpdateContext
 

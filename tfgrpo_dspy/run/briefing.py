@@ -20,7 +20,7 @@ from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.updates import Batch, Brief, Update
 from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_BRIEF, RunInputs
+from tfgrpo_dspy.settings import EXAMPLES_OF_BRIEF, RunInputs
 from tfgrpo_dspy.text import cleaned_text, n_words
 
 MOST_WORDS = 2_000  # of a brief

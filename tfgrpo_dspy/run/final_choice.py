@@ -30,8 +30,8 @@ from tfgrpo_dspy.run.briefing import leading
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import Example
-from tfgrpo_dspy.settings.checks import policy_lms
-from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED, MIN_VALIDATION, RunInputs
+from tfgrpo_dspy.settings import MIN_PROGRAMS_MEASURED, MIN_VALIDATION, RunInputs
+from tfgrpo_dspy.settings.preparation import policy_lms
 
 logger = logging.getLogger(__name__)
 

@@ -33,9 +33,11 @@ from tfgrpo_dspy.run.planning import FIRST_ROLLOUTS, N_FIRST, why_unreadable, wh
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import Additions, DemoPool, SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import Start
-from tfgrpo_dspy.settings.checks import policy_lms
-from tfgrpo_dspy.settings.schedule import MIN_GROUP_SIZE, RunInputs
-from tfgrpo_dspy.strategies import auto, base
+from tfgrpo_dspy.settings import MIN_GROUP_SIZE, RunInputs
+from tfgrpo_dspy.settings.preparation import policy_lms
+from tfgrpo_dspy.strategies import base
+from tfgrpo_dspy.strategies.attempts import rescued_in_vain
+from tfgrpo_dspy.strategies.evidence import credited_in_vain, may_be_credited
 from tfgrpo_dspy.text import printable
 from tfgrpo_dspy.user_code import check_wanted
 
@@ -195,7 +197,7 @@ class Groups:
         """The samples of the extra attempts that strategies give the group next."""
         context, extra = self._context(batch, sampled), list[base.Attempt]()
         why = "no extra attempt of the latest rescued groups was better than the others"
-        for strategy in self._asked("rescue", why * auto.rescued_in_vain(context.past)):
+        for strategy in self._asked("rescue", why * rescued_in_vain(context.past)):
             with self._counting(strategy, "rescue"):
                 attempts = list(strategy.rescue(context, self._ask(batch)))
                 are_attempts = all(isinstance(one, base.Attempt) for one in attempts)
@@ -253,8 +255,8 @@ class Groups:
         crediting = self._overriding("credit")
         in_place = any(base.overrides(one, "choose") for one in crediting)  # of whole rollouts
         why = "hardly any group had a step that decided"
-        asked = self._asked("credit", why * (auto.credited_in_vain(past) and not in_place))
-        if not (in_place or auto.may_be_credited(sampled.group, past, place)):
+        asked = self._asked("credit", why * (credited_in_vain(past) and not in_place))
+        if not (in_place or may_be_credited(sampled.group, past, place)):
             return sampled
         ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
         additions, played = dict(zip(ids, sampled.additions, strict=True)), dict[int, Rollout]()

@@ -23,8 +23,8 @@ from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.planning import Planner
 from tfgrpo_dspy.run.updates import TEACHING, Batch, Brief, Extracted, Update, record_of
 from tfgrpo_dspy.sampling.additions import Additions, best_rollouts
-from tfgrpo_dspy.settings.schedule import RunInputs
-from tfgrpo_dspy.strategies.auto import Auto, needs_hints, unlike_spreads
+from tfgrpo_dspy.settings import RunInputs
+from tfgrpo_dspy.strategies.attempts import Auto, needs_hints, unlike_spreads
 
 
 class History:

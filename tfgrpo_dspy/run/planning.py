@@ -20,8 +20,8 @@ from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import FailureKind, Rollout, mean_of
 from tfgrpo_dspy.run.updates import EXPLAINED, LEFT, NOT_ASKED, TEACHING, Batch, Update, rollouts_of
-from tfgrpo_dspy.settings.schedule import RunInputs
-from tfgrpo_dspy.strategies.auto import may_rescue
+from tfgrpo_dspy.settings import RunInputs
+from tfgrpo_dspy.strategies.attempts import may_rescue
 from tfgrpo_dspy.strategies.base import BatchPlan
 from tfgrpo_dspy.text import shortened
 

@@ -33,7 +33,7 @@ from tfgrpo_dspy.run.planning import ANSWERS_IN_A_ROW, why_useless
 from tfgrpo_dspy.run.updates import EXPLAINED, LEFT, NOT_ASKED, TEACHING, Batch, Extracted
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import Example
-from tfgrpo_dspy.settings.schedule import EXAMPLES_OF_DRAFT, RunInputs, n_unlike_drafts
+from tfgrpo_dspy.settings import EXAMPLES_OF_DRAFT, RunInputs, n_unlike_drafts
 from tfgrpo_dspy.text import shortened
 
 EXAMPLES_SHOWN, EXAMPLE_TOKENS = 6, 200  # of labelled examples in the prompt for operations

@@ -1,15 +1,17 @@
-"""All arguments of the optimizer, checked and frozen: `Settings`, `Reflection`, `Execution`.
+"""All arguments of the optimizer, checked and frozen; the schedule that a run derives from them.
 
-One message names every fault, before the first LM call. `checks` looks at student, data and LMs,
-`schedule` and `plan` derive from them what a run does.
+One message names every fault, before the first LM call. `preparation` looks at student, data and
+LMs, and plans what a run is likely to take.
 """
 
 import difflib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import KW_ONLY, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from functools import cached_property
 from numbers import Real
 from os import PathLike
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -21,12 +23,14 @@ from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.errors import SELF, SettingsError, checked, such_that
 from tfgrpo_dspy.events import Approve, Listener
 from tfgrpo_dspy.experience import Limits
+from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection import modules
 from tfgrpo_dspy.reflection.lessons import LESSONS_PER_EXAMPLE
-from tfgrpo_dspy.strategies.auto import Auto
+from tfgrpo_dspy.sampling.fields import Example
+from tfgrpo_dspy.strategies.attempts import Auto
 from tfgrpo_dspy.strategies.base import METHODS, NOT_ASYNC, Strategy, overrides
 from tfgrpo_dspy.user_code import is_coroutine_function
 
@@ -339,3 +343,285 @@ def _instead_of(name: str, names: list[str]) -> str:
             return f"pass {kind.__name__.lower()}={kind.__name__}({name}=...)"
     nearest = difflib.get_close_matches(name, names, 1)
     return f"the nearest one is {nearest[0]}=" if nearest else "docs/settings.md lists all"
+
+
+USUAL_THREADS, FEWEST_IN_BATCH = 8, 5
+CALLS_PER_GROUP = 4
+GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less
+EXAMPLES_OF_DRAFT, EXAMPLES_OF_BRIEF = 10, 30
+UPDATES_KEPT = 3
+"""Drafts take the dollars that so many updates and the final choice leave, as estimated; one is
+made anyway. So is one brief, and another one for each four drafts that are paid for."""
+MIN_PROGRAMS_MEASURED = 2  # with the reserve: at least student and best library
+CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
+MOST_SHARE = 1 / 2
+"""Of a limit that pays for fewer rollouts than was assumed, and of the time, the reserve is at most
+this share."""
+MIN_GROUP_SIZE, MIN_BATCH_SIZE, MIN_VALIDATION = 2, 2, 2  # a small budget reduces them to these
+
+DERIVED = ("group_size", "batch_size", "epochs", "max_staleness", "drafts", "groups_per_call",
+           "max_demos")  # fmt: skip
+"""The settings that are derived where they are not given."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """Figures from which a schedule is derived, beside the arguments."""
+
+    n_training: int
+    n_validation: int = 0  # examples that are available for validation; 0: nothing is measured
+    n_test: int = 0  # examples on which student and result are measured at the end
+    is_test_on_top: bool = False  # whether the budget, by `auto`, was made larger for these
+    n_labelled: int = 0  # training examples that have labels
+    is_recorded: bool = False  # whether all training rollouts were made elsewhere
+    n_metric_calls: int = 1  # for each training rollout; more if the metric is asked of predictors
+    calls_per_rollout: int = 1  # this and what follows: as assumed, see `plan.assumed`
+    tokens_of_example: int = 0  # inputs and labels
+    tokens_of_attempt: int = 0  # that prompts for lessons show of a rollout
+    dollars_per_rollout: float = math.nan
+    dollars_per_draft: float = math.nan
+    most_calls_per_rollout: int = 1  # of a program whose agents take all of their turns
+    unpriced: tuple[str, ...] = ()  # what is missing to know the dollars, in words
+    dollars_of_dearest_call: float = 0.0  # of the program, if its answer is as long as it may get
+
+    @property
+    def n_of_test_set(self) -> int:
+        """The most rollouts of the test set: those of the student and of the result."""
+        return 2 * self.n_test
+
+    @property
+    def smallest_end(self) -> int:
+        """The number of rollouts of the smallest end of a run, which may be more than its share."""
+        return MIN_PROGRAMS_MEASURED * min(10, self.n_validation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """The settings of one run, with everything derived."""
+
+    temperature: Literal["own"] | float
+    strategies: Sequence[Strategy]
+    gate: Gate
+    reflection: Reflection
+    execution: Execution
+    group_size: int
+    batch_size: int
+    epochs: int
+    max_staleness: int
+    drafts: int
+    groups_per_call: int
+    reserve: int  # rollouts for measuring student and candidates
+    n_validation: int  # examples that these pay for; what is left, for more
+    max_demos: int
+    data: RunData
+    derived: frozenset[str] = frozenset()  # those of `DERIVED` not set
+    trackers: Sequence[Listener] = ()  # told of the run beside `on_event`
+
+    @property
+    def schedule(self) -> dict[str, int]:
+        """The derived figures by name."""
+        return {name: getattr(self, name) for name in (*DERIVED, "reserve", "n_validation")}
+
+    @property
+    def shows_labels(self) -> bool:
+        """True if the reflection LM may be shown labels."""
+        return self.reflection.use_labels and self.metric is not None
+
+    @property
+    def most_on_trial(self) -> int:
+        """The number of experiences on trial from which on no more lessons are drawn.
+
+        More could not be tested; a large budget tests one for each 50 rollouts that it pays for.
+        """
+        n_paid = _calls(self, self.data) / self.data.calls_per_rollout
+        n_rollouts = min(self.epochs * self.data.n_training * self.group_size, n_paid)
+        return max(16, int(n_rollouts / 50))
+
+    @property
+    def n_briefs(self) -> int:
+        """How many first briefs are written; 0: none is tried."""
+        is_tried = type(self.gate).briefs is not Gate.briefs and self.reflection.brief is not None
+        if not (is_tried and self.measures and self.data.n_validation) or self.data.is_recorded:
+            return 0
+        n_paid = max(1, _paid_drafts(self, self.data) / 4)
+        return int(min(3, n_paid, _calls(self, self.data) / 50))
+
+    @property
+    def learning_limits(self) -> dict[str, float | None]:
+        """The limits, without the LM calls that `auto` adds for the test set."""
+        n_calls, data = self.max_lm_calls, self.data
+        if n_calls is not None and data.is_test_on_top:
+            n_calls -= data.n_of_test_set * data.calls_per_rollout
+        return {**asdict(self.budget), "max_lm_calls": n_calls}
+
+    @property
+    def rollouts_of_update(self) -> int:
+        """The number of rollouts that are run for one update."""
+        return 0 if self.data.is_recorded else self.batch_size * self.group_size
+
+    def result_scalars(self) -> dict[str, Any]:
+        """The scalars that a result may depend on, without those of the run store."""
+        scalars = {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")}
+        names = ", ".join(type(strategy).__name__ for strategy in self.strategies)
+        return scalars | ({"strategies": names} if names else {})
+
+
+@dataclass(frozen=True, eq=False)
+class RunInputs:
+    """The settings of a run, its student (in the run a copy of the user's), and its examples."""
+
+    settings: RunSettings
+    student: Any
+    examples: Sequence[Example]  # the training set
+    training: tuple[int, ...]  # the positions of those that it trains on
+    valset: Sequence[Example] = ()
+    testset: Sequence[Example] = ()
+
+    @cached_property
+    def trainset(self) -> list[Any]:
+        """The user's own examples, which strategies are given."""
+        return [example.raw for example in self.examples]
+
+    @cached_property
+    def predictors(self) -> list[str]:
+        """The names of the student's predictors."""
+        return [name for name, _ in named_predictors(self.student)]
+
+
+def derive(settings: Settings, data: RunData) -> RunSettings:
+    """The settings with the schedule that these data and the budget give. Raises SettingsError."""
+    arguments = settings.arguments
+    chosen = {name: arguments[name] for name in DERIVED if arguments[name] is not None}
+    if settings.metric is None or not arguments["use_labels"] or not data.n_labelled:
+        chosen["drafts"] = 0
+    if not settings.measures or not data.n_validation:
+        chosen["max_demos"] = 0
+    derived = frozenset({*DERIVED} - chosen.keys())
+    usual = _usual(settings, data, chosen)
+    run_settings = RunSettings(**vars(settings) | usual, data=data, derived=derived)
+    n_batch, n_valid = usual["batch_size"], usual["n_validation"]
+    reductions: list[dict[str, int]] = [  # in the order in which they are tried for the budget
+        *({}, {"drafts": 0}, {"group_size": MIN_GROUP_SIZE}),
+        *({"batch_size": n} for n in range(n_batch, MIN_BATCH_SIZE - 1, -1)),
+        *({"n_validation": n, "reserve": MIN_PROGRAMS_MEASURED * n, "max_demos": 0}
+          for n in range(n_valid, min(MIN_VALIDATION, n_valid) - 1, -1)),
+    ]  # fmt: skip
+    for smaller in reductions:
+        changes: dict[str, Any] = {
+            name: value
+            for name, value in smaller.items()
+            if name not in chosen and value < getattr(run_settings, name)
+        }
+        run_settings = replace(run_settings, **changes)
+        if not _unpaid(run_settings, data.calls_per_rollout):
+            return run_settings
+    if settings.max_cost is not None and settings.max_cost < data.dollars_of_dearest_call:
+        raise SettingsError(
+            f"max_cost={settings.max_cost} is too small: one call may cost "
+            f"${data.dollars_of_dearest_call:.2g}. Pass more, or a lower max_tokens to the LM."
+        )
+    # more than one call per rollout, and what a call costs, are assumptions: they refuse nothing
+    if unpaid := _unpaid(replace(run_settings, max_cost=None), 1):
+        raise SettingsError(unpaid)
+    return run_settings
+
+
+def n_unlike_drafts(n_labelled: int, n_shown: int) -> int:
+    """The number of unlike sets of `n_shown` that labelled examples make; `12, 10 -> 132`."""
+    sizes = {min(n_labelled, n_shown), n_labelled % n_shown} - {0}  # of ten, and of two
+    return sum(math.comb(n_labelled, size) for size in sizes)
+
+
+def usual_demos(tokens_of_example: float) -> int:
+    """The number of examples of this size in a set of demos, where the user does not say it."""
+    return max(1, min(16, int(8_000 / max(1, tokens_of_example))))  # tokens of a prompt
+
+
+def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[str, Any]:
+    """The figures for a budget that is large enough."""
+    n, calls, n_threads = data.n_training, _calls(settings, data), settings.threads
+    n_groups = calls / CALLS_PER_GROUP
+    has_budget = calls < math.inf or settings.max_cost or settings.max_minutes
+    n_shown = getattr(settings.arguments["draft"], "n_examples", EXAMPLES_OF_DRAFT)
+    most_drafts = min(12, n_unlike_drafts(data.n_labelled, n_shown))
+    n_programs = 4 if settings.measures else MIN_PROGRAMS_MEASURED
+    # a fifth of the budget measures the student and chooses the result
+    share = max(data.smallest_end, 1 / 5 * calls / data.calls_per_rollout)
+    reserve = int(min(n_programs * data.n_validation, share))
+    # Small batches learn more (simulated). With more threads they grow in proportion
+    # (`benchmarks/utilisation.py` compares), but an epoch has at least four, and the calls pay for
+    # six; with thousands of examples within reach, as each decision reads all rollouts so far.
+    size = min(8, max(FEWEST_IN_BATCH, math.ceil(n / 8)))
+    for_threads = min(math.ceil(size * n_threads / USUAL_THREADS), n / 4, n_groups / 6)
+    n_reached = 0 if has_budget and calls == math.inf else min(n, n_groups)
+    sizes = {
+        "group_size": 3 if calls >= 15 * n else 2,  # groups of two see more examples
+        "batch_size": max(size, math.ceil(for_threads), math.ceil(n_reached / 64)),
+    } | chosen
+    has_many = n_groups / sizes["batch_size"] >= 12
+    fewest = 1 + (n_threads > USUAL_THREADS and has_many)
+    # 1.5 rollouts of the batches made at once for a thread: one that ends early finds another
+    staleness = math.ceil(1.5 * n_threads / (sizes["batch_size"] * sizes["group_size"])) - 1
+    return {
+        "temperature": settings.temperature or 0.7,
+        "epochs": 1 if data.is_recorded else 50 if has_budget else 5,
+        "max_staleness": min(4, max(fewest, staleness)),
+        "drafts": int(min(most_drafts, calls / 16, max(1, _paid_drafts(settings, data)))),
+        "groups_per_call": GROUPS_PER_CALL,
+        "reserve": reserve,
+        "n_validation": min(data.n_validation, reserve // MIN_PROGRAMS_MEASURED),
+        "max_demos": usual_demos(data.tokens_of_example),
+        **sizes,
+        "batch_size": min(n, sizes["batch_size"]),
+    }
+
+
+def _calls(settings: Settings, data: RunData) -> float:
+    """The budget in LM calls without those of the test set; infinite without a limit on calls.
+
+    Dollars are converted with the assumed cost of a call, a limit on rollouts with half a
+    reflection per rollout.
+    """
+    calls, n_test = math.inf, data.n_of_test_set * data.calls_per_rollout
+    if settings.max_lm_calls is not None:
+        calls = settings.max_lm_calls - n_test
+    if settings.max_cost is not None and data.dollars_per_rollout > 0:
+        n_rollouts = settings.max_cost / data.dollars_per_rollout
+        calls = min(calls, n_rollouts * data.calls_per_rollout - n_test)
+    if settings.max_metric_calls is not None:
+        n_rollouts = (settings.max_metric_calls - data.n_of_test_set) / data.n_metric_calls
+        calls = min(calls, n_rollouts * (data.calls_per_rollout + 0.5))
+    return max(0, calls)
+
+
+def _paid_drafts(settings: Settings, data: RunData) -> float:
+    """How many drafts the dollars pay for beside the first updates and the final choice."""
+    if settings.max_cost is None or not data.dollars_per_draft > 0:
+        return math.inf
+    n_rollouts = data.smallest_end + UPDATES_KEPT * FEWEST_IN_BATCH * MIN_GROUP_SIZE
+    n_reflections = UPDATES_KEPT * (1 + FEWEST_IN_BATCH / GROUPS_PER_CALL)
+    left = settings.max_cost - n_rollouts * data.dollars_per_rollout
+    return left / data.dollars_per_draft - n_reflections
+
+
+def _unpaid(run_settings: RunSettings, calls_per_rollout: int) -> str:
+    """A limit that does not pay for one whole update and the final choice; "": all pay."""
+    data, n_training = run_settings.data, run_settings.rollouts_of_update
+    n_rollouts = n_training + run_settings.reserve + data.n_of_test_set
+    n_reflections = run_settings.batch_size + 1 + run_settings.drafts + (run_settings.drafts > 0)
+    n_reflections += n_training * run_settings.reflection.summarize_always
+    enough_calls = n_rollouts * data.calls_per_rollout + n_reflections
+    dollars = enough_calls * data.dollars_per_rollout / data.calls_per_rollout
+    dollars += data.dollars_of_dearest_call
+    n_scores = n_rollouts + n_training * (data.n_metric_calls - 1)
+    for name, needed, enough in (
+        ("max_metric_calls", n_scores, n_scores),
+        ("max_lm_calls", n_rollouts * calls_per_rollout + n_reflections, enough_calls),
+        ("max_cost", dollars, dollars),
+    ):
+        limit = getattr(run_settings, name)
+        if limit is not None and limit < needed:
+            smallest = f"{n_rollouts} rollouts and {n_reflections} reflection calls"
+            needs = f"The smallest run needs {smallest}. Pass {name}={enough} or more."
+            return f"{name}={limit} is too small. {needs}"
+    return ""

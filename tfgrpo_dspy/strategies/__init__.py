@@ -5,17 +5,17 @@ docs/strategies.md says which problem calls for which strategy, and how to write
 
 # isort: skip_file
 from tfgrpo_dspy.sampling.one_rollout import replay_only
-from tfgrpo_dspy.strategies.attempts import (
-    ClippedDiversity, GlobalConstraint, Objectives, StepOrder, TeacherRollouts, TieredHints,
-)  # fmt: skip
 from tfgrpo_dspy.strategies.base import (
     Ask, Attempt, BatchPlan, Credit, GroupContext, Play, Proposed, Scored, Shown, Strategy,
     UpdateContext,
 )  # fmt: skip
-from tfgrpo_dspy.strategies.choosing import DomainBandit, HardSampleWeights, LearningFrontier
-from tfgrpo_dspy.strategies.proposals import AttributionPrior, ConflictAware, Induction
-from tfgrpo_dspy.strategies.steps import (
-    BranchingRollouts, ImplicitStepRewards, InformationGain, MonteCarloCredit, TeacherMarks,
+from tfgrpo_dspy.strategies.evidence import (
+    AttributionPrior, BranchingRollouts, ConflictAware, ImplicitStepRewards, Induction,
+    InformationGain, MonteCarloCredit, TeacherMarks,
+)  # fmt: skip
+from tfgrpo_dspy.strategies.attempts import (
+    ClippedDiversity, DomainBandit, GlobalConstraint, HardSampleWeights, LearningFrontier,
+    Objectives, StepOrder, TeacherRollouts, TieredHints,
 )  # fmt: skip
 
 __all__ = [

@@ -1,27 +1,52 @@
-"""Student, data and LMs of a run: what is refused, what is warned of, and the split of the data."""
+"""A run before it begins: what is refused, what is warned of, the split of the data, and the plan.
+
+What a call takes is assumed: agents take more or fewer turns, and answers are longer or shorter.
+Retries after the faults of a provider are in no row of a plan, nor prompts that must be split.
+"""
 
 import inspect
 import itertools
 import logging
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget import price_of
+from tfgrpo_dspy.budget import price_of, token_price
 from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE
 from tfgrpo_dspy.errors import SettingsError, caution
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.experience.programs import introduced, language_models, named_predictors
+from tfgrpo_dspy.experience.programs import (
+    bare_instructions,
+    introduced,
+    language_models,
+    named_predictors,
+)
 from tfgrpo_dspy.gate.protocol import NoGate
+from tfgrpo_dspy.gate.race import FIRST_ROUND
 from tfgrpo_dspy.metric import adapt_metric, held_lms
+from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.fields import Example, has_none
+from tfgrpo_dspy.sampling.fields import Example, as_fields, has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
-from tfgrpo_dspy.settings import AUTO, PaperReflection, Settings, schedule
+from tfgrpo_dspy.settings import (
+    AUTO,
+    EXAMPLES_OF_BRIEF,
+    EXAMPLES_OF_DRAFT,
+    PaperReflection,
+    RunData,
+    RunInputs,
+    RunSettings,
+    Settings,
+    derive,
+    usual_demos,
+)
+from tfgrpo_dspy.text import aligned, counted, printable
 from tfgrpo_dspy.user_code import held_by, is_coroutine_function, running_loop
 
 logger = logging.getLogger(__name__)
@@ -37,7 +62,7 @@ def prepare(
     teacher: Any = None,
     testset: Any = None,
     recorded: Sequence[Sequence[Rollout]] | None = None,
-) -> schedule.RunInputs:
+) -> RunInputs:
     """The run's settings, student and examples; refuses, with every fault, what no run can use.
 
     `recorded` are rollouts of the examples that were made elsewhere.
@@ -75,14 +100,14 @@ def prepare(
     training, validation = split(settings, examples, held_out)
     trained_on, n_predictors = [examples[index] for index in training], len(predictors)
     asks_predictors = settings.metric is not None and adapt_metric(settings.metric).asks_predictors
-    run_data = schedule.RunData(
+    run_data = RunData(
         n_training=len(training),
         n_validation=len(validation) if settings.metric is not None else 0,
         n_test=len(tested),
         n_labelled=sum(bool(example.labels) for example in trained_on),
         is_recorded=recorded is not None,
         n_metric_calls=1 + asks_predictors * n_predictors * (n_predictors > 1),
-        **schedule.assumed(settings, student, trained_on),
+        **assumed(settings, student, trained_on),
     )
     if settings.auto is not None and settings.max_lm_calls is None:
         per_example, at_least = AUTO[settings.auto]
@@ -90,10 +115,10 @@ def prepare(
         n_calls += run_data.n_of_test_set * run_data.calls_per_rollout
         settings = replace(settings, max_lm_calls=n_calls)
         run_data = replace(run_data, is_test_on_top=True)
-    run_settings = schedule.derive(settings, run_data)
+    run_settings = derive(settings, run_data)
     if not settings.offline:
-        logger.info("the plan:\n%s", schedule.plan_of(run_settings))
-    return schedule.RunInputs(run_settings, student, examples, (*training,), validation, tested)
+        logger.info("the plan:\n%s", plan_of(run_settings))
+    return RunInputs(run_settings, student, examples, (*training,), validation, tested)
 
 
 def _for_recorded(
@@ -163,7 +188,7 @@ def programs_of(settings: Settings, student: Any) -> list[Any]:
     return [student, *(each for each in held if isinstance(each, dspy.Module))]
 
 
-def async_code(settings: schedule.RunSettings, student: Any) -> list[str]:
+def async_code(settings: RunSettings, student: Any) -> list[str]:
     """The names of the async code that the run awaits.
 
     Raises SettingsError: it may need the event loop of this thread, which is blocked.
@@ -306,3 +331,216 @@ def _taken_by(module: Any) -> tuple[set[str], set[str] | None]:
     needed = {p.name for p in named if p.default is p.empty}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     return needed, None if takes_all else {p.name for p in named}
+
+
+# ------------------------------------------------------------------------------------- the plan
+
+FORMAT_TOKENS, FIELD_TOKENS = 150, 8  # of DSPy's adapters: of a prompt; of a field of an answer
+TEXT_TOKENS = 80  # of a text that an LM writes, where no label says how long it is
+TURN_TOKENS = 100  # of a turn of an agent in the prompts of those that follow
+AGENT_TURNS = 4  # how many calls an agent is likely to make, unless `max_iters` allows fewer
+LIBRARY_TOKENS = 100  # of the experiences in a prompt, on average
+DEMOS_SHARE = 0.8  # of the rollouts show demos, in runs in twelve random worlds
+REFLECTION_TOKENS, ADVICE_TOKENS = 900, 200
+"""Of the prompt of a reflection without what it shows, and of its answer (48 real runs)."""
+MOST_SHOWN_TOKENS = 12_000  # of a group in a prompt for lessons
+FEWEST_UPDATES = 20
+"""An easy task is learned in about 20 updates; a hard one takes all epochs, or all that the
+budget pays for, and most are hard. This and the next were chosen with simulated tasks."""
+CONTRAST_SHARE, CHANGE_SHARE = 0.5, 0.5  # of groups that teach; of updates with new lessons
+LIKELY_CANDIDATES, LIKELY_FINALISTS = 8, 5  # of the first round of the race, and of the others
+
+Taken = tuple[float, float, float]
+"""Rollouts, LM calls and US dollars, which are nan where a price is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """The whole rollouts and LM calls that one purpose is likely to take, and the US dollars."""
+
+    purpose: str
+    n_rollouts: int
+    n_lm_calls: int
+    cost: float | None  # None: a price is missing, which the plan names
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The likely course of a compile; `str` is a table, with the schedule below it.
+
+    Where one lesson solves the task, a run takes less. What strategies try and ask besides is in no
+    row.
+    """
+
+    rows: tuple[PlanRow, ...]  # the last one is their sum, within the limits
+    n_updates: int
+    schedule: Mapping[str, int]
+    limits: Mapping[str, float]  # those that are set
+    has_strategies: bool = False
+    unpriced: tuple[str, ...] = ()  # what is missing to know the dollars
+
+    @property
+    def total(self) -> PlanRow:
+        """All rollouts, all LM calls and all dollars."""
+        return self.rows[-1]
+
+    @property
+    def _limits(self) -> str:
+        limits = (f"{name}={limit:.9g}" for name, limit in self.limits.items())
+        return ", ".join(limits) or "none is set"
+
+    def __repr__(self) -> str:
+        return f"<Plan: likely {self.total.n_lm_calls:,} LM calls; limits: {self._limits}>"
+
+    def __str__(self) -> str:
+        cells = [("likely", "rollouts", "calls", "dollars")]
+        for row in self.rows:
+            dollars = "?" if row.cost is None else f"{row.cost:.3g}"
+            cells.append((row.purpose, f"{row.n_rollouts:,}", f"{row.n_lm_calls:,}", dollars))
+        lines = [
+            *aligned(cells, range(1, 4)),
+            f"in {counted(self.n_updates, 'update')}; limits: {self._limits}",
+            *(f"?: {why}" for why in self.unpriced if self.total.cost is None),
+            *["what the strategies try and ask besides is not known"] * self.has_strategies,
+            "",
+            *(f"{name:<16}{value:>6}" for name, value in self.schedule.items()),
+        ]
+        return printable("\n".join(lines))
+
+
+def assumed(settings: Settings, student: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """The assumptions about a rollout, as fields of `RunData`; the first examples stand for all."""
+    examples, prices = examples[:100], settings.arguments["prices"] or {}
+    iterations = [getattr(each, "max_iters", 0) for _, each in student.named_sub_modules()]
+    n_besides = sum(min(n, AGENT_TURNS - 1) for n in iterations)
+    most = sum(iterations) - n_besides  # turns that an agent may take besides
+    inputs = _mean_tokens(each.inputs for each in examples)
+    whole = _mean_tokens(as_fields(dict(each.raw.items())) for each in examples)
+    n_demos = settings.arguments["max_demos"]
+    demos = whole * (usual_demos(whole) if n_demos is None else n_demos) * settings.measures
+    beside, calls, attempt, dollars, longest = LIBRARY_TOKENS + DEMOS_SHARE * demos, 0, 0.0, 0.0, 0
+    lms: list[Any] = []
+    for _, predictor in named_predictors(student):
+        lms.append(lm := predictor.lm or dspy.settings.lm)
+        n = predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1
+        n_calls, n_turns = n * (1 + n_besides), n_besides
+        n_besides = 0  # the first predictor is that of the agent
+        answer = 0.0  # as long as the labels, where there are any
+        for name, field in predictor.signature.output_fields.items():
+            labels = [{name: each.labels[name]} for each in examples if name in each.labels]
+            usual = TEXT_TOKENS if field.annotation is str else FIELD_TOKENS
+            answer += FIELD_TOKENS + (_mean_tokens(labels) if labels else usual)
+        longest = int(estimate_tokens(bare_instructions(predictor)) + FORMAT_TOKENS + inputs)
+        prompt = longest + beside + n_turns * TURN_TOKENS / 2
+        calls, most = calls + n_calls, most + n_calls
+        attempt += n_calls * answer + n_turns * TURN_TOKENS
+        dollars += n_calls * _cost(lm, settings, prompt, answer)
+    judges = {id(lm): lm for lm in held_lms(settings.metric)}.values()  # a call each
+    dollars += sum(_cost(lm, settings, longest, TEXT_TOKENS) for lm in judges)
+    calls, most, lms = calls + len(judges), most + len(judges), [*lms, *judges]
+    lms += [lm for strategy in settings.strategies for lm in held_lms(strategy)]  # a teacher's
+    dearest = [(longest + int(demos)) * price.prompt + price.max_tokens * price.completion
+               for lm in lms if not isinstance(price := price_of(lm, prices), str)]  # fmt: skip
+    every = (*lms, settings.reflection_lm or dspy.settings.lm)
+    unpriced = (price for lm in every if isinstance(price := token_price(lm, prices), str))
+    return {
+        "calls_per_rollout": calls,
+        "most_calls_per_rollout": most,
+        "tokens_of_example": int(whole),
+        "tokens_of_attempt": int(attempt),
+        "dollars_per_rollout": dollars,
+        "dollars_per_draft": _reflection_cost(settings, EXAMPLES_OF_DRAFT * whole),
+        "dollars_of_dearest_call": max(dearest, default=0.0) if len(dearest) == len(lms) else 0.0,
+        "unpriced": tuple(dict.fromkeys(unpriced)),
+    }
+
+
+def _mean_tokens(fields: Iterable[Mapping[str, str]]) -> float:
+    return statistics.fmean(estimate_tokens(" ".join(texts.values())) for texts in fields)
+
+
+def _cost(lm: Any, settings: Settings, prompt: float, answer: float) -> float:
+    """Dollars of a call with so many tokens."""
+    price = token_price(lm, settings.arguments["prices"] or {})
+    if isinstance(price, str):
+        return math.nan
+    return prompt * price.prompt + min(answer, price.max_tokens or math.inf) * price.completion
+
+
+def _reflection_cost(settings: Settings, n_shown: float) -> float:
+    """Dollars of a call of the reflection LM that is shown so many tokens of examples."""
+    lm = settings.reflection_lm or dspy.settings.lm
+    return _cost(lm, settings, REFLECTION_TOKENS + n_shown, ADVICE_TOKENS)
+
+
+def plan_of(settings: RunSettings) -> Plan:
+    """The plan of a run within its limits."""
+    data, budget, n_kept = settings.data, settings.budget, settings.reserve
+    most = (budget.max_metric_calls, budget.max_lm_calls, budget.max_cost)
+    n_scores, n_calls, cost = (math.inf if limit is None else limit for limit in most)
+    limits = (min(n_scores / data.n_metric_calls, n_calls), n_calls, cost)
+
+    def taken(n_updates: int, n_final: float) -> list[float]:
+        return [*map(sum, zip(*_rows(settings, n_updates, n_final).values(), strict=True))]
+
+    def affordable(fixed: list[float], with_one: list[float]) -> float:
+        """The number of times that the limits pay for one more beside what is fixed."""
+        numbers = zip(limits, fixed, with_one, strict=True)
+        return min((max(0.0, (m - a) / (b - a)) for m, a, b in numbers if b > a), default=math.inf)
+
+    n_batches = math.ceil(data.n_training / settings.batch_size)
+    every = (settings.drafts > 0) + settings.epochs * n_batches
+    n_paid = min(every, affordable(taken(0, n_kept), taken(1, n_kept)))
+    n_updates = math.ceil(min(n_paid, FEWEST_UPDATES**0.25 * n_paid**0.75))
+    n_validation = data.n_validation if n_kept else 0
+    n_first = min(FIRST_ROUND, n_validation)
+    n_race = LIKELY_CANDIDATES * n_first + LIKELY_FINALISTS * (n_validation - n_first)
+    n_left = max(n_kept, affordable(taken(n_updates, 0), taken(n_updates, 1)))
+    n_final = min(n_race, n_left) if settings.measures else n_kept
+    rows = [_row(name, each) for name, each in _rows(settings, n_updates, n_final).items()]
+    whole = (sum(r.n_rollouts for r in rows), sum(r.n_lm_calls for r in rows))
+    in_all = (*whole, taken(n_updates, n_final)[2])
+    return Plan(
+        rows=(*rows, _row("in all", map(min, in_all, limits))),
+        n_updates=n_updates,
+        schedule=settings.schedule,
+        limits={name: most for name, most in asdict(budget).items() if most is not None},
+        has_strategies=bool(settings.strategies),
+        unpriced=data.unpriced,
+    )
+
+
+def _rows(settings: RunSettings, n_updates: int, n_final: float) -> dict[str, Taken]:
+    """By purpose, what `n_updates` and `n_final` rollouts of the final choice take."""
+    data, example = settings.data, settings.data.tokens_of_example
+    n_training = n_updates * settings.rollouts_of_update
+    n_lessons = math.ceil(settings.batch_size / settings.groups_per_call) * CONTRAST_SHARE
+    shown_tokens = min(MOST_SHOWN_TOKENS, example + settings.group_size * data.tokens_of_attempt)
+    has_drafts, is_summarized = settings.drafts > 0, settings.reflection.summarize_always
+    of_test = "test set, on top of auto" if data.n_test and data.is_test_on_top else "test set"
+    rollouts: dict[str, float] = {
+        "student and final choice": n_final,
+        of_test: data.n_of_test_set,
+        "training rollouts": n_training,
+    }
+    reflections: dict[str, tuple[float, float]] = {  # their number, and the tokens that each shows
+        "briefs": (settings.n_briefs * has_drafts, EXAMPLES_OF_BRIEF * example),
+        "drafts from labels": (settings.drafts, EXAMPLES_OF_DRAFT * example),
+        "summaries": (n_training * is_summarized, data.tokens_of_attempt),
+        "lessons": (n_updates * n_lessons, settings.groups_per_call * shown_tokens),
+        "updates of the library": (CHANGE_SHARE * (n_updates + has_drafts), ADVICE_TOKENS),
+    }
+    taken: dict[str, Taken] = {
+        name: (n, n * data.calls_per_rollout, n and n * data.dollars_per_rollout)
+        for name, n in rollouts.items()
+    }
+    return taken | {
+        name: (0, n, n and n * _reflection_cost(settings, n_shown))
+        for name, (n, n_shown) in reflections.items()
+    }
+
+
+def _row(purpose: str, taken: Iterable[float]) -> PlanRow:
+    n_rollouts, n_calls, dollars = taken
+    cost = None if math.isnan(dollars) else dollars
+    return PlanRow(purpose, math.ceil(n_rollouts - 1e-9), math.ceil(n_calls - 1e-9), cost)
