@@ -6,7 +6,7 @@ from typing import Any
 
 from tfgrpo_dspy import Execution, ExperienceLibrary, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.rollout import Group, Rollout
-from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.sampling.examples import Additions, SampledGroup
 from tfgrpo_dspy.settings import PaperReflection, RunData, RunSettings, derive
 
 SMALL = {"group_size": 5, "epochs": 3, "max_demos": 0, "drafts": 0, "max_staleness": 1}

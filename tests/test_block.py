@@ -13,7 +13,7 @@ from runs import look_up, predictor
 from scripted import scripted_lm
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, LibraryError, LibraryFormatError, best_so_far
-from tfgrpo_dspy.experience.programs import bare_instructions, plain_instructions
+from tfgrpo_dspy.experience import bare_instructions, plain_instructions
 
 
 class TwoStage(dspy.Module):

@@ -17,8 +17,7 @@ from small import Answering, group_of, grpo
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate
 from tfgrpo_dspy.rollout import Rollout, Step, Usage
-from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.sampling.fields import Example
+from tfgrpo_dspy.sampling.examples import Example, SampledGroup
 from tfgrpo_dspy.strategies import (
     Ask,
     BranchingRollouts,

@@ -18,8 +18,14 @@ from small import grpo
 
 from tfgrpo_dspy import ExperienceLibrary, Gate, StoreError, best_so_far
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
-from tfgrpo_dspy.sampling.additions import Additions, Demo, DemoPool, best_rollouts, demos_of
-from tfgrpo_dspy.sampling.fields import Example
+from tfgrpo_dspy.sampling.examples import (
+    Additions,
+    Demo,
+    DemoPool,
+    Example,
+    best_rollouts,
+    demos_of,
+)
 
 
 def numbers_in(prompt: Prompt) -> list[int]:

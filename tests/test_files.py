@@ -9,7 +9,7 @@ from warm import ran
 
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.sampling.fields import read_traces
+from tfgrpo_dspy.sampling.examples import read_traces
 
 TWO = ExperienceLibrary.from_texts(["Ask first.", "Sag „bitte“."])
 KILLED = """

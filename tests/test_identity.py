@@ -15,8 +15,8 @@ import dspy
 import pytest
 from scripted import scripted_lm
 
-from tfgrpo_dspy.identity import Identities, digest
 from tfgrpo_dspy.reflection.lessons import task_text
+from tfgrpo_dspy.user_code import Identities, digest
 
 
 def test_parts_that_differ_in_value_type_or_place_have_different_digests() -> None:

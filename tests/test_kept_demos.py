@@ -10,8 +10,8 @@ from dspy.adapters.baml_adapter import BAMLAdapter
 from scripted import ScriptedEngine
 
 from tfgrpo_dspy.dspy_seam import demo_keeping_adapter
-from tfgrpo_dspy.identity import Identities
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
+from tfgrpo_dspy.user_code import Identities
 
 ANSWER = '{"answer": "yes"}\n[[ ## answer ## ]]\n<answer>yes</answer>'
 """What each adapter of DSPy can read."""

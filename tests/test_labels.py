@@ -15,7 +15,7 @@ from small import grpo
 from test_demos import world
 
 from tfgrpo_dspy import Gate
-from tfgrpo_dspy.sampling.additions import labelled_demos
+from tfgrpo_dspy.sampling.examples import labelled_demos
 
 
 class Part(pydantic.BaseModel):

@@ -21,11 +21,9 @@ PACKAGE = ROOT / "tfgrpo_dspy"
 LAYERS = [
     {"text", "dspy_seam"},
     {"errors"},
-    {"files"},
-    {"user_code"},
+    {"files", "user_code"},
     {"experience", "rollout"},
-    {"identity", "budget", "results", "interchange"},
-    {"metric"},
+    {"budget", "results", "interchange"},
     {"events"},
     {"sampling", "reflection", "gate"},
     {"strategies"},
@@ -100,9 +98,8 @@ STANDING = {
     # of `_Metered`, which test_dspy_seam watches
     "budget/meter.py": {"update_history", "super().update_history", "self.history"},
     "sampling/one_rollout.py": {"dspy.settings.lock"},  # a lock of all threads; any other would do
-    "experience/programs.py": {"_store"},  # of demos, by their shape: a library needs no DSPy
     "pool.py": {"_max_workers", "_client"},
-    "user_code.py": {"asyncio._get_running_loop"},  # these are not DSPy's
+    "user_code.py": {"_store", "asyncio._get_running_loop"},  # of demos, by their shape
 }
 """The hooks that stand outside of the seam, by file."""
 

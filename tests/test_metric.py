@@ -1,4 +1,4 @@
-"""The adapter of `tfgrpo_dspy.metric`: every form of metric becomes one score, or a clear error."""
+"""Every form of metric becomes one score, or a clear error."""
 # ruff: noqa: ARG001, ARG002, ARG005 - a metric is given arguments that it has no use for
 
 import functools
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tfgrpo_dspy import MetricError, SettingsError
-from tfgrpo_dspy.metric import Score, adapt_metric
+from tfgrpo_dspy.rollout import Score, adapt_metric
 
 EXAMPLE = dspy.Example(question="Where is order 7?", answer="here").with_inputs("question")
 PREDICTION = dspy.Prediction(answer="here")

@@ -25,7 +25,7 @@ from scripted import (
 from small import grpo, paper_grpo
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, Gate, NoGate, SettingsError
-from tfgrpo_dspy.experience.programs import PAPER_HEADER
+from tfgrpo_dspy.experience import PAPER_HEADER
 
 
 def deployed(prompt: Prompt) -> str:

@@ -52,8 +52,8 @@ from tfgrpo_dspy import (
     TrainingFreeGRPO,
 )
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.experience.programs import language_models
 from tfgrpo_dspy.listeners import RunReport
+from tfgrpo_dspy.user_code import language_models
 
 HELD: dict[str, Any] = {}
 """An LM that programs and metrics know as a global."""

@@ -18,9 +18,8 @@ from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripte
 from small import grpo
 
 from tfgrpo_dspy import ExperienceLibrary, Gate
-from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.results import ScoreSummary
-from tfgrpo_dspy.rollout import rollout_id_for
+from tfgrpo_dspy.rollout import adapt_metric, rollout_id_for
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
 ADVICE = ("Greet first.", "Name the product.", "Ask what went wrong.", "Offer help.", "Be brief.")

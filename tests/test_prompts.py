@@ -15,8 +15,7 @@ from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, chat, lessons, operatio
 from small import grpo
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate
-from tfgrpo_dspy.reflection.modules import WriteBrief
-from tfgrpo_dspy.reflection.texts import describe_program
+from tfgrpo_dspy.reflection.modules import WriteBrief, describe_program
 
 GOLDEN = Path(__file__).parent / "golden"
 

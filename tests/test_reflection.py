@@ -23,13 +23,13 @@ from tfgrpo_dspy import (
 )
 from tfgrpo_dspy.reflection.lessons import (
     Lesson,
+    bare_line,
     is_same_lesson,
     read_lesson,
     resolve_scope,
     sources_of,
 )
-from tfgrpo_dspy.reflection.reading import bare_line
-from tfgrpo_dspy.reflection.texts import attempt_text, attempts_text, feedback_text, library_text
+from tfgrpo_dspy.reflection.modules import attempt_text, attempts_text, feedback_text, library_text
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, ScoreRange, Step
 
 GROUP_0 = Evidence(update=0, example=0, rollout_ids=(1, 2), scores=(1.0, 0.0))

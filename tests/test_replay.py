@@ -15,8 +15,7 @@ import pytest
 from scripted import Prompt, chat, scripted_lm
 from test_credit import Route, learned
 
-from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import Rollout, adapt_metric
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, run_rollout
 from tfgrpo_dspy.strategies import MonteCarloCredit, replay_only
 

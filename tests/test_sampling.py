@@ -16,8 +16,7 @@ from runs import learned, look_up, polite_rules
 from scripted import EXTRACT, UPDATE, Prompt, chat, scripted_lm
 
 from tfgrpo_dspy import Gate, NoGate
-from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.rollout import Rollout, Step
+from tfgrpo_dspy.rollout import Rollout, Step, adapt_metric
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout, sampling_copy
 
 EXAMPLE = dspy.Example(question="why?", answer="yes").with_inputs("question")

@@ -21,7 +21,7 @@ from tfgrpo_dspy import (
     SettingsError,
     TrainingFreeGRPO,
 )
-from tfgrpo_dspy.sampling.fields import Example
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.preparation import split
 from tfgrpo_dspy.strategies import TeacherRollouts

@@ -13,7 +13,7 @@ from small import group_of
 
 from tfgrpo_dspy import ExperienceLibrary, RunFailedError
 from tfgrpo_dspy.rollout import Group, Rollout
-from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.sampling.examples import Additions, SampledGroup
 from tfgrpo_dspy.strategies import (
     BatchPlan,
     DomainBandit,

@@ -15,7 +15,7 @@ from small import group_of
 from tfgrpo_dspy import SettingsError, TrainingFreeGRPO
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.rollout import Rollout, Step, Usage
-from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.sampling.examples import SampledGroup
 from tfgrpo_dspy.strategies import (
     ClippedDiversity,
     ImplicitStepRewards,

@@ -12,8 +12,7 @@ from runs import Pair, Run, is_score, predictor
 from scripted import ScriptedEngine, chat
 
 from tfgrpo_dspy import RunFailedError, SettingsError
-from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.rollout import Rollout, Step
+from tfgrpo_dspy.rollout import Rollout, Step, adapt_metric
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 from tfgrpo_dspy.strategies import ClippedDiversity, GlobalConstraint, Objectives, Scored, StepOrder
 

@@ -12,8 +12,7 @@ from small import Answering, group_of
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary
 from tfgrpo_dspy.experience import Add, Modify
 from tfgrpo_dspy.rollout import Rollout, Step
-from tfgrpo_dspy.sampling.additions import Additions
-from tfgrpo_dspy.sampling.fields import Example
+from tfgrpo_dspy.sampling.examples import Additions, Example
 from tfgrpo_dspy.strategies import (
     AttributionPrior,
     ConflictAware,

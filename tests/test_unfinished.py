@@ -7,8 +7,7 @@ from runs import Run
 from scripted import EXTRACT, UPDATE, Cut, Prompt, lessons
 
 from tfgrpo_dspy.experience import Add
-from tfgrpo_dspy.reflection.lessons import Lesson, settled
-from tfgrpo_dspy.reflection.reading import finished, without_thoughts
+from tfgrpo_dspy.reflection.lessons import Lesson, finished, settled, without_thoughts
 from tfgrpo_dspy.rollout import Rollout, Step, trajectory_text
 
 OPEN = "[[ ## semantic_advantage ## ]]\nSo.\n\n[[ ## lessons ## ]]\n"

@@ -26,12 +26,10 @@ from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecid
 from tfgrpo_dspy.experience import Add, Advice, Applied, ExperienceLibrary, Modify, Operation
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import TOO_MANY, Lesson
-from tfgrpo_dspy.reflection.modules import FILTERED, Answer
-from tfgrpo_dspy.reflection.texts import clip
+from tfgrpo_dspy.reflection.modules import FILTERED, Answer, clip
 from tfgrpo_dspy.results import REFLECTIONS, RunResults, records
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text
-from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
-from tfgrpo_dspy.sampling.fields import Example
+from tfgrpo_dspy.sampling.examples import Additions, Example, SampledGroup
 from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.settings.preparation import plan_of
 from tfgrpo_dspy.text import WORD, cleaned, counted, printable, shortened

@@ -25,7 +25,7 @@ from dspy import lm15
 
 from tfgrpo_dspy.dspy_seam import format_field_value
 from tfgrpo_dspy.errors import LocalLMUnavailableError, SettingsError
-from tfgrpo_dspy.experience.programs import plain_instructions
+from tfgrpo_dspy.experience import plain_instructions
 
 try:
     import xllamacpp

@@ -9,10 +9,9 @@ from typing import Any
 
 from tfgrpo_dspy.dspy_seam import Teleprompter
 from tfgrpo_dspy.gate.protocol import NoGate
-from tfgrpo_dspy.identity import Identities
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
-from tfgrpo_dspy.sampling.fields import read_traces
+from tfgrpo_dspy.sampling.examples import read_traces
 from tfgrpo_dspy.settings import (
     Execution,
     PaperReflection,
@@ -22,7 +21,7 @@ from tfgrpo_dspy.settings import (
     taking,
 )
 from tfgrpo_dspy.settings.preparation import Plan, async_code, plan_of, prepare
-from tfgrpo_dspy.user_code import awaited, loop_of
+from tfgrpo_dspy.user_code import Identities, awaited, loop_of
 
 
 class TrainingFreeGRPO(Teleprompter):

@@ -32,12 +32,18 @@ import dspy
 from tfgrpo_dspy.budget import LIMITS, NOTHING, Amount, Budget, Ledger, Reservation
 from tfgrpo_dspy.dspy_seam import OF_ONE_CALL, unstreamed
 from tfgrpo_dspy.errors import RunStopped, SettingsError, TrainingCut, described
-from tfgrpo_dspy.experience.programs import copy_program, language_models
-from tfgrpo_dspy.metric import adapt_metric, held_lms
-from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
+from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout, adapt_metric, held_lms
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 from tfgrpo_dspy.text import cleaned, known_secrets, redacted
-from tfgrpo_dspy.user_code import ABANDONED, LOOP, NOT_WANTED, check_cancelled, check_wanted
+from tfgrpo_dspy.user_code import (
+    ABANDONED,
+    LOOP,
+    NOT_WANTED,
+    check_cancelled,
+    check_wanted,
+    copy_program,
+    language_models,
+)
 
 Result = TypeVar("Result")
 Priority = tuple[int, ...]

@@ -26,25 +26,25 @@ from pydantic import Field, PlainSerializer, TypeAdapter
 
 from tfgrpo_dspy.budget import Amount, Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError, described, sentence, text_of
-from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.experience.programs import (
-    copy_program,
-    introduced,
-    language_models,
-    named_predictors,
-)
+from tfgrpo_dspy.experience import ExperienceLibrary, introduced
 from tfgrpo_dspy.gate.protocol import Gate
-from tfgrpo_dspy.identity import Identities, digest, without_addresses
 from tfgrpo_dspy.reflection.lessons import task_text
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import Row, UpdateRecord
 from tfgrpo_dspy.rollout import Usage
-from tfgrpo_dspy.sampling.additions import Additions, Demo
-from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.sampling.examples import Additions, Demo, as_fields
 from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.settings.preparation import all_lms
 from tfgrpo_dspy.strategies.base import Strategy
 from tfgrpo_dspy.text import cleaned, known_secrets, redacted, secret_variables
+from tfgrpo_dspy.user_code import (
+    Identities,
+    copy_program,
+    digest,
+    language_models,
+    named_predictors,
+    without_addresses,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -46,7 +46,7 @@ from tfgrpo_dspy.dspy_seam import (
     watching,
 )
 from tfgrpo_dspy.errors import CallSparedError, RunStopped, described, sentence
-from tfgrpo_dspy.experience.programs import HEADER
+from tfgrpo_dspy.experience import HEADER
 from tfgrpo_dspy.rollout import OWN, SEED_RANGE, Failure, FailureKind, Usage, rollout_id_for
 from tfgrpo_dspy.text import known_secrets, redacted, shortened
 from tfgrpo_dspy.user_code import ABANDONED, NOT_WANTED

@@ -23,12 +23,10 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.budget import LIMITS, NOTHING, Amount, Ledger
 from tfgrpo_dspy.errors import TrainingCut, sentence
 from tfgrpo_dspy.listeners import RunReport
-from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.pool import Job, Pool, Priority, RemoteRollouts, packed, packed_bundle, workers_of
 from tfgrpo_dspy.reflection.modules import Answer
-from tfgrpo_dspy.rollout import OWN, ROLLOUTS, Failure, FailureKind, Rollout, Usage
-from tfgrpo_dspy.sampling.additions import Additions
-from tfgrpo_dspy.sampling.fields import Example
+from tfgrpo_dspy.rollout import OWN, ROLLOUTS, Failure, FailureKind, Rollout, Usage, adapt_metric
+from tfgrpo_dspy.sampling.examples import Additions, Example
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, run_rollout
 from tfgrpo_dspy.settings import (
     CALLS_FOR_AN_ANSWER,

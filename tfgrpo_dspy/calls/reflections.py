@@ -21,18 +21,23 @@ from tfgrpo_dspy.errors import LibraryError, RunStopped, TrainingCut, described
 from tfgrpo_dspy.errors import shown as value_shown
 from tfgrpo_dspy.events import Approve, Proposal
 from tfgrpo_dspy.experience import AnyOperation, Applied, Keep, Refusal, operation_from
-from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.listeners import reflection_row
 from tfgrpo_dspy.pool import Job
-from tfgrpo_dspy.reflection.lessons import Guard, admitted
-from tfgrpo_dspy.reflection.modules import Answer, AnswerQuestion, read_output
-from tfgrpo_dspy.reflection.reading import encodable
-from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
+from tfgrpo_dspy.reflection.lessons import Guard, admitted, encodable
+from tfgrpo_dspy.reflection.modules import (
+    Answer,
+    AnswerQuestion,
+    as_input,
+    describe_program,
+    read_output,
+    shorter,
+    tokens_of,
+)
 from tfgrpo_dspy.rollout import Usage, rollout_id_for
-from tfgrpo_dspy.sampling.fields import Example, media_in
+from tfgrpo_dspy.sampling.examples import Example, media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 from tfgrpo_dspy.settings import RunInputs
-from tfgrpo_dspy.user_code import settled
+from tfgrpo_dspy.user_code import copy_program, language_models, settled
 
 Inputs = Mapping[str, Any]
 Waited = Callable[..., Answer]

@@ -25,8 +25,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from tfgrpo_dspy.errors import MetricError, SettingsError, described
 from tfgrpo_dspy.events import Event, RunEnded, UpdateDecided
-from tfgrpo_dspy.experience import ALL, ExperienceLibrary
-from tfgrpo_dspy.experience.programs import HEADER, with_instructions
+from tfgrpo_dspy.experience import ALL, HEADER, ExperienceLibrary, with_instructions
 from tfgrpo_dspy.listeners import as_columns
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
 from tfgrpo_dspy.report import html

@@ -1,30 +1,445 @@
-"""The reflection modules: ordinary `dspy.Module`s, each replaceable and compilable.
+"""The questions to the reflection LM: their prompts, the texts in them, and the modules that ask.
 
-Each asks one predictor and reads its answer in whatever form it comes. Where nothing can be read,
-it asks once more and says which form is wanted; when that fails too, the answer is empty and
+Each prompt is a signature, the instruction its docstring. Fields that seldom change come first:
+providers charge less for prompts that begin alike. Outputs are plain text, which small LMs write
+more reliably than typed JSON. The LM explains or plans before it commits itself; both may be
+absent. No prompt shows a sample answer: small LMs give it as theirs.
+
+Each module asks one predictor and reads its answer in whatever form it comes. Where nothing can be
+read, it asks once more and says which form is wanted; when that fails too, the answer is empty and
 `parse_failures` says so.
 """
 
-from collections.abc import Callable
+import enum
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import dspy
 import pydantic
 
 from tfgrpo_dspy.budget.meter import more_room, raw_answers
-from tfgrpo_dspy.dspy_seam import Call
+from tfgrpo_dspy.dspy_seam import Call, get_annotation_name
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.reflection import reading, signatures
-from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.experience import ExperienceLibrary, bare_instructions, scope_note
+from tfgrpo_dspy.reflection.lessons import (
+    Lesson,
+    encodable,
+    fields_in,
+    finished,
+    read_instructions,
+    read_lessons,
+    read_operations,
+    without_thoughts,
+)
+from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text, trajectory_text
+from tfgrpo_dspy.text import counted, without_markers
+from tfgrpo_dspy.user_code import named_predictors
+
+_PROGRAM = "what the program does: its predictors with their instructions, inputs and outputs"
+_KNOWN = "advice that is in the program's prompt already: [id] text; a star: for every predictor"
+_LESSONS = "one lesson a line, nothing else; the word None if there is no lesson"
+
+
+class SummarizeAttempt(dspy.Signature):
+    """Summarise one attempt of a program, so that it can be compared with other attempts.
+
+    Go through the steps in order. For each step, say in one line what was done and what the result
+    was. Quote exactly what decided the outcome: the mistake, the error, the missing fact, the good
+    idea. Use the score (higher is better) and the feedback to find those steps. Give no advice.
+    """
+
+    program: str = dspy.InputField(desc=_PROGRAM)
+    example: str = dspy.InputField(desc="the inputs that the program was given")
+    expected: str = dspy.InputField(desc="the right answer (labels), where it is known")
+    attempt: str = dspy.InputField(desc="score, feedback, steps and outputs of the attempt")
+    summary: str = dspy.OutputField(desc="at most 200 words")
+
+
+class _ForLessons(dspy.Signature):
+    program: str = dspy.InputField(desc=_PROGRAM)
+    objective: str = dspy.InputField(desc="what the lessons should improve")
+    max_words: int = dspy.InputField(desc="the most words that one lesson may have; few need them")
+    experiences: str = dspy.InputField(desc=_KNOWN)
+
+
+class CompareAttempts(_ForLessons):
+    """Compare the attempts of a program at the same example, and write lessons for the program.
+
+    The program was run several times on each example. A metric gave each attempt a score; a higher
+    score is better. The advantage of an attempt says how far its score is above (+) or below (-)
+    the mean of the attempts at the same example, in standard deviations.
+
+    Below stand the experiences that were on trial, and the briefs: texts in place of a predictor's
+    instructions. Each attempt says which of them it was given ("with E1, brief 2"). If those with
+    E1 score better, or worse, than those without, E1 may be the reason: say so.
+
+    First write semantic_advantage: what did the better attempts do that the worse ones did not?
+    Name the step that made the difference. If no attempt is good, say what all of them missed.
+    Where there are several examples, do so for each.
+
+    Then write lessons, each on a line of its own:
+    - "When <condition>, <advice>.", or only the advice if it always applies.
+    - Concrete: somebody who has not seen these attempts knows what to do.
+    - A rule or a fact that helps on similar examples. Facts that hold in general are welcome (what
+      a policy says, what a word means, which format is wanted). The answer to one example is not
+      a lesson.
+    - Supported by the attempts, and not yet among the experiences.
+    - If it is for one predictor only, begin the line with the predictor's name in square brackets.
+
+    Write one to three lessons for each example, the most useful first. If the attempts show nothing
+    new, write None instead of guessing.
+    """
+
+    example: str = dspy.InputField(desc="the inputs that the program was given")
+    expected: str = dspy.InputField(desc="the right answer (labels), where it is known")
+    attempts: str = dspy.InputField(desc="the best first, with score, feedback, steps and outputs")
+    semantic_advantage: str = dspy.OutputField(
+        default="", desc="why the better attempts beat the worse ones, or what all of them missed"
+    )
+    lessons: str = dspy.OutputField(desc=_LESSONS)
+
+
+class CritiqueAttempts(_ForLessons):
+    """Criticise the attempts of a program at the same example, and write lessons for it.
+
+    The program was run several times on each example. Nobody knows the right answer, and there is
+    no score. The answer that most attempts give is likely, but not certain, to be right.
+
+    Below stand the experiences that were on trial. Each attempt says which of them it was given
+    ("with E1, E2").
+
+    First write critique: check each step. What is wrong, missing or without reason? Where do the
+    attempts disagree, and which of them has the better reason?
+
+    Then write lessons, each on a line of its own:
+    - "When <condition>, <advice>.", or only the advice if it always applies.
+    - Concrete: somebody who has not seen these attempts knows what to do.
+    - A rule or a fact that helps on similar examples. Facts that hold in general are welcome. The
+      answer to one example is not a lesson.
+    - It mends a fault that you can point to, and is not yet among the experiences.
+    - If it is for one predictor only, begin the line with the predictor's name in square brackets.
+
+    Write one to three lessons for each example, the most useful first. If the attempts show nothing
+    new, write None instead of guessing.
+    """
+
+    example: str = dspy.InputField(desc="the inputs that the program was given")
+    attempts: str = dspy.InputField(desc="steps and outputs, and the answer that most of them give")
+    critique: str = dspy.OutputField(
+        default="", desc="what is wrong or doubtful in the attempts, and where"
+    )
+    lessons: str = dspy.OutputField(desc=_LESSONS)
+
+
+class ReadExamples(_ForLessons):
+    """Read labelled examples of a task, and write lessons for a program that is to do it.
+
+    The program has not been run yet. Compare the inputs with the labels, and the examples with one
+    another: what leads from inputs to labels that the program's instructions do not say?
+
+    Write lessons, each on a line of its own:
+    - "When <condition>, <advice>.", or only the advice if it always applies.
+    - Concrete: somebody who has not seen these examples knows what to do.
+    - A rule or a fact that helps on similar examples. Facts that hold in general are welcome (what
+      a policy says, what a word means, which format is wanted). The label of one example alone is
+      not a lesson.
+    - Supported by the examples, and not yet among the experiences.
+    - If it is for one predictor only, begin the line with the predictor's name in square brackets.
+
+    Write the most useful lesson first. If the examples show nothing new, write None instead of
+    guessing.
+    """
+
+    examples: str = dspy.InputField(desc="inputs and labels, example by example")
+    lessons: str = dspy.OutputField(desc=_LESSONS)
+
+
+class ProposeOperations(dspy.Signature):
+    """Keep a short library of experiences true and useful: bring new lessons into it.
+
+    Experiences are lines of advice in the program's prompt. Below each stands how many examples it
+    was learned from and, where it was measured, its effect: by how much the score changes when the
+    program is given it, plus or minus the standard error. "On trial" means: not yet certain. Below
+    each lesson stands what it comes from: examples, the scores of the attempts at them, and the
+    reason. Texts that were tried and dropped stand with the reason: do not propose again, also not
+    in other words, what did harm or did not help, unless the new lessons show what was wrong with
+    it. Put together what belongs together: lessons and examples may each hold a part of one table,
+    one procedure or one complete pattern, which may have all the words that a line may have.
+
+    First write plan: in a few sentences, which lessons say the same, which are new, and which
+    experiences they confirm, correct or contradict.
+
+    Then write operations, a JSON list. Each operation is one of:
+    - {"op": "ADD", "text": ..., "lessons": [...]}: a new experience. Lessons that say the same make
+      one ADD.
+    - {"op": "MODIFY", "id": ..., "text": ..., "lessons": [...]}: a better text for an experience
+      that lessons make more precise, more general or more correct. Keep what was good in it.
+    - {"op": "DELETE", "id": ..., "lessons": [...]}: an experience that is wrong or says the same as
+      another.
+    - {"op": "KEEP", "id": ..., "lessons": [...]}: an experience that lessons confirm as it is.
+
+    "lessons" holds the numbers of the lessons that the operation rests on. "scope" may name the one
+    predictor that an experience is for; "*" means every predictor; leave it out to change nothing.
+    "reason" may say why in a few words.
+
+    Every text is one line, "When <condition>, <advice>.", or only the advice if it always applies:
+    general, concrete, and not the answer to one example. Leave out lessons that are vague or wrong.
+    One lesson from one example is no reason to change or delete an experience that many examples
+    support, or whose effect is clearly above 0.
+    """
+
+    program: str = dspy.InputField(desc=_PROGRAM)
+    objective: str = dspy.InputField(desc="what the experiences should improve")
+    limits: str = dspy.InputField(desc="how much the library may hold")
+    experiences: str = dspy.InputField(desc="the library: [id] text; a star: for every predictor")
+    dropped: str = dspy.InputField(desc="texts that were tried and are gone, with the reason")
+    examples: str = dspy.InputField(desc="inputs and labels of some examples, where known")
+    lessons: str = dspy.InputField(desc="the new lessons, numbered")
+    plan: str = dspy.OutputField(default="", desc="what the lessons call for, in a few sentences")
+    operations: str = dspy.OutputField(desc="a JSON list; [] if the library stays as it is")
+
+
+class RewriteInstructions(dspy.Signature):
+    """Write the instructions of one predictor of a program anew: all that it should be told.
+
+    Your text takes the place of the present instructions. Whoever follows it is given one input at
+    a time, and sees nothing of what you see here.
+
+    - Keep each demand of the present instructions, unless attempts show that it is wrong.
+    - Say what leads from inputs to the right outputs that the present instructions do not say:
+      every rule, exception, fact, name, code and unit, and the exact form of the outputs. Compare
+      the examples with one another: a rule must hold for each example that it applies to. Where
+      they do not tell, do not guess.
+    - Put together what belongs together. A table of all cases is welcome, so is a procedure in
+      steps, a complete pattern to follow, and a few worked examples of unlike kinds.
+    - In a worked example, each field stands by its name on a line of its own, and its value is
+      bare, exactly as it must be put out: arrows, quotes and remarks beside a value are copied
+      into answers.
+    - Concrete values are copied into answers: in a pattern, say which parts stand for those of the
+      input.
+    - Advice that was tried stands with its effect on the score: take over what helps, in your own
+      words, and leave out what did harm.
+    - Attempts were made with the present instructions. Find out what each failure missed and say it
+      so that nobody misses it again; keep what made other attempts succeed.
+    - Other predictors have instructions of their own: write for this one alone.
+    - Write in the language of the present instructions, at most 800 words, and keep the names of
+      fields as they are.
+    """
+
+    program: str = dspy.InputField(desc=_PROGRAM)
+    objective: str = dspy.InputField(desc="what the new instructions should improve")
+    predictor: str = dspy.InputField(desc="the name of the predictor to write for")
+    present: str = dspy.InputField(desc="its instructions as they stand")
+    examples: str = dspy.InputField(desc="inputs and labels, example by example")
+    experiences: str = dspy.InputField(desc="advice that was tried, with its effect on the score")
+    attempts: str = dspy.InputField(desc="attempts with the present instructions, failures first")
+    brief: str = dspy.OutputField(desc="the text of the new instructions, and nothing else")
+
+
+BYTES_PER_TOKEN = 3.5  # of UTF-8: an estimate, on the low side for English text
+NO_EXPERIENCES, UNKNOWN, HIDDEN = "(none yet)", "(not known)", "(hidden)"
+LEAST_SHOWN = 10  # rollouts, from which on an effect is told
+MOST_SOURCES, MOST_DROPPED = 3, 20  # scores of a lesson, dropped texts that are shown
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens the text has, from its UTF-8 length; rather too many than too few."""
+    return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
+
+
+def as_input(text: str, tags: Iterable[str] = ()) -> str:
+    """The text as it may stand in a prompt of DSPy's adapters; `tags`: fields of one in XML."""
+    return without_markers(encodable(text), tags)
+
+
+def clip(text: str, max_tokens: int) -> str:
+    """The text, or its beginning and end with a note of what was left out between them."""
+    if estimate_tokens(text) <= max_tokens:
+        return text
+    encoded, half = text.encode("utf-8", "replace"), int(max_tokens * BYTES_PER_TOKEN) // 2
+    head = encoded[:half].decode("utf-8", "ignore")
+    tail = encoded[len(encoded) - half :].decode("utf-8", "ignore")
+    return f"{head}\n[... {len(text) - len(head) - len(tail)} characters left out ...]\n{tail}"
+
+
+def tokens_of(inputs: Mapping[str, Any]) -> int:
+    """About how many tokens the texts among these inputs have together."""
+    return sum(estimate_tokens(text) for text in inputs.values() if isinstance(text, str))
+
+
+def shorter(inputs: Mapping[Any, Any], max_tokens: int) -> dict[Any, Any]:
+    """The inputs with their longest texts clipped, all to one length, so that they fit."""
+    sizes = sorted(estimate_tokens(text) for text in inputs.values() if isinstance(text, str))
+    room, longest = max_tokens, max(sizes, default=0)
+    for place, size in enumerate(sizes):
+        if size * (len(sizes) - place) > room:
+            longest = room // (len(sizes) - place)
+            break
+        room -= size
+    return {k: clip(v, longest) if isinstance(v, str) else v for k, v in inputs.items()}
+
+
+def describe_program(program: Any) -> str:
+    """The program's task: its own docstring, then its predictors, each field with its type."""
+    kind = type(program)
+    about = "" if kind.__module__.startswith("dspy.") else inspect.cleandoc(kind.__doc__ or "")
+    parts = [f"Program {kind.__name__}: {clip(about, max_tokens=300)}"] if about else []
+    for name, predictor in named_predictors(program):
+        signature = predictor.signature
+        lines = [f"Predictor {name}: {bare_instructions(predictor)}"]
+        for kind_of_field in ("input", "output"):
+            for each, info in getattr(signature, f"{kind_of_field}_fields").items():
+                desc = (info.json_schema_extra or {}).get("desc", "")
+                meaning = f": {desc}" if desc not in ("", f"${{{each}}}") else ""
+                annotation = get_annotation_name(info.annotation) + _values_text(info.annotation)
+                lines.append(f"- {kind_of_field} {each} ({annotation}){meaning}")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _values_text(annotation: Any) -> str:
+    """The values of each Enum in an annotation, in words; "" where there is none."""
+    if isinstance(annotation, enum.EnumMeta):
+        values = ", ".join(str(member.value) for member in list(annotation))  # type: ignore[var-annotated]
+        return f"; {annotation.__name__} is one of {values}"
+    return "".join(dict.fromkeys(map(_values_text, get_args(annotation))))
+
+
+def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
+    """Feedback, steps (or their summary, where it is given) and outputs; nothing is said twice."""
+    shows_steps = steps is None and (len(rollout.steps) > 1 or rollout.failure is not None)
+    feedback = rollout.feedback if shows_steps else rollout.words
+    parts = [f"Feedback: {feedback}"] if feedback else []
+    steps = trajectory_text(rollout) if shows_steps else steps
+    parts += [steps] if steps else []
+    outputs = dict(rollout.outputs)
+    if any(step.kind == "tool" for step in rollout.steps):
+        outputs.pop("trajectory", None)
+        outputs.pop("history", None)
+    parts += [f"Outputs:\n{fields_text(outputs)}"] if outputs else []
+    return "\n".join(parts) or "(no outputs)"
+
+
+def by_example(parts: Sequence[str]) -> str:
+    """The parts, each below the number of its example; one alone has no number."""
+    numbered = (f"Example {n}\n{part}" for n, part in enumerate(parts, start=1))
+    return "\n\n".join(numbered if len(parts) > 1 else parts)
+
+
+def feedback_text(group: Group) -> str:
+    """The word of the metric, or of an error, on the worst attempt; "" if there is none."""
+    worst = min(group.rollouts, key=lambda rollout: (rollout.score or 0.0, rollout.failure is None))
+    return worst.words or getattr(worst.failure, "message", "")
+
+
+def attempts_text(
+    group: Group,
+    texts: Sequence[str],
+    libraries: Sequence[ExperienceLibrary],
+    aids: Sequence[str],
+    shown: ExperienceLibrary,
+) -> str:
+    """The attempts of a group, the best first, each with its score, its advantage and its text.
+
+    It says which experiences it had; one in other words than those that are shown is told with
+    them. `libraries` holds the library of each of `all_rollouts`, `aids` what it had besides, in
+    words: a brief, demos, a hint, a teacher ("": nothing).
+    """
+    ids = [rollout.rollout_id for rollout in group.all_rollouts]
+    aid_of = dict(zip(ids, aids, strict=True))
+    library_of = dict(zip(ids, libraries, strict=True))
+    usual = {experience.id: experience.text for experience in shown}
+    scores, shown_scores, advantages = group.scores, group.score_texts, group.advantages
+    order = sorted(range(len(texts)), key=lambda index: -scores[index] if scores else index)
+    parts = []
+    for place, index in enumerate(order, start=1):
+        rollout, about = group.rollouts[index], list[str]()
+        if scores:
+            about = [f"score {shown_scores[index]}", f"advantage {advantages[index]:+z.2f}"]
+        had = [
+            e.id if usual.get(e.id) == e.text else f'{e.id} as "{e.text}"'
+            for e in library_of[rollout.rollout_id]
+        ]
+        about += [f"with {', '.join(had) or 'no experience'}"] if usual or had else []
+        about += [aid] if (aid := aid_of[rollout.rollout_id]) else []
+        decisive = rollout.decisive_step(group.least_decisive)
+        about += [] if decisive is None else [f"decided by step {decisive + 1}"]
+        title = f" ({', '.join(about)})" if about else ""
+        parts.append(f"Attempt {place}{title}\n{texts[index]}")
+    if not scores:
+        parts.append(f"The answer that most attempts give:\n{group.majority_answer}")
+    return "\n\n".join(parts)
+
+
+def library_text(library: ExperienceLibrary) -> str:
+    """The library for UpdateLibrary: below each experience its support and its measured effect."""
+    lines = []
+    for line, experience in zip(library.render().split("\n"), library, strict=False):
+        about = []
+        if experience.evidence:
+            about = [f"learned from {counted(len(experience.evidence), 'example')}"]
+        effect = experience.effect
+        if effect is not None and effect.n_rollouts >= LEAST_SHOWN:
+            measured = f"{effect.estimate:+z.2f} \N{PLUS-MINUS SIGN} {effect.standard_error:.2f}"
+            about.append(f"measured effect on the score {measured}")
+        about += ["on trial"] if experience.is_on_trial else []
+        lines += [line, f"    {'; '.join(about)}"] if about else [line]
+    return "\n".join(lines) or NO_EXPERIENCES
+
+
+def lessons_text(lessons: Iterable[Lesson]) -> str:
+    """The lessons, numbered; below each the examples that it comes from, and the reason."""
+    lines = []
+    reasons: dict[str, int] = {}
+    for number, lesson in enumerate(lessons, start=1):
+        lines.append(f"{number}. {lesson.text}{scope_note(lesson.scope)}")
+        if lesson.evidence:
+            n, sources = len(lesson.evidence), list[str]()
+            for evidence in lesson.evidence[:MOST_SOURCES]:
+                scores = ", ".join(f"{s:.3g}" for s in evidence.scores if s is not None)
+                sources.append(f"scores {scores}" if scores else "no scores")
+            sources[0] += f' at "{lesson.example}"' if lesson.example else ""
+            sources += ["..."] * (n > MOST_SOURCES)
+            lines.append(f"    from {counted(n, 'example')}: {'; '.join(sources)}")
+        if lesson.reason:
+            first = reasons.setdefault(lesson.reason, number)
+            lines.append(f"    why: {lesson.reason if first == number else f'as lesson {first}'}")
+    return "\n".join(lines)
+
+
+def packed_lessons(lessons: Iterable[Lesson], max_tokens: int) -> list[list[Lesson]]:
+    """The lessons in their order, in as few prompts as the size of one allows."""
+    parts, room = list[list[Lesson]](), 0
+    for lesson in lessons:
+        size = estimate_tokens(lessons_text([lesson])) + 2  # its number may have more digits
+        if size > room:
+            parts, room = [*parts, []], max_tokens
+        parts[-1].append(lesson)
+        room -= size
+    return parts
+
+
+def dropped_text(dropped: Sequence[Lesson]) -> str:
+    """The lessons that were tried and dropped, as text; of many the first, the most tried ones."""
+    return (
+        "\n".join(
+            f"- {each.text}{scope_note(each.scope)}{each.reason and f': {each.reason}'}"
+            for each in dropped[:MOST_DROPPED]
+        )
+        or "(none)"
+    )
+
 
 READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "lessons": (reading.read_lessons, "one lesson a line, or the word None"),
+    "lessons": (read_lessons, "one lesson a line, or the word None"),
     "operations": (
-        reading.read_operations,
+        read_operations,
         'a JSON list such as [{"op": "ADD", "text": "...", "lessons": [1]}], or []',
     ),
-    "brief": (reading.read_instructions, "the text of the new instructions"),
+    "brief": (read_instructions, "the text of the new instructions"),
 }
 """By the name of an output: what reads its value, or raises ValueError; the form that is wanted."""
 SHOWN_UNREAD = 300  # characters of an answer that could not be read
@@ -133,11 +548,11 @@ def _asked(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, 
         except dspy.AdapterParseError as error:
             answer, text = {}, str(error.lm_response or "")
     raw = seen[-1] if seen else Call(text=text)
-    text, only_thinks = reading.without_thoughts(raw.text)
+    text, only_thinks = without_thoughts(raw.text)
     raw = replace(raw, is_cut=raw.is_cut or only_thinks)
-    text = reading.finished(text) if raw.is_cut else text
+    text = finished(text) if raw.is_cut else text
     if text != raw.text or not answer:
-        answer = reading.fields_in(signature, text) or ({} if raw.is_cut else answer)
+        answer = fields_in(signature, text) or ({} if raw.is_cut else answer)
     for name, value in answer.items():  # what follows a marker is no more of the text
         answer[name] = value.partition("[[ ##")[0] if isinstance(value, str) else value
     try:
@@ -157,7 +572,7 @@ def _asked(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, 
 class SummarizeTrajectory(_ReflectionModule):
     """(program, example, expected, attempt) -> summary: a trajectory too long to be shown whole."""
 
-    default_signature = signatures.SummarizeAttempt
+    default_signature = SummarizeAttempt
 
 
 class ExtractAdvantage(_ReflectionModule):
@@ -178,8 +593,8 @@ class ExtractAdvantage(_ReflectionModule):
         SettingsError: the signature lacks the output that the run reads, such as `lessons`.
     """
 
-    default_signature = signatures.CompareAttempts
-    unscored_signature = signatures.CritiqueAttempts
+    default_signature = CompareAttempts
+    unscored_signature = CritiqueAttempts
 
 
 class DraftLessons(_ReflectionModule):
@@ -188,21 +603,21 @@ class DraftLessons(_ReflectionModule):
     One prompt shows `n_examples`, which are cut where they have more than `shown_tokens`.
     """
 
-    default_signature = signatures.ReadExamples
+    default_signature = ReadExamples
     n_examples = 10
 
 
 class UpdateLibrary(_ReflectionModule):
     """(library, dropped texts, lessons) -> operations; several prompts above `shown_tokens`."""
 
-    default_signature = signatures.ProposeOperations
+    default_signature = ProposeOperations
     default_tokens = 4_000
 
 
 class WriteBrief(_ReflectionModule):
     """(examples with labels, or attempts) -> brief: a predictor's instructions, written anew."""
 
-    default_signature = signatures.RewriteInstructions
+    default_signature = RewriteInstructions
 
 
 class AnswerQuestion(_ReflectionModule):

@@ -12,7 +12,6 @@ from tfgrpo_dspy.calls.reflections import ReflectionClient, approved
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, described, sentence
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience import Applied
-from tfgrpo_dspy.experience.programs import copy_to_change
 from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
 from tfgrpo_dspy.run.briefing import Briefer
 from tfgrpo_dspy.run.final_choice import FinalChoice
@@ -23,6 +22,7 @@ from tfgrpo_dspy.run.updates import Batch, Extracted, rollouts_of
 from tfgrpo_dspy.settings import RunInputs
 from tfgrpo_dspy.store import Journal
 from tfgrpo_dspy.strategies.base import UpdateContext
+from tfgrpo_dspy.user_code import copy_to_change
 
 logger = logging.getLogger(__name__)
 

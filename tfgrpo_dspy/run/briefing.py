@@ -11,17 +11,18 @@ from typing import Any
 
 from tfgrpo_dspy.calls import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient
-from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.experience import bare_instructions
 from tfgrpo_dspy.gate.bayesian import BRIEF_ABOVE
 from tfgrpo_dspy.gate.protocol import Decision
-from tfgrpo_dspy.reflection import texts
+from tfgrpo_dspy.reflection import modules as texts
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.updates import Batch, Brief, Update
-from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.sampling.examples import SampledGroup
 from tfgrpo_dspy.settings import EXAMPLES_OF_BRIEF, RunInputs
 from tfgrpo_dspy.text import cleaned_text, n_words
+from tfgrpo_dspy.user_code import named_predictors
 
 MOST_WORDS = 2_000  # of a brief
 FAILURES, SUCCESSES, EXAMPLES_OF_REVISION, LEAST_FAILURES = 8, 3, 10, 2

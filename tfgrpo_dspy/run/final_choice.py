@@ -17,21 +17,20 @@ from tfgrpo_dspy.calls import Account, Calls, Rollouts, Sample
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.experience.programs import instructions_of, named_predictors
 from tfgrpo_dspy.gate.bayesian import LIKELY
 from tfgrpo_dspy.gate.model import BRIEFS_PRICE, DEMOS_PRICE
 from tfgrpo_dspy.gate.race import Race, Scores
 from tfgrpo_dspy.listeners import example_rows, objective_means, rollout_row, worst_first
 from tfgrpo_dspy.pool import Job
-from tfgrpo_dspy.reflection.texts import estimate_tokens
+from tfgrpo_dspy.reflection.modules import estimate_tokens
 from tfgrpo_dspy.results import records
 from tfgrpo_dspy.rollout import FailureKind, Rollout, floored, rollout_id_for
 from tfgrpo_dspy.run.briefing import leading
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.sampling.additions import Additions
-from tfgrpo_dspy.sampling.fields import Example
+from tfgrpo_dspy.sampling.examples import Additions, Example
 from tfgrpo_dspy.settings import MIN_PROGRAMS_MEASURED, MIN_VALIDATION, RunInputs
 from tfgrpo_dspy.settings.preparation import policy_lms
+from tfgrpo_dspy.user_code import instructions_of, named_predictors
 
 logger = logging.getLogger(__name__)
 

@@ -25,13 +25,12 @@ from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import GateError, NotReplayedError, StrategyError, UnpaidError
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan
-from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import NO_SCORES, Failure, FailureKind, Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.planning import FIRST_ROLLOUTS, N_FIRST, why_unreadable, why_unscored
 from tfgrpo_dspy.run.updates import Batch
-from tfgrpo_dspy.sampling.additions import Additions, DemoPool, SampledGroup
+from tfgrpo_dspy.sampling.examples import Additions, DemoPool, SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import Start
 from tfgrpo_dspy.settings import MIN_GROUP_SIZE, RunInputs
 from tfgrpo_dspy.settings.preparation import policy_lms
@@ -39,7 +38,7 @@ from tfgrpo_dspy.strategies import base
 from tfgrpo_dspy.strategies.attempts import rescued_in_vain
 from tfgrpo_dspy.strategies.evidence import credited_in_vain, may_be_credited
 from tfgrpo_dspy.text import printable
-from tfgrpo_dspy.user_code import check_wanted
+from tfgrpo_dspy.user_code import check_wanted, digest
 
 TRAINING = 3  # training rollouts are begun last, those of the earlier update first
 MOST_ATTEMPTS = 16  # extra rollouts of one group

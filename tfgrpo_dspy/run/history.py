@@ -16,13 +16,13 @@ from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, Measured, RunEvidence
 from tfgrpo_dspy.listeners import Changes, training_rows
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.reflection.texts import LEAST_SHOWN
+from tfgrpo_dspy.reflection.modules import LEAST_SHOWN
 from tfgrpo_dspy.rollout import fields_text, floored
 from tfgrpo_dspy.run.briefing import leading
 from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.planning import Planner
 from tfgrpo_dspy.run.updates import TEACHING, Batch, Brief, Extracted, Update, record_of
-from tfgrpo_dspy.sampling.additions import Additions, best_rollouts
+from tfgrpo_dspy.sampling.examples import Additions, best_rollouts
 from tfgrpo_dspy.settings import RunInputs
 from tfgrpo_dspy.strategies.attempts import Auto, needs_hints, unlike_spreads
 

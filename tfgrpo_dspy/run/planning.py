@@ -16,9 +16,8 @@ import dspy
 
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import sentence
-from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection.modules import Answer
-from tfgrpo_dspy.rollout import FailureKind, Rollout, mean_of
+from tfgrpo_dspy.rollout import FailureKind, Rollout, adapt_metric, mean_of
 from tfgrpo_dspy.run.updates import EXPLAINED, LEFT, NOT_ASKED, TEACHING, Batch, Update, rollouts_of
 from tfgrpo_dspy.settings import RunInputs
 from tfgrpo_dspy.strategies.attempts import may_rescue

@@ -13,7 +13,7 @@ from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.experience import ALL, Evidence, ExperienceLibrary, Operation, Refusal
 from tfgrpo_dspy.gate.bayesian import BRIEF_ABOVE
 from tfgrpo_dspy.listeners import RunReport
-from tfgrpo_dspy.reflection import texts
+from tfgrpo_dspy.reflection import modules as texts
 from tfgrpo_dspy.reflection.lessons import (
     Guard,
     Lesson,
@@ -31,8 +31,7 @@ from tfgrpo_dspy.rollout import Group
 from tfgrpo_dspy.run.briefing import Briefer, leading
 from tfgrpo_dspy.run.planning import ANSWERS_IN_A_ROW, why_useless
 from tfgrpo_dspy.run.updates import EXPLAINED, LEFT, NOT_ASKED, TEACHING, Batch, Extracted
-from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.sampling.fields import Example
+from tfgrpo_dspy.sampling.examples import Example, SampledGroup
 from tfgrpo_dspy.settings import EXAMPLES_OF_DRAFT, RunInputs, n_unlike_drafts
 from tfgrpo_dspy.text import shortened
 

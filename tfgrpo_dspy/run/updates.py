@@ -10,7 +10,7 @@ from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.results.records import Change, GroupRecord, OperationRecord, UpdateRecord
 from tfgrpo_dspy.rollout import NO_SCORES, Rollout, ScoreRange
-from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.sampling.examples import SampledGroup
 
 TEACHING = ("contrast", "failure analysis", "no ground truth")
 """The uses of a group of which the reflection LM is asked for lessons."""

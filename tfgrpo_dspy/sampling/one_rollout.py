@@ -21,8 +21,6 @@ from tfgrpo_dspy import dspy_seam
 from tfgrpo_dspy.budget import Ledger, Prices
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, is_too_long, judging, metered
 from tfgrpo_dspy.errors import CallSparedError, MetricError, RunStopped, described, sentence
-from tfgrpo_dspy.experience.programs import copy_program, named_predictors
-from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import (
     OWN,
     REASONING,
@@ -30,14 +28,16 @@ from tfgrpo_dspy.rollout import (
     WAYS_TO_AN_ANSWER,
     Failure,
     FailureKind,
+    PredictorTrace,
     Rollout,
+    ScoringFunction,
     Step,
     mean_of,
     trajectory_text,
 )
-from tfgrpo_dspy.sampling.fields import as_fields, as_text, copied_example, parsed, with_values
+from tfgrpo_dspy.sampling.examples import as_fields, as_text, copied_example, parsed, with_values
 from tfgrpo_dspy.text import shortened
-from tfgrpo_dspy.user_code import in_loop, settled, without_partials
+from tfgrpo_dspy.user_code import copy_program, in_loop, named_predictors, settled, without_partials
 
 REPLAY = "tfgrpo_replay"
 """Under this name DSPy's settings hold the `_Replay` of the rollout that is being made."""

@@ -23,16 +23,15 @@ from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.errors import SELF, SettingsError, checked, such_that
 from tfgrpo_dspy.events import Approve, Listener
 from tfgrpo_dspy.experience import Limits
-from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
-from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection import modules
 from tfgrpo_dspy.reflection.lessons import LESSONS_PER_EXAMPLE
-from tfgrpo_dspy.sampling.fields import Example
+from tfgrpo_dspy.rollout import adapt_metric
+from tfgrpo_dspy.sampling.examples import Example
 from tfgrpo_dspy.strategies.attempts import Auto
 from tfgrpo_dspy.strategies.base import METHODS, NOT_ASYNC, Strategy, overrides
-from tfgrpo_dspy.user_code import is_coroutine_function
+from tfgrpo_dspy.user_code import is_coroutine_function, named_predictors
 
 DEFAULT_THREADS = 8
 AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}

@@ -20,19 +20,12 @@ import dspy
 from tfgrpo_dspy.budget import price_of, token_price
 from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE
 from tfgrpo_dspy.errors import SettingsError, caution
-from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.experience.programs import (
-    bare_instructions,
-    introduced,
-    language_models,
-    named_predictors,
-)
+from tfgrpo_dspy.experience import ExperienceLibrary, bare_instructions, introduced
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.gate.race import FIRST_ROUND
-from tfgrpo_dspy.metric import adapt_metric, held_lms
-from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.fields import Example, as_fields, has_none
+from tfgrpo_dspy.reflection.modules import estimate_tokens
+from tfgrpo_dspy.rollout import Rollout, adapt_metric, held_lms
+from tfgrpo_dspy.sampling.examples import Example, as_fields, has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import (
     AUTO,
@@ -47,7 +40,13 @@ from tfgrpo_dspy.settings import (
     usual_demos,
 )
 from tfgrpo_dspy.text import aligned, counted, printable
-from tfgrpo_dspy.user_code import held_by, is_coroutine_function, running_loop
+from tfgrpo_dspy.user_code import (
+    held_by,
+    is_coroutine_function,
+    language_models,
+    named_predictors,
+    running_loop,
+)
 
 logger = logging.getLogger(__name__)
 

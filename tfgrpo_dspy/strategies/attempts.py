@@ -21,9 +21,9 @@ import dspy
 from pydantic import Field
 
 from tfgrpo_dspy.errors import SettingsError, such_that
-from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
+from tfgrpo_dspy.reflection.modules import UNKNOWN, as_input
 from tfgrpo_dspy.rollout import MIN_CONTRAST, NO_SCORES, Rollout, fields_text
-from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.sampling.examples import SampledGroup
 from tfgrpo_dspy.strategies import base
 from tfgrpo_dspy.text import shortened
 

@@ -14,13 +14,11 @@ from pydantic import Field
 
 from tfgrpo_dspy.errors import SettingsError, checked, such_that
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation
-from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.reflection.texts import UNKNOWN, as_input
+from tfgrpo_dspy.reflection.modules import UNKNOWN, as_input
 from tfgrpo_dspy.rollout import NO_SCORES, Group, Rollout, number_of
-from tfgrpo_dspy.sampling.additions import SampledGroup
-from tfgrpo_dspy.sampling.fields import Example
-from tfgrpo_dspy.user_code import is_coroutine_function
+from tfgrpo_dspy.sampling.examples import Example, SampledGroup
+from tfgrpo_dspy.user_code import is_coroutine_function, is_lm
 
 T = TypeVar("T")
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -21,9 +21,8 @@ from scipy.optimize import minimize
 from scipy.special import betaln, expit, log_expit
 
 from tfgrpo_dspy.experience import Add, Experience, ExperienceLibrary, Modify
-from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, sources_of
-from tfgrpo_dspy.reflection.reading import read_lessons
-from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES, by_example, clip
+from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, read_lessons, sources_of
+from tfgrpo_dspy.reflection.modules import NO_EXPERIENCES, by_example, clip
 from tfgrpo_dspy.rollout import (
     MIN_CONTRAST,
     REASONING,
@@ -32,7 +31,7 @@ from tfgrpo_dspy.rollout import (
     fields_text,
     trajectory_text,
 )
-from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.sampling.examples import SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import decision
 from tfgrpo_dspy.strategies import base
 from tfgrpo_dspy.strategies.attempts import variance

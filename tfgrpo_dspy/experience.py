@@ -1,6 +1,8 @@
 """Experiences, the operations on them, and the library: an immutable, ordered set of them.
 
-Every constructor checks its arguments, so that invalid values cannot exist.
+Every constructor checks its arguments, so that invalid values cannot exist. A library is baked into
+instructions as a block, where what could end a line, the block or a section of the adapter stands
+as `\\uXXXX`.
 """
 
 import json
@@ -17,18 +19,42 @@ import pydantic
 
 from tfgrpo_dspy import files
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError, checked, faults_in, such_that
-from tfgrpo_dspy.experience import programs
-from tfgrpo_dspy.experience.programs import ProgramT
 from tfgrpo_dspy.text import cleaned_text, counted, meaning, n_words, printable
+from tfgrpo_dspy.user_code import ProgramT, copy_to_change, named_predictors
 
+NUMBER = r"[1-9][0-9]{0,17}"  # of an id
+BEGIN = "<experiences>"
+END = "</experiences>"
+BRIEF = "learned-brief"  # the tag around a text that has taken the place of the instructions
+HEADER = "Advice learned from earlier attempts:"
+PAPER_HEADER = (
+    "When solving problems, you MUST first carefully read and understand the helpful instructions "
+    "and experiences:"
+)
+_TRAILING = r"[ \t\r]*"  # what editors and prompt registries add to lines, or change their ends to
+_BEGUN = re.compile(rf"{BEGIN}{_TRAILING}\n{HEADER}{_TRAILING}\n")
+_BLOCK = re.compile(rf"^{_BEGUN.pattern}.*?\n{END}{_TRAILING}$", re.MULTILINE | re.DOTALL)
+_LINE = re.compile(rf"\[(E{NUMBER})(\*?)\] (.+)")
+_LAST_LINE = re.compile(rf"\(next id: E({NUMBER})\)")
+BRIEF_BLOCK = re.compile(
+    rf"^<{BRIEF}>{_TRAILING}\n(.*?)\n</{BRIEF}>{_TRAILING}$", re.MULTILINE | re.DOTALL
+)
+_ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
+_TO_ESCAPE = re.compile(
+    r"\\(?=u[0-9a-f]{4})"  # a backslash that would read as one of our escapes
+    r"|[\x00-\x1f\x7f-\x9f\u2028\u2029]"  # what ends a line somewhere, and other controls
+    rf"|<(?=\s*/?\s*(?:experiences|{BRIEF}))"  # our own delimiters
+    r"|\[(?=\[\s*##)",  # the section markers of DSPy's chat adapter
+    re.IGNORECASE,
+)
 Z_95 = 1.96  # standard errors from an effect to the bounds of its 95 % interval
 ALL = "*"  # the scope of an experience that every predictor of the program is given
 Advice = tuple[str, str]
 """The text and the scope of an experience: what it says, whatever its id is."""
 
-_WRITTEN_ID = re.compile(rf"^[\[(]?\s*[eE]?({programs.NUMBER})\*?\s*[\])]?$")  # `[e2]`, `E2*`, 2
+_WRITTEN_ID = re.compile(rf"^[\[(]?\s*[eE]?({NUMBER})\*?\s*[\])]?$")  # `[e2]`, `E2*`, 2
 
-_is_id = re.compile(f"E{programs.NUMBER}").fullmatch
+_is_id = re.compile(f"E{NUMBER}").fullmatch
 Id = Annotated[str, such_that(_is_id, "an id is 'E' and a number from 1, such as 'E1'")]
 _is_text = re.compile(r"[^\ud800-\udfff]*").fullmatch
 Text = Annotated[str, such_that(_is_text, "give a string without lone surrogates")]
@@ -417,22 +443,22 @@ class ExperienceLibrary:
         takes the place of its predictor's instructions; one that the program has stays without it.
         Raises LibraryError: no DSPy program, or it has no predictor of a scope or a brief.
         """
-        baked = programs.copy_to_change(program)
-        predictors = dict(programs.named_predictors(baked))
+        baked = copy_to_change(program)
+        predictors = dict(named_predictors(baked))
         briefs = dict(self.briefs)
         if unknown := sorted({*briefs, *(each.scope for each in self)} - {ALL, *predictors}):
             has = f"it has {sorted(predictors)}"
             raise LibraryError(f"scopes {unknown} name no predictor of the program; {has}.")
         for name, predictor in predictors.items():
             visible = [experience for experience in self if experience.scope in (ALL, name)]
-            lines = [programs.BEGIN, programs.HEADER, *map(_line, visible)]
-            block = "\n".join([*lines, f"(next id: E{self.next_number})", programs.END])
+            lines = [BEGIN, HEADER, *map(_line, visible)]
+            block = "\n".join([*lines, f"(next id: E{self.next_number})", END])
             before = predictor.signature.instructions
-            instructions = programs.replace_block(before, block if visible else "")
+            instructions = replace_block(before, block if visible else "")
             if name in briefs:
-                instructions = programs.with_brief(instructions, briefs[name])
+                instructions = with_brief(instructions, briefs[name])
             if instructions != before:
-                predictor.signature = programs.with_instructions(predictor.signature, instructions)
+                predictor.signature = with_instructions(predictor.signature, instructions)
         return baked
 
     @classmethod
@@ -443,7 +469,7 @@ class ExperienceLibrary:
         `detailed_results.experiences` of a program that was optimized. Raises LibraryError: no DSPy
         program; LibraryFormatError: a block was damaged, or two predictors disagree on an id.
         """
-        predictors = programs.named_predictors(program)
+        predictors = named_predictors(program)
         return library_of({name: one.signature.instructions for name, one in predictors})
 
     def to_dict(self) -> dict[str, Any]:
@@ -529,7 +555,7 @@ def is_repeated(text: str, scope: str, other: Experience) -> bool:
 def _line(experience: Experience) -> str:
     """`[E1*] text`; the star marks scope 'all'."""
     star = "*" if experience.scope == ALL else ""
-    return f"[{experience.id}{star}] {programs.escaped(experience.text)}"
+    return f"[{experience.id}{star}] {escaped(experience.text)}"
 
 
 def library_of(instructions: Mapping[str, str]) -> ExperienceLibrary:
@@ -538,10 +564,10 @@ def library_of(instructions: Mapping[str, str]) -> ExperienceLibrary:
     briefs: dict[str, str] = {}
     next_number = 1
     for name, text in instructions.items():
-        before, block, after = programs.split_instructions(text)
-        brief = programs.BRIEF_BLOCK.search(before if block else before + after)
-        briefs[name] = programs.unescaped(brief[1]) if brief else ""
-        lines, free = programs.lines_of(block, name) if block else ([], 1)
+        before, block, after = split_instructions(text)
+        brief = BRIEF_BLOCK.search(before if block else before + after)
+        briefs[name] = unescaped(brief[1]) if brief else ""
+        lines, free = lines_of(block, name) if block else ([], 1)
         next_number = max(next_number, free)
         for id_, star, advice in lines:
             try:
@@ -574,3 +600,100 @@ class Applied:
 
 def _meaning(experience: Experience) -> tuple[str, str]:
     return meaning(experience.text), experience.scope
+
+
+def escaped(text: str, kept: str = "") -> str:
+    """The text as it may stand in instructions; the characters in `kept` stay."""
+    return _TO_ESCAPE.sub(lambda m: m[0] if m[0] in kept else f"\\u{ord(m[0]):04x}", text)
+
+
+def unescaped(text: str) -> str:
+    """The text without the escapes in which it stands in instructions."""
+    return _ESCAPE.sub(lambda code: chr(int(code[1], 16)), text)
+
+
+def split_instructions(instructions: str) -> tuple[str, str, str]:
+    """The text before the block, the block or "", the text behind. Raises LibraryFormatError."""
+    blocks = list(_BLOCK.finditer(instructions))
+    n_begun = len(_BEGUN.findall(instructions))
+    if n_begun != len(blocks) or n_begun > 1:
+        hold = f"The instructions {instructions[:120]!r}... hold {n_begun} blocks of experiences"
+        whole = f"{len(blocks)} of which end with the line {END}"
+        raise LibraryFormatError(f"{hold}, {whole}; keep one, or none.")
+    if not blocks:
+        return instructions, "", ""
+    start, end = blocks[0].span()
+    return instructions[:start], instructions[start:end], instructions[end:]
+
+
+def replace_block(instructions: str, new: str = "") -> str:
+    """The instructions with the new block in place of the old one, or at the end; or with none."""
+    before, old, after = split_instructions(instructions)
+    if old and new:
+        return before + new + after
+    if old:
+        before = before.removesuffix("\n\n")
+        return before + after if before else after.removeprefix("\n\n")
+    return f"{before}\n\n{new}" if before and new else before + new
+
+
+def lines_of(block: str, predictor: str) -> tuple[list[tuple[str, str, str]], int]:
+    """Id, star and text of each line of a block, and the next free id. Or LibraryFormatError."""
+    *lines, last = block.split("\n")[2:-1] or [""]
+    where = f"The experiences baked into predictor {predictor!r}"
+    if (match := _LAST_LINE.fullmatch(last.rstrip())) is None:
+        way = f"restore the line '(next id: E<number>)', or remove all from {BEGIN} to {END}."
+        raise LibraryFormatError(f"{where} end with {last!r:.200}; {way}")
+    parsed = []
+    for line in lines:
+        if (parts := _LINE.fullmatch(line)) is None or not parts[3].strip():
+            form = "a line is '[E<number>] text' (a star behind the number: for all), not empty."
+            raise LibraryFormatError(f"{where} hold the line {line!r:.200}: {form}")
+        parsed.append((parts[1], parts[2], unescaped(parts[3])))
+    return parsed, int(match[1])
+
+
+def with_brief(instructions: str, text: str) -> str:
+    """The instructions with a brief in place of their brief, or of all that is before the block."""
+    kept = escaped(text, kept="\n\t")
+    written = f"<{BRIEF}>\n{kept}\n</{BRIEF}>"
+    before, block, after = split_instructions(instructions)
+    if BRIEF_BLOCK.search(before):
+        written = BRIEF_BLOCK.sub(lambda _: written, before, count=1)
+    elif block:
+        written += "\n\n"
+    return written + block + after
+
+
+def plain_instructions(instructions: str) -> str:
+    """The instructions without our delimiters. Raises LibraryFormatError."""
+    before, block, after = split_instructions(_without_tags(instructions))
+    advice = [text for _, _, text in lines_of(block, "self")[0]] if block else []
+    before = before.removesuffix("\n\n") if block else before
+    return "\n".join([before, *advice] if before else advice) + after
+
+
+def bare_instructions(predictor: Any) -> str:
+    """The predictor's instructions, or its brief, without the experiences behind them."""
+    return _without_tags(replace_block(predictor.signature.instructions))
+
+
+def _without_tags(instructions: str) -> str:
+    return BRIEF_BLOCK.sub(lambda match: unescaped(match[1]), instructions)
+
+
+def with_instructions(signature: Any, instructions: str) -> Any:
+    """The signature with these instructions, byte for byte."""
+    # behind an empty first line DSPy's `inspect.cleandoc` takes no indentation away
+    return signature.with_instructions(f"\n{instructions}")
+
+
+def introduced(program: ProgramT) -> ProgramT:
+    """A copy with the paper's own sentence before the experiences. Raises LibraryError."""
+    copied = copy_to_change(program)
+    for _, predictor in named_predictors(copied):
+        instructions = predictor.signature.instructions
+        before = replace_block(instructions).removesuffix(f"\n\n{PAPER_HEADER}")
+        new = replace_block(f"{before}\n\n{PAPER_HEADER}", split_instructions(instructions)[1])
+        predictor.signature = with_instructions(predictor.signature, new)
+    return copied
