@@ -1,6 +1,5 @@
 """The loop of `optimizer`, end to end, on a scripted LM."""
 
-import functools
 import itertools
 import re
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ from scripted import (
 from small import grpo, paper_grpo
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, Gate, NoGate, SettingsError
-from tfgrpo_dspy.experience import PAPER_HEADER
 
 
 def deployed(prompt: Prompt) -> str:
@@ -108,22 +106,6 @@ def test_the_papers_schedule_returns_its_last_library_even_if_it_is_worse() -> N
     done = run(*rules, n=2, schedule=paper_grpo, gate=NoGate())
     assert done.library.render() == "[E1*] worth -2"
     assert (done.results.student.mean, done.results.best.mean) == (0.5, 0.3)
-
-
-@pytest.mark.parametrize("before", ["Answer.", f"Answer.\n\n{PAPER_HEADER}"])
-def test_the_papers_own_sentence_stands_before_the_experiences_if_it_is_asked_for(
-    before: str,
-) -> None:
-    student = ExperienceLibrary([Experience(id="E4", text="worth +1")]).bake(
-        dspy.Predict(dspy.Signature("question -> answer", before))
-    )
-    schedule = functools.partial(paper_grpo, injection=True)
-    rules = [*teaching("worth +2"), (SUMMARIZE, chat(summary="Done."))]
-    done = run(*rules, student=student, schedule=schedule, gate=NoGate(), epochs=1)
-    start = f"Answer.\n\n{PAPER_HEADER}\n\n<experiences>\n"
-    assert done.optimized.signature.instructions.startswith(start)
-    assert done.library.render() == "[E4*] worth +1\n[E5*] worth +2"
-    assert student.signature.instructions.startswith(f"{before}\n\n<experiences>\n")
 
 
 def test_without_a_metric_it_warns_learns_and_measures_nothing() -> None:

@@ -19,7 +19,7 @@ from runs import (
     predictor,
     questions,
 )
-from small import grpo, paper_grpo
+from small import grpo
 
 from tfgrpo_dspy import (
     DraftLessons,
@@ -232,18 +232,6 @@ def test_the_best_so_far_is_that_of_the_students_last_run(tmp_path: Path) -> Non
     for other in (Calm(), polite_program(), dspy.ChainOfThought("question -> answer")):
         with pytest.raises(StoreError, match="no run of this program, of 2 in all"):
             best_so_far(tmp_path, other)
-
-
-def test_the_best_so_far_of_a_run_with_the_papers_injection_is_what_the_run_returned(
-    tmp_path: Path,
-) -> None:
-    paper = paper_grpo(is_polite, injection=True, log_dir=tmp_path, progress=False)
-    data = {"trainset": questions(6), "valset": questions(6, start=100)}
-    with dspy.context(lm=polite_lm()):
-        result = paper.compile(predictor(), **data)
-    found = best_so_far(tmp_path, predictor())
-    assert ADVICE in found.signature.instructions
-    assert found.signature.instructions == result.signature.instructions
 
 
 def test_the_students_lm_is_no_part_of_whose_run_it_is(tmp_path: Path) -> None:

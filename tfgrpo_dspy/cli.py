@@ -240,7 +240,7 @@ def diff(ctx: click.Context, a: str, b: str) -> None:
 @output
 @click.option("--format", type=click.Choice(interchange.FORMATS), help="By default that of OUTPUT.")
 def export(library: str, out: str, format: str | None) -> None:
-    """Write LIBRARY as JSON, YAML, Markdown, SKILL.md or CSV."""
+    """Write LIBRARY as JSON, Markdown or SKILL.md."""
     _write_library(_library(library), out, format)
 
 

@@ -27,10 +27,6 @@ BEGIN = "<experiences>"
 END = "</experiences>"
 BRIEF = "learned-brief"  # the tag around a text that has taken the place of the instructions
 HEADER = "Advice learned from earlier attempts:"
-PAPER_HEADER = (
-    "When solving problems, you MUST first carefully read and understand the helpful instructions "
-    "and experiences:"
-)
 _TRAILING = r"[ \t\r]*"  # what editors and prompt registries add to lines, or change their ends to
 _BEGUN = re.compile(rf"{BEGIN}{_TRAILING}\n{HEADER}{_TRAILING}\n")
 _BLOCK = re.compile(rf"^{_BEGUN.pattern}.*?\n{END}{_TRAILING}$", re.MULTILINE | re.DOTALL)
@@ -686,14 +682,3 @@ def with_instructions(signature: Any, instructions: str) -> Any:
     """The signature with these instructions, byte for byte."""
     # behind an empty first line DSPy's `inspect.cleandoc` takes no indentation away
     return signature.with_instructions(f"\n{instructions}")
-
-
-def introduced(program: ProgramT) -> ProgramT:
-    """A copy with the paper's own sentence before the experiences. Raises LibraryError."""
-    copied = copy_to_change(program)
-    for _, predictor in named_predictors(copied):
-        instructions = predictor.signature.instructions
-        before = replace_block(instructions).removesuffix(f"\n\n{PAPER_HEADER}")
-        new = replace_block(f"{before}\n\n{PAPER_HEADER}", split_instructions(instructions)[1])
-        predictor.signature = with_instructions(predictor.signature, new)
-    return copied

@@ -88,20 +88,15 @@ class TrainingFreeGRPO(Teleprompter):
         self.settings = settings
 
     @classmethod
-    def paper(
-        cls, metric: Callable[..., Any] | None, *, injection: bool = False, **overrides: Any
-    ) -> "TrainingFreeGRPO":
+    def paper(cls, metric: Callable[..., Any] | None, **overrides: Any) -> "TrainingFreeGRPO":
         """The paper's own schedule, to compare with.
 
         Group size 5, 3 epochs of one batch each, every rollout of a group with contrast summarised,
         one lesson of each of these groups, of at most 32 words, no limit to how many are kept, no
-        drafts, no demos, no gate, the last library returned. With `injection` the instructions of
-        each predictor end with the sentence by which the paper's agents are told to read the
-        experiences, also where there are none yet.
+        drafts, no demos, no gate, the last library returned.
         """
         on_policy = Execution(max_staleness=0)
-        reflection = PaperReflection(injection=injection)
-        for name, group in {"reflection": reflection, "execution": on_policy}.items():
+        for name, group in {"reflection": PaperReflection(), "execution": on_policy}.items():
             chosen: Any = overrides.get(name) or group
             if isinstance(group, type(chosen)):  # the constructor refuses anything else
                 usual, identity = vars(type(chosen)()), Identities().of

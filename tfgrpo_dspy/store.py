@@ -26,7 +26,7 @@ from pydantic import Field, PlainSerializer, TypeAdapter
 
 from tfgrpo_dspy.budget import Amount, Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError, described, sentence, text_of
-from tfgrpo_dspy.experience import ExperienceLibrary, introduced
+from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import Gate
 from tfgrpo_dspy.reflection.lessons import task_text
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
@@ -639,11 +639,10 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
         StoreError: the store cannot be read, or holds no run of this program.
         LibraryError: the student is no program.
     """
-    folder, with_injection = str(log_dir), introduced(student)  # as `paper(injection=True)` runs it
-    wanted = {digest(program_digest(ran, Identities())): ran for ran in (with_injection, student)}
+    folder, wanted = str(log_dir), digest(program_digest(student, Identities()))
     with _store_in(log_dir) as store:
         entries = _entries_of(store)
-        of_student = [each for each in entries if each.parts.get("program") in wanted]
+        of_student = [each for each in entries if each.parts.get("program") == wanted]
         if not of_student:
             raise StoreError(
                 f"log_dir={folder!r} holds no run of this program, of {len(entries)} in all; pass "
@@ -652,8 +651,7 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
             )
         entry = of_student[-1]
         results = _saved(store, entry)
-    additions = Additions(results.experiences, entry.demos)
-    program = additions.bake(wanted[entry.parts["program"]])
+    program = Additions(results.experiences, entry.demos).bake(student)
     program.detailed_results = results
     return program
 

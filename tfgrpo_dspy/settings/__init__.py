@@ -195,7 +195,6 @@ class PaperReflection(Reflection):
     summarize_always: bool = True  # every trajectory, not only those that are too long
     failure_analysis: bool = False  # lessons also from groups that fail and have no contrast
     brief: dspy.Module | None = None
-    injection: bool = False  # the paper's own sentence stands before the experiences
 
 
 @checked(SettingsError)

@@ -20,7 +20,7 @@ import dspy
 from tfgrpo_dspy.budget import price_of, token_price
 from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE
 from tfgrpo_dspy.errors import SettingsError, caution
-from tfgrpo_dspy.experience import ExperienceLibrary, bare_instructions, introduced
+from tfgrpo_dspy.experience import ExperienceLibrary, bare_instructions
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.gate.race import FIRST_ROUND
 from tfgrpo_dspy.reflection.modules import estimate_tokens
@@ -31,7 +31,6 @@ from tfgrpo_dspy.settings import (
     AUTO,
     EXAMPLES_OF_BRIEF,
     EXAMPLES_OF_DRAFT,
-    PaperReflection,
     RunData,
     RunInputs,
     RunSettings,
@@ -76,9 +75,6 @@ def prepare(
     data = {"trainset": trainset, "valset": valset, "testset": testset}
     if faults := " ".join(_faults(settings, student, data, recorded)):
         raise SettingsError(faults)
-    reflection = settings.arguments["reflection"]
-    if isinstance(reflection, PaperReflection) and reflection.injection:
-        student = introduced(student)
     predictors = [predictor for _, predictor in named_predictors(student)]
     outputs = [item for each in predictors for item in each.signature.output_fields.items()]
     nullable = {name for name, info in outputs if has_none(info.annotation)}
