@@ -45,7 +45,7 @@ from simlm import OutputFields, Prompt, draw, pick, sections
 
 from tfgrpo_dspy import TrainingFreeGRPO
 from tfgrpo_dspy import strategies as known
-from tfgrpo_dspy.results.records import Gain
+from tfgrpo_dspy.results import Gain
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.strategies import Strategy
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from running import RESULTS, append, show, stored, versions
 
-from tfgrpo_dspy.results.records import Gain
+from tfgrpo_dspy.results import Gain
 
 ROOT = Path(__file__).parents[1]
 OUT = RESULTS / "quickstart.json"

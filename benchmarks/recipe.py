@@ -33,7 +33,7 @@ from worlds import cells, compiled
 from worlds_engine import WorldEngine
 from worlds_model import World
 
-from tfgrpo_dspy.results.records import ScoreSummary
+from tfgrpo_dspy.results import ScoreSummary
 from tfgrpo_dspy.run import planning
 from tfgrpo_dspy.strategies.base import Ask, BatchPlan, Proposed, Strategy, UpdateContext
 

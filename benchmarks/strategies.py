@@ -30,7 +30,7 @@ import running
 from running import results, silence, versions, write
 from simlm import Prompt, sections
 
-from tfgrpo_dspy.results.records import Gain
+from tfgrpo_dspy.results import Gain
 
 OUT = running.RESULTS / "strategies.json"
 ARMS = ("with", "without")

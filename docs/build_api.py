@@ -26,7 +26,6 @@ MODULES = (
     "tfgrpo_dspy.errors",
     "tfgrpo_dspy.events",
     "tfgrpo_dspy.results",
-    "tfgrpo_dspy.results.records",
     "tfgrpo_dspy.report",
     "tfgrpo_dspy.interchange",
     "tfgrpo_dspy.local",

@@ -24,7 +24,7 @@ from tfgrpo_dspy import (
     TrainingFreeGRPO,
 )
 from tfgrpo_dspy.local import PlainAdapter, local_lm
-from tfgrpo_dspy.results.records import Gain
+from tfgrpo_dspy.results import Gain
 
 N_TRAIN, N_VALIDATION, N_SHOWN = 24, 24, 10
 MAX_LM_CALLS = 200

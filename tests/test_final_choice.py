@@ -42,7 +42,8 @@ from scripted import Prompt, chat, lessons
 from tfgrpo_dspy import Decision, ExperienceLibrary, Gate, NoGate, RunEvidence, TrainingFreeGRPO
 from tfgrpo_dspy.experience import Effect
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.results.records import Gain, ScoreSummary
+from tfgrpo_dspy.results import Gain, ScoreSummary
+from tfgrpo_dspy.rollout import ScoreRange
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def test_the_report_names_the_candidates_with_the_student_first_and_what_was_lea
     program = compiled(world(), epochs=2)
     results = program.detailed_results
     student, *others = results.candidates
-    assert results.finalists == results.candidates and not student.has_demos
+    assert results.finalists == results.candidates and not student.demo_set
     assert (student.ids, student.score, student.is_best) == ((), results.student, False)
     (best,) = [finalist for finalist in others if finalist.is_best]
     assert set(best.ids) == {own.id for own in ExperienceLibrary.from_program(program)}
@@ -120,7 +121,7 @@ def test_of_nested_libraries_the_one_that_is_better_without_the_rest_is_returned
 
 
 TERSE = "Be terse."
-UNIT = (0.0, 1.0)
+UNIT = ScoreRange(0.0, 1.0)
 
 
 def number_given(_case: Any, pred: Any, _trace: Any = None) -> float:

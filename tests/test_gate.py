@@ -17,11 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, norm
 
-from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary
-from tfgrpo_dspy.experience import Add, Delete, Limits, Modify, Operation
-from tfgrpo_dspy.gate.bayesian import DROP_BELOW, RETRY_ABOVE, BayesianGate
+from tfgrpo_dspy import BayesianGate, Belief, Decision, Experience, ExperienceLibrary, GroupPlan
+from tfgrpo_dspy.experience import Add, Delete, Evidence, Limits, Modify, Operation
+from tfgrpo_dspy.gate.bayesian import DROP_BELOW, RETRY_ABOVE, Measured, NoGate, RunEvidence
 from tfgrpo_dspy.gate.model import Data, posterior
-from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, NoGate, RunEvidence
 from tfgrpo_dspy.text import meaning
 
 KINDS = 5

@@ -169,7 +169,7 @@ def test_a_file_imports_only_from_lower_layers_and_only_the_libraries_that_it_ma
     assert wrong == LATER
 
 
-ASKED = {"run/final_choice.py": {"results"}}
+ASKED = {"run/deciding.py": {"results"}}
 """What a report is asked for outside of its room: what a run has as its result."""
 
 

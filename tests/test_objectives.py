@@ -8,8 +8,7 @@ import pytest
 from runs import is_polite, learned, optimizer_of, polite_lm, predictor, questions
 
 from tfgrpo_dspy import NoGate, SettingsError
-from tfgrpo_dspy.results import RunResults
-from tfgrpo_dspy.results.records import Candidate, ScoreSummary, front_of
+from tfgrpo_dspy.results import Candidate, RunResults, ScoreSummary, front_of
 from tfgrpo_dspy.rollout import adapt_metric
 
 EXAMPLE = dspy.Example(question="q", answer="please").with_inputs("question")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfgrpo_dspy.gate.race import Race
+from tfgrpo_dspy.gate.model import Race
 
 
 def race_of(*parts: str, n_examples: int = 40, mean: float = 0.05, sd: float = 0.05) -> Race:

@@ -16,8 +16,7 @@ from runs import learned, predictor
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.listeners import worst_first
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.results import NOT_FINISHED, RunResults, strongest_first
-from tfgrpo_dspy.results.records import ExampleRow
+from tfgrpo_dspy.results import NOT_FINISHED, ExampleRow, RunResults, strongest_first
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from small import grpo
 from test_run import is_score_with_feedback
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate
-from tfgrpo_dspy.run.updates import NOT_ASKED, TEACHING
+from tfgrpo_dspy.run.planning import NOT_ASKED, TEACHING
 
 
 class Hops(dspy.Module):

@@ -13,8 +13,8 @@ from tfgrpo_dspy.errors import (
     TrainingFreeGRPOError,
 )
 from tfgrpo_dspy.experience import Effect, Evidence, Experience, ExperienceLibrary
-from tfgrpo_dspy.gate.bayesian import BayesianGate
-from tfgrpo_dspy.gate.protocol import (
+from tfgrpo_dspy.gate.bayesian import (
+    BayesianGate,
     Belief,
     Decision,
     Gate,

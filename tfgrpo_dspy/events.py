@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfgrpo_dspy.experience import NO_LIMITS, ExperienceLibrary, Operation
-from tfgrpo_dspy.results import RunResults
-from tfgrpo_dspy.results.records import Change, Comparison, Row, UpdateRecord
+from tfgrpo_dspy.results import Change, Comparison, Row, RunResults, UpdateRecord
 
 
 @dataclass(frozen=True, slots=True)

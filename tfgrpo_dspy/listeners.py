@@ -20,14 +20,15 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from tfgrpo_dspy import results as records
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.experience import Add, Advice, Applied, ExperienceLibrary, Modify, Operation
-from tfgrpo_dspy.gate.protocol import Decision
+from tfgrpo_dspy.gate.bayesian import Decision
 from tfgrpo_dspy.reflection.lessons import TOO_MANY, Lesson
 from tfgrpo_dspy.reflection.modules import FILTERED, Answer, clip
-from tfgrpo_dspy.results import REFLECTIONS, RunResults, records
+from tfgrpo_dspy.results import REFLECTIONS, RunResults
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text
 from tfgrpo_dspy.sampling.examples import Additions, Example, SampledGroup
 from tfgrpo_dspy.settings import RunSettings

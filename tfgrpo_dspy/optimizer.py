@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any
 
 from tfgrpo_dspy.dspy_seam import Teleprompter
-from tfgrpo_dspy.gate.protocol import NoGate
+from tfgrpo_dspy.gate.bayesian import NoGate
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.sampling.examples import read_traces

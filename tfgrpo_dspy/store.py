@@ -27,10 +27,9 @@ from pydantic import Field, PlainSerializer, TypeAdapter
 from tfgrpo_dspy.budget import Amount, Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError, described, sentence, text_of
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.gate.protocol import Gate
+from tfgrpo_dspy.gate.bayesian import Gate
 from tfgrpo_dspy.reflection.lessons import task_text
-from tfgrpo_dspy.results import NOT_FINISHED, RunResults
-from tfgrpo_dspy.results.records import Row, UpdateRecord
+from tfgrpo_dspy.results import NOT_FINISHED, Row, RunResults, UpdateRecord
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.examples import Additions, Demo, as_fields
 from tfgrpo_dspy.settings import RunSettings

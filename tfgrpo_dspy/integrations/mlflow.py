@@ -29,8 +29,7 @@ from tfgrpo_dspy.experience import ALL, HEADER, ExperienceLibrary, with_instruct
 from tfgrpo_dspy.listeners import as_columns
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.results import RunResults
-from tfgrpo_dspy.results.records import Row
+from tfgrpo_dspy.results import Row, RunResults
 from tfgrpo_dspy.settings import Reflection, RunSettings
 from tfgrpo_dspy.text import known_secrets, redacted
 

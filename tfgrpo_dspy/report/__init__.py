@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from tfgrpo_dspy import results as page
 from tfgrpo_dspy.errors import SettingsError, StoreError, described, faults_in
 from tfgrpo_dspy.files import write_text
-from tfgrpo_dspy.results import RunResults, records
+from tfgrpo_dspy.results import RunResults
+from tfgrpo_dspy.rollout import NO_SCORES
 from tfgrpo_dspy.store import saved_runs
 from tfgrpo_dspy.text import counted, printable
 
@@ -83,8 +84,8 @@ def _template() -> Template:
         lstrip_blocks=True,
         finalize=_plain,
     )
-    environment.globals |= {"page": page, "counted": counted, "bounds_text": records.bounds_text}
-    environment.globals["in_words"] = records.CHANGES_IN_WORDS
+    environment.globals |= {"page": page, "counted": counted, "bounds_text": page.bounds_text}
+    environment.globals["in_words"] = page.CHANGES_IN_WORDS
     return environment.get_template("report.html.jinja")
 
 
@@ -103,8 +104,8 @@ def _computed(run: RunResults) -> dict[str, Any]:
     lives = list(_lives(run))
     intervals = [(0.0, 0.0), *(life["effect"].bounds for life in lives if life["effect"])]
     every = [score for update in run.updates for score in update.scores]
-    scale = (min(every), max(every)) if every else records.UNBOUNDED
-    means = [records.ScoreSummary.of(update.scores, scale) for update in run.updates]
+    scale = NO_SCORES.including(every)
+    means = [page.ScoreSummary.of(update.scores, scale) for update in run.updates]
     sets = {"validation": (run.student, run.best)}
     sets |= {"test": (run.test.student, run.test.best)} if run.test else {}
     return {
@@ -148,7 +149,7 @@ def _lives(run: RunResults) -> Iterator[dict[str, Any]]:
 
 
 def _steps(
-    updates: Sequence[records.UpdateRecord], means: Sequence[records.ScoreSummary | None]
+    updates: Sequence[page.UpdateRecord], means: Sequence[page.ScoreSummary | None]
 ) -> Iterator[tuple[Any, ...]]:
     """Each update in which something happened: mean score, changes (with old texts), refusals."""
     texts: dict[str, str] = {}

@@ -13,12 +13,10 @@ from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, described
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience import Applied
 from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
-from tfgrpo_dspy.run.briefing import Briefer
-from tfgrpo_dspy.run.final_choice import FinalChoice
+from tfgrpo_dspy.run.deciding import FinalChoice, History
 from tfgrpo_dspy.run.groups import Groups
-from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.reflecting import Reflector
-from tfgrpo_dspy.run.updates import Batch, Extracted, rollouts_of
+from tfgrpo_dspy.run.planning import Batch, Extracted, rollouts_of
+from tfgrpo_dspy.run.reflecting import Briefer, Reflector
 from tfgrpo_dspy.settings import RunInputs
 from tfgrpo_dspy.store import Journal
 from tfgrpo_dspy.strategies.base import UpdateContext

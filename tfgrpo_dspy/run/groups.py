@@ -24,12 +24,11 @@ from tfgrpo_dspy.calls import NO_MORE, Calls, Rollouts, Sample
 from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import GateError, NotReplayedError, StrategyError, UnpaidError
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation
-from tfgrpo_dspy.gate.protocol import Decision, GroupPlan
+from tfgrpo_dspy.gate.bayesian import Decision, GroupPlan
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import NO_SCORES, Failure, FailureKind, Group, Rollout, rollout_id_for
-from tfgrpo_dspy.run.planning import FIRST_ROLLOUTS, N_FIRST, why_unreadable, why_unscored
-from tfgrpo_dspy.run.updates import Batch
+from tfgrpo_dspy.run.planning import FIRST_ROLLOUTS, N_FIRST, Batch, why_unreadable, why_unscored
 from tfgrpo_dspy.sampling.examples import Additions, DemoPool, SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import Start
 from tfgrpo_dspy.settings import MIN_GROUP_SIZE, RunInputs

@@ -23,8 +23,7 @@ from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.errors import SELF, SettingsError, checked, such_that
 from tfgrpo_dspy.events import Approve, Listener
 from tfgrpo_dspy.experience import Limits
-from tfgrpo_dspy.gate.bayesian import BayesianGate
-from tfgrpo_dspy.gate.protocol import Gate, NoGate
+from tfgrpo_dspy.gate.bayesian import BayesianGate, Gate, NoGate
 from tfgrpo_dspy.reflection import modules
 from tfgrpo_dspy.reflection.lessons import LESSONS_PER_EXAMPLE
 from tfgrpo_dspy.rollout import adapt_metric

@@ -21,8 +21,8 @@ from tfgrpo_dspy.budget import price_of, token_price
 from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE
 from tfgrpo_dspy.errors import SettingsError, caution
 from tfgrpo_dspy.experience import ExperienceLibrary, bare_instructions
-from tfgrpo_dspy.gate.protocol import NoGate
-from tfgrpo_dspy.gate.race import FIRST_ROUND
+from tfgrpo_dspy.gate.bayesian import NoGate
+from tfgrpo_dspy.gate.model import FIRST_ROUND
 from tfgrpo_dspy.reflection.modules import estimate_tokens
 from tfgrpo_dspy.rollout import Rollout, adapt_metric, held_lms
 from tfgrpo_dspy.sampling.examples import Example, as_fields, has_none
