@@ -23,16 +23,12 @@ _STRAY = re.compile(rf"(?<!{_NEXT})[\u200c\u200d]|[\u200c\u200d](?!{_NEXT})")
 """Joiners that are not between letters of Persian, Hindi and others, or of two emoji."""
 
 
-@functools.cache
-def _is_seen(char: str) -> bool:
-    is_letter = char.isprintable() or char in "\n\t\u200c\u200d"
-    return is_letter or unicodedata.category(char) == "Zs"  # such as the wide blank of Chinese
-
-
 def _seen(text: str, instead: Callable[[str], str]) -> str:
     """The text with this in place of each letter that is not seen."""
     text = _STRAY.sub(lambda match: instead(match[0]), text)
-    return "".join(char if _is_seen(char) else instead(char) for char in text)
+    hidden = {char for char in {*text} - {*"\n\t\u200c\u200d"} if not char.isprintable()}
+    others = (char for char in hidden if unicodedata.category(char) != "Zs")  # a wide blank is one
+    return text.translate({ord(char): instead(char) for char in others})
 
 
 def cleaned_text(text: str) -> str:
@@ -58,7 +54,6 @@ def without_markers(text: str, tags: Iterable[str] = ()) -> str:
 WORD = re.compile(
     r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]{1,40}"
 )
-_DROPPED = re.compile(r"[^\w<>=+|~$]")  # all but the commonest of what is kept
 # A normalized text keeps letters, marks (in many scripts the vowels), digits, `<`, `$`, `_`.
 _MEANING = ("L", "M", "N", "Sm", "Sc", "Pc")
 NEAR_DUPLICATE = 0.8  # of the words of a text stand in one that counts as the same
@@ -105,13 +100,8 @@ def aligned(rows: Sequence[Sequence[str]], numbers: Container[int] = ()) -> list
 def normalized(text: str) -> str:
     """The text without case, punctuation and spacing; the signs of mathematics and money stay."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = _DROPPED.sub(lambda match: match[0] if _has_meaning(match[0]) else " ", folded)
-    return " ".join(kept.split()) or text.strip()
-
-
-@functools.cache
-def _has_meaning(char: str) -> bool:
-    return unicodedata.category(char).startswith(_MEANING)
+    dropped = (c for c in {*folded} if not unicodedata.category(c).startswith(_MEANING))
+    return " ".join(folded.translate(dict.fromkeys(map(ord, dropped), " ")).split()) or text.strip()
 
 
 def n_words(text: str) -> int:
@@ -182,13 +172,6 @@ def alike(groups: frozenset[str], other: frozenset[str]) -> float:
     """The share that both have of what either has; 1.0 where neither has anything."""
     either = groups | other
     return len(groups & other) / len(either) if either else 1.0
-
-
-def n_single_letters(parts: Sequence[str]) -> int:
-    """The number of words that are single characters of a script without spaces."""
-    if "".join(parts).isascii():  # as most long documents are
-        return 0
-    return sum(len(word) == 1 and word >= "\u0e00" for word in parts)
 
 
 def _signs(text: str) -> list[str]:

@@ -37,14 +37,7 @@ from tfgrpo_dspy.experience import (
     operation_from,
     supported,
 )
-from tfgrpo_dspy.text import (
-    cleaned_text,
-    letter_groups,
-    n_single_letters,
-    n_words,
-    says_same,
-    words_of,
-)
+from tfgrpo_dspy.text import cleaned_text, letter_groups, n_words, says_same, words_of
 from tfgrpo_dspy.user_code import named_predictors, schema_of
 
 LONGEST_ANSWER, LONGEST_REPAIR = 20_000, 5_000
@@ -455,7 +448,9 @@ class Guard:
 
 def _scale(parts: Sequence[str]) -> int:
     """2 where most words are single characters of a script without spaces, else 1."""
-    return 2 if n_single_letters(parts) > len(parts) / 2 else 1
+    if "".join(parts).isascii():  # as most long documents are
+        return 1
+    return 2 if sum(len(word) == 1 and word >= "\u0e00" for word in parts) > len(parts) / 2 else 1
 
 
 def _runs(parts: tuple[str, ...], scale: int) -> Iterator[tuple[str, ...]]:

@@ -40,7 +40,7 @@ from tfgrpo_dspy.text import shortened
 from tfgrpo_dspy.user_code import copy_program, in_loop, named_predictors, settled, without_partials
 
 REPLAY = "tfgrpo_replay"
-"""Under this name DSPy's settings hold the `_Replay` of the rollout that is being made."""
+"""Under this name DSPy's settings hold the `_Recorder` of the rollout that is being made."""
 MARK = "tfgrpo_replay_only"
 _CALL_ID = re.compile(r'"call_id": "[^"]*"')  # which providers give to calls of tools
 
@@ -59,7 +59,7 @@ def replay_only(tool: Any) -> Any:
 
     @functools.wraps(tool.__call__ if is_object else tool)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        replay: _Replay | None = dspy.settings.get(REPLAY)
+        replay: _Recorder | None = dspy.settings.get(REPLAY)
         if replay is not None:
             why = "is replay_only, and is called by another way than its tool"
             raise replay.fail(f"tool {guarded.__name__!r} {why}", FailureKind.STOPPED)
@@ -87,21 +87,84 @@ class ReplayEndedError(CallSparedError):
     """Ends a rollout, whatever the program catches."""
 
 
-class _Replay:
-    """Feeds the record back to one run of the program; `failure` says why that ended, if it did."""
+class _Trace(list[Any]):
+    """DSPy's trace, which tells `note` of each call, and whether the program made it itself."""
 
-    def __init__(self, start: Start, name_of: Callable[[Any, str], str]) -> None:
-        self._name_of = name_of
-        self._every, self._left = start.source.steps, [*start.source.steps[: start.n_steps]]
+    def __init__(self, note: Callable[[Any, bool], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def append(self, call: Any) -> None:
+        self._note(call, True)
+        super().append(call)
+
+    def extend(self, calls: Any) -> None:  # what Refine has traced elsewhere
+        for call in calls:
+            self._note(call, False)
+        super().extend(calls)
+
+
+class _Dispatcher:
+    """Stands in a tool for its function: async ones run in the loop, a replay has some results."""
+
+    def __init__(self, function: Any) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.n_users = 0
+
+    def __call__(self, *args: Any, **arguments: Any) -> Any:
+        replay: _Recorder | None = dspy.settings.get(REPLAY)
+        if replay is not None and hasattr(without_partials(self.function), MARK):
+            return replay.result(arguments)
+        result = self.function(*args, **arguments)
+        return in_loop(result) if inspect.iscoroutine(result) else result
+
+
+class _Recorder(CallWatcher):
+    """Notes the steps of a rollout as DSPy tells of them; of a replay, it verifies each call.
+
+    `failure` says why a replay ended, if it did. Calls of tools and LMs that have begun, and not
+    ended, are in `begun`. The tools that the rollout calls, wherever it takes them from, hold a
+    dispatcher until it is closed.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        begun: dict[str, str],
+        start: Start | None,  # of a replay
+        name_of: Callable[[Any, str], str],
+    ) -> None:
+        super().__init__(meter)
+        self.steps, self.trace = list[Step](), _Trace(self._note_step)
         self.failure: Failure | None = None
-        self._tools: dict[str, tuple[str, Step | None]] = {}  # name and record, by the call's id
+        self._surprisals, self._n_seen = meter.surprisals, 0
+        self._begun, self._name_of = begun, name_of
+        self._every = start.source.steps if start else ()
+        self._left = [*self._every[: start.n_steps]] if start else []
+        self._tools: dict[str, tuple[int, Step | None]] = {}  # place and record, by the call's id
+        self._changed: list[dspy.Tool] = []  # tools that hold a dispatcher
+
+    def _note_step(self, call: Any, is_own: bool) -> None:
+        predictor, inputs, outputs = call
+        name = self._name_of(predictor, type(predictor).__name__)
+        entropy = mean_of(self._surprisals[self._n_seen :]) if is_own else None
+        step = Step("predictor", name, as_fields(inputs), as_fields(outputs), entropy=entropy)
+        self.steps.append(step)
+        self._n_seen = len(self._surprisals)
 
     def fail(self, why: str, kind: FailureKind = FailureKind.REPLAY) -> ReplayEndedError:
         """The error that ends the rollout, whose failure this is, unless it has one."""
         self.failure = self.failure or Failure(kind, why)
         return ReplayEndedError(self.failure.message)
 
-    def _next(self, kind: str, name: str, inputs: Mapping[str, str]) -> Step | None:
+    def finish(self) -> Failure | None:
+        """The reason that a replay has failed; it must have made all calls of the record."""
+        if self._left:
+            self.fail(f"the program ends {len(self._left)} steps before its record")
+        return self.failure
+
+    def _recorded(self, kind: str, name: str, inputs: Mapping[str, str]) -> Step | None:
         """The record of a call that is made now, once it is verified; None: it is fresh.
 
         Raises ReplayEndedError: the record has another call, or the rollout has ended.
@@ -123,7 +186,7 @@ class _Replay:
         """The recorded outputs of the predictor that is called now; None: the call is fresh."""
         module = dspy_seam.caller()
         name = self._name_of(module, type(module).__name__)
-        if (step := self._next("predictor", name, as_fields(inputs))) is None:
+        if (step := self._recorded("predictor", name, as_fields(inputs))) is None:
             return None
         fields = signature.output_fields.items()
         try:
@@ -131,19 +194,10 @@ class _Replay:
         except (KeyError, ValueError) as error:
             raise self.fail(f"the outputs of {name!r} cannot be read back ({error})") from error
 
-    def lm_called(self) -> None:
-        """End the rollout before it pays for a call that it was to be spared."""
-        if self._left:
-            how = "that is no call of a predictor through the adapter of the run"
-            raise self.fail(f"the program calls an LM again: {how}")
-
-    def tool_called(self, call_id: str, name: str, inputs: Mapping[str, str]) -> None:
-        """Note which tool is called."""
-        self._tools[call_id] = name, self._next("tool", name, inputs)
-
     def result(self, arguments: Mapping[str, Any]) -> Any:
         """The recorded result of the `replay_only` tool that is called now, for these arguments."""
-        name, step = self._tools.get(dspy_seam.ACTIVE_CALL_ID.get() or "", ("", None))
+        place, step = self._tools.get(dspy_seam.ACTIVE_CALL_ID.get() or "", (None, None))
+        name = "" if place is None else self.steps[place].name
         call = ("tool", name, as_fields(arguments))
         step = step or next((s for s in self._every if (s.kind, s.name, s.inputs) == call), None)
         if step is None:
@@ -154,81 +208,11 @@ class _Replay:
         text = step.outputs.get("result", "")
         return _value(text) if step.form == "json" else text
 
-    def tool_ended(self, call_id: str, now: Step) -> None:
-        """Compare what a tool gave with what it had given."""
-        _, before = self._tools[call_id]
-        if before is not None and (now.outputs, now.error) != (before.outputs, before.error):
-            self.fail(f"tool {now.name!r} gives another result for the same arguments")
-
-    def finish(self) -> None:
-        """Verify that the program made all calls of the record."""
-        if self._left:
-            self.fail(f"the program ends {len(self._left)} steps before its record")
-
-
-class _Trace(list[Any]):
-    """DSPy's trace, and as `steps` what it tells and the calls of tools, as they were then."""
-
-    def __init__(self, meter: Meter, name_of: Callable[[Any, str], str]) -> None:
-        super().__init__()
-        self.steps: list[Step] = []
-        self._surprisals, self._n_seen, self._name_of = meter.surprisals, 0, name_of
-
-    def _note(self, call: Any, entropy: float | None) -> None:
-        predictor, inputs, outputs = call
-        name = self._name_of(predictor, type(predictor).__name__)
-        step = Step("predictor", name, as_fields(inputs), as_fields(outputs), entropy=entropy)
-        self.steps.append(step)
-        self._n_seen = len(self._surprisals)
-
-    def append(self, call: Any) -> None:
-        self._note(call, mean_of(self._surprisals[self._n_seen :]))
-        super().append(call)
-
-    def extend(self, calls: Any) -> None:  # what Refine has traced elsewhere
-        for call in calls:
-            self._note(call, None)
-        super().extend(calls)
-
-
-class _Dispatcher:
-    """Stands in a tool for its function: async ones run in the loop, a replay has some results."""
-
-    def __init__(self, function: Any) -> None:
-        functools.update_wrapper(self, function)
-        self.function = function
-        self.n_users = 0
-
-    def __call__(self, *args: Any, **arguments: Any) -> Any:
-        replay: _Replay | None = dspy.settings.get(REPLAY)
-        if replay is not None and hasattr(without_partials(self.function), MARK):
-            return replay.result(arguments)
-        result = self.function(*args, **arguments)
-        return in_loop(result) if inspect.iscoroutine(result) else result
-
-
-class _Recorder(CallWatcher):
-    """Adds the tool calls of one rollout to the steps of its trace.
-
-    Calls of tools and LMs that have begun, and not ended, are in `begun`. The tools that the
-    rollout calls, wherever it takes them from, hold a dispatcher until it is closed.
-    """
-
-    def __init__(
-        self, meter: Meter, trace: _Trace, begun: dict[str, str], replay: _Replay | None
-    ) -> None:
-        super().__init__(meter)
-        self._steps, self._begun, self._replay = trace.steps, begun, replay
-        self._places: dict[str, int] = {}  # among the steps, by the call's id
-        self._changed: list[dspy.Tool] = []  # tools that hold a dispatcher
-
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         name, arguments = str(instance.name), as_fields(inputs.get("kwargs", inputs))
-        if self._replay is not None:
-            self._replay.tool_called(call_id, name, arguments)
+        self._tools[call_id] = len(self.steps), self._recorded("tool", name, arguments)
         self._begun[call_id] = f"tool {name!r}"
-        self._places[call_id] = len(self._steps)
-        self._steps.append(Step("tool", name, arguments, {}))
+        self.steps.append(Step("tool", name, arguments, {}))
         with dspy.settings.lock:
             if not isinstance(instance.func, _Dispatcher):
                 vars(instance)["func"] = _Dispatcher(instance.func)
@@ -237,7 +221,8 @@ class _Recorder(CallWatcher):
 
     def on_tool_end(self, call_id: str, outputs: Any, exception: Any = None) -> None:
         self._begun.pop(call_id, None)
-        step = self._steps[self._places[call_id]]
+        place, before = self._tools[call_id]
+        step = self.steps[place]
         if exception is not None:
             step = replace(step, error=f"{type(exception).__name__}: {exception}")
         else:
@@ -247,13 +232,14 @@ class _Recorder(CallWatcher):
                 if form == "other" and _value(text) == outputs and as_text(_value(text)) == text:
                     form = "json"
             step = replace(step, outputs={"result": text}, form=form)
-        self._steps[self._places[call_id]] = step
-        if self._replay is not None:
-            self._replay.tool_ended(call_id, step)
+        self.steps[place] = step
+        if before is not None and (step.outputs, step.error) != (before.outputs, before.error):
+            self.fail(f"tool {step.name!r} gives another result for the same arguments")
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        if self._replay is not None:
-            self._replay.lm_called()
+        if self._left:  # before it pays for a call that it was to be spared
+            how = "that is no call of a predictor through the adapter of the run"
+            raise self.fail(f"the program calls an LM again: {how}")
         self._begun[call_id] = f"a call of {getattr(instance, 'model', 'an LM')}"
         super().on_lm_start(call_id, instance, inputs)
 
@@ -335,7 +321,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
     run = _Run(task)
     with closing(run.recorder), run.context():
         prediction, failure = run.execute()
-        trace, steps = list(run.trace), list(run.trace.steps)
+        trace, steps = list(run.recorder.trace), run.recorder.steps
     meter, start = run.meter, task.start
     meter.check()
     if start is not None:
@@ -365,12 +351,11 @@ class _Run:
     """The copies of program and LMs that one rollout works on, and what they record."""
 
     def __init__(self, task: RolloutTask) -> None:
-        self.task, self.replay = task, None
-        if task.start is not None and not task.start.answers_now:
-            self.replay = _Replay(task.start, self.name_of)
+        self.task = task
+        start = task.start if task.start and not task.start.answers_now else None
         self.meter = Meter(task.ledger, task.prices, task.is_training, task.advice)
-        self.trace = _Trace(self.meter, self.name_of)
-        self.recorder = _Recorder(self.meter, self.trace, task.calls, self.replay)
+        self.recorder = _Recorder(self.meter, task.calls, start, self.name_of)
+        self.replay = self.recorder if start else None
         self.program = copy_program(task.program, self._lm_for_sample)
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         for name, module in self.program.named_sub_modules():
@@ -407,7 +392,7 @@ class _Run:
             **{REPLAY: self.replay},
             lm=self._lm_for_sample(dspy.settings.lm),
             adapter=adapter,
-            **dspy_seam.recording(self.trace),  # the meter reads each call's entry
+            **dspy_seam.recording(self.recorder.trace),  # the meter reads each call's entry
             **dspy_seam.watching(self.recorder),
         )
 
@@ -431,10 +416,8 @@ class _Run:
         except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
             self.task.ledger.raised.append(error)
             failure = _failure_of(error)
-        if self.replay is not None:
-            self.replay.finish()
-            failure = self.replay.failure or failure
-            prediction = None if self.replay.failure else prediction
+        if self.recorder.finish() is not None:
+            prediction, failure = None, self.recorder.failure
         if failure is not None and failure.kind is FailureKind.PARSE and self.meter.last_call:
             call = self.meter.last_call[1]
             cause = "The answer was cut off at max_tokens. " if call.is_cut else ""
