@@ -452,7 +452,13 @@ class ExperienceLibrary:
             before = predictor.signature.instructions
             instructions = replace_block(before, block if visible else "")
             if name in briefs:
-                instructions = with_brief(instructions, briefs[name])
+                kept = escaped(briefs[name], kept="\n\t")
+                written = f"<{BRIEF}>\n{kept}\n</{BRIEF}>"
+                text, block, after = split_instructions(instructions)
+                whole = f"{written}\n\n" if block else written
+                if old := BRIEF_BLOCK.search(text):
+                    whole = text[: old.start()] + written + text[old.end() :]
+                instructions = whole + block + after
             if instructions != before:
                 predictor.signature = with_instructions(predictor.signature, instructions)
         return baked
@@ -560,18 +566,29 @@ def library_of(instructions: Mapping[str, str]) -> ExperienceLibrary:
     briefs: dict[str, str] = {}
     next_number = 1
     for name, text in instructions.items():
-        before, block, after = split_instructions(text)
-        brief = BRIEF_BLOCK.search(before if block else before + after)
+        before, block, _ = split_instructions(text)
+        brief = BRIEF_BLOCK.search(before)
         briefs[name] = unescaped(brief[1]) if brief else ""
-        lines, free = lines_of(block, name) if block else ([], 1)
-        next_number = max(next_number, free)
-        for id_, star, advice in lines:
+        if not block:
+            continue
+        *lines, last = block.split("\n")[2:-1] or [""]
+        where = f"The experiences baked into predictor {name!r}"
+        if (match := _LAST_LINE.fullmatch(last.rstrip())) is None:
+            way = f"restore the line '(next id: E<number>)', or remove all from {BEGIN} to {END}."
+            raise LibraryFormatError(f"{where} end with {last!r:.200}; {way}")
+        next_number = max(next_number, int(match[1]))
+        for line in lines:
+            if (parts := _LINE.fullmatch(line)) is None or not parts[3].strip():
+                form = (
+                    "a line is '[E<number>] text' (a star behind the number: for all), not empty."
+                )
+                raise LibraryFormatError(f"{where} hold the line {line!r:.200}: {form}")
             try:
-                experience = Experience(id_, advice, ALL if star else name)
+                experience = Experience(parts[1], unescaped(parts[3]), ALL if parts[2] else name)
             except LibraryError as error:
                 raise LibraryFormatError(f"predictor {name!r}: {error}") from error
             next_number = max(next_number, experience.number + 1)
-            first = by_id.setdefault(id_, experience)
+            first = by_id.setdefault(experience.id, experience)
             if first != experience:
                 fault = f"Two lines disagree on an id: {first} and {experience}"
                 raise LibraryFormatError(f"{fault}; give both one text, or one another id.")
@@ -633,38 +650,10 @@ def replace_block(instructions: str, new: str = "") -> str:
     return f"{before}\n\n{new}" if before and new else before + new
 
 
-def lines_of(block: str, predictor: str) -> tuple[list[tuple[str, str, str]], int]:
-    """Id, star and text of each line of a block, and the next free id. Or LibraryFormatError."""
-    *lines, last = block.split("\n")[2:-1] or [""]
-    where = f"The experiences baked into predictor {predictor!r}"
-    if (match := _LAST_LINE.fullmatch(last.rstrip())) is None:
-        way = f"restore the line '(next id: E<number>)', or remove all from {BEGIN} to {END}."
-        raise LibraryFormatError(f"{where} end with {last!r:.200}; {way}")
-    parsed = []
-    for line in lines:
-        if (parts := _LINE.fullmatch(line)) is None or not parts[3].strip():
-            form = "a line is '[E<number>] text' (a star behind the number: for all), not empty."
-            raise LibraryFormatError(f"{where} hold the line {line!r:.200}: {form}")
-        parsed.append((parts[1], parts[2], unescaped(parts[3])))
-    return parsed, int(match[1])
-
-
-def with_brief(instructions: str, text: str) -> str:
-    """The instructions with a brief in place of their brief, or of all that is before the block."""
-    kept = escaped(text, kept="\n\t")
-    written = f"<{BRIEF}>\n{kept}\n</{BRIEF}>"
-    before, block, after = split_instructions(instructions)
-    if BRIEF_BLOCK.search(before):
-        written = BRIEF_BLOCK.sub(lambda _: written, before, count=1)
-    elif block:
-        written += "\n\n"
-    return written + block + after
-
-
 def plain_instructions(instructions: str) -> str:
     """The instructions without our delimiters. Raises LibraryFormatError."""
     before, block, after = split_instructions(_without_tags(instructions))
-    advice = [text for _, _, text in lines_of(block, "self")[0]] if block else []
+    advice = [each.text for each in library_of({"self": block})]
     before = before.removesuffix("\n\n") if block else before
     return "\n".join([before, *advice] if before else advice) + after
 

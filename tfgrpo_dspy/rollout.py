@@ -101,13 +101,6 @@ class Failure:
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", FailureKind(self.kind))
 
-    @property
-    def counts_against_advice(self) -> bool:
-        """True if advice may be to blame: then the gate counts it as the lowest score."""
-        kinds = FailureKind
-        others = (kinds.PROVIDER, kinds.WORKER, kinds.STRATEGY, kinds.BUDGET)
-        return self.refuses_prompt or self.kind not in others
-
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -129,8 +122,7 @@ class Usage:
         return Usage(*(round(one + more, DECIMALS) for one, more in pairs))
 
     def __sub__(self, other: "Usage") -> "Usage":
-        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__slots__)
-        return Usage(*(round(one - less, DECIMALS) for one, less in pairs))
+        return self + Usage(*(-getattr(other, name) for name in self.__slots__))
 
     @property
     def n_answers(self) -> int:
@@ -241,8 +233,16 @@ class Rollout:
 
         In their words or as JSON; of a label that is a list of answers, one of them.
         """
-        labelled = [name for name in self.outputs if name in labels]
-        return bool(labelled) and all(_agree(self.outputs[name], labels[name]) for name in labelled)
+        pairs = [(value, labels[name]) for name, value in self.outputs.items() if name in labels]
+        for value, label in pairs:
+            accepted = [label]
+            with suppress(ValueError, RecursionError):
+                read = json.loads(label)
+                accepted += map(str, read) if isinstance(read, list) else []
+                accepted += [value] if read == json.loads(value) else []
+            if value.casefold().split() not in [each.casefold().split() for each in accepted]:
+                return False
+        return bool(pairs)
 
     @property
     def answer(self) -> str:
@@ -252,16 +252,6 @@ class Rollout:
 
 
 ROLLOUTS = TypeAdapter(Rollout)
-
-
-def _agree(value: str, label: str) -> bool:
-    accepted = [label]
-    with suppress(ValueError, RecursionError):
-        read = json.loads(label)
-        accepted += map(str, read) if isinstance(read, list) else []
-        if read == json.loads(value):
-            return True
-    return any(each.casefold().split() == value.casefold().split() for each in accepted)
 
 
 def rollout_id_for(seed: int, epoch: int, example: int, index: int, purpose: str) -> int:
@@ -387,11 +377,12 @@ def floored(
     rollout that was made elsewhere stands.
     """
     floor = score_range.including(rollout.score for rollout in rollouts).failure_score
+    kinds = {kind for kind in FailureKind if kind.is_programs_own}
+    if for_advice:
+        kinds = {*FailureKind} - {"provider", "worker", "strategy", "budget"}
     scores = []
     for score, failure in ((rollout.score, rollout.failure) for rollout in rollouts):
-        is_low = failure is not None and (
-            failure.counts_against_advice if for_advice else failure.kind.is_programs_own
-        )
+        is_low = failure and (failure.kind in kinds or (for_advice and failure.refuses_prompt))
         scores.append(floor if score is None and is_low else score)
     return scores
 

@@ -83,7 +83,7 @@ def copy_program(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm
     """
     modules = _modules_of(program)
     held_things = _held_by(modules)
-    shared: dict[int, Any] = {id(loop): loop for loop in loops_here()}
+    shared: dict[int, Any] = {id(loop): loop for loop in (LOOP.get(), running_loop()) if loop}
     for held in held_things:
         if is_lm(held):
             shared[id(held)] = lm_for(held)
@@ -227,11 +227,6 @@ def held_by(value: Any) -> Iterator[Any]:
         yield from (each for _, each in named_by(function))
 
 
-def loops_here() -> list[asyncio.AbstractEventLoop]:
-    """The event loops of who awaits the run, and of this thread: a copy would be half a loop."""
-    return [loop for loop in (LOOP.get(), running_loop()) if loop is not None]
-
-
 def running_loop() -> asyncio.AbstractEventLoop | None:
     """The event loop that runs in this thread, which `compile` blocks; None: there is none."""
     return asyncio._get_running_loop()  # noqa: SLF001 - the public function raises if there is none
@@ -276,7 +271,14 @@ async def in_loop(awaitable: Awaitable[Result]) -> Result:
         loop = LOOP.get() or _common_loop(os.getpid())
     if loop is asyncio.get_running_loop():
         return await awaitable
-    done = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_guarded(awaitable), loop))
+
+    async def guarded() -> Result:
+        try:
+            return await awaitable
+        except SystemExit as error:  # it would end the loop
+            raise UserCodeError(described(error)) from error
+
+    done = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(guarded(), loop))
     try:
         while not done.done():
             await asyncio.wait({done}, timeout=POLL_S)
@@ -288,13 +290,6 @@ async def in_loop(awaitable: Awaitable[Result]) -> Result:
         return done.result()
     finally:
         done.cancel()
-
-
-async def _guarded(awaitable: Awaitable[Result]) -> Result:
-    try:
-        return await awaitable
-    except SystemExit as error:  # it would end the loop
-        raise UserCodeError(described(error)) from error
 
 
 def settled(returned: Any) -> Any:
@@ -309,7 +304,25 @@ def awaited(
 
     @functools.wraps(method)
     async def run(self: Owner, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        return await _in_thread(functools.partial(getattr(self, name), *args, **kwargs))
+        is_cancelled, context = threading.Event(), copy_context()
+        context.run(CANCELLED.set, is_cancelled)
+        context.run(LOOP.set, asyncio.get_running_loop())
+        executor = futures.ThreadPoolExecutor(1, "tfgrpo")
+        work: Callable[[], Result] = functools.partial(getattr(self, name), *args, **kwargs)
+        ended, cancelled = asyncio.wrap_future(executor.submit(context.run, work)), None
+        executor.shutdown(wait=False)
+        while not ended.done():
+            try:
+                await asyncio.wait({ended}, timeout=LOOK_S)
+            except asyncio.CancelledError as error:
+                is_cancelled.set()
+                cancelled = error
+        if cancelled is None:
+            return ended.result()
+        interrupt = ended.exception()
+        program: Any = getattr(interrupt, "program", None) if interrupt else ended.result()
+        vars(cancelled)["program"] = program
+        raise cancelled from interrupt
 
     name = method.__name__
     run.__name__, run.__qualname__ = f"a{name}", method.__qualname__.replace(name, f"a{name}")
@@ -324,33 +337,6 @@ def awaited(
             SettingsError, StoreError, RunFailedError, ...: as `{name}`.
         """
     return run
-
-
-async def _in_thread(work: Callable[[], Result]) -> Result:
-    """The result of the work, done in a thread of its own; its async code runs in this loop.
-
-    Raises CancelledError: this was cancelled, and the work has ended; `program` is its result, or
-    that of its exception.
-    """
-    is_cancelled, context = threading.Event(), copy_context()
-    context.run(CANCELLED.set, is_cancelled)
-    context.run(LOOP.set, asyncio.get_running_loop())
-    executor = futures.ThreadPoolExecutor(1, "tfgrpo")
-    ended = asyncio.wrap_future(executor.submit(context.run, work))
-    executor.shutdown(wait=False)
-    cancelled: asyncio.CancelledError | None = None
-    while not ended.done():
-        try:
-            await asyncio.wait({ended}, timeout=LOOK_S)
-        except asyncio.CancelledError as error:
-            is_cancelled.set()
-            cancelled = error
-    if cancelled is None:
-        return ended.result()
-    interrupt = ended.exception()
-    program: Any = getattr(interrupt, "program", None) if interrupt else ended.result()
-    vars(cancelled)["program"] = program
-    raise cancelled from interrupt
 
 
 def check_cancelled() -> None:
@@ -503,7 +489,7 @@ class Identities:
         """The values that a function closes over, and names in the user's own modules, by name."""
         function = getattr(method, "__func__", method)
         named = named_by(function) if isinstance(function, FunctionType) else ()
-        return {name: value for name, value in named if name[:2] != "__" and _counts(value)}
+        return {name: value for name, value in named if name[:2] != "__" and _is_data(value)}
 
     def _lm(self, lm: Any) -> Any:
         """An LM: class, model, sampling parameters, engine; not where it is reached, no key."""
@@ -525,7 +511,7 @@ class Identities:
         return self._named(code) and None if text is None else text
 
 
-def _counts(value: Any) -> bool:
+def _is_data(value: Any) -> bool:
     """True for a value that counts where code names it: no module, no code of a library."""
     is_code = isinstance(value, FunctionType | BuiltinFunctionType | type)
     if is_code and not _is_signature(value):
