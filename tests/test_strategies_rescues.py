@@ -8,8 +8,8 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import Run, is_polite, learned, library_texts, section, untimed
-from scripted import EXTRACT, Rule, chat, lessons, scripted_lm
+from runs import Run, is_polite, learned, section, untimed
+from scripted import EXTRACT, Rule, chat, scripted_lm
 from small import group_of
 
 from tfgrpo_dspy import SettingsError, TrainingFreeGRPO
@@ -112,27 +112,6 @@ def test_no_demo_shows_what_a_teacher_or_a_hinted_rollout_wrote() -> None:
         assert any(aided(run)), "some rollouts were aided"
         assert not [p for p in run.prompts("`reasoning`") if "says it" in p.user]
         assert not run.optimized.predictors()[0].demos
-
-
-LEAK, RULE = "The answer to question 0 is seven.", "Add the parts."
-
-
-def leaking(*labels: str) -> Run:
-    return Run(
-        FAIL * len(labels),
-        *hinting("Add both."),
-        (EXTRACT, lessons(LEAK, RULE)),
-        ("`operations`", chat(operations="nothing that can be read")),
-        strategies=AT_ONCE,
-        trainset=labelled(*labels),
-    )
-
-
-def test_a_lesson_of_a_hinted_group_that_gives_its_answer_away_never_reaches_the_library() -> None:
-    run = leaking("seven", "nine")
-    assert run.uses == ["contrast", "contrast"]
-    assert library_texts(run.optimized) == [RULE]
-    assert not [p for p in run.prompts("`operations`") if "is seven" in p.user]
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,10 @@ class RunReport:
     ) -> None:
         """`clean` takes secrets out of what is logged."""
         self._settings, self._ledger, self._clean = settings, ledger, clean
-        self._updates: list[records.UpdateRecord] = []
-        self.failures: Counter[str] = Counter()
+        self._updates = list[records.UpdateRecord]()
+        self.failures, self._replayed = Counter[str](), Counter[str]()
         self._usage = {role: Usage() for role in ROLES}
-        self._replayed: Counter[str] = Counter()
-        self._advice: Counter[bool | str | None] = Counter()  # whether it is shown, or NO_CALL
+        self._advice = Counter[bool | str | None]()  # whether it is shown, or NO_CALL
         self._listeners = [*filter(None, [settings.on_event]), *settings.trackers]
         self._about = "update 1"
         is_shown = settings.progress and sys.stderr is not None
@@ -95,8 +94,6 @@ class RunReport:
         self._open.callback(self._bar.close)
         self.tick()
 
-    # ------------------------------------------------------------------ the bar
-
     def tick(self, n: int = 0) -> None:
         """Move on by `n` rollouts, and refresh the bar, if it was not refreshed for a while."""
         taken, most = self._ledger.taken, self._settings.max_lm_calls
@@ -111,18 +108,16 @@ class RunReport:
         self._bar.refresh()
         self._open.close()
 
-    # ------------------------------------------------------------------ what happens
-
     def count(self, role: str, result: Any, is_replayed: bool) -> None:
         """Count what a rollout or an answer has cost, and what went wrong with it."""
         self._usage[role] += result.usage
         self._replayed[role] += is_replayed
         if isinstance(result, Answer):
-            self.count_failure("reflection error", result.error, bool(result.error))
-            message = f"an answer of the reflection LM could not be read: {result.unread!r}"
             is_filtered = result.unread == FILTERED
+            unread = f"an answer of the reflection LM could not be read: {result.unread!r}"
+            self.count_failure("reflection error", result.error, bool(result.error))
             self.count_failure("reflection filtered", FILTERED, is_filtered)
-            self.count_failure("reflection parse", message, result.parse_failures - is_filtered)
+            self.count_failure("reflection parse", unread, result.parse_failures - is_filtered)
             return
         self._usage["metric"] += result.metric_usage
         self._bar.set_description_str(PHASES[role], refresh=False)
@@ -158,7 +153,7 @@ class RunReport:
 
     def add_update(self, decided: UpdateDecided) -> None:
         """Keep, log and show the record of the update; tell all listeners of it."""
-        record, ledger = decided.record, self._ledger
+        record, taken = decided.record, self._ledger.taken
         self._updates.append(record)
         for text in record.refused_lessons:
             kind = "lesson too many" if text.endswith(TOO_MANY) else "lesson refused"
@@ -182,9 +177,8 @@ class RunReport:
             self.tell(ExperienceChanged(record.update, change))
         self.tell(decided)
         limits = {name: n for name, n in asdict(self._settings.budget).items() if n is not None}
-        n_calls, n_metric_calls, cost = ledger.taken
-        minutes = ledger.seconds / 60
-        self.tell(BudgetUsed(int(n_calls), int(n_metric_calls), cost, minutes, limits))
+        n_calls, n_scores = int(taken.n_lm_calls), int(taken.n_metric_calls)
+        self.tell(BudgetUsed(n_calls, n_scores, taken.cost, self._ledger.seconds / 60, limits))
 
     def tell(self, event: Event) -> None:
         """Call each listener with the event; what it raises is counted, and ends nothing."""
@@ -195,8 +189,6 @@ class RunReport:
                 name = "on_event" if listener is self._settings.on_event else "MLflow"
                 self.count_failure("listener", f"{name} raised {described(error)}")
 
-    # ------------------------------------------------------------------ what it comes to
-
     def results(self, is_student: bool, ended_because: str, **fields: Any) -> RunResults:
         """The results of the run; `fields`: those of them that the final choice knows."""
         ledger = self._ledger
@@ -206,13 +198,13 @@ class RunReport:
         taken, used = ledger.taken, sum(self._usage.values(), Usage())
         n_lost = max(0, int(taken.n_lm_calls) - used.n_lm_calls)
         lost = Usage(n_lost, cost_usd=max(0.0, taken.cost - used.cost_usd) if n_lost else 0.0)
-        noted = {"parameter left out": len(ledger.left_out)}
+        failures = +self.failures | +Counter({"parameter left out": len(ledger.left_out)})
         return RunResults(
             updates=tuple(self._updates),
             usage={**self._usage, "unfinished": lost},
-            metric_calls=int(ledger.taken.n_metric_calls),
+            metric_calls=int(taken.n_metric_calls),
             replayed=dict(sorted((+self._replayed).items())),
-            failures=dict(sorted((+self.failures | +Counter(noted)).items())),
+            failures=dict(sorted(failures.items())),
             ended_because=ledger.stopped_because if ledger.is_failure else ended_because,
             nothing_learned=why,
             wall_time_s=ledger.seconds,
@@ -237,7 +229,7 @@ class RunReport:
             u for u in updates if any(o.op != "KEEP" and not o.refused for o in u.operations)
         ]
         n_stood = sum(update.accepted for update in proposing)
-        changes = [change for update in updates for change in update.changes]
+        tried = {c.text for update in updates for c in update.changes if c.kind != "dropped"}
         few = "groups had fewer than two rollouts that count"
         if self._settings.data.is_recorded:
             few = "inputs have one trace, which has no feedback, and no score to learn from"
@@ -254,24 +246,21 @@ class RunReport:
             "answers were replayed from a cache": self._usage["rollout"].n_cached_calls,
             **{f"failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
             "updates were rejected by the gate": len(proposing) - n_stood,
-            in_vain: n_stood and len({c.text for c in changes if c.kind != "dropped"}),
+            in_vain: n_stood and len(tried),
             "updates brought no change that the library takes": 0 if proposing else len(updates),
         }
-        reasons = [_counted(n, what) for what, n in counts.items() if n]
+        reasons = []
+        for what, n in counts.items():
+            if n == 1:  # "updates were rejected" -> "1 update was rejected"
+                what = re.sub(r"^(\w+)s\b", r"\1", what)
+                what = what.replace(" were ", " was ", 1).replace(" have ", " has ", 1)
+            reasons += [f"{n} {what}"] * (n > 0)
         is_early = bool(self._ledger.stopped_because) or ended_because.startswith("max_")
         if is_early or not reasons:  # without a reason it ended before there was one
             is_one = sum(bool(update.groups) for update in updates) == 1
             after = " after one update; a larger budget has more" if is_one else ""
             reasons.insert(0, f"the run ended: {ended_because}{after}")
         return "; ".join(reasons)
-
-
-def _counted(n: int, what: str) -> str:
-    """`1, "updates were rejected" -> "1 update was rejected"`."""
-    if n == 1:
-        what = re.sub(r"^(\w+)s\b", r"\1", what)
-        what = what.replace(" were ", " was ", 1).replace(" have ", " has ", 1)
-    return f"{n} {what}"
 
 
 ASKED_TOKENS = 2_000  # of an input of the reflection LM
@@ -316,14 +305,12 @@ class Changes:
         old_of, changes = {each.id: each for each in before}, list[records.Change]()
         for new in after:
             old, effect = old_of.get(new.id), new.effect
+            line = (new.id, new.text, new.scope, "", effect)
             if old is None or old.advice != new.advice:
                 seen = self._comparisons.get(new.advice, ())
-                kind: records.ChangeKind = "born" if old is None else "changed"
-                changes.append(records.Change(kind, new.id, new.text, new.scope, "", effect, seen))
+                changes.append(records.Change("changed" if old else "born", *line, seen))
             if not new.is_on_trial and (old is None or old.is_on_trial) and effect:
-                changes.append(
-                    records.Change("settled", new.id, new.text, new.scope, effect=effect)
-                )
+                changes.append(records.Change("settled", *line))
         rivals = {rival.advice for rival in decision.rivals.values()}
         gone |= {each.id: each.advice for each in before}
         for id_, advice in gone.items():

@@ -12,7 +12,7 @@ import statistics
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from statistics import fmean
 from typing import Annotated, Any
@@ -321,8 +321,8 @@ class TieredHints(base.Strategy):
     """Tries a failing example with a concept, then a plan, then a concrete step, until it succeeds.
 
     The reflection LM writes the hints from the label and the feedback; a hint with the example's
-    label in it is not given, and a lesson with it is dropped, unless other examples have the same
-    label. No score with a hint counts for any experience. Source: Scaf-GRPO (arXiv 2510.19807).
+    label in it is not given. No score with a hint counts for any experience.
+    Source: Scaf-GRPO (arXiv 2510.19807).
 
     Args:
         after: how many of the latest groups of the example must have failed, at least 0.
@@ -352,19 +352,6 @@ class TieredHints(base.Strategy):
         )
         usable = (hint for hint in hints if hint not in tried and not gives_away(hint, labels))
         return [base.Attempt(hint=hint) for hint in usable][:1]
-
-    def propose(self, context: base.UpdateContext, ask: base.Ask) -> base.Proposed:
-        hinted = {e.group.example for e in context.groups if any(g.hint for g in e.additions)}
-        every = [context.examples[i].labels.items() for i in context.training if hinted]
-        n_having, kept = Counter(itertools.chain(*every)), []
-        for lesson in context.lessons:
-            sources = {evidence.example for evidence in lesson.evidence} & hinted
-            labels = [label for i in sources for label in context.examples[i].labels.items()]
-            telling = [{name: text} for name, text in labels if n_having[name, text] == 1]
-            if not any(gives_away(lesson.text, label) for label in telling):
-                tells = any(gives_away(lesson.reason, label) for label in telling)
-                kept.append(replace(lesson, reason="") if tells else lesson)
-        return base.Proposed(tuple(kept))
 
 
 def gives_away(text: str, labels: Mapping[str, Any]) -> bool:
@@ -603,9 +590,6 @@ class Auto(base.Strategy):
     def rescue(self, context: base.GroupContext, ask: base.Ask) -> Sequence[base.Attempt]:
         is_needed = context.shows_labels and needs_hints(context.past)
         return HINTS.rescue(context, ask) if is_needed else ()
-
-    def propose(self, context: base.UpdateContext, ask: base.Ask) -> base.Proposed:
-        return HINTS.propose(context, ask)
 
     def reward(self, scored: base.Scored) -> Sequence[float | None]:
         spreads = unlike_spreads(scored.first)
