@@ -411,7 +411,7 @@ def test_without_a_metric_a_judge_makes_the_pairs() -> None:
 def test_the_gain_of_information_values_every_rollout_that_the_calls_pay_for() -> None:
     taken = [taking(1, "ab", 1.0), taking(2, "ac", 0.0), taking(3, "ad", 0.0)]
     rollouts = [replace(each, usage=Usage(4)) for each in taken]
-    found = credit(InformationGain(samples=1), context(rollouts), play=Played(0.5))
+    found = credit(InformationGain(calls=2.0), context(rollouts), play=Played(0.5))
     assert set(found.values) == {1, 2, 3}
-    few = credit(InformationGain(samples=1, calls=0.2), context(rollouts), play=Played(0.5))
+    few = credit(InformationGain(calls=0.2), context(rollouts), play=Played(0.5))
     assert set(few.values) == {1}

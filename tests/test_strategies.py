@@ -343,10 +343,10 @@ def test_a_strategy_whose_method_would_have_to_be_awaited_is_refused() -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [
-    ("LearningFrontier", {"memory": 2}), ("DomainBandit", {"domain": None}),
+    ("LearningFrontier", {"most": 1}), ("DomainBandit", {"domain": None}),
     ("HardSampleWeights", {"domain": 5}), ("TeacherRollouts", {"teacher": predictor(), "share": 2}),
     ("BranchingRollouts", {"leaves": 0}), ("Induction", {"every": 0}),
-    ("GlobalConstraint", {"quantity": "help"}), ("ClippedDiversity", {"clip": 0.5}),
+    ("GlobalConstraint", {"quantity": "help"}), ("ClippedDiversity", {"temperature": 3}),
     *(("Objectives", {"weights": bad}) for bad in ({}, {"a": 0.0}, {"a": float("nan")}, "score")),
     ("Objectives", {"weights": {"a": 1}, "computed": {"x": 3}}),
     ("StepOrder", {"reference": ["a", "b"]}), ("TeacherRollouts", {"teacher": "gpt-5"}),

@@ -12,14 +12,7 @@ from tfgrpo_dspy.gate.bayesian import NoGate
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.sampling.examples import read_traces
-from tfgrpo_dspy.settings import (
-    Execution,
-    PaperReflection,
-    RunInputs,
-    RunSettings,
-    Settings,
-    taking,
-)
+from tfgrpo_dspy.settings import Execution, PaperReflection, RunInputs, Settings, taking
 from tfgrpo_dspy.settings.preparation import Plan, async_code, plan_of, prepare
 from tfgrpo_dspy.user_code import Identities, awaited, loop_of
 
@@ -201,7 +194,7 @@ class TrainingFreeGRPO(Teleprompter):
 
 def _run(inputs: RunInputs, recorded: Sequence[Sequence[Rollout]] | None = None) -> Any:
     """The result of a run, which is shown in MLflow where that is in use."""
-    tracking: AbstractContextManager[RunSettings] = nullcontext(inputs.settings)
+    tracking: AbstractContextManager[Any] = nullcontext(inputs.settings)
     if "mlflow.dspy" in sys.modules:
         from tfgrpo_dspy.integrations.mlflow import tracked  # noqa: PLC0415 - importing is slow
 

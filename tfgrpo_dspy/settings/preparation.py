@@ -17,6 +17,7 @@ from typing import Any
 
 import dspy
 
+from tfgrpo_dspy import user_code
 from tfgrpo_dspy.budget import price_of, token_price
 from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE
 from tfgrpo_dspy.errors import SettingsError, caution
@@ -39,13 +40,6 @@ from tfgrpo_dspy.settings import (
     usual_demos,
 )
 from tfgrpo_dspy.text import aligned, counted, printable
-from tfgrpo_dspy.user_code import (
-    held_by,
-    is_coroutine_function,
-    language_models,
-    named_predictors,
-    running_loop,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +64,15 @@ def prepare(
     if isinstance(valset, Sequence) and not valset:
         valset = None  # BetterTogether passes an empty list
     if not (settings.reflection_lm or dspy.settings.lm) and isinstance(student, dspy.Module):
-        lms = {id(predictor.lm): predictor.lm for _, predictor in named_predictors(student)}
+        lms = {
+            id(predictor.lm): predictor.lm for _, predictor in user_code.named_predictors(student)
+        }
         settings = replace(settings, reflection_lm=lms.popitem()[1]) if len(lms) == 1 else settings
     data = {"trainset": trainset, "valset": valset, "testset": testset}
-    if faults := " ".join(_faults(settings, student, data, recorded)):
+    if faults := " ".join(_faults(settings, student, data, recorded is not None)):
         raise SettingsError(faults)
-    predictors = [predictor for _, predictor in named_predictors(student)]
-    outputs = [item for each in predictors for item in each.signature.output_fields.items()]
+    predictors = [predictor for _, predictor in user_code.named_predictors(student)]
+    outputs = (item for each in predictors for item in each.signature.output_fields.items())
     nullable = {name for name, info in outputs if has_none(info.annotation)}
     examples, held_out, tested = (  # in lists that the user does not change
         [Example(each, nullable) for each in of_one or ()] for of_one in data.values()
@@ -164,7 +160,7 @@ def split(
 def all_lms(settings: Settings, student: Any) -> list[Any]:
     """Every LM that the run may call, if it can be found in student, modules or metric."""
     modules = settings.arguments["reflection"].modules
-    held = [lm for module in modules for lm in language_models(module)]
+    held = [lm for module in modules for lm in user_code.language_models(module)]
     holders = (dspy.settings.adapter, settings.metric, *settings.strategies)
     held += [lm for each in holders for lm in held_lms(each)]
     return [*policy_lms(student), settings.reflection_lm or dspy.settings.lm, *held]
@@ -172,14 +168,16 @@ def all_lms(settings: Settings, student: Any) -> list[Any]:
 
 def policy_lms(student: Any) -> list[Any]:
     """Every LM that the student may call: those of its modules, and the configured one."""
-    lms = language_models(student)
-    needs_default = any(predictor.lm is None for _, predictor in named_predictors(student))
+    lms = user_code.language_models(student)
+    needs_default = any(
+        predictor.lm is None for _, predictor in user_code.named_predictors(student)
+    )
     return [*lms, dspy.settings.lm] if needs_default or not lms else lms
 
 
 def programs_of(settings: Settings, student: Any) -> list[Any]:
     """The student, and the programs that strategies hold, such as teachers."""
-    held = (each for strategy in settings.strategies for each in held_by(strategy))
+    held = (each for strategy in settings.strategies for each in user_code.held_by(strategy))
     return [student, *(each for each in held if isinstance(each, dspy.Module))]
 
 
@@ -196,11 +194,11 @@ def async_code(settings: RunSettings, student: Any) -> list[str]:
         code += [(f"tool {tool.name!r}", tool.func) for _, tool in tools]
         forward = inspect.getattr_static(program, "forward", None)
         is_syncified = getattr(forward, "__module__", "") == dspy.syncify.__module__
-        awaits = forward is None or is_syncified or is_coroutine_function(forward)
+        awaits = forward is None or is_syncified or user_code.is_coroutine_function(forward)
         name = f"program {type(getattr(program, 'program', program)).__name__}"
         code.append((name, program.acall if awaits else None))
-    names = [name for name, function in code if is_coroutine_function(function)]
-    if names and running_loop():
+    names = [name for name, function in code if user_code.is_coroutine_function(function)]
+    if names and user_code.running_loop():
         fault = "may need the event loop that is running here, and compile blocks it until the run"
         way = "call `await optimizer.acompile(...)` (of `learn`: `alearn`)"
         raise SettingsError(f"{', '.join(names)}: {fault} is over; {way}.")
@@ -208,10 +206,7 @@ def async_code(settings: RunSettings, student: Any) -> list[str]:
 
 
 def _faults(
-    settings: Settings,
-    student: Any,
-    data: Mapping[str, Any],
-    recorded: Sequence[Sequence[Rollout]] | None,
+    settings: Settings, student: Any, data: Mapping[str, Any], is_recorded: bool
 ) -> Iterator[str]:
     """A sentence on each thing that no run can use."""
     sets = {n: examples for n, examples in data.items() if n == "trainset" or examples is not None}
@@ -227,23 +222,24 @@ def _faults(
         starts = f"max_experiences={most}: the student starts with {n} experiences"
         yield f"{starts}; allow as many, or bake a smaller library into it first."
     yield from _lm_faults(settings, student)
-    if not named_predictors(student):
+    if not user_code.named_predictors(student):
         yield (
             f"student={name} has no predictors that DSPy finds (sub-modules with _compiled=True "
             f"are frozen; none is found that `forward` makes, or that stands in a list or dict "
             f"within another one: make them in `__init__`, in attributes)."
         )
         return
-    names = {} if recorded is None else {"trainset": "traces"}
-    yield from _input_faults(
-        student, {names.get(n, n): examples for n, examples in sets.items() if not faults[n]}
-    )
+    names = {"trainset": "traces"} if is_recorded else {}
+    usable = {names.get(n, n): examples for n, examples in sets.items() if not faults[n]}
+    yield from _input_faults(student, usable)
 
 
 def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
     reflection_lm = settings.reflection_lm or dspy.settings.lm
     modules = [*programs_of(settings, student), *settings.arguments["reflection"].modules]
-    predictors = [predictor for each in modules for _, predictor in named_predictors(each)]
+    predictors = [
+        predictor for each in modules for _, predictor in user_code.named_predictors(each)
+    ]
     of_predictors = [predictor.lm for predictor in predictors if predictor.lm]
     for lm in (*of_predictors, *policy_lms(student), reflection_lm):
         if lm is None:
@@ -415,7 +411,7 @@ def assumed(settings: Settings, student: Any, examples: Sequence[Example]) -> di
     demos = whole * (usual_demos(whole) if n_demos is None else n_demos) * settings.measures
     beside, calls, attempt, dollars, longest = LIBRARY_TOKENS + DEMOS_SHARE * demos, 0, 0.0, 0.0, 0
     lms: list[Any] = []
-    for _, predictor in named_predictors(student):
+    for _, predictor in user_code.named_predictors(student):
         lms.append(lm := predictor.lm or dspy.settings.lm)
         n = predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1
         n_calls, n_turns = n * (1 + n_besides), n_besides
@@ -513,25 +509,23 @@ def _rows(settings: RunSettings, n_updates: int, n_final: float) -> dict[str, Ta
     shown_tokens = min(MOST_SHOWN_TOKENS, example + settings.group_size * data.tokens_of_attempt)
     has_drafts, is_summarized = settings.drafts > 0, settings.reflection.summarize_always
     of_test = "test set, on top of auto" if data.n_test and data.is_test_on_top else "test set"
-    rollouts: dict[str, float] = {
-        "student and final choice": n_final,
-        of_test: data.n_of_test_set,
-        "training rollouts": n_training,
-    }
-    reflections: dict[str, tuple[float, float]] = {  # their number, and the tokens that each shows
-        "briefs": (settings.n_briefs * has_drafts, EXAMPLES_OF_BRIEF * example),
-        "drafts from labels": (settings.drafts, EXAMPLES_OF_DRAFT * example),
-        "summaries": (n_training * is_summarized, data.tokens_of_attempt),
-        "lessons": (n_updates * n_lessons, settings.groups_per_call * shown_tokens),
-        "updates of the library": (CHANGE_SHARE * (n_updates + has_drafts), ADVICE_TOKENS),
-    }
-    taken: dict[str, Taken] = {
-        name: (n, n * data.calls_per_rollout, n and n * data.dollars_per_rollout)
-        for name, n in rollouts.items()
-    }
-    return taken | {
-        name: (0, n, n and n * _reflection_cost(settings, n_shown))
-        for name, (n, n_shown) in reflections.items()
+
+    def rollouts(n: float) -> Taken:
+        return n, n * data.calls_per_rollout, n and n * data.dollars_per_rollout
+
+    def calls(n: float, n_shown: float) -> Taken:
+        """Of the reflection LM, each of which is shown so many tokens."""
+        return 0, n, n and n * _reflection_cost(settings, n_shown)
+
+    return {
+        "student and final choice": rollouts(n_final),
+        of_test: rollouts(data.n_of_test_set),
+        "training rollouts": rollouts(n_training),
+        "briefs": calls(settings.n_briefs * has_drafts, EXAMPLES_OF_BRIEF * example),
+        "drafts from labels": calls(settings.drafts, EXAMPLES_OF_DRAFT * example),
+        "summaries": calls(n_training * is_summarized, data.tokens_of_attempt),
+        "lessons": calls(n_updates * n_lessons, settings.groups_per_call * shown_tokens),
+        "updates of the library": calls(CHANGE_SHARE * (n_updates + has_drafts), ADVICE_TOKENS),
     }
 
 

@@ -32,14 +32,15 @@ Domain = Annotated[str | Callable[[Any], Any], base.NOT_ASYNC]
 LATEST, ENOUGH, MORE, OFTEN = 60, 8, 0.05, 1 / 4
 """Choosing stops if, in the latest 60 groups with at least 8 in both halves, the chosen half does
 not teach more often by .05, or the usual half teaches in a quarter: then enough groups teach."""
-PRIOR_GROUPS = 5
+PRIOR_GROUPS, MEMORY = 5, 0.5  # weights: of the prior; of a group, beside one an epoch later
 OF_BANDIT, OF_WEIGHTS = 12, 6  # the latest groups of a domain that count for its teaching, its loss
 LOSS_SCALE = 0.3  # of weights: the higher, the more equal they are
 LEAST = 0.05  # of both parameters of a Beta distribution
 LESSONS = 2  # groups of an example that teach, before more of them count less
 SMALLEST_GROUP = 2
-TRIED, WORSE = 2, 0.3
-"""Groups of an example before it can be noise, and by how much it is worse than its domain."""
+TRIED, WORSE, NOISE = 2, 0.3, 0.1
+"""Groups of an example before it can be noise, by how much it is worse than its domain, and the
+most examples that are noise, as a share."""
 
 
 class Choosing(base.Strategy):
@@ -94,27 +95,20 @@ def variance(won: float, lost: float) -> float:
     return won * lost / ((won + lost) * (won + lost + 1))
 
 
-def fullest(sampled: SampledGroup) -> list[float]:
-    """The scores of the rollouts that had the most advice: the others are trials of a gate."""
-    rollouts = [r for r in sampled.unaided.rollouts if r.score is not None]
-    sizes = [len(sampled.additions_of(rollout).library) for rollout in rollouts]
-    return [r.score or 0.0 for r, size in zip(rollouts, sizes, strict=True) if size == max(sizes)]
-
-
 def success_shares(past: Sequence[SampledGroup]) -> list[list[float]]:
     """The scores of each group, as shares (0 to 1) of the range of all scores; 0 of no range."""
     of_run = NO_SCORES.including(s for sampled in past for s in sampled.unaided.scores)
     spread = 1.0 if of_run.is_flat else of_run.highest - of_run.lowest
-    return [[(score - of_run.lowest) / spread for score in fullest(each)] for each in past]
+    return [[(score - of_run.lowest) / spread for score in each.unaided.scores] for each in past]
 
 
-def pass_rates(plan: base.BatchPlan, memory: float) -> dict[int, tuple[float, float]]:
+def pass_rates(plan: base.BatchPlan) -> dict[int, tuple[float, float]]:
     """The Beta distribution of the chance that a rollout of each training example succeeds.
 
-    `memory` is how much a group counts, beside a group one epoch (of usual size) later.
-    The prior is the Beta distribution of the examples' chances, by the moments of all groups: where
-    most have no contrast, its mass lies at both ends. Its correlation within a group is 1/3, that
-    of equal chances from 0 to 1, with the weight of `PRIOR_GROUPS` groups.
+    A group counts half of what one does that is an epoch (of usual size) later. The prior is the
+    Beta distribution of the examples' chances, by the moments of all groups: where most have no
+    contrast, its mass lies at both ends. Its correlation within a group is 1/3, that of equal
+    chances from 0 to 1, with the weight of `PRIOR_GROUPS` groups.
     """
     all_shares, n_past, n_examples = success_shares(plan.past), len(plan.past), len(plan.training)
     groups = [shares for shares in all_shares if len(shares) > 1]
@@ -127,7 +121,7 @@ def pass_rates(plan: base.BatchPlan, memory: float) -> dict[int, tuple[float, fl
     rates = dict.fromkeys(plan.training, usual)
     for k, (sampled, shares) in enumerate(zip(plan.past, all_shares, strict=True)):
         (won, lost), n = rates.get(sampled.group.example, usual), sum(shares)
-        weight = memory ** ((n_past - 1 - k) / n_examples)
+        weight = MEMORY ** ((n_past - 1 - k) / n_examples)
         rates[sampled.group.example] = won + weight * n, lost + weight * (len(shares) - n)
     return rates
 
@@ -139,9 +133,6 @@ def _domains(plan: base.BatchPlan, domain: Domain | None) -> Mapping[int, Hashab
         return {index: index for index in examples}
     if not isinstance(domain, str):
         return {index: domain(example) for index, example in examples.items()}
-    if lacking := [index for index, example in examples.items() if domain not in example]:
-        fields = ", ".join(examples[lacking[0]].keys())
-        raise SettingsError(f"domain={domain!r}: example {lacking[0]} has the fields {fields}.")
     return {index: example[domain] for index, example in examples.items()}
 
 
@@ -155,16 +146,14 @@ class LearningFrontier(Choosing):
     divided by their number. Sources: AceGRPO (arXiv 2602.07906); `most`: CurES (arXiv 2510.01037).
 
     Args:
-        memory: how much a group counts, beside a group one epoch (of usual size) later; 0 to 1.
         most: rollouts of one example, at least 2: those drawn have rollouts in proportion to the
             root of the expectation of p (1 - p); None: as many as usual.
     """
 
-    memory: base.Share = 0.5
     most: base.Least2 | None = None
 
     def weights(self, plan: base.BatchPlan) -> Mapping[int, float]:
-        rates = pass_rates(plan, self.memory)
+        rates = pass_rates(plan)
         failing = [s.unaided for s in plan.past if not s.unaided.has_contrast]
         has_words = any(group.has_feedback and not group.is_at_best({}) for group in failing)
         taught = Counter(sampled.group.example for sampled in plan.past if _teaches(sampled))
@@ -180,7 +169,7 @@ class LearningFrontier(Choosing):
         if self.most is None:
             return super().sizes(plan, chosen)
         half, left = math.ceil(len(plan.sizes) / 2), sum(plan.sizes.values())
-        rates, sizes = pass_rates(plan, self.memory), dict[int, int]()
+        rates, sizes = pass_rates(plan), dict[int, int]()
         spreads = {
             e: math.sqrt(variance(won, lost)) for e in chosen[half:] for won, lost in [rates[e]]
         }
@@ -246,18 +235,16 @@ class HardSampleWeights(Choosing):
     """Samples examples with weights exp(loss / 0.3), without those that look like noise.
 
     The loss is 1 minus the mean score of its domain, as a share of the range of all scores. First
-    the examples of the highest losses, compared with their domain (or with all examples), are set
-    aside as noise, of those that had two groups or more. Source: instance-reweighted
+    a tenth of the examples, those of the highest losses beside their domain (or all examples), is
+    set aside as noise, of those that had two groups or more. Source: instance-reweighted
     distributionally robust optimization (arXiv 2402.14270).
 
     Args:
         domain: as for `DomainBandit`; None: every example is its own.
-        noise: at most this share of the examples is set aside; 0 to 0.5.
     """
 
     often = math.inf  # it looks for what scores low, not for what teaches
     domain: Domain | None = None
-    noise: Annotated[float, Field(ge=0, le=0.5)] = 0.1
 
     def weights(self, plan: base.BatchPlan) -> Mapping[int, float]:
         domain_of = _domains(plan, self.domain)
@@ -275,7 +262,7 @@ class HardSampleWeights(Choosing):
         }
         worse = [e for e, n in of_example.items() if len(n) >= TRIED and excess[e] > WORSE]
         ranked = sorted(worse, key=lambda e: (-excess[e], -len(of_example[e]), e))
-        noise = set(ranked[: int(self.noise * len(domain_of))])
+        noise = set(ranked[: int(NOISE * len(domain_of))])
         sizes = Counter(domain_of.values())
         return {
             example: math.exp(losses.get(domain, usual) / LOSS_SCALE) / sizes[domain]
@@ -284,6 +271,7 @@ class HardSampleWeights(Choosing):
         }
 
 
+CLIP = 0.25  # of the distance to the nearest other score of a group: the most for diversity
 PENALTY = 10.0
 """Factor of the distance by which a rollout misses a bound, in standard deviations."""
 MEAN_STRENGTH = 2 / 3  # of 4 * level * (1 - level), over all levels from 0 to 1
@@ -406,25 +394,20 @@ class ClippedDiversity(base.Strategy):
     Source: EGPO (arXiv 2508.05118).
 
     Args:
-        clip: the largest change, as a share of the distance to the nearest other score of the
-            group; above 0 and below 0.5.
-        explore: further attempts, as a share of the first ones, 0 (none) to 1; at least one.
         temperature: the least of these attempts, 0 to 2. With 1.5 more attempts of an LM differed.
     """
 
-    clip: Annotated[float, Field(gt=0, lt=0.5)] = 0.25
-    explore: base.Share = 0.5
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
 
     def rescue(self, context: base.GroupContext, ask: base.Ask) -> Sequence[base.Attempt]:
         rollouts, additions = context.sampled.unaided.rollouts, context.sampled.additions
         agree = len({rollout.answer for rollout in rollouts}) == 1 and rollouts[0].answer
-        is_done = any(one.aid for one in additions) or not self.explore
+        is_done = any(one.aid for one in additions)
         if is_done or not (agree and len(rollouts) > 1 and context.fails):
             return ()
         shown = shortened(as_input(fields_text(rollouts[0].outputs)), SHOWN_BYTES)
         hint = DIFFER.format(answer=as_input(shown))
-        n = max(1, int(self.explore * len(rollouts)))
+        n = max(1, len(rollouts) // 2)
         return [base.Attempt(hint=hint, temperature=self.temperature)] * n
 
     def reward(self, scored: base.Scored) -> Sequence[float]:
@@ -443,7 +426,7 @@ class ClippedDiversity(base.Strategy):
                 mates = [entropies.get(p, 0.0) for p, gap in gaps.items() if gap <= MIN_CONTRAST]
                 room = min((gap for gap in gaps.values() if gap > MIN_CONTRAST), default=0.0)
                 unusual = entropies.get(place, 0.0) - statistics.fmean(mates)
-                rewards[place] += self.clip * room * unusual / highest
+                rewards[place] += CLIP * room * unusual / highest
         return rewards
 
 

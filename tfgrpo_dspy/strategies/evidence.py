@@ -49,6 +49,7 @@ PAIR_TOKENS, GROUP_TOKENS = 1_500, 4_000  # of one attempt of a pair; of all att
 HIGHEST, BEFORE = 10, 0.5
 """The best mark; and what a state is worth before the first step, when nothing is known."""
 PAIRS, EARLIER = 3, 20  # of a group that are compared; earlier groups whose pairs count
+SAMPLES = 2  # answers in each state
 WHOLE = 2  # rollouts of a group that branches
 FIRST = 2 / 3  # of the steps: earlier branches cost more, later ones differ in less
 CREDITED, AT_ONCE, DECISIVE = 6, 3, 1 / 3
@@ -252,17 +253,15 @@ class InformationGain(base.Strategy):
     """Asks for the answer after each turn of a rollout; the gain of a turn is what it adds.
 
     It values the rollouts of groups that have contrast or have failed throughout, the most unlike
-    the mean first, until the calls are spent. The value is the mean score of answers at once after
+    the mean first, until the calls are spent. The value is the mean score of two answers after
     the steps so far; with log-probabilities (`dspy.LM(..., logprobs=True)`), each distinct answer
     counts with exp(mean log-probability of its tokens), and the rest with that mean.
     Source: IGPO (arXiv 2510.14967).
 
     Args:
-        samples: answers in each state, at least 1; one is enough with log-probabilities.
         calls: LM calls for a group, as a multiple of what its rollouts have taken; .1 to 10.
     """
 
-    samples: base.Least1 = 2
     calls: base.Multiple = 1.0
 
     def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
@@ -270,10 +269,10 @@ class InformationGain(base.Strategy):
         left = self.calls * sum(rollout.usage.n_answers for rollout in group.all_rollouts)
         for rollout in by_unlikeness(group) if group.has_contrast or context.fails else ():
             before_end = states(rollout)[:-1]
-            left -= self.samples * len(before_end)
+            left -= SAMPLES * len(before_end)
             if values_of and left < 0:
                 break
-            answers = [play(rollout, n, self.samples, answers_now=True) for n in before_end]
+            answers = [play(rollout, n, SAMPLES, answers_now=True) for n in before_end]
             expected = [expected_score(of_state) if of_state else None for of_state in answers]
             values_of[rollout.rollout_id] = in_states(rollout, [*expected, rollout.score])
         return base.Credit(values_of)
