@@ -6,14 +6,13 @@ columns, ready for JSON.
 """
 
 import contextlib
-import json
 import logging
 import math
 import re
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tfgrpo_dspy import results as records
-from tfgrpo_dspy.budget import Ledger
+from tfgrpo_dspy.budget import Entry, Ledger
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.experience import Add, Advice, Applied, ExperienceLibrary, Modify, Operation
@@ -33,6 +32,7 @@ from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text
 from tfgrpo_dspy.sampling.examples import Additions, Example, SampledGroup
 from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.settings.preparation import plan_of
+from tfgrpo_dspy.store import Journal
 from tfgrpo_dspy.text import WORD, cleaned, counted, printable, shortened
 
 logger = logging.getLogger(__name__)
@@ -67,14 +67,11 @@ class RunReport:
     The bar shows the phase, its rollouts, LM calls of the budget, update, experiences, and dollars.
     """
 
-    def __init__(
-        self, settings: RunSettings, ledger: Ledger, clean: Callable[[str], str] = str
-    ) -> None:
-        """`clean` takes secrets out of what is logged."""
-        self._settings, self._ledger, self._clean = settings, ledger, clean
+    def __init__(self, settings: RunSettings, ledger: Ledger, journal: Journal) -> None:
+        self._settings, self._ledger, self._entries = settings, ledger, journal.entries
+        self._clean = journal.redacted  # takes secrets out of what is logged
         self._updates = list[records.UpdateRecord]()
-        self.failures, self._replayed = Counter[str](), Counter[str]()
-        self._usage = {role: Usage() for role in ROLES}
+        self.failures = Counter[str]()
         self._advice = Counter[bool | str | None]()  # whether it is shown, or NO_CALL
         self._listeners = [*filter(None, [settings.on_event]), *settings.trackers]
         self._about = "update 1"
@@ -108,10 +105,9 @@ class RunReport:
         self._bar.refresh()
         self._open.close()
 
-    def count(self, role: str, result: Any, is_replayed: bool) -> None:
-        """Count what a rollout or an answer has cost, and what went wrong with it."""
-        self._usage[role] += result.usage
-        self._replayed[role] += is_replayed
+    def count(self, entry: Entry) -> None:
+        """Show a rollout or an answer, and count what went wrong with it."""
+        result, advice = entry.value, self._advice
         if isinstance(result, Answer):
             is_filtered = result.unread == FILTERED
             unread = f"an answer of the reflection LM could not be read: {result.unread!r}"
@@ -119,24 +115,19 @@ class RunReport:
             self.count_failure("reflection filtered", FILTERED, is_filtered)
             self.count_failure("reflection parse", unread, result.parse_failures - is_filtered)
             return
-        self._usage["metric"] += result.metric_usage
-        self._bar.set_description_str(PHASES[role], refresh=False)
+        self._bar.set_description_str(PHASES[entry.role], refresh=False)
         self._bar.total = max(self._bar.total or 0, self._bar.n + 1)  # maybe more than was planned
         self.tick(n=1)
-        if result.failure is not None and result.failure.kind.is_counted:
-            self.count_failure(result.failure.kind.value, result.failure.message)
-
-    def count_advice(self, rollout: Rollout) -> None:
-        """Count whether a rollout with experiences called an LM, and showed them to it."""
-        counts = self._advice
-        is_shown = rollout.shows_advice if rollout.usage.n_answers else NO_CALL
-        counts[is_shown] += 1
-        if is_shown == NO_CALL:
-            is_rule = counts[NO_CALL] >= max(UNSHOWN, counts.total() - counts[NO_CALL])
-            self.count_failure("no LM call", NO_CALL, is_rule)
-        elif is_shown is False:
-            is_rule = not counts[True] and counts[False] >= UNSHOWN
-            self.count_failure("advice not shown", NOT_SHOWN, is_rule)
+        if result.failure is not None:
+            is_counted = result.failure.kind.is_counted
+            self.count_failure(result.failure.kind.value, result.failure.message, is_counted)
+        elif entry.has_advice:
+            is_shown = result.shows_advice if result.usage.n_answers else NO_CALL
+            advice[is_shown] += 1
+            is_rule = advice[NO_CALL] >= max(UNSHOWN, advice.total() - advice[NO_CALL])
+            self.count_failure("no LM call", NO_CALL, is_shown == NO_CALL and is_rule)
+            is_rule = not advice[True] and advice[False] >= UNSHOWN
+            self.count_failure("advice not shown", NOT_SHOWN, is_shown is False and is_rule)
 
     def count_without_output(self, first: Sequence[Rollout]) -> None:
         """Count the first rollouts that did not fail if none has an output, nor another score."""
@@ -189,21 +180,32 @@ class RunReport:
                 name = "on_event" if listener is self._settings.on_event else "MLflow"
                 self.count_failure("listener", f"{name} raised {described(error)}")
 
+    @property
+    def _usage(self) -> dict[str, Usage]:
+        """The cost of all rollouts and answers, by role; that of judges has one of its own."""
+        usage = dict.fromkeys(ROLES, Usage())
+        for entry in self._entries:
+            usage[entry.role] += entry.value.usage
+            usage["metric"] += getattr(entry.value, "metric_usage", Usage())
+        return usage
+
     def results(self, is_student: bool, ended_because: str, **fields: Any) -> RunResults:
         """The results of the run; `fields`: those of them that the final choice knows."""
         ledger = self._ledger
         why = self._why_nothing_was_learned(ended_because, **fields) if is_student else ""
         if is_student and not ledger.is_failure:
             logger.warning("nothing was learned: %s", why)
-        taken, used = ledger.taken, sum(self._usage.values(), Usage())
+        taken, usage = ledger.taken, self._usage
+        used = sum(usage.values(), Usage())
+        replayed = (entry.role for entry in self._entries if entry.is_replayed)
         n_lost = max(0, int(taken.n_lm_calls) - used.n_lm_calls)
         lost = Usage(n_lost, cost_usd=max(0.0, taken.cost - used.cost_usd) if n_lost else 0.0)
         failures = +self.failures | +Counter({"parameter left out": len(ledger.left_out)})
         return RunResults(
             updates=tuple(self._updates),
-            usage={**self._usage, "unfinished": lost},
+            usage={**usage, "unfinished": lost},
             metric_calls=int(taken.n_metric_calls),
-            replayed=dict(sorted((+self._replayed).items())),
+            replayed=dict(sorted(Counter(replayed).items())),
             failures=dict(sorted(failures.items())),
             ended_because=ledger.stopped_because if ledger.is_failure else ended_because,
             nothing_learned=why,
@@ -263,7 +265,6 @@ class RunReport:
         return "; ".join(reasons)
 
 
-ASKED_TOKENS = 2_000  # of an input of the reflection LM
 CELL_BYTES = 300  # of a text in an `ExampleRow`
 MOST_COMPARISONS = 2  # of a text
 INPUT_BYTES, OUTPUT_TOKENS, FEEDBACK_BYTES = 210, 150, 210  # how long a comparison shows them
@@ -429,31 +430,6 @@ def rollout_row(
         "n_tokens": rollout.usage.n_tokens,
         "dollars": rollout.usage.cost_usd,
         "objectives": dict(rollout.objectives),
-    }
-
-
-def reflection_row(
-    stage: str, update: int, inputs: Mapping[str, Any], answer: Answer
-) -> records.Row:
-    """The row of an answer to these inputs.
-
-    `answered` is what was read, as JSON, or what could not be read; `fault` says what failed, also
-    where the LM was asked once more.
-    """
-    texts = (f"[{name}]\n{clip(str(value), ASKED_TOKENS)}" for name, value in inputs.items())
-    is_read = answer.output is not None
-    at_first = f"could not be read at first: {answer.unread}"
-    unreadable = at_first if is_read else "nothing in the answer could be read"
-    return {
-        "stage": stage,
-        "update": update,
-        "asked": "\n\n".join(texts),
-        "answered": json.dumps(answer.output, ensure_ascii=False) if is_read else answer.unread,
-        "explanation": answer.explanation,
-        "fault": answer.error or (unreadable if answer.parse_failures else ""),
-        "n_lm_calls": answer.usage.n_lm_calls,
-        "n_tokens": answer.usage.n_tokens,
-        "dollars": answer.usage.cost_usd,
     }
 
 

@@ -24,11 +24,12 @@ from typing import Annotated, Any, TypeVar
 import dspy
 from pydantic import Field, PlainSerializer, TypeAdapter
 
-from tfgrpo_dspy.budget import Amount, Ledger
+from tfgrpo_dspy.budget import Amount, Entry, Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError, described, sentence, text_of
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate.bayesian import Gate
 from tfgrpo_dspy.reflection.lessons import task_text
+from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.results import NOT_FINISHED, Row, RunResults, UpdateRecord
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.examples import Additions, Demo, as_fields
@@ -214,7 +215,7 @@ class RunEntry:
         return f"{RUN}{digest(self.parts, self.limits)}"
 
 
-ENTRIES = TypeAdapter(RunEntry)
+RUNS = TypeAdapter(RunEntry)
 
 
 def unfinished(library: ExperienceLibrary, spent: Usage) -> RunResults:
@@ -233,13 +234,13 @@ def unfinished(library: ExperienceLibrary, spent: Usage) -> RunResults:
     )
 
 
-def _entries_of(store: Store) -> list[RunEntry]:
+def _runs_of(store: Store) -> list[RunEntry]:
     """The runs; that begun last comes last. One whose record is damaged is left out."""
-    entries = list[RunEntry]()
+    runs = list[RunEntry]()
     for key in store.keys(RUN):
         with _leaving_out(), reading(key):
-            entries.append(ENTRIES.validate_python(store.get(key)))
-    return entries
+            runs.append(RUNS.validate_python(store.get(key)))
+    return runs
 
 
 @contextmanager
@@ -320,11 +321,7 @@ class Keys:
         modules = {id(module) for module in settings.reflection.modules}
         for name, value in sorted(arguments.items()):
             if value is not None and name != "reflection_lm" and id(value) not in modules:
-                parts[name] = (
-                    [self._argument(x) for x in value]
-                    if isinstance(value, tuple)
-                    else (self._argument(value))
-                )
+                parts[name] = self._argument(value)
         of_task = [parts[name] for name in parts if name in TASK or name.endswith(" examples")]
         self._task = digest(of_task)
         self.parts = {name: digest(part) for name, part in parts.items()}
@@ -332,6 +329,8 @@ class Keys:
 
     def _argument(self, value: Any) -> Any:
         """The identity of an argument; of a gate and of strategies all that they hold."""
+        if isinstance(value, tuple):
+            return [self._argument(each) for each in value]
         is_whole = isinstance(value, Gate | Strategy)
         return self.identities.whole(value) if is_whole else self.identities.of(value)
 
@@ -344,6 +343,9 @@ def program_digest(program: Any, identities: Identities) -> str:
 class Journal:
     """Finds and keeps what a run pays for, without secrets, in memory alone without a `log_dir`.
 
+    `entries` are all that it has used, in the order in which they came: what it has cost, what was
+    replayed and what failed is counted from them.
+
     Raises StoreError, MissingRecordError.
     """
 
@@ -353,23 +355,24 @@ class Journal:
         self.is_over, self.cut_because = False, ""
         """True if the run had ended under its budget: what was lost then stays lost, and of what
         is not recorded something was refused for this reason."""
-        self.asked: list[Row] = []  # of the reflection LM, until its update is recorded
+        self.entries: list[Entry] = []
+        self._n_updates = 0  # that are recorded
         self._run: RunEntry | None = None
-        self._entries: list[RunEntry] = []  # of the runs that the store held at the start
+        self._runs: list[RunEntry] = []  # that the store held at the start
         visible = "\n".join(_own_texts(student, examples))
         lms = [*all_lms(settings, student), dspy.settings.lm]
         self._secrets = known_secrets(lms, visible)
         self.plain = [secret for secret in known_secrets(lms) if secret in visible]
         _log_variables(self._secrets, bool(self.plain))
-        if settings.log_dir is not None and settings.offline:
-            self.store = Store.existing(settings.log_dir)
+        log_dir = settings.log_dir
+        if log_dir is not None:
+            clean = self.redacted if self._secrets else str
+            self.store = Store.existing(log_dir) if settings.offline else Store(log_dir, clean)
             if self.store is None:
                 raise MissingRecordError(
-                    f"offline=True, and log_dir={str(settings.log_dir)!r} is no run store: run the "
-                    f"same compile with offline=False first."
+                    f"offline=True, and log_dir={str(log_dir)!r} is no run store: run the same "
+                    f"compile with offline=False first."
                 )
-        elif settings.log_dir is not None:
-            self.store = Store(settings.log_dir, self.redacted if self._secrets else str)
 
     # ------------------------------------------------------------------ what was paid for
 
@@ -380,6 +383,16 @@ class Journal:
     def _written(self, value: Kept, kind: TypeAdapter[Kept]) -> Any:
         values = kind.dump_python(value, warnings=False)
         return cleaned(values, self.redacted) if self._secrets else values
+
+    def of(self, update: int) -> list[Any]:
+        """The rollouts and the answers that an update pays for."""
+        return [entry.value for entry in self.entries if entry.update == update]
+
+    def charge(self, answer: Any, update: int) -> None:
+        """Let an answer be paid for by the first update that needs it."""
+        for entry in self.entries:
+            if entry.value is answer and entry.update is not None:
+                entry.update = min(entry.update, update)
 
     def redacted(self, text: str) -> str:
         """The text without the secrets that are known."""
@@ -418,29 +431,27 @@ class Journal:
         with the same limits comes before the last of others. A finished run whose limits are the
         same plans nothing else: what a test set takes comes on top.
         """
-        settings = self._settings
+        settings, data = self._settings, self._settings.data
         if self.store is None:
             return settings
-        self._entries = _entries_of(self.store)
+        self._runs = _runs_of(self.store)
         parts = self.keys.parts_of_run(settings, student, sets, recorded)
+        names, limits = settings.derived - {"epochs"}, settings.learning_limits
 
-        def is_same_with_less(entry: RunEntry) -> bool:
-            names = {*entry.parts, *parts} - settings.derived
-            is_whole = entry.schedule.keys() == settings.schedule.keys()  # nobody changed it
+        def is_same_with_less(run: RunEntry) -> bool:
+            is_whole = run.schedule.keys() == settings.schedule.keys()  # nobody changed it
+            differing = {n for n in {*run.parts, *parts} if run.parts.get(n) != parts.get(n)}
+            had = ((run.limits.get(name) or math.inf, limit) for name, limit in limits.items())
             return (
                 is_whole
-                and all(entry.parts.get(name) == parts.get(name) for name in names)
-                and all(now is None or (entry.limits.get(name) or math.inf) <= now
-                        for name, now in settings.learning_limits.items())
-            )  # fmt: skip
+                and differing <= settings.derived
+                and all(limit is None or before <= limit for before, limit in had)
+            )
 
-        latest_first = sorted(
-            reversed(self._entries), key=lambda entry: entry.limits != self._limits
-        )
+        latest_first = sorted(reversed(self._runs), key=lambda run: run.limits != self._limits)
         same = next(filter(is_same_with_less, latest_first), None)
         if same is None:
             return settings
-        names, data = settings.derived - {"epochs"}, settings.data
         if same.results.is_finished and same.limits == self._limits:
             names |= {"reserve", "n_validation"}
             if data.is_test_on_top and settings.max_lm_calls:
@@ -462,7 +473,7 @@ class Journal:
         if self.store is None:
             return
         settings = self._settings
-        entry = RunEntry(
+        run = RunEntry(
             begun=datetime.now(UTC).isoformat(timespec="seconds"),
             parts=self.keys.parts,
             limits=self._limits,
@@ -470,9 +481,9 @@ class Journal:
             n_test=settings.data.n_test,
             results=unfinished(ExperienceLibrary.from_program(student), Usage()),
         )
-        with reading(entry.key):
-            record = self.store.get(entry.key)
-            entry = entry if record is None else ENTRIES.validate_python(record)
+        with reading(run.key):
+            record = self.store.get(run.key)
+            run = run if record is None else RUNS.validate_python(record)
         names = self.keys.identities.by_name
         if names and settings.version is None:
             level = logging.INFO if record is None else logging.WARNING
@@ -483,18 +494,18 @@ class Journal:
                 str(settings.log_dir),
                 others,
             )
-        elif entry.results.is_finished:
+        elif run.results.is_finished:
             budget = (settings.max_lm_calls, settings.max_metric_calls, settings.max_cost)
             self.is_over = any(limit is not None for limit in budget)
-            self.cut_because = entry.cut_because * (self.is_over or settings.offline)
+            self.cut_because = run.cut_because * (self.is_over or settings.offline)
             if self.is_over:
-                lost = entry.results.usage.get("unfinished", Usage())
+                lost = run.results.usage.get("unfinished", Usage())
                 ledger.spend(Amount(lost.n_lm_calls, cost=lost.cost_usd))
-        self._write(entry)
+        self._write(run)
 
-    def _write(self, entry: RunEntry) -> None:
-        self._run = entry
-        self._put(entry.key, ENTRIES.dump_python(entry, mode="json"))
+    def _write(self, run: RunEntry, **changes: Any) -> None:
+        self._run = replace(run, **changes)
+        self._put(run.key, RUNS.dump_python(self._run, mode="json"))
 
     def _put(self, key: str, record: dict[str, Any]) -> None:
         if self.store is not None and not self._settings.offline:
@@ -506,11 +517,12 @@ class Journal:
         """Record a decided update, what was made and asked for it, and the best program so far."""
         if self._run is None:
             return
-        self._put_rows(f"{self._run.key}:{update.update}", rollouts, update)
+        n, asked = update.update, [e for e in self._asked if e.update == update.update]
+        self._put_rows(f"{UPDATE}{self._run.key}:{n}", rollouts, asked, asdict(update))
+        self._n_updates = n + 1
         if not self._run.results.is_finished:
             spent = Usage(int(ledger.taken.n_lm_calls), cost_usd=ledger.taken.cost)
-            results = unfinished(best.library, spent)
-            self._write(replace(self._run, results=results, demos=best.demos))
+            self._write(self._run, results=unfinished(best.library, spent), demos=best.demos)
 
     def note_end(
         self,
@@ -523,30 +535,28 @@ class Journal:
         """Record the program of the run, what it reports, and the rollouts of the final choice."""
         if self._run is None or (self._run.results.is_finished and not ended_because):
             return
-        self._put_rows(f"{self._run.key}:{END}", rollouts)
-        entry = replace(
-            self._run,
-            results=replace(results, updates=(), ended_because=ended_because or NOT_FINISHED),
-            demos=best.demos,
-            cut_because=ledger.stopped_because or ledger.cut_because,
-        )
-        self._write(entry)
+        asked = [e for e in self._asked if (e.update or 0) >= self._n_updates]
+        self._put_rows(f"{UPDATE}{self._run.key}:{END}", rollouts, asked)
+        ended = replace(results, updates=(), ended_because=ended_because or NOT_FINISHED)
+        why = ledger.stopped_because or ledger.cut_because
+        self._write(self._run, results=ended, demos=best.demos, cut_because=why)
+
+    @property
+    def _asked(self) -> list[Entry]:
+        return [entry for entry in self.entries if isinstance(entry.value, Answer)]
 
     def _put_rows(
-        self, place: str, rollouts: Sequence[Row], update: UpdateRecord | None = None
+        self, key: str, rollouts: Sequence[Row], asked: list[Entry], update: Row | None = None
     ) -> None:
-        asked = [row for row in self.asked if update is None or row["update"] == update.update]
-        self.asked = [row for row in self.asked if row not in asked]
-        rows = {"rollouts": [*rollouts], "reflections": asked}
-        self._put(f"{UPDATE}{place}", {"update": update and asdict(update), **rows})
+        rows = [entry.row for entry in asked]
+        self._put(key, {"update": update, "rollouts": [*rollouts], "reflections": rows})
+        for entry in asked:
+            entry.asked = ""
 
     @property
     def origin(self) -> dict[str, str]:
         """The run and its folder; empty without a store."""
-        if self.store is None or self._run is None:
-            return {}
-        run, folder = self._run.key.removeprefix(RUN), str(self.store.folder)
-        return {"run": run, "begun": self._run.begun, "log_dir": folder}
+        return _origin(self.store, self._run) if self.store and self._run else {}
 
     def close(self) -> None:
         """Close the store."""
@@ -572,35 +582,34 @@ class Journal:
         """
         parts, derived = self.keys.parts, self._settings.derived
         differing = [
-            [name for name in {**parts, **entry.parts} if parts.get(name) != entry.parts.get(name)]
-            for entry in reversed(self._entries)
+            [name for name in {**parts, **run.parts} if parts.get(name) != run.parts.get(name)]
+            for run in reversed(self._runs)
         ]
-        if [] in differing:
+        nearest = min(differing, key=len, default=None)
+        if nearest == []:
             return None
-        nearest = min(differing, key=len, default=[])
-        return ", ".join(f"{name} (derived)" if name in derived else name for name in nearest)
+        return ", ".join(f"{n} (derived)" if n in derived else n for n in nearest or ())
 
 
 def _own_texts(student: Any, examples: Iterable[Any]) -> Iterator[str]:
     """The user's own texts: those of the program, demos of the student, inputs and labels."""
     yield task_text(student)
-    for _, predictor in named_predictors(student):
-        yield predictor.signature.instructions
-        for demo in predictor.demos:
-            yield from as_fields(demo).values()
-    for example in examples:
-        yield from as_fields(example).values()
+    predictors = [predictor for _, predictor in named_predictors(student)]
+    yield from (predictor.signature.instructions for predictor in predictors)
+    demos = (demo for predictor in predictors for demo in predictor.demos)
+    yield from (text for each in (*demos, *examples) for text in as_fields(each).values())
 
 
 def _log_variables(secrets: list[str], is_any_plain: bool) -> None:
-    variables = secret_variables()
-    if names := sorted(name for name, value in variables.items() if value in secrets):
-        logger.info("kept out of records, logs and reports: the values of %s", ", ".join(names))
+    hidden, plain = list[str](), list[str]()
+    for name, value in sorted(secret_variables().items()):
+        (hidden if value in secrets else plain).append(name)
+    if hidden:
+        logger.info("kept out of records, logs and reports: the values of %s", ", ".join(hidden))
     if is_any_plain:
-        names = sorted(name for name, value in variables.items() if value not in secrets)
         logger.warning(
             "not kept out, as it stands in the examples or the program: the value of %s",
-            ", ".join(names or ["an argument of an LM, such as its api_key"]),
+            ", ".join(plain or ["an argument of an LM, such as its api_key"]),
         )
 
 
@@ -619,7 +628,7 @@ def saved_runs(log_dir: str | PathLike[str]) -> list[RunResults]:
     """
     runs = list[RunResults]()
     with _store_in(log_dir) as store:
-        for entry in _entries_of(store):
+        for entry in _runs_of(store):
             with _leaving_out():
                 runs.append(_saved(store, entry))
     return runs
@@ -640,17 +649,16 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
     """
     folder, wanted = str(log_dir), digest(program_digest(student, Identities()))
     with _store_in(log_dir) as store:
-        entries = _entries_of(store)
-        of_student = [each for each in entries if each.parts.get("program") == wanted]
+        runs = _runs_of(store)
+        of_student = [run for run in runs if run.parts.get("program") == wanted]
         if not of_student:
             raise StoreError(
-                f"log_dir={folder!r} holds no run of this program, of {len(entries)} in all; pass "
+                f"log_dir={folder!r} holds no run of this program, of {len(runs)} in all; pass "
                 f"the student that was compiled, with its code as it was then. `tfgrpo runs "
                 f"{folder}` lists them all."
             )
-        entry = of_student[-1]
-        results = _saved(store, entry)
-    program = Additions(results.experiences, entry.demos).bake(student)
+        results = _saved(store, of_student[-1])
+    program = Additions(results.experiences, of_student[-1].demos).bake(student)
     program.detailed_results = results
     return program
 
@@ -679,9 +687,13 @@ def _store_in(log_dir: str | PathLike[str]) -> contextlib.closing[Store]:
 
 
 def _saved(store: Store, entry: RunEntry) -> RunResults:
-    run = entry.key.removeprefix(RUN)
-    records = [record for place, record in _updates(store, run) if place != END]
+    origin = _origin(store, entry)
+    records = [record for place, record in _updates(store, origin["run"]) if place != END]
     with reading(entry.key):
         updates = tuple(UPDATES.validate_python(record["update"]) for record in records)
-    origin = {"run": run, "begun": entry.begun, "log_dir": str(store.folder)}
     return replace(entry.results, updates=updates, origin=origin)
+
+
+def _origin(store: Store, run: RunEntry) -> dict[str, str]:
+    folder = str(store.folder)
+    return {"run": run.key.removeprefix(RUN), "begun": run.begun, "log_dir": folder}

@@ -128,10 +128,14 @@ class Amount:
     cost: float = 0.0
 
     @classmethod
-    def of(cls, result: Any) -> "Amount":
-        """The amount that a rollout or an answer has taken; nothing of what has no usage."""
+    def of(cls, result: Any, with_cached: bool = False) -> "Amount":
+        """The amount that a rollout or an answer has taken; nothing of what has no usage.
+
+        `with_cached`: answers from a cache are counted as calls.
+        """
         usage = getattr(result, "usage", Usage()) + getattr(result, "metric_usage", Usage())
-        return cls(usage.n_lm_calls, getattr(result, "n_metric_calls", 0), usage.cost_usd)
+        n_calls = usage.n_answers if with_cached else usage.n_lm_calls
+        return cls(n_calls, getattr(result, "n_metric_calls", 0), usage.cost_usd)
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.n_lm_calls, self.n_metric_calls, self.cost))
@@ -154,6 +158,47 @@ class Amount:
 
 
 NOTHING = Amount()
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A rollout or an answer that the run has paid for; what was replayed was paid for before."""
+
+    key: str  # under which it is recorded
+    role: str  # what it is made for: "rollout" (training), "validation", "test", or a stage
+    update: int | None = None  # that pays for it; None: the final choice
+    about: str = ""  # for messages
+    asked: str = ""  # the inputs of a question, until they are recorded
+    has_advice: bool = False  # whether each predictor is given advice
+    value: Any = None  # the `Rollout` or the `Answer`
+    seconds: float | None = None  # that it took; None: it was replayed
+
+    @property
+    def is_replayed(self) -> bool:
+        """True if an earlier start has made it."""
+        return self.seconds is None
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The row of an answer.
+
+        `answered` is what was read, as JSON, or what could not be read; `fault` says what failed,
+        also where the LM was asked once more.
+        """
+        answer, is_read = self.value, self.value.output is not None
+        at_first = f"could not be read at first: {answer.unread}"
+        unreadable = at_first if is_read else "nothing in the answer could be read"
+        return {
+            "stage": self.role,
+            "update": self.update,
+            "asked": self.asked,
+            "answered": json.dumps(answer.output, ensure_ascii=False) if is_read else answer.unread,
+            "explanation": answer.explanation,
+            "fault": answer.error or (unreadable if answer.parse_failures else ""),
+            "n_lm_calls": answer.usage.n_lm_calls,
+            "n_tokens": answer.usage.n_tokens,
+            "dollars": answer.usage.cost_usd,
+        }
 
 
 @dataclass(slots=True, eq=False)

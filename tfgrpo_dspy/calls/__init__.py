@@ -12,7 +12,7 @@ import math
 import operator
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.budget import LIMITS, NOTHING, Amount, Ledger
+from tfgrpo_dspy.budget import LIMITS, NOTHING, Amount, Entry, Ledger
 from tfgrpo_dspy.errors import TrainingCut, sentence
 from tfgrpo_dspy.listeners import RunReport
 from tfgrpo_dspy.pool import Job, Pool, Priority, RemoteRollouts, packed, packed_bundle, workers_of
 from tfgrpo_dspy.reflection.modules import Answer
-from tfgrpo_dspy.rollout import OWN, ROLLOUTS, Failure, FailureKind, Rollout, Usage, adapt_metric
+from tfgrpo_dspy.rollout import OWN, ROLLOUTS, Failure, FailureKind, Rollout, adapt_metric
 from tfgrpo_dspy.sampling.examples import Additions, Example
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, run_rollout
 from tfgrpo_dspy.settings import (
@@ -62,31 +62,25 @@ class Account:
     reflections: Amount = NOTHING
     recent: tuple[Amount, ...] = ()  # what each of the latest updates has taken for an example
 
-    def after_rollouts(self, rollouts: Sequence[Rollout]) -> "Account":
-        """The account when these rollouts are made."""
-        amounts = [_with_cached(r.usage + r.metric_usage, r.n_metric_calls) for r in rollouts]
-        pairs = zip(rollouts, amounts, strict=True)
-        whole = [a for r, a in pairs if r.n_replayed is None and not _is_cut_short(r)]
-        squares = [Amount(*(number**2 for number in amount)) for amount in whole]
-        return replace(
-            self,
-            used=sum(amounts, self.used),
-            rollouts=sum(whole, self.rollouts),
-            squares=sum(squares, self.squares),
-            dearest=functools.reduce(operator.or_, whole, self.dearest),
-            n_rollouts=self.n_rollouts + len(whole),
-        )
+    def after(self, results: Iterable[Rollout | Answer], n_examples: float = 0.0) -> "Account":
+        """The account after these, too.
 
-    def after_update(
-        self, rollouts: Sequence[Rollout], reflections: Usage, n_examples: float
-    ) -> "Account":
-        """The account after a decided update of `n_examples` examples with groups of usual size."""
-        account, answers = self.after_rollouts(rollouts), _with_cached(reflections)
-        used, recent = account.used + answers, self.recent
+        With `n_examples`, they are those of a decided update of so many examples that have groups
+        of the usual size.
+        """
+        used, rollouts, squares, answers = self.used, self.rollouts, self.squares, self.reflections
+        dearest, n, recent = self.dearest, self.n_rollouts, self.recent
+        for result in results:
+            amount = Amount.of(result, with_cached=True)
+            used += amount
+            if isinstance(result, Answer):
+                answers += amount
+            elif result.n_replayed is None and not _is_cut_short(result):
+                rollouts, n, dearest = rollouts + amount, n + 1, dearest | amount
+                squares += Amount(*(number**2 for number in amount))
         if n_examples:
             recent = (*recent, (used - self.used) / n_examples)[-N_RECENT:]
-        all_answers = self.reflections + answers
-        return replace(account, used=used, reflections=all_answers, recent=recent)
+        return Account(self.settings, used, rollouts, squares, dearest, n, answers, recent)
 
     @property
     def per_rollout(self) -> Amount:
@@ -178,48 +172,41 @@ class Account:
         return fitting.get(name, math.inf), name
 
 
-def _with_cached(usage: Usage, n_metric_calls: int = 0) -> Amount:
-    return Amount(usage.n_answers, n_metric_calls, usage.cost_usd)
-
-
 def _is_cut_short(rollout: Rollout) -> bool:
     return rollout.failure is not None and rollout.failure.kind.is_cut_short
 
 
 Kept = TypeVar("Kept")
 Result = TypeVar("Result", Rollout, Answer)
+TRAINING = "rollout"  # the role of training rollouts
 NOT_ASKED = Answer(None)  # a limit has ended the training; it is neither recorded nor counted
 ERRORS_ALLOWED = 20  # up to this number errors do not end a run, unless `max_errors` says so
 QUOTED_BYTES = 500  # of an error, whose message may quote a whole answer of an LM
 
 
 class Calls:
-    """Makes and counts the calls of a run, under the limits of its ledger. Raises StoreError."""
+    """Makes the calls of a run, under the limits of its ledger. Raises StoreError."""
 
     def __init__(self, settings: RunSettings, journal: Journal) -> None:
         self.ledger, self.journal, self._settings = Ledger(settings.budget), journal, settings
         self.ledger.clean = journal.redacted
         self.pool, self.remote = _pool_of(settings, self.ledger)
-        self.report = RunReport(settings, self.ledger, journal.redacted)
+        self.report = RunReport(settings, self.ledger, journal)
         self.pool.on_wait = self.report.tick
-        self._n_done, self._errors = 0, Counter[str]()
         self.so_far = Account(settings)  # of all training rollouts
         self._seconds: list[float] = []  # that each of them took
         self.lessons: Callable[[], Amount] = Amount  # what the batches under way still need
         self.n_begun = 0  # training rollouts that are under way
+        self.n_asked: Counter[int] = Counter()  # questions that are begun or answered, by update
         self._turns: list[object] = []
         self.renew()
 
     def begin(
         self,
-        *,
-        about: str,  # for messages
-        key: str,
+        entry: Entry,  # to be: it is one when its result is there
         kind: TypeAdapter[Result],
-        role: str,  # in the report
         do: Callable[[Job[Result]], Result],
         without: Callable[[TrainingCut | TimeoutError, str], Result],  # by a limit or the clock
-        count: Callable[[Result, float | None], None],  # with its seconds; None: it was replayed
         priority: Priority,
         usual: str,  # what it is in if it is in no call
     ) -> Job[Result]:
@@ -230,15 +217,6 @@ class Calls:
         record.
         """
 
-        def counted(result: Result, seconds: float | None) -> Result:
-            self._n_done += 1  # also what an earlier start did: its failures are tried again
-            self.report.count(role, result, is_replayed=seconds is None)
-            failure = _failure_of(result)
-            if seconds is not None and failure is not None and failure.kind.is_error:
-                self._count_error(failure)
-            count(result, seconds)
-            return result
-
         def keep(outcome: Any) -> Any:
             is_cut = isinstance(outcome, TrainingCut | TimeoutError)
             result: Any = without(outcome, str(job)) if is_cut else outcome
@@ -246,18 +224,19 @@ class Calls:
                 return result
             failure = _failure_of(result)
             is_lost = failure is not None and not failure.kind.is_recorded
-            kept = self.journal.keep(key, result, kind, is_lost)
-            return counted(kept, time.monotonic() - job.begun_s)
+            kept = self.journal.keep(entry.key, result, kind, is_lost)
+            return self._added(entry, kept, time.monotonic() - job.begun_s)
 
         job: Job[Result] = Job(do, keep, usual)
         with self.pool.lock:
             try:
-                record = self.lookup(about, key, kind)
+                record = self.lookup(entry.about, entry.key, kind)
             except TrainingCut as cut:
                 return job.ended(without(cut, ""))
-            if record is None:
-                return self.pool.submit(job, priority)
-            return job.ended(counted(record, None))
+            if record is not None:
+                return job.ended(self._added(entry, record, None))
+            self.n_begun += entry.role == TRAINING
+            return self.pool.submit(job, priority)
 
     def lookup(self, name: str, key: str, kind: TypeAdapter[Kept]) -> Kept | None:
         """The recorded result, which costs what it cost when it was made. Raises RunStopped."""
@@ -270,32 +249,51 @@ class Calls:
             raise self.journal.missing(name)
         return record
 
-    def _count_error(self, failure: Failure) -> None:
-        """Count an error of this start; end the run where too much of all that is done failed."""
-        message = failure.message.partition(" on the example ")[0]  # equal but for the example
-        self._errors[shortened(printable(message), QUOTED_BYTES)] += 1
-        max_errors, n_errors = self._settings.execution.max_errors, self._errors.total()
-        allowed = max(ERRORS_ALLOWED, self._n_done // 2) if max_errors is None else max_errors
-        if n_errors > allowed:
-            ((message, times),) = self._errors.most_common(1)
+    def _added(self, entry: Entry, result: Result, seconds: float | None) -> Result:
+        """Add the entry with its result to the journal; all else is counted from there."""
+        entry.value, entry.seconds = result, seconds
+        self.journal.entries.append(entry)
+        self.report.count(entry)
+        failure = None if entry.is_replayed else _failure_of(result)
+        if failure is not None and failure.kind.is_error:
+            self._check_errors()
+        if entry.role == TRAINING and isinstance(result, Rollout):
+            self.so_far = self.so_far.after([result])
+            self.n_begun -= seconds is not None
+            if seconds is not None and not _is_cut_short(result):
+                self._seconds.append(seconds)
+            self.renew()
+        elif entry.is_replayed and entry.update is not None:
+            self.ask(entry.update)
+        return result
+
+    def ask(self, update: int) -> None:
+        """Note that a question for this update has begun: less is kept for its others."""
+        with self.pool.lock:
+            self.n_asked[update] += 1
+            self.renew()
+
+    def _check_errors(self) -> None:
+        """End the run where too much of all that is done failed, but for what was replayed."""
+        new = [_failure_of(e.value) for e in self.journal.entries if not e.is_replayed]
+        errors = [failure for failure in new if failure is not None and failure.kind.is_error]
+        n_done, max_errors = len(self.journal.entries), self._settings.execution.max_errors
+        allowed = max(ERRORS_ALLOWED, n_done // 2) if max_errors is None else max_errors
+        if len(errors) > allowed:
+            words = (e.message.partition(" on the example ")[0] for e in errors)  # where else equal
+            often = Counter(shortened(printable(text), QUOTED_BYTES) for text in words)
+            ((message, times),) = often.most_common(1)
             rule = "without max_errors the run" if max_errors is None else "max_errors"
-            way_out = WAYS_OUT.get(failure.kind, f"in the {failure.kind}")
+            way_out = WAYS_OUT.get(errors[-1].kind, f"in the {errors[-1].kind}")
             self.ledger.stop(
-                f"{n_errors} of {self._n_done} rollouts and reflections failed, and {rule} allows "
-                f"{allowed}. The most frequent error ({times} of {n_errors}): {sentence(message)} "
-                f"Fix its cause ({way_out}), or pass a higher Execution(max_errors=).",
+                f"{len(errors)} of {n_done} rollouts and reflections failed, and {rule} allows "
+                f"{allowed}. The most frequent error ({times} of {len(errors)}): "
+                f"{sentence(message)} Fix its cause ({way_out}), or pass a higher "
+                f"Execution(max_errors=).",
                 is_failure=True,
             )
 
     # ------------------------------------------------------------------ what is kept for the end
-
-    def note_training(self, rollout: Rollout, seconds: float | None) -> None:
-        """Count a training rollout and the seconds that it took; None if it was replayed."""
-        self.so_far = self.so_far.after_rollouts([rollout])
-        self.n_begun -= seconds is not None
-        if seconds is not None and not _is_cut_short(rollout):
-            self._seconds.append(seconds)
-        self.renew()
 
     def renew(self) -> None:
         """Let nothing else take what the end of the run needs, by what rollouts took so far.
@@ -405,6 +403,7 @@ class Sample:
     rollout_id: int  # it depends on `start`, too
     temperature: float | str | None = None  # None, or "own": that of each LM and predictor
     start: Start | None = field(default=None, compare=False)  # None: it is a whole rollout
+    update: int | None = field(default=None, compare=False)  # that pays for it, in training
     asks_predictors: bool = field(default=False, compare=False)
 
     def failed(self, failure: Failure) -> Rollout:
@@ -419,7 +418,7 @@ class Rollouts:
         self, inputs: RunInputs, calls: Calls, role: str, examples: Sequence[Example]
     ) -> None:
         settings, self._inputs, self._calls = inputs.settings, inputs, calls
-        self._role, self._set = role, "training" if role == "rollout" else role
+        self._role, self._set = role, "training" if role == TRAINING else role
         self._examples = examples
         self._metric = settings.metric
         self._scoring = None if self._metric is None else adapt_metric(self._metric)
@@ -443,35 +442,31 @@ class Rollouts:
         """
         if sample in self._begun:
             return self._begun[sample]
-        calls, is_training = self._calls, self._role == "rollout"
+        calls, n = self._calls, sample.example
 
         def without(why: TrainingCut | TimeoutError, where: str) -> Rollout:
             if isinstance(why, TrainingCut):
                 return sample.failed(Failure(FailureKind.BUDGET, str(why)))
             message = f"the rollout {why}, which is rollout_timeout_s; it was in {where}"
-            message += f" on the example {sample.example} ({self._set})"
+            message += f" on the example {n} ({self._set})"
             return sample.failed(Failure(FailureKind.TIMEOUT, message))
 
-        def count(rollout: Rollout, seconds: float | None) -> None:
-            if is_training:
-                calls.note_training(rollout, seconds)
-            is_whole = rollout.failure is None and sample.start is None
-            if is_whole and sample.additions.is_for_all(self._inputs.predictors):
-                calls.report.count_advice(rollout)
-
-        with calls.pool.lock:
-            job = self._begun[sample] = calls.begin(
-                about=f"{self._set} rollout of {self._set} example {sample.example}",
-                key=self._key(sample),
-                kind=ROLLOUTS,
-                role=self._role,
-                do=functools.partial(self._done, sample),
-                without=without,
-                count=count,
-                priority=priority,
-                usual="the program" if calls.remote is None else "another process",
-            )
-            calls.n_begun += is_training and not job.is_done
+        entry = Entry(
+            key=self._key(sample),
+            role=self._role,
+            update=sample.update,
+            about=f"{self._set} rollout of {self._set} example {n}",
+            has_advice=sample.start is None
+            and sample.additions.is_for_all(self._inputs.predictors),
+        )
+        job = self._begun[sample] = calls.begin(
+            entry,
+            ROLLOUTS,
+            functools.partial(self._done, sample),
+            without,
+            priority,
+            "the program" if calls.remote is None else "another process",
+        )
         return job
 
     def begin_extra(
@@ -532,7 +527,7 @@ class Rollouts:
             metric=self._scoring,
             ledger=calls.ledger,
             prices=self._prices,
-            is_training=self._role == "rollout",
+            is_training=self._role == TRAINING,
             calls=job.calls,
             kept_demos=self._kept_demos,
             **of_sample,

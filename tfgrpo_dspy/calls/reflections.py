@@ -5,8 +5,7 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 
 import functools
 import itertools
-import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import dspy
 from pydantic import TypeAdapter
 
+from tfgrpo_dspy.budget import Entry
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, is_too_long, metered
 from tfgrpo_dspy.calls import NOT_ASKED, Calls
 from tfgrpo_dspy.dspy_seam import abilities_of, watching
@@ -21,19 +21,19 @@ from tfgrpo_dspy.errors import LibraryError, RunStopped, TrainingCut, described
 from tfgrpo_dspy.errors import shown as value_shown
 from tfgrpo_dspy.events import Approve, Proposal
 from tfgrpo_dspy.experience import AnyOperation, Applied, Keep, Refusal, operation_from
-from tfgrpo_dspy.listeners import reflection_row
 from tfgrpo_dspy.pool import Job
 from tfgrpo_dspy.reflection.lessons import Guard, admitted, encodable
 from tfgrpo_dspy.reflection.modules import (
     Answer,
     AnswerQuestion,
     as_input,
+    clip,
     describe_program,
     read_output,
     shorter,
     tokens_of,
 )
-from tfgrpo_dspy.rollout import Usage, rollout_id_for
+from tfgrpo_dspy.rollout import rollout_id_for
 from tfgrpo_dspy.sampling.examples import Example, media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 from tfgrpo_dspy.settings import RunInputs
@@ -52,6 +52,7 @@ NOT_SHOWN = (
     "images. Pass Reflection(show_images=True) if it does."
 )
 MOST_REFUSED = 8  # prompts, as too long: then none is halved for an LM that has taken none
+ASKED_TOKENS = 2_000  # of an input, in the record of an answer
 MAX_HALVINGS = 4  # of what is shown, where the LM says that the prompt is too long
 STAGES = {
     "update": ("update", "operations", 0, "update"),
@@ -91,10 +92,6 @@ class ReflectionClient:
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._adapter = dspy.settings.adapter or ASKED_ONCE
         self._modules = functools.cache(AnswerQuestion)  # of strategies, by signature
-        self.answers: defaultdict[int, list[Answer]] = defaultdict(list)  # by update
-        self.usage: defaultdict[int, Usage] = defaultdict(Usage)  # by update
-        self.n_asked: Counter[int] = Counter()  # by update
-        self._n_refused = 0.0  # as too long, while none was taken
         n, max_words = settings.max_experiences, settings.reflection.max_experience_words
         self.common = {
             "program": describe_program(inputs.student),
@@ -102,6 +99,21 @@ class ReflectionClient:
             "max_words": max_words,
             "limits": f"at most {n} experiences of at most {max_words} words each",
         }
+
+    @property
+    def answers(self) -> dict[int, list[Answer]]:
+        """All answers by update, but for those to strategies, which several updates may share."""
+        answers = defaultdict[int, list[Answer]](list)
+        for entry in [*self._calls.journal.entries]:
+            if isinstance(entry.value, Answer) and entry.role != "strategy":
+                answers[entry.update or 0].append(entry.value)
+        return answers
+
+    @property
+    def _takes_none(self) -> bool:
+        """Whether the LM has refused some prompts as too long, and taken none."""
+        every = [e.value for e in self._calls.journal.entries if isinstance(e.value, Answer)]
+        return len(every) >= MOST_REFUSED and all(answer.is_too_long for answer in every)
 
     def images_of(self, examples: Iterable[Example]) -> list[str]:
         """The images in the examples' inputs, as DSPy writes them; none if the LM takes none."""
@@ -154,7 +166,7 @@ class ReflectionClient:
         def wait(shortens: bool = True) -> Answer:
             answer = self._calls.pool.result(job)
             for halving in range(1, MAX_HALVINGS + 1):
-                if not (answer.is_too_long and shortens) or self._n_refused >= MOST_REFUSED:
+                if not (answer.is_too_long and shortens) or self._takes_none:
                     break
                 fitting = {**self.common, **inputs(halving)}
                 cut = shorter(fitting, tokens_of(whole) >> halving)
@@ -166,46 +178,25 @@ class ReflectionClient:
         return wait
 
     def _asked(self, question: _Question, inputs: Inputs) -> Job[Answer]:
-        calls, stage, update = self._calls, question.stage, question.update
-
-        def count(answer: Answer, seconds: float | None) -> None:
-            if seconds is None:
-                self._note_asked(update)
-            self._n_refused += 1 if answer.is_too_long else -math.inf
-            if calls.journal.store is not None:
-                shown = {k: v for k, v in inputs.items() if v is not self.common.get(k)}
-                calls.journal.asked.append(reflection_row(stage, update, shown, answer))
-            self.usage[update] += answer.usage
-            if stage != "strategy":  # of several updates, the first to come asks for that
-                self.answers[update].append(answer)
-
-        keys = calls.journal.keys
-        return calls.begin(
-            about=question.about,
-            key=keys.reflection(stage, question.module, question.rollout_id, inputs),
-            kind=ANSWERS,
-            role=stage,
-            do=functools.partial(self._answer, question, inputs),
-            without=_without,
-            count=count,
-            priority=(question.rank, update),
-            usual="a call of the reflection LM",
+        calls, stage, module = self._calls, question.stage, question.module
+        key = calls.journal.keys.reflection(stage, module, question.rollout_id, inputs)
+        shown = "\n\n".join(
+            f"[{name}]\n{clip(str(value), ASKED_TOKENS)}"
+            for name, value in inputs.items()
+            if calls.journal.store is not None and value is not self.common.get(name)
         )
-
-    def charge(self, usage: Usage, before: int, update: int) -> None:
-        """Charge what an answer has cost to another update than before."""
-        with self._calls.pool.lock:
-            self.usage[before] -= usage
-            self.usage[update] += usage
-
-    def _note_asked(self, update: int) -> None:
-        with self._calls.pool.lock:
-            self.n_asked[update] += 1
-            self._calls.renew()
+        return calls.begin(
+            Entry(key, stage, question.update, question.about, shown),
+            ANSWERS,
+            functools.partial(self._answer, question, inputs),
+            _without,
+            (question.rank, question.update),
+            "a call of the reflection LM",
+        )
 
     def _answer(self, question: _Question, inputs: Inputs, _job: Job[Answer]) -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
-        self._note_asked(question.update)
+        self._calls.ask(question.update)
         module, rollout_id = question.module, question.rollout_id
         prices, is_extra = self._settings.execution.prices, question.stage == "strategy"
         meter = Meter(self._calls.ledger, prices, leaves_lessons=is_extra)

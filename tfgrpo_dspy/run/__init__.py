@@ -46,7 +46,7 @@ class Run:
         self._briefer = Briefer(inputs, client, calls)
         self._reflector = Reflector(inputs, client, calls.report, self._briefer)
         self._groups = Groups(inputs, calls, client, recorded)
-        self._history = History(inputs, calls, client, self._groups)
+        self._history = History(inputs, calls, self._groups)
 
     def __enter__(self) -> "Run":
         return self

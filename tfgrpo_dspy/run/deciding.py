@@ -15,7 +15,6 @@ import dspy
 from tfgrpo_dspy import results as records
 from tfgrpo_dspy.budget import Amount, token_price
 from tfgrpo_dspy.calls import Account, Calls, Rollouts, Sample
-from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded, UpdateDecided
 from tfgrpo_dspy.experience import Add, Applied, ExperienceLibrary, Keep, Modify, supported
@@ -54,9 +53,7 @@ from tfgrpo_dspy.user_code import instructions_of, named_predictors
 class History:
     """The updates of one run: its start, from the library `start`, and then each decided one."""
 
-    def __init__(
-        self, inputs: RunInputs, calls: Calls, client: ReflectionClient, groups: Groups
-    ) -> None:
+    def __init__(self, inputs: RunInputs, calls: Calls, groups: Groups) -> None:
         start = ExperienceLibrary.from_program(inputs.student)
         decision = Decision(start, "the library of the student")
         self.start = start
@@ -64,7 +61,7 @@ class History:
         self.plan = Planner(inputs, groups.sizes, calls.ledger, self.updates)
         calls.lessons = self._lessons_to_come
         self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
-        self._client, self.groups = client, groups
+        self.groups = groups
         self.changes = Changes(self._texts)
         self._measured: list[Measured] = []
 
@@ -76,7 +73,7 @@ class History:
             n_lessons += sum(batch.sizes.values()) * settings.reflection.summarize_always
             n_first = settings.drafts + settings.n_briefs * len(self._inputs.predictors)
             planned = 1 + (n_first if batch.is_draft else n_lessons)
-            n += max(0, planned - self._client.n_asked[batch.update])
+            n += max(0, planned - self._calls.n_asked[batch.update])
         return self.latest.account.per_answer * n
 
     @property
@@ -114,10 +111,7 @@ class History:
             for one, score in zip([a for a, aid in pairs if not aid], counted, strict=True):
                 example, demo_set, brief = sampled.group.example, one.demo_set, one.brief
                 self._measured.append(Measured(one.library, example, score, demo_set, brief))
-        rollouts = [r for sampled in new for r in (*sampled.group.all_rollouts, *sampled.probes)]
-        rollouts = [] if self._settings.data.is_recorded else rollouts
         n_examples = self.plan.n_usual(batch, [sampled.group.example for sampled in new])
-        reflections = self._client.usage[batch.update]
         taken = {brief.texts for brief in before.briefs} | {()}
         written = {brief.texts: brief for brief in proposed.briefs if brief.texts not in taken}
         briefs = (*before.briefs, *written.values())
@@ -126,7 +120,7 @@ class History:
         update = Update(
             number=before.number + 1,
             decision=calls.pool.call(lambda: self._decision(proposed, briefs)),
-            account=before.account.after_update(rollouts, reflections, n_examples),
+            account=before.account.after(calls.journal.of(batch.update), n_examples),
             batch=batch,
             extracted=extracted,
             best=best_rollouts(sampled.unaided for sampled in groups),
@@ -575,7 +569,7 @@ class FinalChoice:
             while pairs := self._next_round(race, account, measured.scores()):
                 if not measured.scores():
                     measured.make(pairs[:1])  # the student alone: maybe it does not reach for both
-                account = account.after_rollouts(measured.make(pairs))
+                account = account.after(measured.make(pairs))
         scores = measured.scores()
         best, why = race.winner(scores), race.why(scores)
         entries: dict[int, records.Candidate] = {}

@@ -73,7 +73,6 @@ class Groups:
         self._is_tried = self._is_readable = False
         self.first: tuple[Rollout, ...] | None = None  # of the first batch, for rewards
         self._questions: dict[str, Callable[[], Answer]] = {}  # of strategies
-        self._charged: dict[str, int] = {}  # the update that an answer is charged to
         self._hanging: set[tuple[int, str]] = set()  # or asked now
         self.switched_off: dict[tuple[int, str], str] = {}  # with why, in words
         self._outcomes: defaultdict[tuple[int, str], list[bool]] = defaultdict(list)  # did it work?
@@ -159,9 +158,9 @@ class Groups:
     def _sample(
         self, batch: Batch, example: int, k: int, additions: Additions, temperature: Any
     ) -> Sample:
-        asks, visit = batch.asks_predictors, batch.visits[example]
+        visit, asks = batch.visits[example], batch.asks_predictors
         rollout_id = rollout_id_for(self._settings.seed, visit, example, k, "training")
-        return Sample(additions, example, rollout_id, temperature, asks_predictors=asks)
+        return Sample(additions, example, rollout_id, temperature, None, batch.update, asks)
 
     def _begun(self, batch: Batch, samples: Sequence[Sample]) -> Waited:
         """Begin these rollouts; what is given waits for their group, with extra attempts.
@@ -502,12 +501,9 @@ class Groups:
                 if key not in self._questions:
                     begun = self._client.begin_for_strategy(batch, signature, inputs)
                     self._questions[key] = self._client.beside(begun)
-                    self._charged[key] = batch.update
             answer = self._questions[key]()
             with self._calls.pool.lock:
-                if batch.update < self._charged[key]:  # the first update that needs the answer pays
-                    self._client.charge(answer.usage, self._charged[key], batch.update)
-                    self._charged[key] = batch.update
+                self._calls.journal.charge(answer, batch.update)
             return answer.output if isinstance(answer.output, Mapping) else {}
 
         return ask
