@@ -87,30 +87,22 @@ class Job(Generic[Result]):
     begun_s: float = math.inf
     latest_s: float = math.inf  # when it is given up
     is_done: bool = False
-    _result: Any = None
+    value: Any = None  # its result
     error: BaseException | None = None
 
     def __str__(self) -> str:
         return [self.usual, *self.calls.copy().values()][-1]
 
-    def end(self, result: Any, error: BaseException | None) -> None:
-        """Keep what was done, or the error."""
-        try:
-            self._result, self.error = None if error else self.keep(result), error
-        except BaseException as raised:  # noqa: BLE001 - raised again where it is waited for
-            self.error = raised
-        self.is_done = True
-
     def ended(self, result: Result) -> "Job[Result]":
         """The job, with a result that was there already."""
-        self._result, self.is_done = result, True
+        self.value, self.is_done = result, True
         return self
 
     def result(self) -> Result:
         """The result of a job that is done; raises what it raised."""
         if self.error is not None:
             raise self.error
-        return self._result  # type: ignore[no-any-return]
+        return self.value  # type: ignore[no-any-return]
 
 
 class Pool:
@@ -292,7 +284,11 @@ class Pool:
         """End the job, wake those who waited for it, and note what ends the run."""
         if isinstance(error, RunStopped) and self._failed:  # what came first
             error = self._failed[0]
-        job.end(result, error)
+        try:
+            job.value, job.error = None if error else job.keep(result), error
+        except BaseException as raised:  # noqa: BLE001 - raised where it is waited for
+            job.error = raised
+        job.is_done = True
         self._moved_s = time.monotonic()
         if job.error is not None and not (is_users or job.abandoned.is_set()):
             self._failed.append(job.error)
@@ -335,14 +331,11 @@ def packed_bundle(
     context = {k: v for k, v in dspy.settings.copy().items() if k not in OF_ONE_CALL}
     if isinstance(context["lm"], dspy.BaseLM):
         context["lm"] = context["lm"].copy()  # without the history of its calls
-    parts = {
-        "the program": copy_program(student, lambda lm: lm.copy()),
-        "the metric": metric,
-        "the settings of dspy.context (LM, adapter, callbacks)": context,
-    }
-    for name, part in parts.items():
-        packed(part, name)
-    return packed((*parts.values(), dict(prices), [*plain]), "this run")
+    program = copy_program(student, lambda lm: lm.copy())
+    packed(program, "the program")
+    packed(metric, "the metric")
+    packed(context, "the settings of dspy.context (LM, adapter, callbacks)")
+    return packed((program, metric, context, dict(prices), [*plain]), "this run")
 
 
 def packed(part: Any, name: str) -> bytes:
@@ -453,6 +446,7 @@ class RemoteRollouts:
         while n_losses < MAX_LOST_WORKERS:
             while (share := self._reserve(n_metric_calls)) is None:
                 threading.Event().wait(POLL_S)
+            why = "its worker died"
             try:
                 reply = self._reply(share, request)
             except (BrokenExecutor, ImportError) as error:
@@ -460,22 +454,21 @@ class RemoteRollouts:
                 message = f"the executor is broken: {described(error)}"
                 ledger.fail(message + needs * isinstance(error, ImportError), error)
             except Exception as error:  # noqa: BLE001 - whatever an executor raises
+                reply = Reply(was_started_before=True)
                 why = f"the executor raised {described(error)}"
-            else:
-                if not reply.was_started_before:
-                    ledger.settle(share, reply.used)
-                    ledger.left_out |= reply.left_out
-                    self._largest |= reply.used
-                    if reply.rollout is not None:
-                        return Rollout.from_dict(reply.rollout)
-                    if reply.is_failure:
-                        ledger.stop(reply.stopped_because, is_failure=True)
-                    ledger.check()
-                    self._grow(share, reply.stopped_because.partition("=")[0])
-                    continue
-                why = "its worker died"
-            share.abandoned.set()  # it counts as spent
-            n_losses += 1
+            if reply.was_started_before:
+                share.abandoned.set()  # it counts as spent
+                n_losses += 1
+                continue
+            ledger.settle(share, reply.used)
+            ledger.left_out |= reply.left_out
+            self._largest |= reply.used
+            if reply.rollout is not None:
+                return Rollout.from_dict(reply.rollout)
+            if reply.is_failure:
+                ledger.stop(reply.stopped_because, is_failure=True)
+            ledger.check()
+            self._grow(share, reply.stopped_because.partition("=")[0])
         message = f"the executor lost this rollout {n_losses} times; last reason: {why}"
         return Failure(FailureKind.WORKER, message)
 
@@ -493,7 +486,7 @@ class RemoteRollouts:
         left, reach = self._ledger.left(True), self._ledger.reach(True)
         n_calls, _, cost = map(wanted, left, reach, self._largest, FIRST, LEAST)
         amount = Amount(math.ceil(n_calls), n_metric_calls, cost)
-        return self._ledger.take(amount, is_share=True, leaves_lessons=True)
+        return self._ledger.take(None, True, amount, is_share=True)
 
     def _grow(self, share: Reservation, limit: str) -> None:
         """Reserve twice as much of a limit from now on. Raises RunStopped: there is no more."""

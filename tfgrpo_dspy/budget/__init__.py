@@ -263,11 +263,11 @@ class Ledger:
 
     def take(
         self,
+        abandoned: threading.Event | None,  # is set when nobody waits for it any more
+        leaves_lessons: bool,  # what is kept for those of the rollouts that are made
         amount: Amount,
-        abandoned: threading.Event | None = None,
-        is_share: bool = False,
-        leaves_lessons: bool = False,  # what is kept for those of the rollouts that are made
         least_cost: float = math.inf,  # the dollars that it can do with, if there are no more
+        is_share: bool = False,
     ) -> Reservation | None:
         """Reserve calls, and the most dollars that they may cost; None if they are not there now.
 

@@ -81,13 +81,6 @@ def is_passing(error: BaseException) -> bool:
     return is_no_reply or bool(re.search(r"\b(loading|overloaded)\b", str(error), re.IGNORECASE))
 
 
-def refuses_prompt(error: BaseException, is_repeated: bool) -> bool:
-    """Whether the provider refused what it was sent, or breaks on it each time."""
-    if _status(error) in BROKEN:
-        return is_repeated
-    return _status(error) in (*MAYBE_TOO_LARGE, MODERATED) and not is_passing(error)
-
-
 def is_fatal(error: dspy.LMError, has_answered: bool) -> bool:
     """Whether every further call would fail: a refused key, no credit, no such model.
 
@@ -120,32 +113,19 @@ def may_be_too_long(error: BaseException, n_characters: int) -> bool:
     return may_be and _status(error) in MAYBE_TOO_LARGE
 
 
-def is_refused(error: BaseException) -> bool:
-    """Whether the provider did nothing but refuse the request, which nobody bills then."""
-    status = _status(error)
-    is_clients = isinstance(status, int) and 400 <= status < 500 and status != TIMED_OUT
-    return is_clients or isinstance(error, dspy.LMRateLimitError) or is_too_long(error)
-
-
 def is_rate_limit(error: BaseException) -> bool:
     """Whether there were too many requests."""
     return isinstance(error, dspy.LMRateLimitError) or _status(error) == TOO_MANY
-
-
-def is_unanswered(error: BaseException) -> bool:
-    """Whether nobody knows what the provider did: it may bill such a call."""
-    return _status(error) is None
 
 
 def refuses(error: BaseException | None, parameter: str) -> bool:
     """Whether the error, or a cause of it, refuses the sampling parameter of this name."""
     if isinstance(error, UNLIKE_A_REFUSAL) or error is None or is_too_long(error):
         return False
-    texts = [str(error)]
-    while (error := error.__cause__) is not None:
-        texts.append(str(error))
     pattern = rf"(?<![A-Za-z]){parameter}(?![A-Za-z])"
-    return bool(re.search(pattern, str(texts), re.IGNORECASE))
+    while error is not None and not re.search(pattern, str(error), re.IGNORECASE):
+        error = error.__cause__
+    return error is not None
 
 
 def retry_after(error: BaseException | None) -> float | None:
@@ -242,9 +222,7 @@ class Meter:
             self.ledger.check()
             return None
         n = int(kwargs.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
-        take = functools.partial(
-            self.ledger.take, abandoned=self._abandoned, leaves_lessons=self._leaves_lessons
-        )
+        take = functools.partial(self.ledger.take, self._abandoned, self._leaves_lessons)
         if self.ledger.budget.max_cost is None:
             return take(Amount(n))
         price, n_bytes = price_of(lm, self.prices), n_bytes_sent(args, kwargs)
@@ -254,7 +232,7 @@ class Meter:
         seen = self.ledger.seen[str(lm.model)]
         prompt, least = seen.most_tokens(n_bytes, longest)
         cost, least_cost = (n * price.of(prompt, answer) for answer in (longest, least))
-        if (taken := take(Amount(n, cost=cost), least_cost=least_cost)) is not None:
+        if (taken := take(Amount(n, cost=cost), least_cost)) is not None:
             taken.seen, taken.n_bytes = seen, n_bytes
             if taken.amount.cost < cost:
                 left = taken.amount.cost / n - price.of(prompt, 0)
@@ -266,21 +244,25 @@ class Meter:
     ) -> None:
         """Correct what was taken for a call by its entry, or without one by its error.
 
-        The entry, if there is one, is counted already. A request that was refused is no call.
+        The entry, if there is one, is counted already. A request that was refused is no call; where
+        nobody knows what the provider did, it may bill the call.
         """
-        n, cost, n_failed = taken.amount.n_lm_calls, taken.amount.cost, 0.0
+        n, cost = int(taken.amount.n_lm_calls), taken.amount.cost
         if used is not None:
             n, cost = used.n_lm_calls, used.cost_usd or (cost if used.n_lm_calls else 0.0)
             if taken.seen is not None:
                 taken.seen.note(used, taken.n_bytes)
         elif isinstance(error, CallSparedError):
-            n = cost = 0
+            n, cost = 0, 0.0
         else:
             n_failed = n * (error is not None)
             if isinstance(error, dspy.LMError):
-                n, cost = n * (not is_refused(error)), cost * is_unanswered(error)
-            self.used.append(Usage(int(n), n_failed_calls=int(n_failed), cost_usd=cost))
-        self.ledger.settle(taken, Amount(int(n), cost=cost))
+                status = _status(error)
+                is_clients = isinstance(status, int) and 400 <= status < 500 and status != TIMED_OUT
+                n *= not (is_clients or is_rate_limit(error) or is_too_long(error))
+                cost *= status is None
+            self.used.append(Usage(n, n_failed_calls=n_failed, cost_usd=cost))
+        self.ledger.settle(taken, Amount(n, cost=cost))
 
     @contextmanager
     def attempting(
@@ -383,7 +365,9 @@ class Meter:
                 if isinstance(error, dspy.ContextWindowExceededError):
                     raise
                 raise dspy.ContextWindowExceededError(model=model, message=error.message) from error
-            is_prompts = refuses_prompt(error, bool(vars(lm).get("num_retries")))
+            status, is_repeated = _status(error), bool(vars(lm).get("num_retries"))
+            is_refusal = status in (*MAYBE_TOO_LARGE, MODERATED) and not is_passing(error)
+            is_prompts = is_repeated if status in BROKEN else is_refusal
             message = self._message(error, lm)
             self.provider_failure = Failure(FailureKind.PROVIDER, message, is_prompts)
             raise
@@ -414,13 +398,8 @@ class Meter:
         if call.cost is None or call.model in self.prices:
             price = token_price(lm, self.prices)
             if not isinstance(price, str):
-                cost = call.prompt_tokens * price.prompt + call.completion_tokens * price.completion
-        return Usage(
-            n_lm_calls=call.n_answers,
-            prompt_tokens=call.prompt_tokens,
-            completion_tokens=call.completion_tokens,
-            cost_usd=cost,
-        )
+                cost = price.of(call.prompt_tokens, call.completion_tokens)
+        return Usage(call.n_answers, 0, 0, call.prompt_tokens, call.completion_tokens, cost)
 
 
 def metered(lm: Any, meter: Meter) -> Any:
