@@ -14,6 +14,10 @@ lessons is wrong, a fifth of them useless; one predictor; no labels, and no demo
 of four kinds of ten nearly always fail (.02), whatever is advised. **agent**: a ReAct agent of
 four turns, none of which is critical (with half of the cases, as each costs five calls).
 
+**wrong .1**, **wrong .4**: feedback, with that share of wrong lessons (`--only --worlds "wrong .1"
+"wrong .4" --budgets 300 600 --out benchmarks/results/wrong_worlds.json`): how many results hold a
+wrong line, and one that another line contradicts.
+
 What strategies ask the reflection LM is answered by one that has nothing to say and says it: hints
 that help nobody, rules of which half are wrong and the others useless, marks and preferences by
 chance. The teacher is the policy LM itself. So this is what a strategy costs at worst.
@@ -50,6 +54,7 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.strategies import Strategy
 
 WORLDS = ("silent", "feedback", "noise", "hard", "agent")
+WRONG = {"wrong .1": 0.1, "wrong .4": 0.4}
 BUDGETS = (150, 500)
 ALLOWED = -0.03
 BESIDE = {"Objectives": "mean"}
@@ -75,9 +80,9 @@ class Ordinary(World):
             noise=0.0,
             wrong_labels=0.0,
             has_labels=False,
-            has_feedback=name == "feedback",
+            has_feedback=name in ("feedback", *WRONG),
             student=0.35,
-            wrong=0.25,
+            wrong=WRONG.get(name, 0.25),
             leaking=0.0,
             overreaching=0.0,
             useless=0.2,
@@ -223,13 +228,18 @@ def run(name: str, arm: str, budget: int, seed: int) -> dict[str, Any]:
     metric = world.two_objectives if has_two else None
     with silence():
         program = compiled(world, lms, made(arm, world, lms), budget, seed, metric)
-    results = program.detailed_results
+    results, told = program.detailed_results, world.told(program)
+    lines = [line for of_one, _ in told for line in of_one]
+    wrong = [line for line in lines if line.what == "wrong"]
     return {
         "world": name,
         "arm": arm,
         "budget": budget,
         "seed": seed,
-        "score": round(world.score(world.told(program)), 4),
+        "score": round(world.score(told), 4),
+        "wrong": bool(wrong),
+        "contradicting": any(o.kind == w.kind and o != w for w in wrong for o in lines),
+        "tokens": results.added.n_tokens,
         "failures": {k: n for k, n in results.failures.items() if "strategy" in k or k == "replay"},
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -270,13 +280,20 @@ def show(runs: Sequence[Mapping[str, Any]]) -> None:
         verdict = "" if row["mean"] >= ALLOWED else "ABOVE THE BAR"
         lines.append((row["arm"], row["budget"], mean, row["n"], worlds, verdict))
     running.show(("strategy", "calls", "difference", "pairs", "by world", ""), lines)
+    cells = dict.fromkeys((r["world"], r["budget"]) for r in runs if r["world"] in WRONG)
+    of_cells = []
+    for cell in cells:
+        of_one = [r for r in runs if (r["world"], r["budget"]) == cell and r["arm"] == "without"]
+        names = ("score", "wrong", "contradicting", "tokens")
+        of_cells.append((*cell, *(f"{sum(r[n] for r in of_one) / len(of_one):.3f}" for n in names)))
+    running.show(("world", "calls", "score", "a wrong line", "contradicting", "tokens"), of_cells)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the result file lacks, write it, show it."""
     parser = parser_of(__doc__, RESULTS / "ordinary_worlds.json", seeds=10, first=810)
     parser.add_argument("--only", nargs="*", default=["LearningFrontier"], help="strategies")
-    parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=WORLDS)
+    parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=(*WORLDS, *WRONG))
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--again", action="store_true", help="measure what the file has anew")
     asked = parser.parse_args(arguments)

@@ -56,6 +56,16 @@ def test_the_shorter_wins_where_it_saves_much_unless_the_longer_is_surely_better
     assert ("student", "a", "ab")[winner] == name
 
 
+@pytest.mark.parametrize(
+    ("budget", "measured"), [(25, {0, 1}), (39, {0, 3, 4}), (63, {0, 1, 3, 4})]
+)
+def test_the_first_round_measures_what_training_chose_and_it_without_its_brief(
+    budget: int, measured: set[int]
+) -> None:
+    race = replace(race_of("abc", "ab", "a", "b"), firsts=(3, 4))
+    assert {candidate for candidate, _ in race.next({}, budget)} == measured
+
+
 @pytest.mark.parametrize("budget", [None, 20, 60])
 @pytest.mark.parametrize(("doubted", "name"), [(0.3, "a"), (0.7, "a"), (0.9, "ab")])
 def test_a_doubtful_part_is_in_a_result_only_if_the_same_without_it_was_measured_and_lost(

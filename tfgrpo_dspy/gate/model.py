@@ -62,7 +62,7 @@ class Race:
     score_sd: float  # the standard deviation of the scores, as far as it is known
     n_examples: int  # of the validation set; they are measured in the order 0, 1, ...
     n_tokens: tuple[int, ...] = ()  # what each candidate adds to a call; empty: equally much
-    first: int = 0  # a candidate that the first round measures, if it measures three
+    firsts: tuple[int, ...] = ()  # candidates that the first round measures, if it measures three
     doubtful: frozenset[Hashable] = frozenset()  # parts that are probably not worth their tokens
 
     def next(self, scores: Scores, n_left: int | None) -> list[tuple[int, int]]:
@@ -73,10 +73,10 @@ class Race:
             return []
         size = min(ROUND if n_done else FIRST_ROUND, self.n_examples - n_done)
         if n_left is not None:
-            if not n_done:  # two, three if they fit, more only for half of what is left
-                n_fitting = n_left // size
-                n = max(2, min(3, n_fitting), n_fitting // 2)
-                firsts = [self.first] if n > 2 and self.first in running else []
+            if not n_done:  # two; three, or those and one more, if they fit; more for half of all
+                n_fitting, firsts = n_left // size, [k for k in self.firsts if k in running]
+                n = max(2, min(max(3, 2 + len(firsts)), n_fitting), n_fitting // 2)
+                firsts = firsts if n > 2 else []
                 order = [c for k in [0, *firsts, *running] for c in (self._without_doubtful(k), k)]
                 running = [*dict.fromkeys(order)][:n]
             size = min(size, n_left // len(running))

@@ -625,6 +625,11 @@ class FinalChoice:
         }
         prices = dict.fromkeys(demos, DEMOS_PRICE * sd) | dict.fromkeys(briefs, BRIEFS_PRICE * sd)
         doubtful = {advice for advice, b in decision.beliefs.items() if b.chance < LIKELY}
+        # What training alone would choose; and where its experiences add more than its brief, which
+        # may say other things of the same cases, the experiences alone.
+        lead, of_lines = leading(decision), (e.advice for e in decision.result)
+        told = math.fsum(decision.beliefs[a].mean for a in of_lines if a in decision.beliefs)
+        firsts = () if not lead else (1, 2) if told > decision.briefs[lead - 1].mean else (1,)
         return Race(
             candidates,
             parts | demos | briefs,
@@ -632,7 +637,7 @@ class FinalChoice:
             sd,
             n_examples=len(measured.examples),
             n_tokens=tuple(self._added_by(each).n_tokens for each in measured.candidates),
-            first=int(leading(decision) > 0),  # what training alone would choose
+            firsts=firsts,
             doubtful=frozenset(doubtful - candidates[0]),  # what the student had is not of this run
         )
 
