@@ -628,8 +628,12 @@ class FinalChoice:
         # What training alone would choose; and where its experiences add more than its brief, which
         # may say other things of the same cases, the experiences alone.
         lead, of_lines = leading(decision), (e.advice for e in decision.result)
-        told = math.fsum(decision.beliefs[a].mean for a in of_lines if a in decision.beliefs)
-        firsts = () if not lead else (1, 2) if told > decision.briefs[lead - 1].mean else (1,)
+        gain_of_lines = math.fsum(
+            decision.beliefs[a].mean for a in of_lines if a in decision.beliefs
+        )
+        firsts = (
+            () if not lead else (1, 2) if gain_of_lines > decision.briefs[lead - 1].mean else (1,)
+        )
         return Race(
             candidates,
             parts | demos | briefs,
