@@ -394,18 +394,11 @@ def test_a_state_of_a_failing_rollout_becomes_a_task_and_gives_the_group_contras
     assert found.values[1][played.states[0]] == pytest.approx(1 / 4)
 
 
-def test_with_a_metric_pairs_are_made_by_outcome_and_no_judge_is_asked() -> None:
+def test_pairs_are_made_by_outcome() -> None:
     rollouts = [taking(1, "ab", 1.0), taking(2, "ac", 0.0)]
     found = credit(ImplicitStepRewards(), context(rollouts))
     assert found.values[1][-1] > 0.5 > found.values[2][-1]
     assert credit(ImplicitStepRewards(), context(FAILING, BETTER)) == Credit({})
-
-
-def test_without_a_metric_a_judge_makes_the_pairs() -> None:
-    rollouts = [taking(1, "ab", None), taking(2, "ac", None)]
-    asked = Answering(better="1")
-    assert credit(ImplicitStepRewards(), context(rollouts), asked).values
-    assert len(asked.questions) == 1
 
 
 def test_the_gain_of_information_values_every_rollout_that_the_calls_pay_for() -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import dspy
-import pytest
 from runs import Run, library_texts, section
 from scripted import EXTRACT, chat
 from small import Answering, group_of
@@ -116,34 +115,6 @@ def test_the_worse_text_of_an_experience_is_shown_beside_the_better_one_to_go_on
     (question,) = asked.questions
     assert "Be brief.  (effect +0.10" in question["went"]
     assert "Answer in one sentence.  (effect +0.30" in question["came"]
-
-
-def with_rule(effect: Effect | None) -> ExperienceLibrary:
-    """The library after the rule was added, and tried."""
-    return ExperienceLibrary([*GROWN, Experience("E9", "All copper gets A1.", effect=effect)])
-
-
-@pytest.mark.parametrize(
-    ("at_ten", "n_asked"),
-    [
-        (with_rule(Effect(0.1, 0.05, 20)), 2),
-        (with_rule(Effect(-0.1, 0.05, 20)), 1),
-        (with_rule(None), 1),
-        (GROWN, 1),  # it is gone
-    ],
-)
-def test_rules_are_asked_for_again_as_long_as_the_latest_ones_have_paid(
-    at_ten: ExperienceLibrary, n_asked: int
-) -> None:
-    asked = Answering(candidates="All copper gets A1.")
-    libraries = [WITHOUT, *[GROWN] * 5, *[with_rule(None)] * 4, at_ten]
-    added = proposed(Induction(every=5), update(libraries=libraries, number=10), asked)
-    assert len(asked.questions) == n_asked  # the first is the one that was asked before
-    assert len(added) == n_asked - 1
-    later = [*libraries, *[with_rule(Effect(0.1, 0.05, 20))] * 5]
-    again = Answering(candidates="All copper gets A1.")
-    added = proposed(Induction(every=5), update(libraries=later, number=15), again)
-    assert len(added) == n_asked - 1  # what has ended does not begin again
 
 
 ASKS_WHAT_MATTERS = "decide what the right answer is"

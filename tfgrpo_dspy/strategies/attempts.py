@@ -561,7 +561,6 @@ GROUPS, FAILING = 16, 12
 program that is right in a third of its rollouts does so in one run of a hundred."""
 ROLLOUTS, UNLIKE = 8, 3.0
 """The factor by which the objectives' standard deviations in the first 8 rollouts must differ."""
-HINTS = TieredHints()
 RESCUES = 8
 """After this number of rescued groups without a better extra attempt, no group is rescued."""
 
@@ -572,7 +571,7 @@ class Auto(base.Strategy):
 
     def rescue(self, context: base.GroupContext, ask: base.Ask) -> Sequence[base.Attempt]:
         is_needed = context.shows_labels and needs_hints(context.past)
-        return HINTS.rescue(context, ask) if is_needed else ()
+        return TieredHints().rescue(context, ask) if is_needed else ()
 
     def reward(self, scored: base.Scored) -> Sequence[float | None]:
         spreads = unlike_spreads(scored.first)

@@ -21,7 +21,6 @@ from tfgrpo_dspy.sampling.examples import Example, SampledGroup
 from tfgrpo_dspy.user_code import is_coroutine_function, is_lm
 
 T = TypeVar("T")
-Share = Annotated[float, Field(ge=0, le=1)]
 Least0 = Annotated[int, Field(ge=0)]
 Least1 = Annotated[int, Field(ge=1)]
 Least2 = Annotated[int, Field(ge=2)]

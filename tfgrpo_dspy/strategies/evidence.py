@@ -20,7 +20,7 @@ from pydantic import Field
 from scipy.optimize import minimize
 from scipy.special import betaln, expit, log_expit
 
-from tfgrpo_dspy.experience import Add, Experience, ExperienceLibrary, Modify
+from tfgrpo_dspy.experience import Add, Experience, Modify
 from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, read_lessons, sources_of
 from tfgrpo_dspy.reflection.modules import NO_EXPERIENCES, by_example, clip
 from tfgrpo_dspy.rollout import (
@@ -288,41 +288,23 @@ def expected_score(answers: Sequence[Rollout]) -> float:
     return seen / total + (1 - sum(chances.values()) / total) * mean
 
 
-class PreferAttempt(dspy.Signature):
-    """Two attempts of a program at the same input. Which of them does what the program is for?
-
-    Judge each step: is it needed, right and well founded? Then write 1 or 2, the number of the
-    better attempt, or 0 if they are equally good.
-    """
-
-    program: str = dspy.InputField(desc="what the program does")
-    example: str = dspy.InputField(desc="the input")
-    attempt_1: str = dspy.InputField()
-    attempt_2: str = dspy.InputField()
-    reason: str = dspy.OutputField(desc="in one sentence")
-    better: str = dspy.OutputField(desc="1, 2 or 0")
-
-
 @base.strategy
 class ImplicitStepRewards(base.Strategy):
     """Fits a reward for each kind of step to which of two rollouts is better.
 
-    Of a pair of rollouts of an example, the one with the higher score is better; where there is no
-    metric, the reflection LM judges. By the model of Bradley and Terry, the log-odds of that are
-    the difference of the sums of the rewards of their steps (predictor, decision, place), which
-    logistic regression fits to the pairs of this group and of earlier ones. The value of a state is
-    the probability that a rollout so far is preferred to the average one of its group.
+    Of a pair of rollouts of an example, the one with the higher score is better. By the model of
+    Bradley and Terry, the log-odds of that are the difference of the sums of the rewards of their
+    steps (predictor, decision, place), which logistic regression fits to the pairs of this group
+    and of earlier ones. The value of a state is the probability that a rollout so far is preferred
+    to the average one of its group.
     Source: iStar (arXiv 2509.19199).
     """
 
     def credit(self, context: base.GroupContext, ask: base.Ask, play: base.Play) -> base.Credit:
         rows: list[tuple[Rollout, Rollout]] = []
         for sampled in (*context.past[-EARLIER:], context.sampled):
-            example = context.examples[sampled.group.example].text
-            for first, second in self._pairs(sampled.unaided):
+            for first, second in _pairs(sampled.unaided):
                 ahead = (first.score or 0.0) - (second.score or 0.0)
-                if first.score is None:  # there is no metric
-                    ahead = _preference(example, first, second, ask)
                 if abs(ahead) > sampled.group.least_contrast:
                     rows.append((first, second) if ahead > 0 else (second, first))
         group = context.sampled.unaided.rollouts
@@ -339,13 +321,13 @@ class ImplicitStepRewards(base.Strategy):
         }
         return base.Credit(values, measure="chance of being preferred")
 
-    def _pairs(self, group: Group) -> list[tuple[Rollout, Rollout]]:
-        """Pairs of rollouts that took other steps, in an order by chance."""
-        every = itertools.combinations(group.rollouts, 2)
-        pairs = [pair for pair in every if _features(pair[0]) != _features(pair[1])]
-        chance = random.Random(f"pairs/{[rollout.rollout_id for rollout in group.rollouts]}")
-        chosen = chance.sample(pairs, min(PAIRS, len(pairs)))
-        return [pair if chance.random() < 0.5 else (pair[1], pair[0]) for pair in chosen]
+
+def _pairs(group: Group) -> list[tuple[Rollout, Rollout]]:
+    """Some pairs of rollouts that took other steps, drawn by chance."""
+    every = itertools.combinations(group.rollouts, 2)
+    pairs = [pair for pair in every if _features(pair[0]) != _features(pair[1])]
+    chance = random.Random(f"pairs/{[rollout.rollout_id for rollout in group.rollouts]}")
+    return chance.sample(pairs, min(PAIRS, len(pairs)))
 
 
 def fitted_rewards(rows: Sequence[tuple[Rollout, Rollout]]) -> dict[object, float]:
@@ -373,14 +355,6 @@ def _features(rollout: Rollout) -> list[list[object]]:
         decided = (step.name, tuple(sorted(decision(step.outputs).items())))
         features.append([step.name, decided, (*decided, index)] * (step.kind == "predictor"))
     return features
-
-
-def _preference(example: str, first: Rollout, second: Rollout, ask: base.Ask) -> float:
-    """1 where the reflection LM prefers the first, -1 where the second, else 0."""
-    texts = [_attempt(rollout, PAIR_TOKENS) for rollout in (first, second)]
-    answer = ask(PreferAttempt, example=example, attempt_1=texts[0], attempt_2=texts[1])
-    digits = re.findall("[012]", str(answer.get("better", "")))
-    return {"1": 1.0, "2": -1.0}.get(digits[0] if digits else "", 0.0)
 
 
 class MarkSteps(dspy.Signature):
@@ -572,8 +546,8 @@ class Induction(base.Strategy):
     Every few updates the reflection LM is shown the library that the student began with, what came
     since, what went or was worded otherwise, and the measured effects. It proposes lines that go
     further that way: a rule behind several of them, a better text of one. The gate judges these
-    like any other candidate. It is asked again as long as one of the latest candidates is there and
-    has a positive effect. Better = now + (now - before), in words, is ExPO (arXiv 2404.16792).
+    like any other candidate, which rest on what they resemble. Better = now + (now - before), in
+    words, is ExPO (arXiv 2404.16792).
 
     Args:
         every: how many updates lie between two questions, at least 1.
@@ -582,27 +556,13 @@ class Induction(base.Strategy):
     every: base.Least1 = 10
 
     def propose(self, context: base.UpdateContext, ask: base.Ask) -> base.Proposed:
-        operations: tuple[Add | Modify, ...] = ()
-        is_asked = context.update and not context.update % self.every
-        for update in range(self.every, context.update + 1, self.every) if is_asked else ():
-            libraries = context.libraries[: update + 1]
-            texts = {operation.text for operation in operations}
-            effects = [e.effect for e in libraries[-1] if e.text in texts]
-            if texts and not any(effect and effect.estimate > 0 for effect in effects):
-                return base.Proposed(context.lessons)
-            operations = self._rules(libraries, context.predictors, ask)  # remembers its answers
-        return base.Proposed(context.lessons, operations)
-
-    def _rules(
-        self, libraries: Sequence[ExperienceLibrary], predictors: Sequence[str], ask: base.Ask
-    ) -> tuple[Add | Modify, ...]:
-        """The operations that the reflection LM answers; each rests on what it resembles."""
-        start, library = libraries[0], libraries[-1]
+        start, library = context.libraries[0], context.libraries[-1]
         of_start, now = ({experience.advice for experience in each} for each in (start, library))
         came = [experience for experience in library if experience.advice not in of_start]
-        if len(came) < FEWEST_TEXTS:
-            return ()
-        went = {one.advice: one for one in itertools.chain(*libraries) if one.advice not in now}
+        if not context.update or context.update % self.every or len(came) < FEWEST_TEXTS:
+            return base.Proposed(context.lessons)
+        every = itertools.chain(*context.libraries)
+        went = {one.advice: one for one in every if one.advice not in now}
         answer = ask(
             FindRules,
             max_candidates=N_CANDIDATES,
@@ -614,13 +574,13 @@ class Induction(base.Strategy):
         operations = list[Add | Modify]()
         for line in read_lessons(_ID.sub(r"\1:", answer.get("candidates", "None")))[:N_CANDIDATES]:
             named = _NAMED.fullmatch(line)
-            text, scope = read_lesson(named[2] if named else line, predictors)
+            text, scope = read_lesson(named[2] if named else line, context.predictors)
             evidence = tuple(e for source in sources_of(text, learned) for e in source.evidence)
             if named and named[1] in library:
                 operations.append(Modify(named[1], text, evidence=evidence))
             else:
                 operations.append(Add(text, scope, evidence=evidence))
-        return tuple(operations)
+        return base.Proposed(context.lessons, tuple(operations))
 
 
 class SayWhatMatters(dspy.Signature):
