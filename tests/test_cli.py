@@ -160,14 +160,12 @@ def test_merge_keeps_the_ids_of_the_first_library(saved: Path) -> None:
     assert texts == {"E1": "Ask first.", "E3": "Say ≥ 3.", "E5": "Old advice."}
 
 
-def test_export_writes_the_format_that_is_asked_for_or_named(saved: Path) -> None:
+def test_export_writes_the_format_that_is_named(saved: Path) -> None:
     for name in ("out.json", "out.md", "SKILL.md"):
         assert run("export", saved / "library.json", "-o", saved / name).exit_code == 0
         assert read_library(saved / name) == LIBRARY
     printed = run("export", saved / "library.json").stdout
     assert printed == (saved / "out.json").read_text("utf-8")
-    printed = run("export", saved / "library.json", "--format", "skill").stdout
-    assert printed == (saved / "SKILL.md").read_text("utf-8")
 
 
 def test_what_cannot_be_read_is_refused_in_one_line_that_says_what_to_do(tmp_path: Path) -> None:

@@ -146,8 +146,6 @@ def test_advice_makes_no_variable_of_a_prompt() -> None:
 def test_what_cannot_be_optimized_is_refused_before_a_call() -> None:
     with pytest.raises(SettingsError, match=r"train_data=\[\]: pass records"):
         TrainingFreePromptOptimizer().optimize(lambda *_: [], [], {"p": TEXT})
-    with pytest.raises(SettingsError, match="max_demos=3: a prompt of MLflow holds no demos"):
-        TrainingFreePromptOptimizer(max_demos=3)
     with pytest.raises(TypeError, match="num_trials"):
         TrainingFreePromptOptimizer(num_trials=3)
 

@@ -85,9 +85,8 @@ def _library(name: str) -> ExperienceLibrary:
     if format != "json" or '"signature"' not in text:
         return interchange.parse(text, format, source=name)
     state = files.json_value(text, name)  # of a program, whose class is not needed
-    predictors = {"self": state, **state} if isinstance(state, dict) else {}
-    states = {name: each for name, each in predictors.items() if isinstance(each, dict)}
-    signatures = {name: each.get("signature") for name, each in states.items()}
+    states = {"self": state, **state} if isinstance(state, dict) else {}
+    signatures = {n: each.get("signature") for n, each in states.items() if isinstance(each, dict)}
     return library_of({n: s["instructions"] for n, s in signatures.items() if isinstance(s, dict)})
 
 
@@ -98,8 +97,8 @@ def _write(path: str, text: str) -> None:
         files.write_text(path, text)
 
 
-def _write_library(library: ExperienceLibrary, path: str, format: str | None = None) -> None:
-    format = format or ("json" if path == "-" else interchange.format_of(path))
+def _write_library(library: ExperienceLibrary, path: str) -> None:
+    format = "json" if path == "-" else interchange.format_of(path)
     _write(path, interchange.render(library, format))
 
 
@@ -238,10 +237,9 @@ def diff(ctx: click.Context, a: str, b: str) -> None:
 @tfgrpo.command()
 @library_argument
 @output
-@click.option("--format", type=click.Choice(interchange.FORMATS), help="By default that of OUTPUT.")
-def export(library: str, out: str, format: str | None) -> None:
-    """Write LIBRARY as JSON, Markdown or SKILL.md."""
-    _write_library(_library(library), out, format)
+def export(library: str, out: str) -> None:
+    """Write LIBRARY as the name of OUTPUT says: JSON (also to stdout), Markdown or SKILL.md."""
+    _write_library(_library(library), out)
 
 
 @tfgrpo.command()

@@ -270,7 +270,7 @@ MOST_COMPARISONS = 2  # of a text
 INPUT_BYTES, OUTPUT_TOKENS, FEEDBACK_BYTES = 210, 150, 210  # how long a comparison shows them
 MANY_REFUSED = 0.8  # of the prompts with an advice, for it to be named as the reason
 PUNCTUATION = ".,;:!?()\"'"
-RolloutsByExample = Mapping[int, tuple[Rollout, float | None]]
+Measured = Mapping[int, tuple[Rollout, float | None]]
 """By example: a rollout, and the score that it counts with."""
 
 
@@ -305,27 +305,25 @@ class Changes:
                     gone[id_] = advice
         old_of, changes = {each.id: each for each in before}, list[records.Change]()
         for new in after:
-            old, effect = old_of.get(new.id), new.effect
-            line = (new.id, new.text, new.scope, "", effect)
+            old, line = old_of.get(new.id), (new.id, new.text, new.scope, "", new.effect)
             if old is None or old.advice != new.advice:
                 seen = self._comparisons.get(new.advice, ())
                 changes.append(records.Change("changed" if old else "born", *line, seen))
-            if not new.is_on_trial and (old is None or old.is_on_trial) and effect:
+            if not new.is_on_trial and (old is None or old.is_on_trial) and new.effect:
                 changes.append(records.Change("settled", *line))
         rivals = {rival.advice for rival in decision.rivals.values()}
         gone |= {each.id: each.advice for each in before}
         for id_, advice in gone.items():
             if id_ in after or advice in rivals:
                 continue
-            text, scope = advice
             if id_ not in before:
                 seen = self._comparisons.get(advice, ())
-                changes.append(records.Change("born", id_, text, scope, comparisons=seen))
+                changes.append(records.Change("born", id_, *advice, comparisons=seen))
             reason = decision.dropped.get(id_, "the reflection LM deleted it")
             n, n_shown = self._refused[advice], self._shown[advice]
             if n >= MANY_REFUSED * n_shown > 0:
                 reason = f"the provider refused {n} of {n_shown} prompts with it; {reason}"
-            changes.append(records.Change("dropped", id_, text, scope, reason))
+            changes.append(records.Change("dropped", id_, *advice, reason))
         return tuple(changes)
 
     def _count_prompts(self, groups: Sequence[SampledGroup]) -> None:
@@ -402,9 +400,9 @@ def _outputs(rollout: Rollout | None) -> str:
 def training_rows(update: int, groups: Iterable[SampledGroup]) -> tuple[records.Row, ...]:
     """The rollouts of an update, with the scores of the metric."""
     rows = []
-    for sampled in groups:
-        rollouts = (sampled.measured or sampled.group).all_rollouts
-        for additions, rollout, aid in zip(sampled.additions, rollouts, sampled.aids, strict=True):
+    for one in groups:
+        rollouts = (one.measured or one.group).all_rollouts
+        for rollout, additions, aid in zip(rollouts, one.additions, one.aids, strict=True):
             rows.append(rollout_row(rollout, "training", additions, update, aid))
     return tuple(rows)
 
@@ -434,7 +432,7 @@ def rollout_row(
 
 
 def example_rows(
-    set: str, examples: Sequence[Example], student: RolloutsByExample, result: RolloutsByExample
+    set: str, examples: Sequence[Example], student: Measured, result: Measured
 ) -> list[records.ExampleRow]:
     """A row for each example that both, or one of them, were measured on."""
     rows = []

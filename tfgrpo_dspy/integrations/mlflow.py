@@ -102,12 +102,8 @@ class MlflowListener:
         if isinstance(event, UpdateDecided):
             record = event.record
             self._rollouts += event.rollouts
-            figures = {
-                "training_score": record.mean_score,
-                "experiences": record.library_size,
-                "lm_calls": record.n_lm_calls,
-                "cost_usd": record.cost_usd,
-            }
+            figures = {"training_score": record.mean_score, "experiences": record.library_size}
+            figures |= {"lm_calls": record.n_lm_calls, "cost_usd": record.cost_usd}
             self._log_metrics(self._run_id, record.update, figures)
             file = f"library/update_{record.update:04}.json"
             self._client.log_dict(self._run_id, event.library.to_dict(), file)
@@ -168,8 +164,8 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
         reflection_lm: a `dspy.LM` that writes the lessons, or the name of its model, such as
             "openai/gpt-5"; default: `dspy.settings.lm`.
         max_metric_calls: how often the function may be called and scored, all in all.
-        settings: further arguments of `TrainingFreeGRPO`, such as `log_dir` or `max_cost`. Limits
-            on LM calls and dollars count the reflection LM only.
+        settings: further arguments of `TrainingFreeGRPO`, such as `log_dir` or `max_cost`, but for
+            demos and briefs. Limits on LM calls and dollars count the reflection LM only.
     """
 
     def __init__(
@@ -177,13 +173,10 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
     ) -> None:
         if isinstance(reflection_lm, str):
             reflection_lm = dspy.LM(reflection_lm.replace(":/", "/"))
-        if settings.setdefault("max_demos", 0):
-            n = settings["max_demos"]
-            raise SettingsError(f"max_demos={n}: a prompt of MLflow holds no demos; leave it out.")
         if isinstance(reflection := settings.get("reflection", Reflection()), Reflection):
             settings["reflection"] = replace(reflection, brief=None)  # the prompts keep their text
-        defaults = {"max_metric_calls": max_metric_calls, "progress": False}
-        self.settings = {**defaults, **settings, "reflection_lm": reflection_lm}
+        settings = {"max_metric_calls": max_metric_calls, "progress": False, **settings}
+        self.settings = {**settings, "reflection_lm": reflection_lm, "max_demos": 0}
         TrainingFreeGRPO(_metric, **self.settings)  # refuses what cannot be used
         self.results: RunResults | None = None
 
@@ -203,11 +196,10 @@ class TrainingFreePromptOptimizer(BasePromptOptimizer):
         records = {_key(record["inputs"]): record for record in reversed(train_data)}
         fields = dict.fromkeys(name for one in records.values() for name in one["inputs"])
         program = PromptProgram(target_prompts, fields, _in_batches(eval_fn, records))
-        settings = dict(self.settings)
+        settings, trainset = dict(self.settings), [*map(_example, reversed(records.values()))]
         run = mlflow.active_run() if enable_tracking and not _is_autologging() else None
         if run and "on_event" not in settings:
             settings["on_event"] = MlflowListener(run.info.run_id)
-        trainset = [*map(_example, reversed(records.values()))]
         with dspy.context(lm=dspy.settings.lm or settings["reflection_lm"]):
             program = TrainingFreeGRPO(_metric, **settings).compile(program, trainset=trainset)
         self.results = results = program.detailed_results
@@ -229,19 +221,18 @@ class PromptProgram(dspy.Module):
     ) -> None:
         super().__init__()
         self.templates, self._evaluate = dict(templates), evaluate
-        self.predictors_of: dict[str, str] = {}
         signature = dspy.Signature(f"{', '.join(fields)} -> {RESPONSE}")
-        for number, (name, template) in enumerate(templates.items()):
-            words = ["prompt", *re.findall(r"[a-z0-9]+", name.lower()), *[str(number)][:number]]
-            self.predictors_of[name] = attribute = "_".join(words)
+        for number, (name, template) in enumerate(templates.items(), 1):
+            attribute = re.sub(r"\W+", "_", f"prompt_{number}_{name}")
             setattr(self, attribute, dspy.Predict(with_instructions(signature, template)))
 
     def prompts(self) -> dict[str, str]:
         """The prompts with the advice that is baked in, by name."""
-        library, names = ExperienceLibrary.from_program(self), self.predictors_of
+        library = ExperienceLibrary.from_program(self)
+        pairs = zip(self.named_predictors(), self.templates.items(), strict=True)
         return {
-            name: with_advice(text, [e.text for e in library if e.scope in (ALL, names[name])])
-            for name, text in self.templates.items()
+            name: with_advice(text, [e.text for e in library if e.scope in (ALL, predictor)])
+            for (predictor, _), (name, text) in pairs
         }
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
@@ -296,10 +287,10 @@ def with_advice(template: str, advice: Sequence[str]) -> str:
         messages = json.loads(template)  # a chat prompt is JSON here
     if not (messages and isinstance(messages, list)):
         return f"{template}\n\n{block}"
-    if (system := next((m for m in messages if m["role"] == "system"), None)) is None:
-        messages.insert(0, {"role": "system", "content": block})
-    else:
+    if system := next((m for m in messages if m["role"] == "system"), None):
         system["content"] += f"\n\n{block}"
+    else:
+        messages.insert(0, {"role": "system", "content": block})
     return json.dumps(messages, ensure_ascii=False)
 
 
