@@ -279,14 +279,18 @@ def show(runs: Sequence[Mapping[str, Any]]) -> None:
         mean = f"{row['mean']:+.3f} [{low or 0:+.3f}, {high or 0:+.3f}]"
         verdict = "" if row["mean"] >= ALLOWED else "ABOVE THE BAR"
         lines.append((row["arm"], row["budget"], mean, row["n"], worlds, verdict))
-    running.show(("strategy", "calls", "difference", "pairs", "by world", ""), lines)
+    if lines:
+        running.show(("strategy", "calls", "difference", "pairs", "by world", ""), lines)
     cells = dict.fromkeys((r["world"], r["budget"]) for r in runs if r["world"] in WRONG)
     of_cells = []
     for cell in cells:
         of_one = [r for r in runs if (r["world"], r["budget"]) == cell and r["arm"] == "without"]
         names = ("score", "wrong", "contradicting", "tokens")
         of_cells.append((*cell, *(f"{sum(r[n] for r in of_one) / len(of_one):.3f}" for n in names)))
-    running.show(("world", "calls", "score", "a wrong line", "contradicting", "tokens"), of_cells)
+    if of_cells:
+        running.show(
+            ("world", "calls", "score", "a wrong line", "contradicting", "tokens"), of_cells
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
