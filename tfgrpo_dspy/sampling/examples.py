@@ -246,28 +246,21 @@ def _mapping_of(value: Any) -> Any:
     """The inputs of an Example that names them, all fields of any other; all else as it is."""
     with suppress(AttributeError, ValueError):  # a Prediction does not know, an Example may not
         value = value.inputs() if isinstance(value, dspy.Example) else value
+    value = {} if is_missing(value) else value
     return dict(named_items(value)) if isinstance(value, dspy.Example) else value
 
 
-AsText = Annotated[str, BeforeValidator(str)]
-AsFields = Annotated[Mapping[str, str], BeforeValidator(as_fields)]
+AsText = Annotated[str, BeforeValidator(lambda value: "" if is_missing(value) else str(value))]
+AsFields = Annotated[
+    Mapping[str, str], BeforeValidator(lambda x: as_fields(None if is_missing(x) else x))
+]
 Fields = Annotated[Mapping[str, Any], BeforeValidator(_mapping_of)]
 IS_SCORE = errors.such_that(
     lambda score: abs(score) < MOST, f"give a number below {MOST:g}, or None"
 )
 
 
-class _MadeElsewhere(pydantic.BaseModel):
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _present(cls, value: Any) -> Any:
-        """The mapping without what is missing; but a score that is NaN is one that failed."""
-        if not isinstance(value, Mapping):
-            return value
-        return {k: x for k, x in value.items() if not is_missing(x) or (k == "score" and x)}
-
-
-class TraceStep(_MadeElsewhere):
+class TraceStep(pydantic.BaseModel):
     """A step of a rollout that was made elsewhere."""
 
     name: AsText
@@ -277,7 +270,7 @@ class TraceStep(_MadeElsewhere):
     error: AsText = ""
 
 
-class Trace(_MadeElsewhere):
+class Trace(pydantic.BaseModel):
     """A rollout that was made elsewhere. Values may be absent, None or NaN where it has none."""
 
     inputs: Annotated[Fields, errors.such_that(bool, "give a mapping of fields")]
@@ -286,7 +279,7 @@ class Trace(_MadeElsewhere):
     labels: Fields = {}
     score: Annotated[float, IS_SCORE] | None = None
     feedback: AsText = ""
-    steps: list[TraceStep] = []
+    steps: Annotated[list[TraceStep], BeforeValidator(lambda x: [] if is_missing(x) else x)] = []
 
     @pydantic.model_validator(mode="after")
     def _has_ended(self) -> Self:
@@ -309,9 +302,12 @@ def read_traces(
         key = json.dumps(dict(trace.inputs), sort_keys=True, default=str)
         example = examples.get(key) or dspy.Example(trace.inputs)
         examples[key] = dspy.Example({**trace.labels, **example}).with_inputs(*trace.inputs)
-        group = groups.setdefault(key, [])
+        place, group = places.setdefault(key, len(places)), groups.setdefault(key, [])
+        if has_scores and trace.score is None and not trace.error:
+            n_left_out += 1
+            continue
         rollout = Rollout(
-            places.setdefault(key, len(places)),
+            place,
             number,
             as_fields(trace.outputs),
             tuple(Step(**dict(step)) for step in trace.steps),
@@ -319,10 +315,7 @@ def read_traces(
             trace.feedback,
             failure=Failure(FailureKind.PROGRAM, trace.error) if trace.error else None,
         )
-        if has_scores and trace.score is None and not trace.error:
-            n_left_out += 1
-        else:
-            group.append(rollout)
+        group.append(rollout)
     if n_left_out:
         logger.warning("%d traces have no score, as others have, and are left out", n_left_out)
     return [*examples.values()], [*groups.values()]
@@ -482,12 +475,12 @@ class SampledGroup:
         return replace(self, group=joined(self.group), additions=more, measured=measured)
 
     def _unaided(self, group: Group) -> Group:
-        if not any(aids := self.aids):
-            return group
-        pairs = zip(self.group.all_rollouts, aids, strict=True)
+        pairs = zip(self.group.all_rollouts, self.aids, strict=True)
         ids = {rollout.rollout_id for rollout, aid in pairs if not aid}
-        compared = tuple(each for each in group.rollouts if each.rollout_id in ids)
-        every = tuple(each for each in group.all_rollouts if each.rollout_id in ids)
+        compared, every = (
+            tuple(each for each in rollouts if each.rollout_id in ids)
+            for rollouts in (group.rollouts, group.all_rollouts)
+        )
         return replace(group, rollouts=compared, all_rollouts=every)
 
 
@@ -530,8 +523,7 @@ def _shown(value: Any, annotation: Any, is_output: bool) -> str | None:
     """
     typed = _as_type(value, annotation)
     if is_output and isinstance(value, list | tuple) and typed is None:
-        value = value[0] if value else None
-        typed = _as_type(value, annotation)
+        return _shown(value[0] if value else None, annotation, is_output=False)
     if is_missing(value) and not (value is None and has_none(annotation)):
         return None
     texts = [as_text(each) for each in (value, typed) if each is value or each is not None]
