@@ -147,11 +147,39 @@ class MathEquivalent(ExactMatch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self.timeout_s)
+        if not self.timeout_s > 0:
+            fault = f"timeout_s={self.timeout_s}: a comparison needs time"
+            raise SettingsError(f"{fault}; pass {TIMEOUT_S}")
+        if importlib.util.find_spec("math_verify") is None:
+            raise MathUnavailableError(f"mathematical equivalence needs 'math_verify': {INSTALL}")
 
     def difference(self, answer: str, expected: str) -> str:
         """The kind of difference, or why the comparison failed."""
-        return _difference(answer, expected, self.timeout_s)
+        if answer.strip() == expected.strip():
+            return ""
+        if max(len(answer), len(expected)) > MAX_TEXT_CHARACTERS:
+            return OTHER_TEXT
+        answers = [_final_answer(answer), _final_answer(expected)]
+        texts = [LATEX_WORDS.sub(r"\1", text) for text in answers]
+        is_prose = all(map(PROSE.fullmatch, texts))
+        forms = [" ".join(normalize("NFKC", text).casefold().split()) for text in texts]
+        forms = [re.sub(r"(?<!\w) | (?!\w)", "", form) for form in forms]
+        form, wanted_form = map(normalize_text, texts) if is_prose else forms
+        if form == wanted_form or not form:
+            return "the answer is empty" if form != wanted_form else ""
+        if is_prose or max(map(len, answers)) > MAX_CHARACTERS:
+            return OTHER_TEXT
+        units = [(match[1] or match[2] or "degree") for match in map(UNIT.search, answers) if match]
+        if len(units) < 2 or units[0].strip() == units[1].strip():
+            answers = [UNIT.sub("", text) for text in answers]
+        for pattern, replacement in REWRITTEN:
+            answers = [re.sub(pattern, replacement, text).strip() for text in answers]
+        if all(map(NUMBER.fullmatch, answers)):
+            values = {Decimal(number.replace(",", "")) for number in answers}
+            return "" if len(values) == 1 else DIFFERENT
+        if any(map(NO_FORMULA.search, answers)):  # math-verify reads a word as a product
+            return DIFFERENT
+        return _compared(answers, self.timeout_s)
 
 
 exact_match, normalized_match, math_equivalent = ExactMatch, NormalizedMatch, MathEquivalent
@@ -196,45 +224,7 @@ def is_equivalent(answer: str, expected: str, *, timeout_s: float = TIMEOUT_S) -
         MathUnavailableError: the extra `math` is not installed, or does not start.
         SettingsError: `timeout_s` is not more than 0.
     """
-    _check(timeout_s)
-    return not _difference(answer, expected, timeout_s)
-
-
-def _check(timeout_s: float) -> None:
-    """Raise the errors of `is_equivalent`, without a comparison."""
-    if not timeout_s > 0:
-        raise SettingsError(f"timeout_s={timeout_s}: a comparison needs time; pass {TIMEOUT_S}")
-    if importlib.util.find_spec("math_verify") is None:
-        raise MathUnavailableError(f"mathematical equivalence needs 'math_verify': {INSTALL}")
-
-
-def _difference(answer: str, expected: str, timeout_s: float) -> str:
-    """The difference between two answers, as a phrase; "" if they are equivalent."""
-    if answer.strip() == expected.strip():
-        return ""
-    if max(len(answer), len(expected)) > MAX_TEXT_CHARACTERS:
-        return OTHER_TEXT
-    answers = [_final_answer(answer), _final_answer(expected)]
-    texts = [LATEX_WORDS.sub(r"\1", text) for text in answers]
-    is_prose = all(map(PROSE.fullmatch, texts))
-    forms = [" ".join(normalize("NFKC", text).casefold().split()) for text in texts]
-    forms = [re.sub(r"(?<!\w) | (?!\w)", "", form) for form in forms]
-    form, wanted_form = map(normalize_text, texts) if is_prose else forms
-    if form == wanted_form or not form:
-        return "the answer is empty" if form != wanted_form else ""
-    if is_prose or max(map(len, answers)) > MAX_CHARACTERS:
-        return OTHER_TEXT
-    units = [(match[1] or match[2] or "degree") for match in map(UNIT.search, answers) if match]
-    if len(units) < 2 or units[0].strip() == units[1].strip():
-        answers = [UNIT.sub("", text) for text in answers]
-    for pattern, replacement in REWRITTEN:
-        answers = [re.sub(pattern, replacement, text).strip() for text in answers]
-    if all(map(NUMBER.fullmatch, answers)):
-        values = {Decimal(number.replace(",", "")) for number in answers}
-        return "" if len(values) == 1 else DIFFERENT
-    if any(map(NO_FORMULA.search, answers)):  # math-verify reads a word as a product
-        return DIFFERENT
-    return _compared(answers, timeout_s)
+    return not MathEquivalent(timeout_s=timeout_s).difference(answer, expected)
 
 
 def _final_answer(text: str) -> str:
@@ -250,16 +240,6 @@ def _final_answer(text: str) -> str:
     return answer
 
 
-def _started() -> Any:
-    """The process that compares formulas, in a session of its own: Ctrl-C is not for it."""
-    fixed = os.environ | {"PYTHONHASHSEED": "0"}  # sympy's results depend on the order of sets
-    process = Popen(COMMAND, bufsize=0, stdin=PIPE, stdout=PIPE, env=fixed, start_new_session=True)
-    if process.stdout is None or process.stdout.readline() != b"ready\n":
-        fault = "the process for formulas did not start; it says why on stderr"
-        raise MathUnavailableError(f"{fault}. Try: {INSTALL}")
-    return process
-
-
 @functools.cache
 def _workers(_process: int) -> tuple[threading.Lock, list[Any]]:
     """At most one process that compares formulas, for this process: a fork has one of its own."""
@@ -270,7 +250,13 @@ def _compared(formulas: list[str], timeout_s: float) -> str:
     """The difference of two formulas; those that end the process count as different."""
     lock, processes = _workers(os.getpid())
     with lock:
-        processes += [] if processes else [_started()]
+        if not processes:  # in a session of its own: Ctrl-C is not for it
+            fixed = os.environ | {"PYTHONHASHSEED": "0"}  # sympy's results depend on it
+            process = Popen(COMMAND, 0, None, PIPE, PIPE, env=fixed, start_new_session=True)
+            if process.stdout is None or process.stdout.readline() != b"ready\n":
+                fault = "the process for formulas did not start; it says why on stderr"
+                raise MathUnavailableError(f"{fault}. Try: {INSTALL}")
+            processes.append(process)
         (process,), reply = processes, b""
         try:
             with contextlib.suppress(BrokenPipeError):

@@ -73,9 +73,8 @@ _JSON = re.compile(
 """Where JSON begins that is an answer; brackets in the middle of a line belong to a lesson."""
 _BETWEEN_OBJECTS = re.compile(r"\}\s*,?\s*(?:[-*]\s|\d{1,2}[.)])?\s*(?=\{)")
 _TALK = re.compile(
-    r"\s*(?:\[[a-z_]+\]|#+ .*)$"
-    r"|\W*(?:here(?:['\u2019]s| are| is)|sure\b|certainly\b|of course\b|i hope|hope (?:this|these)"
-    r"|let me know)",
+    r"\s*(?:\[[a-z_]+\]|#+ .*)$|\W*(?:here(?:['\u2019]s| are| is)|(?:sure|certainly|of course)\b"
+    r"|i hope|hope (?:this|these)|let me know)",
     re.IGNORECASE,
 )
 """Markers, headings of Markdown, and talk."""
@@ -86,11 +85,11 @@ _CONDITION = re.compile(
 _BOLD = re.compile(r"(?<![A-Za-z0-9])\*\*(?=\S)(.{1,300}?)(?<=\S)\*\*|^\*\*(?=\w)|(?<=\S)\*\*$")
 _ID = re.compile(r"^(?:\[E\d+\*?(?:\]|$)|E\d+(?:\*|$))\s*")
 _NOTE = re.compile(
-    r"(?:^|\s)[(\[]?(?:learned from \d+ examples?|measured effect on the score [-+]\S+ \S+ [\d.]+)"
-    r"(?:[)\]]?$|; (?:measured effect on|on trial[)\]]?$))|(?:^|(?<=[.!?]))\s*[(\[]?on trial[)\]]?$"
-    r"|(?:^|\s)from \d+ examples?: (?:no )?scores\b"
-    r"|:? ?\beffect [-+][\d.]+ \(standard error [\d.]+, \d+ rollouts"
+    r"(?:^|\s)[(\[]?(?:learned from \d+ examples?(?:[;)\]]|$)|measured effect on the score [-+]\d"
+    r"|from \d+ examples?: (?:no )?scores\b).*|(?:^|(?<=[.!?]))\s*[(\[]?on trial[)\]]?$"
+    r"|:? ?\beffect [-+][\d.]+ \(standard error [\d.]+, \d+ rollouts.*"
 )
+"""Notes of sources, effect and trial, as they stand below experiences and lessons in prompts."""
 _QUOTES = ('""', "''", "``", "\u201c\u201d", "\u300c\u300d", "\u00ab\u00bb")
 _CLOSED = re.compile(r"[.!?\u3002\uff01\uff1f:\uff1a;]$")
 _WHOLE = re.compile(r"(?<![\d.])(?<!\W-)\d{1,6}(?!\d)")
@@ -164,10 +163,7 @@ def bare_line(text: str) -> str:
     text = _BOLD.sub(r"\1", " ".join(text.split()))
     for _ in range(2):  # "- Lesson 1: ..."
         text = text[bullet.end() :] if (bullet := _BULLET.match(text)) else text
-    text = _ID.sub("", text)
-    if note := _NOTE.search(text):  # of sources, effect and trial, as `texts` writes them
-        text = text[: note.start()]
-    text = text.removesuffix(",").strip() if text.endswith(('",', "',")) else text.strip()
+    text = _NOTE.sub("", _ID.sub("", text)).strip()
     if len(text) > 2 and text[0] + text[-1] in _QUOTES and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return "" if _is_nothing(text) or not any(map(str.isalpha, text)) else text
@@ -402,8 +398,7 @@ def task_text(program: Any, objective: str = "") -> str:
         parts += [name, bare_instructions(predictor)]
         for field, info in predictor.signature.fields.items():
             parts += [field, str((info.json_schema_extra or {}).get("desc", ""))]
-            schema = schema_of(info.annotation)
-            parts.append(str(info.annotation if schema is None else schema))
+            parts.append(str(schema_of(info.annotation) or info.annotation))
     return "\n".join(parts)
 
 
@@ -417,7 +412,7 @@ class Guard:
         refuses: Callable[[str, str], bool] = lambda _text, _reason: True,  # the reason against it
     ) -> None:
         self._task, self._refuses = task or Task(), refuses
-        self._runs: set[tuple[str, ...]] = set()
+        self._texts: list[tuple[str, int]] = []  # and how many of its words in a row are a copy
         self._wholes: list[tuple[str, ...]] = []  # a copy holds all texts of one of these
         self._labels: set[tuple[str, ...]] = set()
         for fields in examples:
@@ -427,7 +422,7 @@ class Guard:
             for parts, size in zip(example := [*inputs, *labels], sizes, strict=True):
                 if len(parts) >= size * _scale(parts):
                     self._wholes.append((" ".join(parts),))
-                self._runs.update(_runs(parts, _scale(parts)))
+                self._texts.append((f" {' '.join(parts)} ", COPIED_WORDS * _scale(parts)))
             every = [*itertools.chain(*example)]
             if labels and all(example) and len(every) >= COPIED_EXAMPLE * _scale(every):
                 self._wholes.append(tuple(map(" ".join, example)))
@@ -435,8 +430,12 @@ class Guard:
     def reason(self, text: str) -> str:
         """The reason to refuse the text, with the words that it copies; "" if there is none."""
         parts = words_of(text)
-        runs = (run for n in (1, 2) for run in _runs(parts, n) if run in self._runs)
-        copied: list[tuple[str, ...]] = [(" ".join(run),) for run in runs]
+        copied: list[tuple[str, ...]] = [
+            (run,)
+            for n in (COPIED_WORDS, 2 * COPIED_WORDS)
+            for run in (" ".join(parts[i : i + n]) for i in range(len(parts) - n + 1))
+            if any(size == n and f" {run} " in words for words, size in self._texts)
+        ]
         sentence = f" {' '.join(parts)} "
         copied += [one for one in self._wholes if all(f" {part} " in sentence for part in one)]
         copied = [one for one in copied if len(one) > 1 or not self._task.shares(one[0])]
@@ -451,11 +450,6 @@ def _scale(parts: Sequence[str]) -> int:
     if "".join(parts).isascii():  # as most long documents are
         return 1
     return 2 if sum(len(word) == 1 and word >= "\u0e00" for word in parts) > len(parts) / 2 else 1
-
-
-def _runs(parts: tuple[str, ...], scale: int) -> Iterator[tuple[str, ...]]:
-    n = COPIED_WORDS * scale
-    return (parts[start : start + n] for start in range(len(parts) - n + 1))
 
 
 def lessons_in(
