@@ -327,10 +327,6 @@ def run_rollout(task: RolloutTask) -> Rollout:
     if start is not None:
         n_again = 0 if start.answers_now else start.n_steps
         steps = [*start.source.steps[: start.n_steps], *steps[n_again:]]
-    if failure is not None and failure.kind is FailureKind.PARSE and meter.last_call:
-        asking, call = meter.last_call  # an answer that did not parse stands last
-        name, outputs = run.name_of(asking, "predictor"), {"unparsed answer": call.text}
-        steps.append(Step("predictor", name, {"prompt": call.prompt}, outputs, failure.message))
     rollout = Rollout(
         example=task.index,
         rollout_id=task.rollout_id,
@@ -418,15 +414,19 @@ class _Run:
             failure = _failure_of(error)
         if self.recorder.finish() is not None:
             prediction, failure = None, self.recorder.failure
+        failure = self.meter.provider_failure or failure
         if failure is not None and failure.kind is FailureKind.PARSE and self.meter.last_call:
-            call = self.meter.last_call[1]
+            asking, call = self.meter.last_call  # an answer that did not parse stands last
             cause = "The answer was cut off at max_tokens. " if call.is_cut else ""
             if call.refusal:
                 cause = f"The LM refused to answer: {sentence(shortened(call.refusal, 200))} "
             elif call.is_filtered:
                 cause = "A content filter of the provider held the answer back. "
             failure = replace(failure, message=f"{cause}{failure.message}")
-        return prediction, self.meter.provider_failure or failure
+            name, outputs = self.name_of(asking, "predictor"), {"unparsed answer": call.text}
+            unread = Step("predictor", name, {"prompt": call.prompt}, outputs, failure.message)
+            self.recorder.steps.append(unread)
+        return prediction, failure
 
     def scored(
         self, metric: ScoringFunction, rollout: Rollout, prediction: Any, trace: list[Any]
