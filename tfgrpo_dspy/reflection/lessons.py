@@ -23,20 +23,9 @@ from typing import Any
 import dspy
 import json_repair
 
+from tfgrpo_dspy import experience
 from tfgrpo_dspy.errors import LibraryError
-from tfgrpo_dspy.experience import (
-    ALL,
-    Add,
-    Evidence,
-    ExperienceLibrary,
-    Keep,
-    Modify,
-    Operation,
-    Refusal,
-    bare_instructions,
-    operation_from,
-    supported,
-)
+from tfgrpo_dspy.experience import ALL, Add, ExperienceLibrary, Keep, Modify, Operation, Refusal
 from tfgrpo_dspy.text import cleaned_text, letter_groups, n_words, says_same, words_of
 from tfgrpo_dspy.user_code import named_predictors, schema_of
 
@@ -358,7 +347,7 @@ class Lesson:
 
     text: str
     scope: str = ALL
-    evidence: tuple[Evidence, ...] = ()
+    evidence: tuple[experience.Evidence, ...] = ()
     reason: str = ""  # the semantic advantage that it rests on, or why it was dropped
     example: str = ""  # how its first one begins
 
@@ -395,7 +384,7 @@ def task_text(program: Any, objective: str = "") -> str:
     """The user's own text in the program, with the values of a Literal or an Enum."""
     parts = [objective, inspect.getdoc(type(program)) or ""]
     for name, predictor in named_predictors(program):
-        parts += [name, bare_instructions(predictor)]
+        parts += [name, experience.bare_instructions(predictor)]
         for field, info in predictor.signature.fields.items():
             parts += [field, str((info.json_schema_extra or {}).get("desc", ""))]
             parts.append(str(schema_of(info.annotation) or info.annotation))
@@ -523,7 +512,7 @@ def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
         if (same := next(places, None)) is None:
             merged.append(lesson)
         else:
-            merged[same] = supported(merged[same], lesson)
+            merged[same] = experience.supported(merged[same], lesson)
     return sorted(merged, key=lambda lesson: -len(lesson.evidence))
 
 
@@ -586,7 +575,7 @@ def operations_in(
                 scope = resolve_scope(scope, predictors) if len(predictors) > 1 else ALL
             item = {**item, "text": text, "scope": scope}
         try:
-            operation = admitted(operation_from(item), predictors, guard)
+            operation = admitted(experience.operation_from(item), predictors, guard)
         except LibraryError as error:
             operation = Refusal(item, str(error))
         if not isinstance(operation, Refusal):
@@ -599,7 +588,7 @@ def operations_in(
                 first, *others = {lesson.scope for lesson in based} or {ALL}
                 operation = replace(operation, scope=ALL if others else first)
             for lesson in based:
-                operation = supported(operation, lesson)
+                operation = experience.supported(operation, lesson)
         operations.append(operation)
     return operations
 
@@ -629,7 +618,9 @@ def settled(operations: Sequence[Operation], dropped: Sequence[Lesson]) -> list[
     others: list[Operation] = []
     for operation in operations:
         if isinstance(operation, Keep):
-            keeps[operation.id] = supported(keeps.get(operation.id, operation), operation)
+            keeps[operation.id] = experience.supported(
+                keeps.get(operation.id, operation), operation
+            )
             continue
         if isinstance(operation, Add):
             new = Lesson(operation.text, operation.scope)
@@ -637,5 +628,5 @@ def settled(operations: Sequence[Operation], dropped: Sequence[Lesson]) -> list[
             operation = replace(operation, text=next(same, new.text))
         others.append(operation)
     ids = {getattr(operation, "id", "") for operation in others}
-    changed = [supported(op, keeps.get(getattr(op, "id", ""), op)) for op in others]
+    changed = [experience.supported(op, keeps.get(getattr(op, "id", ""), op)) for op in others]
     return [*(keep for id_, keep in keeps.items() if id_ not in ids), *changed]

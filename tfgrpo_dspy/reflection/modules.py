@@ -24,16 +24,8 @@ from tfgrpo_dspy.budget.meter import more_room, raw_answers
 from tfgrpo_dspy.dspy_seam import Call, get_annotation_name
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience import ExperienceLibrary, bare_instructions, scope_note
-from tfgrpo_dspy.reflection.lessons import (
-    Lesson,
-    encodable,
-    fields_in,
-    finished,
-    read_instructions,
-    read_lessons,
-    read_operations,
-    without_thoughts,
-)
+from tfgrpo_dspy.reflection import lessons as reading
+from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text, trajectory_text
 from tfgrpo_dspy.text import counted, without_markers
 from tfgrpo_dspy.user_code import named_predictors
@@ -252,7 +244,7 @@ def estimate_tokens(text: str) -> int:
 
 def as_input(text: str, tags: Iterable[str] = ()) -> str:
     """The text as it may stand in a prompt of DSPy's adapters; `tags`: fields of one in XML."""
-    return without_markers(encodable(text), tags)
+    return without_markers(reading.encodable(text), tags)
 
 
 def clip(text: str, max_tokens: int) -> str:
@@ -434,12 +426,12 @@ def dropped_text(dropped: Sequence[Lesson]) -> str:
 
 
 READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "lessons": (read_lessons, "one lesson a line, or the word None"),
+    "lessons": (reading.read_lessons, "one lesson a line, or the word None"),
     "operations": (
-        read_operations,
+        reading.read_operations,
         'a JSON list such as [{"op": "ADD", "text": "...", "lessons": [1]}], or []',
     ),
-    "brief": (read_instructions, "the text of the new instructions"),
+    "brief": (reading.read_instructions, "the text of the new instructions"),
 }
 """By the name of an output: what reads its value, or raises ValueError; the form that is wanted."""
 SHOWN_UNREAD = 300  # characters of an answer that could not be read
@@ -548,11 +540,11 @@ def _asked(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, 
         except dspy.AdapterParseError as error:
             answer, text = {}, str(error.lm_response or "")
     raw = seen[-1] if seen else Call(text=text)
-    text, only_thinks = without_thoughts(raw.text)
+    text, only_thinks = reading.without_thoughts(raw.text)
     raw = replace(raw, is_cut=raw.is_cut or only_thinks)
-    text = finished(text) if raw.is_cut else text
+    text = reading.finished(text) if raw.is_cut else text
     if text != raw.text or not answer:
-        answer = fields_in(signature, text) or ({} if raw.is_cut else answer)
+        answer = reading.fields_in(signature, text) or ({} if raw.is_cut else answer)
     for name, value in answer.items():  # what follows a marker is no more of the text
         answer[name] = value.partition("[[ ##")[0] if isinstance(value, str) else value
     try:

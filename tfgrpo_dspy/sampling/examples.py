@@ -27,18 +27,12 @@ import dspy
 import pydantic
 from pydantic import BeforeValidator
 
-from tfgrpo_dspy import dspy_seam, errors
+from tfgrpo_dspy import dspy_seam, errors, user_code
 from tfgrpo_dspy.experience import ALL, ExperienceLibrary, with_instructions
 from tfgrpo_dspy.files import json_values, read_text
 from tfgrpo_dspy.rollout import MOST, Failure, FailureKind, Group, Rollout, Step, fields_text
 from tfgrpo_dspy.text import cleaned_text, counted
-from tfgrpo_dspy.user_code import (
-    Identities,
-    copy_program,
-    digest,
-    named_predictors,
-    without_addresses,
-)
+from tfgrpo_dspy.user_code import named_predictors
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +77,8 @@ class Example:
     def identity(self) -> str:
         """The inputs as a text that tells them from others, also those of media."""
         inputs = dict(self.raw.inputs().items())
-        return f"{errors.written(sorted(inputs.items()), repr)} {digest(Identities().of(inputs))}"
+        of_media = user_code.digest(user_code.Identities().of(inputs))
+        return f"{errors.written(sorted(inputs.items()), repr)} {of_media}"
 
 
 def is_missing(value: Any) -> bool:
@@ -121,7 +116,7 @@ def as_json(value: Any) -> Any:
         mode="json",
         by_alias=True,
         warnings=False,  # a list stands where a model has a set
-        fallback=lambda item: without_addresses(errors.written(item)),
+        fallback=lambda item: user_code.without_addresses(errors.written(item)),
     )
 
 
@@ -406,7 +401,7 @@ class Additions:
         Raises KeyError, ValueError: the demos do not fit the student.
         """
         if isinstance(self.teacher, dspy.Module):
-            return copy_program(self.teacher)
+            return user_code.copy_program(self.teacher)
         program = self.library.bake(student)
         predictors = dict(named_predictors(program))
         for demo in self.demos:

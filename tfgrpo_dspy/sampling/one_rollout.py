@@ -17,24 +17,11 @@ from typing import Any, Literal
 
 import dspy
 
-from tfgrpo_dspy import dspy_seam
+from tfgrpo_dspy import dspy_seam, rollout
 from tfgrpo_dspy.budget import Ledger, Prices
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, is_too_long, judging, metered
 from tfgrpo_dspy.errors import CallSparedError, MetricError, RunStopped, described, sentence
-from tfgrpo_dspy.rollout import (
-    OWN,
-    REASONING,
-    SEED_RANGE,
-    WAYS_TO_AN_ANSWER,
-    Failure,
-    FailureKind,
-    PredictorTrace,
-    Rollout,
-    ScoringFunction,
-    Step,
-    mean_of,
-    trajectory_text,
-)
+from tfgrpo_dspy.rollout import OWN, Failure, FailureKind, Rollout, ScoringFunction, Step, mean_of
 from tfgrpo_dspy.sampling.examples import as_fields, as_text, copied_example, parsed, with_values
 from tfgrpo_dspy.text import shortened
 from tfgrpo_dspy.user_code import copy_program, in_loop, named_predictors, settled, without_partials
@@ -262,7 +249,7 @@ def answer_now(program: Any, start: Start, inputs: Mapping[str, Any]) -> Any:
     It is asked under the instructions of the predictor that gives the outputs, and shown the steps
     so far. Raises ReplayEndedError: no predictor gives all outputs.
     """
-    wanted = [name for name in start.source.outputs if name not in WAYS_TO_AN_ANSWER]
+    wanted = [name for name in start.source.outputs if name not in rollout.WAYS_TO_AN_ANSWER]
     giving = (predictor for _, predictor in reversed(named_predictors(program))
               if wanted and set(wanted) <= set(predictor.signature.output_fields))  # fmt: skip
     if (predictor := next(giving, None)) is None:
@@ -275,12 +262,12 @@ def answer_now(program: Any, start: Start, inputs: Mapping[str, Any]) -> Any:
     asked = dspy.Predict(dspy.Signature(types, predictor.signature.instructions))
     asked.lm, asked.config = predictor.lm, predictor.config
     steps = Rollout(start.source.example, 0, steps=start.source.steps[: start.n_steps])
-    return asked(**inputs, steps_so_far=trajectory_text(steps) or "(nothing yet)")
+    return asked(**inputs, steps_so_far=rollout.trajectory_text(steps) or "(nothing yet)")
 
 
 def decision(outputs: Mapping[str, str]) -> dict[str, str]:
     """The outputs of a step without the reasoning that led to them."""
-    decided = {name: text for name, text in outputs.items() if name not in REASONING}
+    decided = {name: text for name, text in outputs.items() if name not in rollout.REASONING}
     return decided or dict(outputs)
 
 
@@ -327,7 +314,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
     if start is not None:
         n_again = 0 if start.answers_now else start.n_steps
         steps = [*start.source.steps[: start.n_steps], *steps[n_again:]]
-    rollout = Rollout(
+    made = Rollout(
         example=task.index,
         rollout_id=task.rollout_id,
         outputs=as_fields(prediction),
@@ -339,8 +326,8 @@ def run_rollout(task: RolloutTask) -> Rollout:
         shows_advice=meter.shows_advice,
     )
     if failure or task.metric is None:
-        return rollout
-    return run.scored(task.metric, rollout, prediction, trace)
+        return made
+    return run.scored(task.metric, made, prediction, trace)
 
 
 class _Run:
@@ -429,12 +416,12 @@ class _Run:
         return prediction, failure
 
     def scored(
-        self, metric: ScoringFunction, rollout: Rollout, prediction: Any, trace: list[Any]
+        self, metric: ScoringFunction, made: Rollout, prediction: Any, trace: list[Any]
     ) -> Rollout:
         """The rollout with its score; an LM judge runs on the user's own LM, as it is set."""
         task, score, failure, n_calls = self.task, None, None, 0
         meter, feedback = Meter(task.ledger, task.prices, task.is_training), dict[str, str]()
-        calls: dict[str, PredictorTrace] = {}  # of each predictor that the metric is asked about
+        calls = dict[str, list[Any]]()  # of each predictor that the metric is asked about
         for call in trace if metric.asks_predictors and task.asks_predictors else ():
             if (name := self.name_of(call[0], "")) in self.predictors:
                 calls.setdefault(name, []).append(call)
@@ -463,23 +450,23 @@ class _Run:
         meter.check()
         if hidden := meter.provider_failure:  # what the metric returned all the same is no score
             failure = Failure(hidden.kind, f"the metric's LM failed: {hidden.message}")
-        steps = list(rollout.steps)
+        steps = list(made.steps)
         for k in reversed(range(len(steps))):  # the last call of each predictor
             text = feedback.pop(steps[k].name, "") if steps[k].kind == "predictor" else ""
             if text and not (score and text == score.feedback):  # that on the whole is not repeated
                 text = with_values(text, task.example, prediction)
                 steps[k] = replace(steps[k], feedback=text)
-        rollout = replace(
-            rollout,
+        made = replace(
+            made,
             n_metric_calls=n_calls,
             metric_usage=meter.usage,
             steps=tuple(steps),
             failure=failure,
         )
         if score is None or failure is not None:
-            return rollout
+            return made
         words = with_values(score.feedback, task.example, prediction)
-        return replace(rollout, score=score.value, feedback=words, objectives=score.objectives)
+        return replace(made, score=score.value, feedback=words, objectives=score.objectives)
 
 
 def _failure_of(error: BaseException) -> Failure:
@@ -515,5 +502,5 @@ def sampling_copy(lm: Any, rollout_id: int, temperature: float | str | None) -> 
         changes["rollout_id"] = rollout_id
         has_engine_object = not isinstance(getattr(lm, "engine", "none"), str)
         if has_engine_object or lm.kwargs.get("seed") is not None:
-            changes["seed"] = rollout_id % SEED_RANGE
+            changes["seed"] = rollout_id % rollout.SEED_RANGE
     return lm.copy(**changes)
