@@ -314,7 +314,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
     if start is not None:
         n_again = 0 if start.answers_now else start.n_steps
         steps = [*start.source.steps[: start.n_steps], *steps[n_again:]]
-    made = Rollout(
+    result = Rollout(
         example=task.index,
         rollout_id=task.rollout_id,
         outputs=as_fields(prediction),
@@ -326,8 +326,8 @@ def run_rollout(task: RolloutTask) -> Rollout:
         shows_advice=meter.shows_advice,
     )
     if failure or task.metric is None:
-        return made
-    return run.scored(task.metric, made, prediction, trace)
+        return result
+    return run.scored(task.metric, result, prediction, trace)
 
 
 class _Run:
@@ -416,7 +416,7 @@ class _Run:
         return prediction, failure
 
     def scored(
-        self, metric: ScoringFunction, made: Rollout, prediction: Any, trace: list[Any]
+        self, metric: ScoringFunction, result: Rollout, prediction: Any, trace: list[Any]
     ) -> Rollout:
         """The rollout with its score; an LM judge runs on the user's own LM, as it is set."""
         task, score, failure, n_calls = self.task, None, None, 0
@@ -450,23 +450,23 @@ class _Run:
         meter.check()
         if hidden := meter.provider_failure:  # what the metric returned all the same is no score
             failure = Failure(hidden.kind, f"the metric's LM failed: {hidden.message}")
-        steps = list(made.steps)
+        steps = list(result.steps)
         for k in reversed(range(len(steps))):  # the last call of each predictor
             text = feedback.pop(steps[k].name, "") if steps[k].kind == "predictor" else ""
             if text and not (score and text == score.feedback):  # that on the whole is not repeated
                 text = with_values(text, task.example, prediction)
                 steps[k] = replace(steps[k], feedback=text)
-        made = replace(
-            made,
+        result = replace(
+            result,
             n_metric_calls=n_calls,
             metric_usage=meter.usage,
             steps=tuple(steps),
             failure=failure,
         )
         if score is None or failure is not None:
-            return made
+            return result
         words = with_values(score.feedback, task.example, prediction)
-        return replace(made, score=score.value, feedback=words, objectives=score.objectives)
+        return replace(result, score=score.value, feedback=words, objectives=score.objectives)
 
 
 def _failure_of(error: BaseException) -> Failure:
