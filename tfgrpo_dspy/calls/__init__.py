@@ -419,17 +419,15 @@ class Rollouts:
     ) -> None:
         settings, self._inputs, self._calls = inputs.settings, inputs, calls
         self._role, self._set = role, "training" if role == TRAINING else role
-        self._examples = examples
-        self._metric = settings.metric
+        self._examples, self._metric = examples, settings.metric
         self._scoring = None if self._metric is None else adapt_metric(self._metric)
         self._program = functools.lru_cache(KEPT_PROGRAMS)(lambda added: added.bake(inputs.student))
         self._digest = functools.lru_cache(KEPT_DIGESTS)(
             lambda additions: calls.journal.keys.program(self._program(additions))
         )
         self._sent = functools.lru_cache(KEPT_SENT)(lambda sent: packed(sent, "the library"))
-        self._prices = settings.execution.prices or {}
+        self._prices, self._kept_demos = settings.execution.prices or {}, dict[Any, Any]()
         self._begun: dict[Sample, Job[Rollout]] = {}
-        self._kept_demos: dict[Any, Any] = {}
         self._bundle = b""
         if calls.remote is not None and not settings.offline:
             plain = calls.journal.plain
@@ -442,32 +440,21 @@ class Rollouts:
         """
         if sample in self._begun:
             return self._begun[sample]
-        calls, n = self._calls, sample.example
+        set_, n, names = self._set, sample.example, self._inputs.predictors
 
         def without(why: TrainingCut | TimeoutError, where: str) -> Rollout:
             if isinstance(why, TrainingCut):
                 return sample.failed(Failure(FailureKind.BUDGET, str(why)))
             message = f"the rollout {why}, which is rollout_timeout_s; it was in {where}"
-            message += f" on the example {n} ({self._set})"
-            return sample.failed(Failure(FailureKind.TIMEOUT, message))
+            failure = Failure(FailureKind.TIMEOUT, f"{message} on the example {n} ({set_})")
+            return sample.failed(failure)
 
-        entry = Entry(
-            key=self._key(sample),
-            role=self._role,
-            update=sample.update,
-            about=f"{self._set} rollout of {self._set} example {n}",
-            has_advice=sample.start is None
-            and sample.additions.is_for_all(self._inputs.predictors),
-        )
-        job = self._begun[sample] = calls.begin(
-            entry,
-            ROLLOUTS,
-            functools.partial(self._done, sample),
-            without,
-            priority,
-            "the program" if calls.remote is None else "another process",
-        )
-        return job
+        about, do = f"{set_} rollout of {set_} example {n}", functools.partial(self._done, sample)
+        entry = Entry(self._key(sample), self._role, sample.update, about)
+        entry.has_advice = sample.start is None and sample.additions.is_for_all(names)
+        usual = "the program" if self._calls.remote is None else "another process"
+        self._begun[sample] = self._calls.begin(entry, ROLLOUTS, do, without, priority, usual)
+        return self._begun[sample]
 
     def begin_extra(
         self, samples: Sequence[Sample], priority: Priority
@@ -476,17 +463,17 @@ class Rollouts:
 
         Those that are begun or recorded are.
         """
-        others = [sample for sample in samples if sample not in self._begun]
-        records = [self._calls.journal.find(self._key(sample), ROLLOUTS) for sample in others]
-        if any(record is not None and record.failure == NO_MORE for record in records):
-            return None
-        missing = [sample for sample, record in zip(others, records, strict=True) if record is None]
+        journal, missing = self._calls.journal, list[Sample]()
+        for sample in (each for each in samples if each not in self._begun):
+            record = journal.find(self._key(sample), ROLLOUTS)
+            missing += [] if record else [sample]
+            if record is not None and record.failure == NO_MORE:
+                return None
         with self._calls.turn(len(missing)) as is_paid:
             if is_paid:
                 return [self.begin(sample, priority) for sample in samples]
         for sample in () if self._inputs.settings.offline else missing:
-            refusal = sample.failed(NO_MORE)
-            self._calls.journal.keep(self._key(sample), refusal, ROLLOUTS, is_lost=True)
+            journal.keep(self._key(sample), sample.failed(NO_MORE), ROLLOUTS, is_lost=True)
         return None
 
     def again(self, sample: Sample, priority: Priority) -> Job[Rollout]:
@@ -495,24 +482,17 @@ class Rollouts:
         return self.begin(sample, priority)
 
     def _key(self, sample: Sample) -> str:
-        keys = self._calls.journal.keys
-        return keys.rollout(
-            self._digest(sample.additions) if keys.is_used else "",
-            self._examples[sample.example].raw,
-            self._metric,
-            sample.rollout_id,
-            sample.temperature,
-        )
+        keys, example = self._calls.journal.keys, self._examples[sample.example].raw
+        program = self._digest(sample.additions) if keys.is_used else ""
+        return keys.rollout(program, example, self._metric, sample.rollout_id, sample.temperature)
 
     def _done(self, sample: Sample, job: Job[Rollout]) -> Rollout:
         calls = self._calls
+        names = ("rollout_id", "temperature", "start", "asks_predictors")
         of_sample = {
+            **{name: getattr(sample, name) for name in names},
             "example": self._examples[sample.example].raw,
             "index": sample.example,
-            "rollout_id": sample.rollout_id,
-            "temperature": sample.temperature,
-            "start": sample.start,
-            "asks_predictors": sample.asks_predictors,
             "advice": tuple(experience.text for experience in sample.additions.library),
         }
         if calls.remote is not None:

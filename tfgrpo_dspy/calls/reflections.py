@@ -60,26 +60,11 @@ STAGES = {
     "lesson": ("extract", "lessons", 2, "example"),
     "brief": ("brief", "brief", 1, "brief"),
     "summary": ("summarize", "summary", 2, "example"),
+    "strategy": ("", "answer", 2, "update"),
 }
 """By stage: the module of `Reflection` that is asked, the output that is wanted, the rank (of the
 jobs that wait, those with the lowest rank are begun first), and what the question is about."""
-STRATEGY_RANK = 2
-
-
 ANSWERS = TypeAdapter(Answer)
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """A question to a module at a stage; `output` is the name of the output that is wanted."""
-
-    stage: str
-    module: Any
-    output: str
-    rollout_id: int
-    update: int
-    rank: int
-    about: str
 
 
 class ReflectionClient:
@@ -134,37 +119,40 @@ class ReflectionClient:
         number: int,
         inputs: Callable[[int], Inputs],
         index: int = 0,
+        signature: Any = None,  # of a strategy's question
     ) -> Waited:
         """Ask about an example, a draft or an update, by its number.
 
         `inputs(n)` shows as much as fits into a prompt that was halved n times, as far as it can;
         then the longest texts are cut, whatever they are. So it is asked again where `inputs(0)` is
-        too long for the LM. `index` tells the rollouts of an example apart. Raises RunStopped: the
-        run has ended; MissingRecordError: offline, and the answer is not recorded.
+        too long for the LM. `index` tells the rollouts of an example apart. Of a strategy's
+        question `output` holds the output fields by name. Raises RunStopped: the run has ended;
+        MissingRecordError: offline, and the answer is not recorded.
         """
-        name, output, rank, noun = STAGES[stage]
-        module, seed = getattr(self._settings.reflection, name), self._settings.seed
+        calls, (name, output, rank, noun) = self._calls, STAGES[stage]
+        if signature is None:
+            module, place = getattr(self._settings.reflection, name), (batch.epoch, number, index)
+        else:
+            module, place = self._modules(signature), (0, 0, 0)
         purpose = "update/0/0" if stage == "update" else stage  # as in earlier runs
-        rollout_id = rollout_id_for(seed, batch.epoch, number, index, purpose)
-        about = f"{stage} of {noun} {number}"
-        question = _Question(stage, module, output, rollout_id, batch.update, rank, about)
-        return self._begun(question, inputs)
+        rollout_id = rollout_id_for(self._settings.seed, *place, purpose)
 
-    def begin_for_strategy(self, batch: Any, signature: Any, inputs: Inputs) -> Waited:
-        """Ask the question of a strategy: `output` holds the output fields by name."""
-        update, rank, stage = batch.update, STRATEGY_RANK, "strategy"
-        rollout_id = rollout_id_for(self._settings.seed, 0, 0, 0, stage)
-        module = self._modules(signature)
-        about = f"{stage} of update {update}"
-        question = _Question(stage, module, "answer", rollout_id, update, rank, about)
-        return self._begun(question, lambda _: inputs)
+        def begun(shown: Inputs) -> Job[Answer]:
+            key = calls.journal.keys.reflection(stage, module, rollout_id, shown)
+            entry = Entry(key, stage, batch.update, f"{stage} of {noun} {number}")
+            if calls.journal.store is not None:
+                new = {k: str(v) for k, v in shown.items() if v is not self.common.get(k)}
+                parts = (f"[{name}]\n{clip(text, ASKED_TOKENS)}" for name, text in new.items())
+                entry.asked = "\n\n".join(parts)
+            ask = functools.partial(self._answer, entry, module, output, rollout_id, shown)
+            usual, priority = "a call of the reflection LM", (rank, batch.update)
+            return calls.begin(entry, ANSWERS, ask, _without, priority, usual)
 
-    def _begun(self, question: _Question, inputs: Callable[[int], Inputs]) -> Waited:
         whole = {**self.common, **inputs(0)}
-        job = self._asked(question, whole)
+        job = begun(whole)
 
         def wait(shortens: bool = True) -> Answer:
-            answer = self._calls.pool.result(job)
+            answer = calls.pool.result(job)
             for halving in range(1, MAX_HALVINGS + 1):
                 if not (answer.is_too_long and shortens) or self._takes_none:
                     break
@@ -172,33 +160,17 @@ class ReflectionClient:
                 cut = shorter(fitting, tokens_of(whole) >> halving)
                 if tokens_of(cut) >= tokens_of(whole):
                     break
-                answer = self._calls.pool.result(self._asked(question, cut))
+                answer = calls.pool.result(begun(cut))
             return answer
 
         return wait
 
-    def _asked(self, question: _Question, inputs: Inputs) -> Job[Answer]:
-        calls, stage, module = self._calls, question.stage, question.module
-        key = calls.journal.keys.reflection(stage, module, question.rollout_id, inputs)
-        shown = "\n\n".join(
-            f"[{name}]\n{clip(str(value), ASKED_TOKENS)}"
-            for name, value in inputs.items()
-            if calls.journal.store is not None and value is not self.common.get(name)
-        )
-        return calls.begin(
-            Entry(key, stage, question.update, question.about, shown),
-            ANSWERS,
-            functools.partial(self._answer, question, inputs),
-            _without,
-            (question.rank, question.update),
-            "a call of the reflection LM",
-        )
-
-    def _answer(self, question: _Question, inputs: Inputs, _job: Job[Answer]) -> Answer:
+    def _answer(
+        self, entry: Entry, module: Any, output: str, rollout_id: int, inputs: Inputs, _job: Any
+    ) -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
-        self._calls.ask(question.update)
-        module, rollout_id = question.module, question.rollout_id
-        prices, is_extra = self._settings.execution.prices, question.stage == "strategy"
+        self._calls.ask(entry.update or 0)
+        prices, is_extra = self._settings.execution.prices, entry.role == "strategy"
         meter = Meter(self._calls.ledger, prices, leaves_lessons=is_extra)
 
         def own_copy(lm: Any) -> Any:
@@ -208,7 +180,7 @@ class ReflectionClient:
             module = copy_program(module, own_copy)
         settings = {"lm": own_copy(self._lm), "adapter": self._adapter}
         settings |= watching(CallWatcher(meter))  # for LMs that a module calls but does not hold
-        tags = [*inputs, question.output] if isinstance(self._adapter, dspy.XMLAdapter) else []
+        tags = [*inputs, output] if isinstance(self._adapter, dspy.XMLAdapter) else []
         shown = {k: as_input(v, tags) if isinstance(v, str) else v for k, v in inputs.items()}
         if images := shown.pop(IMAGES, None):  # behind what is escaped and shortened
             shown["example"] += "\n".join(["\nThe images of the inputs, in their order:", *images])
@@ -219,11 +191,11 @@ class ReflectionClient:
             whys = (getattr(prediction, name, "") for name in ("semantic_advantage", "critique"))
             why = next(filter(None, whys), "")
             n_unparsed = int(getattr(prediction, "parse_failures", 0))
-            if not (n_unparsed or hasattr(prediction, question.output)):  # it would pass for none
-                form = f"dspy.Prediction({question.output}=...)"
+            if not (n_unparsed or hasattr(prediction, output)):  # it would pass for none
+                form = f"dspy.Prediction({output}=...)"
                 raise TypeError(f"forward returned {value_shown(prediction)}; return {form}")
             answer = Answer(
-                read_output(question.output, getattr(prediction, question.output, None)),
+                read_output(output, getattr(prediction, output, None)),
                 meter.usage,
                 n_unparsed,
                 explanation=str(why),
@@ -233,9 +205,8 @@ class ReflectionClient:
             raise
         except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
             lost, is_long = meter.provider_failure, is_too_long(error) or meter.may_be_too_long
-            by_whom = f"{type(module).__name__} raised {described(error)}"
-            message = lost.message if lost else by_whom
-            is_lost = lost is not None and not is_long
+            raised = f"{type(module).__name__} raised {described(error)}"
+            message, is_lost = lost.message if lost else raised, bool(lost) and not is_long
             answer = Answer(None, meter.usage, 0, message, is_long, is_lost)
         meter.check()
         return answer

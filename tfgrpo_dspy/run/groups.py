@@ -499,7 +499,8 @@ class Groups:
             key = json.dumps([repr(signature), inputs], sort_keys=True, default=repr)
             with self._calls.pool.lock:
                 if key not in self._questions:
-                    begun = self._client.begin_for_strategy(batch, signature, inputs)
+                    about = ("strategy", batch, batch.update, lambda _: inputs)
+                    begun = self._client.begin(*about, signature=signature)
                     self._questions[key] = self._client.beside(begun)
             answer = self._questions[key]()
             with self._calls.pool.lock:
