@@ -13,7 +13,7 @@ import logging
 import math
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -93,21 +93,15 @@ class Store:
     """The records in one folder; several processes may have it open at once.
 
     Keys are `stage:hash`. What was put outlives the process, even if it is killed at once (a power
-    failure may cost the last records). `clean` is what every text goes through before it is
-    written. With `is_read_only` the folder may be one that cannot be written to. Raises StoreError:
-    the folder cannot be made, written or read, or is of another format.
+    failure may cost the last records). With `is_read_only` the folder may be one that cannot be
+    written to. Raises StoreError: the folder cannot be made, written or read, or is of another
+    format.
     """
 
-    def __init__(
-        self,
-        folder: str | PathLike[str],
-        clean: Callable[[str], str] = str,
-        is_read_only: bool = False,
-    ) -> None:
+    def __init__(self, folder: str | PathLike[str], is_read_only: bool = False) -> None:
         with _faults("open", folder):
             self.folder = Path(folder).expanduser().absolute()
-            self._clean, self._lock = clean, threading.Lock()
-            file, how = self.folder / DATABASE, "mode=rwc"
+            self._lock, file, how = threading.Lock(), self.folder / DATABASE, "mode=rwc"
             if is_read_only:  # no file is changed, unless a killed run left rows in the log
                 log = file.with_name(f"{DATABASE}-wal")
                 how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
@@ -168,15 +162,12 @@ class Store:
 
     def put(self, key: str, record: Mapping[str, Any]) -> Record | None:
         """Write a record; gives the one that stood there already, and then stays."""
-        _, n_new = self._run("write", f"INSERT OR IGNORE {ENTRY}", key, self._text(record))
+        _, n_new = self._run("write", f"INSERT OR IGNORE {ENTRY}", key, json.dumps(record))
         return None if n_new else self.get(key)
 
     def replace(self, key: str, record: Mapping[str, Any]) -> None:
         """Write a record, as the last, in place of the one that stands there."""
-        self._run("write", f"INSERT OR REPLACE {ENTRY}", key, self._text(record))
-
-    def _text(self, record: Mapping[str, Any]) -> str:
-        return json.dumps(record if self._clean is str else cleaned(record, self._clean))
+        self._run("write", f"INSERT OR REPLACE {ENTRY}", key, json.dumps(record))
 
     def close(self) -> None:
         """Close the database; records stay."""
@@ -366,8 +357,7 @@ class Journal:
         _log_variables(self._secrets, bool(self.plain))
         log_dir = settings.log_dir
         if log_dir is not None:
-            clean = self.redacted if self._secrets else str
-            self.store = Store.existing(log_dir) if settings.offline else Store(log_dir, clean)
+            self.store = Store.existing(log_dir) if settings.offline else Store(log_dir)
             if self.store is None:
                 raise MissingRecordError(
                     f"offline=True, and log_dir={str(log_dir)!r} is no run store: run the same "
@@ -509,7 +499,7 @@ class Journal:
 
     def _put(self, key: str, record: dict[str, Any]) -> None:
         if self.store is not None and not self._settings.offline:
-            self.store.replace(key, record)
+            self.store.replace(key, cleaned(record, self.redacted) if self._secrets else record)
 
     def note_update(
         self, best: Additions, update: UpdateRecord, rollouts: Sequence[Row], ledger: Ledger
