@@ -81,7 +81,6 @@ class Job(Generic[Result]):
 
     do: Callable[["Job[Any]"], Any]
     keep: Callable[[Any], Result] = _as_it_is
-    usual: str = ""  # what it is in if it is in none of the calls
     calls: dict[str, str] = field(default_factory=dict)  # that have begun and not ended, by id
     abandoned: threading.Event = field(default_factory=threading.Event)  # nobody waits for it
     begun_s: float = math.inf
@@ -91,7 +90,7 @@ class Job(Generic[Result]):
     error: BaseException | None = None
 
     def __str__(self) -> str:
-        return [self.usual, *self.calls.copy().values()][-1]
+        return [*self.calls.copy().values()][-1]
 
     def ended(self, result: Result) -> "Job[Result]":
         """The job, with a result that was there already."""
@@ -408,14 +407,12 @@ def _was_started_before(name: str) -> bool:
     """True: the request was begun before; dask begins those of a lost worker again."""
     distributed = sys.modules.get("distributed")
     try:
-        distributed and distributed.get_worker()
-    except ValueError:
-        distributed = None
-    if distributed is None:  # not in a worker of dask
-        return False
-    begun = distributed.Event(f"tfgrpo/{name}")
-    is_begun = bool(begun.is_set())
-    begun.set()
+        begun = distributed and distributed.get_worker() and distributed.Event(f"tfgrpo/{name}")
+    except ValueError:  # not in a worker of dask
+        begun = None
+    is_begun = bool(begun and begun.is_set())
+    if begun:
+        begun.set()
     return is_begun
 
 

@@ -208,7 +208,7 @@ class Calls:
         do: Callable[[Job[Result]], Result],
         without: Callable[[TrainingCut | TimeoutError, str], Result],  # by a limit or the clock
         priority: Priority,
-        usual: str,  # what it is in if it is in no call
+        usual: str = "",  # what it is in if it is in no call
     ) -> Job[Result]:
         """A rollout or an answer, for which the run pays once: recorded, or done now and recorded.
 
@@ -227,7 +227,7 @@ class Calls:
             kept = self.journal.keep(entry.key, result, kind, is_lost)
             return self._added(entry, kept, time.monotonic() - job.begun_s)
 
-        job: Job[Result] = Job(do, keep, usual)
+        job: Job[Result] = Job(do, keep, {"": usual})
         with self.pool.lock:
             try:
                 record = self.lookup(entry.about, entry.key, kind)

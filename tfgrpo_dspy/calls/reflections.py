@@ -145,8 +145,7 @@ class ReflectionClient:
                 parts = (f"[{name}]\n{clip(text, ASKED_TOKENS)}" for name, text in new.items())
                 entry.asked = "\n\n".join(parts)
             ask = functools.partial(self._answer, entry, module, output, rollout_id, shown)
-            usual, priority = "a call of the reflection LM", (rank, batch.update)
-            return calls.begin(entry, ANSWERS, ask, _without, priority, usual)
+            return calls.begin(entry, ANSWERS, ask, _without, (rank, batch.update))
 
         whole = {**self.common, **inputs(0)}
         job = begun(whole)
