@@ -11,7 +11,7 @@ from dspy.utils import DummyLM
 from runs import learned
 from scripted import chat, scripted_lm
 
-from tfgrpo_dspy.budget import NOTHING, Amount, Budget, Entry, Ledger
+from tfgrpo_dspy.budget import NOTHING, Amount, Budget, Ledger
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.dspy_seam import watching
 from tfgrpo_dspy.errors import RunStopped
@@ -208,22 +208,15 @@ def test_a_prompt_on_which_a_server_breaks_at_each_retry_counts_as_refused(statu
 def test_what_a_run_has_cost_is_the_sum_of_its_entries_replayed_or_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    class Kept(Journal):
-        """Is seen from outside."""
-
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            journals.append(self.entries)
-
-    journals: list[list[Entry]] = []
-    monkeypatch.setattr("tfgrpo_dspy.run.Journal", Kept)
+    journals: list[Journal] = []
+    seen = lambda *args: journals.append(Journal(*args)) or journals[-1]  # noqa: E731
+    monkeypatch.setattr("tfgrpo_dspy.run.Journal", seen)
     for _ in range(2):
         results = learned(log_dir=tmp_path, max_lm_calls=120).detailed_results
-        total = sum((Amount.of(entry.value) for entry in journals[-1]), NOTHING)
+        total = sum((Amount.of(entry.value) for entry in journals[-1].entries), NOTHING)
         assert total.n_lm_calls == results.spent.n_lm_calls
         assert total.n_metric_calls == results.metric_calls
         assert not results.usage["unfinished"].n_lm_calls
-    made, replayed = ({entry.key for entry in entries} for entries in journals)
+    made, replayed = ({entry.key for entry in each.entries} for each in journals)
     assert made == replayed and len(made) > 50
-    assert {entry.is_replayed for entry in journals[0]} == {False}
-    assert {entry.is_replayed for entry in journals[1]} == {True}
+    assert [{e.is_replayed for e in each.entries} for each in journals] == [{False}, {True}]
