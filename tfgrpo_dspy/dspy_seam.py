@@ -34,7 +34,6 @@ BY_SIGNATURE = ("ReAct", "ReActV2", "ProgramOfThought", "CodeAct", "RLM")
 """DSPy's modules whose `forward(**kwargs)` takes the input fields of their signature."""
 BY_MODULE = {"ChainOfThought": "predict", "Refine": "module", "BestOfN": "module"}
 """DSPy's modules that pass their inputs on, and the attribute that holds the module."""
-KEPT_DEMOS = 1024  # the most demos whose messages are kept
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "incomplete"})
 """The finish reasons of answers that were cut, as providers name them."""
 FILTERED = frozenset({"content_filter", "safety", "refusal"})
@@ -159,11 +158,9 @@ def demo_keeping_adapter(adapter: Any, kept: dict[Any, Any]) -> Any:
         fields, names, messages = repr(signature.fields), {*signature.fields}, list[Any]()
         for demo in sorted(demos, key=lambda demo: names <= {*demo.keys()}):  # as DSPy does
             key = fields, tuple(demo.items())
-            if (written := kept.get(key)) is None:
-                if len(kept) >= KEPT_DEMOS:
-                    kept.clear()
-                written = kept[key] = adapter.format_demos(signature, [demo])
-            messages += map(dict, written)
+            if key not in kept:
+                kept[key] = adapter.format_demos(signature, [demo])
+            messages += map(dict, kept[key])
         return messages
 
     changed = copy.copy(adapter)
@@ -231,11 +228,6 @@ def sent(entry: Mapping[str, Any]) -> Iterator[str]:
     """The text of each message of a call, by its entry in DSPy's history."""
     messages = entry.get("messages") or [{"content": entry.get("prompt")}]
     return (str(message["content"]) for message in messages)
-
-
-def has_log_probabilities(value: Any) -> bool:
-    """True if it is what DSPy calls `logprobs`, in an entry of its history or in a Prediction."""
-    return isinstance(_value(value, "content"), list | tuple)
 
 
 def _amount(reported: Any) -> float | None:

@@ -498,10 +498,6 @@ class Score:
     objectives: Mapping[str, float] = field(default_factory=dict)  # by name; more is better
 
 
-PredictorTrace = list[tuple[Any, Any, Any]]
-"""The calls of one predictor in a rollout: the predictor, its inputs, its outputs."""
-
-
 @dataclass(frozen=True, slots=True)
 class ScoringFunction:
     """A metric as a function of example, prediction and program trace."""
@@ -516,9 +512,9 @@ class ScoringFunction:
         return self.as_score(self.ask(example, prediction, program_trace), example)
 
     def feedback_on(
-        self, predictor: str, calls: PredictorTrace, example: Any, prediction: Any, trace: Any
+        self, predictor: str, calls: list[Any], example: Any, prediction: Any, trace: Any
     ) -> str:
-        """The metric's words on this predictor. Raises MetricError: it raised."""
+        """The metric's words on this predictor and its calls. Raises MetricError: it raised."""
         verdict = self.ask(example, prediction, trace, predictor, calls)
         if _has_fields(verdict):
             verdict = written(verdict.get("feedback") or "")
@@ -611,8 +607,7 @@ def held_lms(metric: Any) -> list[Any]:
 
 
 def _has_fields(verdict: Any) -> bool:
-    """True for a mapping or a `dspy.Prediction`."""
-    return isinstance(verdict, Mapping) or hasattr(type(verdict), "from_completions")
+    return isinstance(verdict, Mapping) or hasattr(type(verdict), "from_completions")  # of DSPy
 
 
 def metric_name(metric: Any) -> str:

@@ -241,26 +241,21 @@ def secret_variables() -> dict[str, str]:
 
 
 def _held_secrets(value: Any, depth: int = 0) -> Iterator[str]:
-    """The secrets that an object or a mapping holds: all texts under a secret's name."""
+    """The texts that an object, a mapping or a URL has under a secret's name; passwords in URLs."""
     held = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
     for name, item in list(held.items()) if depth < MAX_DEPTH else ():  # it may change meanwhile
         if SECRET_NAME.search(str(name)):
             yield from _texts(item)
         elif isinstance(item, str):
-            yield from _secrets_in_url(item)
+            with suppress(ValueError):  # no URL after all
+                url = urlsplit(item)
+                if url.password:
+                    yield f":{url.password}@"  # a short one is also a word of other texts
+                    yield from _texts([url.password, unquote(url.password)])
+                if url.netloc:  # its arguments
+                    yield from _held_secrets(dict(parse_qsl(url.query)), depth + 1)
         elif not isinstance(item, type) and name not in ("history", "callbacks"):
             yield from _held_secrets(item, depth + 1)
-
-
-def _secrets_in_url(text: str) -> Iterator[str]:
-    """A password before the host, and arguments that are secrets by their names."""
-    with suppress(ValueError):  # no URL after all
-        url = urlsplit(text)
-        if url.password:
-            yield f":{url.password}@"  # a short one is also a word of other texts
-            yield from _texts([url.password, unquote(url.password)])
-        arguments = parse_qsl(url.query) if url.netloc else []
-        yield from _texts([value for name, value in arguments if SECRET_NAME.search(name)])
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -526,13 +526,11 @@ def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:
         return list(lessons)
     groups = [letter_groups(lesson.text) for lesson in lessons]
     uses = Counter(gram for of_lesson in groups for gram in of_lesson)
-    weights = {gram: math.log((len(lessons) + 0.1) / n) for gram, n in uses.items()}
-
-    def weight(grams: frozenset[str]) -> float:
-        return math.fsum(weights[gram] for gram in grams)
-
+    weight = {gram: math.log((len(lessons) + 0.1) / n) for gram, n in uses.items()}
     in_text = letter_groups(text)
-    shares = [weight(grams & in_text) / (weight(grams) or 1.0) for grams in groups]
+    pairs = ((grams & in_text, grams) for grams in groups)
+    sums = ([math.fsum(map(weight.__getitem__, each)) for each in pair] for pair in pairs)
+    shares = [shared / (whole or 1.0) for shared, whole in sums]
     least = LIKE_SHARE if max(shares) >= LIKE_SHARE else max(LEAST_SHARE, *shares)
     return [lesson for lesson, share in zip(lessons, shares, strict=True) if share >= least]
 

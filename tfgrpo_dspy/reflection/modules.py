@@ -416,13 +416,11 @@ def packed_lessons(lessons: Iterable[Lesson], max_tokens: int) -> list[list[Less
 
 def dropped_text(dropped: Sequence[Lesson]) -> str:
     """The lessons that were tried and dropped, as text; of many the first, the most tried ones."""
-    return (
-        "\n".join(
-            f"- {each.text}{scope_note(each.scope)}{each.reason and f': {each.reason}'}"
-            for each in dropped[:MOST_DROPPED]
-        )
-        or "(none)"
-    )
+    lines = [
+        f"- {each.text}{scope_note(each.scope)}{each.reason and f': {each.reason}'}"
+        for each in dropped[:MOST_DROPPED]
+    ]
+    return "\n".join(lines) or "(none)"
 
 
 READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
@@ -486,10 +484,8 @@ class _ReflectionModule(dspy.Module):
         outputs = [*self.ask.signature.output_fields]
         for name in self.default_signature.output_fields if self.default_signature else ():
             if name in (*READERS, "summary") and name not in outputs:
-                raise SettingsError(
-                    f"{type(self).__name__}: the signature has the outputs {outputs}; add "
-                    f"{name!r}, which is what the run reads."
-                )
+                fault = f"{type(self).__name__}: the signature has the outputs {outputs}"
+                raise SettingsError(f"{fault}; add {name!r}, which is what the run reads.")
         if self.unscored_signature:
             self.ask_unscored = dspy.Predict(signature or self.unscored_signature)
         self.adapter = adapter
@@ -513,10 +509,10 @@ class _ReflectionModule(dspy.Module):
             names = [*signature.output_fields]
             form = "; ".join(f"{name}: {READERS[name][1]}" for name in names if name in READERS)
             fault = "was cut off before its end; be brief" if first.is_cut else "could not be read"
+            fields = f"{', '.join(names)}{form and f' ({form})'}"
             correction = (  # in the prompt's words; the unread answer would only be noise
-                f"Your previous answer {fault}. Answer again with the output fields "
-                f"{', '.join(names)}{form and f' ({form})'}, each under its own marker, and "
-                "nothing else."
+                f"Your previous answer {fault}. Answer again with the output fields {fields}, "
+                "each under its own marker, and nothing else."
             )
             again = accepted | {"correction": correction}
             if first.is_cut and (room := more_room(ask.lm or dspy.settings.lm)):

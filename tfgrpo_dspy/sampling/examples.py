@@ -176,7 +176,7 @@ def as_fields(value: Any) -> dict[str, str]:
         return {
             name: as_text(item)
             for name, item in named_items(value)
-            if name != "logprobs" or not dspy_seam.has_log_probabilities(item)
+            if name != "logprobs" or not isinstance(value, dspy.Prediction)
         }
     return {"output": as_text(value)}
 
