@@ -23,6 +23,7 @@ from tfgrpo_dspy.text import aligned, counted, printable, shortened
 
 CONFIDENCE = 0.95
 UNBOUNDED = ScoreRange(-math.inf, math.inf)
+Scores = Sequence[float | None]  # of examples; None: there is none
 Row = dict[str, Any]  # of a table, by the names of its columns
 _adapter = functools.cache(lambda: TypeAdapter(RunResults))
 
@@ -63,9 +64,7 @@ class ScoreSummary:
     high: float | None = None
 
     @classmethod
-    def of(
-        cls, scores: Sequence[float | None], scale: ScoreRange = UNBOUNDED
-    ) -> "ScoreSummary | None":
+    def of(cls, scores: Scores, scale: ScoreRange = UNBOUNDED) -> "ScoreSummary | None":
         """The mean of the scores; None where no example was measured."""
         if not scores:
             return None
@@ -92,12 +91,7 @@ class Gain:
     n: int
 
     @classmethod
-    def between(
-        cls,
-        before: Sequence[float | None],
-        after: Sequence[float | None],
-        scale: ScoreRange = UNBOUNDED,
-    ) -> "Gain | None":
+    def between(cls, before: Scores, after: Scores, scale: ScoreRange = UNBOUNDED) -> "Gain | None":
         """The mean of after minus before over examples that have both scores; None: no such."""
         pairs = zip(before, after, strict=False)
         gains = [new - old for old, new in pairs if new is not None and old is not None]
