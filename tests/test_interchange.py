@@ -87,7 +87,9 @@ def test_what_people_write_by_hand_is_read(text: str, ids: str) -> None:
         ("md", "# A\n-\n", r"line 2: text='.*': an experience is a line"),
         ("md", "- **E0** Ask.", "line 1: id='E0'"),
         ("md", "- **E1** Ask.\n- **E1** Say.", "ids .* one occurs twice"),
-        ("toml", "", "format='toml': the formats are json, md, skill"),
+        ("yaml", "- [", "the text: while parsing"),
+        ("csv", "id,advice\nE1,Ask.\n", r"the columns are \['id', 'advice'\]; name them id, text"),
+        ("toml", "", "format='toml': the formats are json, yaml, md, skill, csv"),
     ],
     ids=lambda value: value[:20],
 )  # fmt: skip
@@ -100,7 +102,7 @@ def test_what_is_not_understood_is_refused_with_the_place_and_what_to_write(
 
 
 def test_the_name_of_a_file_says_its_format(tmp_path: Path) -> None:
-    for name in "a.json", "a.MD", "SKILL.md", "a.txt":
+    for name in "a.json", "a.MD", "SKILL.md", "a.yaml", "a.txt", "a.csv":
         write_library(LIBRARY, tmp_path / name)
         assert list(read_library(tmp_path / name)) == list(LIBRARY)
     assert (tmp_path / "SKILL.md").read_text("utf-8").startswith("---\n")

@@ -97,8 +97,8 @@ def _write(path: str, text: str) -> None:
         files.write_text(path, text)
 
 
-def _write_library(library: ExperienceLibrary, path: str) -> None:
-    format = "json" if path == "-" else interchange.format_of(path)
+def _write_library(library: ExperienceLibrary, path: str, format: str | None = None) -> None:
+    format = format or ("json" if path == "-" else interchange.format_of(path))
     _write(path, interchange.render(library, format))
 
 
@@ -237,9 +237,10 @@ def diff(ctx: click.Context, a: str, b: str) -> None:
 @tfgrpo.command()
 @library_argument
 @output
-def export(library: str, out: str) -> None:
-    """Write LIBRARY as the name of OUTPUT says: JSON (also to stdout), Markdown or SKILL.md."""
-    _write_library(_library(library), out)
+@click.option("--format", type=click.Choice(interchange.FORMATS), help="By default that of OUTPUT.")
+def export(library: str, out: str, format: str | None) -> None:
+    """Write LIBRARY as JSON, YAML, Markdown, SKILL.md or CSV."""
+    _write_library(_library(library), out, format)
 
 
 @tfgrpo.command()

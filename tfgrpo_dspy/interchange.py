@@ -1,20 +1,26 @@
-"""Libraries as files: JSON keeps everything; Markdown and SKILL.md are for people.
+"""Libraries as files: JSON and YAML keep everything; Markdown, SKILL.md and CSV are for people.
 
 Markdown holds ids, texts, scopes and the next free id: a line `- **E2** (for "solve") text` for
 each experience, with its further lines indented. SKILL.md, which coding agents read, has front
-matter above the same list. People may leave out the ids, and write any heading.
+matter above the same list. People may leave out the ids, and write any heading. CSV has the columns
+id, text and scope.
 """
 
+import csv
+import io
 import json
 import re
 from pathlib import Path
+
+import yaml
 
 from tfgrpo_dspy import files
 from tfgrpo_dspy.errors import LibraryFormatError, shown
 from tfgrpo_dspy.experience import ALL, Experience, ExperienceLibrary, record_text
 
-FORMATS = ("json", "md", "skill")
-ENDINGS = {".json": "json", ".md": "md", ".txt": "md"}
+FORMATS = ("json", "yaml", "md", "skill", "csv")
+ENDINGS = {f".{format}": format for format in ("json", "yaml", "md", "csv")} | {".txt": "md"}
+COLUMNS = ("id", "text", "scope")
 FRONT_MATTER = """\
 ---
 name: learned-experiences
@@ -65,8 +71,10 @@ def parse(text: str, format: str, source: str = "the text") -> ExperienceLibrary
     if _checked(format) == "json":
         return ExperienceLibrary.from_dict(files.json_value(text, source), source)
     try:
-        return _read_list(text)
-    except ValueError as error:
+        if format == "yaml":
+            return ExperienceLibrary.from_dict(yaml.safe_load(text), source)
+        return _read_table(text) if format == "csv" else _read_list(text)
+    except (ValueError, yaml.YAMLError) as error:
         raise LibraryFormatError(f"{source}: {error}") from error
 
 
@@ -74,6 +82,13 @@ def render(library: ExperienceLibrary, format: str) -> str:
     """The library as text of this format. Raises LibraryFormatError: there is no such format."""
     if _checked(format) == "json":
         return record_text(library.to_dict())
+    if format == "yaml":
+        return str(yaml.safe_dump(library.to_dict(), allow_unicode=True, sort_keys=False))
+    if format == "csv":
+        table = io.StringIO(newline="")
+        rows = [(each.id, each.text, each.scope) for each in library]
+        csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
+        return table.getvalue()
     lines = ["# Experiences", ""]
     for each in library:
         has_scope = each.scope != ALL or re.match(_SCOPE, each.text)
@@ -108,13 +123,28 @@ def _read_list(text: str) -> ExperienceLibrary:
             is_item = True
         else:
             way = "write '- ' in front, or two spaces if it goes on with the item above"
-            raise ValueError(f"line {number}: {shown(line)} is no item of a list: {way}.")
-    free = max([next_number, *(int(id_[1:]) + 1 for _, id_, _, _ in items if id_)])
+            raise LibraryFormatError(f"line {number}: {shown(line)} is no item of a list: {way}.")
+    return _numbered(
+        [(n, id_, "\n".join(lines), scope) for n, id_, scope, lines in items], next_number
+    )
+
+
+def _read_table(text: str) -> ExperienceLibrary:
+    rows = [row for row in csv.DictReader(io.StringIO(text, newline="")) if any(row.values())]
+    if rows and "text" not in rows[0]:
+        raise LibraryFormatError(f"the columns are {[*rows[0]]}; name them {', '.join(COLUMNS)}.")
+    values = [[row.get(name) or "" for name in COLUMNS] for row in rows]
+    return _numbered([(n, id_, of, scope or ALL) for n, (id_, of, scope) in enumerate(values, 2)])
+
+
+def _numbered(items: list[tuple[int, str, str, str]], next_number: int = 1) -> ExperienceLibrary:
+    """The library of lines, each with its number, id, text and scope; "": the next free id."""
+    free = max([next_number, *(int(id_[1:]) + 1 for _, id_, _, _ in items if id_[1:].isdigit())])
     experiences = []
-    for number, id_, scope, lines in items:
+    for number, id_, text, scope in items:
         try:
-            experiences.append(Experience(id_ or f"E{free}", "\n".join(lines), scope))
+            experiences.append(Experience(id_ or f"E{free}", text, scope))
         except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from error
+            raise LibraryFormatError(f"line {number}: {error}") from error
         free += not id_
     return ExperienceLibrary(experiences, next_number=free)
