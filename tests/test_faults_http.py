@@ -153,3 +153,26 @@ def test_what_a_passing_fault_leaves_missing_is_made_once_more_and_then_left_out
     assert asked == {"103": 2, "105": 2}
     assert (results.student.n, results.student.n_failed) == (11, 1)
     assert (results.best.n, results.best.n_failed) == (11, 1)
+
+
+def test_where_the_budget_pays_for_no_more_what_is_missing_is_left_out_of_both(
+    server: ChatServer,
+) -> None:
+    asked: Counter[str] = Counter()
+
+    def plan(_number: int, prompt: str) -> Fault | None:
+        """The result fails on three of ten questions the first time; two more calls are there."""
+        found = re.search(r"question (10[468])\b", prompt)
+        if not found or ADVICE not in prompt:
+            return None
+        asked[found[1]] += 1
+        return Fault(503) if asked[found[1]] == 1 else None
+
+    server.rules, server.plan = polite_rules(), plan
+    lm = server.lm(api_key=KEY, temperature=1.0)
+    program = learned(lm=lm, gate=NoGate(), epochs=1, max_lm_calls=52)
+    lm.close()
+    results = program.detailed_results
+    assert n_calls(program) == 52 and asked.total() == 3 + 2
+    assert (results.student.n, results.best.n) == (9, 9)
+    assert str(results).count("on 9 examples, 1 more without a score") == 2

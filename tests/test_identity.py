@@ -234,17 +234,28 @@ def test_what_code_does_not_name_does_not_count(loaded: Callable[[str], dict[str
     assert digest_of(loaded(CODE)["helpers"]) == digest_of(loaded(other)["helpers"])
 
 
-@pytest.mark.parametrize("imported", ["import owned.text", "import owned"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["import owned.text", "def metric(e, p):", "    return owned.text.norm(p)"],
+        ["import owned", "def metric(e, p):", "    return owned.text.norm(p)"],
+        ["def metric(e, p):", "    import owned.text as t", "    return t.norm(p)"],
+        ["def metric(e, p):", "    from owned.text import norm", "    return norm(p)"],
+        ["def metric(e, p):", "    from owned import text, none", "    return text.norm(p)"],
+        ["import owned", "class metric:", "    own = owned.text.NAME"],
+    ],
+)
 def test_a_function_of_a_module_within_a_package_counts_by_its_source(
-    imported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def digest(body: str) -> str:
         folder = tmp_path / body
         (folder / "owned").mkdir(parents=True)
         (folder / "owned" / "__init__.py").write_text("from . import text\n")
-        (folder / "owned" / "text.py").write_text(f"def norm(s):\n    return s.{body}()\n")
-        source = f"{imported}\n\ndef metric(e, p):\n    return owned.text.norm(p)\n"
-        (folder / "owned_metric.py").write_text(source)
+        (folder / "owned" / "text.py").write_text(
+            f"NAME = '{body}'\ndef norm(s):\n    return s.{body}()\n"
+        )
+        (folder / "owned_metric.py").write_text("\n".join(lines))
         monkeypatch.syspath_prepend(str(folder))
         for name in ("owned", "owned.text", "owned_metric"):
             sys.modules.pop(name, None)

@@ -126,7 +126,7 @@ class OwnLM(dspy.BaseLM):
     """An LM of the user's own class, which reports this usage; every n-th answer is empty."""
 
     def __init__(self, usage: Any, empty_every: int = 10**9) -> None:
-        super().__init__("own", cache=False, num_retries=0)
+        super().__init__("own", cache=False, num_retries=0, max_tokens=1000)
         self.reported, self.empty_every = usage, empty_every
         self.numbers = itertools.count(1)
 
@@ -156,3 +156,17 @@ def test_an_answer_without_a_completion_is_a_failure_of_the_provider_not_of_the_
     failures = learned(lm=OwnLM({}, empty_every=7)).detailed_results.failures
     assert failures["provider"] > 0
     assert "metric" not in failures
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tokens_that_an_engine_does_not_report_are_estimated_and_that_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given: dict[str, Any] = {"prices": {"own": (1.0, 2.0)}, "gate": NoGate(), "epochs": 1}
+    results = learned(lm=OwnLM({}), max_cost=1.0, **given).detailed_results
+    assert results.ended_because == "all epochs are done"
+    assert 50 * results.spent.n_lm_calls < results.spent.n_tokens < 1000 * results.spent.n_lm_calls
+    tokens = results.spent.prompt_tokens + 2 * results.spent.completion_tokens
+    assert results.spent.cost_usd == pytest.approx(tokens / 1e6)
+    assert results.failures == {"usage not reported": 1}
+    assert sum("reports no usage" in line for line in caplog.messages) == 1

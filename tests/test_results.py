@@ -201,6 +201,12 @@ def test_a_student_that_cannot_score_more_is_said_to_be_at_the_top() -> None:
     assert "keep the student; more budget is not worth it: no attempt scored more" in str(found)
 
 
+def test_what_training_scores_say_of_a_student_at_the_top_of_negative_scores_is_said() -> None:
+    with dspy.context(lm=None, adapter=None, callbacks=[]):
+        found = learned(metric=lambda *_: -1.0, max_lm_calls=150).detailed_results
+    assert "attempts scored -1.000, and none another score" in found.nothing_learned
+
+
 def test_answers_that_came_from_a_cache_are_said(results: Any) -> None:
     values = results.to_dict()
     values["usage"]["rollout"]["n_cached_calls"] = 7

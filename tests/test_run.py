@@ -11,7 +11,7 @@ from small import grpo, paper_grpo
 
 from tfgrpo_dspy import AddLessons, ExperienceLibrary, ExtractAdvantage, Gate, NoGate
 from tfgrpo_dspy.experience import Experience
-from tfgrpo_dspy.reflection.modules import estimate_tokens
+from tfgrpo_dspy.text import estimate_tokens
 
 CORRECTION = r"## correction ##"
 ONE = [["1", "0"]]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tfgrpo_dspy import results as records
-from tfgrpo_dspy.budget import Entry, Ledger
+from tfgrpo_dspy.budget import USAGE, Entry, Ledger
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.experience import Add, Advice, Applied, ExperienceLibrary, Modify, Operation
@@ -200,7 +200,8 @@ class RunReport:
         replayed = (entry.role for entry in self._entries if entry.is_replayed)
         n_lost = max(0, int(taken.n_lm_calls) - used.n_lm_calls)
         lost = Usage(n_lost, cost_usd=max(0.0, taken.cost - used.cost_usd) if n_lost else 0.0)
-        failures = +self.failures | +Counter({"parameter left out": len(ledger.left_out)})
+        noted = (about if about == USAGE else "parameter left out" for _, about in ledger.left_out)
+        failures = +self.failures | Counter(noted)
         return RunResults(
             updates=tuple(self._updates),
             usage={**usage, "unfinished": lost},
@@ -223,8 +224,10 @@ class RunReport:
         **_: Any,
     ) -> str:
         updates = self._updates
-        most = max([score for update in updates for score in update.scores], default=math.inf)
-        if student and student.mean is not None and student.mean >= most > 0.0:
+        seen = [score for update in updates for score in update.scores]
+        most, least = max(seen, default=math.inf), min(seen, default=math.inf)
+        is_top = most > min(least, 0.0) or "the best score" in ended_because
+        if student and student.mean is not None and student.mean >= most and is_top:
             return f"the student already scores {student}, and no attempt scored more"
         used = Counter(group.used_as for update in updates for group in update.groups)
         proposing = [
@@ -239,6 +242,7 @@ class RunReport:
         if len(candidates) < 2:
             in_vain = "lines were learned, and none was compared with the student"
         counts = {
+            f"attempts scored {most:z.3f}, and none another score": len(seen) * (most == least),
             f"of {used.total()} groups had no contrast": used["no contrast"],
             few: used["too few rollouts"],
             "groups were not asked for lessons: enough were on trial": used["enough on trial"],
@@ -257,10 +261,12 @@ class RunReport:
                 what = re.sub(r"^(\w+)s\b", r"\1", what)
                 what = what.replace(" were ", " was ", 1).replace(" have ", " has ", 1)
             reasons += [f"{n} {what}"] * (n > 0)
-        is_early = bool(self._ledger.stopped_because) or ended_because.startswith("max_")
-        if is_early or not reasons:  # without a reason it ended before there was one
+        is_spent = ended_because.startswith("max_")
+        ends = self._ledger.stopped_because or self._ledger.cut_because
+        if ends or is_spent or not reasons:  # without a reason it ended before there was one
             is_one = sum(bool(update.groups) for update in updates) == 1
-            after = " after one update; a larger budget has more" if is_one else ""
+            after = " after one update; a larger budget has more"
+            after *= is_one and (is_spent or not ends)
             reasons.insert(0, f"the run ended: {ended_because}{after}")
         return "; ".join(reasons)
 

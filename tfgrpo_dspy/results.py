@@ -363,6 +363,7 @@ FAILURES_IN_WORDS = {
     "strategy switched off": "a method of a strategy hangs, or was of no use (.switched)",
     "strategy": "a method of a strategy failed, or gave something that cannot be used",
     "replay": "a program or a tool did not repeat what it had done, so steps have no value",
+    "usage not reported": "an LM reports no usage: its tokens and dollars are estimated from texts",
     "parameter left out": "a provider refused a sampling parameter, so it was not sent again",
 }
 

@@ -8,6 +8,7 @@ it looks.
 
 import functools
 import json
+import math
 import os
 import re
 import unicodedata
@@ -82,6 +83,14 @@ def shortened(text: str, most: int) -> str:
     if len(encoded) <= most:
         return line
     return f"{encoded[:most].decode('utf-8', 'ignore').rstrip()} ..."
+
+
+BYTES_PER_TOKEN = 3.5  # of UTF-8: an estimate, on the low side for English text
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens the text has, from its UTF-8 length; rather too many than too few."""
+    return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
 
 
 def counted(n: int, singular: str) -> str:

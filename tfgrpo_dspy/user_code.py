@@ -29,6 +29,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from concurrent import futures
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
+from importlib import import_module
+from importlib.util import find_spec
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -176,20 +178,30 @@ def is_coroutine_function(code: Any) -> bool:
 
 def is_users_own(module: str) -> bool:
     """True for a module that is neither part of Python nor installed."""
-    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    file, top = getattr(sys.modules.get(module), "__file__", None) or "", module.partition(".")[0]
+    if module not in sys.modules and top not in LIBRARIES:
+        with suppress(ImportError, ValueError):
+            file = str(find_spec(top))
     is_installed = "site-packages" in file or "dist-packages" in file
-    top = module.partition(".")[0]
     return not (is_installed or top in LIBRARIES)
 
 
 def named_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """The values that a function closes over, and names as globals or in the user's modules."""
+    """The values that a function closes over, and names as globals or in the user's modules.
+
+    These modules are imported here, if the function imports them.
+    """
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # it is not assigned yet
             yield name, cell.cell_contents
-    names, attributes = _names(function.__code__)
-    for name in (each for each in names if each in function.__globals__):
-        named, modules = {name: function.__globals__[name]}, list[ModuleType]()
+    names, attributes, imports = _names(function.__code__)
+    found = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    for path in imports:
+        with suppress(Exception, SystemExit):  # it may never come so far
+            if is_users_own(function.__module__ if path[0] == "." else path):
+                found[path] = import_module(path, function.__globals__.get("__package__"))
+    for name, first in found.items():
+        named, modules = {name: first}, list[ModuleType]()
         for path in (paths := [name]):  # the user's modules, and those in them
             value = named[path]
             yield path, value
@@ -202,14 +214,19 @@ def named_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 @functools.lru_cache(10_000)
-def _names(code: CodeType) -> tuple[list[str], list[str]]:
-    """The globals and the attributes that a function, and those in it, name."""
-    loads = [each for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL"]
-    names, attributes = [str(each.argval) for each in loads], [*code.co_names]
+def _names(code: CodeType) -> tuple[list[str], list[str], list[str]]:
+    """The globals, the attributes and the imported modules that a function, or one in it, names."""
+    steps = [each for each in dis.get_instructions(code) if each.opname != "EXTENDED_ARG"]
+    names = [str(each.argval) for each in steps if each.opname == "LOAD_GLOBAL"]
+    attributes, imports = [*code.co_names], list[str]()
+    for k, step in enumerate(steps):
+        if step.opname == "IMPORT_NAME":  # after its level, and what is taken from it
+            module = "." * steps[k - 2].argval + str(step.argval)
+            imports += [module, *(f"{module}.{name}" for name in steps[k - 1].argval or ())]
     for inner in (each for each in code.co_consts if isinstance(each, CodeType)):
-        names += _names(inner)[0]
-        attributes += _names(inner)[1]
-    return [*dict.fromkeys(names)], [*dict.fromkeys(attributes)]
+        for every, more in zip((names, attributes, imports), _names(inner), strict=True):
+            every += more
+    return [*dict.fromkeys(names)], [*dict.fromkeys(attributes)], [*dict.fromkeys(imports)]
 
 
 def held_by(value: Any) -> Iterator[Any]:
@@ -367,6 +384,7 @@ there: results depend on them."""
 PLAIN = ("builtins", "datetime", "decimal", "re")  # modules whose values their `repr` tells
 SILENT = {"builtins", "dspy", "pydantic", "typing", "tfgrpo_dspy", "logging", "_thread"}
 """Modules of whose values nobody is told that they are known by name only."""
+CONSTANT = (str, int, float, tuple)  # of a class's attributes; a run may change others
 MAX_DEPTH = 100
 
 
@@ -480,8 +498,10 @@ class Identities:
         """A class of the user's and its bases: source, and what their methods name."""
         parts = []
         for base in (each for each in kind.__mro__ if is_users_own(each.__module__)):
-            methods = [getattr(each, "fget", each) for each in vars(base).values()]
+            held = vars(base)
+            methods = [getattr(each, "fget", each) for each in held.values()]
             named = dict(pair for method in methods for pair in self._names_in(method).items())
+            named |= {n: v for n, v in held.items() if n[:2] != "__" and isinstance(v, CONSTANT)}
             parts.append([_name_of(base), self._source(base), self.of(named)])
         return parts
 

@@ -106,6 +106,7 @@ logger = logging.getLogger(__name__)
 
 LIMITS = ("max_lm_calls", "max_metric_calls", "max_cost")
 """The names of the limits on the three parts of an `Amount`."""
+USAGE = "usage not reported"
 LENT_SHARE = 0.5  # of the dollars that are kept for the end
 
 
@@ -225,7 +226,8 @@ class Ledger:
         self.budget = budget or Budget()
         self.taken = NOTHING
         self.left_out: dict[tuple[str, str], str] = {}
-        """Which parameter of which model is sent no more, as its provider refuses it; and why."""
+        """By model: parameters that are sent no more, as its provider refuses them, `USAGE` where
+        it reports none; in words."""
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
         self.paused_until: defaultdict[str, float] = defaultdict(float)  # after a limit, by model
         self.seen: defaultdict[str, Seen] = defaultdict(Seen)  # by model
@@ -234,12 +236,13 @@ class Ledger:
         self.raised = Raised(maxlen=20)
         self.clean: Callable[[str], str] = str  # takes secrets out of why the run ends
         self.seconds_kept = 0.0  # how much of `max_minutes` is kept for the end
-        self.is_late = False  # whether the clock has ended the training
+        self.is_late = False  # whether the training has ended at once, as by the clock
         self._kept, self._n_lessons, self._is_training = NOTHING, 0, False
         self._open: set[Reservation] = set()
         self._begun = time.monotonic()
         self._stands_since: float | None = None  # a person was asked
         self._lock, self._stopping = threading.RLock(), threading.Event()
+        self.one_by_one = threading.Lock()  # held while a shorter prompt of a reflection is tried
 
     # ------------------------------------------------------------------ calls and dollars
 
@@ -349,6 +352,16 @@ class Ledger:
         why = "is used up" + ", but for what the end of the run needs" * self._is_training
         why = "could be exceeded by the next call" if name == "max_cost" else why
         self.end(f"{name}={getattr(self.budget, name)} {why}")
+
+    def note(self, model: str, about: str, message: str) -> None:
+        """Note and log, once, what is not sent to a model, or not known of it."""
+        if self.left_out.setdefault((model, about), message) is message:
+            logger.warning("%s", message)
+
+    def cut(self, reason: str) -> None:
+        """End the training; what is under way has a moment. The first reason stands."""
+        self.cut_because, self.is_late = self.cut_because or self.clean(reason), True
+        logger.warning("no more is learned: %s", self.cut_because)
 
     def end(self, reason: str) -> NoReturn:
         """End the training, or the run, but for what is under way. Raises RunStopped."""

@@ -26,6 +26,7 @@ import dspy
 
 from tfgrpo_dspy.budget import (
     NOTHING,
+    USAGE,
     Amount,
     Ledger,
     Prices,
@@ -48,7 +49,7 @@ from tfgrpo_dspy.dspy_seam import (
 from tfgrpo_dspy.errors import CallSparedError, RunStopped, described, sentence
 from tfgrpo_dspy.experience import HEADER
 from tfgrpo_dspy.rollout import OWN, SEED_RANGE, Failure, FailureKind, Usage, rollout_id_for
-from tfgrpo_dspy.text import known_secrets, redacted, shortened
+from tfgrpo_dspy.text import estimate_tokens, known_secrets, redacted, shortened
 from tfgrpo_dspy.user_code import ABANDONED, NOT_WANTED
 
 PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
@@ -65,6 +66,7 @@ TOO_LARGE, MAYBE_TOO_LARGE = 413, (400, 422)
 """HTTP statuses of a request that is too large: that alone, and those of any request refused."""
 UNLIKE_A_REFUSAL = (*FATAL[:3], dspy.LMRateLimitError, dspy.LMTimeoutError, dspy.LMTransportError)
 """Errors that refuse no sampling parameter, whatever they name."""
+FILTER = r"content.?(filter|policy|management)|safety|moderation|flagged|promptFeedback"
 LEAST_CHARACTERS = 2000  # a shorter prompt is refused for another reason
 
 
@@ -79,6 +81,13 @@ def is_passing(error: BaseException) -> bool:
         return True
     is_no_reply = type(error) is dspy.LMProviderError and _status(error) in (None, 200)
     return is_no_reply or bool(re.search(r"\b(loading|overloaded)\b", str(error), re.IGNORECASE))
+
+
+def is_filtered(error: BaseException) -> bool:
+    """Whether a content filter of the provider refused the prompt, or held the answer back."""
+    said = f"{getattr(error, 'provider_code', '')} {error}"
+    is_one = isinstance(error, dspy.LMError) and re.search(FILTER, said, re.IGNORECASE)
+    return bool(is_one) and _status(error) in (None, 200, *MAYBE_TOO_LARGE, MODERATED)
 
 
 def is_fatal(error: dspy.LMError, has_answered: bool) -> bool:
@@ -108,9 +117,8 @@ def is_too_long(error: BaseException, n_characters: int = 0, n_answered: int = 0
 
 def may_be_too_long(error: BaseException, n_characters: int) -> bool:
     """Whether a shorter prompt may be answered; a model that has answered none may refuse all."""
-    is_filtered = getattr(error, "provider_code", None) == "content_filter"  # whatever its length
-    may_be = n_characters > LEAST_CHARACTERS and not is_filtered
-    return may_be and _status(error) in MAYBE_TOO_LARGE
+    may_be = n_characters > LEAST_CHARACTERS and _status(error) in MAYBE_TOO_LARGE
+    return may_be and not is_filtered(error)
 
 
 def is_rate_limit(error: BaseException) -> bool:
@@ -322,15 +330,14 @@ class Meter:
                 f"{lm.model} refused {name}={sent_with[name]!r}, which is left out of its calls "
                 f"from now on{way * (name == 'temperature')}: {why}"
             )
-            if self.ledger.left_out.setdefault((str(lm.model), name), message) is message:
-                logger.warning("%s", message)
+            self.ledger.note(str(lm.model), name, message)
             return True
         return False
 
     def answered(self, entry: Mapping[str, Any], lm: Any) -> None:
         """Count a call of the LM by its entry in DSPy's history."""
         call = Call.of(entry)
-        usage = self.usage_of(call, lm)
+        usage = self.usage_of(call, entry, lm)
         if (used := _ATTEMPT.get()) is not None:
             used.append(usage)
         self.used.append(usage)
@@ -367,7 +374,7 @@ class Meter:
                 raise dspy.ContextWindowExceededError(model=model, message=error.message) from error
             status, is_repeated = _status(error), bool(vars(lm).get("num_retries"))
             is_refusal = status in (*MAYBE_TOO_LARGE, MODERATED) and not is_passing(error)
-            is_prompts = is_repeated if status in BROKEN else is_refusal
+            is_prompts = is_repeated if status in BROKEN else is_refusal or is_filtered(error)
             message = self._message(error, lm)
             self.provider_failure = Failure(FailureKind.PROVIDER, message, is_prompts)
             raise
@@ -390,16 +397,20 @@ class Meter:
         """What all calls together have cost."""
         return sum(self.used, start=Usage())
 
-    def usage_of(self, call: Call, lm: Any) -> Usage:
+    def usage_of(self, call: Call, entry: Mapping[str, Any], lm: Any) -> Usage:
         """What a call of the LM has cost: what DSPy says, or its tokens at a known price."""
         if call.is_cached:
             return Usage(n_cached_calls=call.n_answers)
-        cost = call.cost or 0.0
+        n_prompt, n_answer, cost = call.prompt_tokens, call.completion_tokens, call.cost or 0.0
+        if not (n_prompt or n_answer or cost):
+            n_prompt = sum(map(estimate_tokens, sent(entry)))
+            n_answer = call.n_answers * estimate_tokens(call.text)
+            why = f"{lm.model} reports no usage: tokens, and dollars, are estimated from its texts"
+            self.ledger.note(str(lm.model), USAGE, why)
         if call.cost is None or call.model in self.prices:
             price = token_price(lm, self.prices)
-            if not isinstance(price, str):
-                cost = price.of(call.prompt_tokens, call.completion_tokens)
-        return Usage(call.n_answers, 0, 0, call.prompt_tokens, call.completion_tokens, cost)
+            cost = cost if isinstance(price, str) else price.of(n_prompt, n_answer)
+        return Usage(call.n_answers, 0, 0, n_prompt, n_answer, cost)
 
 
 def metered(lm: Any, meter: Meter) -> Any:
@@ -520,7 +531,7 @@ class CallWatcher(BaseCallback):
         if call_id in self._open:
             (lm, taken), used = self._open.pop(call_id), None
             if (entry := self._entries.pop(call_id, None)) is not None:
-                used = self._meter.usage_of(Call.of(entry), lm)
+                used = self._meter.usage_of(Call.of(entry), entry, lm)
                 self._meter.used.append(used)
             self._meter.settle(taken, used, exception)
 

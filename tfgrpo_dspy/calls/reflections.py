@@ -7,6 +7,7 @@ import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import dspy
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget import Entry
-from tfgrpo_dspy.budget.meter import CallWatcher, Meter, is_too_long, metered
+from tfgrpo_dspy.budget.meter import CallWatcher, Meter, is_filtered, is_too_long, metered
 from tfgrpo_dspy.calls import NOT_ASKED, Calls
 from tfgrpo_dspy.dspy_seam import abilities_of, watching
 from tfgrpo_dspy.errors import LibraryError, RunStopped, TrainingCut, described
@@ -24,6 +25,7 @@ from tfgrpo_dspy.experience import AnyOperation, Applied, Keep, Refusal, operati
 from tfgrpo_dspy.pool import Job
 from tfgrpo_dspy.reflection.lessons import Guard, admitted, encodable
 from tfgrpo_dspy.reflection.modules import (
+    FILTERED,
     Answer,
     AnswerQuestion,
     as_input,
@@ -37,6 +39,7 @@ from tfgrpo_dspy.rollout import rollout_id_for
 from tfgrpo_dspy.sampling.examples import Example, media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 from tfgrpo_dspy.settings import RunInputs
+from tfgrpo_dspy.text import shortened
 from tfgrpo_dspy.user_code import copy_program, language_models, settled
 
 Inputs = Mapping[str, Any]
@@ -51,9 +54,9 @@ NOT_SHOWN = (
     "the reflection LM is told of an image, and not shown it: DSPy does not know that the LM takes "
     "images. Pass Reflection(show_images=True) if it does."
 )
-MOST_REFUSED = 8  # prompts, as too long: then none is halved for an LM that has taken none
 ASKED_TOKENS = 2_000  # of an input, in the record of an answer
 MAX_HALVINGS = 4  # of what is shown, where the LM says that the prompt is too long
+SHORTER = 0.7  # of the tokens that were too long: what an LM that has taken none is sent at most
 STAGES = {
     "update": ("update", "operations", 0, "update"),
     "draft": ("draft", "lessons", 1, "draft"),
@@ -77,6 +80,7 @@ class ReflectionClient:
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._adapter = dspy.settings.adapter or ASKED_ONCE
         self._modules = functools.cache(AnswerQuestion)  # of strategies, by signature
+        self._refused: list[int] = []  # tokens of prompts too long for an LM that has taken none
         n, max_words = settings.max_experiences, settings.reflection.max_experience_words
         self.common = {
             "program": describe_program(inputs.student),
@@ -96,9 +100,9 @@ class ReflectionClient:
 
     @property
     def _takes_none(self) -> bool:
-        """Whether the LM has refused some prompts as too long, and taken none."""
-        every = [e.value for e in self._calls.journal.entries if isinstance(e.value, Answer)]
-        return len(every) >= MOST_REFUSED and all(answer.is_too_long for answer in every)
+        """Whether the LM has taken no prompt so far."""
+        every = [e.value for e in [*self._calls.journal.entries] if isinstance(e.value, Answer)]
+        return all(answer.is_too_long or answer.error for answer in every)
 
     def images_of(self, examples: Iterable[Example]) -> list[str]:
         """The images in the examples' inputs, as DSPy writes them; none if the LM takes none."""
@@ -145,27 +149,51 @@ class ReflectionClient:
                 parts = (f"[{name}]\n{clip(text, ASKED_TOKENS)}" for name, text in new.items())
                 entry.asked = "\n\n".join(parts)
             ask = functools.partial(self._answer, entry, module, output, rollout_id, shown)
-            return calls.begin(entry, ANSWERS, ask, _without, (rank, batch.update))
+            sent = functools.partial(self._sent, shown, ask)
+            return calls.begin(entry, ANSWERS, sent, _without, (rank, batch.update))
 
         whole = {**self.common, **inputs(0)}
         job = begun(whole)
 
         def wait(shortens: bool = True) -> Answer:
             answer = calls.pool.result(job)
+            why = answer.error
             for halving in range(1, MAX_HALVINGS + 1):
-                if not (answer.is_too_long and shortens) or self._takes_none:
-                    break
+                if not (answer.is_too_long and shortens):
+                    return answer
                 fitting = {**self.common, **inputs(halving)}
                 cut = shorter(fitting, tokens_of(whole) >> halving)
                 if tokens_of(cut) >= tokens_of(whole):
                     break
                 answer = calls.pool.result(begun(cut))
+                why = answer.error or why
+            if answer.is_too_long and why and self._takes_none:
+                calls.ledger.cut(
+                    "the reflection LM refused every prompt as too long, also the shortest; pass a "
+                    f"reflection_lm with a larger context: {shortened(why, 200)}"
+                )
             return answer
 
         return wait
 
+    def _sent(self, inputs: Inputs, ask: Callable[[], Answer], _job: Any) -> Answer:
+        """The answer; after prompts that were too long, while none was taken, one at a time.
+
+        One that is hardly shorter than one of those is not sent.
+        """
+        with self._calls.ledger.one_by_one if self._refused else nullcontext():
+            tokens = tokens_of(inputs)
+            if any(tokens > SHORTER * n for n in self._refused):
+                return Answer(None, is_too_long=True)
+            answer = ask()
+            if answer.is_too_long and self._takes_none:
+                self._refused.append(tokens)
+            elif not answer.error:
+                self._refused.clear()
+            return answer
+
     def _answer(
-        self, entry: Entry, module: Any, output: str, rollout_id: int, inputs: Inputs, _job: Any
+        self, entry: Entry, module: Any, output: str, rollout_id: int, inputs: Inputs
     ) -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
         self._calls.ask(entry.update or 0)
@@ -207,6 +235,8 @@ class ReflectionClient:
             raised = f"{type(module).__name__} raised {described(error)}"
             message, is_lost = lost.message if lost else raised, bool(lost) and not is_long
             answer = Answer(None, meter.usage, 0, message, is_long, is_lost)
+            if is_filtered(error):  # as one that comes as an answer
+                answer = Answer(None, meter.usage, 1, unread=FILTERED)
         meter.check()
         return answer
 

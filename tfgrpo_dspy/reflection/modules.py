@@ -12,7 +12,6 @@ read, it asks once more and says which form is wanted; when that fails too, the 
 
 import enum
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
@@ -27,7 +26,7 @@ from tfgrpo_dspy.experience import ExperienceLibrary, bare_instructions, scope_n
 from tfgrpo_dspy.reflection import lessons as reading
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text, trajectory_text
-from tfgrpo_dspy.text import counted, without_markers
+from tfgrpo_dspy.text import BYTES_PER_TOKEN, counted, estimate_tokens, without_markers
 from tfgrpo_dspy.user_code import named_predictors
 
 _PROGRAM = "what the program does: its predictors with their instructions, inputs and outputs"
@@ -231,15 +230,9 @@ class RewriteInstructions(dspy.Signature):
     brief: str = dspy.OutputField(desc="the text of the new instructions, and nothing else")
 
 
-BYTES_PER_TOKEN = 3.5  # of UTF-8: an estimate, on the low side for English text
 NO_EXPERIENCES, UNKNOWN, HIDDEN = "(none yet)", "(not known)", "(hidden)"
 LEAST_SHOWN = 10  # rollouts, from which on an effect is told
 MOST_SOURCES, MOST_DROPPED = 3, 20  # scores of a lesson, dropped texts that are shown
-
-
-def estimate_tokens(text: str) -> int:
-    """About how many tokens the text has, from its UTF-8 length; rather too many than too few."""
-    return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
 
 
 def as_input(text: str, tags: Iterable[str] = ()) -> str:

@@ -116,10 +116,11 @@ class Run:
             if batch.is_draft or lessons.groups or not self._calls.ledger.cut_because:
                 self._history.decide(batch, lessons, self._propose(batch, lessons))
                 self._groups.check_readable(rollouts_of(self._history.latest.groups))
-                if why := self._reflector.why_in_vain(batch):
+                why, ledger = self._reflector.why_in_vain(batch), self._calls.ledger
+                if why and not ledger.is_late:
                     logger.warning("no more is learned: %s", why)
-                    self._calls.ledger.stop(why)  # the final choice follows
-                    self._calls.ledger.check()
+                    ledger.stop(why)  # the final choice follows
+                    ledger.check()
 
     def _extracted(self, batch: Batch) -> Callable[[], Extracted]:
         """Begin the rollouts of a batch, and a thread that asks for the lessons of its groups.

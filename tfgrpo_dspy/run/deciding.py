@@ -30,7 +30,7 @@ from tfgrpo_dspy.listeners import (
 )
 from tfgrpo_dspy.pool import Job
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.reflection.modules import LEAST_SHOWN, estimate_tokens
+from tfgrpo_dspy.reflection.modules import LEAST_SHOWN
 from tfgrpo_dspy.rollout import (
     NO_SCORES,
     FailureKind,
@@ -47,6 +47,7 @@ from tfgrpo_dspy.sampling.examples import Additions, Example, best_rollouts
 from tfgrpo_dspy.settings import MIN_PROGRAMS_MEASURED, MIN_VALIDATION, RunInputs
 from tfgrpo_dspy.settings.preparation import policy_lms
 from tfgrpo_dspy.strategies.attempts import Auto, needs_hints, unlike_spreads
+from tfgrpo_dspy.text import estimate_tokens
 from tfgrpo_dspy.user_code import instructions_of, named_predictors
 
 
@@ -277,11 +278,12 @@ class Measurements:
                     begun |= {pair: self._maker.begin(samples[pair], PRIORITY) for pair in order}
                     for pair in order:
                         pool.result(begun[pair])
-                for pair, job in begun.items():
-                    failure = job.result().failure
-                    if failure and failure.kind in (FailureKind.PROVIDER, FailureKind.WORKER):
-                        begun[pair] = self._maker.again(samples[pair], PRIORITY)  # once more
-                        pool.result(begun[pair])
+                with suppress(RunStopped):  # what a budget does not pay for stays without a score
+                    for pair, job in begun.items():
+                        failure = job.result().failure
+                        if failure and failure.kind in (FailureKind.PROVIDER, FailureKind.WORKER):
+                            again = self._maker.again(samples[pair], PRIORITY)  # once more
+                            begun[pair] = again if pool.result(again) else job
         finally:
             finished = {
                 pair: job.result() for pair, job in begun.items() if job.is_done and not job.error

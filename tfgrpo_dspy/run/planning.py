@@ -209,8 +209,6 @@ def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, lm: Any) -> 
         f"the reflection LM gave {len(useless)} answers in a row that are of no use. The first: "
         f"{sentence(shortened(example, SHOWN_BYTES))}"
     )
-    if useless[-1].is_too_long:
-        return f"{ending} No prompt is short enough: pass a reflection_lm with a larger context"
     return ending.removesuffix(".") if first.error else f"{ending} {_advice([lm])}"
 
 

@@ -24,7 +24,6 @@ from tfgrpo_dspy.errors import SettingsError, caution
 from tfgrpo_dspy.experience import ExperienceLibrary, bare_instructions
 from tfgrpo_dspy.gate.bayesian import NoGate
 from tfgrpo_dspy.gate.model import FIRST_ROUND
-from tfgrpo_dspy.reflection.modules import estimate_tokens
 from tfgrpo_dspy.rollout import Rollout, adapt_metric, held_lms
 from tfgrpo_dspy.sampling.examples import Example, as_fields, has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
@@ -39,7 +38,7 @@ from tfgrpo_dspy.settings import (
     derive,
     usual_demos,
 )
-from tfgrpo_dspy.text import aligned, counted, printable
+from tfgrpo_dspy.text import aligned, counted, estimate_tokens, printable
 
 logger = logging.getLogger(__name__)
 
