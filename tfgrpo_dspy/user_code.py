@@ -216,16 +216,16 @@ def named_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
 @functools.lru_cache(10_000)
 def _names(code: CodeType) -> tuple[list[str], list[str], list[str]]:
     """The globals, the attributes and the imported modules that a function, or one in it, names."""
-    steps = [each for each in dis.get_instructions(code) if each.opname != "EXTENDED_ARG"]
-    names = [str(each.argval) for each in steps if each.opname == "LOAD_GLOBAL"]
-    attributes, imports = [*code.co_names], list[str]()
-    for k, step in enumerate(steps):
-        if step.opname == "IMPORT_NAME":  # after its level, and what is taken from it
-            module = "." * steps[k - 2].argval + str(step.argval)
-            imports += [module, *(f"{module}.{name}" for name in steps[k - 1].argval or ())]
-    for inner in (each for each in code.co_consts if isinstance(each, CodeType)):
-        for every, more in zip((names, attributes, imports), _names(inner), strict=True):
-            every += more
+    names, attributes, imports, codes = list[str](), list[str](), list[str](), [code]
+    for one in codes:
+        codes += [each for each in one.co_consts if isinstance(each, CodeType)]
+        steps = [each for each in dis.get_instructions(one) if each.opname != "EXTENDED_ARG"]
+        names += [str(each.argval) for each in steps if each.opname == "LOAD_GLOBAL"]
+        attributes += one.co_names
+        for k in (k for k, each in enumerate(steps) if each.opname == "IMPORT_NAME"):
+            level, taken, module = (each.argval for each in steps[k - 2 : k + 1])
+            path = "." * level + module
+            imports += [path, *(f"{path}.{name}" for name in taken or ())]
     return [*dict.fromkeys(names)], [*dict.fromkeys(attributes)], [*dict.fromkeys(imports)]
 
 
@@ -384,7 +384,6 @@ there: results depend on them."""
 PLAIN = ("builtins", "datetime", "decimal", "re")  # modules whose values their `repr` tells
 SILENT = {"builtins", "dspy", "pydantic", "typing", "tfgrpo_dspy", "logging", "_thread"}
 """Modules of whose values nobody is told that they are known by name only."""
-CONSTANT = (str, int, float, tuple)  # of a class's attributes; a run may change others
 MAX_DEPTH = 100
 
 
@@ -498,10 +497,8 @@ class Identities:
         """A class of the user's and its bases: source, and what their methods name."""
         parts = []
         for base in (each for each in kind.__mro__ if is_users_own(each.__module__)):
-            held = vars(base)
-            methods = [getattr(each, "fget", each) for each in held.values()]
+            methods = [getattr(each, "fget", each) for each in vars(base).values()]
             named = dict(pair for method in methods for pair in self._names_in(method).items())
-            named |= {n: v for n, v in held.items() if n[:2] != "__" and isinstance(v, CONSTANT)}
             parts.append([_name_of(base), self._source(base), self.of(named)])
         return parts
 

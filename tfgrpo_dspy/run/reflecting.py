@@ -55,7 +55,7 @@ from tfgrpo_dspy.run.planning import (
 )
 from tfgrpo_dspy.sampling.examples import Example, SampledGroup
 from tfgrpo_dspy.settings import EXAMPLES_OF_BRIEF, EXAMPLES_OF_DRAFT, RunInputs, n_unlike_drafts
-from tfgrpo_dspy.text import cleaned_text, n_words, shortened
+from tfgrpo_dspy.text import cleaned_text, estimate_tokens, n_words, shortened
 from tfgrpo_dspy.user_code import named_predictors
 
 MOST_WORDS = 2_000  # of a brief
@@ -389,7 +389,7 @@ class Reflector:
     def _attempts(self, batch: Batch, group: Group, max_tokens: int) -> list[str]:
         """A text for each rollout: whole where all fit, a summary where they are too long."""
         attempts = [texts.attempt_text(rollout) for rollout in group.rollouts]
-        sizes = [texts.estimate_tokens(text) for text in attempts]
+        sizes = [estimate_tokens(text) for text in attempts]
         share = max_tokens // len(attempts)
         longest = share if sum(sizes) > max_tokens else max_tokens
         if self._settings.reflection.summarize_always:
@@ -448,9 +448,7 @@ class Reflector:
         briefs = tuple(self._briefer.first(batch))
         parts = [*enumerate(itertools.islice(self._draft_parts(), settings.drafts))]
         results: list[Found] = []
-        n_useless = sum(answer.is_useless for answer in client.answers[batch.update])  # briefs
-        n_first = max(1, ANSWERS_IN_A_ROW - n_useless)
-        for some in (parts[:n_first], parts[n_first:]):
+        for some in (parts[:ANSWERS_IN_A_ROW], parts[ANSWERS_IN_A_ROW:]):
             if results and why_useless(client.answers, batch.update, settings.reflection_lm):
                 break
             for number, examples, wait in [(n, shown, asked(n, shown)) for n, shown in some]:
