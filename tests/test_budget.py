@@ -83,12 +83,12 @@ BEST_OF_3 = dspy.BestOfN(
 COUNTED: dict[str, tuple[Any, Any, Usage]] = {
     "a call": (fixed_lm(YES), None, Usage(1, 0, 0, 7, 3)),
     "three completions": (fixed_lm(YES, n=3), None, Usage(3, 0, 0, 21, 9)),
-    "no tokens reported": (fixed_lm(YES, tokens=lm15.Usage()), None, Usage(1)),
+    "no tokens reported": (fixed_lm(YES, tokens=lm15.Usage()), None, Usage(1, 0, 0, 162, 13)),
     "a second attempt": (fixed_lm("no form", '{"answer": "yes"}'), None, Usage(2, 0, 0, 14, 6)),
     "a predictor, twice": (fixed_lm(YES), Twice(calls_lm=False), Usage(2, 0, 0, 14, 6)),
     "an LM, twice": (fixed_lm(YES), Twice(calls_lm=True), Usage(2, 0, 0, 14, 6)),
     "best of three": (fixed_lm(YES), BEST_OF_3, Usage(3, 0, 0, 21, 9)),
-    "DSPy's dummy LM": (DummyLM([{"answer": "yes"}]), None, Usage(1)),
+    "DSPy's dummy LM": (DummyLM([{"answer": "yes"}]), None, Usage(1, 0, 0, 162, 7)),
     "LiteLLM's cache": (Remembering([{"answer": "yes"}]), None, Usage(n_cached_calls=1)),
 }
 

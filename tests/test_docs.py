@@ -209,7 +209,13 @@ def test_the_page_of_a_result_says_in_words_what_each_kind_of_failure_is() -> No
     sources = [path.read_text("utf-8") for path in (ROOT / "tfgrpo_dspy").rglob("*.py")]
     kinds = re.findall(r'count_failure[,(]\s*"([^"]+)"', "\n".join(sources))
     kinds += [kind.value for kind in FailureKind if kind.is_counted]
-    kinds += ["parameter left out", "listener", "lesson refused", "lesson too many"]
+    kinds += [
+        "parameter left out",
+        "usage not reported",
+        "listener",
+        "lesson refused",
+        "lesson too many",
+    ]
     assert {"replay", "guard"} < {*kinds}
     assert {*kinds} == FAILURES_IN_WORDS.keys()
 

@@ -142,7 +142,8 @@ def test_traces_are_learned_from_and_measured_if_they_have_scores_and_there_is_a
 
 def test_nothing_learned_says_that_groups_had_no_contrast() -> None:
     assert run(row=("1", "1"), use_labels=False).results.nothing_learned == (
-        "6 of 6 groups had no contrast; 2 updates brought no change that the library takes"
+        "12 attempts scored 1.000, and none another score; 6 of 6 groups had no contrast; "
+        "2 updates brought no change that the library takes"
     )
 
 

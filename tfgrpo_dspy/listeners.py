@@ -264,9 +264,8 @@ class RunReport:
         is_spent = ended_because.startswith("max_")
         ends = self._ledger.stopped_because or self._ledger.cut_because
         if ends or is_spent or not reasons:  # without a reason it ended before there was one
-            is_one = sum(bool(update.groups) for update in updates) == 1
-            after = " after one update; a larger budget has more"
-            after *= is_one and (is_spent or not ends)
+            is_one = sum(bool(u.groups) for u in updates) == 1 and (is_spent or not ends)
+            after = " after one update; a larger budget has more" if is_one else ""
             reasons.insert(0, f"the run ended: {ended_because}{after}")
         return "; ".join(reasons)
 
