@@ -195,12 +195,12 @@ def named_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
         with suppress(ValueError):  # it is not assigned yet
             yield name, cell.cell_contents
     names, attributes, imports = _names(function.__code__)
-    found = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    values = {name: function.__globals__[name] for name in names if name in function.__globals__}
     for path in imports:
         with suppress(Exception, SystemExit):  # it may never come so far
             if is_users_own(function.__module__ if path[0] == "." else path):
-                found[path] = import_module(path, function.__globals__.get("__package__"))
-    for name, first in found.items():
+                values[path] = import_module(path, function.__globals__.get("__package__"))
+    for name, first in values.items():
         named, modules = {name: first}, list[ModuleType]()
         for path in (paths := [name]):  # the user's modules, and those in them
             value = named[path]

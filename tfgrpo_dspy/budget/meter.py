@@ -85,8 +85,8 @@ def is_passing(error: BaseException) -> bool:
 
 def is_filtered(error: BaseException) -> bool:
     """Whether a content filter of the provider refused the prompt, or held the answer back."""
-    said = f"{getattr(error, 'provider_code', '')} {error}"
-    is_one = isinstance(error, dspy.LMError) and re.search(FILTER, said, re.IGNORECASE)
+    message = f"{getattr(error, 'provider_code', '')} {error}"
+    is_one = isinstance(error, dspy.LMError) and re.search(FILTER, message, re.IGNORECASE)
     return bool(is_one) and _status(error) in (None, 200, *MAYBE_TOO_LARGE, MODERATED)
 
 
