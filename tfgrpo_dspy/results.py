@@ -360,8 +360,7 @@ FAILURES_IN_WORDS = {
     "approval": "what approve= answered could not be used",
     "listener": "what on_event= calls raised an error",
     "budget": "a strategy wanted further rollouts, for which the budget did not reach",
-    "strategy switched off": "a method of a strategy hangs, or was of no use (.switched)",
-    "strategy": "a method of a strategy failed, or gave something that cannot be used",
+    "strategy": "a method of a strategy failed, hangs, or gave something that cannot be used",
     "replay": "a program or a tool did not repeat what it had done, so steps have no value",
     "usage not reported": "an LM reports no usage: its tokens and dollars are estimated from texts",
     "parameter left out": "a provider refused a sampling parameter, so it was not sent again",
@@ -407,7 +406,7 @@ class RunResults:
     origin: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Of a run with a `log_dir` this, its id ("run"), and when it was "begun"; not in `to_dict`."""
     taken_because: str = ""  # why the result was chosen
-    switched: tuple[str, ...] = ()  # on or off by strategies themselves, and by what they saw
+    switched: tuple[str, ...] = ()  # what strategies have switched on, by what they saw
     briefs: tuple[BriefRecord, ...] = ()  # all that were tried
 
     @property

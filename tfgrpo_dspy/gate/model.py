@@ -219,10 +219,7 @@ def above_zero(mean: float, sd: float) -> float:
     return float(mean * ndtr(mean / sd) + sd * math.exp(-0.5 * (mean / sd) ** 2) / ROOT_2_PI)
 
 
-@functools.cache
-def _libraries() -> ThreadpoolController:
-    """The libraries with threads of their own, which take a millisecond to find."""
-    return ThreadpoolController()
+_libraries = functools.cache(ThreadpoolController)  # with threads; they take a millisecond to find
 
 
 def posterior(data: Data) -> Posterior:

@@ -13,13 +13,12 @@ from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, described
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience import Applied
 from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
-from tfgrpo_dspy.run.deciding import FinalChoice, History
+from tfgrpo_dspy.run.deciding import Decisions
 from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.planning import Batch, Extracted, rollouts_of
-from tfgrpo_dspy.run.reflecting import Briefer, Reflector
+from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.settings import RunInputs
 from tfgrpo_dspy.store import Journal
-from tfgrpo_dspy.strategies.base import UpdateContext
 from tfgrpo_dspy.user_code import copy_to_change
 
 logger = logging.getLogger(__name__)
@@ -43,10 +42,9 @@ class Run:
         self.settings = settings
         self._calls = calls = Calls(settings, journal)
         client = ReflectionClient(inputs, calls)
-        self._briefer = Briefer(inputs, client, calls)
-        self._reflector = Reflector(inputs, client, calls.report, self._briefer)
+        self._reflector = Reflector(inputs, client, calls)
         self._groups = Groups(inputs, calls, client, recorded)
-        self._history = History(inputs, calls, self._groups)
+        self._decisions = Decisions(inputs, calls, self._groups)
 
     def __enter__(self) -> "Run":
         return self
@@ -73,16 +71,16 @@ class Run:
                 ended_because = ledger.cut_because
             except RunStopped:
                 ended_because = ledger.stopped_because or ledger.cut_because
-            program = self._choice(ended_because).finish()
+            program = self._decisions.finish(ended_because)
         except StoreError as error:
-            if self._history.updates[1:] and not self.settings.offline:
+            if self._decisions.updates[1:] and not self.settings.offline:
                 self._calls.journal.store = None  # the rest is not recorded
-                error.program = self._choice(ended_because).finish()
+                error.program = self._decisions.finish(ended_because)
             raise
         except BaseException as error:  # an interrupt, a gate's fault, or what nobody thought of
             is_fault = isinstance(error, Exception)
             why = ledger.clean(described(error)).rstrip(".") if is_fault else "interrupted"
-            vars(error)["program"] = self._choice(why).unmeasured()
+            vars(error)["program"] = self._decisions.unmeasured(why)
             raise
         if ledger.is_failure:  # before or during the final choice
             failed = RunFailedError(
@@ -94,35 +92,27 @@ class Run:
             raise failed from ledger.raised.cause_of(str(failed), ledger.clean)
         return program
 
-    def _choice(self, ended_because: str) -> FinalChoice:
-        """The final choice of a run that ended so; "": as its plan says."""
-        why = ended_because or self._history.plan.ended_because
-        return FinalChoice(self._inputs, self._calls, self._history, why)
-
     def _train(self) -> None:
         """Sample, learn and decide, a few batches at a time. Raises RunStopped."""
         self._calls.journal.begin(self._inputs.student, self._calls.ledger)
-        plan, window = self._history.plan, deque[tuple[Batch, Callable[[], Extracted]]]()
-        is_first = not self.settings.data.is_recorded and not plan.n_awaited(plan.n_drafts)
-        planned = [b for _ in range(is_first * (plan.n_drafts + 1)) if (b := plan.next())]
-        if len(planned) > plan.n_drafts:  # it needs no drafts, and shows whether anything works
-            self._groups.try_out(planned[-1])
-        while (batch := planned.pop(0) if planned else plan.next()) or window:
-            if batch:  # its library may lack the last updates
-                window.append((batch, self._extracted(batch)))
-                continue
-            batch, extracted = window.popleft()
+        plan, window = self._decisions.plan, deque[tuple[Batch, Callable[[], Extracted]]]()
+        while (batches := [*iter(plan.next, None)]) or window:
+            for batch in batches:  # before drafts are asked for: it shows whether anything works
+                if batch.update == plan.n_drafts:
+                    self._groups.try_out(batch)
+            window += [(batch, self._begun(batch)) for batch in batches]
+            batch, extracted = window.popleft()  # its library may lack the last updates
             lessons = extracted()
             if batch.is_draft or lessons.groups or not self._calls.ledger.cut_because:
-                self._history.decide(batch, lessons, self._propose(batch, lessons))
-                self._groups.check_readable(rollouts_of(self._history.latest.groups))
+                self._decisions.decide(batch, lessons, self._propose(batch, lessons))
+                self._groups.check_readable(rollouts_of(self._decisions.latest.groups))
                 why, ledger = self._reflector.why_in_vain(batch), self._calls.ledger
                 if why and not ledger.is_late:
                     logger.warning("no more is learned: %s", why)
                     ledger.stop(why)  # the final choice follows
                     ledger.check()
 
-    def _extracted(self, batch: Batch) -> Callable[[], Extracted]:
+    def _begun(self, batch: Batch) -> Callable[[], Extracted]:
         """Begin the rollouts of a batch, and a thread that asks for the lessons of its groups.
 
         What is given waits for these: those of labels for a draft; else of the groups that can
@@ -130,38 +120,22 @@ class Run:
         """
         if batch.is_draft:
             return self._calls.pool.beside(lambda: self._reflector.draft(batch))
-        if batch.update == self._history.plan.n_drafts:
-            self._groups.try_out(batch)
         groups = self._groups.of(batch)
         show = functools.partial(self._groups.shown, batch)
         return self._calls.pool.beside(lambda: self._reflector.extract(batch, groups, show))
 
     def _propose(self, batch: Batch, extracted: Extracted) -> Applied:
         """The library of the update before with the operations that the lessons call for."""
-        latest = self._history.latest
-        library, dropped = latest.decision.library, self._history.dropped()
-        revisions = self._briefer.revisions(batch, latest, extracted.groups, dropped)
-        context = UpdateContext(
-            update=batch.update,
-            library=library,
-            libraries=tuple(update.decision.library for update in self._history.updates),
-            lessons=extracted.lessons,
-            groups=extracted.groups,
-            past=latest.groups,
-            training=self._inputs.training,
-            examples=self._inputs.examples,
-            predictors=tuple(self._inputs.predictors),
-            shows_labels=self.settings.shows_labels,
-        )
-        proposed = self._groups.proposed(context, batch)
-        lessons, added = proposed.lessons, proposed.operations
-        guard = self._reflector.guard_of(batch, lessons, added)
-        propose, compare = self._reflector.propose, self._history.changes.compared
-        operations, refused = propose(batch, library, lessons, dropped, added, guard)
+        reflector, updates = self._reflector, self._decisions.updates
+        library, dropped = updates[-1].decision.library, self._decisions.dropped()
+        revisions = reflector.revisions(batch, updates[-1], extracted.groups, dropped)
+        proposed = self._groups.proposed(batch, extracted, updates)
+        guard = reflector.guard_of(batch, proposed)
+        operations, refused = reflector.propose(batch, updates[-1], proposed, dropped, guard)
         applied = library.applied(operations, self.settings.limits)
+        compare = self._decisions.changes.compared
         compared = compare(applied.operations, extracted.groups, extracted.lessons)
         proposal = Proposal(batch.update, library, applied.operations, compared)
         outcome = approved(self._inputs, self._calls, proposal, applied, guard)
-        refused = [*refused, *applied.refused, *outcome.refused]
-        briefs = (*extracted.briefs, *revisions())
-        return replace(outcome, refused=tuple(refused), briefs=briefs)
+        every = (*refused, *applied.refused, *outcome.refused)
+        return replace(outcome, refused=every, briefs=(*extracted.briefs, *revisions()))

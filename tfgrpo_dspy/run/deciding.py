@@ -4,14 +4,15 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence, Set
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import dspy
 
+from tfgrpo_dspy import listeners
 from tfgrpo_dspy import results as records
 from tfgrpo_dspy.budget import Amount, token_price
 from tfgrpo_dspy.calls import Account, Calls, Rollouts, Sample
@@ -20,26 +21,10 @@ from tfgrpo_dspy.events import RunEnded, UpdateDecided
 from tfgrpo_dspy.experience import Add, Applied, ExperienceLibrary, Keep, Modify, supported
 from tfgrpo_dspy.gate.bayesian import LIKELY, Decision, Measured, RunEvidence
 from tfgrpo_dspy.gate.model import BRIEFS_PRICE, DEMOS_PRICE, Race, Scores, score_sd
-from tfgrpo_dspy.listeners import (
-    Changes,
-    example_rows,
-    objective_means,
-    rollout_row,
-    training_rows,
-    worst_first,
-)
 from tfgrpo_dspy.pool import Job
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.modules import LEAST_SHOWN
-from tfgrpo_dspy.rollout import (
-    NO_SCORES,
-    FailureKind,
-    Rollout,
-    ScoreRange,
-    fields_text,
-    floored,
-    rollout_id_for,
-)
+from tfgrpo_dspy.rollout import NO_SCORES, FailureKind, Rollout, ScoreRange, floored, rollout_id_for
 from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.planning import TEACHING, Batch, Brief, Extracted, Planner, Update, record_of
 from tfgrpo_dspy.run.reflecting import leading
@@ -50,20 +35,176 @@ from tfgrpo_dspy.strategies.attempts import Auto, needs_hints, unlike_spreads
 from tfgrpo_dspy.text import estimate_tokens
 from tfgrpo_dspy.user_code import instructions_of, named_predictors
 
+logger = logging.getLogger(__name__)
 
-class History:
-    """The updates of one run: its start, from the library `start`, and then each decided one."""
+PRIORITY = (1,)  # these rollouts are begun before reflections and training rollouts
+DEMOS_SD = 0.3
+"""How much demos that no training rollout showed may add, in standard deviations of the score."""
+DEMOS_ERROR = 0.25
+"""How far the effect of demos on validation may be from that in training, in the same unit."""
+BRIEF = "brief"  # the first part of the name of one, among the parts of a candidate
+BRIEFS_ERROR, BRIEFS_MEASURED = 0.1, 3
+"""The same error of briefs; how many of them are candidates."""
+SMALLEST_ROUND = MIN_PROGRAMS_MEASURED * MIN_VALIDATION  # the fewest rollouts of a round
+Pair = tuple[int, int]
+"""The place of a candidate, and that of an example in the order of the measurement."""
+
+
+class Measurements:
+    """Rollouts of candidates on a set; those of an example have the same rollout id.
+
+    The examples are measured in an order that the seed mixes: a budget may reach for the first ones
+    only.
+    """
+
+    def __init__(
+        self,
+        decisions: "Decisions",
+        role: str,
+        examples: Sequence[Example],
+        candidates: list[Additions],
+    ) -> None:
+        self.candidates, self.examples, self._role = candidates, examples, role
+        inputs, calls = decisions.inputs, decisions.calls
+        self._settings, self._calls, self._decisions = inputs.settings, calls, decisions
+        mixed = random.Random(f"{role}/{self._settings.seed}")
+        self._order = mixed.sample(range(len(examples)), len(examples))
+        self._maker = Rollouts(inputs, calls, role, examples)
+        self._rollouts: dict[Pair, Rollout] = {}  # those that count
+
+    def make(self, pairs: Sequence[Pair]) -> Sequence[Rollout]:
+        """Make those of these rollouts that are not made yet, and give all.
+
+        Raises RunStopped: a budget does not reach, or the run has ended.
+        Then the first examples that every candidate of these pairs has finished still count.
+        """
+        samples, begun, seed = dict[Pair, Sample](), dict[Pair, Job[Rollout]](), self._settings.seed
+        for candidate, place in pairs:
+            example = self._order[place]
+            rollout_id = rollout_id_for(seed, 0, example, 0, "validation")
+            samples[candidate, place] = Sample(self.candidates[candidate], example, rollout_id)
+        has_clock, pool = self._settings.max_minutes is not None, self._calls.pool
+        try:
+            with pool.running():
+                while left := pairs[len(begun) :]:
+                    part = left[: self._n_at_once(left, [job.result() for job in begun.values()])]
+                    # one candidate after the other: their prompts begin alike, which providers and
+                    # llama.cpp read only once; with a clock, which may end it, one example after it
+                    order = part if has_clock else sorted(part)
+                    begun |= {pair: self._maker.begin(samples[pair], PRIORITY) for pair in order}
+                    for pair in order:
+                        pool.result(begun[pair])
+                with suppress(RunStopped):  # what a budget does not pay for stays without a score
+                    for pair, job in begun.items():
+                        failure = job.result().failure
+                        if failure and failure.kind in (FailureKind.PROVIDER, FailureKind.WORKER):
+                            again = self._maker.again(samples[pair], PRIORITY)  # once more
+                            begun[pair] = again if pool.result(again) else job
+        finally:
+            finished = {
+                pair: job.result() for pair, job in begun.items() if job.is_done and not job.error
+            }
+            cut = min((pair[1] for pair in pairs if pair not in finished), default=math.inf)
+            kept = [pair for pair in pairs if pair[1] < cut]
+            reward = self._decisions.groups.rewarded
+            rollouts = pool.call(lambda: reward([finished[pair] for pair in kept]))
+            self._rollouts |= zip(kept, rollouts, strict=True)
+        return rollouts
+
+    def _n_at_once(self, pairs: Sequence[Pair], more: Iterable[Rollout]) -> int:
+        """How many of these pairs are made next: those of whole examples.
+
+        A budget can cut the pairs of one example only: the first is made alone, and then as many
+        as there is budget for if each takes what the dearest has taken. So which examples are
+        finished does not depend on the number of threads.
+        """
+        left = self._calls.ledger.left()
+        n_of_one = sum(place == pairs[0][1] for _, place in pairs)
+        if math.isinf(left.n_lm_calls) and math.isinf(left.cost):
+            return len(pairs)
+        usages = [r.usage + r.metric_usage for r in (*self._rollouts.values(), *more)]
+        if len(usages) < n_of_one:
+            return n_of_one
+        dearest = max(usage.n_answers for usage in usages), max(usage.cost_usd for usage in usages)
+        pairs_left = zip((left.n_lm_calls, left.cost), dearest, strict=True)
+        fitting = [most / each for most, each in pairs_left if each]
+        return int(max(1, min([len(pairs), *fitting]) // n_of_one) * n_of_one)
+
+    def make_all(self, n_examples: int) -> None:
+        """Make the rollouts of all candidates on `n_examples`, as far as the budget reaches."""
+        places = range(len(self.candidates))
+        n_left = self._calls.ledger.left().n_metric_calls / len(places)
+        n = int(min(n_examples, max(1, n_left)))
+        with suppress(RunStopped):
+            self.make([(c, place) for place in range(n) for c in places])
+
+    def scores(self) -> Scores:
+        """The score that each rollout counts with, by `floored` and the training scores.
+
+        What a candidate has more than the student may be the cause of its failures.
+        """
+        rollouts, scores = [*self._rollouts.values()], self._decisions.latest.score_range
+        of_student, of_rival = (floored(rollouts, scores, is_rival) for is_rival in (False, True))
+        triples = zip(self._rollouts, of_student, of_rival, strict=True)
+        return {pair: rival if pair[0] else student for pair, student, rival in triples}
+
+    def scores_of(self, candidate: int) -> list[float | None]:
+        """The candidate's scores, in the order of the measurement."""
+        return [score for (c, _), score in self.scores().items() if c == candidate]
+
+    @property
+    def scale(self) -> ScoreRange:
+        """The lowest and the highest score that was measured."""
+        return NO_SCORES.including(self.scores().values())
+
+    def objectives_of(self, candidate: int) -> dict[str, float]:
+        """The means of the candidate's objectives, over the rollouts that have them."""
+        rollouts = self._rollouts.items()
+        return listeners.objective_means(r.objectives for (c, _), r in rollouts if c == candidate)
+
+    @property
+    def rows(self) -> list[records.Row]:
+        """The rows of the rollouts of all candidates."""
+        rollouts = sorted(self._rollouts.items(), key=lambda pair: pair[0][0])
+        return [listeners.rollout_row(r, self._role, self.candidates[c]) for (c, _), r in rollouts]
+
+    def example_rows(self, candidate: int) -> list[records.ExampleRow]:
+        """What the student and this candidate gave and scored on each example."""
+        scores, rollouts = self.scores(), self._rollouts.items()
+        student, result = (
+            {self._order[p]: (r, scores[c, p]) for (c, p), r in rollouts if c == which}
+            for which in (0, candidate)
+        )
+        return listeners.example_rows(self._role, self.examples, student, result)
+
+    def outcome(self, candidate: int) -> dict[str, Any]:
+        """The mean scores of the student and of this candidate, and the gain."""
+        before, after, scale = self.scores_of(0), self.scores_of(candidate), self.scale
+        if len(before) == len(after):  # what one of them has no score on is left out of both
+            pairs = [*zip(before, after, strict=True)]
+            before, after = ([None if None in p else p[k] for p in pairs] for k in (0, 1))
+        return {
+            "student": records.ScoreSummary.of(before, scale),
+            "best": records.ScoreSummary.of(after, scale),
+            "gain": records.Gain.between(before, after, scale),
+        }
+
+
+class Decisions:
+    """The updates of one run, from the student's library `start` on; the choice of its result."""
 
     def __init__(self, inputs: RunInputs, calls: Calls, groups: Groups) -> None:
-        start = ExperienceLibrary.from_program(inputs.student)
-        decision = Decision(start, "the library of the student")
-        self.start = start
+        self.start = ExperienceLibrary.from_program(inputs.student)
+        decision = Decision(self.start, "the library of the student")
         self.updates = [Update(0, decision, calls.so_far)]
         self.plan = Planner(inputs, groups.sizes, calls.ledger, self.updates)
         calls.lessons = self._lessons_to_come
-        self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
+        self.inputs, self.calls, self._settings = inputs, calls, inputs.settings
         self.groups = groups
-        self.changes = Changes(self._texts)
+        shows = inputs.settings.shows_labels  # the labels, to the reflection LM
+        parts = [(each.text, each.labels_text * shows) for each in inputs.examples]
+        self._texts = tuple("\n".join(filter(None, of_example)) for of_example in parts)
+        self.changes = listeners.Changes(self._texts)
         self._measured: list[Measured] = []
 
     def _lessons_to_come(self) -> Amount:
@@ -72,9 +213,9 @@ class History:
         for batch in self.plan.batches[self.latest.number :]:
             n_lessons = math.ceil(len(batch.examples) / settings.groups_per_call)
             n_lessons += sum(batch.sizes.values()) * settings.reflection.summarize_always
-            n_first = settings.drafts + settings.n_briefs * len(self._inputs.predictors)
+            n_first = settings.drafts + settings.n_briefs * len(self.inputs.predictors)
             planned = 1 + (n_first if batch.is_draft else n_lessons)
-            n += max(0, planned - self._calls.n_asked[batch.update])
+            n += max(0, planned - self.calls.n_asked[batch.update])
         return self.latest.account.per_answer * n
 
     @property
@@ -87,15 +228,9 @@ class History:
         """The latest decision."""
         return self.latest.decision
 
-    @cached_property
-    def _texts(self) -> tuple[str, ...]:
-        """The inputs of each example, and its labels where the reflection LM may see them."""
-        examples, shows = self._inputs.examples, self._settings.shows_labels
-        return tuple(fields_text({**e.inputs, **e.labels}) if shows else e.text for e in examples)
-
     def decide(self, batch: Batch, extracted: Extracted, proposed: Applied) -> None:
         """The gate decides on the next update. Raises GateError: it gave no decision."""
-        calls, before, new = self._calls, self.latest, extracted.groups
+        calls, before, new = self.calls, self.latest, extracted.groups
         groups = (*before.groups, *new)
         scores = before.score_range.including(
             r.score for sampled in new for r in sampled.unaided.all_rollouts
@@ -122,7 +257,6 @@ class History:
             number=before.number + 1,
             decision=calls.pool.call(lambda: self._decision(proposed, briefs)),
             account=before.account.after(calls.journal.of(batch.update), n_examples),
-            batch=batch,
             extracted=extracted,
             best=best_rollouts(sampled.unaided for sampled in groups),
             score_range=scores,
@@ -136,18 +270,20 @@ class History:
         calls.renew()
         library, decision = before.decision.library, update.decision
         changes = self.changes.of_update(library, proposed, new, extracted.lessons, decision)
-        rows, record = training_rows(batch.update, new), record_of(update, proposed, changes)
+        rows, record = (
+            listeners.training_rows(batch.update, new),
+            record_of(batch, update, proposed, changes),
+        )
         calls.report.add_update(UpdateDecided(record, decision.library, rows))
         calls.journal.note_update(Additions(self.result()), record, rows, calls.ledger)
 
     @property
     def switched(self) -> tuple[str, ...]:
-        """What strategies have switched on and off by themselves, by the decided updates."""
+        """What strategies have switched on by themselves, by the decided updates."""
         is_auto = any(isinstance(one, Auto) for one in self._settings.strategies)
         has_hints = needs_hints(self.latest.groups) and self._settings.shows_labels
         on = {"TieredHints": has_hints, "Objectives": unlike_spreads(self.groups.first or ())}
-        messages = [f"auto: {name} is on" for name, why in on.items() if is_auto and why]
-        return (*messages, *sorted(self.groups.switched_off.values()))
+        return tuple(f"auto: {name} is on" for name, why in on.items() if is_auto and why)
 
     def _decision(self, proposed: Applied, briefs: Sequence[Brief]) -> Decision:
         """The gate's decision, with the evidence of all KEEPs."""
@@ -156,14 +292,13 @@ class History:
             operations=proposed.operations,
             rollouts=tuple(self._measured),
             texts=self._texts,
-            training=self._inputs.training,
+            training=self.inputs.training,
             limits=self._settings.limits,
             n_demo_sets=self.groups.demos.n_sets,
             parents=tuple(brief.parent for brief in briefs),
         )
-        decision: Decision = self.groups.ask_gate(
-            "decide", evidence, "return a Decision on a library"
-        )
+        wanted = "return a Decision on a library"
+        decision: Decision = self.groups.ask_gate("decide", evidence, wanted)
         keeps = {op.id: op for op in proposed.operations if isinstance(op, Keep)}
 
         def kept(library: ExperienceLibrary) -> ExperienceLibrary:
@@ -183,7 +318,7 @@ class History:
         wanted = "return a sequence of libraries"
         with suppress(RunStopped):  # it hangs
             ask = partial(self.groups.ask_gate, "finalists", self.decision, wanted)
-            proposed = self._calls.pool.call(ask)
+            proposed = self.calls.pool.call(ask)
         if not self.latest.account.n_rollouts:  # of rollouts made elsewhere none has tried it
             proposed = (*proposed, self.decision.consistent)
         return [self._like_start(library) for library in proposed]
@@ -195,11 +330,6 @@ class History:
         """
         is_like = list(library) == list(self.start) and library.briefs == self.start.briefs
         return self.start.holding(library) if is_like else library
-
-    @property
-    def score_sd(self) -> float:
-        """The standard deviation of the training scores."""
-        return score_sd([one.score for one in self._measured if one.score is not None])
 
     def dropped(self) -> list[Lesson]:
         """The advice that was tried and is in the library no more, the most tried first."""
@@ -219,192 +349,17 @@ class History:
                 lessons.append(Lesson(advice[0], advice[1], reason=reason))
         return lessons
 
-
-logger = logging.getLogger(__name__)
-
-PRIORITY = (1,)  # these rollouts are begun before reflections and training rollouts
-DEMOS_SD = 0.3
-"""How much demos that no training rollout showed may add, in standard deviations of the score."""
-DEMOS_ERROR = 0.25
-"""How far the effect of demos on validation may be from that in training, in the same unit."""
-BRIEF = "brief"  # the first part of the name of one, among the parts of a candidate
-BRIEFS_ERROR, BRIEFS_MEASURED = 0.1, 3
-"""The same error of briefs; how many of them are candidates."""
-SMALLEST_ROUND = MIN_PROGRAMS_MEASURED * MIN_VALIDATION  # the fewest rollouts of a round
-Pair = tuple[int, int]
-"""The place of a candidate, and that of an example in the order of the measurement."""
-
-
-class Measurements:
-    """Rollouts of candidates on a set; those of an example have the same rollout id.
-
-    The examples are measured in an order that the seed mixes: a budget may reach for the first ones
-    only.
-    """
-
-    def __init__(
-        self,
-        run: "FinalChoice",
-        role: str,
-        examples: Sequence[Example],
-        candidates: list[Additions],
-    ) -> None:
-        self.candidates, self.examples, self._role = candidates, examples, role
-        self._settings, self._calls, self._history = run.inputs.settings, run.calls, run.learned
-        mixed = random.Random(f"{role}/{self._settings.seed}")
-        self._order = mixed.sample(range(len(examples)), len(examples))
-        self._maker = Rollouts(run.inputs, run.calls, role, examples)
-        self._rollouts: dict[Pair, Rollout] = {}  # those that count
-
-    def make(self, pairs: Sequence[Pair]) -> Sequence[Rollout]:
-        """Make those of these rollouts that are not made yet, and give all.
-
-        Raises RunStopped: a budget does not reach, or the run has ended.
-        Then the first examples that every candidate of these pairs has finished still count.
-        """
-        samples, begun = dict[Pair, Sample](), dict[Pair, Job[Rollout]]()
-        for candidate, place in pairs:
-            example = self._order[place]
-            rollout_id = rollout_id_for(self._settings.seed, 0, example, 0, "validation")
-            samples[candidate, place] = Sample(self.candidates[candidate], example, rollout_id)
-        has_clock, pool = self._settings.max_minutes is not None, self._calls.pool
-        try:
-            with pool.running():
-                while left := pairs[len(begun) :]:
-                    part = left[: self._n_at_once(left, [job.result() for job in begun.values()])]
-                    # one candidate after the other: their prompts begin alike, which providers and
-                    # llama.cpp read only once; with a clock, which may end it, one example after it
-                    order = part if has_clock else sorted(part)
-                    begun |= {pair: self._maker.begin(samples[pair], PRIORITY) for pair in order}
-                    for pair in order:
-                        pool.result(begun[pair])
-                with suppress(RunStopped):  # what a budget does not pay for stays without a score
-                    for pair, job in begun.items():
-                        failure = job.result().failure
-                        if failure and failure.kind in (FailureKind.PROVIDER, FailureKind.WORKER):
-                            again = self._maker.again(samples[pair], PRIORITY)  # once more
-                            begun[pair] = again if pool.result(again) else job
-        finally:
-            finished = {
-                pair: job.result() for pair, job in begun.items() if job.is_done and not job.error
-            }
-            cut = min((pair[1] for pair in pairs if pair not in finished), default=math.inf)
-            kept = [pair for pair in pairs if pair[1] < cut]
-            rollouts = pool.call(
-                lambda: self._history.groups.rewarded([finished[pair] for pair in kept])
-            )
-            self._rollouts |= zip(kept, rollouts, strict=True)
-        return rollouts
-
-    def _n_at_once(self, pairs: Sequence[Pair], more: Iterable[Rollout]) -> int:
-        """How many of these pairs are made next: those of whole examples.
-
-        A budget can cut the pairs of one example only: the first is made alone, and then as many
-        as there is budget for if each takes what the dearest has taken. So which examples are
-        finished does not depend on the number of threads.
-        """
-        left = self._calls.ledger.left()
-        n_of_one = sum(place == pairs[0][1] for _, place in pairs)
-        if math.isinf(left.n_lm_calls) and math.isinf(left.cost):
-            return len(pairs)
-        usages = [r.usage + r.metric_usage for r in (*self._rollouts.values(), *more)]
-        if len(usages) < n_of_one:
-            return n_of_one
-        calls = max(usage.n_answers for usage in usages)
-        cost = max(usage.cost_usd for usage in usages)
-        fitting = [math.inf if not each else most / each
-                   for most, each in ((left.n_lm_calls, calls), (left.cost, cost))]  # fmt: skip
-        return int(max(1, min(len(pairs), *fitting) // n_of_one) * n_of_one)
-
-    def make_all(self, n_examples: int) -> None:
-        """Make the rollouts of all candidates on `n_examples`, as far as the budget reaches."""
-        n_candidates = len(self.candidates)
-        n_left = self._calls.ledger.left().n_metric_calls / n_candidates
-        n = int(min(n_examples, max(1, n_left)))
-        with suppress(RunStopped):
-            self.make([(c, place) for place in range(n) for c in range(n_candidates)])
-
-    def scores(self) -> Scores:
-        """The score that each rollout counts with, by `floored` and the training scores.
-
-        What a candidate has more than the student may be the cause of its failures.
-        """
-        rollouts, scores = [*self._rollouts.values()], self._history.latest.score_range
-        of_student, of_rival = (floored(rollouts, scores, is_rival) for is_rival in (False, True))
-        triples = zip(self._rollouts, of_student, of_rival, strict=True)
-        return {pair: rival if pair[0] else student for pair, student, rival in triples}
-
-    def scores_of(self, candidate: int) -> list[float | None]:
-        """The candidate's scores, in the order of the measurement."""
-        return [score for (c, _), score in self.scores().items() if c == candidate]
-
-    @property
-    def scale(self) -> ScoreRange:
-        """The lowest and the highest score that was measured."""
-        return NO_SCORES.including(self.scores().values())
-
-    def objectives_of(self, candidate: int) -> dict[str, float]:
-        """The means of the candidate's objectives, over the rollouts that have them."""
-        rollouts = self._rollouts.items()
-        return objective_means(r.objectives for (c, _), r in rollouts if c == candidate)
-
-    @property
-    def rows(self) -> list[records.Row]:
-        """The rows of the rollouts of all candidates."""
-        rollouts = sorted(self._rollouts.items(), key=lambda pair: pair[0][0])
-        return [rollout_row(r, self._role, self.candidates[c]) for (c, _), r in rollouts]
-
-    def example_rows(self, candidate: int) -> list[records.ExampleRow]:
-        """What the student and this candidate gave and scored on each example."""
-        scores = self.scores()
-        student, result = (
-            {
-                self._order[p]: (r, scores[c, p])
-                for (c, p), r in self._rollouts.items()
-                if c == which
-            }
-            for which in (0, candidate)
-        )
-        return example_rows(self._role, self.examples, student, result)
-
-    def outcome(self, candidate: int) -> dict[str, Any]:
-        """The mean scores of the student and of this candidate, and the gain."""
-        before, after, scale = self.scores_of(0), self.scores_of(candidate), self.scale
-        if len(before) == len(after):  # what one of them has no score on is left out of both
-            has_both = [None not in pair for pair in zip(before, after, strict=True)]
-            before, after = (
-                [score if both else None for score, both in zip(scores, has_both, strict=True)]
-                for scores in (before, after)
-            )
-        return {
-            "student": records.ScoreSummary.of(before, scale),
-            "best": records.ScoreSummary.of(after, scale),
-            "gain": records.Gain.between(before, after, scale),
-        }
-
-
-class FinalChoice:
-    """Chooses the program that a run returns, which ended for this reason."""
-
-    def __init__(
-        self, inputs: RunInputs, calls: Calls, history: History, ended_because: str
-    ) -> None:
-        self.inputs, self.calls, self.learned = inputs, calls, history
-        self._settings, self._ledger, self._journal = inputs.settings, calls.ledger, calls.journal
-        self._ended_because = ended_because
-
-    def finish(self) -> Any:
+    def finish(self, ended_because: str) -> Any:
         """The student with the library that wins on validation, and `detailed_results` on it.
 
         With `NoGate`, or without a metric or a validation set, there is no race, and the last
         library is returned, whether it is better or not.
         """
+        self.plan.ended_because = ended_because or self.plan.ended_because
         valset = () if self._settings.metric is None else self.inputs.valset
-        if is_race := self._settings.measures and bool(valset):
-            candidates = self._candidates({example.identity for example in valset})
-        else:
-            candidates = self._with_student(Additions(self.learned.result()))
-        self._ledger.open_reserve()  # not before: a gate that hangs could spend it
+        is_race = self._settings.measures and bool(valset)
+        candidates = self._candidates() if is_race else self._with_student(Additions(self.result()))
+        self.calls.ledger.open_reserve()  # not before: a gate that hangs could spend it
         measured = Measurements(self, "validation", valset, candidates)
         place, entries = len(candidates) - 1, dict[int, records.Candidate]()
         why = "the last library, be it better or worse: there is no race"
@@ -419,26 +374,26 @@ class FinalChoice:
         best = replace(best, library=best.library.holding(priced))
         tested = self._tested(best)
         last = len(tested.candidates) - 1
-        outcome, test = tested.outcome(last), None
-        if outcome["student"] and outcome["best"]:
-            test = records.HeldOut(**outcome)
-        elif tested.examples:
-            logger.warning("the test set was not measured: %s", self._ledger.stopped_because)
+        outcome = tested.outcome(last)
+        is_tested = outcome["student"] and outcome["best"]
+        if tested.examples and not is_tested:
+            logger.warning("the test set was not measured: %s", self.calls.ledger.stopped_because)
+        rows = [*measured.example_rows(place), *tested.example_rows(last)]
         return self._reported(
             best,
             [*measured.rows, *tested.rows],
-            "" if self._ledger.is_failure else self._ended_because,
+            "" if self.calls.ledger.is_failure else self.plan.ended_because,
             **measured.outcome(place),
             candidates=tuple(entries.values()),
             taken_because=why,
-            test=test,
-            examples=worst_first([*measured.example_rows(place), *tested.example_rows(last)]),
+            test=records.HeldOut(**outcome) if is_tested else None,
+            examples=listeners.worst_first(rows),
         )
 
-    def unmeasured(self) -> Any:
+    def unmeasured(self, ended_because: str) -> Any:
         """The student with the library of an interrupted run, which no validation checked."""
-        best = Additions(self.learned.result())
-        return self._reported(best, student=None, best=None)
+        self.plan.ended_because = ended_because
+        return self._reported(Additions(self.result()), student=None, best=None)
 
     def _reported(
         self,
@@ -448,40 +403,33 @@ class FinalChoice:
         **fields: Any,
     ) -> Any:
         """The student with these additions, and `detailed_results`, which are recorded, too."""
-        student, latest, report = self.inputs.student, self.learned.latest, self.calls.report
-        optimized, briefs = additions.bake(student), dict(additions.library.briefs).items()
+        student, latest, report = self.inputs.student, self.latest, self.calls.report
+        optimized, texts = additions.bake(student), dict(additions.library.briefs).items()
+        tried, demos = latest.decision.beliefs.items(), additions.demos
+        pairs = zip(latest.briefs, latest.decision.briefs, strict=True)
+        briefs = [(dict(brief.texts), belief) for brief, belief in pairs]
         lms = policy_lms(student), [self._settings.reflection_lm]
+        of_lms = [dict.fromkeys(str((lm or dspy.settings.lm).model) for lm in each) for each in lms]
         results = report.results(
-            ended_because=self._ended_because,
-            is_student=additions == Additions(self.learned.start),
-            tried=tuple(
-                records.TriedAdvice(text, scope, belief.effect, belief.chance)
-                for (text, scope), belief in latest.decision.beliefs.items()
-                if belief.effect
-            ),
-            switched=self.learned.switched,
-            n_demos=len(additions.demos),
+            ended_because=self.plan.ended_because,
+            is_student=additions == Additions(self.start),
+            tried=tuple(records.TriedAdvice(*a, b.effect, b.chance) for a, b in tried if b.effect),
+            switched=self.switched,
+            n_demos=len(demos),
             briefs=tuple(
-                records.BriefRecord(
-                    dict(brief.texts), b.effect, b.chance, dict(brief.texts).items() <= briefs
-                )
-                for brief, b in zip(latest.briefs, latest.decision.briefs, strict=True)
+                records.BriefRecord(text, b.effect, b.chance, text.items() <= texts)
+                for text, b in briefs
             ),
-            demos=tuple(
-                records.DemoRecord(demo.predictor, dict(demo.fields)) for demo in additions.demos
-            ),
+            demos=tuple(records.DemoRecord(demo.predictor, dict(demo.fields)) for demo in demos),
             program=type(student).__name__,
-            origin=self._journal.origin,
+            origin=self.calls.journal.origin,
             added=self._added_by(additions),
             library=additions.library.to_dict(),
             instructions=instructions_of(student, optimized),
-            lms=tuple(
-                ", ".join(dict.fromkeys(str((lm or dspy.settings.lm).model) for lm in each))
-                for each in lms
-            ),
+            lms=tuple(map(", ".join, of_lms)),
             **fields,
         )
-        self._journal.note_end(additions, finished_because, results, rows, self._ledger)
+        self.calls.journal.note_end(additions, finished_because, results, rows, self.calls.ledger)
         report.tell(RunEnded(results, tuple(rows)))
         logger.info("the run ended (%s): %s", results.ended_because, results.in_a_line)
         optimized.detailed_results = results
@@ -505,15 +453,10 @@ class FinalChoice:
         before, dollars, of_briefs = sizes(student), 0.0, briefed.total() - bare.total()
         for name, predictor in named_predictors(student):
             lm, prices = predictor.lm or dspy.settings.lm, self._settings.execution.prices or {}
-            price = token_price(lm, prices)
-            n_more = whole[name] - before[name] + demos[name]
+            price, n_more = token_price(lm, prices), whole[name] - before[name] + demos[name]
             dollars += math.nan if isinstance(price, str) else 1000 * n_more * price.prompt
-        return records.Added(
-            lines=whole.total() - before.total() - of_briefs,
-            briefs=of_briefs,
-            demos=demos.total(),
-            dollars=None if math.isnan(dollars) else dollars,
-        )
+        n_lines, is_priced = whole.total() - before.total() - of_briefs, not math.isnan(dollars)
+        return records.Added(n_lines, of_briefs, demos.total(), dollars if is_priced else None)
 
     def _tested(self, best: Additions) -> Measurements:
         """The student, which is first, and the result, which is last, on the test set.
@@ -523,40 +466,45 @@ class FinalChoice:
         testset = self.inputs.testset
         n_more = 2 * (len(testset) - self._settings.data.n_test)
         if n_more > 0:
-            account = self.learned.latest.account
+            account = self.latest.account
             more = account.of_later(n_more) + Amount(cost=account.last_call)
             n_calls, n_metric_calls = map(math.ceil, (more.n_lm_calls, more.n_metric_calls))
-            self._journal.cut_because = ""
-            self._ledger.open_reserve(Amount(n_calls, n_metric_calls, more.cost))
+            self.calls.journal.cut_because = ""
+            self.calls.ledger.open_reserve(Amount(n_calls, n_metric_calls, more.cost))
         measured = Measurements(self, "test", testset, self._with_student(best))
         measured.make_all(len(testset))
         return measured
 
     def _with_student(self, result: Additions) -> list[Additions]:
         """The student and the result; the result alone where it is the student."""
-        student = Additions(self.learned.start)
+        student = Additions(self.start)
         return [result] if result == student else [student, result]
 
-    def _candidates(self, hidden: Set[str]) -> list[Additions]:
+    def _candidates(self) -> list[Additions]:
         """The student and its rivals, each without and with the likeliest set of demos.
 
         The other sets are there without advice, and so are the briefs, but for the likeliest one.
         """
-        history, latest, start = self.learned, self.learned.latest, self.learned.start
-        finalists, decision = history.finalists(), latest.decision
+        latest, start, decision, finalists = (
+            self.latest,
+            self.start,
+            self.decision,
+            self.finalists(),
+        )
+        hidden = {example.identity for example in self.inputs.valset}
         means = {k: b.mean for k, b in enumerate(decision.briefs, start=1) if b.chance > LIKELY}
         briefs = sorted(means, key=lambda k: -means[k])
         bare = [Additions(library) for library in (start, *finalists)]
         if lead := leading(decision):
-            bare.insert(1, Additions(history.result(), brief=lead))
+            bare.insert(1, Additions(self.result(), brief=lead))
         for place, number in enumerate(briefs[:BRIEFS_MEASURED]):
             beside = (start, *finalists) if place == 0 else (start,)
             bare += [Additions(latest.briefed(each, number), brief=number) for each in beside]
         candidates = {(each.library, each.demos): each for each in bare}
         beliefs = dict(enumerate(decision.demos, start=1))
-        numbers = range(1, self.learned.groups.demos.n_sets + 1)
+        numbers = range(1, self.groups.demos.n_sets + 1)
         for number in sorted(numbers, key=lambda k: -beliefs[k].mean if beliefs else k):
-            demos = self.learned.groups.demos.choose(number, latest.best, hidden)
+            demos = self.groups.demos.choose(number, latest.best, hidden)
             for each in bare if demos else ():
                 shown = replace(each, demos=demos, demo_set=number)
                 candidates.setdefault((each.library, demos), shown)
@@ -566,7 +514,7 @@ class FinalChoice:
     def _race(self, measured: Measurements) -> tuple[int, dict[int, records.Candidate], str]:
         """The winner's place (0: student), all that took part by their places, and why it won."""
         candidates = measured.candidates
-        race, account = self._race_of(measured), self.learned.latest.account
+        race, account = self._race_of(measured), self.latest.account
         with suppress(RunStopped):  # what was measured by then decides
             while pairs := self._next_round(race, account, measured.scores()):
                 if not measured.scores():
@@ -576,44 +524,46 @@ class FinalChoice:
         best, why = race.winner(scores), race.why(scores)
         entries: dict[int, records.Candidate] = {}
         for c, additions in enumerate(candidates):
-            if (c, 0) in scores:
-                n_others = sum(bool(place) and place != best for place in entries) + 1
-                entries[c] = records.Candidate(
-                    name="student" if not c else "result" if c == best else f"candidate {n_others}",
-                    ids=tuple(experience.id for experience in additions.library),
-                    demo_set=additions.demo_set,
-                    brief=additions.brief,
-                    score=records.ScoreSummary.of(measured.scores_of(c), measured.scale),
-                    chance=race.chance(c, 0, scores),
-                    is_best=c == best,
-                    objectives=measured.objectives_of(c),
-                    added=self._added_by(additions),
-                    bake=partial(additions.bake, self.inputs.student),
-                )
+            if (c, 0) not in scores:
+                continue
+            n_others = sum(bool(place) and place != best for place in entries) + 1
+            entries[c] = records.Candidate(
+                name="student" if not c else "result" if c == best else f"candidate {n_others}",
+                ids=tuple(experience.id for experience in additions.library),
+                demo_set=additions.demo_set,
+                brief=additions.brief,
+                score=records.ScoreSummary.of(measured.scores_of(c), measured.scale),
+                chance=race.chance(c, 0, scores),
+                is_best=c == best,
+                objectives=measured.objectives_of(c),
+                added=self._added_by(additions),
+                bake=partial(additions.bake, self.inputs.student),
+            )
         result = entries.get(best)
         if result and result.objectives and result not in records.front_of([*entries.values()]):
             why = f"{why}; another is better in every objective, and not surely in the score"
-        if len(entries) < 2 <= len(candidates) and not self._ledger.is_failure:
+        if len(entries) < 2 <= len(candidates) and not self.calls.ledger.is_failure:
             logger.warning(
                 "the result could not be measured, so the student is returned: %s; allow more, or "
                 "pass a smaller valset",
-                self._ended_because,
+                self.plan.ended_because,
             )
         return best, entries, why
 
     def _race_of(self, measured: Measurements) -> Race:
         """The race of these candidates, by what training says of their parts."""
-        decision, sd = self.learned.decision, self.learned.score_sd
-        sets = range(1, self.learned.groups.demos.n_sets + 1)
+        decision, every = self.decision, measured.candidates
+        sd = score_sd([one.score for one in self._measured if one.score is not None])
+        sets = range(1, self.groups.demos.n_sets + 1)
         candidates = tuple(
             frozenset[Hashable](
-                [
-                    *(experience.advice for experience in candidate.library),
-                    *([(BRIEF, candidate.brief)] if candidate.brief else ()),
-                    *([candidate.demo_set] if candidate.demos else ()),
-                ]
+                (
+                    *(experience.advice for experience in one.library),
+                    *[(BRIEF, one.brief)] * (one.brief > 0),
+                    *[one.demo_set] * bool(one.demos),
+                )
             )
-            for candidate in measured.candidates
+            for one in every
         )
         parts = {part: (0.0, sd) for candidate in candidates for part in candidate}
         parts |= {advice: (b.mean, b.sd) for advice, b in decision.beliefs.items()}
@@ -642,7 +592,7 @@ class FinalChoice:
             prices,
             sd,
             n_examples=len(measured.examples),
-            n_tokens=tuple(self._added_by(each).n_tokens for each in measured.candidates),
+            n_tokens=tuple(self._added_by(each).n_tokens for each in every),
             firsts=firsts,
             doubtful=frozenset(doubtful - candidates[0]),  # what the student had is not of this run
         )
@@ -667,8 +617,7 @@ class FinalChoice:
 
     def _n_left(self, account: Account, n_reserved: int) -> int | None:
         """How many rollouts the budget pays for beside these; None: it sets no limit."""
-        later, lost = account.later, (self._ledger.taken - account.used) | Amount()
         # calls that came to nothing, and the worst that the last call may cost
-        kept = later * n_reserved + replace(lost, cost=account.last_call)
-        n, _ = account.n_fitting(later, kept)
+        lost = replace((self.calls.ledger.taken - account.used) | Amount(), cost=account.last_call)
+        n, _ = account.n_fitting(account.later, account.later * n_reserved + lost)
         return None if math.isinf(n) else int(n)

@@ -12,7 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -28,14 +28,14 @@ from tfgrpo_dspy.gate.bayesian import Decision, GroupPlan
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import NO_SCORES, Failure, FailureKind, Group, Rollout, rollout_id_for
-from tfgrpo_dspy.run.planning import FIRST_ROLLOUTS, N_FIRST, Batch, why_unreadable, why_unscored
+from tfgrpo_dspy.run import planning
+from tfgrpo_dspy.run.planning import Batch, Extracted, Update
 from tfgrpo_dspy.sampling.examples import Additions, DemoPool, SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import Start
 from tfgrpo_dspy.settings import MIN_GROUP_SIZE, RunInputs
 from tfgrpo_dspy.settings.preparation import policy_lms
 from tfgrpo_dspy.strategies import base
-from tfgrpo_dspy.strategies.attempts import rescued_in_vain
-from tfgrpo_dspy.strategies.evidence import credited_in_vain, may_be_credited
+from tfgrpo_dspy.strategies.evidence import may_be_credited
 from tfgrpo_dspy.text import printable
 from tfgrpo_dspy.user_code import check_wanted, digest
 
@@ -68,25 +68,29 @@ class Groups:
         recorded: Sequence[Sequence[Rollout]] | None,
     ) -> None:
         self._inputs, self._settings, self._calls = inputs, inputs.settings, calls
-        self._client, self._recorded = client, recorded
+        self._client, self._recorded, self._is_readable = client, recorded, recorded is not None
         self._sampler = Rollouts(inputs, calls, "rollout", inputs.examples)
-        self._is_tried = self._is_readable = False
+        labelled = inputs.training if self._settings.shows_labels else ()
+        most, seed = self._settings.max_demos, self._settings.seed
+        self.demos = DemoPool(inputs.student, inputs.examples, labelled, most, seed)
         self.first: tuple[Rollout, ...] | None = None  # of the first batch, for rewards
+        self._common: dict[str, Any] = {  # to contexts of strategies
+            "training": inputs.training, "examples": inputs.examples,
+            "shows_labels": inputs.settings.shows_labels,
+        }  # fmt: skip
         self._questions: dict[str, Callable[[], Answer]] = {}  # of strategies
         self._hanging: set[tuple[int, str]] = set()  # or asked now
-        self.switched_off: dict[tuple[int, str], str] = {}  # with why, in words
         self._outcomes: defaultdict[tuple[int, str], list[bool]] = defaultdict(list)  # did it work?
 
     def try_out(self, batch: Batch) -> None:
-        """Make the first rollouts of the first batch, once, until one works. Raises RunStopped."""
-        if self._is_tried or self._recorded is not None:
+        """Make the first rollouts of the first batch, until one works. Raises RunStopped."""
+        if self._recorded is not None:
             return
-        self._is_tried = True
         groups = self._calls.pool.call(lambda: self._samples(batch))
         by_turns = filter(None, itertools.chain(*itertools.zip_longest(*groups)))
-        samples = list(itertools.islice(by_turns, FIRST_ROLLOUTS))
+        samples = list(itertools.islice(by_turns, planning.FIRST_ROLLOUTS))
         rollouts: list[Rollout] = []
-        for wave in filter(None, (samples[:N_FIRST], samples[N_FIRST:])):
+        for wave in filter(None, (samples[: planning.N_FIRST], samples[planning.N_FIRST :])):
             begun = [self._sampler.begin(sample, (TRAINING, batch.update)) for sample in wave]
             if self._calls.is_tight:  # what they take says what may begin besides
                 self._calls.pool.until(lambda: all(job.is_done for job in begun))  # noqa: B023
@@ -95,15 +99,14 @@ class Groups:
                 if kind is not FailureKind.METRIC and not rollout.is_unreadable:
                     return
             rollouts += [job.result() for job in begun]
-            if why := why_unscored(rollouts):
+            if why := planning.why_unscored(rollouts):
                 self._calls.ledger.fail(why)
         self.check_readable(rollouts)
 
     def check_readable(self, rollouts: Sequence[Rollout]) -> None:
         """End the run where none of its rollouts so far could be read. Raises RunStopped."""
-        is_known = self._recorded is not None or self._is_readable
-        if not is_known and len(rollouts) >= FIRST_ROLLOUTS:
-            if why := why_unreadable(rollouts, policy_lms(self._inputs.student)):
+        if not self._is_readable and len(rollouts) >= planning.FIRST_ROLLOUTS:
+            if why := planning.why_unreadable(rollouts, policy_lms(self._inputs.student)):
                 self._calls.ledger.fail(why)
             self._calls.report.count_without_output(rollouts)
             self._is_readable = True
@@ -123,7 +126,7 @@ class Groups:
         rewards = bool(overriding("reward")) and self._settings.metric is not None
         if rewards or overriding("rescue") or overriding("credit"):
             groups = [beside(group) for group in groups]
-        if rewards and groups:
+        if rewards:
             together = beside(partial(self._rewarded, batch, groups))
             groups = [lambda k=k: together()[k] for k in range(len(groups))]  # type: ignore[misc]
         if overriding("credit"):
@@ -158,8 +161,11 @@ class Groups:
     def _sample(
         self, batch: Batch, example: int, k: int, additions: Additions, temperature: Any
     ) -> Sample:
-        visit, asks = batch.visits[example], batch.asks_predictors
-        rollout_id = rollout_id_for(self._settings.seed, visit, example, k, "training")
+        visit, seed = batch.visits[example], self._settings.seed
+        rollout_id, asks = (
+            rollout_id_for(seed, visit, example, k, "training"),
+            batch.asks_predictors,
+        )
         return Sample(additions, example, rollout_id, temperature, None, batch.update, asks)
 
     def _begun(self, batch: Batch, samples: Sequence[Sample]) -> Waited:
@@ -167,8 +173,9 @@ class Groups:
 
         It is without rollouts where a limit has ended the training.
         """
-        result, example = self._calls.pool.result, samples[0].example
-        jobs = [self._sampler.begin(sample, (TRAINING, batch.update)) for sample in samples]
+        example, priority = samples[0].example, (TRAINING, batch.update)
+        result, begin = self._calls.pool.result, self._sampler.begin
+        jobs = [begin(sample, priority) for sample in samples]
 
         def gathered() -> SampledGroup:
             every, latest = list(samples), [result(job) for job in jobs]
@@ -180,8 +187,7 @@ class Groups:
                 group = Group.of(example, rollouts, has_metric, batch.base.by_metric)
                 additions = tuple(sample.additions for sample in every)
                 sampled = SampledGroup(group, additions, batch.update)
-                extra = self._extra(batch, sampled) if self._overriding("rescue") else []
-                priority = (TRAINING, batch.update)
+                extra = self._extra(batch, sampled)
                 more = self._sampler.begin_extra(extra, priority) if extra else None
                 if more is None:
                     break
@@ -193,8 +199,7 @@ class Groups:
     def _extra(self, batch: Batch, sampled: SampledGroup) -> list[Sample]:
         """The samples of the extra attempts that strategies give the group next."""
         context, extra = self._context(batch, sampled), list[base.Attempt]()
-        why = "no extra attempt of the latest rescued groups was better than the others"
-        for strategy in self._asked("rescue", why * rescued_in_vain(context.past)):
+        for strategy in self._overriding("rescue"):
             with self._counting(strategy, "rescue"):
                 attempts = list(strategy.rescue(context, self._ask(batch)))
                 are_attempts = all(isinstance(one, base.Attempt) for one in attempts)
@@ -213,125 +218,107 @@ class Groups:
             sampled=sampled,
             past=batch.base.groups,
             library=batch.base.decision.result,
-            training=self._inputs.training,
-            examples=self._inputs.examples,
-            shows_labels=self._settings.shows_labels,
             group_size=self._settings.group_size,
+            **self._common,
         )
 
     def _rewarded(self, batch: Batch, groups: Sequence[Waited]) -> list[SampledGroup]:
         """The groups with what their rollouts count with; those of the first batch come first."""
-        sampled_groups = [group() for group in groups]
-        rollouts = [rollout for sampled in sampled_groups for rollout in sampled.group.all_rollouts]
+        every = [group() for group in groups]
+        rollouts = [rollout for sampled in every for rollout in sampled.group.all_rollouts]
         if is_first := batch.update == int(self._settings.drafts > 0):
             self.first = tuple(r for r in rollouts if r.score is not None)
             self._calls.pool.wake()
         self._calls.pool.until(lambda: self.first is not None)
-        aided = [bool(aid) for sampled in sampled_groups for aid in sampled.aids]
+        aided = [bool(aid) for sampled in every for aid in sampled.aids]
         rewarded = iter(self.rewarded(rollouts, aided, is_first))
-        return [
-            replace(
-                sampled,
-                group=Group.of(
-                    sampled.group.example,
-                    list(itertools.islice(rewarded, len(sampled.additions))),
-                    True,
-                    batch.base.score_range,
-                ),
-                measured=sampled.group,
-            )
-            for sampled in sampled_groups
-        ]
+        for place, sampled in enumerate(every):
+            example, measured = sampled.group.example, sampled.group
+            of_group = list(itertools.islice(rewarded, len(sampled.additions)))
+            group = Group.of(example, of_group, True, batch.base.score_range)
+            every[place] = replace(sampled, group=group, measured=measured)
+        return every
 
     def _credited(self, batch: Batch, waited: Waited) -> SampledGroup:
         """The group with values of its steps, if these repeat, and rollouts made for it."""
-        if not (sampled := waited()).additions:  # a limit has ended the training
-            return sampled
-        context, example = self._context(batch, sampled), sampled.group.example
-        past, place = context.past, batch.examples.index(example)
-        crediting = self._overriding("credit")
+        sampled, crediting = waited(), self._overriding("credit")
+        context, place = self._context(batch, sampled), batch.examples.index(sampled.group.example)
         in_place = any(base.overrides(one, "choose") for one in crediting)  # of whole rollouts
-        why = "hardly any group had a step that decided"
-        asked = self._asked("credit", why * (credited_in_vain(past) and not in_place))
-        if not (in_place or may_be_credited(sampled.group, past, place)):
+        may_credit = in_place or may_be_credited(sampled.group, context.past, place)
+        if not (sampled.additions and may_credit):  # without: a limit has ended the training
             return sampled
-        ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
-        additions, played = dict(zip(ids, sampled.additions, strict=True)), dict[int, Rollout]()
-        play = partial(self._played, batch, sampled.group, additions, played)
-        for strategy in asked:
+        pairs = zip(sampled.group.all_rollouts, sampled.additions, strict=True)
+        additions, played = {r.rollout_id: one for r, one in pairs}, dict[int, Rollout]()
+        ids, play = {*additions}, self._player(batch, sampled.group, additions, played)
+        for strategy in crediting:
             with self._counting(strategy, "credit"):
                 credit = strategy.credit(context, self._ask(batch), play)
                 check(isinstance(credit, base.Credit), credit, "a Credit")
                 are_played = all(rollout.rollout_id in played for rollout in credit.beside)
                 check(are_played, credit.beside, "in Credit.beside only rollouts that `play` gave")
-                ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
                 new = {r.rollout_id: r for r in credit.beside if r.rollout_id not in ids}
                 joined = sampled.with_more([*new.values()], [additions[id_] for id_ in new])
-                sampled = self._valued(joined, credit)
-        ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
+                values_of, rollouts = credit.values, joined.group.rollouts
+                n_values = {rollout.rollout_id: len(rollout.values) for rollout in rollouts}
+                are_usable = isinstance(values_of, Mapping) and all(
+                    base.are_scores(values, n_values.get(id_, 0))
+                    for id_, values in values_of.items()
+                )
+                wanted = "values by rollout id, each None or a number, one more than its steps"
+                check(are_usable, values_of, wanted)
+                measure, note = printable(credit.measure), str(credit.note)
+                valued = [
+                    r.valued(values_of.get(r.rollout_id, r.values), measure) for r in rollouts
+                ]
+                group = replace(joined.group, rollouts=tuple(valued))
+                note = self._calls.journal.redacted(note).strip()
+                sampled, ids = replace(joined, group=group, note=note), ids | {*new}
         probes = (rollout for id_, rollout in sorted(played.items()) if id_ not in ids)
         return replace(sampled, probes=tuple(probes))
 
-    def _valued(self, sampled: SampledGroup, credit: base.Credit) -> SampledGroup:
-        """The group with the values of a strategy, and its note. Raises StrategyError."""
-        values_of, rollouts = credit.values, sampled.group.rollouts
-        n_values = {rollout.rollout_id: len(rollout.values) for rollout in rollouts}
-        are_usable = isinstance(values_of, Mapping) and all(
-            base.are_scores(values, n_values.get(id_, 0)) for id_, values in values_of.items()
-        )
-        wanted = "values by rollout id, each None or a number, one more than its steps"
-        check(are_usable, values_of, wanted)
-        measure = printable(credit.measure)
-        valued = (r.valued(values_of.get(r.rollout_id, r.values), measure) for r in rollouts)
-        note = self._calls.journal.redacted(str(credit.note)).strip()
-        return replace(sampled, group=replace(sampled.group, rollouts=tuple(valued)), note=note)
-
-    def _played(
+    def _player(
         self,
         batch: Batch,
         group: Group,
         additions: dict[int, Additions],  # by rollout id; further ones are added
         played: dict[int, Rollout],  # the same
-        rollout: Rollout,
-        n_steps: int,
-        n: int = 1,
-        *,
-        answers_now: bool = False,
-    ) -> list[Rollout]:
-        """`strategies.base.Play`: the first `n` rollouts that go on from there.
+    ) -> base.Play:
+        """Goes on from steps of the group's rollouts, and of those that it gave."""
 
-        Raises NotReplayedError, UnpaidError, StrategyError.
-        """
-        source_id, example = rollout.rollout_id, group.example
-        most = len(rollout.steps) - (not answers_now)
-        if source_id not in additions or not 0 <= n_steps <= most or n < 1:
-            raise StrategyError(
-                f"play(rollout {source_id}, n_steps={n_steps}, n={n}): pass a rollout of the "
-                f"group, or one that play gave; from 0 to {most} steps; n from 1."
-            )
-        if self._recorded is not None:
-            raise NotReplayedError(f"example {example}: rollouts were made elsewhere")
-        steps = [asdict(replace(step, value=None)) for step in rollout.steps[:n_steps]]
-        purpose = f"from/{source_id}/{answers_now:d}/{digest(steps)}"
-        start, seed = Start(rollout, n_steps, answers_now), self._settings.seed
-        visit = batch.visits[example]
-        ids = [rollout_id_for(seed, visit, example, k, purpose) for k in range(n)]
-        additions |= dict.fromkeys(ids, additions[source_id])
-        usual = self._sample(batch, example, 0, additions[source_id], self._settings.temperature)
-        samples = [replace(usual, rollout_id=id_, start=start) for id_ in ids]
-        jobs = self._sampler.begin_extra(samples, (TRAINING, batch.update))
-        if jobs is None:
-            raise UnpaidError(f"example {example}: {NO_MORE.message}")
-        rollouts = [self._calls.pool.result(job) for job in jobs]
-        played |= {new.rollout_id: new for new in rollouts}
-        for failure in [new.failure for new in rollouts if new.failure is not None]:
-            if failure.kind is FailureKind.REPLAY:
-                raise NotReplayedError(failure.message)
-        if self._settings.metric is None:
-            return [new for new in rollouts if new.counts]
-        rewarded = self.rewarded(rollouts)
-        score_range = group.score_range.including(group.scores)
-        return list(Group.of(example, rewarded, True, score_range).rollouts)
+        def play(
+            rollout: Rollout, n_steps: int, n: int = 1, *, answers_now: bool = False
+        ) -> list[Rollout]:
+            source_id, example = rollout.rollout_id, group.example
+            most = len(rollout.steps) - (not answers_now)
+            if source_id not in additions or not 0 <= n_steps <= most or n < 1:
+                raise StrategyError(
+                    f"play(rollout {source_id}, n_steps={n_steps}, n={n}): pass a rollout of the "
+                    f"group, or one that play gave; from 0 to {most} steps; n from 1."
+                )
+            if self._recorded is not None:
+                raise NotReplayedError(f"example {example}: rollouts were made elsewhere")
+            steps = [asdict(replace(step, value=None)) for step in rollout.steps[:n_steps]]
+            purpose = f"from/{source_id}/{answers_now:d}/{digest(steps)}"
+            settings, visit = self._settings, batch.visits[example]
+            added, start = additions[source_id], Start(rollout, n_steps, answers_now)
+            ids = [rollout_id_for(settings.seed, visit, example, k, purpose) for k in range(n)]
+            of_all = (settings.temperature, start, batch.update, batch.asks_predictors)
+            samples = [Sample(added, example, id_, *of_all) for id_ in ids]
+            additions.update(dict.fromkeys(ids, added))
+            jobs = self._sampler.begin_extra(samples, (TRAINING, batch.update))
+            if jobs is None:
+                raise UnpaidError(f"example {example}: {NO_MORE.message}")
+            rollouts = [self._calls.pool.result(job) for job in jobs]
+            played.update({new.rollout_id: new for new in rollouts})
+            for failure in [new.failure for new in rollouts if new.failure is not None]:
+                if failure.kind is FailureKind.REPLAY:
+                    raise NotReplayedError(failure.message)
+            if settings.metric is None:
+                return [new for new in rollouts if new.counts]
+            score_range = group.score_range.including(group.scores)
+            return list(Group.of(example, self.rewarded(rollouts), True, score_range).rollouts)
+
+        return play
 
     def shown(self, batch: Batch, sampled: SampledGroup) -> tuple[SampledGroup, str]:
         """The rollouts of the group that the reflection LM compares, and all notes on it."""
@@ -372,14 +359,6 @@ class Groups:
             for library, k, b in zip(libraries, shown, arms("briefs", n_briefs), strict=True)
         ]
 
-    @cached_property
-    def demos(self) -> DemoPool:
-        """The sets of demos that the run may show."""
-        inputs, settings = self._inputs, self._settings
-        labelled = inputs.training if settings.shows_labels else ()
-        most, seed = settings.max_demos, settings.seed
-        return DemoPool(inputs.student, inputs.examples, labelled, most, seed)
-
     def ask_gate(
         self, method: str, question: Any, wanted: str, n: int = 0, numbers: range | None = None
     ) -> Any:
@@ -408,23 +387,7 @@ class Groups:
     # ------------------------------------------------------------------ what strategies decide
 
     def _overriding(self, method: str) -> list[base.Strategy]:
-        """The strategies that have this method of their own."""
         return [one for one in self._settings.strategies if base.overrides(one, method)]
-
-    def _asked(self, method: str, why_in_vain: str) -> list[base.Strategy]:
-        """The strategies `overriding` this; none if it is in vain, and the results say why."""
-        strategies = self._overriding(method)
-        if not why_in_vain:
-            return strategies
-        names = " and ".join(type(strategy).__name__ for strategy in strategies)
-        self._switch_off((0, method), f"{names}.{method} is asked no more: {why_in_vain}")
-        return []
-
-    def _switch_off(self, key: tuple[int, str], message: str) -> None:
-        """Say once that a strategy, or all (0), is not asked for this."""
-        if key not in self.switched_off:
-            self.switched_off[key] = message
-            self._calls.report.count_failure("strategy switched off", message)
 
     def sizes(self, plan: base.BatchPlan) -> dict[int, int]:
         """How many rollouts each example of the batch gets."""
@@ -449,11 +412,11 @@ class Groups:
         is_first: bool = False,  # those of the first batch
     ) -> list[Rollout]:
         """The rollouts with what they count with; where a strategy fails, none has a score."""
-        counting = list(rollouts)
+        counting, report = list(rollouts), self._calls.report
         for strategy in self._overriding("reward"):
             key, name = (id(strategy), "reward"), type(strategy).__name__
             if key in self._hanging:
-                self._switch_off(key, f"{name}.reward hangs, and is left out")
+                report.count_failure("strategy", f"{name}.reward hangs, and is left out")
                 continue
             counted = [k for k, rollout in enumerate(counting) if rollout.score is not None]
             rewards: list[float | None] = [None] * len(counted)
@@ -473,9 +436,21 @@ class Groups:
                 counting[k] = replace(counting[k], score=reward, failure=failure)
         return counting
 
-    def proposed(self, context: base.UpdateContext, batch: Batch) -> base.Proposed:
+    def proposed(
+        self, batch: Batch, extracted: Extracted, updates: Sequence[Update]
+    ) -> base.Proposed:
         """The lessons that UpdateLibrary is shown, and the operations beside its own."""
-        operations: list[Any] = []
+        libraries, operations = [update.decision.library for update in updates], list[Any]()
+        context = base.UpdateContext(
+            update=batch.update,
+            library=libraries[-1],
+            libraries=tuple(libraries),
+            lessons=extracted.lessons,
+            groups=extracted.groups,
+            past=updates[-1].groups,
+            predictors=tuple(self._inputs.predictors),
+            **self._common,
+        )
         for strategy in () if batch.is_draft else self._overriding("propose"):
             with self._counting(strategy, "propose"):
                 work = partial(strategy.propose, context, self._ask(batch))

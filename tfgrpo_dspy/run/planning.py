@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import dspy
@@ -24,7 +25,7 @@ from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.results import Change, GroupRecord, OperationRecord, UpdateRecord
 from tfgrpo_dspy.rollout import NO_SCORES, FailureKind, Rollout, ScoreRange, adapt_metric, mean_of
 from tfgrpo_dspy.sampling.examples import SampledGroup
-from tfgrpo_dspy.settings import RunInputs
+from tfgrpo_dspy.settings import RunInputs, RunSettings
 from tfgrpo_dspy.strategies.attempts import may_rescue
 from tfgrpo_dspy.strategies.base import BatchPlan
 from tfgrpo_dspy.text import shortened
@@ -93,7 +94,6 @@ class Update:
     number: int  # how many updates are decided with it: 0 at the start
     decision: Decision  # the gate's; at the start, the library of the student
     account: Account  # what the run has taken
-    batch: Batch | None = None  # None at the start
     extracted: Extracted = Extracted()  # what the batch taught
     best: tuple[Rollout, ...] = ()  # the best rollouts of the run, for making demos
     score_range: ScoreRange = NO_SCORES  # that of the scores of the run
@@ -118,11 +118,11 @@ def rollouts_of(groups: Sequence[SampledGroup]) -> list[Rollout]:
     return [rollout for sampled in groups for rollout in sampled.group.all_rollouts]
 
 
-def record_of(update: Update, proposed: Applied, changes: tuple[Change, ...]) -> UpdateRecord:
-    """What the results say of a decided update."""
-    extracted, decision, used = update.extracted, update.decision, update.account.used
-    batch, groups = update.batch, list[GroupRecord]()
-    assert batch is not None  # noqa: S101 - only the start has none
+def record_of(
+    batch: Batch, update: Update, proposed: Applied, changes: tuple[Change, ...]
+) -> UpdateRecord:
+    """What the results say of the update that this batch led to."""
+    extracted, used, groups = update.extracted, update.account.used, list[GroupRecord]()
     for sampled, use in zip(extracted.groups, extracted.uses, strict=True):
         group, unaided = sampled.group, sampled.unaided.rollouts
         ids = {rollout.rollout_id for rollout in unaided}
@@ -137,8 +137,8 @@ def record_of(update: Update, proposed: Applied, changes: tuple[Change, ...]) ->
         lessons=tuple(lesson.text for lesson in extracted.lessons),
         refused_lessons=extracted.refused,
         operations=tuple(map(_operation_record, (*proposed.operations, *proposed.refused))),
-        reason=decision.reason,
-        library_size=len(decision.library),
+        reason=update.decision.reason,
+        library_size=len(update.decision.library),
         changes=changes,
         n_lm_calls=int(used.n_lm_calls),
         cost_usd=used.cost,
@@ -146,12 +146,9 @@ def record_of(update: Update, proposed: Applied, changes: tuple[Change, ...]) ->
 
 
 def _operation_record(operation: Operation | Refusal) -> OperationRecord:
-    """The record of an operation, or of its refusal."""
-    proposed: Any = operation.operation if isinstance(operation, Refusal) else operation
-    is_mapping, values = isinstance(proposed, Mapping), dict[str, str]()
-    for name in ("op", "id", "text", "scope", "reason"):
-        value = proposed.get(name) if is_mapping else getattr(proposed, name, None)
-        values[name] = str(value or "")
+    written: Any = operation.operation if isinstance(operation, Refusal) else operation
+    get: Any = written.get if isinstance(written, Mapping) else partial(getattr, written)
+    values = {name: str(get(name, None) or "") for name in ("op", "id", "text", "scope", "reason")}
     refused = operation.reason if isinstance(operation, Refusal) else ""
     return OperationRecord(**values, refused=refused)
 
@@ -177,9 +174,8 @@ def why_unscored(rollouts: Sequence[Rollout]) -> str:
     """Why a metric can never work that failed on all of these rollouts; "": it did not."""
     failures = [rollout.failure for rollout in rollouts if rollout.failure]
     messages = [failure.message for failure in failures if failure.kind is FailureKind.METRIC]
-    if not rollouts or len(messages) < len(rollouts):
-        return ""
-    return f"the metric gave no score to any of the first {len(rollouts)} rollouts: {min(messages)}"
+    none = f"the metric gave no score to any of the first {len(rollouts)} rollouts"
+    return f"{none}: {min(messages)}" if len(messages) == len(rollouts) > 0 else ""
 
 
 def why_unreadable(rollouts: Sequence[Rollout], lms: Iterable[Any]) -> str:
@@ -194,7 +190,7 @@ def why_unreadable(rollouts: Sequence[Rollout], lms: Iterable[Any]) -> str:
     )
 
 
-def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, lm: Any) -> str:
+def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, settings: RunSettings) -> str:
     """Why a reflection LM can never work, by its answers up to the `last` update; "": it may."""
     useless: list[Answer] = []
     # the clock decides which answers for later updates are there
@@ -209,7 +205,9 @@ def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, lm: Any) -> 
         f"the reflection LM gave {len(useless)} answers in a row that are of no use. The first: "
         f"{sentence(shortened(example, SHOWN_BYTES))}"
     )
-    return ending.removesuffix(".") if first.error else f"{ending} {_advice([lm])}"
+    return (
+        ending.removesuffix(".") if first.error else f"{ending} {_advice([settings.reflection_lm])}"
+    )
 
 
 def why_finished(
@@ -257,7 +255,6 @@ def why_finished(
 
 
 def _advice(lms: Iterable[Any]) -> str:
-    """What to change, with the limits that the LMs have."""
     kwargs = [getattr(lm or dspy.settings.lm, "kwargs", {}) for lm in lms]
     limits = [k.get("max_tokens") or k.get("max_completion_tokens") for k in kwargs]
     now = ", ".join(dict.fromkeys(str(limit) for limit in limits if limit))
@@ -304,10 +301,9 @@ class Planner:
     def next(self) -> Batch | None:
         """The next batch, maybe a draft; None: not before another update is decided, or none."""
         number, n_decided = len(self.batches), len(self._updates) - 1
-        if self._is_over or number == self.n_updates or n_decided < self.n_awaited(number):
+        if self._is_over or number == self.n_updates or n_decided < self._n_awaited(number):
             return None
-        batch = None if self._ledger.cut_because else self._planned(number)
-        if batch is not None:
+        if not self._ledger.cut_because and (batch := self._planned(number)) is not None:
             self.batches.append(batch)
             return batch
         # Where nothing but an assumption says what a rollout takes, a batch that is not paid for is
@@ -318,7 +314,7 @@ class Planner:
         self._late |= {number} if may_come else set()
         return None
 
-    def n_awaited(self, number: int) -> int:
+    def _n_awaited(self, number: int) -> int:
         """How many updates are decided before the batch of the update with this number is made."""
         n_decided, n_examples = self._n_decided(number), number * self._settings.batch_size
         is_after_drafts = self.n_drafts and n_examples > MAX_EXAMPLES_BEFORE_DRAFTS
@@ -328,7 +324,11 @@ class Planner:
         return number if number in self._late else max(0, number - self._settings.max_staleness)
 
     def _planned(self, number: int) -> Batch | None:
-        base, settings, inputs = self._updates[self.n_awaited(number)], self._settings, self._inputs
+        settings, inputs, base = (
+            self._settings,
+            self._inputs,
+            self._updates[self._n_awaited(number)],
+        )
         if number < self.n_drafts:
             return Batch(number, base, is_draft=True)
         decided = self._updates[: base.number + 1]

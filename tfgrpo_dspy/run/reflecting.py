@@ -16,188 +16,20 @@ from typing import Any
 from tfgrpo_dspy.calls import Calls
 from tfgrpo_dspy.calls.reflections import IMAGES, Inputs, ReflectionClient, Waited
 from tfgrpo_dspy.errors import described
-from tfgrpo_dspy.experience import (
-    ALL,
-    Evidence,
-    ExperienceLibrary,
-    Operation,
-    Refusal,
-    bare_instructions,
-)
+from tfgrpo_dspy.experience import ALL, Evidence, Operation, Refusal, bare_instructions
 from tfgrpo_dspy.gate.bayesian import BRIEF_ABOVE, Decision
-from tfgrpo_dspy.listeners import RunReport
+from tfgrpo_dspy.reflection import lessons as reading
 from tfgrpo_dspy.reflection import modules as texts
-from tfgrpo_dspy.reflection.lessons import (
-    Guard,
-    Lesson,
-    Task,
-    admitted,
-    known_lessons,
-    lessons_in,
-    merge_lessons,
-    operations_in,
-    settled,
-    task_text,
-)
+from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import Group, Rollout
-from tfgrpo_dspy.run.planning import (
-    ANSWERS_IN_A_ROW,
-    EXPLAINED,
-    LEFT,
-    NOT_ASKED,
-    TEACHING,
-    Batch,
-    Brief,
-    Extracted,
-    Update,
-    why_useless,
-)
+from tfgrpo_dspy.run import planning
+from tfgrpo_dspy.run.planning import TEACHING, Batch, Brief, Extracted, Update
 from tfgrpo_dspy.sampling.examples import Example, SampledGroup
 from tfgrpo_dspy.settings import EXAMPLES_OF_BRIEF, EXAMPLES_OF_DRAFT, RunInputs, n_unlike_drafts
+from tfgrpo_dspy.strategies.base import Proposed
 from tfgrpo_dspy.text import cleaned_text, estimate_tokens, n_words, shortened
 from tfgrpo_dspy.user_code import named_predictors
-
-MOST_WORDS = 2_000  # of a brief
-FAILURES, SUCCESSES, EXAMPLES_OF_REVISION, LEAST_FAILURES = 8, 3, 10, 2
-"""In the prompt of a revision: attempts and labelled examples at most, and failures at least."""
-MOST_UNSURE = 5  # briefs of which none is surely better than the student's own instructions
-LEAST_TRIED = 8  # rollouts of each brief: before that, no other one is written
-
-
-class Briefer:
-    """Asks for the briefs of one run."""
-
-    def __init__(self, inputs: RunInputs, client: ReflectionClient, calls: Calls) -> None:
-        self._inputs, self._settings = inputs, inputs.settings
-        self._client, self._calls = client, calls
-        self._own = {name: bare_instructions(p) for name, p in named_predictors(inputs.student)}
-
-    def first(self, batch: Batch) -> list[Brief]:
-        """The briefs from labelled examples: none, or as many as the budget tests."""
-
-        def begun(number: int) -> Callable[[], tuple[tuple[str, str], ...]]:
-            shown = {"examples": self._labelled(number, EXAMPLES_OF_BRIEF)}
-            return self._begun(batch, number, self._own, shown)
-
-        n = self._settings.n_briefs if self._labelled(0, 1) else 0
-        briefs = [Brief(begun(0)())] if n else []
-        if any(brief.texts for brief in briefs):  # one that cannot write is not asked for more
-            briefs += [Brief(wait()) for wait in [begun(number) for number in range(1, n)]]
-        return briefs
-
-    def _labelled(self, number: int, most: int) -> list[str]:
-        """Training examples with their labels, drawn by the number of a brief."""
-        examples, may_show = self._inputs.examples, self._settings.reflection.use_labels
-        labelled = [k for k in self._inputs.training if may_show and examples[k].labels]
-        mixed = random.Random(f"{self._settings.seed}/briefs/{number}")
-        drawn = mixed.sample(labelled, min(len(labelled), most))
-        return [f"{examples[k].text}\nLabels:\n{examples[k].labels_text}" for k in drawn]
-
-    def revisions(
-        self,
-        batch: Batch,
-        before: Update,
-        groups: Sequence[SampledGroup],
-        dropped: Sequence[Lesson],
-    ) -> Callable[[], tuple[Brief, ...]]:
-        """Ask for a revision of what leads before this batch, whose groups show failures of it.
-
-        What is given waits for it.
-        """
-        beliefs = before.decision.briefs
-        are_tried = all(belief.n_rollouts >= LEAST_TRIED for belief in beliefs)
-        if not (self._settings.n_briefs and before.may_brief and are_tried):
-            return tuple
-        lead = leading(before.decision)
-        is_sure = lead and beliefs[lead - 1].chance >= BRIEF_ABOVE
-        if not is_sure and len(beliefs) >= MOST_UNSURE:
-            return tuple
-        every = [*_attempts(reversed(groups), lead), *_attempts(reversed(before.groups), lead)]
-        scores = before.score_range.including(r.score for _, r in every)
-        enough = scores.highest - scores.least_contrast
-        failures = [(s, r) for s, r in every if (r.score or 0.0) < enough]
-        n_new = sum(any(s is group for group in groups) for s, _ in failures)
-        if scores.is_flat or len(failures) < LEAST_FAILURES or not n_new:
-            return tuple
-        successes = [(s, r) for s, r in every if (r.score or 0.0) >= enough]
-        shown = [*failures[:FAILURES], *successes[:SUCCESSES]]
-        present = self._own | (dict(before.briefs[lead - 1].texts) if lead else {})
-        advice = [texts.library_text(before.decision.library)]
-        advice += ["Tried and dropped:\n" + texts.dropped_text(dropped)] if dropped else []
-        attempts = [self._attempt_text(sampled, rollout) for sampled, rollout in shown]
-        examples = self._labelled(len(before.briefs), EXAMPLES_OF_REVISION)
-        inputs = {"attempts": attempts, "experiences": ["\n\n".join(advice)], "examples": examples}
-        written = self._begun(batch, 0, present, inputs)
-        return lambda: (Brief(written(), parent=lead),)
-
-    def _attempt_text(self, sampled: SampledGroup, rollout: Rollout) -> str:
-        example = self._inputs.examples[rollout.example]
-        labels = example.labels_text if self._settings.reflection.use_labels else texts.HIDDEN
-        had = ", ".join(sampled.additions_of(rollout).parts)
-        return (
-            f"Score {rollout.score:.3g}{had and f', with {had}'}\n{example.text}\n"
-            f"Expected: {labels or texts.UNKNOWN}\n{texts.attempt_text(rollout)}"
-        )
-
-    def _begun(
-        self, batch: Batch, number: int, present: dict[str, str], shown: dict[str, list[str]]
-    ) -> Callable[[], tuple[tuple[str, str], ...]]:
-        """Ask for a text for each predictor; what is given waits for those that are usable."""
-        max_tokens = getattr(self._settings.reflection.brief, "shown_tokens", 12_000)
-
-        def inputs(name: str, halving: int) -> dict[str, Any]:
-            names = ("examples", "experiences", "attempts")
-            parts = {(k, n): text for k in names for n, text in enumerate(shown.get(k, []))}
-            cut = texts.shorter(parts, max_tokens >> halving)
-            fields = {k: [text for (of, _), text in cut.items() if of == k] for k in names}
-            shown_by_name = {k: texts.by_example(each) or "(none)" for k, each in fields.items()}
-            return {"predictor": name, "present": present[name], **shown_by_name}
-
-        asked = {
-            name: self._client.begin("brief", batch, number, partial(inputs, name), index)
-            for index, name in enumerate(present)
-        }
-
-        def written() -> tuple[tuple[str, str], ...]:
-            texts_ = {name: self._usable(wait()) for name, wait in asked.items()}
-            new = {name: text for name, text in texts_.items() if text != present[name].strip()}
-            others = {name: text for name, text in present.items() if text != self._own[name]}
-            return (
-                tuple((others | {k: v for k, v in new.items() if v}).items())
-                if any(new.values())
-                else ()
-            )
-
-        return written
-
-    def _usable(self, answer: Answer) -> str:
-        """The text of an answer; "": it is too long."""
-        text = cleaned_text(str(answer.output or "")).strip()
-        if n_words(text) <= MOST_WORDS:
-            return text
-        why = f"it has {n_words(text)} words, of at most {MOST_WORDS}"
-        self._calls.report.count_failure("brief refused", f"{why}: {text}")
-        return ""
-
-
-def leading(decision: Decision) -> int:
-    """The brief with the highest expected score, from 1; 0: the student's own instructions.
-
-    One that was hardly tried does not lead.
-    """
-    means = [0.0, *(b.mean * (b.n_rollouts >= LEAST_TRIED) for b in decision.briefs)]
-    return means.index(max(means))
-
-
-def _attempts(groups: Iterator[SampledGroup], brief: int) -> Iterator[tuple[SampledGroup, Rollout]]:
-    """The worst scored attempt with this brief of each group, those with aid left out."""
-    for sampled in groups:
-        scored = [r for r in sampled.unaided.rollouts if r.score is not None]
-        attempts = [r for r in scored if sampled.additions_of(r).brief == brief]
-        if attempts:
-            yield sampled, min(attempts, key=lambda rollout: rollout.score or 0.0)
-
 
 EXAMPLES_SHOWN, EXAMPLE_TOKENS = 6, 200  # of labelled examples in the prompt for operations
 REASON_BYTES, EXAMPLE_BYTES = 210, 87  # how long they may be in the prompt of an update
@@ -213,18 +45,22 @@ in fewer than a tenth as many, a middling score is taken for one of the example 
 NEIGHBOURS = 8  # groups that wait for each other, to share calls
 Found = tuple[list[Lesson], list[str]]
 """The lessons that are taken; the texts of those that are refused, each with the reason."""
+MOST_WORDS = 2_000  # of a brief
+FAILURES, SUCCESSES, EXAMPLES_OF_REVISION, LEAST_FAILURES = 8, 3, 10, 2
+"""In the prompt of a revision: attempts and labelled examples at most, and failures at least."""
+MOST_UNSURE = 5  # briefs of which none is surely better than the student's own instructions
+LEAST_TRIED = 8  # rollouts of each brief: before that, no other one is written
 
 
 class Reflector:
-    """Draws lessons from the groups and the labelled examples of one run, and operations."""
+    """Draws lessons from groups and labels of one run, operations from these, and writes briefs."""
 
-    def __init__(
-        self, inputs: RunInputs, client: ReflectionClient, report: RunReport, briefer: Briefer
-    ) -> None:
+    def __init__(self, inputs: RunInputs, client: ReflectionClient, calls: Calls) -> None:
         self._inputs, self._settings, self._examples = inputs, inputs.settings, inputs.examples
-        self._client, self._report, self._briefer = client, report, briefer
-        program = task_text(inputs.student, inputs.settings.objective or "")
-        self._task = Task(program, lambda: ((e.inputs, e.labels) for e in inputs.examples))
+        self._client, self._report = client, calls.report
+        self._own = {name: bare_instructions(p) for name, p in named_predictors(inputs.student)}
+        program = reading.task_text(inputs.student, inputs.settings.objective or "")
+        self._task = reading.Task(program, lambda: ((e.inputs, e.labels) for e in inputs.examples))
 
     # ------------------------------------------------------------------ lessons of groups
 
@@ -235,19 +71,17 @@ class Reflector:
         show: Callable[[SampledGroup], tuple[SampledGroup, str]],
     ) -> Extracted:
         """The lessons of the groups; `show` gives what to compare of a group, with a note."""
-        settings, base = self._settings, batch.base
-        n_shown = settings.groups_per_call
-        size = max(NEIGHBOURS, n_shown)
-        all_groups = cache(lambda: [group() for group in groups])
+        settings, base, n_shown = self._settings, batch.base, self._settings.groups_per_call
+        size, all_groups = max(NEIGHBOURS, n_shown), cache(lambda: [group() for group in groups])
         is_full = sum(e.is_on_trial for e in batch.library) >= settings.most_on_trial
         is_thrifty = settings.measures and not settings.data.is_recorded
-        lead = leading(base.decision)
-        is_briefed = lead > 0 and base.decision.briefs[lead - 1].chance >= BRIEF_ABOVE
         is_in_vain = is_thrifty and base.n_in_vain >= MOST_IN_VAIN
+        lead = leading(base.decision)
+        leads_surely = lead > 0 and base.decision.briefs[lead - 1].chance >= BRIEF_ABOVE
 
         used: list[tuple[SampledGroup, str]] = []
-        calls: list[Callable[[], Found]] = []
         shown: list[tuple[SampledGroup, str]] = []
+        calls: list[Callable[[], Found]] = []
         for place, waited in enumerate(groups):
             if place % size == 0:
                 n_left = (0 if place else n_shown) if is_in_vain else size  # may be asked
@@ -256,9 +90,11 @@ class Reflector:
             use, group = self._use_of(batch, sampled.group, all_groups)
             sampled = replace(sampled, group=group)
             if use == "contrast" and is_thrifty and _is_explained(batch, sampled, lead):
-                use = EXPLAINED
-            if use in TEACHING and (is_full or is_briefed or not n_left):
-                use = LEFT if is_briefed else "enough on trial" if is_full else NOT_ASKED
+                use = planning.EXPLAINED
+            if use in TEACHING and leads_surely:
+                use = planning.LEFT
+            elif use in TEACHING and (is_full or not n_left):
+                use = "enough on trial" if is_full else planning.NOT_ASKED
             n_left -= use in TEACHING
             used += [(whole, use)] if whole.additions else []
             shown += [(sampled, note)] * (use in TEACHING)
@@ -267,12 +103,9 @@ class Reflector:
                 calls.append(self._client.beside(partial(self._lessons_of, batch, shown)))
                 shown = []
         lessons, refused = _together(call() for call in calls)
-        return Extracted(
-            tuple(merge_lessons(lessons)),
-            tuple(refused),
-            tuple(group for group, _ in used),
-            tuple(use for _, use in used),
-        )
+        taken, uses = [group for group, _ in used], [use for _, use in used]
+        merged = tuple(reading.merge_lessons(lessons))
+        return Extracted(merged, tuple(refused), tuple(taken), tuple(uses))
 
     def _use_of(
         self, batch: Batch, group: Group, all_groups: Callable[[], list[SampledGroup]]
@@ -353,15 +186,12 @@ class Reflector:
         A note that all of them have stands there once; the briefs are those of some attempts.
         """
         sampled_groups, notes = [sampled for sampled, _ in shown], [note for _, note in shown]
-        about = [self._about(sampled.group) for sampled in sampled_groups]
-        parts = []
+        about, parts = [self._about(sampled.group) for sampled in sampled_groups], list[str]()
         for sampled, of_group in zip(sampled_groups, attempts, strict=True):
             pairs = zip(sampled.additions, sampled.aids, strict=True)
             aids = [", ".join(filter(None, (*one.arms, aid))) for one, aid in pairs]
-            libraries = [additions.library for additions in sampled.additions]
-            parts.append(
-                texts.attempts_text(sampled.group, of_group, libraries, aids, batch.library)
-            )
+            had = [additions.library for additions in sampled.additions]
+            parts.append(texts.attempts_text(sampled.group, of_group, had, aids, batch.library))
         numbered = [f"Example {n}\n{note}" for n, note in enumerate(notes, start=1) if note]
         noted = numbered if len({*notes}) > 1 else filter(None, notes[:1])
         briefs = (
@@ -382,9 +212,11 @@ class Reflector:
     def _about(self, group: Group) -> dict[str, str]:
         """The example of a group as the reflection LM is shown it."""
         example = self._examples[group.example]
-        is_hidden = self._settings.metric and not self._settings.reflection.use_labels
-        labels = texts.HIDDEN if is_hidden else example.labels_text if self._settings.metric else ""
+        labels = self._labels_of(example) if self._settings.metric else ""
         return {"example": example.text, "expected": labels or texts.UNKNOWN}
+
+    def _labels_of(self, example: Example) -> str:
+        return example.labels_text if self._settings.reflection.use_labels else texts.HIDDEN
 
     def _attempts(self, batch: Batch, group: Group, max_tokens: int) -> list[str]:
         """A text for each rollout: whole where all fit, a summary where they are too long."""
@@ -398,11 +230,9 @@ class Reflector:
         for index, (rollout, text) in enumerate(zip(group.rollouts, attempts, strict=True)):
             if sizes[index] > longest:
                 score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
-                attempt = f"{score}{texts.clip(text, max_tokens)}"
-                as_asked = partial(
-                    lambda inputs, _: inputs, {**self._about(group), "attempt": attempt}
-                )
-                asked[index] = self._client.begin("summary", batch, group.example, as_asked, index)
+                inputs = {**self._about(group), "attempt": score + texts.clip(text, max_tokens)}
+                begin = partial(self._client.begin, "summary", batch, group.example)
+                asked[index] = begin(partial(_whole, inputs), index)
         for index, wait in asked.items():
             if summary := wait().output:
                 attempts[index] = texts.attempt_text(group.rollouts[index], str(summary))
@@ -416,12 +246,11 @@ class Reflector:
         evidence: Sequence[Evidence],
         scope: str = ALL,
     ) -> Found:
-        """The lessons of an answer about these examples."""
         shown = [shortened(example.text, EXAMPLE_BYTES) for example in examples]
         blank = Lesson("", scope, tuple(evidence), shortened(answer.explanation, REASON_BYTES))
         most, guard = self._settings.limits.max_experience_words, self._against(examples)
         names, output = self._inputs.predictors, answer.output or ()
-        lessons, refused = lessons_in(output, blank, names, guard, shown, most)
+        lessons, refused = reading.lessons_in(output, blank, names, guard, shown, most)
         return lessons[: self._settings.reflection.lessons_per_group * len(examples)], refused
 
     # ------------------------------------------------------------------ lessons of labels
@@ -431,31 +260,29 @@ class Reflector:
 
         Where the reflection LM can write briefs, fewer drafts are made.
         """
-        settings, client = self._settings, self._client
+        settings, client, results = self._settings, self._client, list[Found]()
         max_tokens = getattr(settings.reflection.draft, "shown_tokens", 12_000)
 
         def asked(number: int, examples: Sequence[Example]) -> Waited:
-            labelled = [f"{each.text}\nLabels:\n{each.labels_text}" for each in examples]
-
             def inputs(halving: int) -> Inputs:
-                share = (max_tokens >> halving) // len(labelled)
-                shown = [texts.clip(text, share) for text in labelled]
+                share = (max_tokens >> halving) // len(examples)
+                shown = [texts.clip(_labelled(each), share) for each in examples]
                 library = batch.library.render() or texts.NO_EXPERIENCES
                 return {"experiences": library, "examples": texts.by_example(shown)}
 
             return client.begin("draft", batch, number, inputs)
 
-        briefs = tuple(self._briefer.first(batch))
+        briefs = tuple(self._first_briefs(batch))
         parts = [*enumerate(itertools.islice(self._draft_parts(), settings.drafts))]
-        results: list[Found] = []
-        for some in (parts[:ANSWERS_IN_A_ROW], parts[ANSWERS_IN_A_ROW:]):
-            if results and why_useless(client.answers, batch.update, settings.reflection_lm):
+        n_first = planning.ANSWERS_IN_A_ROW
+        for some in (parts[:n_first], parts[n_first:]):
+            if results and planning.why_useless(client.answers, batch.update, self._settings):
                 break
             for number, examples, wait in [(n, shown, asked(n, shown)) for n, shown in some]:
                 source = Evidence(batch.update, number, (), ())  # tells the drafts apart in merging
                 results.append(self._read(wait(), examples, [source]))
         drawn, refused = _together(results)
-        merged = merge_lessons(drawn)
+        merged = reading.merge_lessons(drawn)
         repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
         lessons = tuple(replace(lesson, evidence=()) for lesson in repeated or merged)
         return Extracted(lessons, tuple(refused), briefs=briefs)
@@ -474,25 +301,125 @@ class Reflector:
                     seen.add(frozenset(part))
                     yield [labelled[k] for k in part]
 
+    # ------------------------------------------------------------------ briefs
+
+    def _first_briefs(self, batch: Batch) -> list[Brief]:
+        """The briefs from labelled examples: none, or as many as the budget tests."""
+
+        def begun(number: int) -> Callable[[], Brief]:
+            shown = {"examples": self._drawn(number, EXAMPLES_OF_BRIEF)}
+            return self._begun(batch, number, self._own, shown)
+
+        n = self._settings.n_briefs if self._drawn(0, 1) else 0
+        briefs = [begun(0)()] if n else []
+        if any(brief.texts for brief in briefs):  # one that cannot write is not asked for more
+            briefs += [wait() for wait in [begun(number) for number in range(1, n)]]
+        return briefs
+
+    def _drawn(self, number: int, most: int) -> list[str]:
+        """Training examples with their labels, drawn by the number of a brief."""
+        examples, may_show = self._examples, self._settings.reflection.use_labels
+        labelled = [k for k in self._inputs.training if may_show and examples[k].labels]
+        mixed = random.Random(f"{self._settings.seed}/briefs/{number}")
+        drawn = mixed.sample(labelled, min(len(labelled), most))
+        return [_labelled(examples[k]) for k in drawn]
+
+    def revisions(
+        self,
+        batch: Batch,
+        before: Update,
+        groups: Sequence[SampledGroup],
+        dropped: Sequence[Lesson],
+    ) -> Callable[[], tuple[Brief, ...]]:
+        """Ask for a revision of what leads before this batch, whose groups show failures of it.
+
+        What is given waits for it.
+        """
+        beliefs, lead = before.decision.briefs, leading(before.decision)
+        leads_surely = lead > 0 and beliefs[lead - 1].chance >= BRIEF_ABOVE
+        are_tried = all(belief.n_rollouts >= LEAST_TRIED for belief in beliefs)
+        may_brief = self._settings.n_briefs and before.may_brief and are_tried
+        if not may_brief or (len(beliefs) >= MOST_UNSURE and not leads_surely):
+            return tuple
+        every = [*_attempts(reversed(groups), lead), *_attempts(reversed(before.groups), lead)]
+        scores = before.score_range.including(r.score for _, r in every)
+        enough = scores.highest - scores.least_contrast
+        failures = [(s, r) for s, r in every if (r.score or 0.0) < enough]
+        n_new = sum(any(s is group for group in groups) for s, _ in failures)
+        if scores.is_flat or len(failures) < LEAST_FAILURES or not n_new:
+            return tuple
+        successes = [(s, r) for s, r in every if (r.score or 0.0) >= enough]
+        attempts = []
+        for sampled, rollout in (*failures[:FAILURES], *successes[:SUCCESSES]):
+            had, example = sampled.additions_of(rollout).parts, self._examples[rollout.example]
+            score = f"Score {rollout.score:.3g}{', with ' if had else ''}{', '.join(had)}"
+            expected = f"Expected: {self._labels_of(example) or texts.UNKNOWN}"
+            parts = (score, example.text, expected, texts.attempt_text(rollout))
+            attempts.append("\n".join(parts))
+        advice = [texts.library_text(before.decision.library)]
+        advice += ["Tried and dropped:\n" + texts.dropped_text(dropped)] if dropped else []
+        examples = self._drawn(len(before.briefs), EXAMPLES_OF_REVISION)
+        inputs = {"attempts": attempts, "experiences": ["\n\n".join(advice)], "examples": examples}
+        present = self._own | (dict(before.briefs[lead - 1].texts) if lead else {})
+        written = self._begun(batch, 0, present, inputs, lead)
+        return lambda: (written(),)
+
+    def _begun(
+        self,
+        batch: Batch,
+        number: int,
+        present: dict[str, str],
+        shown: dict[str, list[str]],
+        parent: int = 0,
+    ) -> Callable[[], Brief]:
+        """Ask for a text for each predictor; what is given waits, and leaves out those too long."""
+        max_tokens = getattr(self._settings.reflection.brief, "shown_tokens", 12_000)
+
+        def inputs(name: str, halving: int) -> Inputs:
+            names = ("examples", "experiences", "attempts")
+            parts = {(k, n): text for k in names for n, text in enumerate(shown.get(k, ()))}
+            cut = texts.shorter(parts, max_tokens >> halving).items()
+            fields = {k: texts.by_example([t for (of, _), t in cut if of == k]) for k in names}
+            fields = {k: text or "(none)" for k, text in fields.items()}
+            return {"predictor": name, "present": present[name], **fields}
+
+        asked = {
+            name: self._client.begin("brief", batch, number, partial(inputs, name), index)
+            for index, name in enumerate(present)
+        }
+
+        def written() -> Brief:
+            new = dict[str, str]()
+            for name, wait in asked.items():
+                text = cleaned_text(str(wait().output or "")).strip()
+                if (n := n_words(text)) > MOST_WORDS:
+                    why = f"it has {n} words, of at most {MOST_WORDS}"
+                    self._report.count_failure("brief refused", f"{why}: {text}")
+                elif text and text != present[name].strip():
+                    new[name] = text
+            others = {name: text for name, text in present.items() if text != self._own[name]}
+            return Brief(tuple((others | new).items()) if new else (), parent)
+
+        return written
+
     # ------------------------------------------------------------------ operations
 
     def propose(
         self,
         batch: Batch,
-        library: ExperienceLibrary,
-        lessons: Sequence[Lesson],
+        before: Update,
+        proposed: Proposed,
         dropped: Sequence[Lesson],
-        added: Sequence[Operation],
-        guard: Guard,
+        guard: reading.Guard,
     ) -> tuple[list[Operation], list[Refusal]]:
         """The operations that the lessons call for, and the refused ones: malformed, copies.
 
         A lesson that the library has already, in nearly the same words, is a KEEP with its
         evidence. UpdateLibrary is asked about the others, and told what was tried and dropped;
-        where they are too many for one prompt, it is asked several times. `added` are operations
-        of strategies.
+        where they are too many for one prompt, it is asked several times.
         """
-        keeps, new = known_lessons(lessons, library)
+        library = before.decision.library
+        keeps, new = reading.known_lessons(proposed.lessons, library)
         names, settings = self._inputs.predictors, self._settings.reflection
         shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
 
@@ -501,11 +428,10 @@ class Reflector:
             sources = (evidence.example for lesson in part for evidence in lesson.evidence)
             places = dict.fromkeys(self._inputs.training if batch.is_draft else sources)
             examples = [self._examples[k] for k in places if self._settings.shows_labels]
-            labelled = [each for each in examples if each.labels][:EXAMPLES_SHOWN]
-            parts = (f"{each.text}\nLabels:\n{each.labels_text}" for each in labelled)
-            text = texts.by_example([texts.clip(text, EXAMPLE_TOKENS) for text in parts])
+            labelled = [_labelled(each) for each in examples if each.labels][:EXAMPLES_SHOWN]
+            text = texts.by_example([texts.clip(text, EXAMPLE_TOKENS) for text in labelled])
             asked = {**shown, "examples": text or "(none)", "lessons": texts.lessons_text(part)}
-            return part, self._client.begin("update", batch, batch.update, lambda _: asked)
+            return part, self._client.begin("update", batch, batch.update, partial(_whole, asked))
 
         max_tokens = getattr(settings.update, "shown_tokens", 4_000)
         begun, every = deque(map(begin, texts.packed_lessons(new, max_tokens))), list[Any](keeps)
@@ -516,31 +442,30 @@ class Reflector:
             if answer.is_too_long and not is_one:
                 begun.extendleft(reversed([begin(part[:middle]), begin(part[middle:])]))
             else:
-                every += operations_in(answer.output, part, library, names, guard)
-        every += [admitted(operation, names, guard) for operation in added]
+                every += reading.operations_in(answer.output, part, library, names, guard)
+        every += [reading.admitted(operation, names, guard) for operation in proposed.operations]
         operations = [each for each in every if not isinstance(each, Refusal)]
-        return settled(operations, dropped), [x for x in every if isinstance(x, Refusal)]
+        return reading.settled(operations, dropped), [x for x in every if isinstance(x, Refusal)]
 
     def why_in_vain(self, batch: Batch) -> str:
         """Why no more reflections are worth asking for after this batch; "": they are."""
         answers = self._client.answers
         is_new = not batch.is_draft and batch.update in answers
-        return why_useless(answers, batch.update, self._settings.reflection_lm) if is_new else ""
+        return planning.why_useless(answers, batch.update, self._settings) if is_new else ""
 
     # ------------------------------------------------------------------ the guard
 
-    def guard_of(
-        self, batch: Batch, lessons: Sequence[Lesson], added: Sequence[Operation]
-    ) -> Guard:
+    def guard_of(self, batch: Batch, proposed: Proposed) -> reading.Guard:
         """The guard against copies of all that the reflection LM was shown for an update."""
+        lessons, added = proposed.lessons, proposed.operations
         sources = {evidence.example for each in (*lessons, *added) for evidence in each.evidence}
         if batch.is_draft or any(getattr(each, "text", "") and not each.evidence for each in added):
             sources.update(range(len(self._examples)))  # it may copy any
         return self._against([self._examples[i] for i in sorted(sources.union(batch.examples))])
 
-    def _against(self, examples: Iterable[Example]) -> Guard:
+    def _against(self, examples: Iterable[Example]) -> reading.Guard:
         """The guard against copies of these examples, by `Reflection(guard=)`."""
-        return Guard(((e.inputs, e.labels) for e in examples), self._task, self._refuses)
+        return reading.Guard(((e.inputs, e.labels) for e in examples), self._task, self._refuses)
 
     def _refuses(self, text: str, reason: str) -> bool:
         """Whether advice that a guard has a reason against is refused."""
@@ -557,8 +482,33 @@ class Reflector:
         return refuses
 
 
+def leading(decision: Decision) -> int:
+    """The brief with the highest expected score, from 1; 0: the student's own instructions.
+
+    One that was hardly tried does not lead.
+    """
+    means = [0.0, *(b.mean * (b.n_rollouts >= LEAST_TRIED) for b in decision.briefs)]
+    return means.index(max(means))
+
+
+def _attempts(groups: Iterator[SampledGroup], brief: int) -> Iterator[tuple[SampledGroup, Rollout]]:
+    """The worst scored attempt with this brief of each group, those with aid left out."""
+    for sampled in groups:
+        scored = [r for r in sampled.unaided.rollouts if r.score is not None]
+        attempts = [r for r in scored if sampled.additions_of(r).brief == brief]
+        if attempts:
+            yield sampled, min(attempts, key=lambda rollout: rollout.score or 0.0)
+
+
+def _labelled(example: Example) -> str:
+    return f"{example.text}\nLabels:\n{example.labels_text}"
+
+
+def _whole(inputs: Inputs, _halving: int) -> Inputs:
+    return inputs  # the longest texts are cut then, whatever they are
+
+
 def _together(results: Iterable[Found]) -> Found:
-    """What all these calls found."""
     pairs = [*results]
     return [x for taken, _ in pairs for x in taken], [x for _, refused in pairs for x in refused]
 

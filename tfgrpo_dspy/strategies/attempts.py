@@ -561,8 +561,6 @@ GROUPS, FAILING = 16, 12
 program that is right in a third of its rollouts does so in one run of a hundred."""
 ROLLOUTS, UNLIKE = 8, 3.0
 """The factor by which the objectives' standard deviations in the first 8 rollouts must differ."""
-RESCUES = 8
-"""After this number of rescued groups without a better extra attempt, no group is rescued."""
 
 
 @dataclass(frozen=True)
@@ -614,16 +612,3 @@ def may_rescue(strategies: Sequence[base.Strategy], past: Sequence[SampledGroup]
     """True if a strategy may help groups that fail throughout, after these."""
     rescuing = [one for one in strategies if base.overrides(one, "rescue")]
     return any(not isinstance(one, Auto) or needs_hints(past) for one in rescuing)
-
-
-def rescued_in_vain(past: Sequence[SampledGroup]) -> bool:
-    """True if no extra attempt of the latest rescued groups was better than all others."""
-    better = []
-    for sampled in past:
-        rollouts = (sampled.measured or sampled.group).all_rollouts
-        pairs = zip(sampled.additions, rollouts, strict=True)
-        extra = [r.score for one, r in pairs if one.aid and r.score is not None]
-        if extra:
-            usual = sampled.by_metric
-            better.append(max(extra) > max(usual.scores, default=-math.inf) + usual.least_contrast)
-    return len(better) >= RESCUES and not any(better[-RESCUES:])

@@ -52,9 +52,7 @@ PAIRS, EARLIER = 3, 20  # of a group that are compared; earlier groups whose pai
 SAMPLES = 2  # answers in each state
 WHOLE = 2  # rollouts of a group that branches
 FIRST = 2 / 3  # of the steps: earlier branches cost more, later ones differ in less
-CREDITED, AT_ONCE, DECISIVE = 6, 3, 1 / 3
-"""Until 6 groups were credited, at most 3 of a batch are; then credit goes on if a step decided in
-a third of them."""
+CREDITED, AT_ONCE = 6, 3  # until 6 groups were credited, at most 3 of a batch are
 CREDIT_SHARE = 0.5
 """LM calls of rollouts that go on from a step, beside those of whole rollouts."""
 LINE = re.compile(r"(\d+)\D*?:\s*([\d.,; ]+)")
@@ -162,18 +160,9 @@ def may_be_credited(group: Group, past: Sequence[SampledGroup], place: int) -> b
     rollouts = [r for s in past for r in (*s.group.all_rollouts, *s.probes)]
     going_on = sum(r.usage.n_lm_calls for r in rollouts if r.n_replayed is not None)
     whole = sum(r.usage.n_lm_calls for r in rollouts if r.n_replayed is None)
-    is_tried = len(_credited(past)) >= CREDITED or place < AT_ONCE
+    n_credited = sum(any(rollout.changes for rollout in s.group.rollouts) for s in past)
+    is_tried = n_credited >= CREDITED or place < AT_ONCE
     return has_turns and is_tried and going_on <= CREDIT_SHARE * whole
-
-
-def credited_in_vain(past: Sequence[SampledGroup]) -> bool:
-    """True if steps were valued in enough groups, and hardly any of them decided."""
-    decided = [bool(group.decisive_predictor) for group in _credited(past)]
-    return len(decided) >= CREDITED and fmean(decided) < DECISIVE
-
-
-def _credited(past: Sequence[SampledGroup]) -> list[Group]:
-    return [s.group for s in past if any(rollout.changes for rollout in s.group.rollouts)]
 
 
 @base.strategy
