@@ -29,21 +29,14 @@ from typing import Any, Generic, TypeVar
 import cloudpickle
 import dspy
 
+from tfgrpo_dspy import user_code
 from tfgrpo_dspy.budget import LIMITS, NOTHING, Amount, Budget, Ledger, Reservation
 from tfgrpo_dspy.dspy_seam import OF_ONE_CALL, unstreamed
 from tfgrpo_dspy.errors import RunStopped, SettingsError, TrainingCut, described
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout, adapt_metric, held_lms
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 from tfgrpo_dspy.text import cleaned, known_secrets, redacted
-from tfgrpo_dspy.user_code import (
-    ABANDONED,
-    LOOP,
-    NOT_WANTED,
-    check_cancelled,
-    check_wanted,
-    copy_program,
-    language_models,
-)
+from tfgrpo_dspy.user_code import ABANDONED, LOOP, NOT_WANTED, check_cancelled, check_wanted
 
 Result = TypeVar("Result")
 Priority = tuple[int, ...]
@@ -330,7 +323,7 @@ def packed_bundle(
     context = {k: v for k, v in dspy.settings.copy().items() if k not in OF_ONE_CALL}
     if isinstance(context["lm"], dspy.BaseLM):
         context["lm"] = context["lm"].copy()  # without the history of its calls
-    program = copy_program(student, lambda lm: lm.copy())
+    program = user_code.copy_program(student, lambda lm: lm.copy())
     packed(program, "the program")
     packed(metric, "the metric")
     packed(context, "the settings of dspy.context (LM, adapter, callbacks)")
@@ -394,7 +387,9 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     student, metric, context, prices, plain = cloudpickle.loads(bundle)
     scoring = None if metric is None else adapt_metric(metric)
     held = (*held_lms(metric), *held_lms(context.get("adapter")))
-    secrets = known_secrets([*language_models(student), *held, context["lm"]], "\n".join(plain))
+    secrets = known_secrets(
+        [*user_code.language_models(student), *held, context["lm"]], "\n".join(plain)
+    )
 
     @functools.lru_cache(KEPT)
     def program_with(additions: bytes) -> Any:

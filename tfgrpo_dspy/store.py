@@ -24,6 +24,7 @@ from typing import Annotated, Any, TypeVar
 import dspy
 from pydantic import Field, PlainSerializer, TypeAdapter
 
+from tfgrpo_dspy import user_code
 from tfgrpo_dspy.budget import Amount, Entry, Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError, described, sentence, text_of
 from tfgrpo_dspy.experience import ExperienceLibrary
@@ -37,14 +38,7 @@ from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.settings.preparation import all_lms
 from tfgrpo_dspy.strategies.base import Strategy
 from tfgrpo_dspy.text import cleaned, known_secrets, redacted, secret_variables
-from tfgrpo_dspy.user_code import (
-    Identities,
-    copy_program,
-    digest,
-    language_models,
-    named_predictors,
-    without_addresses,
-)
+from tfgrpo_dspy.user_code import Identities, copy_program, digest, without_addresses
 
 logger = logging.getLogger(__name__)
 
@@ -297,7 +291,7 @@ class Keys:
         """By name, the digest of each part that the result of a run depends on; no limits."""
         identity = self._identity
         arguments = settings.identifying
-        lms = [identity(lm) for lm in language_models(student)]
+        lms = [identity(lm) for lm in user_code.language_models(student)]
         parts: dict[str, Any] = {
             "program": program_digest(student, self.identities),
             "metric": identity(arguments.pop("metric")),
@@ -584,7 +578,7 @@ class Journal:
 def _own_texts(student: Any, examples: Iterable[Any]) -> Iterator[str]:
     """The user's own texts: those of the program, demos of the student, inputs and labels."""
     yield task_text(student)
-    predictors = [predictor for _, predictor in named_predictors(student)]
+    predictors = [predictor for _, predictor in user_code.named_predictors(student)]
     yield from (predictor.signature.instructions for predictor in predictors)
     demos = (demo for predictor in predictors for demo in predictor.demos)
     yield from (text for each in (*demos, *examples) for text in as_fields(each).values())

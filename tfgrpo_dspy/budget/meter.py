@@ -24,28 +24,9 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget import (
-    NOTHING,
-    USAGE,
-    Amount,
-    Ledger,
-    Prices,
-    Reservation,
-    max_tokens_of,
-    n_bytes_sent,
-    price_of,
-    token_price,
-)
-from tfgrpo_dspy.dspy_seam import (
-    ACTIVE_CALL_ID,
-    BaseCallback,
-    Call,
-    abilities_of,
-    as_instance_of,
-    caller,
-    sent,
-    watching,
-)
+from tfgrpo_dspy import budget, dspy_seam
+from tfgrpo_dspy.budget import NOTHING, USAGE, Amount, Ledger, Prices, Reservation, max_tokens_of
+from tfgrpo_dspy.dspy_seam import ACTIVE_CALL_ID, BaseCallback, Call, caller, sent, watching
 from tfgrpo_dspy.errors import CallSparedError, RunStopped, described, sentence
 from tfgrpo_dspy.experience import HEADER
 from tfgrpo_dspy.rollout import OWN, SEED_RANGE, Failure, FailureKind, Usage, rollout_id_for
@@ -188,7 +169,7 @@ def raw_answers() -> Iterator[list[Call]]:
 
 def more_room(lm: Any) -> dict[str, int]:
     """Arguments for a longer answer, up to the most that DSPy lists; none if it has no limit."""
-    most = abilities_of(lm).get("max_output_tokens")
+    most = dspy_seam.abilities_of(lm).get("max_output_tokens")
     for name in ("max_completion_tokens", "max_tokens"):
         limit = getattr(lm, "kwargs", {}).get(name)
         if isinstance(limit, int):
@@ -233,7 +214,7 @@ class Meter:
         take = functools.partial(self.ledger.take, self._abandoned, self._leaves_lessons)
         if self.ledger.budget.max_cost is None:
             return take(Amount(n))
-        price, n_bytes = price_of(lm, self.prices), n_bytes_sent(args, kwargs)
+        price, n_bytes = budget.price_of(lm, self.prices), budget.n_bytes_sent(args, kwargs)
         if isinstance(price, str):
             self.ledger.fail(f"max_cost: {price}")
         longest = int(max_tokens_of(kwargs) or price.max_tokens)
@@ -408,7 +389,7 @@ class Meter:
             why = f"{lm.model} reports no usage: tokens, and dollars, are estimated from its texts"
             self.ledger.note(str(lm.model), USAGE, why)
         if call.cost is None or call.model in self.prices:
-            price = token_price(lm, self.prices)
+            price = budget.token_price(lm, self.prices)
             cost = cost if isinstance(price, str) else price.of(n_prompt, n_answer)
         return Usage(call.n_answers, 0, 0, n_prompt, n_answer, cost)
 
@@ -416,7 +397,7 @@ class Meter:
 def metered(lm: Any, meter: Meter) -> Any:
     """The LM, a copy of the user's, made to report to the meter (as will copies of it)."""
     kind: Any = type(lm)
-    lm = as_instance_of(lm, _metered_class(kind))
+    lm = dspy_seam.as_instance_of(lm, _metered_class(kind))
     lm.tfgrpo_meter = meter
     return lm
 

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
+from tfgrpo_dspy import settings
 from tfgrpo_dspy.budget import LIMITS, NOTHING, Amount, Entry, Ledger
 from tfgrpo_dspy.errors import TrainingCut, sentence
 from tfgrpo_dspy.listeners import RunReport
@@ -28,13 +29,7 @@ from tfgrpo_dspy.reflection.modules import Answer
 from tfgrpo_dspy.rollout import OWN, ROLLOUTS, Failure, FailureKind, Rollout, adapt_metric
 from tfgrpo_dspy.sampling.examples import Additions, Example
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, Start, run_rollout
-from tfgrpo_dspy.settings import (
-    CALLS_FOR_AN_ANSWER,
-    MIN_PROGRAMS_MEASURED,
-    MOST_SHARE,
-    RunInputs,
-    RunSettings,
-)
+from tfgrpo_dspy.settings import CALLS_FOR_AN_ANSWER, MIN_PROGRAMS_MEASURED, MOST_SHARE, RunSettings
 from tfgrpo_dspy.store import Journal
 from tfgrpo_dspy.text import printable, shortened
 
@@ -415,7 +410,7 @@ class Rollouts:
     """Makes rollouts on a set of examples, for one role of the report ("rollout": training)."""
 
     def __init__(
-        self, inputs: RunInputs, calls: Calls, role: str, examples: Sequence[Example]
+        self, inputs: settings.RunInputs, calls: Calls, role: str, examples: Sequence[Example]
     ) -> None:
         settings, self._inputs, self._calls = inputs.settings, inputs, calls
         self._role, self._set = role, "training" if role == TRAINING else role

@@ -23,18 +23,9 @@ from tfgrpo_dspy.errors import shown as value_shown
 from tfgrpo_dspy.events import Approve, Proposal
 from tfgrpo_dspy.experience import AnyOperation, Applied, Keep, Refusal, operation_from
 from tfgrpo_dspy.pool import Job
+from tfgrpo_dspy.reflection import modules
 from tfgrpo_dspy.reflection.lessons import Guard, admitted, encodable
-from tfgrpo_dspy.reflection.modules import (
-    FILTERED,
-    Answer,
-    AnswerQuestion,
-    as_input,
-    clip,
-    describe_program,
-    read_output,
-    shorter,
-    tokens_of,
-)
+from tfgrpo_dspy.reflection.modules import FILTERED, Answer, as_input, clip, shorter, tokens_of
 from tfgrpo_dspy.rollout import rollout_id_for
 from tfgrpo_dspy.sampling.examples import Example, media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
@@ -79,11 +70,11 @@ class ReflectionClient:
         self.beside = calls.pool.beside
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._adapter = dspy.settings.adapter or ASKED_ONCE
-        self._modules = functools.cache(AnswerQuestion)  # of strategies, by signature
+        self._modules = functools.cache(modules.AnswerQuestion)  # of strategies, by signature
         self._refused: list[int] = []  # tokens of prompts too long for an LM that has taken none
         n, max_words = settings.max_experiences, settings.reflection.max_experience_words
         self.common = {
-            "program": describe_program(inputs.student),
+            "program": modules.describe_program(inputs.student),
             "objective": settings.objective or DEFAULT_OBJECTIVE,
             "max_words": max_words,
             "limits": f"at most {n} experiences of at most {max_words} words each",
@@ -222,7 +213,7 @@ class ReflectionClient:
                 form = f"dspy.Prediction({output}=...)"
                 raise TypeError(f"forward returned {value_shown(prediction)}; return {form}")
             answer = Answer(
-                read_output(output, getattr(prediction, output, None)),
+                modules.read_output(output, getattr(prediction, output, None)),
                 meter.usage,
                 n_unparsed,
                 explanation=str(why),

@@ -13,19 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.special import ndtr
 
-from tfgrpo_dspy.experience import (
-    ALL,
-    Add,
-    Advice,
-    Delete,
-    Effect,
-    Experience,
-    ExperienceLibrary,
-    Limits,
-    Modify,
-    Operation,
-    is_repeated,
-)
+from tfgrpo_dspy import experience as experiences
+from tfgrpo_dspy.experience import Advice, Delete, Effect, Experience, ExperienceLibrary, Limits
 from tfgrpo_dspy.gate import model
 from tfgrpo_dspy.rollout import NO_SCORES
 from tfgrpo_dspy.text import alike, letter_groups
@@ -116,7 +105,7 @@ class RunEvidence:
     """Everything that a gate knows when an update is to be decided."""
 
     previous: Decision  # on the update before; at first one with the student's library
-    operations: tuple[Operation, ...] = ()  # that the previous library would accept
+    operations: tuple[experiences.Operation, ...] = ()  # that the previous library would accept
     rollouts: tuple[Measured, ...] = ()  # of training so far, in the order of their updates
     texts: tuple[str, ...] = ()  # of each training example: its inputs, and its labels if known
     training: tuple[int, ...] = ()  # the positions of the examples that are trained on
@@ -376,7 +365,10 @@ def _places(
     index = model.index_of(tuple(text for text, _ in beliefs))
 
     def are_same(experience: Experience, other: Experience) -> bool:
-        if ALL not in (experience.scope, other.scope) and experience.scope != other.scope:
+        if (
+            experiences.ALL not in (experience.scope, other.scope)
+            and experience.scope != other.scope
+        ):
             return False
         j, k = column[experience.advice], column[other.advice]
         about = data.relevance[[j, k]]
@@ -428,21 +420,23 @@ def _proposed(evidence: RunEvidence) -> tuple[ExperienceLibrary, dict[str, Exper
     another experience: a predictor could be told both. A DELETE only raises doubt.
     """
     before, operations = evidence.previous.library, evidence.operations
-    modifying = [op for op in operations if isinstance(op, Modify)]
+    modifying = [op for op in operations if isinstance(op, experiences.Modify)]
     changed = before.apply(modifying, evidence.limits)
     taken = [*before, *evidence.previous.rivals.values()]
     new = {
         e.id: e
         for e in changed
         if e.advice != before[e.id].advice
-        and not any(is_repeated(e.text, e.scope, other) for other in taken if other.id != e.id)
+        and not any(
+            experiences.is_repeated(e.text, e.scope, other) for other in taken if other.id != e.id
+        )
     }
     rivals = {**evidence.previous.rivals, **new}
     adding = [
         op
         for op in operations
-        if isinstance(op, Add)
-        and not any(is_repeated(op.text, op.scope, rival) for rival in rivals.values())
+        if isinstance(op, experiences.Add)
+        and not any(experiences.is_repeated(op.text, op.scope, rival) for rival in rivals.values())
     ]
     # Until it is decided what leaves, those that are to be deleted and the new ones are both here.
     n = evidence.limits.max_experiences + sum(isinstance(op, Delete) for op in operations)

@@ -17,6 +17,7 @@ from typing import Any
 
 import dspy
 
+from tfgrpo_dspy import settings as schedules
 from tfgrpo_dspy import user_code
 from tfgrpo_dspy.budget import price_of, token_price
 from tfgrpo_dspy.dspy_seam import BY_MODULE, BY_SIGNATURE
@@ -27,17 +28,7 @@ from tfgrpo_dspy.gate.model import FIRST_ROUND
 from tfgrpo_dspy.rollout import Rollout, adapt_metric, held_lms
 from tfgrpo_dspy.sampling.examples import Example, as_fields, has_none
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
-from tfgrpo_dspy.settings import (
-    AUTO,
-    EXAMPLES_OF_BRIEF,
-    EXAMPLES_OF_DRAFT,
-    RunData,
-    RunInputs,
-    RunSettings,
-    Settings,
-    derive,
-    usual_demos,
-)
+from tfgrpo_dspy.settings import AUTO, EXAMPLES_OF_DRAFT, RunData, RunInputs, RunSettings, Settings
 from tfgrpo_dspy.text import aligned, counted, estimate_tokens, printable
 
 logger = logging.getLogger(__name__)
@@ -105,7 +96,7 @@ def prepare(
         n_calls += run_data.n_of_test_set * run_data.calls_per_rollout
         settings = replace(settings, max_lm_calls=n_calls)
         run_data = replace(run_data, is_test_on_top=True)
-    run_settings = derive(settings, run_data)
+    run_settings = schedules.derive(settings, run_data)
     if not settings.offline:
         logger.info("the plan:\n%s", plan_of(run_settings))
     return RunInputs(run_settings, student, examples, (*training,), validation, tested)
@@ -407,7 +398,9 @@ def assumed(settings: Settings, student: Any, examples: Sequence[Example]) -> di
     inputs = _mean_tokens(each.inputs for each in examples)
     whole = _mean_tokens(as_fields(dict(each.raw.items())) for each in examples)
     n_demos = settings.arguments["max_demos"]
-    demos = whole * (usual_demos(whole) if n_demos is None else n_demos) * settings.measures
+    demos = (
+        whole * (schedules.usual_demos(whole) if n_demos is None else n_demos) * settings.measures
+    )
     beside, calls, attempt, dollars, longest = LIBRARY_TOKENS + DEMOS_SHARE * demos, 0, 0.0, 0.0, 0
     lms: list[Any] = []
     for _, predictor in user_code.named_predictors(student):
@@ -520,7 +513,7 @@ def _rows(settings: RunSettings, n_updates: int, n_final: float) -> dict[str, Ta
         "student and final choice": rollouts(n_final),
         of_test: rollouts(data.n_of_test_set),
         "training rollouts": rollouts(n_training),
-        "briefs": calls(settings.n_briefs * has_drafts, EXAMPLES_OF_BRIEF * example),
+        "briefs": calls(settings.n_briefs * has_drafts, schedules.EXAMPLES_OF_BRIEF * example),
         "drafts from labels": calls(settings.drafts, EXAMPLES_OF_DRAFT * example),
         "summaries": calls(n_training * is_summarized, data.tokens_of_attempt),
         "lessons": calls(n_updates * n_lessons, settings.groups_per_call * shown_tokens),

@@ -20,17 +20,11 @@ from pydantic import Field
 from scipy.optimize import minimize
 from scipy.special import betaln, expit, log_expit
 
+from tfgrpo_dspy import rollout as records
 from tfgrpo_dspy.experience import Add, Experience, Modify
 from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, read_lessons, sources_of
 from tfgrpo_dspy.reflection.modules import NO_EXPERIENCES, by_example, clip
-from tfgrpo_dspy.rollout import (
-    MIN_CONTRAST,
-    REASONING,
-    Group,
-    Rollout,
-    fields_text,
-    trajectory_text,
-)
+from tfgrpo_dspy.rollout import MIN_CONTRAST, Group, Rollout, fields_text, trajectory_text
 from tfgrpo_dspy.sampling.examples import SampledGroup
 from tfgrpo_dspy.sampling.one_rollout import decision
 from tfgrpo_dspy.strategies import base
@@ -489,7 +483,7 @@ def _parts(rollout: Rollout) -> dict[str, str]:
     """The steps of a rollout and the sentences of its reasoning, by what is compared of them."""
     by_form: dict[str, str] = {}
     for step in rollout.steps if len(rollout.steps) > 1 else ():
-        values = [str(v) for name, v in step.outputs.items() if name not in REASONING]
+        values = [str(v) for name, v in step.outputs.items() if name not in records.REASONING]
         line = f"{step.kind} {step.name}: {' '.join(values)}"
         by_form[normalized(line)] = line
     for fields in (*(step.outputs for step in rollout.steps), rollout.outputs):
