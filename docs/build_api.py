@@ -34,7 +34,7 @@ MODULES = (
     "tfgrpo_dspy.rollout",
     "tfgrpo_dspy.strategies",
     "tfgrpo_dspy.experience",
-    "tfgrpo_dspy.settings.schedule",
+    "tfgrpo_dspy.settings",
 )
 
 
