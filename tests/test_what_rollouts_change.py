@@ -93,3 +93,24 @@ def test_a_program_made_synchronous_is_looked_at_without_a_warning(
     monkeypatch.setattr(logging.getLogger("dspy"), "propagate", True)
     compiled(tmp_path, polite_lm(), student=dspy.syncify(AsyncOnly()))
     assert "forward" not in caplog.text
+
+
+class Diary(dspy.Module):
+    pages: list[str] = []  # noqa: RUF012 - one for all rollouts: the fault that is told
+
+    def __init__(self, kept: bool) -> None:
+        super().__init__()
+        self.ask, self.kept = dspy.Predict("question -> answer"), kept
+
+    def forward(self, question: str) -> Any:
+        if self.kept:
+            self.pages.append(question)
+        return self.ask(question=question)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_class_attribute_that_collects_what_rollouts_put_there_is_told_once(
+    kept: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled(tmp_path, polite_lm(), student=Diary(kept))
+    assert caplog.text.count("Diary.pages is one for all rollouts") == kept

@@ -130,7 +130,16 @@ def copy_to_change(program: ProgramT) -> ProgramT:
 
 
 def _modules_of(program: Any) -> list[Any]:
+    named_predictors(program)  # refuses what is no program
     return [module for _, module in program.named_sub_modules()]
+
+
+def shared_sizes(program: Any) -> dict[str, int]:
+    """By name, the size of each list, dict and set that a class of the program's modules holds."""
+    classes = {c: vars(c) for m in _modules_of(program) for c in type(m).__mro__}
+    own = {c.__qualname__: held for c, held in classes.items() if c.__module__[:5] != "dspy."}
+    named = [(f"{c}.{name}", each) for c, held in own.items() for name, each in held.items()]
+    return {name: len(each) for name, each in named if isinstance(each, list | dict | set)}
 
 
 def language_models(program: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from pydantic import ValidationError
 
 from tfgrpo_dspy import results as page
-from tfgrpo_dspy.errors import SettingsError, StoreError, faults_in
+from tfgrpo_dspy.errors import SettingsError, StoreError, described, faults_in
 from tfgrpo_dspy.files import write_text
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.rollout import NO_SCORES
@@ -49,7 +49,11 @@ def html(results: Any) -> str:
     The same results always give the same page.
     """
     run = _run_of(results)
-    return _template().render(run=run, **_computed(run))
+    try:
+        return _template().render(run=run, **_computed(run))
+    except Exception as error:  # values of the right types that no run gives
+        fault = f"results: the values do not fit together ({described(error)})"
+        raise SettingsError(f"{fault}; {FORMS}.") from error
 
 
 def _run_of(results: Any) -> RunResults:

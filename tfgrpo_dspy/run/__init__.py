@@ -19,7 +19,7 @@ from tfgrpo_dspy.run.planning import Batch, Extracted, rollouts_of
 from tfgrpo_dspy.run.reflecting import Reflector
 from tfgrpo_dspy.settings import RunInputs
 from tfgrpo_dspy.store import Journal
-from tfgrpo_dspy.user_code import copy_to_change
+from tfgrpo_dspy.user_code import copy_to_change, shared_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Run:
         recorded = recorded and [[journal.cleaned(r, ROLLOUTS) for r in each] for each in recorded]
         sets = {"training": [inputs.trainset[i] for i in inputs.training], "validation": validation}
         settings = journal.continued(student, sets, recorded)
+        self._shared_sizes = shared_sizes(student)
         self._inputs = inputs = replace(inputs, settings=settings, student=copy_to_change(student))
         self.settings = settings
         self._calls = calls = Calls(settings, journal)
@@ -54,6 +55,10 @@ class Run:
         self._calls.ledger.stop("the run is over")
         self._calls.journal.close()
         self._calls.report.close()
+        for name, size in shared_sizes(self._inputs.student).items():
+            if size != self._shared_sizes.get(name, size):
+                fault = "is one for all rollouts, whose prompts may show what others left there"
+                logger.warning("%s %s: hold it in self, set in __init__", name, fault)
 
     def run(self) -> Any:
         """Train, which a budget or the clock may end at any point; then choose the result.
