@@ -137,8 +137,8 @@ def _modules_of(program: Any) -> list[Any]:
 def shared_sizes(program: Any) -> dict[str, int]:
     """By name, the size of each list, dict and set that a class of the program's modules holds."""
     classes = {c: vars(c) for m in _modules_of(program) for c in type(m).__mro__}
-    own = {c.__qualname__: held for c, held in classes.items() if c.__module__[:5] != "dspy."}
-    named = [(f"{c}.{name}", each) for c, held in own.items() for name, each in held.items()]
+    of_user = {c.__qualname__: held for c, held in classes.items() if c.__module__[:5] != "dspy."}
+    named = [(f"{c}.{name}", each) for c, held in of_user.items() for name, each in held.items()]
     return {name: len(each) for name, each in named if isinstance(each, list | dict | set)}
 
 
