@@ -1,8 +1,8 @@
 """Training-Free GRPO (arXiv 2510.08191) as a DSPy optimizer: its arguments and its methods."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -142,7 +142,8 @@ class TrainingFreeGRPO(Teleprompter):
             execution = self.settings.arguments["execution"]
             changes["execution"] = replace(execution, max_errors=max_errors)
         settled = replace(self.settings, **{k: v for k, v in changes.items() if v is not None})
-        return _run(prepare(settled, student, trainset, valset, teacher, testset))
+        with _run_of(prepare(settled, student, trainset, valset, teacher, testset)) as run:
+            return run.run()
 
     acompile = awaited(compile)
 
@@ -172,7 +173,8 @@ class TrainingFreeGRPO(Teleprompter):
         """
         examples, recorded = read_traces(traces)
         sets = {"valset": valset, "testset": testset, "recorded": recorded}
-        return _run(prepare(self.settings, student, examples, **sets), recorded)
+        with _run_of(prepare(self.settings, student, examples, **sets), recorded) as run:
+            return run.run()
 
     alearn = awaited(learn)
 
@@ -192,8 +194,11 @@ class TrainingFreeGRPO(Teleprompter):
         return self.settings.scalars()
 
 
-def _run(inputs: RunInputs, recorded: Sequence[Sequence[Rollout]] | None = None) -> Any:
-    """The result of a run, which is shown in MLflow where that is in use."""
+@contextmanager
+def _run_of(
+    inputs: RunInputs, recorded: Sequence[Sequence[Rollout]] | None = None
+) -> Iterator[Run]:
+    """The run, which is shown in MLflow where that is in use."""
     tracking: AbstractContextManager[Any] = nullcontext(inputs.settings)
     if "mlflow.dspy" in sys.modules:
         from tfgrpo_dspy.integrations.mlflow import tracked  # noqa: PLC0415 - importing is slow
@@ -202,6 +207,6 @@ def _run(inputs: RunInputs, recorded: Sequence[Sequence[Rollout]] | None = None)
     with (
         loop_of(async_code(inputs.settings, inputs.student)),
         tracking as settings,
-        Run(replace(inputs, settings=settings), recorded) as run,
+        closing(Run(replace(inputs, settings=settings), recorded)) as run,
     ):
-        return run.run()
+        yield run

@@ -80,7 +80,7 @@ class Job(Generic[Result]):
     latest_s: float = math.inf  # when it is given up
     is_done: bool = False
     value: Any = None  # its result
-    error: BaseException | None = None
+    error: BaseException | None = None  # that it raised
 
     def __str__(self) -> str:
         return [*self.calls.copy().values()][-1]
@@ -89,12 +89,6 @@ class Job(Generic[Result]):
         """The job, with a result that was there already."""
         self.value, self.is_done = result, True
         return self
-
-    def result(self) -> Result:
-        """The result of a job that is done; raises what it raised."""
-        if self.error is not None:
-            raise self.error
-        return self.value  # type: ignore[no-any-return]
 
 
 class Pool:
@@ -120,29 +114,22 @@ class Pool:
 
     # ------------------------------------------------------------------ those who wait
 
-    def until(self, holds: Callable[[], bool], *, is_watched: bool = True) -> None:
+    def until(self, holds: Callable[[], bool]) -> None:
         """Wait until this holds, which the end of a job brings about. Raises what ends the run."""
-        me, woken = threading.current_thread(), threading.Event()
-        with self.lock:
-            if holds():
-                return
-            self._asleep[me] = holds, woken
-            self._rest(me)
-        try:
-            while not (woken.is_set() or holds()):
-                woken.wait(WATCH_S)
-                self._look(is_watched)
-        finally:
-            with self.lock:
-                self._asleep.pop(me)
+        if (error := self._waited(holds)) is not None:
+            raise error
 
     def result(self, job: Job[Result], *, is_watched: bool = True) -> Result:
         """The result of a job, for which this thread waits; raises what that, or the run, raised.
 
         Raises RunStopped: the run has ended.
         """
-        self.until(lambda: job.is_done, is_watched=is_watched)
-        return job.result()
+        error = self._waited(lambda: job.is_done, is_watched)
+        if error is None and job.error is not None:
+            error = self._for_this_thread(job.error)
+        if error is not None:
+            raise error
+        return job.value  # type: ignore[no-any-return]
 
     def as_done(self, jobs: Iterable[Job[Result]]) -> Iterator[Result]:
         """The results, each as soon as it is there."""
@@ -151,7 +138,7 @@ class Pool:
             self.until(lambda: any(job.is_done for job in left))
             for job in [job for job in left if job.is_done]:
                 left.remove(job)
-                yield job.result()
+                yield self.result(job)
 
     def call(self, work: Callable[[], Result]) -> Result:
         """The result of a user's function. Raises RunStopped: it hangs, and the run is over."""
@@ -174,7 +161,7 @@ class Pool:
             thread = threading.Thread(target=do, daemon=True, name="tfgrpo")
             self._awake.add(thread)
         thread.start()
-        return lambda: self.result(job, is_watched=not is_users)
+        return functools.partial(self.result, job, is_watched=not is_users)
 
     def wake(self) -> None:
         """Let those go on who wait for what holds now."""
@@ -189,28 +176,51 @@ class Pool:
         if not self._awake:
             self._all_asleep.notify_all()
 
-    def _look(self, is_watched: bool) -> None:
-        """Give up what takes too long, or outlasts the training. Raises what has ended the run."""
+    def _waited(self, holds: Callable[[], bool], is_watched: bool = True) -> BaseException | None:
+        """Wait until this holds; gives what has ended the run before that, or None."""
+        me, woken, error = threading.current_thread(), threading.Event(), None
+        with self.lock:
+            if holds():
+                return None
+            self._asleep[me] = holds, woken
+            self._rest(me)
+        try:
+            while error is None and not (woken.is_set() or holds()):
+                woken.wait(WATCH_S)
+                error = self._look(is_watched)
+        finally:
+            with self.lock:
+                self._asleep.pop(me)
+        return error
+
+    def _look(self, is_watched: bool) -> BaseException | None:
+        """Give up what takes too long, or outlasts the training; gives what has ended the run."""
         check_cancelled()
-        if is_callers := threading.current_thread() is self._caller:
+        if threading.current_thread() is self._caller:
             self.on_wait()
         with self.lock:
             now, grace_s, ended = time.monotonic(), self._grace_s, self._ledger.ended()
             is_late = -self._ledger.seconds_left() > HANGS_AFTER * grace_s
             if ended is not None and is_late and now > self._moved_s + grace_s / 2:
-                raise ended
+                return ended
             if not is_watched:
-                return
+                return None
             if self._failed:
-                raise self._failed[0] if is_callers else RunStopped(NOT_WANTED)
+                return self._for_this_thread(self._failed[0])
             if ended is not None and not isinstance(ended, TrainingCut):
-                raise ended
+                return ended
             for job in [*self._running]:
                 job.latest_s = min(job.latest_s, now + grace_s) if ended else job.latest_s
                 if job.latest_s <= now:
                     self._leave(job)
                     self._end(job, ended or TimeoutError(f"took over {self._timeout_s:g} s"))
                     self._start()
+        return None
+
+    def _for_this_thread(self, error: BaseException) -> BaseException:
+        """The error, in the caller's thread; others, in which it has no way to go, are left."""
+        is_callers = threading.current_thread() is self._caller
+        return error if is_callers else RunStopped(NOT_WANTED)
 
     @property
     def _grace_s(self) -> float:
@@ -282,7 +292,7 @@ class Pool:
             job.error = raised
         job.is_done = True
         self._moved_s = time.monotonic()
-        if job.error is not None and not (is_users or job.abandoned.is_set()):
+        if job.error is not None and not is_users:
             self._failed.append(job.error)
         self.wake()
 

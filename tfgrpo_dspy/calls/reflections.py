@@ -26,7 +26,7 @@ from tfgrpo_dspy.pool import Job
 from tfgrpo_dspy.reflection import modules
 from tfgrpo_dspy.reflection.lessons import Guard, admitted, encodable
 from tfgrpo_dspy.reflection.modules import FILTERED, Answer, as_input, clip, shorter, tokens_of
-from tfgrpo_dspy.rollout import rollout_id_for
+from tfgrpo_dspy.rollout import Usage, rollout_id_for
 from tfgrpo_dspy.sampling.examples import Example, media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 from tfgrpo_dspy.settings import RunInputs
@@ -140,8 +140,7 @@ class ReflectionClient:
                 parts = (f"[{name}]\n{clip(text, ASKED_TOKENS)}" for name, text in new.items())
                 entry.asked = "\n\n".join(parts)
             ask = functools.partial(self._answer, entry, module, output, rollout_id, shown)
-            sent = functools.partial(self._sent, shown, ask)
-            return calls.begin(entry, ANSWERS, sent, _without, (rank, batch.update))
+            return calls.begin(entry, ANSWERS, ask, _without, (rank, batch.update))
 
         whole = {**self.common, **inputs(0)}
         job = begun(whole)
@@ -167,29 +166,40 @@ class ReflectionClient:
 
         return wait
 
-    def _sent(self, inputs: Inputs, ask: Callable[[], Answer], _job: Any) -> Answer:
-        """The answer; after prompts that were too long, while none was taken, one at a time.
+    def _answer(
+        self, entry: Entry, module: Any, output: str, rollout_id: int, inputs: Inputs, _job: Any
+    ) -> Answer:
+        """Ask the module, in this thread; its LMs are metered like all others.
 
-        One that is hardly shorter than one of those is not sent.
+        After prompts that were too long, while none was taken, one at a time; one that is hardly
+        shorter than one of those is not sent.
         """
+        prices, is_extra = self._settings.execution.prices, entry.role == "strategy"
+        meter, tokens = Meter(self._calls.ledger, prices, is_extra), tokens_of(inputs)
         with self._calls.ledger.one_by_one if self._refused else nullcontext():
-            tokens = tokens_of(inputs)
             if any(tokens > SHORTER * n for n in self._refused):
                 return Answer(None, is_too_long=True)
-            answer = ask()
+            self._calls.ask(entry.update or 0)
+            asked, settings = self._metered(module, rollout_id, meter)
+            shown = self._shown(inputs, output)
+            try:
+                # the module, which all calls share, keeps no history: it would grow with the run
+                with dspy.context(**settings, trace=[], disable_history=False, max_history_size=0):
+                    prediction = asked(**shown)
+                answer = _read(prediction, output, meter.usage)
+            except (RunStopped, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
+                answer = _unanswered(module, error, meter)
+            meter.check()
             if answer.is_too_long and self._takes_none:
                 self._refused.append(tokens)
             elif not answer.error:
                 self._refused.clear()
             return answer
 
-    def _answer(
-        self, entry: Entry, module: Any, output: str, rollout_id: int, inputs: Inputs
-    ) -> Answer:
-        """Ask the module, in this thread; its LMs are metered like all others."""
-        self._calls.ask(entry.update or 0)
-        prices, is_extra = self._settings.execution.prices, entry.role == "strategy"
-        meter = Meter(self._calls.ledger, prices, leaves_lessons=is_extra)
+    def _metered(self, module: Any, rollout_id: int, meter: Meter) -> tuple[Any, dict[str, Any]]:
+        """The module with metered LMs, and the settings of DSPy under which it is asked."""
 
         def own_copy(lm: Any) -> Any:
             return metered(sampling_copy(lm, rollout_id, None), meter)
@@ -197,39 +207,38 @@ class ReflectionClient:
         if language_models(module):
             module = copy_program(module, own_copy)
         settings = {"lm": own_copy(self._lm), "adapter": self._adapter}
-        settings |= watching(CallWatcher(meter))  # for LMs that a module calls but does not hold
+        return module, settings | watching(CallWatcher(meter))  # LMs that it does not hold
+
+    def _shown(self, inputs: Inputs, output: str) -> dict[str, Any]:
         tags = [*inputs, output] if isinstance(self._adapter, dspy.XMLAdapter) else []
         shown = {k: as_input(v, tags) if isinstance(v, str) else v for k, v in inputs.items()}
         if images := shown.pop(IMAGES, None):  # behind what is escaped and shortened
             shown["example"] += "\n".join(["\nThe images of the inputs, in their order:", *images])
-        try:
-            # the module, which all calls share, keeps no history: it would grow with the run
-            with dspy.context(**settings, trace=[], disable_history=False, max_history_size=0):
-                prediction = module(**shown)
-            whys = (getattr(prediction, name, "") for name in ("semantic_advantage", "critique"))
-            why = next(filter(None, whys), "")
-            n_unparsed = int(getattr(prediction, "parse_failures", 0))
-            if not (n_unparsed or hasattr(prediction, output)):  # it would pass for none
-                form = f"dspy.Prediction({output}=...)"
-                raise TypeError(f"forward returned {value_shown(prediction)}; return {form}")
-            answer = Answer(
-                modules.read_output(output, getattr(prediction, output, None)),
-                meter.usage,
-                n_unparsed,
-                explanation=str(why),
-                unread=encodable(str(getattr(prediction, "unread", "") or "")),
-            )
-        except (RunStopped, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
-            lost, is_long = meter.provider_failure, is_too_long(error) or meter.may_be_too_long
-            raised = f"{type(module).__name__} raised {described(error)}"
-            message, is_lost = lost.message if lost else raised, bool(lost) and not is_long
-            answer = Answer(None, meter.usage, 0, message, is_long, is_lost)
-            if is_filtered(error):  # as one that comes as an answer
-                answer = Answer(None, meter.usage, 1, unread=FILTERED)
-        meter.check()
-        return answer
+        return shown
+
+
+def _read(prediction: Any, output: str, usage: Usage) -> Answer:
+    whys = (getattr(prediction, name, "") for name in ("semantic_advantage", "critique"))
+    why = next(filter(None, whys), "")
+    n_unparsed = int(getattr(prediction, "parse_failures", 0))
+    if not (n_unparsed or hasattr(prediction, output)):  # it would pass for none
+        form = f"dspy.Prediction({output}=...)"
+        raise TypeError(f"forward returned {value_shown(prediction)}; return {form}")
+    return Answer(
+        modules.read_output(output, getattr(prediction, output, None)),
+        usage,
+        n_unparsed,
+        explanation=str(why),
+        unread=encodable(str(getattr(prediction, "unread", "") or "")),
+    )
+
+
+def _unanswered(module: Any, error: BaseException, meter: Meter) -> Answer:
+    lost, is_long = meter.provider_failure, is_too_long(error) or meter.may_be_too_long
+    if is_filtered(error):  # as one that comes as an answer
+        return Answer(None, meter.usage, 1, unread=FILTERED)
+    message = lost.message if lost else f"{type(module).__name__} raised {described(error)}"
+    return Answer(None, meter.usage, 0, message, is_long, bool(lost) and not is_long)
 
 
 def _without(why: TrainingCut | TimeoutError, _where: str) -> Answer:

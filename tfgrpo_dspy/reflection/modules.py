@@ -491,46 +491,52 @@ class _ReflectionModule(dspy.Module):
         was cut, or only thought, the LM has more room.
         """
         ask = self.ask if inputs.get("is_scored", True) else self.ask_unscored
-        signature = ask.signature
+        signature, first, correction = ask.signature, None, ""
         accepted = {name: value for name, value in inputs.items() if name in signature.input_fields}
         with dspy.context(adapter=self.adapter or dspy.settings.adapter):
-            answer, first = _asked(ask, signature, accepted)
-            if answer:
-                return dspy.Prediction(**answer, parse_failures=0)
-            if first.is_filtered:  # asked again, it would be again
-                return dspy.Prediction(parse_failures=1, unread=FILTERED)
-            names = [*signature.output_fields]
-            form = "; ".join(f"{name}: {READERS[name][1]}" for name in names if name in READERS)
-            fault = "was cut off before its end; be brief" if first.is_cut else "could not be read"
-            fields = f"{', '.join(names)}{form and f' ({form})'}"
-            correction = (  # in the prompt's words; the unread answer would only be noise
-                f"Your previous answer {fault}. Answer again with the output fields {fields}, "
-                "each under its own marker, and nothing else."
-            )
-            again = accepted | {"correction": correction}
-            if first.is_cut and (room := more_room(ask.lm or dspy.settings.lm)):
-                again["config"] = room
-            why = dspy.InputField(desc="why your previous answer could not be used")
-            answer, _ = _asked(ask, signature.append("correction", why, type_=str), again)
+            while True:
+                text = ""
+                with raw_answers() as seen:
+                    try:
+                        given = dict(ask(signature=signature, **accepted))
+                    except dspy.AdapterParseError as error:
+                        given, text = {}, str(error.lm_response or "")
+                call = seen[-1] if seen else Call(text=text)
+                answer, call = _read(signature, given, call, correction)
+                if first is not None:
+                    break
+                if answer:
+                    return dspy.Prediction(**answer, parse_failures=0)
+                if call.is_filtered:  # asked again, it would be again
+                    return dspy.Prediction(parse_failures=1, unread=FILTERED)
+                names, first = [*signature.output_fields], call
+                form = "; ".join(f"{name}: {READERS[name][1]}" for name in names if name in READERS)
+                fault = "was cut off before its end; be brief"
+                fault = fault if call.is_cut else "could not be read"
+                fields = f"{', '.join(names)}{form and f' ({form})'}"
+                correction = (  # in the prompt's words; the unread answer would only be noise
+                    f"Your previous answer {fault}. Answer again with the output fields {fields}, "
+                    "each under its own marker, and nothing else."
+                )
+                accepted["correction"] = correction
+                if call.is_cut and (room := more_room(ask.lm or dspy.settings.lm)):
+                    accepted["config"] = room
+                why = dspy.InputField(desc="why your previous answer could not be used")
+                signature = signature.append("correction", why, type_=str)
         unread = (first.text or first.refusal)[:SHOWN_UNREAD]
         return dspy.Prediction(**answer, parse_failures=1 if answer else 2, unread=unread)
 
 
-def _asked(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], Call]:
-    """The outputs of one call, none where they cannot be read; and the answer as it came.
+def _read(
+    signature: Any, answer: dict[str, Any], call: Call, correction: str
+) -> tuple[dict[str, Any], Call]:
+    """The outputs of a call, none where they cannot be read; and the call.
 
     An answer that is a thought without an end counts as cut, too. Texts that a small LM has only
     copied from the correction are left out.
     """
-    text = ""
-    with raw_answers() as seen:
-        try:
-            answer: dict[str, Any] = dict(ask(signature=signature, **inputs))
-        except dspy.AdapterParseError as error:
-            answer, text = {}, str(error.lm_response or "")
-    raw = seen[-1] if seen else Call(text=text)
-    text, only_thinks = reading.without_thoughts(raw.text)
-    raw = replace(raw, is_cut=raw.is_cut or only_thinks)
+    text, only_thinks = reading.without_thoughts(call.text)
+    raw = replace(call, is_cut=call.is_cut or only_thinks)
     text = reading.finished(text) if raw.is_cut else text
     if text != raw.text or not answer:
         answer = reading.fields_in(signature, text) or ({} if raw.is_cut else answer)
@@ -542,10 +548,10 @@ def _asked(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, 
         return {}, raw
     if raw.is_cut and text != raw.text and not all(read.values()):
         return {}, raw
-    correction = str(inputs.get("correction", "")).casefold()
     for name, value in read.items():
         if isinstance(value, list):
-            value = [x for x in value if str(x).strip().casefold() not in correction]
+            copied = correction.casefold()
+            value = [x for x in value if str(x).strip().casefold() not in copied]
         answer[name] = value
     return answer, raw
 

@@ -11,7 +11,8 @@ from tfgrpo_dspy.calls import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient, approved
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, described, sentence
 from tfgrpo_dspy.events import Proposal
-from tfgrpo_dspy.experience import Applied
+from tfgrpo_dspy.experience import Applied, Operation
+from tfgrpo_dspy.reflection.lessons import Guard
 from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
 from tfgrpo_dspy.run.deciding import Decisions
 from tfgrpo_dspy.run.groups import Groups
@@ -47,10 +48,7 @@ class Run:
         self._groups = Groups(inputs, calls, client, recorded)
         self._decisions = Decisions(inputs, calls, self._groups)
 
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         """Tasks that still run are dropped, not waited for; their later LM calls are refused."""
         self._calls.ledger.stop("the run is over")
         self._calls.journal.close()
@@ -99,23 +97,33 @@ class Run:
 
     def _train(self) -> None:
         """Sample, learn and decide, a few batches at a time. Raises RunStopped."""
-        self._calls.journal.begin(self._inputs.student, self._calls.ledger)
-        plan, window = self._decisions.plan, deque[tuple[Batch, Callable[[], Extracted]]]()
+        calls, reflector, groups = self._calls, self._reflector, self._groups
+        plan, updates = self._decisions.plan, self._decisions.updates
+        window = deque[tuple[Batch, Callable[[], Extracted]]]()  # begun, and not decided
+        calls.journal.begin(self._inputs.student, calls.ledger)
         while (batches := [*iter(plan.next, None)]) or window:
             for batch in batches:  # before drafts are asked for: it shows whether anything works
                 if batch.update == plan.n_drafts:
-                    self._groups.try_out(batch)
+                    groups.try_out(batch)
             window += [(batch, self._begun(batch)) for batch in batches]
             batch, extracted = window.popleft()  # its library may lack the last updates
             lessons = extracted()
-            if batch.is_draft or lessons.groups or not self._calls.ledger.cut_because:
-                self._decisions.decide(batch, lessons, self._propose(batch, lessons))
-                self._groups.check_readable(rollouts_of(self._decisions.latest.groups))
-                why, ledger = self._reflector.why_in_vain(batch), self._calls.ledger
-                if why and not ledger.is_late:
-                    logger.warning("no more is learned: %s", why)
-                    ledger.stop(why)  # the final choice follows
-                    ledger.check()
+            if not (batch.is_draft or lessons.groups) and calls.ledger.cut_because:
+                continue
+            dropped = self._decisions.dropped()
+            revised = reflector.revised(batch, updates[-1], lessons.groups, dropped)
+            proposed = groups.proposed(batch, lessons, updates)
+            guard = reflector.guard_of(batch, proposed)
+            operations, refused = reflector.propose(batch, updates[-1], proposed, dropped, guard)
+            outcome = self._approved(batch, lessons, operations, guard)
+            briefs = (*lessons.briefs, revised()) if revised else lessons.briefs
+            outcome = replace(outcome, refused=(*refused, *outcome.refused), briefs=briefs)
+            self._decisions.decide(batch, lessons, outcome)
+            groups.check_readable(rollouts_of(self._decisions.latest.groups))
+            if (why := reflector.why_in_vain(batch)) and not calls.ledger.is_late:
+                logger.warning("no more is learned: %s", why)
+                calls.ledger.stop(why)  # the final choice follows
+                calls.ledger.check()
 
     def _begun(self, batch: Batch) -> Callable[[], Extracted]:
         """Begin the rollouts of a batch, and a thread that asks for the lessons of its groups.
@@ -129,18 +137,14 @@ class Run:
         show = functools.partial(self._groups.shown, batch)
         return self._calls.pool.beside(lambda: self._reflector.extract(batch, groups, show))
 
-    def _propose(self, batch: Batch, extracted: Extracted) -> Applied:
-        """The library of the update before with the operations that the lessons call for."""
-        reflector, updates = self._reflector, self._decisions.updates
-        library, dropped = updates[-1].decision.library, self._decisions.dropped()
-        revisions = reflector.revisions(batch, updates[-1], extracted.groups, dropped)
-        proposed = self._groups.proposed(batch, extracted, updates)
-        guard = reflector.guard_of(batch, proposed)
-        operations, refused = reflector.propose(batch, updates[-1], proposed, dropped, guard)
+    def _approved(
+        self, batch: Batch, extracted: Extracted, operations: Sequence[Operation], guard: Guard
+    ) -> Applied:
+        """The library of the update before with those operations that the user lets through."""
+        library = self._decisions.decision.library
         applied = library.applied(operations, self.settings.limits)
         compare = self._decisions.changes.compared
         compared = compare(applied.operations, extracted.groups, extracted.lessons)
         proposal = Proposal(batch.update, library, applied.operations, compared)
         outcome = approved(self._inputs, self._calls, proposal, applied, guard)
-        every = (*refused, *applied.refused, *outcome.refused)
-        return replace(outcome, refused=every, briefs=(*extracted.briefs, *revisions()))
+        return replace(outcome, refused=(*applied.refused, *outcome.refused))

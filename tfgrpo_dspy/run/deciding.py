@@ -87,7 +87,7 @@ class Measurements:
         try:
             with pool.running():
                 while left := pairs[len(begun) :]:
-                    part = left[: self._n_at_once(left, [job.result() for job in begun.values()])]
+                    part = left[: self._n_at_once(left, [job.value for job in begun.values()])]
                     # one candidate after the other: their prompts begin alike, which providers and
                     # llama.cpp read only once; with a clock, which may end it, one example after it
                     order = part if has_clock else sorted(part)
@@ -96,13 +96,13 @@ class Measurements:
                         pool.result(begun[pair])
                 with suppress(RunStopped):  # what a budget does not pay for stays without a score
                     for pair, job in begun.items():
-                        failure = job.result().failure
+                        failure = job.value.failure
                         if failure and failure.kind in (FailureKind.PROVIDER, FailureKind.WORKER):
                             again = self._maker.again(samples[pair], PRIORITY)  # once more
                             begun[pair] = again if pool.result(again) else job
         finally:
             finished = {
-                pair: job.result() for pair, job in begun.items() if job.is_done and not job.error
+                pair: job.value for pair, job in begun.items() if job.is_done and not job.error
             }
             cut = min((pair[1] for pair in pairs if pair not in finished), default=math.inf)
             kept = [pair for pair in pairs if pair[1] < cut]
@@ -373,6 +373,7 @@ class Decisions:
         ]
         best = replace(best, library=best.library.holding(priced))
         tested = self._tested(best)
+        tested.make_all(len(tested.examples))
         last = len(tested.candidates) - 1
         outcome = tested.outcome(last)
         is_tested = outcome["student"] and outcome["best"]
@@ -459,7 +460,7 @@ class Decisions:
         return records.Added(n_lines, of_briefs, demos.total(), dollars if is_priced else None)
 
     def _tested(self, best: Additions) -> Measurements:
-        """The student, which is first, and the result, which is last, on the test set.
+        """The student, which is first, and the result, which is last, for the test set.
 
         One that came after the run was finished is paid for beyond its limits.
         """
@@ -472,7 +473,6 @@ class Decisions:
             self.calls.journal.cut_because = ""
             self.calls.ledger.open_reserve(Amount(n_calls, n_metric_calls, more.cost))
         measured = Measurements(self, "test", testset, self._with_student(best))
-        measured.make_all(len(testset))
         return measured
 
     def _with_student(self, result: Additions) -> list[Additions]:

@@ -98,7 +98,7 @@ class Groups:
                 kind = rollout.failure and rollout.failure.kind
                 if kind is not FailureKind.METRIC and not rollout.is_unreadable:
                     return
-            rollouts += [job.result() for job in begun]
+            rollouts += [job.value for job in begun]
             if why := planning.why_unscored(rollouts):
                 self._calls.ledger.fail(why)
         self.check_readable(rollouts)

@@ -324,30 +324,30 @@ class Reflector:
         drawn = mixed.sample(labelled, min(len(labelled), most))
         return [_labelled(examples[k]) for k in drawn]
 
-    def revisions(
+    def revised(
         self,
         batch: Batch,
         before: Update,
         groups: Sequence[SampledGroup],
         dropped: Sequence[Lesson],
-    ) -> Callable[[], tuple[Brief, ...]]:
+    ) -> Callable[[], Brief] | None:
         """Ask for a revision of what leads before this batch, whose groups show failures of it.
 
-        What is given waits for it.
+        What is given waits for it; None: nothing is revised.
         """
         beliefs, lead = before.decision.briefs, leading(before.decision)
         leads_surely = lead > 0 and beliefs[lead - 1].chance >= BRIEF_ABOVE
         are_tried = all(belief.n_rollouts >= LEAST_TRIED for belief in beliefs)
         may_brief = self._settings.n_briefs and before.may_brief and are_tried
         if not may_brief or (len(beliefs) >= MOST_UNSURE and not leads_surely):
-            return tuple
+            return None
         every = [*_attempts(reversed(groups), lead), *_attempts(reversed(before.groups), lead)]
         scores = before.score_range.including(r.score for _, r in every)
         enough = scores.highest - scores.least_contrast
         failures = [(s, r) for s, r in every if (r.score or 0.0) < enough]
         n_new = sum(any(s is group for group in groups) for s, _ in failures)
         if scores.is_flat or len(failures) < LEAST_FAILURES or not n_new:
-            return tuple
+            return None
         successes = [(s, r) for s, r in every if (r.score or 0.0) >= enough]
         attempts = []
         for sampled, rollout in (*failures[:FAILURES], *successes[:SUCCESSES]):
@@ -361,8 +361,7 @@ class Reflector:
         examples = self._drawn(len(before.briefs), EXAMPLES_OF_REVISION)
         inputs = {"attempts": attempts, "experiences": ["\n\n".join(advice)], "examples": examples}
         present = self._own | (dict(before.briefs[lead - 1].texts) if lead else {})
-        written = self._begun(batch, 0, present, inputs, lead)
-        return lambda: (written(),)
+        return self._begun(batch, 0, present, inputs, lead)
 
     def _begun(
         self,

@@ -243,7 +243,7 @@ class _Recorder(CallWatcher):
                     vars(tool)["func"] = tool.func.function
 
 
-def answer_now(program: Any, start: Start, inputs: Mapping[str, Any]) -> Any:
+def answer_now(program: Any, start: Start, /, **inputs: Any) -> Any:
     """The answer of the program's LM if it is asked for the outputs at once, without reasoning.
 
     It is asked under the instructions of the predictor that gives the outputs, and shown the steps
@@ -305,11 +305,22 @@ def run_rollout(task: RolloutTask) -> Rollout:
     exception of program or metric leaves this room: each becomes a `Failure`. Raises RunStopped:
     the ledger refused a call, whatever the program made of that.
     """
-    run = _Run(task)
+    run, prediction, failure = _Run(task), None, None
+    inputs, meter, start = copied_example(task.example).inputs(), run.meter, task.start
     with closing(run.recorder), run.context():
-        prediction, failure = run.execute()
+        try:
+            prediction = settled(run.called(**inputs))
+        except (RunStopped, KeyboardInterrupt):
+            raise
+        except ReplayEndedError as error:
+            failure = Failure(FailureKind.REPLAY, str(error))
+        except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
+            task.ledger.raised.append(error)
+            failure = _failure_of(error)
+        if run.recorder.finish() is not None:
+            prediction, failure = None, run.recorder.failure
+        failure = run.explained(meter.provider_failure or failure)
         trace, steps = list(run.recorder.trace), run.recorder.steps
-    meter, start = run.meter, task.start
     meter.check()
     if start is not None:
         n_again = 0 if start.answers_now else start.n_steps
@@ -379,41 +390,32 @@ class _Run:
             **dspy_seam.watching(self.recorder),
         )
 
-    def execute(self) -> tuple[Any, Failure | None]:
-        """The program's outputs, and its failure; one with `aforward` only runs in a loop."""
-        prediction, failure, start = None, None, self.task.start
-        inputs, program = copied_example(self.task.example).inputs(), self.program
+    @property
+    def called(self) -> Callable[..., Any]:
+        """The program, or what else gives the outputs for the inputs; async code may be awaited."""
+        start, program = self.task.start, self.program
+        if start is not None and start.answers_now:
+            return functools.partial(answer_now, program, start)
         forward = inspect.getattr_static(program, "forward", None)
         if getattr(forward, "__module__", "") == dspy.syncify.__module__:  # it would run a loop
             program, forward = getattr(program, "program", program), None
-        try:
-            if start is not None and start.answers_now:
-                prediction = answer_now(self.program, start, inputs)
-            else:
-                called = program.acall if forward is None else program
-                prediction = settled(called(**inputs))
-        except (RunStopped, KeyboardInterrupt):
-            raise
-        except ReplayEndedError as error:
-            failure = Failure(FailureKind.REPLAY, str(error))
-        except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
-            self.task.ledger.raised.append(error)
-            failure = _failure_of(error)
-        if self.recorder.finish() is not None:
-            prediction, failure = None, self.recorder.failure
-        failure = self.meter.provider_failure or failure
-        if failure is not None and failure.kind is FailureKind.PARSE and self.meter.last_call:
-            asking, call = self.meter.last_call  # an answer that did not parse stands last
-            cause = "The answer was cut off at max_tokens. " if call.is_cut else ""
-            if call.refusal:
-                cause = f"The LM refused to answer: {sentence(shortened(call.refusal, 200))} "
-            elif call.is_filtered:
-                cause = "A content filter of the provider held the answer back. "
-            failure = replace(failure, message=f"{cause}{failure.message}")
-            name, outputs = self.name_of(asking, "predictor"), {"unparsed answer": call.text}
-            unread = Step("predictor", name, {"prompt": call.prompt}, outputs, failure.message)
-            self.recorder.steps.append(unread)
-        return prediction, failure
+        return program.acall if forward is None else program  # type: ignore[no-any-return]
+
+    def explained(self, failure: Failure | None) -> Failure | None:
+        """The failure; why an answer did not parse, which becomes the last step."""
+        if failure is None or failure.kind is not FailureKind.PARSE or not self.meter.last_call:
+            return failure
+        asking, call = self.meter.last_call
+        cause = "The answer was cut off at max_tokens. " if call.is_cut else ""
+        if call.refusal:
+            cause = f"The LM refused to answer: {sentence(shortened(call.refusal, 200))} "
+        elif call.is_filtered:
+            cause = "A content filter of the provider held the answer back. "
+        failure = replace(failure, message=f"{cause}{failure.message}")
+        name, outputs = self.name_of(asking, "predictor"), {"unparsed answer": call.text}
+        unread = Step("predictor", name, {"prompt": call.prompt}, outputs, failure.message)
+        self.recorder.steps.append(unread)
+        return failure
 
     def scored(
         self, metric: ScoringFunction, result: Rollout, prediction: Any, trace: list[Any]
