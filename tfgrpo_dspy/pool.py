@@ -76,19 +76,15 @@ class Job(Generic[Result]):
     keep: Callable[[Any], Result] = _as_it_is
     calls: dict[str, str] = field(default_factory=dict)  # that have begun and not ended, by id
     abandoned: threading.Event = field(default_factory=threading.Event)  # nobody waits for it
+    is_users: bool = False  # what it raises is raised where it is waited for, and ends no run
     begun_s: float = math.inf
     latest_s: float = math.inf  # when it is given up
     is_done: bool = False
     value: Any = None  # its result
-    error: BaseException | None = None  # that it raised
+    error: BaseException | None = None  # that it raised, if it is the user's
 
     def __str__(self) -> str:
         return [*self.calls.copy().values()][-1]
-
-    def ended(self, result: Result) -> "Job[Result]":
-        """The job, with a result that was there already."""
-        self.value, self.is_done = result, True
-        return self
 
 
 class Pool:
@@ -107,7 +103,7 @@ class Pool:
         self._waiting: list[tuple[Priority, int, Job[Any]]] = []
         self._running: set[Job[Any]] = set()
         self._awake: set[threading.Thread] = set()  # who coordinates, and does not wait
-        self._asleep: dict[threading.Thread, tuple[Callable[[], bool], threading.Event]] = {}
+        self._asleep: dict[threading.Thread, tuple[Callable[[], bool], threading.Event, bool]] = {}
         self._all_asleep = threading.Condition(self.lock)
         self._is_over, self._failed = threading.Event(), list[BaseException]()
         self._moved_s = 0.0  # when the last job has ended
@@ -119,15 +115,13 @@ class Pool:
         if (error := self._waited(holds)) is not None:
             raise error
 
-    def result(self, job: Job[Result], *, is_watched: bool = True) -> Result:
+    def result(self, job: Job[Result]) -> Result:
         """The result of a job, for which this thread waits; raises what that, or the run, raised.
 
         Raises RunStopped: the run has ended.
         """
-        error = self._waited(lambda: job.is_done, is_watched)
-        if error is None and job.error is not None:
-            error = self._for_this_thread(job.error)
-        if error is not None:
+        error = self._waited(lambda: job.is_done, is_watched=not job.is_users)
+        if (error := job.error if error is None else error) is not None:
             raise error
         return job.value  # type: ignore[no-any-return]
 
@@ -136,23 +130,19 @@ class Pool:
         left = [*jobs]
         while left:
             self.until(lambda: any(job.is_done for job in left))
-            for job in [job for job in left if job.is_done]:
-                left.remove(job)
-                yield self.result(job)
+            left.sort(key=lambda job: not job.is_done)
+            yield self.result(left.pop(0))
 
     def call(self, work: Callable[[], Result]) -> Result:
         """The result of a user's function. Raises RunStopped: it hangs, and the run is over."""
         return self.beside(work, is_users=True)()
 
     def beside(self, work: Callable[[], Result], *, is_users: bool = False) -> Callable[[], Result]:
-        """Begin work that mostly waits; what is given waits for it.
-
-        What it raises ends the run, but for a user's function, which raises it where it is called.
-        """
-        job: Job[Result] = Job(lambda _: work(), abandoned=self._is_over)
+        """Begin work that mostly waits; what is given waits for it."""
+        job = Job[Result](lambda _: work(), abandoned=self._is_over, is_users=is_users)
 
         def do() -> None:
-            self._do(job, is_users=is_users)
+            self._do(job)
             with self.lock:
                 self._rest(thread)
 
@@ -161,13 +151,13 @@ class Pool:
             thread = threading.Thread(target=do, daemon=True, name="tfgrpo")
             self._awake.add(thread)
         thread.start()
-        return functools.partial(self.result, job, is_watched=not is_users)
+        return functools.partial(self.result, job)
 
     def wake(self) -> None:
-        """Let those go on who wait for what holds now."""
+        """Let those go on who wait for what holds now, or for a run that has failed."""
         with self.lock:
-            for thread, (holds, woken) in self._asleep.items():
-                if holds():
+            for thread, (holds, woken, is_watched) in self._asleep.items():
+                if holds() or (self._failed and is_watched):
                     self._awake.add(thread)
                     woken.set()
 
@@ -178,35 +168,42 @@ class Pool:
 
     def _waited(self, holds: Callable[[], bool], is_watched: bool = True) -> BaseException | None:
         """Wait until this holds; gives what has ended the run before that, or None."""
-        me, woken, error = threading.current_thread(), threading.Event(), None
+        me, woken = threading.current_thread(), threading.Event()
         with self.lock:
             if holds():
                 return None
-            self._asleep[me] = holds, woken
+            self._asleep[me] = holds, woken, is_watched
             self._rest(me)
+            if self._failed:
+                self.wake()
         try:
-            while error is None and not (woken.is_set() or holds()):
+            while True:
                 woken.wait(WATCH_S)
                 error = self._look(is_watched)
+                if error is not None or woken.is_set() or holds():
+                    return error
         finally:
             with self.lock:
                 self._asleep.pop(me)
-        return error
 
     def _look(self, is_watched: bool) -> BaseException | None:
         """Give up what takes too long, or outlasts the training; gives what has ended the run."""
         check_cancelled()
-        if threading.current_thread() is self._caller:
+        if is_callers := threading.current_thread() is self._caller:
             self.on_wait()
         with self.lock:
-            now, grace_s, ended = time.monotonic(), self._grace_s, self._ledger.ended()
+            now, grace_s, ended = time.monotonic(), self._grace_s, None
+            try:
+                self._ledger.check()
+            except RunStopped as why:
+                ended = why
             is_late = -self._ledger.seconds_left() > HANGS_AFTER * grace_s
             if ended is not None and is_late and now > self._moved_s + grace_s / 2:
                 return ended
             if not is_watched:
                 return None
             if self._failed:
-                return self._for_this_thread(self._failed[0])
+                return self._failed[0] if is_callers else RunStopped(NOT_WANTED)
             if ended is not None and not isinstance(ended, TrainingCut):
                 return ended
             for job in [*self._running]:
@@ -216,11 +213,6 @@ class Pool:
                     self._end(job, ended or TimeoutError(f"took over {self._timeout_s:g} s"))
                     self._start()
         return None
-
-    def _for_this_thread(self, error: BaseException) -> BaseException:
-        """The error, in the caller's thread; others, in which it has no way to go, are left."""
-        is_callers = threading.current_thread() is self._caller
-        return error if is_callers else RunStopped(NOT_WANTED)
 
     @property
     def _grace_s(self) -> float:
@@ -263,9 +255,7 @@ class Pool:
                 self._running.add(job)
             self._do(job, self._ledger.check)
 
-    def _do(
-        self, job: Job[Any], check: Callable[[], None] = check_wanted, *, is_users: bool = False
-    ) -> None:
+    def _do(self, job: Job[Any], check: Callable[[], None] = check_wanted) -> None:
         context, result, error = self._context.copy(), None, None
         context.run(ABANDONED.set, job.abandoned)
         try:
@@ -277,23 +267,21 @@ class Pool:
             error = raised
         with self.lock:
             if not job.abandoned.is_set():
-                self._end(job, result, error, is_users=is_users)
+                self._end(job, result, error)
                 self._running.discard(job)
 
-    def _end(
-        self, job: Job[Any], result: Any, error: BaseException | None = None, is_users: bool = False
-    ) -> None:
-        """End the job, wake those who waited for it, and note what ends the run."""
-        if isinstance(error, RunStopped) and self._failed:  # what came first
-            error = self._failed[0]
+    def _end(self, job: Job[Any], result: Any, error: BaseException | None = None) -> None:
+        """End the job, and wake those who waited for it; one that raises ends the run instead."""
         try:
-            job.value, job.error = None if error else job.keep(result), error
+            job.value = None if error else job.keep(result)
         except BaseException as raised:  # noqa: BLE001 - raised where it is waited for
-            job.error = raised
-        job.is_done = True
+            error = raised
         self._moved_s = time.monotonic()
-        if job.error is not None and not is_users:
-            self._failed.append(job.error)
+        if error is None or job.is_users:
+            came_first = isinstance(error, RunStopped) and self._failed
+            job.error, job.is_done = self._failed[0] if came_first else error, True
+        else:
+            self._failed.append(error)
         self.wake()
 
     @contextmanager

@@ -397,14 +397,6 @@ class Ledger:
         if self._stopping.is_set():
             raise RunStopped(self.stopped_because)
 
-    def ended(self) -> RunStopped | None:
-        """What `check` raises; None: nothing."""
-        try:
-            self.check()
-        except RunStopped as why:
-            return why
-        return None
-
     # ------------------------------------------------------------------ time
 
     @property

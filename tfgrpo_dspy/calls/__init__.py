@@ -225,13 +225,15 @@ class Calls:
         job: Job[Result] = Job(do, keep, {"": usual})
         with self.pool.lock:
             try:
-                record = self.lookup(entry.about, entry.key, kind)
+                if (record := self.lookup(entry.about, entry.key, kind)) is not None:
+                    job.value = self._added(entry, record, None)
             except TrainingCut as cut:
-                return job.ended(without(cut, ""))
-            if record is not None:
-                return job.ended(self._added(entry, record, None))
-            self.n_begun += entry.role == TRAINING
-            return self.pool.submit(job, priority)
+                job.value = without(cut, "")
+            job.is_done = job.value is not None
+            if not job.is_done:
+                self.n_begun += entry.role == TRAINING
+                self.pool.submit(job, priority)
+        return job
 
     def lookup(self, name: str, key: str, kind: TypeAdapter[Kept]) -> Kept | None:
         """The recorded result, which costs what it cost when it was made. Raises RunStopped."""

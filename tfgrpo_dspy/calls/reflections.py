@@ -181,7 +181,11 @@ class ReflectionClient:
                 return Answer(None, is_too_long=True)
             self._calls.ask(entry.update or 0)
             asked, settings = self._metered(module, rollout_id, meter)
-            shown = self._shown(inputs, output)
+            tags = [*inputs, output] if isinstance(self._adapter, dspy.XMLAdapter) else []
+            shown = {k: as_input(v, tags) if isinstance(v, str) else v for k, v in inputs.items()}
+            if images := shown.pop(IMAGES, None):  # behind what is escaped and shortened
+                lines = ["\nThe images of the inputs, in their order:", *images]
+                shown["example"] += "\n".join(lines)
             try:
                 # the module, which all calls share, keeps no history: it would grow with the run
                 with dspy.context(**settings, trace=[], disable_history=False, max_history_size=0):
@@ -190,7 +194,12 @@ class ReflectionClient:
             except (RunStopped, KeyboardInterrupt):
                 raise
             except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
-                answer = _unanswered(module, error, meter)
+                lost, is_long = meter.provider_failure, is_too_long(error) or meter.may_be_too_long
+                raised = f"{type(module).__name__} raised {described(error)}"
+                message, is_lost = lost.message if lost else raised, bool(lost) and not is_long
+                answer = Answer(None, meter.usage, 0, message, is_long, is_lost)
+                if is_filtered(error):  # as one that comes as an answer
+                    answer = Answer(None, meter.usage, 1, unread=FILTERED)
             meter.check()
             if answer.is_too_long and self._takes_none:
                 self._refused.append(tokens)
@@ -209,13 +218,6 @@ class ReflectionClient:
         settings = {"lm": own_copy(self._lm), "adapter": self._adapter}
         return module, settings | watching(CallWatcher(meter))  # LMs that it does not hold
 
-    def _shown(self, inputs: Inputs, output: str) -> dict[str, Any]:
-        tags = [*inputs, output] if isinstance(self._adapter, dspy.XMLAdapter) else []
-        shown = {k: as_input(v, tags) if isinstance(v, str) else v for k, v in inputs.items()}
-        if images := shown.pop(IMAGES, None):  # behind what is escaped and shortened
-            shown["example"] += "\n".join(["\nThe images of the inputs, in their order:", *images])
-        return shown
-
 
 def _read(prediction: Any, output: str, usage: Usage) -> Answer:
     whys = (getattr(prediction, name, "") for name in ("semantic_advantage", "critique"))
@@ -231,14 +233,6 @@ def _read(prediction: Any, output: str, usage: Usage) -> Answer:
         explanation=str(why),
         unread=encodable(str(getattr(prediction, "unread", "") or "")),
     )
-
-
-def _unanswered(module: Any, error: BaseException, meter: Meter) -> Answer:
-    lost, is_long = meter.provider_failure, is_too_long(error) or meter.may_be_too_long
-    if is_filtered(error):  # as one that comes as an answer
-        return Answer(None, meter.usage, 1, unread=FILTERED)
-    message = lost.message if lost else f"{type(module).__name__} raised {described(error)}"
-    return Answer(None, meter.usage, 0, message, is_long, bool(lost) and not is_long)
 
 
 def _without(why: TrainingCut | TimeoutError, _where: str) -> Answer:
@@ -264,14 +258,14 @@ def approved(
 ) -> Applied:
     """The library with the operations that the user lets through, or gives in their place.
 
-    `refused` are those that the user rejects, and those in their place that cannot be made: they
+    Refused are those that the user rejects, too, and those in their place that cannot be made: they
     are checked as the operations of the reflection LM are. An answer with one of them is not
     recorded. Any other answer of `approve` changes nothing; if it raises, the run ends. Raises
     MissingRecordError: offline, and there is no record.
     """
     ask, proposed, library = inputs.settings.approve, proposal.operations, proposal.library
     if ask is None or all(isinstance(operation, Keep) for operation in proposed):
-        return replace(applied, refused=())
+        return applied
     bare = (replace(e, evidence=(), effect=None, is_on_trial=False) for e in library)
     shown = [asdict(replace(operation, evidence=())) for operation in proposed]
     key = calls.journal.keys.approval([library.holding(bare).to_dict(), shown])
@@ -279,8 +273,8 @@ def approved(
     answer = record or calls.journal.cleaned(_asked(ask, calls, proposal), APPROVALS)
     if answer.error:
         calls.report.count_failure("approval", answer.error)
-        refused = tuple(Refusal(op, f"approve failed: {answer.error}") for op in proposed)
-        return replace(library.applied(()), refused=refused)
+        failed = (Refusal(op, f"approve failed: {answer.error}") for op in proposed)
+        return replace(library.applied(()), refused=(*applied.refused, *failed))
     checked = [
         op if op in proposed else admitted(op, inputs.predictors, guard) for op in answer.operations
     ]
@@ -292,9 +286,8 @@ def approved(
     if record is None and not faults:
         calls.journal.keep(key, answer, APPROVALS, is_lost=False)
     rejected = (op for op in proposed if op not in answer.operations)
-    return replace(
-        outcome, refused=(*(Refusal(op, "rejected by approve") for op in rejected), *faults)
-    )
+    refused = (Refusal(op, "rejected by approve") for op in rejected)
+    return replace(outcome, refused=(*applied.refused, *refused, *faults))
 
 
 def _asked(ask: Approve, calls: Calls, proposal: Proposal) -> _Approved:

@@ -1,18 +1,16 @@
 """One run: the loop over batches, the updates that they lead to, and how a run ends."""
 
-import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tfgrpo_dspy.calls import Calls
 from tfgrpo_dspy.calls.reflections import ReflectionClient, approved
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, described, sentence
 from tfgrpo_dspy.events import Proposal
-from tfgrpo_dspy.experience import Applied, Operation
-from tfgrpo_dspy.reflection.lessons import Guard
 from tfgrpo_dspy.rollout import ROLLOUTS, Rollout
 from tfgrpo_dspy.run.deciding import Decisions
 from tfgrpo_dspy.run.groups import Groups
@@ -115,7 +113,11 @@ class Run:
             proposed = groups.proposed(batch, lessons, updates)
             guard = reflector.guard_of(batch, proposed)
             operations, refused = reflector.propose(batch, updates[-1], proposed, dropped, guard)
-            outcome = self._approved(batch, lessons, operations, guard)
+            library, of_batch = updates[-1].decision.library, (lessons.groups, lessons.lessons)
+            applied = library.applied(operations, self.settings.limits)
+            compared = self._decisions.changes.compared(applied.operations, *of_batch)
+            proposal = Proposal(batch.update, library, applied.operations, compared)
+            outcome = approved(self._inputs, calls, proposal, applied, guard)
             briefs = (*lessons.briefs, revised()) if revised else lessons.briefs
             outcome = replace(outcome, refused=(*refused, *outcome.refused), briefs=briefs)
             self._decisions.decide(batch, lessons, outcome)
@@ -132,19 +134,6 @@ class Run:
         teach, several in a call.
         """
         if batch.is_draft:
-            return self._calls.pool.beside(lambda: self._reflector.draft(batch))
-        groups = self._groups.of(batch)
-        show = functools.partial(self._groups.shown, batch)
-        return self._calls.pool.beside(lambda: self._reflector.extract(batch, groups, show))
-
-    def _approved(
-        self, batch: Batch, extracted: Extracted, operations: Sequence[Operation], guard: Guard
-    ) -> Applied:
-        """The library of the update before with those operations that the user lets through."""
-        library = self._decisions.decision.library
-        applied = library.applied(operations, self.settings.limits)
-        compare = self._decisions.changes.compared
-        compared = compare(applied.operations, extracted.groups, extracted.lessons)
-        proposal = Proposal(batch.update, library, applied.operations, compared)
-        outcome = approved(self._inputs, self._calls, proposal, applied, guard)
-        return replace(outcome, refused=(*applied.refused, *outcome.refused))
+            return self._calls.pool.beside(partial(self._reflector.draft, batch))
+        groups, show = self._groups.of(batch), partial(self._groups.shown, batch)
+        return self._calls.pool.beside(partial(self._reflector.extract, batch, groups, show))

@@ -101,9 +101,7 @@ class Measurements:
                             again = self._maker.again(samples[pair], PRIORITY)  # once more
                             begun[pair] = again if pool.result(again) else job
         finally:
-            finished = {
-                pair: job.value for pair, job in begun.items() if job.is_done and not job.error
-            }
+            finished = {pair: job.value for pair, job in begun.items() if job.is_done}
             cut = min((pair[1] for pair in pairs if pair not in finished), default=math.inf)
             kept = [pair for pair in pairs if pair[1] < cut]
             reward = self._decisions.groups.rewarded
