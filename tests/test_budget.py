@@ -1,5 +1,6 @@
 """What LM calls cost, counted."""
 
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import dspy
 import pytest
 from dspy import lm15
 from dspy.utils import DummyLM
-from runs import learned
+from runs import Pair, learned, polite_lm
 from scripted import chat, scripted_lm
 
 from tfgrpo_dspy.budget import NOTHING, Amount, Budget, Ledger
@@ -117,9 +118,8 @@ def test_an_engine_that_names_a_listed_model_is_paid_by_its_tokens() -> None:
     metered(lm.copy(), meter)("why?")
     with dspy.context(**watching(CallWatcher(meter))):  # as an adapter calls a second LM
         lm("why?")
-    assert (
-        meter.usage.cost_usd == ledger.taken.cost == pytest.approx(2 * (7 * 0.15e-6 + 3 * 0.60e-6))
-    )
+    dollars = 2 * (7 * 0.15e-6 + 3 * 0.60e-6)
+    assert meter.usage.cost_usd == ledger.taken.cost == pytest.approx(dollars)
 
 
 @pytest.mark.parametrize(
@@ -140,14 +140,6 @@ def test_what_a_failed_call_of_such_an_lm_cost_is_not_known_unless_it_was_refuse
     assert (ledger.taken.n_lm_calls, ledger.taken.cost > 0.0) == (is_paid, is_paid)
 
 
-class StatusError(Exception):
-    """As clients of providers raise it: with the status of HTTP."""
-
-    def __init__(self, status_code: int) -> None:
-        super().__init__(f"status {status_code}")
-        self.status_code = status_code
-
-
 class RefusingOnce(FixedEngine):
     def __init__(self, refusal: Exception) -> None:
         super().__init__(YES)
@@ -166,8 +158,9 @@ STATUSES |= dict.fromkeys((400, 405, 407, 409, 410, 422, 426, 428, 501, 505), "f
 
 @pytest.mark.parametrize(("status", "follows"), STATUSES.items())
 def test_what_follows_from_the_status_of_a_refusal(status: int, follows: str) -> None:
-    ledger, found = Ledger(), "made again"
-    lm = dspy.LM("fixed", engine=RefusingOnce(StatusError(status)), cache=False, num_retries=3)
+    ledger, found, refusal = Ledger(), "made again", Exception(f"status {status}")
+    vars(refusal)["status_code"] = status  # as clients of providers raise it
+    lm = dspy.LM("fixed", engine=RefusingOnce(refusal), cache=False, num_retries=3)
     try:
         metered(lm, Meter(ledger))("why?")
     except RunStopped:
@@ -205,10 +198,10 @@ def test_a_prompt_on_which_a_server_breaks_at_each_retry_counts_as_refused(statu
     assert refused(1) and not refused(0)
 
 
-def test_what_a_run_has_cost_is_the_sum_of_its_entries_replayed_or_not(
+def test_what_a_run_has_cost_is_the_sum_of_its_entries_and_of_what_was_given_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    journals: list[Journal] = []
+    journals, calls, never = list[Journal](), itertools.count(), threading.Event()
     seen = lambda *args: journals.append(Journal(*args)) or journals[-1]  # noqa: E731
     monkeypatch.setattr("tfgrpo_dspy.run.Journal", seen)
     for _ in range(2):
@@ -220,3 +213,10 @@ def test_what_a_run_has_cost_is_the_sum_of_its_entries_replayed_or_not(
     made, replayed = ({entry.key for entry in each.entries} for each in journals)
     assert made == replayed and len(made) > 50
     assert [{e.is_replayed for e in each.entries} for each in journals] == [{False}, {True}]
+    hangs = lambda prompt: "question 3" in prompt.user and next(calls) == 1 and never.wait(8)  # noqa: E731
+    lm, limits = polite_lm(before=hangs), {"max_lm_calls": 120, "rollout_timeout_s": 2.0}
+    results = learned(Pair(), lm, num_threads=1, **limits).detailed_results
+    total = sum((Amount.of(entry.value) for entry in journals[-1].entries), NOTHING)
+    n_given_up = results.usage["unfinished"].n_lm_calls
+    assert n_given_up == 2  # of one rollout: the answered one, and the one that hangs
+    assert total.n_lm_calls + n_given_up == results.spent.n_lm_calls == len(lm.engine.prompts)
