@@ -498,11 +498,11 @@ class _ReflectionModule(dspy.Module):
                 text = ""
                 with raw_answers() as seen:
                     try:
-                        given = dict(ask(signature=signature, **accepted))
+                        outputs = dict(ask(signature=signature, **accepted))
                     except dspy.AdapterParseError as error:
-                        given, text = {}, str(error.lm_response or "")
+                        outputs, text = {}, str(error.lm_response or "")
                 call = seen[-1] if seen else Call(text=text)
-                answer, call = _read(signature, given, call, correction)
+                answer, call = _read(signature, outputs, call, correction)
                 if first is not None:
                     break
                 if answer:
