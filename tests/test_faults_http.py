@@ -43,7 +43,8 @@ TOO_LARGE = Fault(413, "Corps de requête trop grand.", "limite")
 def run(server: ChatServer, plan: Plan | None = None, **settings: Any) -> Any:
     """A program after one epoch, all of its calls over HTTP."""
     server.rules, server.plan = polite_rules(), plan or server.plan
-    lm = server.lm(api_key=KEY, seed=1, temperature=1.0, num_retries=3)
+    num_retries = settings.pop("num_retries", 3)
+    lm = server.lm(api_key=KEY, seed=1, temperature=1.0, num_retries=num_retries)
     try:
         given = {"gate": NoGate(), "epochs": 1, "num_threads": NUM_THREADS, **settings}
         return learned(lm=lm, **given)
@@ -131,6 +132,25 @@ def test_advice_whose_prompts_the_provider_refuses_is_dropped_and_the_page_says_
     assert re.search(
         r"the provider refused (\d+) of \1 prompts with it", str(program.detailed_results)
     )
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+@pytest.mark.parametrize("num_retries", [0, 3])
+def test_advice_on_which_a_server_breaks_is_dropped_and_costs_few_calls(
+    server: ChatServer, num_retries: int, num_threads: int
+) -> None:
+    def plan(_number: int, prompt: str) -> Fault | None:
+        is_bad = ADVICE in prompt and not re.search(f"{EXTRACT}|{UPDATE}", prompt)
+        return Fault(500) if is_bad else None
+
+    given = {"max_lm_calls": 200, "gate": None, "epochs": None, "max_demos": 0}
+    program = run(server, plan, num_retries=num_retries, **given | {"num_threads": num_threads})
+    n_answered = sum(arrival.was_answered for arrival in server.arrivals)
+    assert library_texts(program) == []
+    assert re.search(
+        r"the provider refused (\d+) of \1 prompts with it", str(program.detailed_results)
+    )
+    assert n_calls(program) - n_answered < 20 and len(server.arrivals) - n_answered < 50
 
 
 def test_what_a_passing_fault_leaves_missing_is_made_once_more_and_then_left_out_of_both(

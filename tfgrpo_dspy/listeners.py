@@ -334,9 +334,11 @@ class Changes:
     def _count_prompts(self, groups: Sequence[SampledGroup]) -> None:
         for sampled in groups:
             for one, rollout in zip(sampled.additions, sampled.group.all_rollouts, strict=True):
-                self._shown.update(advices := [experience.advice for experience in one.library])
-                if rollout.failure is not None and rollout.failure.refuses_prompt:
-                    self._refused.update(advices)
+                failure, advices = rollout.failure, [each.advice for each in one.library]
+                is_refused = failure is not None and failure.refuses_prompt
+                self._refused.update(advices if is_refused else ())
+                is_lost = failure is not None and failure.kind == "provider" and not is_refused
+                self._shown.update(() if is_lost else advices)
 
     def compared(
         self,
@@ -368,8 +370,6 @@ class Changes:
         return tuple(compared)
 
     def _comparison(self, group: Group, advantage: str) -> records.Comparison:
-        """The best and the worst rollout; of equal scores, those with values of steps say more."""
-
         def rank(rollout: Rollout, sign: int) -> tuple[float, bool]:
             return sign * (rollout.score or 0.0), any(v is not None for v in rollout.values)
 
@@ -396,7 +396,6 @@ def _summary(rollout: Rollout) -> records.RolloutSummary:
 
 
 def _outputs(rollout: Rollout | None) -> str:
-    """Its outputs, or why it has none."""
     if rollout is None:
         return ""
     return fields_text(rollout.outputs) or (rollout.failure.message if rollout.failure else "")

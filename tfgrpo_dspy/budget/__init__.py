@@ -229,6 +229,9 @@ class Ledger:
         """By model: parameters that are sent no more, as its provider refuses them, `USAGE` where
         it reports none; in words."""
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
+        self.n_answered: Counter[tuple[str, str]] = Counter()  # by model and advice; "": in all
+        self.broken: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        """By model and advice, what it had answered in all before each time that it broke."""
         self.paused_until: defaultdict[str, float] = defaultdict(float)  # after a limit, by model
         self.seen: defaultdict[str, Seen] = defaultdict(Seen)  # by model
         self.stopped_because = self.cut_because = ""

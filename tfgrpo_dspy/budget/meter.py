@@ -148,6 +148,7 @@ AFTER_A_RATE_LIMIT = 50  # times longer is waited if the provider does not say h
 LONGEST_PAUSE_S = 300.0  # a provider that asks for a longer pause is asked again after this one
 SAMPLING = ("temperature", "seed")  # what the optimizer sets; left out in this order if refused
 LOGGED_BYTES = 300  # of a refusal
+BREAKS = 10  # refusals of advice that was never answered, times how often others were in between
 MORE_ROOM = 4  # times as many tokens, where an answer was cut before anything could be read
 
 
@@ -186,7 +187,7 @@ class Meter:
         ledger: Ledger | None = None,
         prices: Prices | None = None,
         leaves_lessons: bool = False,
-        advice: Sequence[str] = (),  # the texts that a prompt is to hold
+        advice: Sequence[str] = (),  # that a prompt is to hold; an adapter may leave the header out
     ) -> None:
         self.ledger = ledger or Ledger()
         self._leaves_lessons = leaves_lessons
@@ -198,8 +199,9 @@ class Meter:
         self.used: list[Usage] = []  # by each call
         self.surprisals: list[float] = []  # of the tokens of all answers
         self.last_call: tuple[Any, Call] | None = None  # the answered one, after its module
-        self._shown = (HEADER, *advice)  # an adapter may show the texts without the header
+        self._advice = advice
         self.shows_advice: bool | None = None  # whether a prompt held advice; None if unknown
+        self._breaks = False  # the server breaks on the advice that it is sent
         self.may_be_too_long = False  # the last refused prompt, of a model that answered none
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Meter":
@@ -248,7 +250,8 @@ class Meter:
             if isinstance(error, dspy.LMError):
                 status = _status(error)
                 is_clients = isinstance(status, int) and 400 <= status < 500 and status != TIMED_OUT
-                n *= not (is_clients or is_rate_limit(error) or is_too_long(error))
+                is_refused = is_clients or self._breaks or is_rate_limit(error)
+                n *= not (is_refused or is_too_long(error))
                 cost *= status is None
             self.used.append(Usage(n, n_failed_calls=n_failed, cost_usd=cost))
         self.ledger.settle(taken, Amount(n, cost=cost))
@@ -274,6 +277,7 @@ class Meter:
             yield allowed
         except BaseException as raised:
             error = raised
+            self._breaks = self._is_broken_by_advice(lm, raised)
             if not isinstance(raised, dspy.LMError):
                 raise
         finally:
@@ -286,7 +290,7 @@ class Meter:
         if isinstance(error, dspy.LMError):
             if is_fatal(error, self.ledger.longest_answered[str(lm.model)] > 0):
                 self.ledger.fail(self._message(error, lm), error)
-            if len(pauses) == 1 or not is_passing(error):
+            if self._breaks or len(pauses) == 1 or not is_passing(error):
                 raise error
             del pauses[0]
             if (asked := retry_after(error)) is not None:
@@ -298,8 +302,17 @@ class Meter:
                 model, later = str(lm.model), time.monotonic() + pauses[0]
                 until[model] = max(until[model], later)
 
+    def _is_broken_by_advice(self, lm: Any, error: BaseException) -> bool:
+        """Whether the server broke on advice each time, and answered prompts without it between."""
+        answered, model, found = self.ledger.n_answered, str(lm.model), [0]
+        for advice in self._advice if _status(error) in BROKEN else ():
+            if not answered[model, advice]:
+                times = self.ledger.broken[model, advice]
+                times.append(answered[model, ""])
+                found.append(len(times) * (len({*times}) - 1))
+        return max(found) >= BREAKS
+
     def _leaves_out(self, lm: Any, kwargs: Mapping[str, Any], error: BaseException) -> bool:
-        """Whether the error refuses what the optimizer sets; it is left out from now on."""
         sent_with = {**getattr(lm, "kwargs", {}), **kwargs}
         for name in SAMPLING:
             if sent_with.get(name) is None or not refuses(error, name):
@@ -327,7 +340,7 @@ class Meter:
         self.surprisals += [-each for each in call.logprobs if math.isfinite(each)]
         self.last_call = caller(), call
         self.shows_advice = self.shows_advice or any(
-            part in text for text in sent(entry) for part in self._shown
+            part in text for text in sent(entry) for part in (HEADER, *self._advice)
         )
         if call.is_empty:  # DSPy makes a prediction without fields of it
             message = f"{call.model or 'the LM'} gave no completion"
@@ -353,15 +366,16 @@ class Meter:
                 if isinstance(error, dspy.ContextWindowExceededError):
                     raise
                 raise dspy.ContextWindowExceededError(model=model, message=error.message) from error
-            status, is_repeated = _status(error), bool(vars(lm).get("num_retries"))
+            status, breaks = _status(error), self._breaks or bool(vars(lm).get("num_retries"))
             is_refusal = status in (*MAYBE_TOO_LARGE, MODERATED) and not is_passing(error)
-            is_prompts = is_repeated if status in BROKEN else is_refusal or is_filtered(error)
+            is_prompts = breaks if status in BROKEN else is_refusal or is_filtered(error)
             message = self._message(error, lm)
             self.provider_failure = Failure(FailureKind.PROVIDER, message, is_prompts)
             raise
         if sent:
             longest = self.ledger.longest_answered
             longest[model] = max(longest[model], n_characters)
+            self.ledger.n_answered.update((model, each) for each in ("", *self._advice))
 
     def _message(self, error: dspy.LMError, lm: Any) -> str:
         return redacted(described(error), known_secrets([lm]))

@@ -247,7 +247,6 @@ class Calls:
         return record
 
     def _added(self, entry: Entry, result: Result, seconds: float | None) -> Result:
-        """Add the entry with its result to the journal; all else is counted from there."""
         entry.value, entry.seconds = result, seconds
         self.journal.entries.append(entry)
         self.report.count(entry)
@@ -271,7 +270,6 @@ class Calls:
             self.renew()
 
     def _check_errors(self) -> None:
-        """End the run where too much of all that is done failed, but for what was replayed."""
         new = [_failure_of(e.value) for e in self.journal.entries if not e.is_replayed]
         errors = [failure for failure in new if failure is not None and failure.kind.is_error]
         n_done, max_errors = len(self.journal.entries), self._settings.execution.max_errors
@@ -355,14 +353,12 @@ class Calls:
 
 
 def _failure_of(result: Rollout | Answer) -> Failure | None:
-    """The failure of a rollout, or of an answer that was lost."""
     if isinstance(result, Rollout):
         return result.failure
     return Failure(FailureKind.PROVIDER, result.error) if result.is_lost else None
 
 
 def _pool_of(settings: RunSettings, ledger: Ledger) -> tuple[Pool, RemoteRollouts | None]:
-    """The threads, as many as an executor has, if one is given; and its processes."""
     executor, timeout_s = settings.execution.executor, settings.execution.rollout_timeout_s
     if executor is None:
         return Pool(ledger, settings.threads, timeout_s), None
@@ -484,13 +480,13 @@ class Rollouts:
         return keys.rollout(program, example, self._metric, sample.rollout_id, sample.temperature)
 
     def _done(self, sample: Sample, job: Job[Rollout]) -> Rollout:
-        calls = self._calls
+        calls, library = self._calls, sample.additions.library
         names = ("rollout_id", "temperature", "start", "asks_predictors")
         of_sample = {
             **{name: getattr(sample, name) for name in names},
             "example": self._examples[sample.example].raw,
             "index": sample.example,
-            "advice": tuple(experience.text for experience in sample.additions.library),
+            "advice": (*[e.text for e in library], *dict(library.briefs).values()),
         }
         if calls.remote is not None:
             of_example = packed(of_sample, f"example {sample.example}")
