@@ -1,6 +1,7 @@
 """Scores have no zero but what the run has seen, and differ where the difference matters."""
 
 import functools
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,17 @@ import dspy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import ADVICE, UNPARSED, Run, library_texts, n_calls, polite_answer, questions
+from runs import (
+    ADVICE,
+    UNPARSED,
+    Run,
+    learned,
+    library_texts,
+    n_calls,
+    polite_answer,
+    polite_rules,
+    questions,
+)
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 
 from tfgrpo_dspy import TrainingFreeGRPO
@@ -129,3 +140,24 @@ def test_a_score_that_differs_is_shown_with_as_many_digits_as_it_takes() -> None
     run = Run([["-17531", "-17535"]])
     (prompt,) = run.texts(EXTRACT)
     assert "score -17531, advantage +1.00" in prompt and "score -17535, advantage -1.00" in prompt
+
+
+@pytest.mark.parametrize("is_same", [True, False], ids=["equal answers", "unlike answers"])
+def test_a_metric_that_only_makes_noise_costs_few_lessons_and_asks_for_no_more_budget(
+    is_same: bool,
+) -> None:
+    def said(prompt: Prompt) -> str:
+        return chat(answer="no" if is_same else f"no {prompt.random().random()}")
+
+    def metric(_example: Any, _pred: Any, _trace: Any = None) -> float:
+        return noise.random()
+
+    noise = random.Random(1)
+    rules = [*polite_rules()[:2], ("question", said)]
+    given = {"metric": metric, "max_lm_calls": 400, "max_demos": 0, "num_threads": 1}
+    results = learned(lm=scripted_lm(rules), epochs=None, **given).detailed_results
+    n_trained = results.usage["rollout"].n_lm_calls
+    assert results.usage["lesson"].n_lm_calls <= 35
+    assert (n_trained < 200) == is_same
+    assert ("equal answers were scored as unlike" in results.ended_because) == is_same
+    assert "more budget is not worth it: nothing changed after update" in results.next_step

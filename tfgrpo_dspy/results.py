@@ -337,6 +337,7 @@ REFLECTIONS = ("brief", "draft", "summary", "lesson", "update", "strategy")
 """The purposes for which the reflection LM is asked."""
 NOT_FINISHED = "not finished"  # the `ended_because` of a run that was killed, or still goes on
 MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES, MOST_CANDIDATES = 6, 3, 3, 3  # a page has 40 lines
+FEW_UPDATES = 4  # three times as many without a change, and more budget is not worth it
 DOUBTFUL = 0.5  # a line that is worth its tokens with a smaller probability
 FAILURES_IN_WORDS = {
     "program": "the program raised an error",
@@ -474,7 +475,7 @@ class RunResults:
         worth, why = "not worth it", f"nothing changed after update {n_last} of {n}"
         if self.best and self.best.mean is not None and self.best.mean >= max(seen, default=9e9):
             why = f"no attempt scored more than {self.best.mean:z.3f}"
-        elif self.ended_because.startswith("max_"):
+        elif self.ended_because.startswith("max_") and n <= 3 * max(n_last, FEW_UPDATES):
             worth, why = "worth it", f"the run was cut off ({one_line(self.ended_because)})"
         elif n_last > 2 * n / 3:
             worth, why = "worth it", f"the library still changed in update {n_last} of {n}"

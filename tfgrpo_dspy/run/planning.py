@@ -165,6 +165,9 @@ is on trial. With 10, some simulated runs ended too early (`benchmarks/recipe.py
 FLAT_GROUPS = 40
 """The same after 40 groups if the run has seen one score only: it may as well be the lowest,
 and then the lessons of failures need time to be tried."""
+LEAST_ALIKE, NOISE_SHARE = 20, 0.7
+"""Pairs of attempts that did the same, and how much of the variance of all scores theirs is, for
+the metric to say nothing of what an attempt did."""
 TARGET_GROUPS = 10  # in a row, which must have the target score on average
 UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
 """After 2 epochs, and 16 updates, without a change of the result no more is expected."""
@@ -233,6 +236,8 @@ def why_finished(
     of_labels = [group.is_at_best(inputs.examples[group.example].labels) for group in late[-n:]]
     if len(late) >= n and all(of_labels):
         return f"all rollouts of the last {n} groups had the best score"
+    if len(late) >= FLAT_GROUPS and _is_noise([group.rollouts for group in late]):
+        return f"in the last {FLAT_GROUPS} groups equal answers were scored as unlike as others"
     if scale.is_flat and len(late) >= FLAT_GROUPS and not any(g.has_contrast for g in late):
         return f"all rollouts of the last {FLAT_GROUPS} groups had the same score"
     n_trained = len(updates) - 1 - n_drafts
@@ -252,6 +257,19 @@ def why_finished(
         if is_unchanged and first == now:
             return f"the last {n} updates did not change what a program would be given"
     return ""
+
+
+def _is_noise(groups: Sequence[Sequence[Rollout]]) -> bool:
+    """Whether attempts at an example that did the same are scored as unlike as all attempts."""
+    scores, squares = [r.score or 0.0 for group in groups for r in group], list[float]()
+    for group in groups:
+        did = [(r.outputs, [(step.name, step.outputs) for step in r.steps]) for r in group]
+        pairs = ((k, other) for k in range(len(did)) for other in range(k) if did[k] == did[other])
+        squares += [((group[k].score or 0) - (group[n].score or 0)) ** 2 / 2 for k, n in pairs]
+    mean = mean_of(scores) or 0.0
+    variance = mean_of([(score - mean) ** 2 for score in scores]) or 0.0
+    is_enough = len(squares) >= LEAST_ALIKE and variance > 0
+    return is_enough and (mean_of(squares) or 0.0) >= NOISE_SHARE * variance
 
 
 def _advice(lms: Iterable[Any]) -> str:
@@ -385,7 +403,6 @@ class Planner:
         return sum(score < best for score in scores) < ASKED_IN_VAIN
 
     def _n_affordable(self, number: int) -> tuple[float, str]:
-        """How many examples the next batch may have; and the limit that says so ("": none)."""
         n_decided = self._n_decided(number)
         account = self._updates[n_decided].account
         under_way = self.batches[n_decided:number]  # they take what is expected of them

@@ -36,8 +36,9 @@ REASON_BYTES, EXAMPLE_BYTES = 210, 87  # how long they may be in the prompt of a
 CLEAR_SHARE = 0.01
 """In the first batch, before a range of scores is known, so large a share of the score itself is a
 contrast for sure: its lessons need not wait for the rest of the batch."""
-MOST_IN_VAIN = 8
-"""After 8 groups in a row that gave nothing new, one call a batch asks for more."""
+MOST_IN_VAIN, TIMES_IN_VAIN = 8, 3
+"""After 8 groups in a row that gave nothing new, one call a batch asks for more; after 3 times as
+many, one call in three batches, and so on."""
 BRIEF_TOKENS = 800  # of each in a prompt for lessons
 FEWEST_ALIKE, SHOWN_ALIKE, MOVED_SHARE = 5, 40, 0.1
 """From 5 groups on (of the last 40) whose answers differ while their scores do not, with contrast
@@ -75,7 +76,8 @@ class Reflector:
         size, all_groups = max(NEIGHBOURS, n_shown), cache(lambda: [group() for group in groups])
         is_full = sum(e.is_on_trial for e in batch.library) >= settings.most_on_trial
         is_thrifty = settings.measures and not settings.data.is_recorded
-        is_in_vain = is_thrifty and base.n_in_vain >= MOST_IN_VAIN
+        times = base.n_in_vain // MOST_IN_VAIN if is_thrifty else 0
+        is_resting = times >= TIMES_IN_VAIN and batch.update % times
         lead = leading(base.decision)
         leads_surely = lead > 0 and base.decision.briefs[lead - 1].chance >= BRIEF_ABOVE
 
@@ -83,8 +85,8 @@ class Reflector:
         shown: list[tuple[SampledGroup, str]] = []
         calls: list[Callable[[], Found]] = []
         for place, waited in enumerate(groups):
-            if place % size == 0:
-                n_left = (0 if place else n_shown) if is_in_vain else size  # may be asked
+            if place % size == 0:  # how many may be asked
+                n_left = (0 if place or is_resting else n_shown) if times else size
             whole = waited()
             sampled, note = show(whole) if whole.additions else (whole, "")
             use, group = self._use_of(batch, sampled.group, all_groups)
@@ -210,7 +212,6 @@ class Reflector:
         }
 
     def _about(self, group: Group) -> dict[str, str]:
-        """The example of a group as the reflection LM is shown it."""
         example = self._examples[group.example]
         labels = self._labels_of(example) if self._settings.metric else ""
         return {"example": example.text, "expected": labels or texts.UNKNOWN}
@@ -304,8 +305,6 @@ class Reflector:
     # ------------------------------------------------------------------ briefs
 
     def _first_briefs(self, batch: Batch) -> list[Brief]:
-        """The briefs from labelled examples: none, or as many as the budget tests."""
-
         def begun(number: int) -> Callable[[], Brief]:
             shown = {"examples": self._drawn(number, EXAMPLES_OF_BRIEF)}
             return self._begun(batch, number, self._own, shown)
@@ -317,7 +316,6 @@ class Reflector:
         return briefs
 
     def _drawn(self, number: int, most: int) -> list[str]:
-        """Training examples with their labels, drawn by the number of a brief."""
         examples, may_show = self._examples, self._settings.reflection.use_labels
         labelled = [k for k in self._inputs.training if may_show and examples[k].labels]
         mixed = random.Random(f"{self._settings.seed}/briefs/{number}")
@@ -371,7 +369,6 @@ class Reflector:
         shown: dict[str, list[str]],
         parent: int = 0,
     ) -> Callable[[], Brief]:
-        """Ask for a text for each predictor; what is given waits, and leaves out those too long."""
         max_tokens = getattr(self._settings.reflection.brief, "shown_tokens", 12_000)
 
         def inputs(name: str, halving: int) -> Inputs:
@@ -463,11 +460,9 @@ class Reflector:
         return self._against([self._examples[i] for i in sorted(sources.union(batch.examples))])
 
     def _against(self, examples: Iterable[Example]) -> reading.Guard:
-        """The guard against copies of these examples, by `Reflection(guard=)`."""
         return reading.Guard(((e.inputs, e.labels) for e in examples), self._task, self._refuses)
 
     def _refuses(self, text: str, reason: str) -> bool:
-        """Whether advice that a guard has a reason against is refused."""
         guard = self._settings.reflection.guard
         refuses = guard == "refuse"
         if callable(guard):
