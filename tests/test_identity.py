@@ -47,6 +47,7 @@ def closing_over(key):
 
 LEAST, UNUSED = 0.5, 1
 WORDS = {"yes": ["aye"]}
+MOST = 2.0
 
 def tidy(text):
     return text.strip() if text else same(text, "")
@@ -65,13 +66,14 @@ config = Config()
 
 def by_helpers(example, pred, trace=None):
     matches = [same(word, pred.a) for word in WORDS["yes"]]
-    return Scale.factor * float(any(matches) and pred.b > LEAST) + config.depth
+    return Scale.factor * Judge.most * float(any(matches) and pred.b > LEAST) + config.depth
 
 class Judge:
+    most = MOST
     def __init__(self, level):
         self.level = level
     def __call__(self, example, pred, trace=None):
-        return float(pred.a > self.level)
+        return min(self.most, float(pred.a > self.level))
 
 class Grader:
     def __init__(self, level):
@@ -165,7 +167,8 @@ CHANGES = [
     ("closure", "float(example[key] == pred[key])", "0.5"),
     ("partial", "strict=1", "strict=2"),
     ("object", "Judge(0.5)", "Judge(0.6)"),
-    ("object", "float(pred.a > self.level)\n\nclass Grader", "1.0\n\nclass Grader"),
+    ("object", "float(pred.a > self.level))\n\nclass Grader", "1.0)\n\nclass Grader"),
+    ("object", "MOST = 2.0", "MOST = 3.0"),
     ("method", "Grader(0.5)", "Grader(0.6)"),
     ("method", "def grade(self, example, pred, trace=None)", "def grade(self, example, pred)"),
     ("slotted", "Slotted(0.5)", "Slotted(0.6)"),
@@ -177,6 +180,7 @@ CHANGES = [
     ("helpers", "LEAST, UNUSED = 0.5", "LEAST, UNUSED = 0.6"),
     ("helpers", '["aye"]', '["yea"]'),
     ("helpers", "factor = 1.0", "factor = 2.0"),
+    ("helpers", "MOST = 2.0", "MOST = 3.0"),
     ("helpers", "self.depth = 3", "self.depth = 4"),
     ("program", "text[:5]", "text[:6]"),
     *(
@@ -234,6 +238,9 @@ def test_what_code_does_not_name_does_not_count(loaded: Callable[[str], dict[str
     assert digest_of(loaded(CODE)["helpers"]) == digest_of(loaded(other)["helpers"])
 
 
+IMPORTED = "importlib.import_module('owned.text')"
+
+
 @pytest.mark.parametrize(
     "lines",
     [
@@ -242,6 +249,12 @@ def test_what_code_does_not_name_does_not_count(loaded: Callable[[str], dict[str
         ["def metric(e, p):", "    import owned.text as t", "    return t.norm(p)"],
         ["def metric(e, p):", "    from owned.text import norm", "    return norm(p)"],
         ["def metric(e, p):", "    from owned import text, none", "    return text.norm(p)"],
+        [
+            "import importlib as i",
+            "def metric(e, p):",
+            "    return i.import_module('owned.text').norm(p)",
+        ],
+        ["def metric(e, p):", "    return __import__('owned').text.norm(p)"],
     ],
 )
 def test_a_function_of_a_module_within_a_package_counts_by_its_source(
@@ -272,6 +285,14 @@ def test_what_has_no_source_is_known_by_name_and_said_to_be() -> None:
     identities.of([namespace["without_source"], {"x": Opaque()}, scripted_lm([])])
     named = ["notebook.without_source", "scripted.ScriptedEngine", "test_identity.Opaque"]
     assert sorted(identities.by_name) == named
+
+
+@pytest.mark.parametrize("call", ["eval('a.b')", "open('rules.txt')", "import_module(p.a)"])
+def test_code_that_does_more_than_its_source_says_is_named(call: str, loaded: Any) -> None:
+    source = f"from importlib import import_module\ndef metric(e, p):\n    return {call}\n"
+    identities = Identities()
+    identities.of(loaded(source + "THINGS = {'metric': metric}\n")["metric"])
+    assert identities.by_name == {"what user_code.metric reads or evaluates"}
 
 
 def test_what_holds_itself_has_an_identity_too() -> None:

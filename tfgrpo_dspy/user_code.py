@@ -206,18 +206,20 @@ def named_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
     names, attributes, imports = _names(function.__code__)
     values = {name: function.__globals__[name] for name in names if name in function.__globals__}
     for path in imports:
-        with suppress(Exception, SystemExit):  # it may never come so far
+        with suppress(Exception, SystemExit):  # it may never come so far, or name no text
             if is_users_own(function.__module__ if path[0] == "." else path):
                 values[path] = import_module(path, function.__globals__.get("__package__"))
     for name, first in values.items():
-        named, modules = {name: first}, list[ModuleType]()
+        named, modules = {name: first}, list[Any]()
         for path in (paths := [name]):  # the user's modules, and those in them
             value = named[path]
             yield path, value
             is_module = isinstance(value, ModuleType) and is_users_own(value.__name__)
-            if is_module and value not in modules:
+            is_class = isinstance(value, type) and is_users_own(value.__module__)
+            if (is_module or is_class) and value not in modules:
                 modules.append(value)
-                within = {f"{path}.{a}": vars(value)[a] for a in attributes if a in vars(value)}
+                held = [(f"{path}.{a}", vars(value)[a]) for a in attributes if a in vars(value)]
+                within = {a: v for a, v in held if is_module or type(v) in CONSTANTS}
                 named |= within
                 paths += within
 
@@ -231,10 +233,15 @@ def _names(code: CodeType) -> tuple[list[str], list[str], list[str]]:
         steps = [each for each in dis.get_instructions(one) if each.opname != "EXTENDED_ARG"]
         names += [str(each.argval) for each in steps if each.opname == "LOAD_GLOBAL"]
         attributes += one.co_names
-        for k in (k for k, each in enumerate(steps) if each.opname == "IMPORT_NAME"):
-            level, taken, module = (each.argval for each in steps[k - 2 : k + 1])
-            path = "." * level + module
-            imports += [path, *(f"{path}.{name}" for name in taken or ())]
+        for k, step in enumerate(steps):
+            if step.opname == "IMPORT_NAME":
+                level, taken, module = (each.argval for each in steps[k - 2 : k + 1])
+                path = "." * level + module
+                imports += [path, *(f"{path}.{name}" for name in taken or ())]
+            elif step.opname[:5] == "LOAD_" and step.argval in ("import_module", "__import__"):
+                pairs = zip(steps[k + 1 : k + 3], steps[k + 2 : k + 4], strict=False)
+                texts = [a.argval for a, b in pairs if "CONST" in a.opname and "CALL" in b.opname]
+                imports.append(texts[0] if texts else "")  # "": a name that is computed
     return [*dict.fromkeys(names)], [*dict.fromkeys(attributes)], [*dict.fromkeys(imports)]
 
 
@@ -393,6 +400,9 @@ there: results depend on them."""
 PLAIN = ("builtins", "datetime", "decimal", "re")  # modules whose values their `repr` tells
 SILENT = {"builtins", "dspy", "pydantic", "typing", "tfgrpo_dspy", "logging", "_thread"}
 """Modules of whose values nobody is told that they are known by name only."""
+HIDING = {"", "eval", "exec", "open", "read_text", "read_bytes"}
+"""What code names that does more than its source says; "": it imports a name that it computes."""
+CONSTANTS = {bool, int, float, str}  # of classes; rollouts may fill others
 MAX_DEPTH = 100
 
 
@@ -504,17 +514,24 @@ class Identities:
 
     def _class(self, kind: type) -> Any:
         """A class of the user's and its bases: source, and what their methods name."""
-        parts = []
+        parts, used = list[Any](), set[str]()
         for base in (each for each in kind.__mro__ if is_users_own(each.__module__)):
             methods = [getattr(each, "fget", each) for each in vars(base).values()]
             named = dict(pair for method in methods for pair in self._names_in(method).items())
+            functions = [getattr(each, "__func__", each) for each in methods]
+            codes = [each.__code__ for each in functions if isinstance(each, FunctionType)]
+            used |= {name for code in codes for name in _names(code)[1]}
             parts.append([_name_of(base), self._source(base), self.of(named)])
-        return parts
+        held = {name: inspect.getattr_static(kind, name, None) for name in sorted(used)}
+        plain = {name: value for name, value in held.items() if type(value) in CONSTANTS}
+        return [*parts, plain] if plain else parts
 
     def _names_in(self, method: Any) -> dict[str, Any]:
         """The values that a function closes over, and names in the user's own modules, by name."""
         function = getattr(method, "__func__", method)
         named = named_by(function) if isinstance(function, FunctionType) else ()
+        if named and any(not HIDING.isdisjoint(each) for each in _names(function.__code__)):
+            self._named(f"what {_name_of(function)} reads or evaluates")
         return {name: value for name, value in named if name[:2] != "__" and _is_data(value)}
 
     def _lm(self, lm: Any) -> Any:
