@@ -137,7 +137,6 @@ class Store:
         return cls(folder, is_read_only=True) if is_there else None
 
     def _run(self, doing: str, statement: str, *values: Any) -> tuple[list[Any], int]:
-        """The rows of a statement, and how many it has changed."""
         with self._lock, _faults(doing, self.folder):
             cursor = self._connection.execute(statement, values)
             return cursor.fetchall(), cursor.rowcount
@@ -220,7 +219,6 @@ def unfinished(library: ExperienceLibrary, spent: Usage) -> RunResults:
 
 
 def _runs_of(store: Store) -> list[RunEntry]:
-    """The runs; that begun last comes last. One whose record is damaged is left out."""
     runs = list[RunEntry]()
     for key in store.keys(RUN):
         with _leaving_out(), reading(key):
@@ -313,7 +311,6 @@ class Keys:
         return self.parts
 
     def _argument(self, value: Any) -> Any:
-        """The identity of an argument; of a gate and of strategies all that they hold."""
         if isinstance(value, tuple):
             return [self._argument(each) for each in value]
         is_whole = isinstance(value, Gate | Strategy)
@@ -576,7 +573,6 @@ class Journal:
 
 
 def _own_texts(student: Any, examples: Iterable[Any]) -> Iterator[str]:
-    """The user's own texts: those of the program, demos of the student, inputs and labels."""
     yield task_text(student)
     predictors = [predictor for _, predictor in user_code.named_predictors(student)]
     yield from (predictor.signature.instructions for predictor in predictors)
@@ -655,7 +651,6 @@ def saved_rows(run: RunResults, name: str) -> list[Any]:
 
 
 def _updates(store: Store, run: str) -> Iterator[tuple[str, Record]]:
-    """The records of a run's updates, in their order, and that of its end, by their places."""
     beginning = f"{UPDATE}{RUN}{run}:"
     places = [key.removeprefix(beginning) for key in store.keys(beginning)]
     for place in sorted(places, key=lambda place: (place == END, len(place), place)):

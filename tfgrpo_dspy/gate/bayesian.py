@@ -444,12 +444,10 @@ def _proposed(evidence: RunEvidence) -> tuple[ExperienceLibrary, dict[str, Exper
 
 
 def _chance_of_more(belief: Belief, other: Belief) -> float:
-    """The probability that one value is larger than another, as if they were independent."""
     return float(ndtr((belief.mean - other.mean) / max(math.hypot(belief.sd, other.sd), 1e-9)))
 
 
 def _data(evidence: RunEvidence, advice_sources: Mapping[Advice, set[int]]) -> model.Data:
-    """The scored rollouts of all groups, and what each advice is about; a column for each."""
     training = np.array(evidence.training, dtype=np.int64)
     place = {example: k for k, example in enumerate(evidence.training)}
     index = model.index_of(evidence.texts)

@@ -174,7 +174,6 @@ def _has_bullet(line: str) -> bool:
 
 
 def _is_heading(line: str) -> bool:
-    """True if the line ends with a colon, or is bold and no item of a list."""
     is_bold = re.fullmatch(r"\W{0,9}\*\*[^*]+\*\*\W{0,9}", line) and not _has_bullet(line)
     bare = bare_line(line)
     return bare.endswith((":", "\uff1a")) or (bool(is_bold) and not _CLOSED.search(bare))
@@ -243,7 +242,6 @@ def _lines_of(text: str) -> list[str]:
 
 
 def _strings_in(content: Any) -> Iterator[str]:
-    """The lessons in a value of JSON: texts, and of objects what holds the lesson."""
     if isinstance(content, str):
         yield content
     elif isinstance(content, Mapping):
@@ -260,7 +258,6 @@ def _strings_in(content: Any) -> Iterator[str]:
 
 
 def _without_fences(text: str) -> str:
-    """The beginning of the text, without code fences and thoughts."""
     text, _ = without_thoughts(text)
     text = re.sub(r"^[^\S\n]*```[\w-]*|```[^\S\n]*$", "", text, flags=re.MULTILINE)
     return text.strip()[:LONGEST_ANSWER]
@@ -303,7 +300,6 @@ def read_operations(answer: Any) -> list[Any]:
 
 
 def _operation(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The item with the names that operations have."""
     named = {str(name).strip().lower(): value for name, value in item.items() if value is not None}
     fields = {k: next((named[n] for n in names if n in named), "") for k, names in _FIELDS.items()}
     texts: dict[str, Any] = {"lessons": [*map(int, _WHOLE.findall(str(fields.pop("lessons"))))]}
@@ -361,7 +357,6 @@ class Task:
 
     @functools.cached_property
     def _words(self) -> tuple[str, list[tuple[str, str]]]:
-        """The words of the program; of inputs and labels of each example, of equal inputs once."""
         lines = (["\n".join(part.values()) for part in fields] for fields in self._read())
         folded = [(_folded(inputs), _folded(labels)) for inputs, labels in lines]
         return _folded(self._program), [*dict(folded).items()]

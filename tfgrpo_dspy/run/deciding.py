@@ -206,7 +206,6 @@ class Decisions:
         self._measured: list[Measured] = []
 
     def _lessons_to_come(self) -> Amount:
-        """The amount that the answers on the batches under way still need: lessons and updates."""
         settings, n = self._settings, 0
         for batch in self.plan.batches[self.latest.number :]:
             n_lessons = math.ceil(len(batch.examples) / settings.groups_per_call)
@@ -284,7 +283,6 @@ class Decisions:
         return tuple(f"auto: {name} is on" for name, why in on.items() if is_auto and why)
 
     def _decision(self, proposed: Applied, briefs: Sequence[Brief]) -> Decision:
-        """The gate's decision, with the evidence of all KEEPs."""
         evidence = RunEvidence(
             previous=self.decision,
             operations=proposed.operations,
@@ -401,7 +399,6 @@ class Decisions:
         finished_because: str = "",
         **fields: Any,
     ) -> Any:
-        """The student with these additions, and `detailed_results`, which are recorded, too."""
         student, latest, report = self.inputs.student, self.latest, self.calls.report
         optimized, texts = additions.bake(student), dict(additions.library.briefs).items()
         tried, demos = latest.decision.beliefs.items(), additions.demos
@@ -474,7 +471,6 @@ class Decisions:
         return measured
 
     def _with_student(self, result: Additions) -> list[Additions]:
-        """The student and the result; the result alone where it is the student."""
         student = Additions(self.start)
         return [result] if result == student else [student, result]
 
@@ -549,7 +545,6 @@ class Decisions:
         return best, entries, why
 
     def _race_of(self, measured: Measurements) -> Race:
-        """The race of these candidates, by what training says of their parts."""
         decision, every = self.decision, measured.candidates
         sd = score_sd([one.score for one in self._measured if one.score is not None])
         sets = range(1, self.groups.demos.n_sets + 1)
@@ -614,7 +609,6 @@ class Decisions:
         return pairs
 
     def _n_left(self, account: Account, n_reserved: int) -> int | None:
-        """How many rollouts the budget pays for beside these; None: it sets no limit."""
         # calls that came to nothing, and the worst that the last call may cost
         lost = replace((self.calls.ledger.taken - account.used) | Amount(), cost=account.last_call)
         n, _ = account.n_fitting(account.later, account.later * n_reserved + lost)

@@ -134,7 +134,6 @@ class Groups:
         return groups
 
     def _recorded_group(self, batch: Batch, example: int) -> SampledGroup:
-        """Rollouts that were made elsewhere, and knew nothing of what this run has learned."""
         recorded = self._recorded or ()
         scores = NO_SCORES.including(r.score for of_example in recorded for r in of_example)
         group = Group.of(example, recorded[example], self._settings.metric is not None, scores)
@@ -197,7 +196,6 @@ class Groups:
         return gathered
 
     def _extra(self, batch: Batch, sampled: SampledGroup) -> list[Sample]:
-        """The samples of the extra attempts that strategies give the group next."""
         context, extra = self._context(batch, sampled), list[base.Attempt]()
         for strategy in self._overriding("rescue"):
             with self._counting(strategy, "rescue"):
@@ -223,7 +221,6 @@ class Groups:
         )
 
     def _rewarded(self, batch: Batch, groups: Sequence[Waited]) -> list[SampledGroup]:
-        """The groups with what their rollouts count with; those of the first batch come first."""
         every = [group() for group in groups]
         rollouts = [rollout for sampled in every for rollout in sampled.group.all_rollouts]
         if is_first := batch.update == int(self._settings.drafts > 0):
@@ -240,7 +237,6 @@ class Groups:
         return every
 
     def _credited(self, batch: Batch, waited: Waited) -> SampledGroup:
-        """The group with values of its steps, if these repeat, and rollouts made for it."""
         sampled, crediting = waited(), self._overriding("credit")
         context, place = self._context(batch, sampled), batch.examples.index(sampled.group.example)
         in_place = any(base.overrides(one, "choose") for one in crediting)  # of whole rollouts
@@ -337,7 +333,6 @@ class Groups:
     # ------------------------------------------------------------------ what the gate decides
 
     def _assigned(self, batch: Batch, example: int, n: int) -> list[Additions]:
-        """The additions of each rollout of a group. Raises GateError: the gate gave none."""
         n_sets, n_briefs = self.demos.n_sets, len(batch.base.briefs)
         plan = GroupPlan(batch.base.decision, example, batch.update, n, n_sets, n_briefs)
         best = batch.base.best if batch.epoch else ()  # before, there are few to choose from
@@ -465,8 +460,6 @@ class Groups:
         return base.Proposed(context.lessons, tuple(operations))
 
     def _ask(self, batch: Batch) -> base.Ask:
-        """Asks the reflection LM; the same question is asked once in the run."""
-
         def ask(signature: Any, **inputs: Any) -> Mapping[str, Any]:
             asked = dspy.ensure_signature(signature)
             is_signature = isinstance(asked, type) and issubclass(asked, dspy.Signature)

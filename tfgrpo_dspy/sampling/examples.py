@@ -136,7 +136,6 @@ def _plain(value: Any) -> Any:
 
 
 def _fields_of(value: Any) -> dict[str, Any]:
-    """The fields of a model or a dataclass by name; empty for any other value."""
     kind: Any = type(value)
     fields: Any = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", ())
     return {name: getattr(value, name) for name in fields}
@@ -317,7 +316,6 @@ def read_traces(
 
 
 def _accepted(traces: Any) -> list[Trace]:
-    """The traces. Raises SettingsError: some have faults, or there is none."""
     form, values = "Write a trace as {'inputs': {...}, 'outputs': {...}, 'score': 0.5}.", traces
     if isinstance(traces, str | PathLike):
         form, values = f"{traces}: write JSON lines, or a JSON array.", []
@@ -526,7 +524,6 @@ def _shown(value: Any, annotation: Any, is_output: bool) -> str | None:
 
 
 def _as_type(value: Any, annotation: Any) -> Any:
-    """The value as this type takes it; None: it does not."""
     with suppress(Exception):  # a user's type may raise anything
         return pydantic.TypeAdapter(annotation).validate_python(value)
     return None

@@ -272,7 +272,6 @@ def decision(outputs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _value(text: str) -> Any:
-    """The value that was written as this text: in JSON, or in the forms of Python and DSPy."""
     singletons = {"None": None, "True": True, "False": False}
     return singletons[text] if text in singletons else json.loads(text)
 
@@ -342,8 +341,6 @@ def run_rollout(task: RolloutTask) -> Rollout:
 
 
 class _Run:
-    """The copies of program and LMs that one rollout works on, and what they record."""
-
     def __init__(self, task: RolloutTask) -> None:
         self.task = task
         start = task.start if task.start and not task.start.answers_now else None
