@@ -187,7 +187,6 @@ class Pool:
                 self._asleep.pop(me)
 
     def _look(self, is_watched: bool) -> BaseException | None:
-        """Give up what takes too long, or outlasts the training; gives what has ended the run."""
         check_cancelled()
         if is_callers := threading.current_thread() is self._caller:
             self.on_wait()
@@ -219,7 +218,6 @@ class Pool:
         return min(GRACE_S, GRACE_SHARE * self._ledger.seconds_kept or GRACE_S)
 
     def _leave(self, job: Job[Any]) -> None:
-        """Wait for a job no more: its next call is refused, and its place is free."""
         job.abandoned.set()
         self._running.discard(job)
         self._n_free += 1
@@ -240,7 +238,6 @@ class Pool:
             threading.Thread(target=self._serve, daemon=True, name="tfgrpo").start()
 
     def _serve(self) -> None:
-        """Do one job after the other, as long as any waits, and nobody else has this place."""
         job = None
         while job is None or not job.abandoned.is_set():
             with self._all_asleep:
@@ -271,7 +268,6 @@ class Pool:
                 self._running.discard(job)
 
     def _end(self, job: Job[Any], result: Any, error: BaseException | None = None) -> None:
-        """End the job, and wake those who waited for it; one that raises ends the run instead."""
         try:
             job.value = None if error else job.keep(result)
         except BaseException as raised:  # noqa: BLE001 - raised where it is waited for
@@ -381,7 +377,6 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
 
 @functools.lru_cache(KEPT)
 def _unpacked(bundle: bytes) -> tuple[Any, ...]:
-    """The parts of a bundle, the program as a function of additions; and this machine's secrets."""
     student, metric, context, prices, plain = cloudpickle.loads(bundle)
     scoring = None if metric is None else adapt_metric(metric)
     held = (*held_lms(metric), *held_lms(context.get("adapter")))
@@ -489,7 +484,6 @@ class RemoteRollouts:
         self._largest |= Amount(*(2.0 * n * (name == limit) for name, n in reserved.items()))
 
     def _reply(self, share: Reservation, request: Request) -> Reply:
-        """The reply to the request; of one that takes too long the whole share counts as spent."""
         limits, seconds_left = self._ledger.budget, self._ledger.seconds_left()
         budget = Budget(
             max_lm_calls=None if limits.max_lm_calls is None else int(share.amount.n_lm_calls),

@@ -91,7 +91,6 @@ class ReflectionClient:
 
     @property
     def _takes_none(self) -> bool:
-        """Whether the LM has taken no prompt so far."""
         every = [e.value for e in [*self._calls.journal.entries] if isinstance(e.value, Answer)]
         return all(answer.is_too_long or answer.error for answer in every)
 
@@ -236,7 +235,6 @@ def _read(prediction: Any, output: str, usage: Usage) -> Answer:
 
 
 def _without(why: TrainingCut | TimeoutError, _where: str) -> Answer:
-    """The answer that a limit has cut, or that took too long."""
     if isinstance(why, TrainingCut):
         return NOT_ASKED
     return Answer(None, error=f"the reflection {why}", is_lost=True)
@@ -244,8 +242,6 @@ def _without(why: TrainingCut | TimeoutError, _where: str) -> Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Approved:
-    """The operations that `approve` lets through; or why its answer cannot be used."""
-
     operations: tuple[AnyOperation, ...]
     error: str = ""
 
@@ -291,7 +287,6 @@ def approved(
 
 
 def _asked(ask: Approve, calls: Calls, proposal: Proposal) -> _Approved:
-    """The answer of the user, while the clock of the run stands still."""
     proposed = proposal.operations
 
     def answered() -> Any:  # a sequence as a list: one that raises does so here

@@ -82,7 +82,6 @@ class Choosing(base.Strategy):
 
 
 def _teaches(sampled: SampledGroup) -> bool:
-    """True if lessons can come of the group: it has contrast, or fails with feedback."""
     group = sampled.unaided
     return group.has_contrast or (group.has_feedback and not group.is_at_best({}))
 
@@ -431,7 +430,6 @@ class ClippedDiversity(base.Strategy):
 
 
 def _spread(numbers: Sequence[float]) -> float:
-    """Their standard deviation; 1 where they are the same throughout."""
     spread = statistics.pstdev(numbers or [0.0])
     return spread if spread > MIN_CONTRAST else 1.0
 

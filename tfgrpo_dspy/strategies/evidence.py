@@ -96,7 +96,6 @@ def _scored(*groups: SampledGroup) -> list[Rollout]:
 
 
 def _attempt(rollout: Rollout, max_tokens: int) -> str:
-    """The trajectory and the outputs, as the reflection LM is shown them."""
     text = f"{trajectory_text(rollout)}\nOutputs:\n{fields_text(rollout.outputs)}"
     return clip(text, max_tokens)
 
@@ -306,7 +305,6 @@ class ImplicitStepRewards(base.Strategy):
 
 
 def _pairs(group: Group) -> list[tuple[Rollout, Rollout]]:
-    """Some pairs of rollouts that took other steps, drawn by chance."""
     every = itertools.combinations(group.rollouts, 2)
     pairs = [pair for pair in every if _features(pair[0]) != _features(pair[1])]
     chance = random.Random(f"pairs/{[rollout.rollout_id for rollout in group.rollouts]}")
@@ -494,7 +492,6 @@ def _parts(rollout: Rollout) -> dict[str, str]:
 
 
 def _lines(experiences: Iterable[Experience]) -> str:
-    """A line for each: id, text, and the effect where it was measured."""
     return "\n".join(map(str, experiences)) or NO_EXPERIENCES
 
 
