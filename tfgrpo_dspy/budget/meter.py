@@ -304,13 +304,13 @@ class Meter:
 
     def _is_broken_by_advice(self, lm: Any, error: BaseException) -> bool:
         """Whether the server broke on advice each time, and answered prompts without it between."""
-        answered, model, found = self.ledger.n_answered, str(lm.model), [0]
+        answered, model, weights = self.ledger.n_answered, str(lm.model), [0]
         for advice in self._advice if _status(error) in BROKEN else ():
             if not answered[model, advice]:
                 times = self.ledger.broken[model, advice]
                 times.append(answered[model, ""])
-                found.append(len(times) * (len({*times}) - 1))
-        return max(found) >= BREAKS
+                weights.append(len(times) * (len({*times}) - 1))
+        return max(weights) >= BREAKS
 
     def _leaves_out(self, lm: Any, kwargs: Mapping[str, Any], error: BaseException) -> bool:
         sent_with = {**getattr(lm, "kwargs", {}), **kwargs}
