@@ -153,7 +153,7 @@ def demo_keeping_adapter(adapter: Any, kept: dict[Any, Any]) -> Any:
         return adapter
 
     def format_demos(signature: Any, demos: Any) -> Any:
-        if not all(type(value) is str for demo in demos for _, value in demo.items()):
+        if not demos or not all(type(x) is str for demo in demos for _, x in demo.items()):
             return adapter.format_demos(signature, demos)
         fields, names, messages = repr(signature.fields), {*signature.fields}, list[Any]()
         for demo in sorted(demos, key=lambda demo: names <= {*demo.keys()}):  # as DSPy does

@@ -5,10 +5,12 @@ instructions as a block, where what could end a line, the block or a section of 
 as `\\uXXXX`.
 """
 
+import functools
 import json
 import math
 import re
 import sys
+from abc import ABCMeta
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
@@ -43,6 +45,7 @@ _TO_ESCAPE = re.compile(
     r"|\[(?=\[\s*##)",  # the section markers of DSPy's chat adapter
     re.IGNORECASE,
 )
+OF_ONE_CLASS = ("__dict__", "__weakref__", "_abc_impl")  # in the dict of a class
 Z_95 = 1.96  # standard errors from an effect to the bounds of its 95 % interval
 ALL = "*"  # the scope of an experience that every predictor of the program is given
 Advice = tuple[str, str]
@@ -439,9 +442,11 @@ class ExperienceLibrary:
         takes the place of its predictor's instructions; one that the program has stays without it.
         Raises LibraryError: no DSPy program, or it has no predictor of a scope or a brief.
         """
-        baked = copy_to_change(program)
-        predictors = dict(named_predictors(baked))
-        briefs = dict(self.briefs)
+        return self.written_into(copy_to_change(program))
+
+    def written_into(self, program: ProgramT, for_a_rollout: bool = False) -> ProgramT:
+        """The program itself, baked as by `bake`; `for_a_rollout` as in `with_instructions`."""
+        predictors, briefs = dict(named_predictors(program)), dict(self.briefs)
         if unknown := sorted({*briefs, *(each.scope for each in self)} - {ALL, *predictors}):
             has = f"it has {sorted(predictors)}"
             raise LibraryError(f"scopes {unknown} name no predictor of the program; {has}.")
@@ -460,8 +465,9 @@ class ExperienceLibrary:
                     whole = text[: old.start()] + written + text[old.end() :]
                 instructions = whole + block + after
             if instructions != before:
-                predictor.signature = with_instructions(predictor.signature, instructions)
-        return baked
+                old = predictor.signature
+                predictor.signature = with_instructions(old, instructions, for_a_rollout)
+        return program
 
     @classmethod
     def from_program(cls, program: Any) -> "ExperienceLibrary":
@@ -667,7 +673,19 @@ def _without_tags(instructions: str) -> str:
     return BRIEF_BLOCK.sub(lambda match: unescaped(match[1]), instructions)
 
 
-def with_instructions(signature: Any, instructions: str) -> Any:
-    """The signature with these instructions, byte for byte."""
-    # behind an empty first line DSPy's `inspect.cleandoc` takes no indentation away
-    return signature.with_instructions(f"\n{instructions}")
+def with_instructions(signature: Any, instructions: str, for_a_rollout: bool = False) -> Any:
+    """The signature with these instructions, byte for byte.
+
+    `for_a_rollout`: as a copy, which cannot be pickled, of a class that DSPy makes only once.
+    """
+    text = f"\n{instructions}"  # so DSPy's `inspect.cleandoc` takes no indentation away
+    if not for_a_rollout:
+        return signature.with_instructions(text)
+    made = _without_instructions(signature)
+    namespace = {name: held for name, held in vars(made).items() if name not in OF_ONE_CLASS}
+    return ABCMeta.__new__(type(made), made.__name__, made.__bases__, namespace | {"__doc__": text})
+
+
+@functools.lru_cache(64)
+def _without_instructions(signature: Any) -> Any:
+    return signature.with_instructions("")

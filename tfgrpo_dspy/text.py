@@ -171,6 +171,7 @@ def says_same(text: str, other: str) -> bool:
     return not any(map(_TURNING.fullmatch, more))
 
 
+@functools.lru_cache(maxsize=4096)
 def letter_groups(text: str, sizes: Sequence[int] = (2, 3)) -> frozenset[str]:
     """The groups of letters of these sizes in the words of the text, which work in any language."""
     folded = f" {' '.join(words_of(text))} "

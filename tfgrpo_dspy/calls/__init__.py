@@ -414,7 +414,9 @@ class Rollouts:
         self._role, self._set = role, "training" if role == TRAINING else role
         self._examples, self._metric = examples, settings.metric
         self._scoring = None if self._metric is None else adapt_metric(self._metric)
-        self._program = functools.lru_cache(KEPT_PROGRAMS)(lambda added: added.bake(inputs.student))
+        self._program = functools.lru_cache(KEPT_PROGRAMS)(
+            lambda added: added.bake(inputs.student, for_a_rollout=True)
+        )
         self._digest = functools.lru_cache(KEPT_DIGESTS)(
             lambda additions: calls.journal.keys.program(self._program(additions))
         )

@@ -363,6 +363,10 @@ def _places(
     """
     column = {advice: j for j, advice in enumerate(beliefs)}
     index = model.index_of(tuple(text for text, _ in beliefs))
+    about = data.relevance - data.relevance.mean(axis=1, keepdims=True)
+    sizes = np.sqrt((about**2).sum(axis=1, keepdims=True))
+    about /= np.where(sizes > 0, sizes, 1.0)
+    correlations = about @ about.T  # 0.0 of what is about all inputs, or none, alike
 
     def are_same(experience: Experience, other: Experience) -> bool:
         if (
@@ -371,8 +375,7 @@ def _places(
         ):
             return False
         j, k = column[experience.advice], column[other.advice]
-        about = data.relevance[[j, k]]
-        alikeness = np.corrcoef(*about).item(1) if about.std(axis=1).all() else 0.0
+        alikeness = correlations[j, k]
         if alikeness < SAME_INPUTS:
             return False
         if data.tells[j] and data.tells[k]:

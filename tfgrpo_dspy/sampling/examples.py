@@ -393,14 +393,15 @@ class Additions:
         is_program = isinstance(self.teacher, dspy.Module)
         return not is_program and (ALL in scopes or scopes.issuperset(predictors))
 
-    def bake(self, student: Any) -> Any:
+    def bake(self, student: Any, for_a_rollout: bool = False) -> Any:
         """A copy of the student with these; or a copy of the teacher that is a program.
 
         Raises KeyError, ValueError: the demos do not fit the student.
         """
         if isinstance(self.teacher, dspy.Module):
             return user_code.copy_program(self.teacher)
-        program = self.library.bake(student)
+        copied = user_code.copy_to_change(student)
+        program = self.library.written_into(copied, for_a_rollout)
         predictors = dict(named_predictors(program))
         for demo in self.demos:
             predictor = predictors[demo.predictor]
@@ -410,7 +411,8 @@ class Additions:
             predictor.demos = [*predictor.demos, shown]
         for predictor in predictors.values() if self.hint else ():
             instructions = f"{predictor.signature.instructions}{HINT}{self.hint}"
-            predictor.signature = with_instructions(predictor.signature, instructions)
+            old = predictor.signature
+            predictor.signature = with_instructions(old, instructions, for_a_rollout)
         if self.teacher is not None:
             program.set_lm(self.teacher)
         return program
