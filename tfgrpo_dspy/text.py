@@ -184,6 +184,7 @@ def alike(groups: frozenset[str], other: frozenset[str]) -> float:
     return len(groups & other) / len(either) if either else 1.0
 
 
+@functools.lru_cache(maxsize=4096)
 def _signs(text: str) -> list[str]:
     """The signs of mathematics and of currencies, and #."""
     return [char for char in text if unicodedata.category(char) in ("Sm", "Sc") or char == "#"]

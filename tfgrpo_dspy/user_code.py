@@ -58,14 +58,18 @@ POLL_S = 0.1  # how often a thread that waits looks whether that is still wanted
 LIBRARIES = sys.stdlib_module_names | {"dspy", "tfgrpo_dspy"}
 
 
+def _checked(program: ProgramT) -> ProgramT:
+    if not hasattr(program, "named_predictors") or isinstance(program, type):
+        raise LibraryError(f"program={program!r:.100}: pass a dspy.Module, not its file or class.")
+    return program
+
+
 def named_predictors(program: Any) -> list[tuple[str, Any]]:
     """The program's predictors by name, as DSPy lists them (frozen sub-modules are left out).
 
     Raises LibraryError: it is no program.
     """
-    if not hasattr(program, "named_predictors") or isinstance(program, type):
-        raise LibraryError(f"program={program!r:.100}: pass a dspy.Module, not its file or class.")
-    return list(program.named_predictors())
+    return list(_checked(program).named_predictors())
 
 
 def instructions_of(before: Any, after: Any) -> dict[str, tuple[str, str]]:
@@ -119,9 +123,9 @@ def _shared(held: Any) -> Any:
     return held.model_copy() if is_tool else held
 
 
-def copy_to_change(program: ProgramT) -> ProgramT:
-    """A copy that may be changed. Raises LibraryError: it shares a predictor with the program."""
-    originals, copied = dict(named_predictors(program)), copy_program(program)
+def copy_to_change(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm) -> ProgramT:
+    """A copy as by `copy_program`, to change. Raises LibraryError: it shares a predictor."""
+    originals, copied = dict(named_predictors(program)), copy_program(program, lm_for)
     if kept := [name for name, each in named_predictors(copied) if each is originals.get(name)]:
         fault = f"program={type(program).__name__}: a copy of it has the same predictor {kept[0]!r}"
         way = "let __deepcopy__ of the module that holds it give a new module"
@@ -130,8 +134,7 @@ def copy_to_change(program: ProgramT) -> ProgramT:
 
 
 def _modules_of(program: Any) -> list[Any]:
-    named_predictors(program)  # refuses what is no program
-    return [module for _, module in program.named_sub_modules()]
+    return [module for _, module in _checked(program).named_sub_modules()]
 
 
 def shared_sizes(program: Any) -> dict[str, int]:

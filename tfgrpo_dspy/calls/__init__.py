@@ -380,8 +380,7 @@ WAYS_OUT = {
 
 # ---------------------------------------------------------------------- rollouts
 
-KEPT_PROGRAMS, KEPT_SENT, KEPT_DIGESTS = 4, 64, 1024
-"""A program may hold much, and a library that is sent a teacher; what is not kept is made again."""
+KEPT_SENT, KEPT_DIGESTS = 64, 1024  # a library that is sent may hold a teacher, which is much
 NO_MORE = Failure(
     FailureKind.BUDGET, "beside the final choice, the budget does not reach for more rollouts"
 )
@@ -414,11 +413,8 @@ class Rollouts:
         self._role, self._set = role, "training" if role == TRAINING else role
         self._examples, self._metric = examples, settings.metric
         self._scoring = None if self._metric is None else adapt_metric(self._metric)
-        self._program = functools.lru_cache(KEPT_PROGRAMS)(
-            lambda added: added.bake(inputs.student, for_a_rollout=True)
-        )
         self._digest = functools.lru_cache(KEPT_DIGESTS)(
-            lambda additions: calls.journal.keys.program(self._program(additions))
+            lambda added: calls.journal.keys.program(added.bake(inputs.student, lambda lm: lm))
         )
         self._sent = functools.lru_cache(KEPT_SENT)(lambda sent: packed(sent, "the library"))
         self._prices, self._kept_demos = settings.execution.prices or {}, dict[Any, Any]()
@@ -488,7 +484,6 @@ class Rollouts:
             **{name: getattr(sample, name) for name in names},
             "example": self._examples[sample.example].raw,
             "index": sample.example,
-            "advice": (*[e.text for e in library], *dict(library.briefs).values()),
         }
         if calls.remote is not None:
             of_example = packed(of_sample, f"example {sample.example}")
@@ -498,7 +493,8 @@ class Rollouts:
             reply = calls.remote.rollout(request, n_metric_calls)
             return reply if isinstance(reply, Rollout) else sample.failed(reply)
         task = RolloutTask(
-            program=self._program(sample.additions),
+            program=self._inputs.student,
+            additions=sample.additions,
             metric=self._scoring,
             ledger=calls.ledger,
             prices=self._prices,

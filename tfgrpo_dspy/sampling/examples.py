@@ -15,7 +15,7 @@ import logging
 import random
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -393,16 +393,18 @@ class Additions:
         is_program = isinstance(self.teacher, dspy.Module)
         return not is_program and (ALL in scopes or scopes.issuperset(predictors))
 
-    def bake(self, student: Any, for_a_rollout: bool = False) -> Any:
+    def bake(self, student: Any, lm_for: Callable[[Any], Any] | None = None) -> Any:
         """A copy of the student with these; or a copy of the teacher that is a program.
 
+        With `lm_for`, it is for one rollout: in place of each LM stands what that gives for it.
         Raises KeyError, ValueError: the demos do not fit the student.
         """
+        for_a_rollout, lm_for = lm_for is not None, lm_for or (lambda lm: lm)
         if isinstance(self.teacher, dspy.Module):
-            return user_code.copy_program(self.teacher)
-        copied = user_code.copy_to_change(student)
+            return user_code.copy_program(self.teacher, lm_for)
+        copied = user_code.copy_to_change(student, lm_for)
         program = self.library.written_into(copied, for_a_rollout)
-        predictors = dict(named_predictors(program))
+        predictors = dict(named_predictors(program)) if self.demos or self.hint else {}
         for demo in self.demos:
             predictor = predictors[demo.predictor]
             types = {name: info.annotation for name, info in predictor.signature.fields.items()}
@@ -414,7 +416,7 @@ class Additions:
             old = predictor.signature
             predictor.signature = with_instructions(old, instructions, for_a_rollout)
         if self.teacher is not None:
-            program.set_lm(self.teacher)
+            program.set_lm(lm_for(self.teacher))
         return program
 
 

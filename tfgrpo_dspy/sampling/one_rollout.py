@@ -22,6 +22,7 @@ from tfgrpo_dspy.budget import Ledger, Prices
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, is_too_long, judging, metered
 from tfgrpo_dspy.errors import CallSparedError, MetricError, RunStopped, described, sentence
 from tfgrpo_dspy.rollout import OWN, Failure, FailureKind, Rollout, ScoringFunction, Step, mean_of
+from tfgrpo_dspy.sampling import examples
 from tfgrpo_dspy.sampling.examples import as_fields, as_text, copied_example, parsed, with_values
 from tfgrpo_dspy.text import shortened
 from tfgrpo_dspy.user_code import copy_program, in_loop, named_predictors, settled, without_partials
@@ -280,7 +281,7 @@ def _value(text: str) -> Any:
 class RolloutTask:
     """Everything that one rollout depends on."""
 
-    program: Any  # with its library baked in; it is not changed
+    program: Any  # it is not changed
     example: dspy.Example
     index: int  # the example's position in its set
     rollout_id: int
@@ -291,7 +292,7 @@ class RolloutTask:
     start: Start | None = None  # the step of another rollout from which it goes on
     asks_predictors: bool = False
     is_training: bool = False
-    advice: tuple[str, ...] = ()  # the texts of its library
+    additions: examples.Additions | None = None  # to the program; None: they are baked into it
     calls: dict[str, str] = field(default_factory=dict)  # those that it is in, by their ids
     kept_demos: dict[Any, Any] = field(default_factory=dict)  # the run's messages of demos
 
@@ -344,10 +345,12 @@ class _Run:
     def __init__(self, task: RolloutTask) -> None:
         self.task = task
         start = task.start if task.start and not task.start.answers_now else None
-        self.meter = Meter(task.ledger, task.prices, task.is_training, task.advice)
+        added = task.additions
+        advice = [experience.text for experience in added.library] if added else ()
+        self.meter = Meter(task.ledger, task.prices, task.is_training, advice)
         self.recorder = _Recorder(self.meter, task.calls, start, self.name_of)
         self.replay = self.recorder if start else None
-        self.program = copy_program(task.program, self._lm_for_sample)
+        self.program = (added.bake if added else copy_program)(task.program, self._lm_for_sample)
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         for name, module in self.program.named_sub_modules():
             module.callbacks = dspy_seam.Unheard(getattr(module, "callbacks", []))
@@ -360,8 +363,8 @@ class _Run:
                 elif config.get("temperature") == 0:
                     config["rollout_id"] = None  # there is only one sample; DSPy warns of an id
                 module.config = config
-        self.predictors = {name for name, _ in named_predictors(self.program)}
-        for name, predictor in named_predictors(self.program):
+        self.predictors = dict(named_predictors(self.program))
+        for name, predictor in self.predictors.items():
             self.names |= {id(predictor): name, id(predictor.signature): name}
 
     def name_of(self, predictor: Any, unknown: str) -> str:
