@@ -123,9 +123,9 @@ def _shared(held: Any) -> Any:
     return held.model_copy() if is_tool else held
 
 
-def copy_to_change(program: ProgramT, lm_for: Callable[[Any], Any] = lambda lm: lm) -> ProgramT:
-    """A copy as by `copy_program`, to change. Raises LibraryError: it shares a predictor."""
-    originals, copied = dict(named_predictors(program)), copy_program(program, lm_for)
+def copy_to_change(program: ProgramT) -> ProgramT:
+    """A copy that may be changed. Raises LibraryError: it shares a predictor with the program."""
+    originals, copied = dict(named_predictors(program)), copy_program(program)
     if kept := [name for name, each in named_predictors(copied) if each is originals.get(name)]:
         fault = f"program={type(program).__name__}: a copy of it has the same predictor {kept[0]!r}"
         way = "let __deepcopy__ of the module that holds it give a new module"

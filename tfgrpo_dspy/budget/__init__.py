@@ -234,6 +234,7 @@ class Ledger:
         """By model and advice, what it had answered in all before each time that it broke."""
         self.paused_until: defaultdict[str, float] = defaultdict(float)  # after a limit, by model
         self.seen: defaultdict[str, Seen] = defaultdict(Seen)  # by model
+        self.prices: dict[str, Price | str] = {}  # `token_price` by model, of calls without a cost
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
         self.raised = Raised(maxlen=20)

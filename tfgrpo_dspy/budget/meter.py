@@ -403,7 +403,8 @@ class Meter:
             why = f"{lm.model} reports no usage: tokens, and dollars, are estimated from its texts"
             self.ledger.note(str(lm.model), USAGE, why)
         if call.cost is None or call.model in self.prices:
-            price = budget.token_price(lm, self.prices)
+            known, model = self.ledger.prices, str(lm.model)
+            price = known.get(model) or known.setdefault(model, budget.token_price(lm, self.prices))
             cost = cost if isinstance(price, str) else price.of(n_prompt, n_answer)
         return Usage(call.n_answers, 0, 0, n_prompt, n_answer, cost)
 

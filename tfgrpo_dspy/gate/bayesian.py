@@ -362,7 +362,6 @@ def _places(
     are about the same case is estimated from characters only, in any language.
     """
     column = {advice: j for j, advice in enumerate(beliefs)}
-    index = model.index_of(tuple(text for text, _ in beliefs))
     about = data.relevance - data.relevance.mean(axis=1, keepdims=True)
     sizes = np.sqrt((about**2).sum(axis=1, keepdims=True))
     about /= np.where(sizes > 0, sizes, 1.0)
@@ -381,6 +380,7 @@ def _places(
         if data.tells[j] and data.tells[k]:
             shared = alike(letter_groups(experience.text), letter_groups(other.text))
             return bool(alikeness + shared >= SAME_CASE)
+        index = model.index_of(tuple(text for text, _ in beliefs))
         return bool(index.relevance("", (j,))[0][k] >= RARE_LETTERS)
 
     leaders: list[Experience] = []

@@ -443,7 +443,7 @@ class Decisions:
             shown = "\n".join(f"[[ ## {name} ## ]]\n{text}" for name, text in demo.fields)
             demos[demo.predictor] += estimate_tokens(shown)
         bare, briefed, whole = (
-            sizes(added.bake(student))
+            sizes(Additions(added).bake(student, lambda lm: lm))
             for added in (ExperienceLibrary(), library.holding(()), library)
         )
         before, dollars, of_briefs = sizes(student), 0.0, briefed.total() - bare.total()

@@ -399,11 +399,14 @@ class Additions:
         With `lm_for`, it is for one rollout: in place of each LM stands what that gives for it.
         Raises KeyError, ValueError: the demos do not fit the student.
         """
-        for_a_rollout, lm_for = lm_for is not None, lm_for or (lambda lm: lm)
+        of_rollout, lm_for = lm_for is not None, lm_for or (lambda lm: lm)
         if isinstance(self.teacher, dspy.Module):
             return user_code.copy_program(self.teacher, lm_for)
-        copied = user_code.copy_to_change(student, lm_for)
-        program = self.library.written_into(copied, for_a_rollout)
+        program = (  # of the run's own student it was seen that its copies share no predictor
+            self.library.written_into(user_code.copy_program(student, lm_for), of_rollout)
+            if of_rollout
+            else self.library.bake(student)
+        )
         predictors = dict(named_predictors(program)) if self.demos or self.hint else {}
         for demo in self.demos:
             predictor = predictors[demo.predictor]
@@ -412,9 +415,8 @@ class Additions:
             shown = dspy.Example(**values).with_inputs(*predictor.signature.input_fields)
             predictor.demos = [*predictor.demos, shown]
         for predictor in predictors.values() if self.hint else ():
-            instructions = f"{predictor.signature.instructions}{HINT}{self.hint}"
-            old = predictor.signature
-            predictor.signature = with_instructions(old, instructions, for_a_rollout)
+            old, hint = predictor.signature, f"{HINT}{self.hint}"
+            predictor.signature = with_instructions(old, f"{old.instructions}{hint}", of_rollout)
         if self.teacher is not None:
             program.set_lm(lm_for(self.teacher))
         return program
@@ -472,7 +474,9 @@ class SampledGroup:
         return replace(self, group=joined(self.group), additions=more, measured=measured)
 
     def _unaided(self, group: Group) -> Group:
-        pairs = zip(self.group.all_rollouts, self.aids, strict=True)
+        if not any(aids := self.aids):
+            return group
+        pairs = zip(self.group.all_rollouts, aids, strict=True)
         ids = {rollout.rollout_id for rollout, aid in pairs if not aid}
         compared, every = (
             tuple(each for each in rollouts if each.rollout_id in ids)
