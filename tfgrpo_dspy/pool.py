@@ -50,7 +50,7 @@ WATCH_S = 0.05  # how often who waits looks whether the run has ended, or a job 
 TURN_S = 1.0
 """The longest that a thread leaves the next job to those whom its last result has woken (a gate may
 be among them): what they submit may come first, and what they decide says what is kept."""
-KEPT = 8  # bundles, and additions; both may be large
+KEPT = 8  # bundles, which may be large
 MAX_LOST_WORKERS = 3  # A request that lost this many workers is not sent again
 POLL_S = 0.02  # how often a request that waits for budget looks for calls given back
 LEAST, FIRST = Amount(1, cost=1e-9), Amount(16)
@@ -358,7 +358,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
     bundle, additions, packed_sample = request
     try:
         program, metric, context, prices, left_out, secrets = _unpacked(bundle)
-        added, sample = _unpacked_additions(additions), cloudpickle.loads(packed_sample)
+        sample = cloudpickle.loads(packed_sample) | {"additions": cloudpickle.loads(additions)}
     except Exception as error:  # noqa: BLE001 - the reply says it
         message = (
             f"a worker of the executor cannot read the program: {described(error)}. "
@@ -368,15 +368,11 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
     ledger, record = Ledger(budget), None
     ledger.left_out = left_out
     LOOP.set(None)  # a fork has that of the process that it comes from
-    given = {"program": program, "additions": added, "metric": metric, "prices": prices}
-    task = RolloutTask(ledger=ledger, **given, **sample)
+    task = RolloutTask(program=program, metric=metric, ledger=ledger, prices=prices, **sample)
     with suppress(RunStopped), dspy.context(**context):
         record = cleaned(run_rollout(task).to_dict(), lambda text: redacted(text, secrets))
     refused = {about: redacted(text, secrets) for about, text in left_out.items()}
     return Reply(record, ledger.taken, ledger.stopped_because, ledger.is_failure, left_out=refused)
-
-
-_unpacked_additions = functools.lru_cache(KEPT)(cloudpickle.loads)
 
 
 @functools.lru_cache(KEPT)

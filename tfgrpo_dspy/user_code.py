@@ -58,18 +58,14 @@ POLL_S = 0.1  # how often a thread that waits looks whether that is still wanted
 LIBRARIES = sys.stdlib_module_names | {"dspy", "tfgrpo_dspy"}
 
 
-def _checked(program: ProgramT) -> ProgramT:
-    if not hasattr(program, "named_predictors") or isinstance(program, type):
-        raise LibraryError(f"program={program!r:.100}: pass a dspy.Module, not its file or class.")
-    return program
-
-
 def named_predictors(program: Any) -> list[tuple[str, Any]]:
     """The program's predictors by name, as DSPy lists them (frozen sub-modules are left out).
 
     Raises LibraryError: it is no program.
     """
-    return list(_checked(program).named_predictors())
+    if not hasattr(program, "named_predictors") or isinstance(program, type):
+        raise LibraryError(f"program={program!r:.100}: pass a dspy.Module, not its file or class.")
+    return list(program.named_predictors())
 
 
 def instructions_of(before: Any, after: Any) -> dict[str, tuple[str, str]]:
@@ -134,7 +130,7 @@ def copy_to_change(program: ProgramT) -> ProgramT:
 
 
 def _modules_of(program: Any) -> list[Any]:
-    return [module for _, module in _checked(program).named_sub_modules()]
+    return [module for _, module in program.named_sub_modules()]
 
 
 def shared_sizes(program: Any) -> dict[str, int]:

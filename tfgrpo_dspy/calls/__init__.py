@@ -480,11 +480,8 @@ class Rollouts:
     def _done(self, sample: Sample, job: Job[Rollout]) -> Rollout:
         calls, library = self._calls, sample.additions.library
         names = ("rollout_id", "temperature", "start", "asks_predictors")
-        of_sample = {
-            **{name: getattr(sample, name) for name in names},
-            "example": self._examples[sample.example].raw,
-            "index": sample.example,
-        }
+        of_sample = {name: getattr(sample, name) for name in names}
+        of_sample |= {"example": self._examples[sample.example].raw, "index": sample.example}
         if calls.remote is not None:
             of_example = packed(of_sample, f"example {sample.example}")
             n_metric_calls = 1 + len(self._inputs.predictors) * sample.asks_predictors

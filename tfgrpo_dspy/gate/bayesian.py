@@ -368,10 +368,7 @@ def _places(
     correlations = about @ about.T  # 0.0 of what is about all inputs, or none, alike
 
     def are_same(experience: Experience, other: Experience) -> bool:
-        if (
-            experiences.ALL not in (experience.scope, other.scope)
-            and experience.scope != other.scope
-        ):
+        if len({experience.scope, other.scope} - {experiences.ALL}) > 1:
             return False
         j, k = column[experience.advice], column[other.advice]
         alikeness = correlations[j, k]
@@ -426,20 +423,16 @@ def _proposed(evidence: RunEvidence) -> tuple[ExperienceLibrary, dict[str, Exper
     modifying = [op for op in operations if isinstance(op, experiences.Modify)]
     changed = before.apply(modifying, evidence.limits)
     taken = [*before, *evidence.previous.rivals.values()]
-    new = {
-        e.id: e
-        for e in changed
-        if e.advice != before[e.id].advice
-        and not any(
-            experiences.is_repeated(e.text, e.scope, other) for other in taken if other.id != e.id
-        )
-    }
+    is_repeated, new = experiences.is_repeated, dict[str, Experience]()
+    for e in (e for e in changed if e.advice != before[e.id].advice):
+        if not any(is_repeated(e.text, e.scope, other) for other in taken if other.id != e.id):
+            new[e.id] = e
     rivals = {**evidence.previous.rivals, **new}
     adding = [
         op
         for op in operations
         if isinstance(op, experiences.Add)
-        and not any(experiences.is_repeated(op.text, op.scope, rival) for rival in rivals.values())
+        and not any(is_repeated(op.text, op.scope, rival) for rival in rivals.values())
     ]
     # Until it is decided what leaves, those that are to be deleted and the new ones are both here.
     n = evidence.limits.max_experiences + sum(isinstance(op, Delete) for op in operations)

@@ -229,12 +229,10 @@ class Decisions:
         """The gate decides on the next update. Raises GateError: it gave no decision."""
         calls, before, new = self.calls, self.latest, extracted.groups
         groups = (*before.groups, *new)
-        scores = before.score_range.including(
-            r.score for sampled in new for r in sampled.unaided.all_rollouts
-        )
-        by_metric = before.by_metric.including(
-            r.score for sampled in new for r in sampled.by_metric.all_rollouts
-        )
+        rollouts = (rollout for sampled in new for rollout in sampled.unaided.all_rollouts)
+        scores = before.score_range.including(rollout.score for rollout in rollouts)
+        rollouts = (rollout for sampled in new for rollout in sampled.by_metric.all_rollouts)
+        by_metric = before.by_metric.including(rollout.score for rollout in rollouts)
         # failures of all groups count as the lowest score so far
         is_other = scores.failure_score != before.score_range.failure_score
         self._measured = [] if is_other else self._measured
@@ -267,10 +265,8 @@ class Decisions:
         calls.renew()
         library, decision = before.decision.library, update.decision
         changes = self.changes.of_update(library, proposed, new, extracted.lessons, decision)
-        rows, record = (
-            listeners.training_rows(batch.update, new),
-            record_of(batch, update, proposed, changes),
-        )
+        rows = listeners.training_rows(batch.update, new)
+        record = record_of(batch, update, proposed, changes)
         calls.report.add_update(UpdateDecided(record, decision.library, rows))
         calls.journal.note_update(Additions(self.result()), record, rows, calls.ledger)
 
@@ -479,12 +475,8 @@ class Decisions:
 
         The other sets are there without advice, and so are the briefs, but for the likeliest one.
         """
-        latest, start, decision, finalists = (
-            self.latest,
-            self.start,
-            self.decision,
-            self.finalists(),
-        )
+        latest, start, decision = self.latest, self.start, self.decision
+        finalists = self.finalists()
         hidden = {example.identity for example in self.inputs.valset}
         means = {k: b.mean for k, b in enumerate(decision.briefs, start=1) if b.chance > LIKELY}
         briefs = sorted(means, key=lambda k: -means[k])
@@ -548,16 +540,11 @@ class Decisions:
         decision, every = self.decision, measured.candidates
         sd = score_sd([one.score for one in self._measured if one.score is not None])
         sets = range(1, self.groups.demos.n_sets + 1)
-        candidates = tuple(
-            frozenset[Hashable](
-                (
-                    *(experience.advice for experience in one.library),
-                    *[(BRIEF, one.brief)] * (one.brief > 0),
-                    *[one.demo_set] * bool(one.demos),
-                )
-            )
-            for one in every
-        )
+        candidates = []
+        for one in every:
+            of_one: set[Hashable] = {experience.advice for experience in one.library}
+            of_one |= {(BRIEF, one.brief)} if one.brief > 0 else set()
+            candidates.append(frozenset(of_one | ({one.demo_set} if one.demos else set())))
         parts = {part: (0.0, sd) for candidate in candidates for part in candidate}
         parts |= {advice: (b.mean, b.sd) for advice, b in decision.beliefs.items()}
         demos: dict[Hashable, tuple[float, float]] = dict.fromkeys(sets, (0.0, DEMOS_SD * sd))
@@ -573,14 +560,13 @@ class Decisions:
         # What training alone would choose; and where its experiences add more than its brief, which
         # may say other things of the same cases, the experiences alone.
         lead, of_lines = leading(decision), (e.advice for e in decision.result)
-        gain_of_lines = math.fsum(
-            decision.beliefs[a].mean for a in of_lines if a in decision.beliefs
-        )
-        firsts = (
-            () if not lead else (1, 2) if gain_of_lines > decision.briefs[lead - 1].mean else (1,)
-        )
+        beliefs = decision.beliefs
+        gain_of_lines = math.fsum(beliefs[a].mean for a in of_lines if a in beliefs)
+        firsts: tuple[int, ...] = (1,) if lead else ()
+        if lead and gain_of_lines > decision.briefs[lead - 1].mean:
+            firsts = 1, 2
         return Race(
-            candidates,
+            tuple(candidates),
             parts | demos | briefs,
             prices,
             sd,

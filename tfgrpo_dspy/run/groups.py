@@ -161,11 +161,8 @@ class Groups:
         self, batch: Batch, example: int, k: int, additions: Additions, temperature: Any
     ) -> Sample:
         visit, seed = batch.visits[example], self._settings.seed
-        rollout_id, asks = (
-            rollout_id_for(seed, visit, example, k, "training"),
-            batch.asks_predictors,
-        )
-        return Sample(additions, example, rollout_id, temperature, None, batch.update, asks)
+        id_, asks = rollout_id_for(seed, visit, example, k, "training"), batch.asks_predictors
+        return Sample(additions, example, id_, temperature, None, batch.update, asks)
 
     def _begun(self, batch: Batch, samples: Sequence[Sample]) -> Waited:
         """Begin these rollouts; what is given waits for their group, with extra attempts.

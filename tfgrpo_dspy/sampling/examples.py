@@ -32,7 +32,7 @@ from tfgrpo_dspy.experience import ALL, ExperienceLibrary, with_instructions
 from tfgrpo_dspy.files import json_values, read_text
 from tfgrpo_dspy.rollout import MOST, Failure, FailureKind, Group, Rollout, Step, fields_text
 from tfgrpo_dspy.text import cleaned_text, counted
-from tfgrpo_dspy.user_code import named_predictors
+from tfgrpo_dspy.user_code import copy_to_change, named_predictors
 
 logger = logging.getLogger(__name__)
 
@@ -402,11 +402,9 @@ class Additions:
         of_rollout, lm_for = lm_for is not None, lm_for or (lambda lm: lm)
         if isinstance(self.teacher, dspy.Module):
             return user_code.copy_program(self.teacher, lm_for)
-        program = (  # of the run's own student it was seen that its copies share no predictor
-            self.library.written_into(user_code.copy_program(student, lm_for), of_rollout)
-            if of_rollout
-            else self.library.bake(student)
-        )
+        # of the run's own student it was seen that its copies share no predictor
+        copied = user_code.copy_program(student, lm_for) if of_rollout else copy_to_change(student)
+        program = self.library.written_into(copied, of_rollout)
         predictors = dict(named_predictors(program)) if self.demos or self.hint else {}
         for demo in self.demos:
             predictor = predictors[demo.predictor]

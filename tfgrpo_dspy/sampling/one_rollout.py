@@ -458,13 +458,8 @@ class _Run:
             if text and not (score and text == score.feedback):  # that on the whole is not repeated
                 text = with_values(text, task.example, prediction)
                 steps[k] = replace(steps[k], feedback=text)
-        result = replace(
-            result,
-            n_metric_calls=n_calls,
-            metric_usage=meter.usage,
-            steps=tuple(steps),
-            failure=failure,
-        )
+        result = replace(result, n_metric_calls=n_calls, metric_usage=meter.usage)
+        result = replace(result, steps=tuple(steps), failure=failure)
         if score is None or failure is not None:
             return result
         words = with_values(score.feedback, task.example, prediction)
