@@ -4,11 +4,11 @@
 
 Run it on a quiet machine. Prints a table with the bars and writes `results/speed.json`.
 
-- *overhead*: wall and CPU time per LM call of a whole compile on default settings (gate, drafts,
-  demos and final choice included), over those of bare calls of the program in a pool of as many
-  threads. The LM answers at once. Medians of rounds in which compile and bare calls alternate; 50
-  and 500 examples, without a budget. Beside them: bare calls for each of which DSPy makes a
-  signature, as for rollouts that are given different experiences, and bare calls with 16 demos.
+- *overhead*: wall and CPU time per LM call of a whole compile (gate, drafts and final choice
+  included), with the default settings and without demos, over those of bare calls of the program in
+  a pool of as many threads. The LM answers at once. Medians of rounds in which compile and bare
+  calls alternate; 50 and 500 examples, without a budget. Beside them: bare calls for each of which
+  DSPy makes a signature, and bare calls with 16 demos.
 - *others*: the same for GEPA, SIMBA and MIPROv2 on 5,000 examples, one round, beside one epoch of
   this optimizer.
 - *replay*: a run of 10,000 rollouts is recorded, then replayed offline in another process, with
@@ -180,14 +180,17 @@ def overhead() -> list[Row]:
     bare(examples(50), 200)  # what a first use loads is not counted
     compiled(CannedEngine(), examples(20), max_lm_calls=200)
     for n, rounds in ROUNDS.items():
-        cases = examples(n)
-        found = [
-            over_bare(cases, lambda engine: compiled(engine, cases))  # noqa: B023
-            for _ in range(rounds)
-        ]
-        middle = {name: median(row[name] for row in found) for name in found[0]}
-        bar = {"bar": "at most 2.0"} if n == 500 else {}
-        rows.append({"what": f"TrainingFreeGRPO, {n:,} examples", **middle, **bar})
+        cases, what = examples(n), f"TrainingFreeGRPO, {n:,} examples"
+        for settings in ({"max_demos": 0}, dict[str, int]()):
+
+            def work(engine: CannedEngine, settings: Any = settings) -> None:
+                compiled(engine, cases, **settings)  # noqa: B023
+
+            found = [over_bare(cases, work) for _ in range(rounds)]
+            middle = {name: median(row[name] for row in found) for name in found[0]}
+            rows.append({"what": what, **middle})
+            if settings:
+                rows[-1] |= {"what": f"{what}, without demos", "bar": "at most 4.0"}
     bounds = {
         "bare calls, a new signature for each": {"has_own_instructions": True},
         "bare calls, 16 demos": {"demos": examples(16)},
@@ -240,17 +243,11 @@ def others() -> list[Row]:
 
 
 def _recorded(folder: str, offline: bool, gate: Gate | None) -> Row:
-    engine, settings = CannedEngine(), {"group_size": 5, "batch_size": 20, "epochs": 2}
+    engine = CannedEngine()
+    settings: Row = {"group_size": 5, "batch_size": 20, "epochs": 2}
     began = time.perf_counter()
-    program = compiled(
-        engine,
-        examples(1_000),
-        gate=gate,
-        reflection=Reflection(drafts=0),
-        log_dir=folder,
-        offline=offline,
-        **settings,
-    )
+    settings |= {"reflection": Reflection(drafts=0), "gate": gate, "log_dir": folder}
+    program = compiled(engine, examples(1_000), offline=offline, **settings)
     seconds, results = time.perf_counter() - began, program.detailed_results
     return {"seconds": seconds, "rollouts": results.metric_calls, "LM calls": engine.n_calls}
 
