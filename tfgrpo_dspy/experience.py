@@ -681,9 +681,9 @@ def with_instructions(signature: Any, instructions: str, for_a_rollout: bool = F
     text = f"\n{instructions}"  # so DSPy's `inspect.cleandoc` takes no indentation away
     if not for_a_rollout:
         return signature.with_instructions(text)
-    made = _without_instructions(signature)
-    namespace = {name: held for name, held in vars(made).items() if name not in OF_ONE_CLASS}
-    return ABCMeta.__new__(type(made), made.__name__, made.__bases__, namespace | {"__doc__": text})
+    same = _without_instructions(signature)
+    namespace = {name: value for name, value in vars(same).items() if name not in OF_ONE_CLASS}
+    return ABCMeta.__new__(type(same), same.__name__, same.__bases__, namespace | {"__doc__": text})
 
 
 @functools.lru_cache(64)

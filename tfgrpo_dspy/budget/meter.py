@@ -403,8 +403,10 @@ class Meter:
             why = f"{lm.model} reports no usage: tokens, and dollars, are estimated from its texts"
             self.ledger.note(str(lm.model), USAGE, why)
         if call.cost is None or call.model in self.prices:
-            known, model = self.ledger.prices, str(lm.model)
-            price = known.get(model) or known.setdefault(model, budget.token_price(lm, self.prices))
+            prices, model = self.ledger.prices, str(lm.model)
+            if model not in prices:
+                prices[model] = budget.token_price(lm, self.prices)
+            price = prices[model]
             cost = cost if isinstance(price, str) else price.of(n_prompt, n_answer)
         return Usage(call.n_answers, 0, 0, n_prompt, n_answer, cost)
 
