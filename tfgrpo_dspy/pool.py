@@ -383,7 +383,6 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     secrets = known_secrets(
         [*user_code.language_models(student), *held, context["lm"]], "\n".join(plain)
     )
-
     return student, scoring, context, prices, dict[tuple[str, str], str](), secrets
 
 

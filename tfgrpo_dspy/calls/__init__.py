@@ -478,7 +478,7 @@ class Rollouts:
         return keys.rollout(program, example, self._metric, sample.rollout_id, sample.temperature)
 
     def _done(self, sample: Sample, job: Job[Rollout]) -> Rollout:
-        calls, library = self._calls, sample.additions.library
+        calls = self._calls
         names = ("rollout_id", "temperature", "start", "asks_predictors")
         of_sample = {name: getattr(sample, name) for name in names}
         of_sample |= {"example": self._examples[sample.example].raw, "index": sample.example}

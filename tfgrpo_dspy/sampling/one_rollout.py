@@ -345,8 +345,9 @@ class _Run:
     def __init__(self, task: RolloutTask) -> None:
         self.task = task
         start = task.start if task.start and not task.start.answers_now else None
-        added = task.additions
-        advice = [experience.text for experience in added.library] if added else ()
+        added, advice = task.additions, list[str]()
+        if added:
+            advice = [*[each.text for each in added.library], *dict(added.library.briefs).values()]
         self.meter = Meter(task.ledger, task.prices, task.is_training, advice)
         self.recorder = _Recorder(self.meter, task.calls, start, self.name_of)
         self.replay = self.recorder if start else None
