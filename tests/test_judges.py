@@ -4,10 +4,11 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import optimizer_of, polite_rules, predictor, questions
-from scripted import chat
+from runs import ADVICE, learned, optimizer_of, polite_rules, predictor, questions
+from scripted import ScriptedEngine, chat, lessons, operations
 from tally import Tally, lm_on, priced
 
+from tfgrpo_dspy import NoGate
 from tfgrpo_dspy.results import RunResults
 
 VERDICT = chat(verdict="1.0")
@@ -73,3 +74,13 @@ def test_the_estimate_knows_a_judge_that_the_metric_holds() -> None:
         without = optimizer_of(**priced()).estimate(predictor(), **data).total
     assert with_judge.n_lm_calls >= without.n_lm_calls + without.n_rollouts
     assert with_judge.cost > without.cost
+
+
+def test_the_second_lm_of_an_adapter_is_billed_at_its_own_price_in_reflections_too() -> None:
+    answers = {"`lessons`": lessons(ADVICE), "`operations`": operations(), "": chat(answer="no")}
+    second = dspy.LM("second", engine=ScriptedEngine([*answers.items()]), cache=False)
+    with dspy.context(adapter=dspy.TwoStepAdapter(second)):
+        program = learned(gate=NoGate(), prices={"scripted": (0, 0), "second": (1e6, 1e6)})
+    results = program.detailed_results
+    assert results.usage["lesson"].cost_usd > 0 and results.usage["rollout"].cost_usd > 0
+    assert results.spent.cost_usd < results.spent.n_tokens

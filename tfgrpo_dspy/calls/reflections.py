@@ -186,8 +186,8 @@ class ReflectionClient:
                 lines = ["\nThe images of the inputs, in their order:", *images]
                 shown["example"] += "\n".join(lines)
             try:
-                # the module, which all calls share, keeps no history: it would grow with the run
-                with dspy.context(**settings, trace=[], disable_history=False, max_history_size=0):
+                # short: all calls share the module; with none, a `CallWatcher` gets no entry
+                with dspy.context(**settings, trace=[], disable_history=False, max_history_size=99):
                     prediction = asked(**shown)
                 answer = _read(prediction, output, meter.usage)
             except (RunStopped, KeyboardInterrupt):
