@@ -120,7 +120,11 @@ class Store:
                         "the version that wrote it."
                     )
                 if not is_read_only:
-                    connection.execute("PRAGMA journal_mode = WAL").fetchall()
+                    try:  # SQLite does not wait for a process that changes the mode, too
+                        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+                    except sqlite3.OperationalError as error:
+                        if "locked" not in str(error):
+                            raise
                     connection.execute("PRAGMA synchronous = NORMAL")
                 if is_new:
                     connection.executescript(MAKING)
