@@ -323,6 +323,7 @@ class Keys:
 
 def program_digest(program: Any, identities: Identities) -> str:
     """The digest of a program with its library, whatever its LMs are."""
+    user_code.named_predictors(program)  # refuses what is no program
     return digest(identities.of(copy_program(program, lambda _lm: None)))
 
 

@@ -36,9 +36,9 @@ REASON_BYTES, EXAMPLE_BYTES = 210, 87  # how long they may be in the prompt of a
 CLEAR_SHARE = 0.01
 """In the first batch, before a range of scores is known, so large a share of the score itself is a
 contrast for sure: its lessons need not wait for the rest of the batch."""
-MOST_IN_VAIN, TIMES_IN_VAIN = 8, 3
-"""After 8 groups in a row that gave nothing new, one call a batch asks for more; after 3 times as
-many, one call in three batches, and so on."""
+MOST_IN_VAIN, TIMES_IN_VAIN = 8, 4
+"""After 8 groups in a row that gave nothing new, one call a batch asks for more; after 4 times as
+many, one call in four batches, and so on."""
 BRIEF_TOKENS = 800  # of each in a prompt for lessons
 FEWEST_ALIKE, SHOWN_ALIKE, MOVED_SHARE = 5, 40, 0.1
 """From 5 groups on (of the last 40) whose answers differ while their scores do not, with contrast
