@@ -30,7 +30,7 @@ HABITS = {  # of a reply: words of the advice, and what it then says
     "refund": "We will send a refund or a replacement.",
     "Brightwell": "Your team at Brightwell.",
 }
-REFLECTION = {"operations", "lessons", "module_advice", "new_instruction"}
+REFLECTION = {"operations", "lessons", "brief", "module_advice", "new_instruction"}
 """Who asks for one of these output fields is an optimizer; all others are programs."""
 PADDING = " ".join(["We read every letter with care, and we value each one of them."] * 6)
 
@@ -145,6 +145,8 @@ def reflection(prompt: Prompt, name: str, attentive: float) -> Any:
     """The value of an output field that the optimizers of the examples ask for."""
     if name == "operations":
         return operations(prompt.inputs)
+    if name == "brief":  # it writes single lines only
+        return prompt.inputs["present"]
     noticed = lessons(prompt, attentive)
     if name == "module_advice":  # SIMBA asks for advice to each predictor
         advice = "\n".join(text for _, text in noticed)

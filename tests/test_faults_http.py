@@ -11,10 +11,10 @@ from typing import Any
 import dspy
 import pytest
 from chat_server import ChatServer, Fault, Plan, in_turn, server
-from runs import ADVICE, learned, learned_in, library_texts, n_calls, polite_rules
+from runs import ADVICE, learned, learned_in, library_texts, n_calls, polite_rules, questions
 from scripted import EXTRACT, UPDATE
 
-from tfgrpo_dspy import NoGate
+from tfgrpo_dspy import NoGate, TrainingFreeGRPO
 
 __all__ = ["server"]  # a fixture
 
@@ -112,6 +112,27 @@ def test_a_prompt_that_is_too_long_is_a_failed_rollout_and_is_not_tried_again(
     failed = [arrival for arrival in server.arrivals if arrival.fault]
     assert [arrival.attempt for arrival in failed] == [0] * len(failed)
     assert program.detailed_results.failures == {"program": len(failed)}
+
+
+def test_advice_that_makes_a_judge_refuse_the_answers_counts_as_worse(server: ChatServer) -> None:
+    def judged(_example: Any, pred: Any, _trace: Any = None) -> float:
+        dspy.Predict("question -> answer")(question=f"Is it polite: {pred.answer}?")
+        return float(pred.answer == "please")
+
+    fault = Fault(400, "The prompt was filtered.", "content_filter")
+    server.rules = polite_rules()
+    server.plan = lambda _n, prompt: fault if "polite: please" in prompt else None
+    given = {"max_lm_calls": 200, "max_demos": 0, "group_size": 4, "num_threads": NUM_THREADS}
+    with dspy.context(lm=server.lm(api_key=KEY, seed=1, temperature=1.0)):
+        program = TrainingFreeGRPO(judged, progress=False, **given).compile(
+            dspy.Predict("question -> answer"),
+            trainset=questions(6),
+            valset=questions(12, start=100),
+        )
+    assert library_texts(program) == []
+    student, refused = program.detailed_results.candidates
+    assert student.is_best
+    assert refused.score.mean < student.score.mean
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import dspy
 import pytest
 from runs import Pair, agent, is_polite, polite_lm, polite_rules, predictor, questions
-from scripted import chat, scripted_lm
+from scripted import ScriptedEngine, chat, scripted_lm
 
 from tfgrpo_dspy import Execution, NoGate, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.settings.preparation import Plan
@@ -119,3 +119,13 @@ def test_long_examples_make_fewer_demos_and_the_user_may_want_more() -> None:
     chosen = [long_plan(n).schedule["max_demos"] for n in (5, 1500, 50_000)]
     assert chosen[0] == 16 > chosen[1] > chosen[2] == 1
     assert long_plan(1500, max_demos=16).schedule["max_demos"] == 16
+
+
+def test_the_plan_has_the_calls_and_dollars_of_an_lm_that_the_adapter_holds() -> None:
+    second = dspy.LM("second", engine=ScriptedEngine([("", chat(answer="no"))]), max_tokens=100)
+    prices = {"scripted": (0.0, 0.0), "second": (1.25, 10.0)}
+    optimizer = TrainingFreeGRPO(is_polite, execution=Execution(prices=prices))
+    with dspy.context(lm=scripted_lm([], max_tokens=100), adapter=dspy.TwoStepAdapter(second)):
+        row = next(r for r in optimizer.estimate(predictor(), **DATA).rows if "train" in r.purpose)
+    assert row.n_lm_calls == 2 * row.n_rollouts
+    assert row.cost

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def test_a_program_made_synchronous_is_looked_at_without_a_warning(
 
 
 class Diary(dspy.Module):
-    pages: list[str] = []  # noqa: RUF012 - one for all rollouts: the fault that is told
+    pages: Any = []  # noqa: RUF012 - one for all rollouts: the fault that is told
 
     def __init__(self, kept: bool) -> None:
         super().__init__()
@@ -108,9 +109,14 @@ class Diary(dspy.Module):
         return self.ask(question=question)
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(("kept", "kind"), [(True, list), (True, deque), (False, list)])
 def test_a_class_attribute_that_collects_what_rollouts_put_there_is_told_once(
-    kept: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kept: bool,
+    kind: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Diary, "pages", kind())
     compiled(tmp_path, polite_lm(), student=Diary(kept))
     assert caplog.text.count("Diary.pages is one for all rollouts") == kept

@@ -25,6 +25,7 @@ import re
 import sys
 import textwrap
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import contextmanager, suppress
@@ -134,11 +135,11 @@ def _modules_of(program: Any) -> list[Any]:
 
 
 def shared_sizes(program: Any) -> dict[str, int]:
-    """By name, the size of each list, dict and set that a class of the program's modules holds."""
+    """By name, the size of each list, deque, dict and set that a class of its modules holds."""
     classes = {c: vars(c) for m in _modules_of(program) for c in type(m).__mro__}
     of_user = {c.__qualname__: held for c, held in classes.items() if c.__module__[:5] != "dspy."}
     named = [(f"{c}.{name}", each) for c, held in of_user.items() for name, each in held.items()]
-    return {name: len(each) for name, each in named if isinstance(each, list | dict | set)}
+    return {name: len(each) for name, each in named if isinstance(each, list | deque | dict | set)}
 
 
 def language_models(program: Any) -> list[Any]:

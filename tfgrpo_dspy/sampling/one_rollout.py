@@ -452,7 +452,7 @@ class _Run:
             failure = Failure(kind, str(error))
         meter.check()
         if hidden := meter.provider_failure:  # what the metric returned all the same is no score
-            failure = Failure(hidden.kind, f"the metric's LM failed: {hidden.message}")
+            failure = replace(hidden, message=f"the metric's LM failed: {hidden.message}")
         steps = list(result.steps)
         for k in reversed(range(len(steps))):  # the last call of each predictor
             text = feedback.pop(steps[k].name, "") if steps[k].kind == "predictor" else ""

@@ -418,7 +418,8 @@ def assumed(settings: Settings, student: Any, examples: Sequence[Example]) -> di
         calls, most = calls + n_calls, most + n_calls
         attempt += n_calls * answer + n_turns * TURN_TOKENS
         dollars += n_calls * _cost(lm, settings, prompt, answer)
-    judges = {id(lm): lm for lm in held_lms(settings.metric)}.values()  # a call each
+    holders = settings.metric, dspy.settings.adapter  # a call of each LM that they hold
+    judges = {id(lm): lm for each in holders for lm in held_lms(each)}.values()
     dollars += sum(_cost(lm, settings, longest, TEXT_TOKENS) for lm in judges)
     calls, most, lms = calls + len(judges), most + len(judges), [*lms, *judges]
     lms += [lm for strategy in settings.strategies for lm in held_lms(strategy)]  # a teacher's
