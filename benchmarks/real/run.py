@@ -10,12 +10,13 @@
     python benchmarks/real/run.py --show
     python benchmarks/real/run.py --publish    # results/real.md of results/real.jsonl
 
-One thread. Each run is a process of its own (so no run profits from another's cache) and, when it
-is done, a JSON line in `results/real.jsonl`; what has its line is not run again. A run of this
-optimizer that was stopped goes on where it was, from its log in the cache of the models (`minutes`
-and `spent` are those of its last start, `replayed` says what came from the log). The queue goes
-through all tasks and rows with one seed before it takes the next seed, and through the small model
-before the large one. Rows of this optimizer are run again for another `--label`; others are not.
+One thread, or `--threads`. Each run is a process of its own (so no run profits from another's
+cache) and, when it is done, a JSON line in `results/real.jsonl`; what has its line is not run
+again. A run of this optimizer that was stopped goes on where it was, from its log in the cache of
+the models (`minutes` and `spent` are those of its last start, `replayed` says what came from the
+log). The queue goes through all tasks and rows with one seed before it takes the next seed, and
+through the small model before the large one. Rows of this optimizer are run again for another
+`--label`; others are not.
 
 Rows: `none` is the student; `labelled` 16 labelled demos; `advice` the hand-written advice of the
 task in the student's instructions (the last two say whether there is anything to gain);
@@ -79,15 +80,15 @@ def label_of(row: str, label: str) -> str:
     return label if row.startswith("tfgrpo") else ""
 
 
-def run(key: Key, policy: str | None = None, writer: str | None = None) -> dict[str, Any]:
-    """One run, in this process; `policy` and `writer` are the addresses of servers."""
+def run(key: Key, asked: argparse.Namespace) -> dict[str, Any]:
+    """One run, in this process, on the servers and threads that were asked for."""
     task, model, row, budget, seed, label = key
     OPTIMIZERS["advice"] = lambda setup: advised(setup.task)
     dspy.configure(adapter=getattr(TASKS[task], "adapter", ADAPTERS[model])())
     began = time.monotonic()
     cell = Cell(f"{task}@{model}", row, budget, seed)
-    options = Options(n_threads=1, log_dir=log_of(key, writer) if label else None)
-    record = run_cell(cell, options, load(task, model, seed, policy, writer))
+    options = Options(asked.threads, log_dir=log_of(key, asked.writer) if label else None)
+    record = run_cell(cell, options, load(task, model, seed, asked.policy, asked.writer))
     return {
         "task": task,
         "model": model,
@@ -96,7 +97,8 @@ def run(key: Key, policy: str | None = None, writer: str | None = None) -> dict[
         "budget": budget,
         "seed": seed,
         "label": label,
-        "reflection_lm": WRITER if writer else model,
+        "threads": asked.threads,
+        "reflection_lm": WRITER if asked.writer else model,
         "minutes": round((time.monotonic() - began) / 60, 2),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(),
@@ -110,20 +112,18 @@ def log_of(key: Key, writer: str | None = None) -> Path:
     return default_cache() / ("written" if writer else "runs") / "-".join(map(str, key))
 
 
-def _in_child(key: Key, path: Path, policy: str | None, writer: str | None) -> None:
-    append(path, run(key, policy, writer))
-    if not writer:
+def _in_child(key: Key, asked: argparse.Namespace) -> None:
+    append(asked.out, run(key, asked))
+    if not asked.writer:
         shutil.rmtree(log_of(key), ignore_errors=True)
 
 
-def run_all(
-    keys: Sequence[Key], path: Path, policy: str | None = None, writer: str | None = None
-) -> None:
+def run_all(keys: Sequence[Key], asked: argparse.Namespace) -> None:
     """Run one after the other, each in a process of its own; one that fails is left out."""
     spawn = multiprocessing.get_context("spawn")
     for n, key in enumerate(keys, 1):
         print(f"{datetime.datetime.now():%H:%M} run {n} of {len(keys)}: {key}", flush=True)
-        child = spawn.Process(target=_in_child, args=(key, path, policy, writer))
+        child = spawn.Process(target=_in_child, args=(key, asked))
         child.start()
         child.join()
         if child.exitcode:
@@ -147,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--label", default="v2", help="of the rows of this optimizer")
     parser.add_argument("--policy", metavar="URL", help="llama.cpp's server with the model")
     parser.add_argument("--writer", metavar="URL", help="a reflection LM that can write")
+    parser.add_argument("--threads", type=int, default=1, help="of each run (default: 1)")
     parser.add_argument("--out", type=Path, help="default: results/real.jsonl, real_writer.jsonl")
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--publish", action="store_true", help="write the tables beside --out")
@@ -155,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not (asked.show or asked.publish):
         done = {key_of(record) for record in stored(asked.out)}
         keys = [key for key in queue(asked) if key not in done]
-        run_all(keys, asked.out, asked.policy, asked.writer)
+        run_all(keys, asked)
     records = stored(asked.out)
     if asked.publish:
         text = page(records, command("real/run.py", arguments))
