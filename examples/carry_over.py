@@ -4,7 +4,7 @@
 
 Runs on two simulated LMs in 4 seconds; B does better than A without advice. Learns on LM A
 (--lm), saves the library as a file, bakes it into a fresh program on LM B (--other-lm), and
-measures both LMs with and without it on the same 80 complaints. Task: that of the quickstart.
+measures both LMs with and without it on the same 80 complaints.
 """
 
 import dspy

@@ -61,6 +61,15 @@ class LessonsFromFeedback(dspy.Signature):
     lessons: list[str] = dspy.OutputField()
 
 
+WRITTEN = [
+    dspy.Example(feedback=f"{said}{told}", lessons=[told])
+    for said, told in (
+        ("", "Name the city, not the country."),
+        ("Right.\n\n", "Give the date as year-month-day."),
+    )
+]
+
+
 def program() -> dspy.Module:
     """The student: one predictor."""
     return dspy.Predict(dspy.Signature("noun -> plural", "Write the plural of the noun."))
@@ -99,8 +108,10 @@ def optimizer_for(given: argparse.Namespace) -> TrainingFreeGRPO:
     if given.reflection_lm or given.lm:
         reflection_lm = dspy.LM(given.reflection_lm or given.lm)
         return TrainingFreeGRPO(right_word, reflection_lm=reflection_lm, seed=given.seed)
+    extract = ExtractAdvantage(LessonsFromFeedback, PlainAdapter())
+    extract.ask.demos = WRITTEN  # without these, it writes what has nothing to do with the feedback
     simple = Reflection(
-        extract=ExtractAdvantage(LessonsFromFeedback, PlainAdapter()),
+        extract=extract,
         update=AddLessons(),
         groups_per_call=1,
         drafts=0,
@@ -109,7 +120,7 @@ def optimizer_for(given: argparse.Namespace) -> TrainingFreeGRPO:
     )
     return TrainingFreeGRPO(
         right_word,
-        reflection_lm=local_lm(temperature=0.7, max_tokens=60),
+        reflection_lm=local_lm(temperature=0.2, max_tokens=60),
         max_lm_calls=MAX_LM_CALLS,
         max_experiences=5,
         max_demos=4,  # an LM of this size is confused by more
@@ -167,8 +178,10 @@ def main() -> None:
     n_policy, n_reflection = (
         usage.n_lm_calls for usage in (results.policy_usage, results.reflection_usage)
     )
-    seconds = time.monotonic() - started
+    seconds, n_cached = time.monotonic() - started, results.spent.n_cached_calls
     print(f"\n{n_policy} calls of the program and {n_reflection} of the reflection LM; ", end="")
+    if n_cached:
+        print(f"{n_cached} more answers came from the cache of an earlier run; ", end="")
     print(f"{sum(results.failures.values())} answers were of no use; ", end="")
     print(f"{seconds:.0f} s in all, with both measurements.")
     if given.json:

@@ -27,7 +27,7 @@ YES = chat(answer="yes")
 class Fault:
     """What is done to one request: a status and its headers, or one of four in words.
 
-    It is "reset"; "cut" in the middle of its answer; answered by a "page" with status 200; or
+    It is "reset"; "cut" in the middle of its answer; answered by a "page", its message, with status 200; or
     "late", by `delay_s` at most.
     """
 
@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(fault.status, {"error": error}, **headers)
         else:
             answer = self.server.completion(body, arrival.prompt)
-            answer = "<html>Bad gateway</html>" if fault.status == "page" else answer
+            answer = fault.message if fault.status == "page" else answer
             self._send(200, answer, is_cut=fault.status == "cut")
 
     def _send(self, status: int, answer: Any, is_cut: bool = False, **headers: str) -> None:

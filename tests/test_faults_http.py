@@ -4,13 +4,14 @@ A table of faults at a table of places: wherever a fault that passes hits, nothi
 changes, every request is counted, and nothing recorded is asked again.
 """
 
+import json
 import re
 from collections import Counter
 from typing import Any
 
 import dspy
 import pytest
-from chat_server import ChatServer, Fault, Plan, in_turn, server
+from chat_server import YES, ChatServer, Fault, Plan, in_turn, server
 from runs import ADVICE, learned, learned_in, library_texts, n_calls, polite_rules, questions
 from scripted import EXTRACT, UPDATE
 
@@ -28,7 +29,7 @@ PASSING = {
     "reset": Fault("reset"),
     "cut answer": Fault("cut"),
     "late": Fault("late", delay_s=0.2),
-    "a page": Fault("page"),
+    "a page": Fault("page", "<html>Bad gateway</html>"),
     "not ready": Fault(400, "The model is loading."),
 }
 PLACES = {"a rollout": "question 1", "a lesson": EXTRACT, "an update": UPDATE}
@@ -112,6 +113,42 @@ def test_a_prompt_that_is_too_long_is_a_failed_rollout_and_is_not_tried_again(
     failed = [arrival for arrival in server.arrivals if arrival.fault]
     assert [arrival.attempt for arrival in failed] == [0] * len(failed)
     assert program.detailed_results.failures == {"program": len(failed)}
+
+
+MESSAGE = {"role": "assistant", "content": None}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"choices": None},
+        {"choices": [None]},
+        {"choices": [{"index": 0, "finish_reason": "stop", "message": None}]},
+        {"choices": [{"index": 0, "finish_reason": "error", "message": MESSAGE}]},
+        {
+            "choices": [
+                {"index": 0, "finish_reason": "error", "message": MESSAGE | {"content": YES}}
+            ]
+        },
+    ],
+    ids=[
+        "no choices",
+        "null choices",
+        "null choice",
+        "null message",
+        "error",
+        "error in the midst",
+    ],
+)
+def test_an_answer_without_a_message_is_the_providers_fault_and_not_the_programs(
+    body: dict[str, Any], server: ChatServer
+) -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+    whole = {"id": "1", "object": "chat.completion", "model": "m", "usage": usage, **body}
+    fault = Fault("page", json.dumps(whole))
+    program = run(server, lambda _n, prompt: fault if is_rollout_of("question 2", prompt) else None)
+    assert [*program.detailed_results.failures] == ["provider"]
 
 
 def test_advice_that_makes_a_judge_refuse_the_answers_counts_as_worse(server: ChatServer) -> None:
