@@ -4,8 +4,8 @@
 
 Runs on a simulated LM in 3 seconds. First it writes `traces.jsonl` into the working folder, as a
 service would: two replies to each of 30 complaints, each with what a reviewer said. `learn` reads
-the file and does not make these replies again; it runs the program on the validation set only. Also writes
-`report.html`.
+the file and does not make these replies again; it runs the program on the validation set only. It
+also writes `report.html`.
 """
 
 import json

@@ -27,8 +27,8 @@ YES = chat(answer="yes")
 class Fault:
     """What is done to one request: a status and its headers, or one of four in words.
 
-    It is "reset"; "cut" in the middle of its answer; answered by a "page", its message, with status 200; or
-    "late", by `delay_s` at most.
+    It is "reset"; "cut" in the middle of its answer; answered by a "page", its message, with status
+    200; or "late", by `delay_s` at most.
     """
 
     status: int | str

@@ -59,7 +59,13 @@ def a_full_run(results: Any) -> RunResults:
     values = results.to_dict()
     texts = [f"Advice {number}: {'x' * 1000}" for number in range(100)]
     changes = [
-        {"kind": "dropped", "id": f"E{number}", "text": "y" * 1000, "scope": "*", "reason": "z\nz"}
+        {
+            "kind": "dropped",
+            "id": f"E{number}",
+            "text": f"{number}" * 300,
+            "scope": "*",
+            "reason": "z\nz",
+        }
         for number in range(101, 201)
     ]
     values |= {"n_demos": 0, "library": ExperienceLibrary.from_texts(texts).to_dict()}

@@ -34,7 +34,7 @@ BY_SIGNATURE = ("ReAct", "ReActV2", "ProgramOfThought", "CodeAct", "RLM")
 """DSPy's modules whose `forward(**kwargs)` takes the input fields of their signature."""
 BY_MODULE = {"ChainOfThought": "predict", "Refine": "module", "BestOfN": "module"}
 """DSPy's modules that pass their inputs on, and the attribute that holds the module."""
-CHAT = "chat.completion"  # what OpenAI's servers, and those like them, call an answer
+CHAT = "chat.completion"  # what OpenAI's servers, and others like them, call an answer
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "incomplete"})
 """The finish reasons of answers that were cut, as providers name them."""
 FILTERED = frozenset({"content_filter", "safety", "refusal"})
@@ -198,9 +198,7 @@ class Call:
         text = first.get("text") if isinstance(first, Mapping) else first
         # of lm15 a refusal is a part of a message, of OpenAI a field of it
         raws = [raw for raw in _values(responses, "provider_data") if _value(raw, "object") == CHAT]
-        bodies = (*responses, *raws)
-        choices = [one for of in _values(bodies, "choices") for one in of or () if one]
-        has_message = any(_values(choices, "message")) or not raws
+        choices = [c for of in _values((*responses, *raws), "choices") for c in of or () if c]
         parts = [p for of in _values(_values(responses, "message"), "parts") for p in of or ()]
         refusals = [_value(part, "text") for part in parts if _value(part, "type") == "refusal"]
         refusals += _values(_values(choices, "message"), "refusal")
@@ -215,7 +213,8 @@ class Call:
             n_answers=len(responses),
             # DSPy empties the usage of an answer from its cache
             is_cached=any(marks) or (not usage and any(n is not None for n in counts)),
-            is_empty=not outputs or not has_message or "error" in reasons,
+            is_empty=not (outputs and (any(_values(choices, "message")) or not raws))
+            or "error" in reasons,
             prompt_tokens=int(_amount(usage.get("prompt_tokens")) or 0),
             completion_tokens=int(_amount(usage.get("completion_tokens")) or 0),
             cost=_amount(entry.get("cost")),

@@ -349,7 +349,7 @@ FAILURES_IN_WORDS = {
     "reflection error": "a call of the reflection LM failed",
     "reflection parse": "an answer of the reflection LM could not be read",
     "reflection filtered": "a content filter held an answer of the reflection LM back",
-    "lesson refused": "a lesson was a copy of an example, too long, or asked for something unsafe",
+    "lesson refused": "a lesson was a copy, or too long: Reflection(guard=, max_experience_words=)",
     "brief refused": "a brief was too long",
     "lesson too many": "an answer had more lessons than are read",
     "advice let in": "Reflection(guard=) let in what copies an example",
@@ -658,8 +658,8 @@ def gone(run: RunResults) -> dict[str, tuple[Change, str]]:
 
 
 def dropped(run: RunResults) -> Section:
-    """The experiences that were tried and are not in the result, the latest first, with reasons."""
-    missing = [*gone(run).values()]
+    """The texts that were tried and are not in the result, the latest first, with reasons."""
+    missing = [*{c.text: (c, why) for c, why in reversed(gone(run).values())}.values()][::-1]
     rows = [[c.id, f"{one_line(c.text)} ({one_line(why)})"] for c, why in missing[:MOST_DROPPED]]
     if n_more := len(missing) - len(rows):
         rows.append(["...", f"{n_more:,} more; see .updates"])

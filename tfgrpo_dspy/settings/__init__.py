@@ -535,7 +535,6 @@ def usual_demos(tokens_of_example: float) -> int:
 
 
 def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[str, Any]:
-    """The figures for a budget that is large enough."""
     n, calls, n_threads = data.n_training, _calls(settings, data), settings.threads
     n_groups = calls / CALLS_PER_GROUP
     has_budget = calls < math.inf or settings.max_cost or settings.max_minutes

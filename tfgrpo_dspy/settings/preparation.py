@@ -198,7 +198,6 @@ def async_code(settings: RunSettings, student: Any) -> list[str]:
 def _faults(
     settings: Settings, student: Any, data: Mapping[str, Any], is_recorded: bool
 ) -> Iterator[str]:
-    """A sentence on each thing that no run can use."""
     sets = {n: examples for n, examples in data.items() if n == "trainset" or examples is not None}
     faults = {name: _data_fault(name, examples) for name, examples in sets.items()}
     yield from filter(None, faults.values())
@@ -444,7 +443,6 @@ def _mean_tokens(fields: Iterable[Mapping[str, str]]) -> float:
 
 
 def _cost(lm: Any, settings: Settings, prompt: float, answer: float) -> float:
-    """Dollars of a call with so many tokens."""
     price = token_price(lm, settings.arguments["prices"] or {})
     if isinstance(price, str):
         return math.nan
