@@ -97,11 +97,6 @@ class Learned:
         asked = [p.user for p in self.lm.engine.prompts if re.search(EXTRACT, p.text)]
         return sorted(section(text, "attempts") for text in asked)
 
-    @property
-    def n_policy_calls(self) -> int:
-        return sum("[[ ## so_far ## ]]" in prompt.user and not re.search(EXTRACT, prompt.text)
-                   for prompt in self.lm.engine.prompts)  # fmt: skip
-
 
 def learned(
     *chosen: Strategy, student: Any = None, rules: Sequence[Rule] = RULES, n: int = 6,

@@ -39,6 +39,8 @@ HITS = [
 ]
 TOO_LONG = Fault(400, "This model's maximum context length is 1024.", "context_length_exceeded")
 TOO_LARGE = Fault(413, "Corps de requête trop grand.", "limite")
+GATED = {"max_lm_calls": 200, "gate": None, "epochs": None, "max_demos": 0}
+REFUSED = re.compile(r"the provider refused (\d+) of \1 prompts with it")
 
 
 def run(server: ChatServer, plan: Plan | None = None, **settings: Any) -> Any:
@@ -184,12 +186,10 @@ def test_advice_whose_prompts_the_provider_refuses_is_dropped_and_the_page_says_
         is_bad = ADVICE in prompt and not re.search(f"{EXTRACT}|{UPDATE}", prompt)
         return fault if is_bad else None
 
-    given = {"max_lm_calls": 200, "gate": None, "epochs": None, "max_demos": 0}
-    program = run(server, plan, **given)
+    program = run(server, plan, **GATED)
     assert library_texts(program) == []
-    assert re.search(
-        r"the provider refused (\d+) of \1 prompts with it", str(program.detailed_results)
-    )
+    (n,) = REFUSED.findall(str(program.detailed_results))  # once, however often it is learned
+    assert int(n) == sum(not arrival.was_answered for arrival in server.arrivals) < 20
 
 
 @pytest.mark.parametrize("num_threads", [1, 4])
@@ -201,13 +201,10 @@ def test_advice_on_which_a_server_breaks_is_dropped_and_costs_few_calls(
         is_bad = ADVICE in prompt and not re.search(f"{EXTRACT}|{UPDATE}", prompt)
         return Fault(500) if is_bad else None
 
-    given = {"max_lm_calls": 200, "gate": None, "epochs": None, "max_demos": 0}
-    program = run(server, plan, num_retries=num_retries, **given | {"num_threads": num_threads})
+    program = run(server, plan, num_retries=num_retries, **GATED | {"num_threads": num_threads})
     n_answered = sum(arrival.was_answered for arrival in server.arrivals)
     assert library_texts(program) == []
-    assert re.search(
-        r"the provider refused (\d+) of \1 prompts with it", str(program.detailed_results)
-    )
+    assert REFUSED.search(str(program.detailed_results))
     assert n_calls(program) - n_answered < 20 and len(server.arrivals) - n_answered < 50
 
 

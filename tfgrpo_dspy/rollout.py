@@ -5,7 +5,6 @@ Forms: `metric(example, pred)`, `metric(example, pred, trace=None)`, GEPA's
 async; returning a finite number or something with `score`, `feedback` and `objectives`.
 """
 
-import functools
 import hashlib
 import inspect
 import itertools
@@ -17,14 +16,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from types import FunctionType, MethodType
 from typing import Annotated, Any, Literal, SupportsFloat
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
 from tfgrpo_dspy.errors import MetricError, RunStopped, SettingsError, described, written
 from tfgrpo_dspy.text import rest_after, shortened
-from tfgrpo_dspy.user_code import held_by, language_models, settled, without_partials
+from tfgrpo_dspy.user_code import language_models, reached, settled, without_partials
 
 EXPECTED = "expected score"
 SEED_RANGE = 2**31  # seeds are below this, which every sampler takes
@@ -593,16 +591,11 @@ def adapt_metric(metric: Any) -> ScoringFunction:
 def held_lms(metric: Any) -> list[Any]:
     """The LMs, and those of modules, that a metric, or a function that it names, refers to."""
     lms: list[Any] = []
-    waiting, seen = [metric], {id(metric)}
-    while waiting:
-        for held in (each for each in held_by(waiting.pop()) if id(each) not in seen):
-            seen.add(id(held))
-            if callable(held) and inspect.getattr_static(held, "num_retries", None) is not None:
-                lms.append(held)
-            elif hasattr(type(held), "named_sub_modules"):
-                lms += language_models(held)
-            elif isinstance(held, FunctionType | MethodType | functools.partial):
-                waiting.append(held)
+    for _, held in reached([("", metric)]):
+        if callable(held) and inspect.getattr_static(held, "num_retries", None) is not None:
+            lms.append(held)
+        elif hasattr(type(held), "named_sub_modules"):
+            lms += language_models(held)
     return lms
 
 

@@ -178,12 +178,6 @@ def letter_groups(text: str, sizes: Sequence[int] = (2, 3)) -> frozenset[str]:
     return frozenset(folded[i : i + n] for n in sizes for i in range(max(1, len(folded) - n + 1)))
 
 
-def alike(groups: frozenset[str], other: frozenset[str]) -> float:
-    """The share that both have of what either has; 1.0 where neither has anything."""
-    either = groups | other
-    return len(groups & other) / len(either) if either else 1.0
-
-
 @functools.lru_cache(maxsize=4096)
 def _signs(text: str) -> list[str]:
     """The signs of mathematics and of currencies, and #."""

@@ -135,11 +135,14 @@ def _modules_of(program: Any) -> list[Any]:
 
 
 def shared_sizes(program: Any) -> dict[str, int]:
-    """By name, the size of each list, deque, dict and set that a class of its modules holds."""
-    classes = {c: vars(c) for m in _modules_of(program) for c in type(m).__mro__}
-    of_user = {c.__qualname__: held for c, held in classes.items() if c.__module__[:5] != "dspy."}
-    named = [(f"{c}.{name}", each) for c, held in of_user.items() for name, each in held.items()]
-    return {name: len(each) for name, each in named if isinstance(each, list | deque | dict | set)}
+    """By name, the size of each list, deque, dict and set that copies of the program may share.
+
+    Classes hold them, and objects that cannot be copied; the program's code names others.
+    """
+    held = (*(modules := _modules_of(program)), *_held_by(modules))
+    roots = [(type(o).__qualname__, getattr(o, "func", o)) for o in held if not is_lm(o)]
+    kinds = (list, deque, dict, set)
+    return {name: len(each) for name, each in reached(roots) if isinstance(each, kinds)}
 
 
 def language_models(program: Any) -> list[Any]:
@@ -245,19 +248,43 @@ def _names(code: CodeType) -> tuple[list[str], list[str], list[str]]:
     return [*dict.fromkeys(names)], [*dict.fromkeys(attributes)], [*dict.fromkeys(imports)]
 
 
-def held_by(value: Any) -> Iterator[Any]:
-    """The values that a function closes over, names or has as defaults; or an object holds."""
-    if isinstance(value, functools.partial):
-        yield from (*value.args, *value.keywords.values(), *held_by(value.func))
-        return
-    owner = getattr(value, "__self__", value)
-    yield from (owner, *getattr(owner, "__dict__", {}).values())
-    function = getattr(value, "__func__", value)
-    if not isinstance(function, FunctionType):
-        function = inspect.getattr_static(type(value), "__call__", None)
-    if isinstance(function, FunctionType):
-        yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-        yield from (each for _, each in named_by(function))
+def reached(roots: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """By name the roots, and what they and the user's code among it hold, name or have as defaults.
+
+    The package of the first root is the user's, too. Programs and LMs are only yielded.
+    """
+    waiting, seen = [*roots], set[int]()
+    package = {_module_of(roots[0][1]).partition(".")[0]} - LIBRARIES
+
+    def is_own(value: Any) -> bool:
+        module = _module_of(value)
+        return module.partition(".")[0] in package or is_users_own(module)
+
+    for place, (name, value) in enumerate(waiting):  # it grows
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        yield name, value
+        if isinstance(value, functools.partial):
+            waiting += [(name, v) for v in (value.func, *value.args, *value.keywords.values())]
+        elif isinstance(value, MethodType | staticmethod | classmethod):
+            owner = getattr(value, "__self__", None)
+            waiting += [(name, value.__func__), (type(owner).__qualname__, owner)]
+        elif place >= len(roots) and not is_own(value):
+            continue
+        elif isinstance(value, FunctionType):
+            defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+            waiting += [*named_by(value), *((name, each) for each in defaults)]
+        elif place < len(roots) or not (hasattr(value, "named_sub_modules") or is_lm(value)):
+            kind = value if isinstance(value, type) else type(value)
+            holders = (value, *filter(is_own, kind.__mro__))
+            held = [pair for each in holders for pair in getattr(each, "__dict__", {}).items()]
+            waiting += [(f"{name}.{attribute}", each) for attribute, each in held]
+
+
+def _module_of(value: Any) -> str:
+    kind = value if isinstance(value, type | FunctionType) else type(value)
+    return str(kind.__module__)
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -38,8 +38,6 @@ Waited = Callable[..., Answer]
 """A question that is asked; called, it waits for the answer. If its argument is False, one that is
 too long for the LM is not asked again with shorter inputs."""
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
-ASKED_ONCE = dspy.ChatAdapter(use_json_adapter_fallback=False)
-"""DSPy's default adapter asks again in JSON; then all that an LM rambles is taken for a lesson."""
 IMAGES = "images"  # an input that is no field: its images are shown at the end of `example`
 NOT_SHOWN = (
     "the reflection LM is told of an image, and not shown it: DSPy does not know that the LM takes "
@@ -69,7 +67,7 @@ class ReflectionClient:
         self._calls = calls
         self.beside = calls.pool.beside
         self._lm = settings.reflection_lm or dspy.settings.lm
-        self._adapter = dspy.settings.adapter or ASKED_ONCE
+        self._adapter = modules.asking_once(dspy.settings.adapter)
         self._modules = functools.cache(modules.AnswerQuestion)  # of strategies, by signature
         self._refused: list[int] = []  # tokens of prompts too long for an LM that has taken none
         n, max_words = settings.max_experiences, settings.reflection.max_experience_words

@@ -10,6 +10,7 @@ read, it asks once more and says which form is wanted; when that fails too, the 
 `parse_failures` says so.
 """
 
+import copy
 import enum
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -493,7 +494,7 @@ class _ReflectionModule(dspy.Module):
         ask = self.ask if inputs.get("is_scored", True) else self.ask_unscored
         signature, first, correction = ask.signature, None, ""
         accepted = {name: value for name, value in inputs.items() if name in signature.input_fields}
-        with dspy.context(adapter=self.adapter or dspy.settings.adapter):
+        with dspy.context(adapter=asking_once(self.adapter or dspy.settings.adapter)):
             while True:
                 text = ""
                 with raw_answers() as seen:
@@ -525,6 +526,16 @@ class _ReflectionModule(dspy.Module):
                 signature = signature.append("correction", why, type_=str)
         unread = (first.text or first.refusal)[:SHOWN_UNREAD]
         return dspy.Prediction(**answer, parse_failures=1 if answer else 2, unread=unread)
+
+
+def asking_once(adapter: Any) -> Any:
+    """The adapter, or DSPy's default, without its second call in JSON.
+
+    That asks what was filtered once more, and takes all that an LM rambles for a lesson.
+    """
+    adapter = copy.copy(adapter or dspy.ChatAdapter())
+    adapter.use_json_adapter_fallback = False
+    return adapter
 
 
 def _read(

@@ -159,12 +159,8 @@ FIRST_ROLLOUTS = 10
 ANSWERS_IN_A_ROW = 8
 """A reflection LM is given up after 8 answers in a row that are of no use."""
 SHOWN_BYTES = 400  # the most of the first such answer that the reason quotes
-SATURATED_GROUPS = 20
-"""After 20 groups in a row that had the best score throughout, no more is expected, whatever
-is on trial. With 10, some simulated runs ended too early (`benchmarks/recipe.py`)."""
-FLAT_GROUPS = 40
-"""The same after 40 groups if the run has seen one score only: it may as well be the lowest,
-and then the lessons of failures need time to be tried."""
+SATURATED_GROUPS = 20  # in a row that had the best score throughout: no more is expected then
+FLAT_GROUPS = 40  # the same where only one score was seen: it may as well be the lowest
 LEAST_ALIKE, NOISE_SHARE = 20, 0.7
 """Pairs of attempts that did the same, and how much of the variance of all scores theirs is, for
 the metric to say nothing of what an attempt did."""
@@ -283,9 +279,7 @@ def _advice(lms: Iterable[Any]) -> str:
     )
 
 
-MAX_EXAMPLES_BEFORE_DRAFTS = 8
-"""The number of examples that are sampled while drafts are still written. The lessons of more would
-mostly repeat the drafts."""
+MAX_EXAMPLES_BEFORE_DRAFTS = 8  # that are sampled; lessons of more would mostly repeat the drafts
 ASKED_IN_VAIN, ASKING_SHARE = 3, 0.2
 """A metric that said nothing of the predictors of 3 rollouts is asked of the whole only. In a
 program of one predictor, the first batches ask if that takes at most a fifth of the budget."""

@@ -345,9 +345,7 @@ def _accepted(traces: Any) -> list[Trace]:
 T = TypeVar("T")
 
 HINT = "\n\nA hint for this input: "
-N_SETS = 8
-"""The number of sets of demos that a run compares. For a small LM, the choice and order of the
-examples may matter more than whether any are shown (`docs/measurements.md`)."""
+N_SETS = 8  # of demos, that a run compares: to a small LM it may matter which are shown
 LEAST_BEST = 4  # examples that must have a good rollout before demos are made of rollouts
 
 
@@ -520,19 +518,15 @@ def _shown(value: Any, annotation: Any, is_output: bool) -> str | None:
     the defaults of its model. Of a list of accepted answers, where the output takes no list, the
     first is shown.
     """
-    typed = _as_type(value, annotation)
+    typed = None
+    with suppress(Exception):  # a user's type may raise anything
+        typed = pydantic.TypeAdapter(annotation).validate_python(value)
     if is_output and isinstance(value, list | tuple) and typed is None:
         return _shown(value[0] if value else None, annotation, is_output=False)
     if is_missing(value) and not (value is None and has_none(annotation)):
         return None
     texts = [as_text(each) for each in (value, typed) if each is value or each is not None]
     return next((text for text in texts if _comes_back(text, annotation)), None)
-
-
-def _as_type(value: Any, annotation: Any) -> Any:
-    with suppress(Exception):  # a user's type may raise anything
-        return pydantic.TypeAdapter(annotation).validate_python(value)
-    return None
 
 
 def _comes_back(text: str, annotation: Any) -> bool:

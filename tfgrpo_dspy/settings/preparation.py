@@ -167,8 +167,8 @@ def policy_lms(student: Any) -> list[Any]:
 
 def programs_of(settings: Settings, student: Any) -> list[Any]:
     """The student, and the programs that strategies hold, such as teachers."""
-    held = (each for strategy in settings.strategies for each in user_code.held_by(strategy))
-    return [student, *(each for each in held if isinstance(each, dspy.Module))]
+    held = (pair for each in settings.strategies for pair in user_code.reached([("", each)]))
+    return [student, *(each for _, each in held if isinstance(each, dspy.Module))]
 
 
 def async_code(settings: RunSettings, student: Any) -> list[str]:

@@ -39,7 +39,7 @@ SURE = 0.9  # the probability with which the decisive turn is known
 THRIFT = 0.3  # how much the LM calls of a rollout weigh against what its score says
 LITTLE = 0.002  # nats: so little information is not worth a rollout
 RIDGE = 0.3  # how strongly rewards are drawn to 0, in the scale of log-odds
-PAIR_TOKENS, GROUP_TOKENS = 1_500, 4_000  # of one attempt of a pair; of all attempts of a group
+GROUP_TOKENS = 4_000  # of all attempts of a group
 HIGHEST, BEFORE = 10, 0.5
 """The best mark; and what a state is worth before the first step, when nothing is known."""
 PAIRS, EARLIER = 3, 20  # of a group that are compared; earlier groups whose pairs count
