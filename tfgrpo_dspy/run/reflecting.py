@@ -1,4 +1,4 @@
-"""Groups and labelled examples become lessons, these operations; attempts and labels briefs.
+"""Groups and labelled examples become lessons, and these operations; attempts and labels, briefs.
 
 A brief takes the place of a predictor's instructions. The first ones come from labelled examples,
 beside the first batch. Later ones revise the brief that leads, or the student's own instructions:
