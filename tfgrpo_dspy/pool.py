@@ -270,6 +270,7 @@ class Pool:
     def _end(self, job: Job[Any], result: Any, error: BaseException | None = None) -> None:
         try:
             job.value = None if error else job.keep(result)
+            del job.do, job.keep  # and what they hold
         except BaseException as raised:  # noqa: BLE001 - raised where it is waited for
             error = raised
         self._moved_s = time.monotonic()

@@ -118,6 +118,7 @@ def n_words(text: str) -> int:
     return len(WORD.findall(text))
 
 
+@functools.lru_cache(maxsize=256)
 def words_of(text: str) -> tuple[str, ...]:
     """The words of the text; a character of a script without spaces is one."""
     parts = WORD.findall(normalized(text))

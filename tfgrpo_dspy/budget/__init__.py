@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from tfgrpo_dspy.dspy_seam import prices_of
 from tfgrpo_dspy.errors import Raised, RunStopped, TrainingCut
-from tfgrpo_dspy.rollout import DECIMALS, Usage
+from tfgrpo_dspy.rollout import DECIMALS, NO_USAGE, Usage
 from tfgrpo_dspy.user_code import NOT_WANTED, check_wanted
 
 Prices = Mapping[str, tuple[float, float]]
@@ -134,21 +134,26 @@ class Amount:
 
         `with_cached`: answers from a cache are counted as calls.
         """
-        usage = getattr(result, "usage", Usage()) + getattr(result, "metric_usage", Usage())
-        n_calls = usage.n_answers if with_cached else usage.n_lm_calls
-        return cls(n_calls, getattr(result, "n_metric_calls", 0), usage.cost_usd)
+        usages = [getattr(result, name, NO_USAGE) for name in ("usage", "metric_usage")]
+        n_calls = sum(each.n_answers if with_cached else each.n_lm_calls for each in usages)
+        cost = round(sum(each.cost_usd for each in usages), DECIMALS)
+        return cls(n_calls, getattr(result, "n_metric_calls", 0), cost)
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.n_lm_calls, self.n_metric_calls, self.cost))
 
     def __add__(self, other: "Amount") -> "Amount":
-        return Amount(*(round(each, DECIMALS) for each in map(operator.add, self, other)))
+        return Amount(
+            round(self.n_lm_calls + other.n_lm_calls, DECIMALS),
+            round(self.n_metric_calls + other.n_metric_calls, DECIMALS),
+            round(self.cost + other.cost, DECIMALS),
+        )
 
     def __sub__(self, other: "Amount") -> "Amount":
-        return Amount(*(round(each, DECIMALS) for each in map(operator.sub, self, other)))
+        return self + other * -1
 
     def __mul__(self, factor: float) -> "Amount":
-        return Amount(*(factor * number for number in self))
+        return Amount(factor * self.n_lm_calls, factor * self.n_metric_calls, factor * self.cost)
 
     def __truediv__(self, divisor: float) -> "Amount":
         """Exact for equal whole numbers, as a product with `1 / divisor` is not."""

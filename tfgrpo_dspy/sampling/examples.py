@@ -418,7 +418,7 @@ class Additions:
         return program
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SampledGroup:
     """A group of an update, and the additions of each of `group.all_rollouts`."""
 
@@ -434,7 +434,7 @@ class SampledGroup:
         ids = [each.rollout_id for each in self.group.all_rollouts]
         return self.additions[ids.index(rollout.rollout_id)]
 
-    @property
+    @cached_property
     def aids(self) -> tuple[str, ...]:
         """For each of `group.all_rollouts`, the help that it had; "" if it had none.
 
@@ -446,7 +446,7 @@ class SampledGroup:
             for one, n in zip(self.additions, starts, strict=True)
         )
 
-    @property
+    @cached_property
     def unaided(self) -> Group:
         """The group without the rollouts that had aid (`aids`)."""
         return self._unaided(self.group)

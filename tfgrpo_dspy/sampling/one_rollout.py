@@ -459,12 +459,11 @@ class _Run:
             if text and not (score and text == score.feedback):  # that on the whole is not repeated
                 text = with_values(text, task.example, prediction)
                 steps[k] = replace(steps[k], feedback=text)
-        result = replace(result, n_metric_calls=n_calls, metric_usage=meter.usage)
-        result = replace(result, steps=tuple(steps), failure=failure)
-        if score is None or failure is not None:
-            return result
-        words = with_values(score.feedback, task.example, prediction)
-        return replace(result, score=score.value, feedback=words, objectives=score.objectives)
+        known: dict[str, Any] = {"n_metric_calls": n_calls, "metric_usage": meter.usage}
+        if score is not None and failure is None:
+            words = with_values(score.feedback, task.example, prediction)
+            known |= {"score": score.value, "feedback": words, "objectives": score.objectives}
+        return replace(result, steps=tuple(steps), failure=failure, **known)
 
 
 def _failure_of(error: BaseException) -> Failure:
