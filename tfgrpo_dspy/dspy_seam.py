@@ -164,8 +164,15 @@ def demo_keeping_adapter(adapter: Any, kept: dict[Any, Any]) -> Any:
             messages += map(dict, kept[key])
         return messages
 
+    def format_field_structure(signature: Any) -> Any:
+        fields = signature.model_fields  # which signatures that differ in instructions share
+        if id(fields) not in kept:
+            kept[id(fields)] = fields, adapter.format_field_structure(signature)
+        return kept[id(fields)][1]
+
     changed = copy.copy(adapter)
-    changed.format_demos, changed.callbacks = format_demos, Unheard(adapter.callbacks)
+    changed.format_demos, changed.format_field_structure = format_demos, format_field_structure
+    changed.callbacks = Unheard(adapter.callbacks)
     return changed
 
 

@@ -197,6 +197,7 @@ class Meter:
         self._refusal: RunStopped | None = None
         self._abandoned = ABANDONED.get()
         self.used: list[Usage] = []  # by each call
+        self.begun: dict[str, str] = {}  # calls that have begun and not ended, by an id
         self.surprisals: list[float] = []  # of the tokens of all answers
         self.last_call: tuple[Any, Call] | None = None  # the answered one, after its module
         self._advice = advice
@@ -273,6 +274,7 @@ class Meter:
             new = "max_completion_tokens"
             is_new = kwargs.get(new) or getattr(lm, "kwargs", {}).get(new)
             allowed[new if is_new else "max_tokens"] = taken.max_tokens
+        self.begun[str(id(taken))] = f"a call of {lm.model}"
         try:
             yield allowed
         except BaseException as raised:
@@ -282,6 +284,7 @@ class Meter:
                 raise
         finally:
             _ATTEMPT.reset(token)
+            del self.begun[str(id(taken))]
             if error is not None and not used and self._leaves_out(lm, allowed, error):
                 self.ledger.settle(taken, NOTHING)
                 error = None
@@ -415,7 +418,8 @@ def metered(lm: Any, meter: Meter) -> Any:
     """The LM, a copy of the user's, made to report to the meter (as will copies of it)."""
     kind: Any = type(lm)
     lm = dspy_seam.as_instance_of(lm, _metered_class(kind))
-    lm.tfgrpo_meter = meter
+    lm.tfgrpo_meter = meter  # which is told all, so no watcher has to hear of it
+    lm.callbacks = dspy_seam.Unheard(getattr(lm, "callbacks", []))
     return lm
 
 

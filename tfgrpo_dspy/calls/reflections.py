@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.budget import Entry
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, is_filtered, is_too_long, metered
 from tfgrpo_dspy.calls import NOT_ASKED, Calls
-from tfgrpo_dspy.dspy_seam import abilities_of, watching
+from tfgrpo_dspy.dspy_seam import abilities_of, demo_keeping_adapter, watching
 from tfgrpo_dspy.errors import LibraryError, RunStopped, TrainingCut, described
 from tfgrpo_dspy.errors import shown as value_shown
 from tfgrpo_dspy.events import Approve, Proposal
@@ -67,7 +67,8 @@ class ReflectionClient:
         self._calls = calls
         self.beside = calls.pool.beside
         self._lm = settings.reflection_lm or dspy.settings.lm
-        self._adapter = modules.asking_once(dspy.settings.adapter)
+        self._adapter = demo_keeping_adapter(modules.asking_once(dspy.settings.adapter), {})
+        self._lms_of = functools.cache(language_models)
         self._modules = functools.cache(modules.AnswerQuestion)  # of strategies, by signature
         self._refused: list[int] = []  # tokens of prompts too long for an LM that has taken none
         n, max_words = settings.max_experiences, settings.reflection.max_experience_words
@@ -210,7 +211,7 @@ class ReflectionClient:
         def own_copy(lm: Any) -> Any:
             return metered(sampling_copy(lm, rollout_id, None), meter)
 
-        if language_models(module):
+        if self._lms_of(module):
             module = copy_program(module, own_copy)
         settings = {"lm": own_copy(self._lm), "adapter": self._adapter}
         return module, settings | watching(CallWatcher(meter))  # LMs that it does not hold

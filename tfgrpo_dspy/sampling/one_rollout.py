@@ -127,7 +127,8 @@ class _Recorder(CallWatcher):
         self.steps, self.trace = list[Step](), _Trace(self._note_step)
         self.failure: Failure | None = None
         self._surprisals, self._n_seen = meter.surprisals, 0
-        self._begun, self._name_of = begun, name_of
+        self._begun = meter.begun = begun
+        self._name_of = name_of
         self._every = start.source.steps if start else ()
         self._left = [*self._every[: start.n_steps]] if start else []
         self._tools: dict[str, tuple[int, Step | None]] = {}  # place and record, by the call's id
@@ -376,7 +377,9 @@ class _Run:
     def _lm_for_sample(self, lm: Any) -> Any:
         if not isinstance(lm, dspy.BaseLM):
             return lm
-        return metered(sampling_copy(lm, self.task.rollout_id, self.task.temperature), self.meter)
+        lm = metered(sampling_copy(lm, self.task.rollout_id, self.task.temperature), self.meter)
+        lm.callbacks = [*lm.callbacks] if self.replay else lm.callbacks  # a replay spares its calls
+        return lm
 
     def context(self) -> Any:
         """The settings of DSPy under which the program runs."""
