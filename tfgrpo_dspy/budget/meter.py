@@ -504,10 +504,14 @@ class CallWatcher(BaseCallback):
     """
 
     def __init__(self, meter: Meter) -> None:
-        self.history = _Entries(self._note)
         self._meter = meter
         self._open: dict[str, tuple[Any, Reservation]] = {}
         self._entries: dict[str, Any] = {}
+
+    @property
+    def history(self) -> list[Any]:
+        """A caller's history, which gives each entry to the watcher; made anew, as it holds it."""
+        return _Entries(self._note)
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Take the call, unless the LM does so itself. Raises RunStopped."""

@@ -41,7 +41,7 @@ BESIDE_S = 1.0  # of the time at the end, for what is no rollout
 TIME_MARGIN = 2.0  # how much longer than expected the end may take, and what is under way then
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Account:
     """The amounts that a run has taken, and by them what it will need.
 
@@ -77,7 +77,7 @@ class Account:
             recent = (*recent, (used - self.used) / n_examples)[-N_RECENT:]
         return Account(self.settings, used, rollouts, squares, dearest, n, answers, recent)
 
-    @property
+    @functools.cached_property
     def per_rollout(self) -> Amount:
         """What a rollout takes on average."""
         data = self.settings.data
@@ -99,7 +99,7 @@ class Account:
         lesson = replace(answer, cost=answer.cost / settings.groups_per_call)
         return functools.reduce(operator.or_, self.recent, self.per_rollout * group_size + lesson)
 
-    @property
+    @functools.cached_property
     def later(self) -> Amount:
         """What a later rollout takes on average; its metric is not asked about predictors."""
         usual, n_metric_calls = self.per_rollout, min(1, self.settings.data.n_metric_calls)

@@ -208,10 +208,10 @@ class Decisions:
     def _lessons_to_come(self) -> Amount:
         settings, n = self._settings, 0
         for batch in self.plan.batches[self.latest.number :]:
-            n_lessons = math.ceil(len(batch.examples) / settings.groups_per_call)
-            n_lessons += sum(batch.sizes.values()) * settings.reflection.summarize_always
-            n_first = settings.drafts + settings.n_briefs * len(self.inputs.predictors)
-            planned = 1 + (n_first if batch.is_draft else n_lessons)
+            planned = 1 + math.ceil(len(batch.examples) / settings.groups_per_call)
+            planned += sum(batch.sizes.values()) * settings.reflection.summarize_always
+            if batch.is_draft:
+                planned += settings.drafts + settings.n_briefs * len(self.inputs.predictors)
             n += max(0, planned - self.calls.n_asked[batch.update])
         return self.latest.account.per_answer * n
 

@@ -238,6 +238,7 @@ class _Recorder(CallWatcher):
 
     def close(self) -> None:
         """Give the tools their functions back, unless another rollout needs the dispatchers."""
+        del self.trace  # each holds the other
         with dspy.settings.lock:
             for tool in self._changed:
                 tool.func.n_users -= 1
@@ -350,10 +351,11 @@ class _Run:
         if added:
             advice = [*[each.text for each in added.library], *dict(added.library.briefs).values()]
         self.meter = Meter(task.ledger, task.prices, task.is_training, advice)
+        self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
+        self.name_of = functools.partial(_name_of, self.names)
         self.recorder = _Recorder(self.meter, task.calls, start, self.name_of)
         self.replay = self.recorder if start else None
         self.program = (added.bake if added else copy_program)(task.program, self._lm_for_sample)
-        self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         for name, module in self.program.named_sub_modules():
             module.callbacks = dspy_seam.Unheard(getattr(module, "callbacks", []))
             if isinstance(module, dspy.Predict):
@@ -368,11 +370,6 @@ class _Run:
         self.predictors = dict(named_predictors(self.program))
         for name, predictor in self.predictors.items():
             self.names |= {id(predictor): name, id(predictor.signature): name}
-
-    def name_of(self, predictor: Any, unknown: str) -> str:
-        """The predictor's name; `Refine` and `BestOfN` call copies, which share the signature."""
-        by_signature = self.names.get(id(getattr(predictor, "signature", None)), unknown)
-        return self.names.get(id(predictor), by_signature)
 
     def _lm_for_sample(self, lm: Any) -> Any:
         if not isinstance(lm, dspy.BaseLM):
@@ -467,6 +464,12 @@ class _Run:
             words = with_values(score.feedback, task.example, prediction)
             known |= {"score": score.value, "feedback": words, "objectives": score.objectives}
         return replace(result, steps=tuple(steps), failure=failure, **known)
+
+
+def _name_of(names: Mapping[int, str], predictor: Any, unknown: str) -> str:
+    """The predictor's name; `Refine` and `BestOfN` call copies, which share the signature."""
+    by_signature = names.get(id(getattr(predictor, "signature", None)), unknown)
+    return names.get(id(predictor), by_signature)
 
 
 def _failure_of(error: BaseException) -> Failure:
