@@ -10,7 +10,6 @@ import inspect
 import itertools
 import json
 import math
-import operator
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -117,8 +116,8 @@ class Usage:
     cost_usd: FiniteFloat = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
-        numbers = map(operator.add, _numbers(self), _numbers(other))
-        return Usage(*[round(number, DECIMALS) for number in numbers])
+        pairs = [(getattr(self, name), getattr(other, name)) for name in self.__slots__]
+        return Usage(*[round(one + more, DECIMALS) for one, more in pairs])
 
     def __sub__(self, other: "Usage") -> "Usage":
         return self + Usage(*(-getattr(other, name) for name in self.__slots__))
@@ -132,10 +131,6 @@ class Usage:
     def n_tokens(self) -> int:
         """Prompt and completion tokens."""
         return self.prompt_tokens + self.completion_tokens
-
-
-NO_USAGE = Usage()
-_numbers = operator.attrgetter(*Usage.__slots__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +164,8 @@ class Rollout:
     feedback: str = ""
     objectives: Mapping[str, FiniteFloat] = field(default_factory=dict)  # further figures, by name
     failure: Failure | None = None
-    usage: Usage = NO_USAGE  # the program's own
-    metric_usage: Usage = NO_USAGE  # of an LM judge in the metric
+    usage: Usage = Usage()  # the program's own
+    metric_usage: Usage = Usage()  # of an LM judge in the metric
     n_metric_calls: Count = 0
     entropy: FiniteFloat | None = None
     n_replayed: Count | None = None  # the steps that are another rollout's; None: it is a whole one
@@ -410,8 +405,7 @@ class Group:
         """The group of these, with `floored` scores; failures of provider and metric stay out."""
         scores = floored(rollouts, score_range) if has_metric else [r.score for r in rollouts]
         pairs = zip(rollouts, scores, strict=True)
-        counted = tuple(each if each.score == score else replace(each, score=score)
-                        for each, score in pairs if each.counts)  # fmt: skip
+        counted = tuple(replace(each, score=score) for each, score in pairs if each.counts)
         return cls(example, counted, tuple(rollouts), score_range)
 
     @property

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from tfgrpo_dspy.dspy_seam import prices_of
 from tfgrpo_dspy.errors import Raised, RunStopped, TrainingCut
-from tfgrpo_dspy.rollout import DECIMALS, NO_USAGE, Usage
+from tfgrpo_dspy.rollout import DECIMALS, Usage
 from tfgrpo_dspy.user_code import NOT_WANTED, check_wanted
 
 Prices = Mapping[str, tuple[float, float]]
@@ -134,7 +134,8 @@ class Amount:
 
         `with_cached`: answers from a cache are counted as calls.
         """
-        usages = [getattr(result, name, NO_USAGE) for name in ("usage", "metric_usage")]
+        names = ("usage", "metric_usage")
+        usages = [getattr(result, name) for name in names if hasattr(result, name)]
         n_calls = sum(each.n_answers if with_cached else each.n_lm_calls for each in usages)
         cost = round(sum(each.cost_usd for each in usages), DECIMALS)
         return cls(n_calls, getattr(result, "n_metric_calls", 0), cost)
@@ -143,11 +144,7 @@ class Amount:
         return iter((self.n_lm_calls, self.n_metric_calls, self.cost))
 
     def __add__(self, other: "Amount") -> "Amount":
-        return Amount(
-            round(self.n_lm_calls + other.n_lm_calls, DECIMALS),
-            round(self.n_metric_calls + other.n_metric_calls, DECIMALS),
-            round(self.cost + other.cost, DECIMALS),
-        )
+        return Amount(*[round(each, DECIMALS) for each in map(operator.add, self, other)])
 
     def __sub__(self, other: "Amount") -> "Amount":
         return self + other * -1

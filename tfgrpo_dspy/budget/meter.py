@@ -188,6 +188,7 @@ class Meter:
         prices: Prices | None = None,
         leaves_lessons: bool = False,
         advice: Sequence[str] = (),  # that a prompt is to hold; an adapter may leave the header out
+        begun: dict[str, str] | None = None,  # calls that have begun and not ended, by an id
     ) -> None:
         self.ledger = ledger or Ledger()
         self._leaves_lessons = leaves_lessons
@@ -197,7 +198,7 @@ class Meter:
         self._refusal: RunStopped | None = None
         self._abandoned = ABANDONED.get()
         self.used: list[Usage] = []  # by each call
-        self.begun: dict[str, str] = {}  # calls that have begun and not ended, by an id
+        self.begun = {} if begun is None else begun
         self.surprisals: list[float] = []  # of the tokens of all answers
         self.last_call: tuple[Any, Call] | None = None  # the answered one, after its module
         self._advice = advice
@@ -517,6 +518,7 @@ class CallWatcher(BaseCallback):
         """Take the call, unless the LM does so itself. Raises RunStopped."""
         if isinstance(instance, _Metered):
             return
+        self._meter.begun[call_id] = f"a call of {getattr(instance, 'model', 'an LM')}"
         args, kwargs = (inputs.get("prompt"), inputs.get("messages")), inputs.get("kwargs")
         with self._meter.noting(instance):
             while (taken := self._meter.take(instance, args, kwargs or inputs)) is None:
@@ -534,6 +536,7 @@ class CallWatcher(BaseCallback):
         exception: BaseException | None = None,
     ) -> None:
         """Settle the call by its entry; without one, by its error."""
+        self._meter.begun.pop(call_id, None)
         if call_id in self._open:
             (lm, taken), used = self._open.pop(call_id), None
             if (entry := self._entries.pop(call_id, None)) is not None:

@@ -1,5 +1,6 @@
 """What a run decides: each update, by the gate; at the end, by a race, the program it returns."""
 
+import functools
 import logging
 import math
 import random
@@ -7,7 +8,6 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import dspy
@@ -204,6 +204,7 @@ class Decisions:
         self._texts = tuple("\n".join(filter(None, of_example)) for of_example in parts)
         self.changes = listeners.Changes(self._texts)
         self._measured: list[Measured] = []
+        self._bake = functools.cache(lambda lib: Additions(lib).bake(inputs.student, lambda lm: lm))
 
     def _lessons_to_come(self) -> Amount:
         settings, n = self._settings, 0
@@ -309,7 +310,7 @@ class Decisions:
         proposed: Sequence[ExperienceLibrary] = (self.decision.result,)
         wanted = "return a sequence of libraries"
         with suppress(RunStopped):  # it hangs
-            ask = partial(self.groups.ask_gate, "finalists", self.decision, wanted)
+            ask = functools.partial(self.groups.ask_gate, "finalists", self.decision, wanted)
             proposed = self.calls.pool.call(ask)
         if not self.latest.account.n_rollouts:  # of rollouts made elsewhere none has tried it
             proposed = (*proposed, self.decision.consistent)
@@ -439,7 +440,7 @@ class Decisions:
             shown = "\n".join(f"[[ ## {name} ## ]]\n{text}" for name, text in demo.fields)
             demos[demo.predictor] += estimate_tokens(shown)
         bare, briefed, whole = (
-            sizes(Additions(added).bake(student, lambda lm: lm))
+            sizes(self._bake(added))
             for added in (ExperienceLibrary(), library.holding(()), library)
         )
         before, dollars, of_briefs = sizes(student), 0.0, briefed.total() - bare.total()
@@ -523,7 +524,7 @@ class Decisions:
                 is_best=c == best,
                 objectives=measured.objectives_of(c),
                 added=self._added_by(additions),
-                bake=partial(additions.bake, self.inputs.student),
+                bake=functools.partial(additions.bake, self.inputs.student),
             )
         result = entries.get(best)
         if result and result.objectives and result not in records.front_of([*entries.values()]):

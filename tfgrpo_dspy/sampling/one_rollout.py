@@ -119,7 +119,6 @@ class _Recorder(CallWatcher):
     def __init__(
         self,
         meter: Meter,
-        begun: dict[str, str],
         start: Start | None,  # of a replay
         name_of: Callable[[Any, str], str],
     ) -> None:
@@ -127,8 +126,7 @@ class _Recorder(CallWatcher):
         self.steps, self.trace = list[Step](), _Trace(self._note_step)
         self.failure: Failure | None = None
         self._surprisals, self._n_seen = meter.surprisals, 0
-        self._begun = meter.begun = begun
-        self._name_of = name_of
+        self._begun, self._name_of = meter.begun, name_of
         self._every = start.source.steps if start else ()
         self._left = [*self._every[: start.n_steps]] if start else []
         self._tools: dict[str, tuple[int, Step | None]] = {}  # place and record, by the call's id
@@ -229,12 +227,7 @@ class _Recorder(CallWatcher):
         if self._left:  # before it pays for a call that it was to be spared
             how = "that is no call of a predictor through the adapter of the run"
             raise self.fail(f"the program calls an LM again: {how}")
-        self._begun[call_id] = f"a call of {getattr(instance, 'model', 'an LM')}"
         super().on_lm_start(call_id, instance, inputs)
-
-    def on_lm_end(self, call_id: str, outputs: Any, exception: Any = None) -> None:
-        self._begun.pop(call_id, None)
-        super().on_lm_end(call_id, outputs, exception)
 
     def close(self) -> None:
         """Give the tools their functions back, unless another rollout needs the dispatchers."""
@@ -350,10 +343,10 @@ class _Run:
         added, advice = task.additions, list[str]()
         if added:
             advice = [*[each.text for each in added.library], *dict(added.library.briefs).values()]
-        self.meter = Meter(task.ledger, task.prices, task.is_training, advice)
+        self.meter = Meter(task.ledger, task.prices, task.is_training, advice, task.calls)
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         self.name_of = functools.partial(_name_of, self.names)
-        self.recorder = _Recorder(self.meter, task.calls, start, self.name_of)
+        self.recorder = _Recorder(self.meter, start, self.name_of)
         self.replay = self.recorder if start else None
         self.program = (added.bake if added else copy_program)(task.program, self._lm_for_sample)
         for name, module in self.program.named_sub_modules():
