@@ -529,12 +529,7 @@ class CallWatcher(BaseCallback):
         if (call_id := ACTIVE_CALL_ID.get()) in self._open:
             self._entries[call_id] = entry
 
-    def on_lm_end(
-        self,
-        call_id: str,
-        outputs: Any | None,  # noqa: ARG002
-        exception: BaseException | None = None,
-    ) -> None:
+    def on_lm_end(self, call_id: str, outputs: Any, exception: Any = None) -> None:  # noqa: ARG002
         """Settle the call by its entry; without one, by its error."""
         self._meter.begun.pop(call_id, None)
         if call_id in self._open:

@@ -464,8 +464,7 @@ class Decisions:
             n_calls, n_metric_calls = map(math.ceil, (more.n_lm_calls, more.n_metric_calls))
             self.calls.journal.cut_because = ""
             self.calls.ledger.open_reserve(Amount(n_calls, n_metric_calls, more.cost))
-        measured = Measurements(self, "test", testset, self._with_student(best))
-        return measured
+        return Measurements(self, "test", testset, self._with_student(best))
 
     def _with_student(self, result: Additions) -> list[Additions]:
         student = Additions(self.start)

@@ -336,11 +336,8 @@ class Planner:
         return number if number in self._late else max(0, number - self._settings.max_staleness)
 
     def _planned(self, number: int) -> Batch | None:
-        settings, inputs, base = (
-            self._settings,
-            self._inputs,
-            self._updates[self._n_awaited(number)],
-        )
+        settings, inputs = self._settings, self._inputs
+        base = self._updates[self._n_awaited(number)]
         if number < self.n_drafts:
             return Batch(number, base, is_draft=True)
         decided = self._updates[: base.number + 1]

@@ -116,25 +116,26 @@ class _Recorder(CallWatcher):
     dispatcher until it is closed.
     """
 
-    def __init__(
-        self,
-        meter: Meter,
-        start: Start | None,  # of a replay
-        name_of: Callable[[Any, str], str],
-    ) -> None:
+    def __init__(self, meter: Meter, start: Start | None) -> None:
         super().__init__(meter)
+        self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         self.steps, self.trace = list[Step](), _Trace(self._note_step)
         self.failure: Failure | None = None
         self._surprisals, self._n_seen = meter.surprisals, 0
-        self._begun, self._name_of = meter.begun, name_of
+        self._begun = meter.begun
         self._every = start.source.steps if start else ()
         self._left = [*self._every[: start.n_steps]] if start else []
         self._tools: dict[str, tuple[int, Step | None]] = {}  # place and record, by the call's id
         self._changed: list[dspy.Tool] = []  # tools that hold a dispatcher
 
+    def name_of(self, predictor: Any, unknown: str) -> str:
+        """The predictor's name; `Refine` and `BestOfN` call copies, which share the signature."""
+        by_signature = self.names.get(id(getattr(predictor, "signature", None)), unknown)
+        return self.names.get(id(predictor), by_signature)
+
     def _note_step(self, call: Any, is_own: bool) -> None:
         predictor, inputs, outputs = call
-        name = self._name_of(predictor, type(predictor).__name__)
+        name = self.name_of(predictor, type(predictor).__name__)
         entropy = mean_of(self._surprisals[self._n_seen :]) if is_own else None
         step = Step("predictor", name, as_fields(inputs), as_fields(outputs), entropy=entropy)
         self.steps.append(step)
@@ -172,7 +173,7 @@ class _Recorder(CallWatcher):
     def outputs(self, signature: Any, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """The recorded outputs of the predictor that is called now; None: the call is fresh."""
         module = dspy_seam.caller()
-        name = self._name_of(module, type(module).__name__)
+        name = self.name_of(module, type(module).__name__)
         if (step := self._recorded("predictor", name, as_fields(inputs))) is None:
             return None
         fields = signature.output_fields.items()
@@ -344,15 +345,14 @@ class _Run:
         if added:
             advice = [*[each.text for each in added.library], *dict(added.library.briefs).values()]
         self.meter = Meter(task.ledger, task.prices, task.is_training, advice, task.calls)
-        self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
-        self.name_of = functools.partial(_name_of, self.names)
-        self.recorder = _Recorder(self.meter, start, self.name_of)
+        self.recorder = _Recorder(self.meter, start)
+        names = self.recorder.names
         self.replay = self.recorder if start else None
         self.program = (added.bake if added else copy_program)(task.program, self._lm_for_sample)
         for name, module in self.program.named_sub_modules():
             module.callbacks = dspy_seam.Unheard(getattr(module, "callbacks", []))
             if isinstance(module, dspy.Predict):
-                self.names[id(module)] = name.removeprefix("self.")
+                names[id(module)] = name.removeprefix("self.")
                 # its own config would win over its LM's copy
                 config = {key: x for key, x in module.config.items() if key != "rollout_id"}
                 if task.temperature not in (None, OWN):
@@ -362,7 +362,7 @@ class _Run:
                 module.config = config
         self.predictors = dict(named_predictors(self.program))
         for name, predictor in self.predictors.items():
-            self.names |= {id(predictor): name, id(predictor.signature): name}
+            names |= {id(predictor): name, id(predictor.signature): name}
 
     def _lm_for_sample(self, lm: Any) -> Any:
         if not isinstance(lm, dspy.BaseLM):
@@ -406,7 +406,7 @@ class _Run:
         elif call.is_filtered:
             cause = "A content filter of the provider held the answer back. "
         failure = replace(failure, message=f"{cause}{failure.message}")
-        name, outputs = self.name_of(asking, "predictor"), {"unparsed answer": call.text}
+        name, outputs = self.recorder.name_of(asking, "predictor"), {"unparsed answer": call.text}
         unread = Step("predictor", name, {"prompt": call.prompt}, outputs, failure.message)
         self.recorder.steps.append(unread)
         return failure
@@ -419,7 +419,7 @@ class _Run:
         meter, feedback = Meter(task.ledger, task.prices, task.is_training), dict[str, str]()
         calls = dict[str, list[Any]]()  # of each predictor that the metric is asked about
         for call in trace if metric.asks_predictors and task.asks_predictors else ():
-            if (name := self.name_of(call[0], "")) in self.predictors:
+            if (name := self.recorder.name_of(call[0], "")) in self.predictors:
                 calls.setdefault(name, []).append(call)
 
         def asked(ask: Callable[..., Any], *about: Any) -> Any:
@@ -457,12 +457,6 @@ class _Run:
             words = with_values(score.feedback, task.example, prediction)
             known |= {"score": score.value, "feedback": words, "objectives": score.objectives}
         return replace(result, steps=tuple(steps), failure=failure, **known)
-
-
-def _name_of(names: Mapping[int, str], predictor: Any, unknown: str) -> str:
-    """The predictor's name; `Refine` and `BestOfN` call copies, which share the signature."""
-    by_signature = names.get(id(getattr(predictor, "signature", None)), unknown)
-    return names.get(id(predictor), by_signature)
 
 
 def _failure_of(error: BaseException) -> Failure:
