@@ -119,9 +119,6 @@ class Usage:
         pairs = [(getattr(self, name), getattr(other, name)) for name in self.__slots__]
         return Usage(*[round(one + more, DECIMALS) for one, more in pairs])
 
-    def __sub__(self, other: "Usage") -> "Usage":
-        return self + Usage(*(-getattr(other, name) for name in self.__slots__))
-
     @property
     def n_answers(self) -> int:
         """LM calls, answers from a cache included."""

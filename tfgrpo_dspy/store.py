@@ -679,5 +679,4 @@ def _saved(store: Store, entry: RunEntry) -> RunResults:
 
 
 def _origin(store: Store, run: RunEntry) -> dict[str, str]:
-    folder = str(store.folder)
-    return {"run": run.key.removeprefix(RUN), "begun": run.begun, "log_dir": folder}
+    return {"run": run.key.removeprefix(RUN), "begun": run.begun, "log_dir": str(store.folder)}

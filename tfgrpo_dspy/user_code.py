@@ -406,7 +406,7 @@ def check_cancelled() -> None:
         raise KeyboardInterrupt
 
 
-NOT_IN_IDENTITY = frozenset({"history", "callbacks", "detailed_results", "format_demos"})
+NOT_COUNTED = frozenset({"history", "callbacks", RESULTS, "format_demos", "format_field_structure"})
 """Attributes of modules, LMs and adapters that do not change what they answer."""
 NOT_OF_PREDICTORS = frozenset({"stage", "traces", "train", "fields"})
 """Attributes of DSPy's predictors besides: a random name, logs of other optimizers."""
@@ -474,7 +474,7 @@ class Identities:
         slots = [name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ())]
         held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
         held |= getattr(value, "__dict__", {})  # DSPy logs a warning where `module.forward` is read
-        others = NOT_IN_IDENTITY | (NOT_OF_PREDICTORS if hasattr(value, "demos") else set())
+        others = NOT_COUNTED | (NOT_OF_PREDICTORS if hasattr(value, "demos") else set())
         state = {n: each for n, each in held.items() if n not in others and n[:2] != "__"}
         return [self.of(type(value)), self.of(state)]
 
@@ -563,7 +563,7 @@ class Identities:
 
     def _lm(self, lm: Any) -> Any:
         """An LM: class, model, sampling parameters, engine; not where it is reached, no key."""
-        others = NOT_IN_IDENTITY | LM_PLUMBING
+        others = NOT_COUNTED | LM_PLUMBING
         held, parameters = (
             {k: v for k, v in values.items() if k not in others and not ENDPOINT.match(k)}
             for values in (vars(lm), getattr(lm, "kwargs", {}))

@@ -134,9 +134,11 @@ class Amount:
 
         `with_cached`: answers from a cache are counted as calls.
         """
-        usage = getattr(result, "usage", Usage()) + getattr(result, "metric_usage", Usage())
-        n_calls = usage.n_answers if with_cached else usage.n_lm_calls
-        return cls(n_calls, getattr(result, "n_metric_calls", 0), usage.cost_usd)
+        names = ("usage", "metric_usage")
+        usages = [getattr(result, name) for name in names if hasattr(result, name)]
+        n_calls = sum(each.n_answers if with_cached else each.n_lm_calls for each in usages)
+        cost = round(sum(each.cost_usd for each in usages), DECIMALS)
+        return cls(n_calls, getattr(result, "n_metric_calls", 0), cost)
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.n_lm_calls, self.n_metric_calls, self.cost))

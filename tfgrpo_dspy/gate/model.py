@@ -336,8 +336,7 @@ class _Sums:
     def of(cls, data: Data) -> "_Sums":
         n_rollouts, n_examples = len(data.scores), data.relevance.shape[1]
         local = data.present * data.relevance.T[data.examples]
-        level = np.ones(n_rollouts)
-        x = np.column_stack([data.present, local, data.arms @ data.chains, level])
+        x = np.column_stack([data.present, local, data.arms @ data.chains, np.ones(n_rollouts)])
         places = data.examples, np.arange(n_rollouts)
         by_example = csr_array((np.ones(n_rollouts), places), (n_examples, n_rollouts))
         rows, scores = by_example @ x, by_example @ data.scores

@@ -21,7 +21,7 @@ import dspy
 import pydantic
 
 from tfgrpo_dspy.budget.meter import more_room, raw_answers
-from tfgrpo_dspy.dspy_seam import Call, get_annotation_name
+from tfgrpo_dspy.dspy_seam import Call, Unheard, get_annotation_name
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience import ExperienceLibrary, bare_instructions, scope_note
 from tfgrpo_dspy.reflection import lessons as reading
@@ -426,6 +426,7 @@ READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "brief": (reading.read_instructions, "the text of the new instructions"),
 }
 """By the name of an output: what reads its value, or raises ValueError; the form that is wanted."""
+PLAIN = pydantic.TypeAdapter(Any)
 SHOWN_UNREAD = 300  # characters of an answer that could not be read
 FILTERED = "a content filter of the provider held the answer back"
 
@@ -454,7 +455,7 @@ def read_output(name: str, value: Any) -> Any:
 
     None: lessons or operations that cannot be read.
     """
-    plain = pydantic.TypeAdapter(Any).dump_python(value, mode="json")
+    plain = PLAIN.dump_python(value, mode="json")
     if name not in ("lessons", "operations") or plain is None:
         return plain
     try:
@@ -475,6 +476,7 @@ class _ReflectionModule(dspy.Module):
     ) -> None:
         super().__init__()
         self.ask = dspy.Predict(signature or self.default_signature)
+        self.callbacks, self.ask.callbacks = Unheard(), Unheard()
         outputs = [*self.ask.signature.output_fields]
         for name in self.default_signature.output_fields if self.default_signature else ():
             if name in (*READERS, "summary") and name not in outputs:

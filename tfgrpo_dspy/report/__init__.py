@@ -103,8 +103,7 @@ def _computed(run: RunResults) -> dict[str, Any]:
     """What the template shows besides the results themselves, by name."""
     lives = list(_lives(run))
     intervals = [(0.0, 0.0), *(life["effect"].bounds for life in lives if life["effect"])]
-    every = [score for update in run.updates for score in update.scores]
-    scale = NO_SCORES.including(every)
+    scale = NO_SCORES.including(score for update in run.updates for score in update.scores)
     means = [page.ScoreSummary.of(update.scores, scale) for update in run.updates]
     sets = {"validation": (run.student, run.best)}
     sets |= {"test": (run.test.student, run.test.best)} if run.test else {}

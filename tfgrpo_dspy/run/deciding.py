@@ -193,8 +193,7 @@ class Decisions:
 
     def __init__(self, inputs: RunInputs, calls: Calls, groups: Groups) -> None:
         self.start = ExperienceLibrary.from_program(inputs.student)
-        decision = Decision(self.start, "the library of the student")
-        self.updates = [Update(0, decision, calls.so_far)]
+        self.updates = [Update(0, Decision(self.start, "the library of the student"), calls.so_far)]
         self.plan = Planner(inputs, groups.sizes, calls.ledger, self.updates)
         calls.lessons = self._lessons_to_come
         self.inputs, self.calls, self._settings = inputs, calls, inputs.settings
@@ -302,8 +301,7 @@ class Decisions:
 
     def result(self) -> ExperienceLibrary:
         """The library that a program would get if the run ended here."""
-        library = self.latest.briefed(self.decision.result, leading(self.decision))
-        return self._like_start(library)
+        return self._like_start(self.latest.briefed(self.decision.result, leading(self.decision)))
 
     def finalists(self) -> list[ExperienceLibrary]:
         """The libraries that are compared with the student at the end. Raises GateError."""

@@ -121,8 +121,7 @@ class _Recorder(CallWatcher):
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         self.steps, self.trace = list[Step](), _Trace(self._note_step)
         self.failure: Failure | None = None
-        self._surprisals, self._n_seen = meter.surprisals, 0
-        self._begun = meter.begun
+        self._surprisals, self._n_seen, self._begun = meter.surprisals, 0, meter.begun
         self._every = start.source.steps if start else ()
         self._left = [*self._every[: start.n_steps]] if start else []
         self._tools: dict[str, tuple[int, Step | None]] = {}  # place and record, by the call's id
@@ -452,11 +451,11 @@ class _Run:
             if text and not (score and text == score.feedback):  # that on the whole is not repeated
                 text = with_values(text, task.example, prediction)
                 steps[k] = replace(steps[k], feedback=text)
-        known: dict[str, Any] = {"n_metric_calls": n_calls, "metric_usage": meter.usage}
+        measured: dict[str, Any] = {"n_metric_calls": n_calls, "metric_usage": meter.usage}
         if score is not None and failure is None:
             words = with_values(score.feedback, task.example, prediction)
-            known |= {"score": score.value, "feedback": words, "objectives": score.objectives}
-        return replace(result, steps=tuple(steps), failure=failure, **known)
+            measured |= {"score": score.value, "feedback": words, "objectives": score.objectives}
+        return replace(result, steps=tuple(steps), failure=failure, **measured)
 
 
 def _failure_of(error: BaseException) -> Failure:
