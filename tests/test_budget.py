@@ -10,7 +10,7 @@ import pytest
 from dspy import lm15
 from dspy.utils import DummyLM
 from runs import Pair, learned, polite_lm
-from scripted import chat, scripted_lm
+from scripted import chat
 
 from tfgrpo_dspy.budget import NOTHING, Amount, Budget, Ledger
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
@@ -181,21 +181,6 @@ def test_the_clock_of_a_run_stands_still_while_a_person_is_asked() -> None:
     threading.Event().wait(0.6)
     with pytest.raises(RunStopped, match="max_minutes"):
         ledger.check()
-
-
-@pytest.mark.parametrize("status", [500, 502, 503])
-def test_a_prompt_on_which_a_server_breaks_at_each_retry_counts_as_refused(status: int) -> None:
-    def refused(n_retries: int) -> bool:
-        def broken(_request: Any) -> Any:
-            raise lm15.ServerError(f"down: {status}", status=status)
-
-        meter = Meter(Ledger())
-        lm = metered(scripted_lm([("", chat())], before=broken, num_retries=n_retries), meter)
-        with pytest.raises(dspy.LMError):
-            lm("hello")
-        return meter.provider_failure is not None and meter.provider_failure.refuses_prompt
-
-    assert refused(1) and not refused(0)
 
 
 def test_what_a_run_has_cost_is_the_sum_of_its_entries_and_of_what_was_given_up(

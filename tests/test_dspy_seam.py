@@ -180,6 +180,8 @@ ENTRY = {"usage": {}, "response": None, "outputs": [], "messages": [], "prompt":
         ({"response": {"finish_reason": "FinishReason.MAX_TOKENS"}}, "is_cut", True),
         ({"response": {"finish_reason": "content_filter"}}, "is_filtered", True),
         ({"response": {"stop_reason": "refusal"}}, "is_filtered", True),
+        ({"response": {"finish_reason": "FinishReason.PROHIBITED_CONTENT"}}, "is_filtered", True),
+        ({"outputs": [""], "response": {"provider_data": {"detail": "No."}}}, "is_empty", True),
         ({"response": {"choices": [{"message": {"refusal": "No."}}]}}, "refusal", "No."),
         ({"response": {"message": {"parts": [lm15.RefusalPart("No.")]}}}, "refusal", "No."),
         ({"outputs": [{"text": "Hi", "logprobs": {}}]}, "text", "Hi"),

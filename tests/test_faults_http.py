@@ -6,14 +6,25 @@ changes, every request is counted, and nothing recorded is asked again.
 
 import json
 import re
+import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import dspy
 import pytest
 from chat_server import YES, ChatServer, Fault, Plan, in_turn, server
-from runs import ADVICE, learned, learned_in, library_texts, n_calls, polite_rules, questions
-from scripted import EXTRACT, UPDATE
+from runs import (
+    ADVICE,
+    learned,
+    learned_in,
+    library_texts,
+    n_calls,
+    polite_answer,
+    polite_rules,
+    questions,
+)  # fmt: skip
+from scripted import EXTRACT, UPDATE, Prompt
 
 from tfgrpo_dspy import NoGate, TrainingFreeGRPO
 
@@ -117,32 +128,21 @@ def test_a_prompt_that_is_too_long_is_a_failed_rollout_and_is_not_tried_again(
     assert program.detailed_results.failures == {"program": len(failed)}
 
 
-MESSAGE = {"role": "assistant", "content": None}
+CHOICES = {
+    "null message": ("stop", None),
+    "error": ("error", {"role": "assistant", "content": None}),
+    "error in the midst": ("error", {"role": "assistant", "content": YES}),
+}
+BODIES: dict[str, dict[str, Any]] = {
+    **{"nothing": {}, "null": {"choices": None}, "null choice": {"choices": [None]}},
+    **{
+        name: {"choices": [{"index": 0, "finish_reason": end, "message": message}]}
+        for name, (end, message) in CHOICES.items()
+    },
+}
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {},
-        {"choices": None},
-        {"choices": [None]},
-        {"choices": [{"index": 0, "finish_reason": "stop", "message": None}]},
-        {"choices": [{"index": 0, "finish_reason": "error", "message": MESSAGE}]},
-        {
-            "choices": [
-                {"index": 0, "finish_reason": "error", "message": MESSAGE | {"content": YES}}
-            ]
-        },
-    ],
-    ids=[
-        "no choices",
-        "null choices",
-        "null choice",
-        "null message",
-        "error",
-        "error in the midst",
-    ],
-)
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_an_answer_without_a_message_is_the_providers_fault_and_not_the_programs(
     body: dict[str, Any], server: ChatServer
 ) -> None:
@@ -176,8 +176,8 @@ def test_advice_that_makes_a_judge_refuse_the_answers_counts_as_worse(server: Ch
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault(400, "The prompt was filtered.", "content_filter"), Fault(403, "Flagged.")],
-    ids=["filtered", "moderated"],
+    [Fault(400, "Prompt filtered.", "content_filter"), Fault(403, "Flagged."), Fault(451, "No.")],
+    ids=["filtered", "moderated", "forbidden by law"],
 )
 def test_advice_whose_prompts_the_provider_refuses_is_dropped_and_the_page_says_so(
     server: ChatServer, fault: Fault
@@ -193,19 +193,71 @@ def test_advice_whose_prompts_the_provider_refuses_is_dropped_and_the_page_says_
 
 
 @pytest.mark.parametrize("num_threads", [1, 4])
-@pytest.mark.parametrize("num_retries", [0, 3])
+@pytest.mark.parametrize(
+    ("num_retries", "fault"),
+    [(0, Fault(500)), (3, Fault(500)), (3, Fault(520)), (0, Fault("page", "<html>"))],
+    ids=["500", "500 again", "520 again", "page"],
+)
 def test_advice_on_which_a_server_breaks_is_dropped_and_costs_few_calls(
-    server: ChatServer, num_retries: int, num_threads: int
+    server: ChatServer, num_retries: int, fault: Fault, num_threads: int
 ) -> None:
     def plan(_number: int, prompt: str) -> Fault | None:
         is_bad = ADVICE in prompt and not re.search(f"{EXTRACT}|{UPDATE}", prompt)
-        return Fault(500) if is_bad else None
+        return fault if is_bad else None
 
     program = run(server, plan, num_retries=num_retries, **GATED | {"num_threads": num_threads})
     n_answered = sum(arrival.was_answered for arrival in server.arrivals)
     assert library_texts(program) == []
     assert REFUSED.search(str(program.detailed_results))
     assert n_calls(program) - n_answered < 20 and len(server.arrivals) - n_answered < 50
+
+
+def test_an_outage_in_which_calls_that_were_under_way_are_answered_late_blames_no_advice(
+    server: ChatServer,
+) -> None:
+    began_s: list[float] = []
+
+    def plan(_number: int, prompt: str) -> Fault | None:
+        """From the result's first prompt on an outage, into which two of the student's come."""
+        if not (is_on_validation := re.search(r"question 1\d\d\b", prompt)) or ADVICE not in prompt:
+            return Fault("late", delay_s=0.8) if "question 11" in prompt else None
+        began_s.extend([time.monotonic()] * (not began_s))
+        is_out = is_on_validation and time.monotonic() - began_s[0] < 4
+        return Fault(503) if is_out else None
+
+    results = run(server, plan).detailed_results
+    assert results.best.mean is None or results.best.mean > 0.3
+
+
+def test_a_judge_of_the_metric_whose_fault_it_hides_gives_no_score(server: ChatServer) -> None:
+    def judged(_example: Any, pred: Any, _trace: Any = None) -> float:
+        with suppress(Exception):
+            judge(question=f"Is it polite: {pred.answer}?")
+            return float(pred.answer == "please")
+        return 0.0
+
+    judge = dspy.Predict("question -> answer")
+    judge.lm = server.lm(api_key=KEY)
+    results = run(
+        server, lambda _n, prompt: Fault(503) if "polite: please" in prompt else None, metric=judged
+    ).detailed_results
+    assert results.student is None or results.student.n_failed == 12 - results.student.n > 0
+
+
+def test_a_parameter_that_one_server_refuses_is_sent_to_another_of_the_same_model(
+    server: ChatServer,
+) -> None:
+    def answer(prompt: Prompt) -> str:
+        temperatures.append(prompt.temperature)
+        return polite_answer(prompt)
+
+    temperatures, server.rules = list[float | None](), [("", answer)]
+    refusing = in_turn(Fault(400, "Unsupported parameter: 'temperature'."))
+    with ChatServer(polite_rules(), refusing) as other:
+        lm, reflection_lm = (each.lm(api_key=KEY, temperature=0.9) for each in (server, other))
+        learned(lm=lm, reflection_lm=reflection_lm, gate=NoGate(), epochs=1)
+        assert len(other.arrivals) > 1
+    assert None not in temperatures
 
 
 def test_what_a_passing_fault_leaves_missing_is_made_once_more_and_then_left_out_of_both(

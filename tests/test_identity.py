@@ -31,7 +31,7 @@ def digest_of(thing: Any) -> str:
 
 
 CODE = '''
-import dataclasses, enum, functools
+import dataclasses, enum, functools, typing
 import dspy, pydantic
 
 def plain(example, pred, trace=None, strict=False):
@@ -151,7 +151,37 @@ def made_by(length):
             return self.answer(q=q[:length])
     return Made()
 
+class Grade(enum.Enum):
+    BAD = 0
+
+class Bounds(typing.NamedTuple):
+    least: int
+    def doubled(self):
+        return self.least * 2
+
+@functools.singledispatch
+def size(value):
+    return 0
+
+@size.register
+def _(value: str):
+    return len(value)
+
+class Marks:
+    @functools.cached_property
+    def highest(self):
+        return same("a", self.most) + 1
+
+Marks.count = plain
+Marks.known = ("a",)
+BOUNDS = Bounds(1)
+
+def by_kinds(example, pred, grade=Grade.BAD):
+    marks = Marks.count(example, pred) + len(Marks.known)
+    return BOUNDS.doubled() + size(pred) + marks
+
 THINGS = {
+    "kinds": by_kinds,
     "plain": plain, "keywords": keywords, "closure": closing_over("answer"),
     "partial": functools.partial(plain, strict=1), "object": Judge(0.5),
     "method": Grader(0.5).grade, "slotted": Slotted(0.5), "decorated": decorated,
@@ -181,6 +211,11 @@ CHANGES = [
     ("helpers", '["aye"]', '["yea"]'),
     ("helpers", "factor = 1.0", "factor = 2.0"),
     ("helpers", "MOST = 2.0", "MOST = 3.0"),
+    ("kinds", "BAD = 0", "BAD = 1"),
+    ("kinds", "return self.least * 2", "return self.least * 3"),
+    ("kinds", "return len(value)", "return len(value) + 1"),
+    ("kinds", "Marks.count = plain", "Marks.count = keywords"),
+    ("kinds", 'Marks.known = ("a",)', 'Marks.known = ("b",)'),
     ("helpers", "self.depth = 3", "self.depth = 4"),
     ("program", "text[:5]", "text[:6]"),
     *(

@@ -104,14 +104,9 @@ def test_the_adapter_of_a_rollout_is_the_same_for_a_run_within_it() -> None:
 
 def test_a_program_is_sent_its_own_demos_whatever_was_kept_before() -> None:
     programs = [
-        program_with(TEXTS),
-        program_with(TEXTS[::-1]),
-        program_with(TEXTS[:1]),
-        program_with(TEXTS[:1], "question, note -> answer"),
-        program_with([demo("who?", "1")]),
-        program_with([demo("who?", 1)]),
-        program_with([demo("who?", True)]),
-        program_with(TEXTS),
-    ]
+        program_with(TEXTS), program_with(TEXTS[::-1]), program_with(TEXTS[:1]),
+        program_with(TEXTS[:1], "question, note -> answer"), program_with([demo("who?", "1")]),
+        program_with([demo("who?", 1)]), program_with([demo("who?", True)]), program_with(TEXTS),
+    ]  # fmt: skip
     for adapter in (dspy.ChatAdapter, dspy.XMLAdapter):
         assert sent_by_rollouts(programs, adapter(), {}) == sent_alone(programs, adapter())

@@ -94,15 +94,11 @@ def run(log_dir: Path, **changes: Any) -> set[str]:
     """The stages that were not replayed."""
     MADE.clear()
     parts: dict[str, Any] = {
-        "lm": lm_of(),
-        "adapter": dspy.ChatAdapter(),
-        "student": dspy.Predict("question -> answer"),
-        "metric": metric_of(),
-        "trainset": examples("one", "two"),
-        "valset": examples("three"),
-        "reflection_lm": lm_of(),
-        **changes,
-    }
+        "lm": lm_of(), "adapter": dspy.ChatAdapter(),
+        "student": dspy.Predict("question -> answer"), "metric": metric_of(),
+        "trainset": examples("one", "two"), "valset": examples("three"),
+        "reflection_lm": lm_of(), **changes,
+    }  # fmt: skip
     names = ("student", "lm", "adapter", "metric", "trainset", "valset")
     student, lm, adapter, metric, trainset, valset = (parts.pop(name) for name in names)
     given = {"group_size": 4, "batch_size": 2, "epochs": 1, "gate": NoGate(), "progress": False}

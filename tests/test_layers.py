@@ -19,24 +19,11 @@ from tfgrpo_dspy.listeners import RunReport
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"
 LAYERS = [
-    {"text", "dspy_seam"},
-    {"errors"},
-    {"files", "user_code"},
-    {"experience", "rollout"},
-    {"budget", "results", "interchange"},
-    {"events"},
-    {"sampling", "reflection", "gate"},
-    {"strategies"},
-    {"settings"},
-    {"store"},
-    {"pool", "listeners"},
-    {"calls"},
-    {"run"},
-    {"report"},
-    {"optimizer"},
-    {"cli", "local", "metrics", "integrations"},
-    {"__main__"},
-]
+    {"text", "dspy_seam"}, {"errors"}, {"files", "user_code"}, {"experience", "rollout"},
+    {"budget", "results", "interchange"}, {"events"}, {"sampling", "reflection", "gate"},
+    {"strategies"}, {"settings"}, {"store"}, {"pool", "listeners"}, {"calls"}, {"run"},
+    {"report"}, {"optimizer"}, {"cli", "local", "metrics", "integrations"}, {"__main__"},
+]  # fmt: skip
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 RANK["__init__"] = RANK["cli"]  # the package itself: neither `local` nor `metrics`
 NO_DSPY = "errors files text experience rollout results events"
@@ -45,31 +32,16 @@ AWAITING = "budget local user_code"
 ONLY_IN = {
     "dspy": RANK.keys() - {*NO_DSPY.split(), "gate", "interchange"},
     "concurrent": {"integrations", "pool", "calls", "local", "settings", "user_code"},
-    "contextvars": {"pool", "budget", "user_code", "local"},
-    "threading": {*WITH_LOCKS.split()},
-    "asyncio": {*AWAITING.split()},
-    "signal": {"metrics"},
-    "resource": {"metrics"},
-    "multiprocessing": set[str](),
-    "subprocess": {"metrics"},
-    "pickle": set[str](),
-    "cloudpickle": {"pool"},
-    "sqlite3": {"store"},
-    "json_repair": {"reflection"},
-    "orjson": {"dspy_seam"},
-    "numpy": {"gate", "strategies"},
-    "threadpoolctl": {"gate"},
-    "scipy": {"gate", "results", "strategies"},
-    "tqdm": {"listeners"},
-    "jinja2": {"report"},
-    "sympy": {"metrics"},
-    "math_verify": {"metrics"},
-    "xllamacpp": {"local"},
-    "argparse": set[str](),
-    "click": {"cli"},
-    "yaml": {"interchange"},
+    "contextvars": {"pool", "budget", "user_code", "local"}, "threading": {*WITH_LOCKS.split()},
+    "asyncio": {*AWAITING.split()}, "signal": {"metrics"}, "resource": {"metrics"},
+    "multiprocessing": set[str](), "subprocess": {"metrics"}, "pickle": set[str](),
+    "cloudpickle": {"pool"}, "sqlite3": {"store"}, "json_repair": {"reflection"},
+    "orjson": {"dspy_seam"}, "numpy": {"gate", "strategies"}, "threadpoolctl": {"gate"},
+    "scipy": {"gate", "results", "strategies"}, "tqdm": {"listeners"}, "jinja2": {"report"},
+    "sympy": {"metrics"}, "math_verify": {"metrics"}, "xllamacpp": {"local"},
+    "argparse": set[str](), "click": {"cli"}, "yaml": {"interchange"},
     "mlflow": {"integrations"},
-}
+}  # fmt: skip
 """The libraries that only some modules may import, and these modules."""
 THIRD_PARTIES = {name for name in ONLY_IN if name not in sys.stdlib_module_names} | {"pydantic"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -273,18 +273,11 @@ class LessonsFromFeedback(dspy.Signature):
 def test_a_run_on_a_real_lm_draws_lessons_is_never_worse_and_shows_them_as_plain_lines() -> None:
     trainset, valset, _ = load()
     optimizer = grpo(
-        house_style,
-        reflection_lm=local_lm(temperature=0.7, max_tokens=50, cache=False),
-        extract=ExtractAdvantage(LessonsFromFeedback, PlainAdapter()),
-        update=AddLessons(),
-        gate=Gate(),
-        group_size=2,
-        batch_size=1,
-        epochs=1,
-        max_experiences=4,
-        max_experience_words=12,
-        progress=False,
-    )
+        house_style, reflection_lm=local_lm(temperature=0.7, max_tokens=50, cache=False),
+        extract=ExtractAdvantage(LessonsFromFeedback, PlainAdapter()), update=AddLessons(),
+        gate=Gate(), group_size=2, batch_size=1, epochs=1, max_experiences=4,
+        max_experience_words=12, progress=False,
+    )  # fmt: skip
     lm = local_lm(temperature=0.0, max_tokens=24, cache=False)
     with dspy.context(lm=lm, adapter=PlainAdapter()):
         optimized = optimizer.compile(program(), trainset=trainset[:1], valset=valset[:2])

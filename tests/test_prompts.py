@@ -73,15 +73,9 @@ def prompts(pattern: str, metric: Any = offers, **overrides: Any) -> list[Prompt
         ]
     )
     optimizer = grpo(
-        metric,
-        objective="Replies that settle the case.",
-        group_size=2,
-        epochs=1,
-        gate=NoGate(),
-        progress=False,
-        num_threads=1,
-        **overrides,
-    )
+        metric, objective="Replies that settle the case.", group_size=2, epochs=1, gate=NoGate(),
+        progress=False, num_threads=1, **overrides,
+    )  # fmt: skip
     with dspy.context(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
         optimizer.compile(KNOWN.bake(SupportDesk()), trainset=[COMPLAINT])
     found = [prompt for prompt in lm.engine.prompts if pattern in prompt.text]

@@ -354,16 +354,9 @@ def test_the_limits_hold_at_every_moment_and_in_every_prompt(gate: Any) -> None:
         return operations(*map(add, texts))
 
     run = Run(
-        ONE * 3,
-        by_example("Zero.", "One.", "Two."),
-        (UPDATE, many),
-        gate=gate,
-        batch_size=1,
-        epochs=2,
-        max_experiences=4,
-        max_experience_words=8,
-        valset=questions(6, start=3),
-    )
+        ONE * 3, by_example("Zero.", "One.", "Two."), (UPDATE, many), gate=gate, batch_size=1,
+        epochs=2, max_experiences=4, max_experience_words=8, valset=questions(6, start=3),
+    )  # fmt: skip
     shown = [re.findall(r"^ *\[E\d+\*?\] (.*)$", p, re.MULTILINE) for p in run.texts("question")]
     assert max(map(len, shown)) == 4
     assert max(len(line.split()) for lines in shown for line in lines) == 8

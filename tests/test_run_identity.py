@@ -68,52 +68,22 @@ class OtherDraft(DraftLessons): ...
 
 FREE = {"prices": {"scripted": (0.0, 0.0)}}
 ANOTHER_RUN: dict[str, Any] = {
-    "metric": is_short,
-    "reflection_lm": polite_lm(top_p=0.5),
-    "objective": "Manners.",
-    "group_size": 3,
-    "batch_size": 1,
-    "temperature": 0.9,
-    "max_experiences": 7,
-    "max_demos": 1,
-    "gate": NoGate(),
-    "strategies": [DomainBandit("a")],
-    "version": "2",
-    "seed": 1,
-    "extract": OtherExtract(),
-    "update": OtherUpdate(),
-    "summarize": OtherSummary(),
-    "draft": OtherDraft(),
-    "brief": True,
-    "use_labels": False,
-    "max_experience_words": 9,
-    "drafts": 1,
-    "groups_per_call": 3,
-    "show_images": True,
-    "guard": "warn",
-    "max_staleness": 0,
-}
+    "metric": is_short, "reflection_lm": polite_lm(top_p=0.5), "objective": "Manners.",
+    "group_size": 3, "batch_size": 1, "temperature": 0.9, "max_experiences": 7, "max_demos": 1,
+    "gate": NoGate(), "strategies": [DomainBandit("a")], "version": "2", "seed": 1,
+    "extract": OtherExtract(), "update": OtherUpdate(), "summarize": OtherSummary(),
+    "draft": OtherDraft(), "brief": True, "use_labels": False, "max_experience_words": 9,
+    "drafts": 1, "groups_per_call": 3, "show_images": True, "guard": "warn", "max_staleness": 0,
+}  # fmt: skip
 """By argument, a value that makes another run; and below, one that makes none, but for limits."""
 LIMITS = ("auto", "max_lm_calls", "max_metric_calls", "max_cost", "max_minutes", "epochs")
 THE_SAME: dict[str, Any] = {
-    "auto": "light",
-    "max_lm_calls": 1000,
-    "max_metric_calls": 1000,
-    "max_cost": 9.0,
-    "max_minutes": 9,
-    "epochs": 2,
-    "executor": ThreadPoolExecutor(2),
-    "rollout_timeout_s": 99.0,
-    "max_errors": 99,
-    "target_score": 0.99,
-    "prices": FREE["prices"],
-    "on_event": lambda _event: None,
-    "approve": lambda _proposal: True,
-    "log_dir": "",
-    "offline": True,
-    "num_threads": 2,
-    "progress": True,
-}
+    "auto": "light", "max_lm_calls": 1000, "max_metric_calls": 1000, "max_cost": 9.0,
+    "max_minutes": 9, "epochs": 2, "executor": ThreadPoolExecutor(2), "rollout_timeout_s": 99.0,
+    "max_errors": 99, "target_score": 0.99, "prices": FREE["prices"],
+    "on_event": lambda _event: None, "approve": lambda _proposal: True, "log_dir": "",
+    "offline": True, "num_threads": 2, "progress": True,
+}  # fmt: skip
 
 
 OTHERS: dict[str, dict[str, Any]] = {

@@ -31,13 +31,9 @@ class UnsureEngine(ScriptedEngine):
         said = self.first[len(self.prompts) - 1]
         tokens = tuple(lm15.TokenLogprob("a", value) for value in (said, -0.5))
         return lm15.Response(
-            id=None,
-            model=response.model,
-            message=response.message,
-            finish_reason="stop",
-            usage=response.usage,
-            logprobs=tokens,
-        )
+            id=None, model=response.model, message=response.message, finish_reason="stop",
+            usage=response.usage, logprobs=tokens,
+        )  # fmt: skip
 
 
 def one_rollout(first: list[float], program: Any = None, **arguments: Any) -> Rollout:

@@ -31,16 +31,9 @@ EXAMPLES = [Example(dspy.Example(question=case).with_inputs("question")) for cas
 
 def update(libraries: Sequence[ExperienceLibrary], number: int) -> UpdateContext:
     return UpdateContext(
-        update=number,
-        library=libraries[-1],
-        libraries=tuple(libraries),
-        lessons=(),
-        groups=(),
-        past=(),
-        training=tuple(range(40)),
-        examples=EXAMPLES,
-        predictors=("self",),
-    )
+        update=number, library=libraries[-1], libraries=tuple(libraries), lessons=(), groups=(),
+        past=(), training=tuple(range(40)), examples=EXAMPLES, predictors=("self",),
+    )  # fmt: skip
 
 
 def proposed(strategy: Strategy, context: UpdateContext, asked: Answering) -> list[Any]:

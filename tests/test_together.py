@@ -82,13 +82,9 @@ def test_it_is_a_step_of_better_together_in_any_order(name: str, strategy: str) 
     arguments = {"ours": {"num_threads": 2, "seed": 3, "max_errors": 50}}
     with dspy.context(lm=shared_lm()):
         result = together.compile(
-            student,
-            trainset=questions(12),
-            valset=questions(8, start=50),
-            strategy=strategy,
-            seed=0,
-            optimizer_compile_args=arguments | {"other": ARGUMENTS.get(name, {})},
-        )
+            student, trainset=questions(12), valset=questions(8, start=50), strategy=strategy,
+            seed=0, optimizer_compile_args=arguments | {"other": ARGUMENTS.get(name, {})},
+        )  # fmt: skip
     assert not result.flag_compilation_error_occurred
     assert len(result.candidate_programs) == strategy.count("->") + 2
     for candidate in result.candidate_programs:

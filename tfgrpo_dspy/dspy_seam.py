@@ -35,9 +35,12 @@ BY_SIGNATURE = ("ReAct", "ReActV2", "ProgramOfThought", "CodeAct", "RLM")
 BY_MODULE = {"ChainOfThought": "predict", "Refine": "module", "BestOfN": "module"}
 """DSPy's modules that pass their inputs on, and the attribute that holds the module."""
 CHAT = "chat.completion"  # what OpenAI's servers, and others like them, call an answer
+ANSWERS = frozenset({"choices", "output", "content", "candidates"})
+"""What bodies of providers have that are answers."""
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "incomplete"})
 """The finish reasons of answers that were cut, as providers name them."""
-FILTERED = frozenset({"content_filter", "safety", "refusal"})
+FILTERED = frozenset({"content_filter", "safety", "refusal", "sensitive", "prohibited_content"})
+FILTERED |= {"recitation", "blocklist", "spii"}
 """The finish reasons of answers that a content filter held back."""
 
 
@@ -204,7 +207,8 @@ class Call:
         first = outputs[0] if outputs else ""
         text = first.get("text") if isinstance(first, Mapping) else first
         # of lm15 a refusal is a part of a message, of OpenAI a field of it
-        raws = [raw for raw in _values(responses, "provider_data") if _value(raw, "object") == CHAT]
+        data = _values(responses, "provider_data")
+        raws = [raw for raw in data if _value(raw, "object") == CHAT]
         choices = [c for of in _values((*responses, *raws), "choices") for c in of or () if c]
         parts = [p for of in _values(_values(responses, "message"), "parts") for p in of or ()]
         refusals = [_value(part, "text") for part in parts if _value(part, "type") == "refusal"]
@@ -221,7 +225,8 @@ class Call:
             # DSPy empties the usage of an answer from its cache
             is_cached=any(marks) or (not usage and any(n is not None for n in counts)),
             is_empty=not (outputs and (any(_values(choices, "message")) or not raws))
-            or "error" in reasons,
+            or "error" in reasons
+            or (not text and any(isinstance(d, Mapping) and ANSWERS.isdisjoint(d) for d in data)),
             prompt_tokens=int(_amount(usage.get("prompt_tokens")) or 0),
             completion_tokens=int(_amount(usage.get("completion_tokens")) or 0),
             cost=_amount(entry.get("cost")),

@@ -203,18 +203,15 @@ class RunReport:
         noted = (about if about == USAGE else "parameter left out" for _, about in ledger.left_out)
         failures = +self.failures | Counter(noted)
         return RunResults(
-            updates=tuple(self._updates),
-            usage={**usage, "unfinished": lost},
+            updates=tuple(self._updates), usage={**usage, "unfinished": lost},
             metric_calls=int(taken.n_metric_calls),
             replayed=dict(sorted(Counter(replayed).items())),
             failures=dict(sorted(failures.items())),
             ended_because=ledger.stopped_because if ledger.is_failure else ended_because,
-            nothing_learned=why,
-            wall_time_s=ledger.seconds,
+            nothing_learned=why, wall_time_s=ledger.seconds,
             settings=cleaned(self._settings.result_scalars(), self._clean) | asdict(ledger.budget),
-            schedule=self._settings.schedule,
-            **fields,
-        )
+            schedule=self._settings.schedule, **fields,
+        )  # fmt: skip
 
     def _why_nothing_was_learned(
         self,

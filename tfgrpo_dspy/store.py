@@ -210,16 +210,9 @@ def unfinished(library: ExperienceLibrary, spent: Usage) -> RunResults:
     """The results of a run that goes on; of its library no evidence, which grows."""
     bare = library.holding(replace(experience, evidence=()) for experience in library)
     return RunResults(
-        student=None,
-        best=None,
-        updates=(),
-        usage={"rollout": spent},
-        failures={},
-        ended_because=NOT_FINISHED,
-        nothing_learned="",
-        wall_time_s=0.0,
-        library=bare.to_dict(),
-    )
+        student=None, best=None, updates=(), usage={"rollout": spent}, failures={},
+        ended_because=NOT_FINISHED, nothing_learned="", wall_time_s=0.0, library=bare.to_dict(),
+    )  # fmt: skip
 
 
 def _runs_of(store: Store) -> list[RunEntry]:

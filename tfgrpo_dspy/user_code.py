@@ -19,6 +19,7 @@ import functools
 import gc
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -57,6 +58,7 @@ CANCELLED: ContextVar[threading.Event | None] = ContextVar("tfgrpo_cancelled", d
 LOOK_S = 1.0  # how often the loop wakes by itself, lest a wake-up from a thread is lost
 POLL_S = 0.1  # how often a thread that waits looks whether that is still wanted, and can still come
 LIBRARIES = sys.stdlib_module_names | {"dspy", "tfgrpo_dspy"}
+GROWING = (list, deque, dict, set)
 
 
 def named_predictors(program: Any) -> list[tuple[str, Any]]:
@@ -141,8 +143,12 @@ def shared_sizes(program: Any) -> dict[str, int]:
     """
     held = (*(modules := _modules_of(program)), *_held_by(modules))
     roots = [(type(o).__qualname__, getattr(o, "func", o)) for o in held if not is_lm(o)]
-    kinds = (list, deque, dict, set)
-    return {name: len(each) for name, each in reached(roots) if isinstance(each, kinds)}
+    return {name: _size(each) for name, each in reached(roots) if isinstance(each, GROWING)}
+
+
+def _size(value: Any, depth: int = 0) -> int:
+    parts = [*(value.values() if isinstance(value, dict) else value)] if depth < MAX_DEPTH else []
+    return len(parts) + sum(_size(each, depth + 1) for each in parts if isinstance(each, GROWING))
 
 
 def language_models(program: Any) -> list[Any]:
@@ -222,7 +228,8 @@ def named_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
             if (is_module or is_class) and value not in modules:
                 modules.append(value)
                 held = [(f"{path}.{a}", vars(value)[a]) for a in attributes if a in vars(value)]
-                within = {a: v for a, v in held if is_module or type(v) in CONSTANTS}
+                is_plain = [is_module or type(v) in CONSTANTS or _is_set_later(v) for _, v in held]
+                within = dict(itertools.compress(held, is_plain))
                 named |= within
                 paths += within
 
@@ -275,6 +282,7 @@ def reached(roots: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, FunctionType):
             defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
             waiting += [*named_by(value), *((name, each) for each in defaults)]
+            waiting += [(f"{name}.{attribute}", each) for attribute, each in vars(value).items()]
         elif place < len(roots) or not (hasattr(value, "named_sub_modules") or is_lm(value)):
             kind = value if isinstance(value, type) else type(value)
             holders = (value, *filter(is_own, kind.__mro__))
@@ -426,10 +434,13 @@ _SURELY_SECRET = re.compile(
 there: results depend on them."""
 PLAIN = ("builtins", "datetime", "decimal", "re")  # modules whose values their `repr` tells
 SILENT = {"builtins", "dspy", "pydantic", "typing", "tfgrpo_dspy", "logging", "_thread"}
+SILENT.add("dataclasses")
 """Modules of whose values nobody is told that they are known by name only."""
-HIDING = {"", "eval", "exec", "open", "read_text", "read_bytes"}
+HIDING = {"", "eval", "exec", "open", "read_text", "read_bytes", "globals", "environ", "getenv"}
+HIDING |= {"connect", "run_path", "Popen", "check_output"}
 """What code names that does more than its source says; "": it imports a name that it computes."""
 CONSTANTS = {bool, int, float, str}  # of classes; rollouts may fill others
+HOLDING = (Mapping, list, tuple, set, frozenset, enum.Enum)  # kinds whose class may say more
 MAX_DEPTH = 100
 
 
@@ -465,7 +476,10 @@ class Identities:
             return ["itself", len(self.path) - self.path.index(id(value))]
         self.path.append(id(value))
         try:
-            return self._code(value) if callable(value) else self._data(value)
+            if callable(value):
+                return self._code(value)
+            is_own = isinstance(value, HOLDING) and is_users_own(type(value).__module__)
+            return [self.of(type(value)), self._data(value)] if is_own else self._data(value)
         finally:
             self.path.pop()
 
@@ -536,6 +550,7 @@ class Identities:
         if code.co_name == "<lambda>":  # several on one line have the same source
             plain = [value for value in code.co_consts if not isinstance(value, CodeType)]
             parts = [code.co_code.hex(), code.co_names, plain]
+        parts += vars(function)["registry"].values() if hasattr(function, "dispatch") else ()
         held = [parts, function.__defaults__, function.__kwdefaults__, self._names_in(function)]
         return [_name_of(function), self._source(function), self.of(held)]
 
@@ -543,7 +558,8 @@ class Identities:
         """A class of the user's and its bases: source, and what their methods name."""
         parts, used = list[Any](), set[str]()
         for base in (each for each in kind.__mro__ if is_users_own(each.__module__)):
-            methods = [getattr(each, "fget", each) for each in vars(base).values()]
+            attributes = vars(base).values()
+            methods = [getattr(each, "fget", getattr(each, "func", each)) for each in attributes]
             named = dict(pair for method in methods for pair in self._names_in(method).items())
             functions = [getattr(each, "__func__", each) for each in methods]
             codes = [each.__code__ for each in functions if isinstance(each, FunctionType)]
@@ -551,7 +567,8 @@ class Identities:
             parts.append([_name_of(base), self._source(base), self.of(named)])
         held = {name: inspect.getattr_static(kind, name, None) for name in sorted(used)}
         plain = {name: value for name, value in held.items() if type(value) in CONSTANTS}
-        return [*parts, plain] if plain else parts
+        later = {name: self.of(value) for name, value in held.items() if _is_set_later(value)}
+        return [*parts, *filter(None, (plain, later))]
 
     def _names_in(self, method: Any) -> dict[str, Any]:
         """The values that a function closes over, and names in the user's own modules, by name."""
@@ -588,6 +605,12 @@ def _is_data(value: Any) -> bool:
         is_generated = value.__qualname__.startswith("__create_fn__")  # by dataclasses
         return is_users_own(str(value.__module__)) and not is_generated
     return not isinstance(value, ModuleType)
+
+
+def _is_set_later(value: Any) -> bool:
+    """True for an attribute that the source of its class may not show, and no rollout fills."""
+    is_function = isinstance(value, FunctionType) and "." not in value.__qualname__
+    return is_function or isinstance(value, tuple | frozenset)
 
 
 def _is_silent(kind: type) -> bool:

@@ -232,6 +232,7 @@ class Ledger:
         it reports none; in words."""
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
         self.n_answered: Counter[tuple[str, str]] = Counter()  # by model and advice; "": in all
+        self.broke_s: defaultdict[str, float] = defaultdict(float)  # when it last did, by model
         self.broken: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
         """By model and advice, what it had answered in all before each time that it broke."""
         self.paused_until: defaultdict[str, float] = defaultdict(float)  # after a limit, by model

@@ -18,7 +18,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -42,13 +42,21 @@ FATAL = (
     dspy.LMUnsupportedModelError,
     dspy.LMConfigurationError,
 )
-TIMED_OUT, TOO_MANY, MODERATED, BROKEN = 408, 429, 403, (500, 502, 503)
+TIMED_OUT, UNAVAILABLE, TOO_MANY, MODERATED = 408, 503, (429, 529), (403, 406, 451)
 TOO_LARGE, MAYBE_TOO_LARGE = 413, (400, 422)
 """HTTP statuses of a request that is too large: that alone, and those of any request refused."""
 UNLIKE_A_REFUSAL = (*FATAL[:3], dspy.LMRateLimitError, dspy.LMTimeoutError, dspy.LMTransportError)
 """Errors that refuse no sampling parameter, whatever they name."""
-FILTER = r"content.?(filter|policy|management)|safety|moderation|flagged|promptFeedback"
+FILTER = r"(?i)content.?(filter|policy|management|inspect|exist)|safety|moderation|flagged"
+FILTER += r"|promptFeedback|inappropriate|\u654f\u611f|\u4e0d\u5b89\u5168"  # sensitive, not safe
+CONTEXT = r"(?i)context.?(size|length|window)|maximum context"
 LEAST_CHARACTERS = 2000  # a shorter prompt is refused for another reason
+
+
+def place_of(lm: Any) -> str:
+    """The model and where it is reached: what limits, refusals and prices are of."""
+    base = (getattr(lm, "kwargs", None) or {}).get("api_base") or ""
+    return f"{lm.model} {base}".strip()
 
 
 def is_passing(error: BaseException) -> bool:
@@ -67,8 +75,8 @@ def is_passing(error: BaseException) -> bool:
 def is_filtered(error: BaseException) -> bool:
     """Whether a content filter of the provider refused the prompt, or held the answer back."""
     message = f"{getattr(error, 'provider_code', '')} {error}"
-    is_one = isinstance(error, dspy.LMError) and re.search(FILTER, message, re.IGNORECASE)
-    return bool(is_one) and _status(error) in (None, 200, *MAYBE_TOO_LARGE, MODERATED)
+    is_one = isinstance(error, dspy.LMError) and re.search(FILTER, message)
+    return bool(is_one) and _status(error) in (None, 200, *MAYBE_TOO_LARGE, *MODERATED)
 
 
 def is_fatal(error: dspy.LMError, has_answered: bool) -> bool:
@@ -77,7 +85,7 @@ def is_fatal(error: dspy.LMError, has_answered: bool) -> bool:
     A model that has answered and then forbids a prompt has moderated it.
     """
     is_kind = isinstance(error, FATAL) or _status(error) in FATAL_STATUS
-    is_moderated = has_answered and _status(error) == MODERATED
+    is_moderated = has_answered and _status(error) in MODERATED
     return is_kind and not is_moderated and not is_too_long(error)
 
 
@@ -92,8 +100,9 @@ def is_too_long(error: BaseException, n_characters: int = 0, n_answered: int = 0
         return True
     if type(_foreign_cause(error)).__name__ == "ContextWindowExceededError":
         return True
-    is_longest = 0 < n_answered < n_characters
-    return _status(error) == TOO_LARGE or (is_longest and may_be_too_long(error, n_characters))
+    is_said = isinstance(error, dspy.LMError) and re.search(CONTEXT, str(error))
+    is_longest = 0 < n_answered < n_characters and may_be_too_long(error, n_characters)
+    return bool(is_said) or _status(error) == TOO_LARGE or is_longest
 
 
 def may_be_too_long(error: BaseException, n_characters: int) -> bool:
@@ -104,7 +113,8 @@ def may_be_too_long(error: BaseException, n_characters: int) -> bool:
 
 def is_rate_limit(error: BaseException) -> bool:
     """Whether there were too many requests."""
-    return isinstance(error, dspy.LMRateLimitError) or _status(error) == TOO_MANY
+    is_asked = _status(error) == UNAVAILABLE and retry_after(error) is not None
+    return isinstance(error, dspy.LMRateLimitError) or _status(error) in TOO_MANY or is_asked
 
 
 def refuses(error: BaseException | None, parameter: str) -> bool:
@@ -211,7 +221,7 @@ class Meter:
 
     def take(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation | None:
         """Reserve what a call may need; None: not now. Raises RunStopped."""
-        if time.monotonic() < self.ledger.paused_until[str(lm.model)]:
+        if time.monotonic() < self.ledger.paused_until[place_of(lm)]:
             self.ledger.check()
             return None
         n = int(kwargs.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
@@ -222,7 +232,7 @@ class Meter:
         if isinstance(price, str):
             self.ledger.fail(f"max_cost: {price}")
         longest = int(max_tokens_of(kwargs) or price.max_tokens)
-        seen = self.ledger.seen[str(lm.model)]
+        seen = self.ledger.seen[place_of(lm)]
         prompt, least = seen.most_tokens(n_bytes, longest)
         cost, least_cost = (n * price.of(prompt, answer) for answer in (longest, least))
         if (taken := take(Amount(n, cost=cost), least_cost)) is not None:
@@ -269,7 +279,7 @@ class Meter:
         """
         used, error = list[Usage](), None
         token = _ATTEMPT.set(used)
-        names = [name for name in SAMPLING if (str(lm.model), name) in self.ledger.left_out]
+        names = [name for name in SAMPLING if (place_of(lm), name) in self.ledger.left_out]
         allowed = {**kwargs, **dict.fromkeys(names)}
         if taken.max_tokens is not None:
             new = "max_completion_tokens"
@@ -292,7 +302,7 @@ class Meter:
             else:
                 self.settle(taken, used[-1] if used else None, error)
         if isinstance(error, dspy.LMError):
-            if is_fatal(error, self.ledger.longest_answered[str(lm.model)] > 0):
+            if is_fatal(error, self.ledger.longest_answered[place_of(lm)] > 0):
                 self.ledger.fail(self._message(error, lm), error)
             if self._breaks or len(pauses) == 1 or not is_passing(error):
                 raise error
@@ -303,14 +313,15 @@ class Meter:
                 pauses[0] = min(AFTER_A_RATE_LIMIT * pauses[0], LONGEST_WAIT_S)
             if is_rate_limit(error):  # all calls of this model wait
                 until = self.ledger.paused_until
-                model, later = str(lm.model), time.monotonic() + pauses[0]
+                model, later = place_of(lm), time.monotonic() + pauses[0]
                 until[model] = max(until[model], later)
 
     def _is_broken_by_advice(self, lm: Any, error: BaseException) -> bool:
         """Whether the server broke on advice each time, and answered prompts without it between."""
-        answered, model, weights = self.ledger.n_answered, str(lm.model), [0]
-        for advice in self._advice if _status(error) in BROKEN else ():
+        answered, model, weights = self.ledger.n_answered, place_of(lm), [0]
+        for advice in self._advice if is_passing(error) and not is_rate_limit(error) else ():
             if not answered[model, advice]:
+                self.ledger.broke_s[model] = time.monotonic()
                 times = self.ledger.broken[model, advice]
                 times.append(answered[model, ""])
                 weights.append(len(times) * (len({*times}) - 1))
@@ -328,7 +339,7 @@ class Meter:
                 f"{lm.model} refused {name}={sent_with[name]!r}, which is left out of its calls "
                 f"from now on{way * (name == 'temperature')}: {why}"
             )
-            self.ledger.note(str(lm.model), name, message)
+            self.ledger.note(place_of(lm), name, message)
             return True
         return False
 
@@ -357,7 +368,7 @@ class Meter:
         Raises ContextWindowExceededError: what was sent was too long, however the provider says so;
         DSPy's modules catch this error, and it is the program's failure.
         """
-        model, n_characters = str(lm.model), len(str(sent))
+        model, n_characters, began_s = place_of(lm), len(str(sent)), time.monotonic()
         try:
             yield
         except RunStopped as refusal:
@@ -369,17 +380,19 @@ class Meter:
             if is_too_long(error, n_characters, n_answered):
                 if isinstance(error, dspy.ContextWindowExceededError):
                     raise
-                raise dspy.ContextWindowExceededError(model=model, message=error.message) from error
-            status, breaks = _status(error), self._breaks or bool(vars(lm).get("num_retries"))
-            is_refusal = status in (*MAYBE_TOO_LARGE, MODERATED) and not is_passing(error)
-            is_prompts = breaks if status in BROKEN else is_refusal or is_filtered(error)
-            message = self._message(error, lm)
+                too_long = dspy.ContextWindowExceededError(model=lm.model, message=error.message)
+                raise too_long from error
+            statuses, message = (*MAYBE_TOO_LARGE, *MODERATED), self._message(error, lm)
+            is_refusal = _status(error) in statuses and not is_passing(error)
+            is_prompts = self._breaks or is_refusal or is_filtered(error)
             self.provider_failure = Failure(FailureKind.PROVIDER, message, is_prompts)
             raise
         if sent:
             longest = self.ledger.longest_answered
             longest[model] = max(longest[model], n_characters)
-            self.ledger.n_answered.update((model, each) for each in ("", *self._advice))
+            is_later = began_s > self.ledger.broke_s[model]  # than the last break: no late answer
+            parts = ("", *self._advice) if is_later else self._advice
+            self.ledger.n_answered.update((model, each) for each in parts)
 
     def _message(self, error: dspy.LMError, lm: Any) -> str:
         return redacted(described(error), known_secrets([lm]))
@@ -401,13 +414,13 @@ class Meter:
         if call.is_cached:
             return Usage(n_cached_calls=call.n_answers)
         n_prompt, n_answer, cost = call.prompt_tokens, call.completion_tokens, call.cost or 0.0
-        if not (n_prompt or n_answer or cost):
-            n_prompt = sum(map(estimate_tokens, sent(entry)))
-            n_answer = call.n_answers * estimate_tokens(call.text)
-            why = f"{lm.model} reports no usage: tokens, and dollars, are estimated from its texts"
-            self.ledger.note(str(lm.model), USAGE, why)
+        if not (cost or (n_prompt and (n_answer or not call.text))):
+            n_prompt = n_prompt or sum(map(estimate_tokens, sent(entry)))
+            n_answer = n_answer or call.n_answers * estimate_tokens(call.text)
+            why = f"{lm.model} reports no usage, or a part: the rest is estimated from its texts"
+            self.ledger.note(place_of(lm), USAGE, why)
         if call.cost is None or call.model in self.prices:
-            prices, model = self.ledger.prices, str(lm.model)
+            prices, model = self.ledger.prices, place_of(lm)
             if model not in prices:
                 prices[model] = budget.token_price(lm, self.prices)
             price = prices[model]
@@ -538,6 +551,9 @@ class CallWatcher(BaseCallback):
                 used = self._meter.usage_of(Call.of(entry), entry, lm)
                 self._meter.used.append(used)
             self._meter.settle(taken, used, exception)
+            if isinstance(exception, dspy.LMError):
+                with suppress(dspy.LMError), self._meter.noting(lm):
+                    raise exception
 
 
 @contextmanager

@@ -490,14 +490,8 @@ class Rollouts:
             reply = calls.remote.rollout(request, n_metric_calls)
             return reply if isinstance(reply, Rollout) else sample.failed(reply)
         task = RolloutTask(
-            program=self._inputs.student,
-            additions=sample.additions,
-            metric=self._scoring,
-            ledger=calls.ledger,
-            prices=self._prices,
-            is_training=self._role == TRAINING,
-            calls=job.calls,
-            kept_demos=self._kept_demos,
-            **of_sample,
-        )
+            program=self._inputs.student, additions=sample.additions, metric=self._scoring,
+            ledger=calls.ledger, prices=self._prices, is_training=self._role == TRAINING,
+            calls=job.calls, kept_demos=self._kept_demos, **of_sample,
+        )  # fmt: skip
         return run_rollout(task)

@@ -280,15 +280,11 @@ class Decisions:
 
     def _decision(self, proposed: Applied, briefs: Sequence[Brief]) -> Decision:
         evidence = RunEvidence(
-            previous=self.decision,
-            operations=proposed.operations,
-            rollouts=tuple(self._measured),
-            texts=self._texts,
-            training=self.inputs.training,
-            limits=self._settings.limits,
-            n_demo_sets=self.groups.demos.n_sets,
+            previous=self.decision, operations=proposed.operations,
+            rollouts=tuple(self._measured), texts=self._texts, training=self.inputs.training,
+            limits=self._settings.limits, n_demo_sets=self.groups.demos.n_sets,
             parents=tuple(brief.parent for brief in briefs),
-        )
+        )  # fmt: skip
         wanted = "return a Decision on a library"
         decision: Decision = self.groups.ask_gate("decide", evidence, wanted)
         keeps = {op.id: op for op in proposed.operations if isinstance(op, Keep)}
@@ -372,15 +368,12 @@ class Decisions:
             logger.warning("the test set was not measured: %s", self.calls.ledger.stopped_because)
         rows = [*measured.example_rows(place), *tested.example_rows(last)]
         return self._reported(
-            best,
-            [*measured.rows, *tested.rows],
+            best, [*measured.rows, *tested.rows],
             "" if self.calls.ledger.is_failure else self.plan.ended_because,
-            **measured.outcome(place),
-            candidates=tuple(entries.values()),
-            taken_because=why,
+            **measured.outcome(place), candidates=tuple(entries.values()), taken_because=why,
             test=records.HeldOut(**outcome) if is_tested else None,
             examples=listeners.worst_first(rows),
-        )
+        )  # fmt: skip
 
     def unmeasured(self, ended_because: str) -> Any:
         """The student with the library of an interrupted run, which no validation checked."""

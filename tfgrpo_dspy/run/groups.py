@@ -434,15 +434,10 @@ class Groups:
         """The lessons that UpdateLibrary is shown, and the operations beside its own."""
         libraries, operations = [update.decision.library for update in updates], list[Any]()
         context = base.UpdateContext(
-            update=batch.update,
-            library=libraries[-1],
-            libraries=tuple(libraries),
-            lessons=extracted.lessons,
-            groups=extracted.groups,
-            past=updates[-1].groups,
-            predictors=tuple(self._inputs.predictors),
-            **self._common,
-        )
+            update=batch.update, library=libraries[-1], libraries=tuple(libraries),
+            lessons=extracted.lessons, groups=extracted.groups, past=updates[-1].groups,
+            predictors=tuple(self._inputs.predictors), **self._common,
+        )  # fmt: skip
         for strategy in () if batch.is_draft else self._overriding("propose"):
             with self._counting(strategy, "propose"):
                 work = partial(strategy.propose, context, self._ask(batch))

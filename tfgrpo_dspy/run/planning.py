@@ -21,7 +21,7 @@ from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.experience import Applied, ExperienceLibrary, Operation, Refusal
 from tfgrpo_dspy.gate.bayesian import Decision
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.reflection.modules import Answer
+from tfgrpo_dspy.reflection.modules import FILTERED, Answer
 from tfgrpo_dspy.results import Change, GroupRecord, OperationRecord, UpdateRecord
 from tfgrpo_dspy.rollout import NO_SCORES, FailureKind, Rollout, ScoreRange, adapt_metric, mean_of
 from tfgrpo_dspy.sampling.examples import SampledGroup
@@ -131,18 +131,13 @@ def record_of(
         scores = tuple(rollout.score for rollout in unaided)
         groups.append(GroupRecord(group.example, scores, failures, use, aided))
     return UpdateRecord(
-        update=batch.update,
-        epoch=batch.epoch,
-        groups=tuple(groups),
+        update=batch.update, epoch=batch.epoch, groups=tuple(groups),
         lessons=tuple(lesson.text for lesson in extracted.lessons),
         refused_lessons=extracted.refused,
         operations=tuple(map(_operation_record, (*proposed.operations, *proposed.refused))),
-        reason=update.decision.reason,
-        library_size=len(update.decision.library),
-        changes=changes,
-        n_lm_calls=int(used.n_lm_calls),
-        cost_usd=used.cost,
-    )
+        reason=update.decision.reason, library_size=len(update.decision.library),
+        changes=changes, n_lm_calls=int(used.n_lm_calls), cost_usd=used.cost,
+    )  # fmt: skip
 
 
 def _operation_record(operation: Operation | Refusal) -> OperationRecord:
@@ -204,9 +199,10 @@ def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, settings: Ru
         f"the reflection LM gave {len(useless)} answers in a row that are of no use. The first: "
         f"{sentence(shortened(example, SHOWN_BYTES))}"
     )
-    return (
-        ending.removesuffix(".") if first.error else f"{ending} {_advice([settings.reflection_lm])}"
-    )
+    if first.unread == FILTERED:
+        return f"{ending} Pass another reflection_lm"
+    way = _advice([settings.reflection_lm])
+    return ending.removesuffix(".") if first.error else f"{ending} {way}"
 
 
 def why_finished(
@@ -357,15 +353,11 @@ class Planner:
         if self._group_size:
             batches = self.batches[base.number : number]
             plan = BatchPlan(
-                sizes=sizes,
-                past=base.groups,
+                sizes=sizes, past=base.groups,
                 under_way=tuple(example for batch in batches for example in batch.examples),
-                training=inputs.training,
-                trainset=inputs.trainset,
-                group_size=self._group_size,
-                update=number,
-                seed=settings.seed,
-            )
+                training=inputs.training, trainset=inputs.trainset, group_size=self._group_size,
+                update=number, seed=settings.seed,
+            )  # fmt: skip
             sizes = self._sizes(plan)
         visits = {example: self._visits[example] for example in sizes}
         self._visits.update([*sizes])

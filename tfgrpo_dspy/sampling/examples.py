@@ -301,14 +301,10 @@ def read_traces(
             n_left_out += 1
             continue
         rollout = Rollout(
-            place,
-            number,
-            as_fields(trace.outputs),
-            tuple(Step(**dict(step)) for step in trace.steps),
-            trace.score,
-            trace.feedback,
+            place, number, as_fields(trace.outputs),
+            tuple(Step(**dict(step)) for step in trace.steps), trace.score, trace.feedback,
             failure=Failure(FailureKind.PROGRAM, trace.error) if trace.error else None,
-        )
+        )  # fmt: skip
         group.append(rollout)
     if n_left_out:
         logger.warning("%d traces have no score, as others have, and are left out", n_left_out)

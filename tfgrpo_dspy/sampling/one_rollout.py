@@ -321,16 +321,11 @@ def run_rollout(task: RolloutTask) -> Rollout:
         n_again = 0 if start.answers_now else start.n_steps
         steps = [*start.source.steps[: start.n_steps], *steps[n_again:]]
     result = Rollout(
-        example=task.index,
-        rollout_id=task.rollout_id,
-        outputs=as_fields(prediction),
-        steps=tuple(steps),
-        failure=failure,
-        usage=meter.usage,
-        entropy=mean_of(meter.surprisals),
-        n_replayed=start.n_steps if start else None,
+        example=task.index, rollout_id=task.rollout_id, outputs=as_fields(prediction),
+        steps=tuple(steps), failure=failure, usage=meter.usage,
+        entropy=mean_of(meter.surprisals), n_replayed=start.n_steps if start else None,
         shows_advice=meter.shows_advice,
-    )
+    )  # fmt: skip
     if failure or task.metric is None:
         return result
     return run.scored(task.metric, result, prediction, trace)

@@ -56,7 +56,7 @@ def _number(value: Any) -> Any:
 
 def _lm(value: Any) -> Any:
     """What may be an LM; a name, a class or settings of one are not."""
-    if isinstance(value, str | type | Mapping):
+    if value is not None and not isinstance(value, dspy.BaseLM):
         named = repr(value) if isinstance(value, str) else "..."
         raise ValueError(f"it should be an LM: dspy.LM({named})")
     return value
@@ -563,13 +563,11 @@ def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[st
         "epochs": 1 if data.is_recorded else 50 if has_budget else 5,
         "max_staleness": min(4, max(fewest, staleness)),
         "drafts": int(min(most_drafts, calls / 16, max(1, _paid_drafts(settings, data)))),
-        "groups_per_call": GROUPS_PER_CALL,
-        "reserve": reserve,
+        "groups_per_call": GROUPS_PER_CALL, "reserve": reserve,
         "n_validation": min(data.n_validation, reserve // MIN_PROGRAMS_MEASURED),
-        "max_demos": usual_demos(data.tokens_of_example),
-        **sizes,
+        "max_demos": usual_demos(data.tokens_of_example), **sizes,
         "batch_size": min(n, sizes["batch_size"]),
-    }
+    }  # fmt: skip
 
 
 def _calls(settings: Settings, data: RunData) -> float:
