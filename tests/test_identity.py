@@ -66,7 +66,8 @@ config = Config()
 
 def by_helpers(example, pred, trace=None):
     matches = [same(word, pred.a) for word in WORDS["yes"]]
-    return Scale.factor * Judge.most * float(any(matches) and pred.b > LEAST) + config.depth
+    return Scale.factor * Judge.most * float(any(matches) and pred.b > LEAST) + (
+        config.depth + by_kinds(example, pred))
 
 class Judge:
     most = MOST
@@ -181,7 +182,6 @@ def by_kinds(example, pred, grade=Grade.BAD):
     return BOUNDS.doubled() + size(pred) + marks
 
 THINGS = {
-    "kinds": by_kinds,
     "plain": plain, "keywords": keywords, "closure": closing_over("answer"),
     "partial": functools.partial(plain, strict=1), "object": Judge(0.5),
     "method": Grader(0.5).grade, "slotted": Slotted(0.5), "decorated": decorated,
@@ -211,11 +211,11 @@ CHANGES = [
     ("helpers", '["aye"]', '["yea"]'),
     ("helpers", "factor = 1.0", "factor = 2.0"),
     ("helpers", "MOST = 2.0", "MOST = 3.0"),
-    ("kinds", "BAD = 0", "BAD = 1"),
-    ("kinds", "return self.least * 2", "return self.least * 3"),
-    ("kinds", "return len(value)", "return len(value) + 1"),
-    ("kinds", "Marks.count = plain", "Marks.count = keywords"),
-    ("kinds", 'Marks.known = ("a",)', 'Marks.known = ("b",)'),
+    ("helpers", "BAD = 0", "BAD = 1"),
+    ("helpers", "return self.least * 2", "return self.least * 3"),
+    ("helpers", "return len(value)", "return len(value) + 1"),
+    ("helpers", "Marks.count = plain", "Marks.count = keywords"),
+    ("helpers", 'Marks.known = ("a",)', 'Marks.known = ("b",)'),
     ("helpers", "self.depth = 3", "self.depth = 4"),
     ("program", "text[:5]", "text[:6]"),
     *(

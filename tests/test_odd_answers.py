@@ -143,11 +143,11 @@ class OwnLM(dspy.BaseLM):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("n_tokens", [-3, "many", float("nan"), float("inf"), None])
-def test_reported_tokens_that_are_no_amount_count_as_none(tmp_path: Path, n_tokens: Any) -> None:
+def test_reported_tokens_that_are_no_amount_are_estimated(tmp_path: Path, n_tokens: Any) -> None:
     lm = OwnLM({"prompt_tokens": n_tokens, "completion_tokens": 2})
     first, again = (learned(lm=lm, log_dir=tmp_path, gate=NoGate()) for _ in range(2))
     for usage in (first.detailed_results.policy_usage, again.detailed_results.policy_usage):
-        assert usage.prompt_tokens == 0
+        assert usage.prompt_tokens > 50 * usage.n_lm_calls
         assert usage.completion_tokens == 2 * usage.n_lm_calls > 0
 
 

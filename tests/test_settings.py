@@ -154,7 +154,7 @@ FAULTY: list[tuple[str, Any, str]] = [
     ("seed", 0.5, "it should be a"),
     *(("temperature", bad, "it should be 'own' or it should be") for bad in (0, 2.5, "hot", True)),
     ("auto", "max", "it should be 'light', 'medium' or 'heavy'."),
-    ("reflection_lm", 3, "it should be an instance of BaseLM."),
+    ("reflection_lm", 3, "it should be an LM: dspy.LM(...)."),
     ("reflection_lm", "openai/gpt-5", "it should be an LM: dspy.LM('openai/gpt-5')."),
     ("reflection_lm", dspy.LM, "it should be an LM: dspy.LM(...)."),
     ("gate", NoGate, "it should be an instance of Gate."),
