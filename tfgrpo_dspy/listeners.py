@@ -154,14 +154,12 @@ class RunReport:
         kinds = Counter(records.CHANGES_IN_WORDS[change.kind] for change in record.changes)
         logger.info(
             "update %d (epoch %d): %s; %s; experiences: %s, %d in the library; %d LM calls so far",
-            record.update + 1,
-            record.epoch + 1,
+            record.update + 1, record.epoch + 1,
             source if record.groups else "labelled examples",
             counted(len(record.lessons), "lesson"),
             ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "no change",
-            record.library_size,
-            record.n_lm_calls,
-        )
+            record.library_size, record.n_lm_calls,
+        )  # fmt: skip
         self._about = f"update {record.update + 1}, {counted(record.library_size, 'experience')}"
         self.tick()
         for change in record.changes:

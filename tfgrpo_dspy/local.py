@@ -86,14 +86,10 @@ def local_lm(
     engine = LlamaEngine(None if gguf is None else str(gguf), n_parallel, n_ctx, n_threads)
     opened_model(astuple(engine))
     return dspy.LM(
-        f"local/{model_path(engine.gguf).stem}@{engine.fingerprint[:8]}",
-        engine=engine,
-        async_engine=AsyncLlamaEngine(**engine.dump_state()),
-        temperature=temperature,
-        max_tokens=max_tokens,
-        cache=cache,
-        **{"num_retries": 0, **lm_kwargs},
-    )
+        f"local/{model_path(engine.gguf).stem}@{engine.fingerprint[:8]}", engine=engine,
+        async_engine=AsyncLlamaEngine(**engine.dump_state()), temperature=temperature,
+        max_tokens=max_tokens, cache=cache, **{"num_retries": 0, **lm_kwargs},
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -192,16 +192,13 @@ class Entry:
         at_first = f"could not be read at first: {answer.unread}"
         unreadable = at_first if is_read else "nothing in the answer could be read"
         return {
-            "stage": self.role,
-            "update": self.update,
-            "asked": self.asked,
+            "stage": self.role, "update": self.update, "asked": self.asked,
             "answered": json.dumps(answer.output, ensure_ascii=False) if is_read else answer.unread,
             "explanation": answer.explanation,
             "fault": answer.error or (unreadable if answer.parse_failures else ""),
-            "n_lm_calls": answer.usage.n_lm_calls,
-            "n_tokens": answer.usage.n_tokens,
+            "n_lm_calls": answer.usage.n_lm_calls, "n_tokens": answer.usage.n_tokens,
             "dollars": answer.usage.cost_usd,
-        }
+        }  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
