@@ -437,7 +437,7 @@ SILENT = {"builtins", "dspy", "pydantic", "typing", "tfgrpo_dspy", "logging", "_
 SILENT.add("dataclasses")
 """Modules of whose values nobody is told that they are known by name only."""
 HIDING = {"", "eval", "exec", "open", "read_text", "read_bytes", "globals", "environ", "getenv"}
-HIDING |= {"connect", "run_path", "Popen", "check_output"}
+HIDING |= {"connect", "run_path", "subprocess"}
 """What code names that does more than its source says; "": it imports a name that it computes."""
 CONSTANTS = {bool, int, float, str}  # of classes; rollouts may fill others
 HOLDING = (Mapping, list, tuple, set, frozenset, enum.Enum)  # kinds whose class may say more
