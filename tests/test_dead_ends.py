@@ -97,6 +97,8 @@ def test_answers_that_were_held_back_or_refused_are_called_so(answer: str, said:
         Filtered(""),
         lm15.InvalidRequestError("No.", status=400, provider_code="content_filter"),
         lm15.InvalidRequestError("No (content_policy_violation).", status=400),
+        lm15.InvalidRequestError("Input data may contain inappropriate content.", status=400),
+        lm15.InvalidRequestError("\u5185\u5bb9\u654f\u611f", status=400),
         lm15.InvalidRequestError("Prompt blocked: OTHER", provider_code="promptFeedback"),
     ],
 )

@@ -36,6 +36,8 @@ NUM_THREADS = 4
 PASSING = {
     "429 with Retry-After": Fault(429, "Slow down.", "rate_limit_exceeded", "0.1"),
     "429": Fault(429, "Slow down.", "rate_limit_exceeded"),
+    "529": Fault(529),
+    "503 with Retry-After": Fault(503, retry_after="0.1"),
     "500": Fault(500),
     "reset": Fault("reset"),
     "cut answer": Fault("cut"),
@@ -94,9 +96,8 @@ def test_a_fault_that_passes_changes_nothing_and_every_request_is_counted(
     assert len(first) == 2 or place == "an update"
     assert what_was_learned(program) == undisturbed
     assert program.detailed_results.failures == {}
-    n_refused = sum(
-        arrival.fault.status in (400, 429) for arrival in server.arrivals if arrival.fault
-    )
+    faults = [arrival.fault for arrival in server.arrivals if arrival.fault]
+    n_refused = sum(each.status in (400, 429, 529) or each.retry_after > "" for each in faults)
     assert n_calls(program) == len(server.arrivals) - n_refused
     n_unanswered = sum(not arrival.was_answered for arrival in server.arrivals)
     assert n_calls(program, "n_failed_calls") == n_unanswered
@@ -118,7 +119,10 @@ def is_rollout_of(question: str, prompt: str) -> bool:
     return bool(re.search(rf"{question}$", prompt, re.MULTILINE)) and not re.search(EXTRACT, prompt)
 
 
-@pytest.mark.parametrize("fault", [TOO_LONG, TOO_LARGE], ids=["by its code", "by its status"])
+TOO_BIG = Fault(500, "The request exceeds the available context size.")
+
+
+@pytest.mark.parametrize("fault", [TOO_LONG, TOO_LARGE, TOO_BIG], ids=["code", "status", "words"])
 def test_a_prompt_that_is_too_long_is_a_failed_rollout_and_is_not_tried_again(
     fault: Fault, server: ChatServer
 ) -> None:
