@@ -103,7 +103,8 @@ def test_a_program_made_synchronous_is_looked_at_without_a_warning(
     assert "forward" not in caplog.text
 
 
-NOTES: list[str] = []
+NOTES: list[Any] = []
+NOTES += [NOTES, {"again": NOTES}]  # it holds itself
 
 
 class Diary(dspy.Module):

@@ -226,7 +226,7 @@ class Call:
             is_cached=any(marks) or (not usage and any(n is not None for n in counts)),
             is_empty=not (outputs and (any(_values(choices, "message")) or not raws))
             or "error" in reasons
-            or (not text and any(isinstance(d, Mapping) and ANSWERS.isdisjoint(d) for d in data)),
+            or (not text and any(ANSWERS.isdisjoint(d) for d in data if d and hasattr(d, "keys"))),
             prompt_tokens=int(_amount(usage.get("prompt_tokens")) or 0),
             completion_tokens=int(_amount(usage.get("completion_tokens")) or 0),
             cost=_amount(entry.get("cost")),

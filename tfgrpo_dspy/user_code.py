@@ -146,9 +146,14 @@ def shared_sizes(program: Any) -> dict[str, int]:
     return {name: _size(each) for name, each in reached(roots) if isinstance(each, GROWING)}
 
 
-def _size(value: Any, depth: int = 0) -> int:
-    parts = [*(value.values() if isinstance(value, dict) else value)] if depth < MAX_DEPTH else []
-    return len(parts) + sum(_size(each, depth + 1) for each in parts if isinstance(each, GROWING))
+def _size(value: Any) -> int:
+    inside = {id(value): value}  # each once: it may hold itself
+    for each in (waiting := [value]):  # it grows
+        parts = [*(each.values() if isinstance(each, dict) else each)]
+        new = {id(part): part for part in parts if isinstance(part, GROWING)}
+        waiting += [part for key, part in new.items() if key not in inside]
+        inside |= new
+    return sum(map(len, waiting))
 
 
 def language_models(program: Any) -> list[Any]:
@@ -433,8 +438,7 @@ _SURELY_SECRET = re.compile(
 """Names of secrets in what a program or a metric holds. `key`, `header`, `secret_answer` are none
 there: results depend on them."""
 PLAIN = ("builtins", "datetime", "decimal", "re")  # modules whose values their `repr` tells
-SILENT = {"builtins", "dspy", "pydantic", "typing", "tfgrpo_dspy", "logging", "_thread"}
-SILENT.add("dataclasses")
+SILENT = {*"builtins dataclasses dspy pydantic typing tfgrpo_dspy logging _thread".split()}
 """Modules of whose values nobody is told that they are known by name only."""
 HIDING = {"", "eval", "exec", "open", "read_text", "read_bytes", "globals", "environ", "getenv"}
 HIDING |= {"connect", "run_path", "subprocess"}

@@ -225,16 +225,16 @@ class Ledger:
         self.budget = budget or Budget()
         self.taken = NOTHING
         self.left_out: dict[tuple[str, str], str] = {}
-        """By model: parameters that are sent no more, as its provider refuses them, `USAGE` where
+        """By server: parameters that are sent no more, as its provider refuses them, `USAGE` where
         it reports none; in words."""
-        self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
-        self.n_answered: Counter[tuple[str, str]] = Counter()  # by model and advice; "": in all
-        self.broke_s: defaultdict[str, float] = defaultdict(float)  # when it last did, by model
+        self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by server
+        self.n_answered: Counter[tuple[str, str]] = Counter()  # by server and advice; "": in all
+        self.broke_s: defaultdict[str, float] = defaultdict(float)  # when it last did, by server
         self.broken: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-        """By model and advice, what it had answered in all before each time that it broke."""
-        self.paused_until: defaultdict[str, float] = defaultdict(float)  # after a limit, by model
-        self.seen: defaultdict[str, Seen] = defaultdict(Seen)  # by model
-        self.prices: dict[str, Price | str] = {}  # `token_price` by model, of calls without a cost
+        """By server and advice, what it had answered in all before each time that it broke."""
+        self.paused_until: defaultdict[str, float] = defaultdict(float)  # after a limit, by server
+        self.seen: defaultdict[str, Seen] = defaultdict(Seen)  # by server
+        self.prices: dict[str, Price | str] = {}  # `token_price` by server, of calls without a cost
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
         self.raised = Raised(maxlen=20)

@@ -100,7 +100,8 @@ def is_too_long(error: BaseException, n_characters: int = 0, n_answered: int = 0
         return True
     if type(_foreign_cause(error)).__name__ == "ContextWindowExceededError":
         return True
-    is_said = isinstance(error, dspy.LMError) and re.search(CONTEXT, str(error))
+    may_say = isinstance(error, dspy.LMError) and not isinstance(error, UNLIKE_A_REFUSAL)
+    is_said = may_say and re.search(CONTEXT, str(error))
     is_longest = 0 < n_answered < n_characters and may_be_too_long(error, n_characters)
     return bool(is_said) or _status(error) == TOO_LARGE or is_longest
 
