@@ -438,7 +438,8 @@ _SURELY_SECRET = re.compile(
 """Names of secrets in what a program or a metric holds. `key`, `header`, `secret_answer` are none
 there: results depend on them."""
 PLAIN = ("builtins", "datetime", "decimal", "re")  # modules whose values their `repr` tells
-SILENT = {*"builtins dataclasses dspy pydantic typing tfgrpo_dspy logging _thread".split()}
+SILENT = {"builtins", "dataclasses", "typing", "logging", "_thread"}
+SILENT |= {"dspy", "pydantic", "tfgrpo_dspy"}
 """Modules of whose values nobody is told that they are known by name only."""
 HIDING = {"", "eval", "exec", "open", "read_text", "read_bytes", "globals", "environ", "getenv"}
 HIDING |= {"connect", "run_path", "subprocess"}
