@@ -287,12 +287,15 @@ def reached(roots: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, FunctionType):
             defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
             waiting += [*named_by(value), *((name, each) for each in defaults)]
-            waiting += [(f"{name}.{attribute}", each) for attribute, each in vars(value).items()]
-        elif place < len(roots) or not (hasattr(value, "named_sub_modules") or is_lm(value)):
+            waiting += [(f"{name}.{key}", each) for key, each in [*vars(value).items()]]
+        else:  # rollouts that are still under way may change what is looked at
             kind = value if isinstance(value, type) else type(value)
-            holders = (value, *filter(is_own, kind.__mro__))
-            held = [pair for each in holders for pair in getattr(each, "__dict__", {}).items()]
-            waiting += [(f"{name}.{attribute}", each) for attribute, each in held]
+            every = (value, *filter(is_own, kind.__mro__))
+            holders = [getattr(each, "__dict__", {}) for each in every]
+            is_closed = hasattr(kind, "named_sub_modules") or "num_retries" in holders[0]
+            if place < len(roots) or not is_closed:
+                held = [pair for each in holders for pair in [*each.items()]]
+                waiting += [(f"{name}.{key}", each) for key, each in held]
 
 
 def _module_of(value: Any) -> str:

@@ -77,13 +77,9 @@ def _run_of(results: Any) -> RunResults:
 @functools.cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("tfgrpo_dspy", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_plain,
-    )
+        loader=PackageLoader("tfgrpo_dspy", "report"), autoescape=True,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_plain,
+    )  # fmt: skip
     environment.globals |= {"page": page, "counted": counted, "bounds_text": page.bounds_text}
     environment.globals["in_words"] = page.CHANGES_IN_WORDS
     return environment.get_template("report.html.jinja")

@@ -252,15 +252,11 @@ class Decisions:
             number=before.number + 1,
             decision=calls.pool.call(lambda: self._decision(proposed, briefs)),
             account=before.account.after(calls.journal.of(batch.update), n_examples),
-            extracted=extracted,
-            best=best_rollouts(sampled.unaided for sampled in groups),
-            score_range=scores,
-            by_metric=by_metric,
-            n_in_vain=0 if is_new else before.n_in_vain + n_asked,
-            groups=groups,
-            briefs=briefs,
+            extracted=extracted, best=best_rollouts(sampled.unaided for sampled in groups),
+            score_range=scores, by_metric=by_metric,
+            n_in_vain=0 if is_new else before.n_in_vain + n_asked, groups=groups, briefs=briefs,
             n_unwritten=before.n_unwritten + len(proposed.briefs) - len(written),
-        )
+        )  # fmt: skip
         self.updates.append(update)
         calls.renew()
         library, decision = before.decision.library, update.decision
