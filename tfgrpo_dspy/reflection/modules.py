@@ -58,31 +58,25 @@ class _ForLessons(dspy.Signature):
 
 
 class CompareAttempts(_ForLessons):
-    """Compare the attempts of a program at the same example, and write lessons for the program.
+    """Compare the attempts of a program at each example, and write lessons for the program.
 
-    The program was run several times on each example. A metric gave each attempt a score; a higher
-    score is better. The advantage of an attempt says how far its score is above (+) or below (-)
-    the mean of the attempts at the same example, in standard deviations.
+    A metric gave each attempt a score; higher is better. Its advantage says how far the score is
+    above (+) or below (-) the mean of the example's attempts, in standard deviations. Below stand
+    the experiences on trial, and briefs: texts in place of a predictor's instructions. Each attempt
+    says which it was given; where those with one score better, or worse, it may be the reason.
 
-    Below stand the experiences that were on trial, and the briefs: texts in place of a predictor's
-    instructions. Each attempt says which of them it was given ("with E1, brief 2"). If those with
-    E1 score better, or worse, than those without, E1 may be the reason: say so.
+    First write semantic_advantage, for each example: which step made the better attempts better? If
+    no attempt is good, what did all of them miss?
 
-    First write semantic_advantage: what did the better attempts do that the worse ones did not?
-    Name the step that made the difference. If no attempt is good, say what all of them missed.
-    Where there are several examples, do so for each.
-
-    Then write lessons, each on a line of its own:
+    Then write lessons, one to three for each example, the most useful first, each on its own line:
     - "When <condition>, <advice>.", or only the advice if it always applies.
-    - Concrete: somebody who has not seen these attempts knows what to do.
-    - A rule or a fact that helps on similar examples. Facts that hold in general are welcome (what
-      a policy says, what a word means, which format is wanted). The answer to one example is not
-      a lesson.
+    - Concrete: clear to somebody who has not seen these attempts.
+    - A rule or a fact that helps on similar examples (what a policy says, what a word means, which
+      format is wanted), not the answer of one example.
     - Supported by the attempts, and not yet among the experiences.
-    - If it is for one predictor only, begin the line with the predictor's name in square brackets.
+    - For one predictor only: begin with its name in square brackets.
 
-    Write one to three lessons for each example, the most useful first. If the attempts show nothing
-    new, write None instead of guessing.
+    If the attempts show nothing new, write None instead of guessing.
     """
 
     example: str = dspy.InputField(desc="the inputs that the program was given")
@@ -95,27 +89,24 @@ class CompareAttempts(_ForLessons):
 
 
 class CritiqueAttempts(_ForLessons):
-    """Criticise the attempts of a program at the same example, and write lessons for it.
+    """Criticise the attempts of a program at each example, and write lessons for the program.
 
-    The program was run several times on each example. Nobody knows the right answer, and there is
-    no score. The answer that most attempts give is likely, but not certain, to be right.
+    Nobody knows the right answer, and there is no score. The answer that most attempts give is
+    likely, but not certain, to be right. Experiences on trial stand below; each attempt says which
+    it was given.
 
-    Below stand the experiences that were on trial. Each attempt says which of them it was given
-    ("with E1, E2").
-
-    First write critique: check each step. What is wrong, missing or without reason? Where do the
+    First write critique: what is wrong, missing or without reason in the steps? Where do the
     attempts disagree, and which of them has the better reason?
 
-    Then write lessons, each on a line of its own:
+    Then write lessons, one to three for each example, the most useful first, each on its own line:
     - "When <condition>, <advice>.", or only the advice if it always applies.
-    - Concrete: somebody who has not seen these attempts knows what to do.
-    - A rule or a fact that helps on similar examples. Facts that hold in general are welcome. The
-      answer to one example is not a lesson.
-    - It mends a fault that you can point to, and is not yet among the experiences.
-    - If it is for one predictor only, begin the line with the predictor's name in square brackets.
+    - Concrete: clear to somebody who has not seen these attempts.
+    - A rule or a fact that helps on similar examples (what a policy says, what a word means, which
+      format is wanted), not the answer of one example.
+    - It mends a fault that you can point to, and not yet among the experiences.
+    - For one predictor only: begin with its name in square brackets.
 
-    Write one to three lessons for each example, the most useful first. If the attempts show nothing
-    new, write None instead of guessing.
+    If the attempts show nothing new, write None instead of guessing.
     """
 
     example: str = dspy.InputField(desc="the inputs that the program was given")
@@ -129,20 +120,18 @@ class CritiqueAttempts(_ForLessons):
 class ReadExamples(_ForLessons):
     """Read labelled examples of a task, and write lessons for a program that is to do it.
 
-    The program has not been run yet. Compare the inputs with the labels, and the examples with one
-    another: what leads from inputs to labels that the program's instructions do not say?
+    Compare the inputs with the labels, and the examples with one another: what leads from inputs to
+    labels that the program's instructions do not say?
 
-    Write lessons, each on a line of its own:
+    Write lessons, the most useful first, each on its own line:
     - "When <condition>, <advice>.", or only the advice if it always applies.
-    - Concrete: somebody who has not seen these examples knows what to do.
-    - A rule or a fact that helps on similar examples. Facts that hold in general are welcome (what
-      a policy says, what a word means, which format is wanted). The label of one example alone is
-      not a lesson.
+    - Concrete: clear to somebody who has not seen these examples.
+    - A rule or a fact that helps on similar examples (what a policy says, what a word means, which
+      format is wanted), not the label of one example.
     - Supported by the examples, and not yet among the experiences.
-    - If it is for one predictor only, begin the line with the predictor's name in square brackets.
+    - For one predictor only: begin with its name in square brackets.
 
-    Write the most useful lesson first. If the examples show nothing new, write None instead of
-    guessing.
+    If the examples show nothing new, write None instead of guessing.
     """
 
     examples: str = dspy.InputField(desc="inputs and labels, example by example")
@@ -153,31 +142,28 @@ class ProposeOperations(dspy.Signature):
     """Keep a short library of experiences true and useful: bring new lessons into it.
 
     Experiences are lines of advice in the program's prompt. Below each stands how many examples it
-    was learned from and, where it was measured, its effect: by how much the score changes when the
-    program is given it, plus or minus the standard error. "On trial" means: not yet certain. Below
-    each lesson stands what it comes from: examples, the scores of the attempts at them, and the
-    reason. Texts that were tried and dropped stand with the reason: do not propose again, also not
-    in other words, what did harm or did not help, unless the new lessons show what was wrong with
-    it. Put together what belongs together: lessons and examples may each hold a part of one table,
-    one procedure or one complete pattern, which may have all the words that a line may have.
+    was learned from and, where measured, its effect on the score, plus or minus the standard error;
+    "on trial" means: not yet certain. Below each lesson stand the examples that it comes from, the
+    scores of the attempts at them, and the reason. Do not propose again, in whatever words, what
+    was tried and dropped, unless the new lessons show what was wrong with it. Put together what
+    belongs together: lessons and examples may each hold a part of one table, one procedure or one
+    complete pattern, which may have all the words that a line may have.
 
     First write plan: in a few sentences, which lessons say the same, which are new, and which
     experiences they confirm, correct or contradict.
 
-    Then write operations, a JSON list. Each operation is one of:
-    - {"op": "ADD", "text": ..., "lessons": [...]}: a new experience. Lessons that say the same make
-      one ADD.
-    - {"op": "MODIFY", "id": ..., "text": ..., "lessons": [...]}: a better text for an experience
-      that lessons make more precise, more general or more correct. Keep what was good in it.
-    - {"op": "DELETE", "id": ..., "lessons": [...]}: an experience that is wrong or says the same as
-      another.
-    - {"op": "KEEP", "id": ..., "lessons": [...]}: an experience that lessons confirm as it is.
+    Then write operations, a JSON list of these:
+    - {"op": "ADD", "text": ..., "lessons": [...]}: a new experience; one for lessons that say the
+      same.
+    - {"op": "MODIFY", "id": ..., "text": ..., "lessons": [...]}: a more precise, more general or
+      more correct text, which keeps what was good.
+    - {"op": "DELETE", "id": ..., "lessons": [...]}: it is wrong, or says the same as another.
+    - {"op": "KEEP", "id": ..., "lessons": [...]}: lessons confirm it as it is.
 
-    "lessons" holds the numbers of the lessons that the operation rests on. "scope" may name the one
-    predictor that an experience is for; "*" means every predictor; leave it out to change nothing.
-    "reason" may say why in a few words.
+    "lessons" holds the numbers of the lessons that the operation rests on; "scope" may name the one
+    predictor that an experience is for ("*": every predictor), "reason" say why in a few words.
 
-    Every text is one line, "When <condition>, <advice>.", or only the advice if it always applies:
+    A text is one line, "When <condition>, <advice>.", or only the advice if it always applies:
     general, concrete, and not the answer to one example. Leave out lessons that are vague or wrong.
     One lesson from one example is no reason to change or delete an experience that many examples
     support, or whose effect is clearly above 0.
@@ -201,24 +187,19 @@ class RewriteInstructions(dspy.Signature):
     a time, and sees nothing of what you see here.
 
     - Keep each demand of the present instructions, unless attempts show that it is wrong.
-    - Say what leads from inputs to the right outputs that the present instructions do not say:
-      every rule, exception, fact, name, code and unit, and the exact form of the outputs. Compare
-      the examples with one another: a rule must hold for each example that it applies to. Where
-      they do not tell, do not guess.
+    - Say what leads from inputs to the right outputs: every rule, exception, fact, name, code and
+      unit, and the exact form of the outputs. Compare the examples with one another: a rule must
+      hold for each example that it applies to. Where they do not tell, do not guess.
     - Put together what belongs together. A table of all cases is welcome, so is a procedure in
       steps, a complete pattern to follow, and a few worked examples of unlike kinds.
     - In a worked example, each field stands by its name on a line of its own, and its value is
       bare, exactly as it must be put out: arrows, quotes and remarks beside a value are copied
-      into answers.
-    - Concrete values are copied into answers: in a pattern, say which parts stand for those of the
-      input.
-    - Advice that was tried stands with its effect on the score: take over what helps, in your own
-      words, and leave out what did harm.
-    - Attempts were made with the present instructions. Find out what each failure missed and say it
-      so that nobody misses it again; keep what made other attempts succeed.
-    - Other predictors have instructions of their own: write for this one alone.
-    - Write in the language of the present instructions, at most 800 words, and keep the names of
-      fields as they are.
+      into answers. So are concrete values: in a pattern, say which parts stand for the input's.
+    - Of advice that was tried, take over what helps, in your own words, and leave out what harms.
+    - Attempts were made with the present instructions. Say what each failure missed, so that nobody
+      misses it again; keep what made other attempts succeed.
+    - Write for this predictor alone, in the language of the present instructions, at most 800
+      words, and keep the names of fields as they are.
     """
 
     program: str = dspy.InputField(desc=_PROGRAM)

@@ -261,32 +261,36 @@ class Reflector:
 
         Where the reflection LM can write briefs, fewer drafts are made.
         """
-        settings, client, results = self._settings, self._client, list[Found]()
+        settings, client = self._settings, self._client
         max_tokens = getattr(settings.reflection.draft, "shown_tokens", 12_000)
 
-        def asked(number: int, examples: Sequence[Example]) -> Waited:
+        def asked(number: int, examples: Sequence[Example]) -> Callable[[], Found]:
             def inputs(halving: int) -> Inputs:
                 share = (max_tokens >> halving) // len(examples)
                 shown = [texts.clip(_labelled(each), share) for each in examples]
                 library = batch.library.render() or texts.NO_EXPERIENCES
                 return {"experiences": library, "examples": texts.by_example(shown)}
 
-            return client.begin("draft", batch, number, inputs)
+            wait = client.begin("draft", batch, number, inputs)
+            source = Evidence(batch.update, number, (), ())  # tells the drafts apart in merging
+            return lambda: self._read(wait(), examples, [source])
 
-        briefs = tuple(self._first_briefs(batch))
+        n_briefs = settings.n_briefs if self._drawn(0, 1) else 0
+        briefs = [self._first_brief(batch, 0)] if n_briefs else []
         parts = [*enumerate(itertools.islice(self._draft_parts(), settings.drafts))]
-        n_first = planning.ANSWERS_IN_A_ROW
-        for some in (parts[:n_first], parts[n_first:]):
-            if results and planning.why_useless(client.answers, batch.update, self._settings):
-                break
-            for number, examples, wait in [(n, shown, asked(n, shown)) for n, shown in some]:
-                source = Evidence(batch.update, number, (), ())  # tells the drafts apart in merging
-                results.append(self._read(wait(), examples, [source]))
+        first, rest = parts[: planning.ANSWERS_IN_A_ROW], parts[planning.ANSWERS_IN_A_ROW :]
+        begun = [asked(*part) for part in first]
+        if any(brief().texts for brief in briefs):  # an LM that cannot write is not asked for more
+            briefs += [self._first_brief(batch, number) for number in range(1, n_briefs)]
+            begun, rest = begun + [asked(*part) for part in rest], []
+        results = [found() for found in begun]
+        if rest and not planning.why_useless(client.answers, batch.update, settings):
+            results += [found() for found in [asked(*part) for part in rest]]
         drawn, refused = _together(results)
         merged = reading.merge_lessons(drawn)
         repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
         lessons = tuple(replace(lesson, evidence=()) for lesson in repeated or merged)
-        return Extracted(lessons, tuple(refused), briefs=briefs)
+        return Extracted(lessons, tuple(refused), briefs=tuple(brief() for brief in briefs))
 
     def _draft_parts(self) -> Iterator[list[Example]]:
         """The examples of each draft: all once, then once more, never the same set too early."""
@@ -304,16 +308,9 @@ class Reflector:
 
     # ------------------------------------------------------------------ briefs
 
-    def _first_briefs(self, batch: Batch) -> list[Brief]:
-        def begun(number: int) -> Callable[[], Brief]:
-            shown = {"examples": self._drawn(number, EXAMPLES_OF_BRIEF)}
-            return self._begun(batch, number, self._own, shown)
-
-        n = self._settings.n_briefs if self._drawn(0, 1) else 0
-        briefs = [begun(0)()] if n else []
-        if any(brief.texts for brief in briefs):  # one that cannot write is not asked for more
-            briefs += [wait() for wait in [begun(number) for number in range(1, n)]]
-        return briefs
+    def _first_brief(self, batch: Batch, number: int) -> Callable[[], Brief]:
+        shown = {"examples": self._drawn(number, EXAMPLES_OF_BRIEF)}
+        return cache(self._begun(batch, number, self._own, shown))
 
     def _drawn(self, number: int, most: int) -> list[str]:
         examples, may_show = self._examples, self._settings.reflection.use_labels

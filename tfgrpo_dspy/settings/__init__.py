@@ -344,7 +344,8 @@ def _instead_of(name: str, names: list[str]) -> str:
 
 USUAL_THREADS, FEWEST_IN_BATCH = 8, 5
 CALLS_PER_GROUP = 4
-GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less
+GROUPS_PER_CALL, MOST_GROUPS_PER_CALL, FEW_CALLS = 2, 4, 300
+"""The second where reflections take much of the budget: below so many LM calls, or in dollars."""
 EXAMPLES_OF_DRAFT, EXAMPLES_OF_BRIEF = 10, 30
 UPDATES_KEPT = 3
 """Drafts take the dollars that so many updates and the final choice leave, as estimated; one is
@@ -558,12 +559,13 @@ def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[st
     fewest = 1 + (n_threads > USUAL_THREADS and has_many)
     # 1.5 rollouts of the batches made at once for a thread: one that ends early finds another
     staleness = math.ceil(1.5 * n_threads / (sizes["batch_size"] * sizes["group_size"])) - 1
+    saves = calls < FEW_CALLS or settings.max_cost is not None
     return {
         "temperature": settings.temperature or 0.7,
         "epochs": 1 if data.is_recorded else 50 if has_budget else 5,
         "max_staleness": min(4, max(fewest, staleness)),
         "drafts": int(min(most_drafts, calls / 16, max(1, _paid_drafts(settings, data)))),
-        "groups_per_call": GROUPS_PER_CALL, "reserve": reserve,
+        "groups_per_call": MOST_GROUPS_PER_CALL if saves else GROUPS_PER_CALL, "reserve": reserve,
         "n_validation": min(data.n_validation, reserve // MIN_PROGRAMS_MEASURED),
         "max_demos": usual_demos(data.tokens_of_example), **sizes,
         "batch_size": min(n, sizes["batch_size"]),
@@ -593,7 +595,7 @@ def _paid_drafts(settings: Settings, data: RunData) -> float:
     if settings.max_cost is None or not data.dollars_per_draft > 0:
         return math.inf
     n_rollouts = data.smallest_end + UPDATES_KEPT * FEWEST_IN_BATCH * MIN_GROUP_SIZE
-    n_reflections = UPDATES_KEPT * (1 + FEWEST_IN_BATCH / GROUPS_PER_CALL)
+    n_reflections = UPDATES_KEPT * (1 + FEWEST_IN_BATCH / MOST_GROUPS_PER_CALL)
     left = settings.max_cost - n_rollouts * data.dollars_per_rollout
     return left / data.dollars_per_draft - n_reflections
 
