@@ -7,7 +7,7 @@ is replayed decides the same.
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -354,27 +354,15 @@ def _places(
 ) -> dict[str, str]:
     """By id, the strongest line about the same case, where that is another one.
 
-    A settled line is the strongest until another one is better with `REPLACE_ABOVE`. Which lines
-    are about the same case is estimated from characters only, in any language.
+    A settled line is the strongest until another one is better with `REPLACE_ABOVE`.
     """
     column = {advice: j for j, advice in enumerate(beliefs)}
-    about = data.relevance - data.relevance.mean(axis=1, keepdims=True)
-    sizes = np.sqrt((about**2).sum(axis=1, keepdims=True))
-    about /= np.where(sizes > 0, sizes, 1.0)
-    correlations = about @ about.T  # 0.0 of what is about all inputs, or none, alike
+    have_same_case = _same_cases([text for text, _ in beliefs], data.relevance, data.tells)
 
     def are_same(experience: Experience, other: Experience) -> bool:
         if len({experience.scope, other.scope} - {experiences.ALL}) > 1:
             return False
-        j, k = column[experience.advice], column[other.advice]
-        alikeness = correlations[j, k]
-        if alikeness < SAME_INPUTS:
-            return False
-        if data.tells[j] and data.tells[k]:
-            mine, others = letter_groups(experience.text), letter_groups(other.text)
-            return bool(alikeness + len(mine & others) / len(mine | others) >= SAME_CASE)
-        index = model.index_of(tuple(text for text, _ in beliefs))
-        return bool(index.relevance("", (j,))[0][k] >= RARE_LETTERS)
+        return have_same_case(column[experience.advice], column[other.advice])
 
     leaders: list[Experience] = []
     places: dict[str, str] = {}
@@ -390,6 +378,48 @@ def _places(
             experience, leaders[at] = leaders[at], experience
         places[experience.id] = leaders[at].id
     return places
+
+
+def _same_cases(
+    texts: Sequence[str], relevance: model.Matrix, tells: model.Flags
+) -> Callable[[int, int], bool]:
+    """Whether two of the texts, by place, are about the same case: by their characters alone."""
+    about = relevance - relevance.mean(axis=1, keepdims=True)
+    sizes = np.sqrt((about**2).sum(axis=1, keepdims=True))
+    about /= np.where(sizes > 0, sizes, 1.0)
+    correlations = about @ about.T  # 0.0 of what is about all inputs, or none, alike
+
+    def are_same(j: int, k: int) -> bool:
+        alikeness = correlations[j, k]
+        if alikeness < SAME_INPUTS:
+            return False
+        if tells[j] and tells[k]:
+            mine, others = letter_groups(texts[j]), letter_groups(texts[k])
+            return bool(alikeness + len(mine & others) / len(mine | others) >= SAME_CASE)
+        index = model.index_of(tuple(texts))
+        return bool(index.relevance("", (j,))[0][k] >= RARE_LETTERS)
+
+    return are_same
+
+
+def uncovered(
+    brief: str, held: Sequence[Experience], inputs: tuple[str, ...], fields: Container[str]
+) -> str:
+    """The brief without its lines about the same case as an experience, which was tried by itself.
+
+    Lines below the name of a field stay: they are values in worked examples.
+    """
+    lines, n, index = brief.split("\n"), len(held), model.index_of(inputs)
+    texts = [(e.text, tuple(sorted({source.example for source in e.evidence}))) for e in held]
+    texts += [(line, ()) for line in lines]
+    relevance, tells = zip(*(index.relevance(*each) for each in texts), strict=True)
+    are_same = _same_cases([text for text, _ in texts], np.array(relevance), np.array(tells))
+    return "\n".join(
+        line
+        for k, line in enumerate(lines)
+        if (k and lines[k - 1].strip(" :*`") in fields)
+        or not any(are_same(j, n + k) for j in range(n))
+    )
 
 
 def _better_text(

@@ -62,7 +62,7 @@ class Race:
     score_sd: float  # the standard deviation of the scores, as far as it is known
     n_examples: int  # of the validation set; they are measured in the order 0, 1, ...
     n_tokens: tuple[int, ...] = ()  # what each candidate adds to a call; empty: equally much
-    firsts: tuple[int, ...] = ()  # candidates that the first round measures, if it measures three
+    first: int = 0  # the rival that the first round measures besides, if it measures three
     doubtful: frozenset[Hashable] = frozenset()  # parts that are probably not worth their tokens
 
     def next(self, scores: Scores, n_left: int | None) -> list[tuple[int, int]]:
@@ -74,10 +74,9 @@ class Race:
         size = min(ROUND if n_done else FIRST_ROUND, self.n_examples - n_done)
         if n_left is not None:
             if not n_done:  # two; three, or those and one more, if they fit; more for half of all
-                n_fitting, firsts = n_left // size, [k for k in self.firsts if k in running]
-                n = max(2, min(max(3, 2 + len(firsts)), n_fitting), n_fitting // 2)
-                firsts = firsts if n > 2 else []
-                order = [c for k in [0, *firsts, *running] for c in (self._without_doubtful(k), k)]
+                n = max(2, min(3, n_left // size), n_left // size // 2)
+                firsts = [0, self.first] if n > 2 and self.first in running else []
+                order = [c for k in [*firsts, *running] for c in (self._without_doubtful(k), k)]
                 running = [*dict.fromkeys(order)][:n]
             size = min(size, n_left // len(running))
         return [(c, i) for i in range(n_done, n_done + size) for c in running]

@@ -38,9 +38,8 @@ _LESSONS = "one lesson a line, nothing else; the word None if there is no lesson
 class SummarizeAttempt(dspy.Signature):
     """Summarise one attempt of a program, so that it can be compared with other attempts.
 
-    Go through the steps in order. For each step, say in one line what was done and what the result
-    was. Quote exactly what decided the outcome: the mistake, the error, the missing fact, the good
-    idea. Use the score (higher is better) and the feedback to find those steps. Give no advice.
+    For each step, say in one line what was done and what came of it. Quote exactly what decided the
+    outcome, as score and feedback show: the mistake, the missing fact, the good idea. No advice.
     """
 
     program: str = dspy.InputField(desc=_PROGRAM)
@@ -92,18 +91,16 @@ class CritiqueAttempts(_ForLessons):
     """Criticise the attempts of a program at each example, and write lessons for the program.
 
     Nobody knows the right answer, and there is no score. The answer that most attempts give is
-    likely, but not certain, to be right. Experiences on trial stand below; each attempt says which
-    it was given.
+    likely, but not certain, to be right. Each attempt says which experiences it was given.
 
-    First write critique: what is wrong, missing or without reason in the steps? Where do the
-    attempts disagree, and which of them has the better reason?
+    First write critique: what is wrong, missing or without reason in the steps? Where the attempts
+    disagree, which of them has the better reason?
 
     Then write lessons, one to three for each example, the most useful first, each on its own line:
     - "When <condition>, <advice>.", or only the advice if it always applies.
     - Concrete: clear to somebody who has not seen these attempts.
-    - A rule or a fact that helps on similar examples (what a policy says, what a word means, which
-      format is wanted), not the answer of one example.
-    - It mends a fault that you can point to, and not yet among the experiences.
+    - A rule or a fact that helps on similar examples, not the answer of one example.
+    - It mends a fault that you can point to, and is not yet among the experiences.
     - For one predictor only: begin with its name in square brackets.
 
     If the attempts show nothing new, write None instead of guessing.

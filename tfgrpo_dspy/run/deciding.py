@@ -18,8 +18,8 @@ from tfgrpo_dspy.budget import Amount, token_price
 from tfgrpo_dspy.calls import Account, Calls, Rollouts, Sample
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded, UpdateDecided
-from tfgrpo_dspy.experience import Add, Applied, ExperienceLibrary, Keep, Modify, supported
-from tfgrpo_dspy.gate.bayesian import LIKELY, Decision, Measured, RunEvidence
+from tfgrpo_dspy.experience import ALL, Add, Applied, ExperienceLibrary, Keep, Modify, supported
+from tfgrpo_dspy.gate.bayesian import LIKELY, Decision, Measured, RunEvidence, uncovered
 from tfgrpo_dspy.gate.model import BRIEFS_PRICE, DEMOS_PRICE, Race, Scores, score_sd
 from tfgrpo_dspy.pool import Job
 from tfgrpo_dspy.reflection.lessons import Lesson
@@ -264,7 +264,7 @@ class Decisions:
         rows = listeners.training_rows(batch.update, new)
         record = record_of(batch, update, proposed, changes)
         calls.report.add_update(UpdateDecided(record, decision.library, rows))
-        calls.journal.note_update(Additions(self.result()), record, rows, calls.ledger)
+        calls.journal.note_update(self.result(), record, rows, calls.ledger)
 
     @property
     def switched(self) -> tuple[str, ...]:
@@ -291,9 +291,19 @@ class Decisions:
         deployable = decision.deployable and kept(decision.deployable)
         return replace(decision, library=kept(decision.library), deployable=deployable)
 
-    def result(self) -> ExperienceLibrary:
-        """The library that a program would get if the run ended here."""
-        return self._like_start(self.latest.briefed(self.decision.result, leading(self.decision)))
+    def result(self) -> Additions:
+        """What a program would get if the run ended here."""
+        lead = leading(self.decision)
+        return Additions(self._like_start(self._briefed(self.decision.result, lead)), brief=lead)
+
+    def _briefed(self, library: ExperienceLibrary, number: int) -> ExperienceLibrary:
+        """The library with the brief of this number (0: none), less what experiences say, too."""
+        briefs = dict(self.latest.briefs[number - 1].texts if number else ())
+        for name, predictor in named_predictors(self.inputs.student) if briefs else ():
+            held = [each for each in library if each.scope in (ALL, name)]
+            fields = predictor.signature.fields
+            briefs[name] = uncovered(briefs.get(name, ""), held, self._texts, fields)
+        return library.briefed(briefs.items())
 
     def finalists(self) -> list[ExperienceLibrary]:
         """The libraries that are compared with the student at the end. Raises GateError."""
@@ -341,7 +351,7 @@ class Decisions:
         self.plan.ended_because = ended_because or self.plan.ended_because
         valset = () if self._settings.metric is None else self.inputs.valset
         is_race = self._settings.measures and bool(valset)
-        candidates = self._candidates() if is_race else self._with_student(Additions(self.result()))
+        candidates = self._candidates() if is_race else self._with_student(self.result())
         self.calls.ledger.open_reserve()  # not before: a gate that hangs could spend it
         measured = Measurements(self, "validation", valset, candidates)
         place, entries = len(candidates) - 1, dict[int, records.Candidate]()
@@ -374,7 +384,7 @@ class Decisions:
     def unmeasured(self, ended_because: str) -> Any:
         """The student with the library of an interrupted run, which no validation checked."""
         self.plan.ended_because = ended_because
-        return self._reported(Additions(self.result()), student=None, best=None)
+        return self._reported(self.result(), student=None, best=None)
 
     def _reported(
         self,
@@ -384,10 +394,14 @@ class Decisions:
         **fields: Any,
     ) -> Any:
         student, latest, report = self.inputs.student, self.latest, self.calls.report
-        optimized, texts = additions.bake(student), dict(additions.library.briefs).items()
+        optimized, library = additions.bake(student), additions.library
         tried, demos = latest.decision.beliefs.items(), additions.demos
+        briefs = []
         pairs = zip(latest.briefs, latest.decision.briefs, strict=True)
-        briefs = [(dict(brief.texts), belief) for brief, belief in pairs]
+        for number, (brief, b) in enumerate(pairs, start=1):
+            is_best = number == additions.brief
+            texts = dict(library.briefs if is_best else brief.texts)
+            briefs.append(records.BriefRecord(texts, b.effect, b.chance, is_best))
         lms = policy_lms(student), [self._settings.reflection_lm]
         of_lms = [dict.fromkeys(str((lm or dspy.settings.lm).model) for lm in each) for each in lms]
         results = report.results(
@@ -396,15 +410,12 @@ class Decisions:
             tried=tuple(records.TriedAdvice(*a, b.effect, b.chance) for a, b in tried if b.effect),
             switched=self.switched,
             n_demos=len(demos),
-            briefs=tuple(
-                records.BriefRecord(text, b.effect, b.chance, text.items() <= texts)
-                for text, b in briefs
-            ),
+            briefs=tuple(briefs),
             demos=tuple(records.DemoRecord(demo.predictor, dict(demo.fields)) for demo in demos),
             program=type(student).__name__,
             origin=self.calls.journal.origin,
             added=self._added_by(additions),
-            library=additions.library.to_dict(),
+            library=library.to_dict(),
             instructions=instructions_of(student, optimized),
             lms=tuple(map(", ".join, of_lms)),
             **fields,
@@ -468,11 +479,11 @@ class Decisions:
         means = {k: b.mean for k, b in enumerate(decision.briefs, start=1) if b.chance > LIKELY}
         briefs = sorted(means, key=lambda k: -means[k])
         bare = [Additions(library) for library in (start, *finalists)]
-        if lead := leading(decision):
-            bare.insert(1, Additions(self.result(), brief=lead))
+        if leading(decision):
+            bare.insert(1, self.result())
         for place, number in enumerate(briefs[:BRIEFS_MEASURED]):
             beside = (start, *finalists) if place == 0 else (start,)
-            bare += [Additions(latest.briefed(each, number), brief=number) for each in beside]
+            bare += [Additions(self._briefed(each, number), brief=number) for each in beside]
         candidates = {(each.library, each.demos): each for each in bare}
         beliefs = dict(enumerate(decision.demos, start=1))
         numbers = range(1, self.groups.demos.n_sets + 1)
@@ -544,14 +555,6 @@ class Decisions:
         }
         prices = dict.fromkeys(demos, DEMOS_PRICE * sd) | dict.fromkeys(briefs, BRIEFS_PRICE * sd)
         doubtful = {advice for advice, b in decision.beliefs.items() if b.chance < LIKELY}
-        # What training alone would choose; and where its experiences add more than its brief, which
-        # may say other things of the same cases, the experiences alone.
-        lead, of_lines = leading(decision), (e.advice for e in decision.result)
-        beliefs = decision.beliefs
-        gain_of_lines = math.fsum(beliefs[a].mean for a in of_lines if a in beliefs)
-        firsts: tuple[int, ...] = (1,) if lead else ()
-        if lead and gain_of_lines > decision.briefs[lead - 1].mean:
-            firsts = 1, 2
         return Race(
             tuple(candidates),
             parts | demos | briefs,
@@ -559,7 +562,7 @@ class Decisions:
             sd,
             n_examples=len(measured.examples),
             n_tokens=tuple(self._added_by(each).n_tokens for each in every),
-            firsts=firsts,
+            first=min(1, leading(decision)),  # what training alone would choose
             doubtful=frozenset(doubtful - candidates[0]),  # what the student had is not of this run
         )
 

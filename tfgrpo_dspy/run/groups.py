@@ -330,6 +330,7 @@ class Groups:
     # ------------------------------------------------------------------ what the gate decides
 
     def _assigned(self, batch: Batch, example: int, n: int) -> list[Additions]:
+        texts = [(), *(brief.texts for brief in batch.base.briefs)]
         n_sets, n_briefs = self.demos.n_sets, len(batch.base.briefs)
         plan = GroupPlan(batch.base.decision, example, batch.update, n, n_sets, n_briefs)
         best = batch.base.best if batch.epoch else ()  # before, there are few to choose from
@@ -347,7 +348,7 @@ class Groups:
 
         shown = arms("demo_sets", n_sets if any(sets) else 0)
         return [
-            Additions(batch.base.briefed(library, b), sets[k], demo_set=k, brief=b)
+            Additions(library.briefed(texts[b]), sets[k], demo_set=k, brief=b)
             for library, k, b in zip(libraries, shown, arms("briefs", n_briefs), strict=True)
         ]
 

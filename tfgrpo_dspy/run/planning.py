@@ -108,10 +108,6 @@ class Update:
         """Whether the reflection LM can write a brief, as far as is known."""
         return self.n_unwritten < (MOST_UNWRITTEN if self.briefs else 1)
 
-    def briefed(self, library: ExperienceLibrary, number: int) -> ExperienceLibrary:
-        """The library with the brief of this number; 0: as it is."""
-        return library.briefed(self.briefs[number - 1].texts) if number else library
-
 
 def rollouts_of(groups: Sequence[SampledGroup]) -> list[Rollout]:
     """All rollouts of these groups."""

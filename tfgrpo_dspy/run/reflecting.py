@@ -257,11 +257,8 @@ class Reflector:
     # ------------------------------------------------------------------ lessons of labels
 
     def draft(self, batch: Batch) -> Extracted:
-        """The lessons that at least two drafts give; all, if no two agree.
-
-        Where the reflection LM can write briefs, fewer drafts are made.
-        """
-        settings, client = self._settings, self._client
+        """The lessons that at least two drafts give; all, if no two agree. And the first briefs."""
+        settings = self._settings
         max_tokens = getattr(settings.reflection.draft, "shown_tokens", 12_000)
 
         def asked(number: int, examples: Sequence[Example]) -> Callable[[], Found]:
@@ -271,26 +268,25 @@ class Reflector:
                 library = batch.library.render() or texts.NO_EXPERIENCES
                 return {"experiences": library, "examples": texts.by_example(shown)}
 
-            wait = client.begin("draft", batch, number, inputs)
+            wait = self._client.begin("draft", batch, number, inputs)
             source = Evidence(batch.update, number, (), ())  # tells the drafts apart in merging
             return lambda: self._read(wait(), examples, [source])
 
+        def brief(number: int) -> Callable[[], Brief]:
+            shown = {"examples": self._drawn(number, EXAMPLES_OF_BRIEF)}
+            return cache(self._begun(batch, number, self._own, shown))
+
         n_briefs = settings.n_briefs if self._drawn(0, 1) else 0
-        briefs = [self._first_brief(batch, 0)] if n_briefs else []
-        parts = [*enumerate(itertools.islice(self._draft_parts(), settings.drafts))]
-        first, rest = parts[: planning.ANSWERS_IN_A_ROW], parts[planning.ANSWERS_IN_A_ROW :]
-        begun = [asked(*part) for part in first]
-        if any(brief().texts for brief in briefs):  # an LM that cannot write is not asked for more
-            briefs += [self._first_brief(batch, number) for number in range(1, n_briefs)]
-            begun, rest = begun + [asked(*part) for part in rest], []
-        results = [found() for found in begun]
-        if rest and not planning.why_useless(client.answers, batch.update, settings):
-            results += [found() for found in [asked(*part) for part in rest]]
-        drawn, refused = _together(results)
+        briefs = [brief(0)] if n_briefs else []
+        parts = enumerate(itertools.islice(self._draft_parts(), settings.drafts))
+        begun = [asked(number, examples) for number, examples in parts]
+        if any(first().texts for first in briefs):  # an LM that cannot write is not asked for more
+            briefs += [brief(number) for number in range(1, n_briefs)]
+        drawn, refused = _together(found() for found in begun)
         merged = reading.merge_lessons(drawn)
         repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
         lessons = tuple(replace(lesson, evidence=()) for lesson in repeated or merged)
-        return Extracted(lessons, tuple(refused), briefs=tuple(brief() for brief in briefs))
+        return Extracted(lessons, tuple(refused), briefs=tuple(written() for written in briefs))
 
     def _draft_parts(self) -> Iterator[list[Example]]:
         """The examples of each draft: all once, then once more, never the same set too early."""
@@ -307,10 +303,6 @@ class Reflector:
                     yield [labelled[k] for k in part]
 
     # ------------------------------------------------------------------ briefs
-
-    def _first_brief(self, batch: Batch, number: int) -> Callable[[], Brief]:
-        shown = {"examples": self._drawn(number, EXAMPLES_OF_BRIEF)}
-        return cache(self._begun(batch, number, self._own, shown))
 
     def _drawn(self, number: int, most: int) -> list[str]:
         examples, may_show = self._examples, self._settings.reflection.use_labels
