@@ -21,7 +21,10 @@ import dspy
 
 EXAMPLES = Path(__file__).resolve().parent
 sys.path[:0] = [str(EXAMPLES.parent / "benchmarks" / name) for name in ("", "real")]
-from real_tasks import load  # noqa: E402 - the folders come first
+from compare_budget import Account  # noqa: E402 - the folders come first
+from compare_cells import Options, setup_of  # noqa: E402
+from compare_optimizers import our_arguments  # noqa: E402
+from real_tasks import load  # noqa: E402
 
 from tfgrpo_dspy import TrainingFreeGRPO  # noqa: E402
 from tfgrpo_dspy.report import write_html  # noqa: E402
@@ -31,19 +34,13 @@ NOBODY = "http://127.0.0.1:9/v1"
 
 
 def compiled(log_dir: Path, policy: str, writer: str, *, offline: bool) -> Any:
-    """The optimized program: 200 calls of 1.5B on the tickets, and the held-out ones beyond."""
-    task = load("routing", "1.5B", 0, policy, writer)
-    dspy.configure(lm=task.make_lm(0), adapter=dspy.ChatAdapter())
-    optimizer = TrainingFreeGRPO(
-        task.metric,
-        reflection_lm=task.make_reflection_lm(0),
-        max_lm_calls=200,
-        max_demos=0,
-        num_threads=1,
-        progress=False,
-        log_dir=log_dir,
-        offline=offline,
-    )
+    """The optimized program: the benchmark's run of 200 calls, and the held-out tickets beyond."""
+    task, most = load("routing", "1.5B", 0, policy, writer), Account(10_000)
+    lms = task.make_lm(0), task.make_reflection_lm(0)
+    setup = setup_of(task, lms, most, 200, 0, Options(n_threads=4, log_dir=log_dir))
+    dspy.configure(lm=setup.policy, adapter=dspy.ChatAdapter())
+    settings = our_arguments(setup) | {"max_demos": 0, "offline": offline}
+    optimizer = TrainingFreeGRPO(task.metric, **settings)
     sets = {"trainset": task.train, "valset": task.val}
     optimizer.compile(task.student(), **sets)
     return optimizer.compile(task.student(), **sets, testset=task.test)

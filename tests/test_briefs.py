@@ -12,6 +12,7 @@ from runs import predictor, records
 from scripted import EXTRACT, UPDATE, Latency, Prompt, Rule, chat, lessons, operations, scripted_lm
 
 from tfgrpo_dspy import Execution, Experience, ExperienceLibrary, Reflection, TrainingFreeGRPO
+from tfgrpo_dspy.gate.bayesian import uncovered
 from tfgrpo_dspy.report import write_html
 from tfgrpo_dspy.text import meaning
 
@@ -173,6 +174,20 @@ def test_a_run_that_is_started_again_asks_for_no_brief_again(tmp_path: Path) -> 
         first.signature.instructions
     }
     assert records(tmp_path, "brief")
+
+
+WORKED = "question\nCase 2: a box of copper\nanswer\nZ91\nLast."
+
+
+@pytest.mark.parametrize("kept", ["Answer.", "If the box holds cedar, answer Z91.", WORKED])
+@pytest.mark.parametrize("copper", ["copper", "一箱铜线"])
+def test_a_brief_beside_an_experience_has_no_line_about_its_case(copper: str, kept: str) -> None:
+    kinds, fields = f"{copper} cedar marble amber rubber linen salt".split(), {"question", "answer"}
+    boxes = tuple(f"Case {n}: a box of {kind}" for n in range(4) for kind in kinds)
+    advice, left_out = (f"If the box holds {copper}, answer {code}." for code in ("Z91", "Q11"))
+    brief = f"- {left_out}\n{kept}"
+    assert uncovered(brief, [Experience("E1", advice)], boxes, fields) == kept
+    assert uncovered(brief, [], boxes, fields) == brief
 
 
 class Desk(dspy.Module):

@@ -50,25 +50,17 @@ def demo_of(annotation: Any, label: Any) -> str | None:
 @pytest.mark.parametrize(
     ("annotation", "label", "shown"),
     [
-        (float, 4, "4.0"),
-        (int, 4.0, "4"),
-        (bool, "true", "True"),
-        (list[float], [1, 2], "[1.0, 2.0]"),
-        (set[str], ["b", "a"], '["a", "b"]'),
+        (float, 4, "4.0"), (int, 4.0, "4"), (bool, "true", "True"),
+        (list[float], [1, 2], "[1.0, 2.0]"), (set[str], ["b", "a"], '["a", "b"]'),
         (datetime.datetime, "2026-01-02 10:00", "2026-01-02T10:00:00"),
         (Part, {"name": "x"}, '{"name": "x", "n": 0}'),
         (list[Person], [Person(fullName="x")], '[{"fullName": "x", "parts": []}]'),
-        (Bay, "n", "n"),
-        (str, 4, "4"),
-        (str, ["4", "four"], "4"),
-        (Literal["yes", None], None, "None"),
-        (list[str], ["4", "four"], '["4", "four"]'),
-        (float | None, None, "None"),
-        (str, float("nan"), None),
-        (str, [], None),
+        (Bay, "n", "n"), (str, 4, "4"), (str, ["4", "four"], "4"),
+        (Literal["yes", None], None, "None"), (list[str], ["4", "four"], '["4", "four"]'),
+        (float | None, None, "None"), (str, float("nan"), None), (str, [], None),
         (Literal["yes", "no"], "Yes", None),
     ],
-)
+)  # fmt: skip
 def test_a_demo_shows_a_label_in_the_form_of_its_field(
     annotation: Any, label: Any, shown: str | None
 ) -> None:

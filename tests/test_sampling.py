@@ -284,23 +284,18 @@ class Unprintable:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ("as it is", "as it is"),
-        (["a", 1, None], '["a", 1, null]'),
+        ("as it is", "as it is"), (["a", 1, None], '["a", 1, null]'),
         (MappingProxyType({"a": Page(title="T")}), '{"a": {"title": "T"}}'),
-        (Page(title="später"), '{"title": "später"}'),
-        ({"b", "a"}, '["a", "b"]'),
-        (Aliased(Title="T"), '{"Title": "T"}'),
-        (Grade.GOOD, "very good"),
+        (Page(title="später"), '{"title": "später"}'), ({"b", "a"}, '["a", "b"]'),
+        (Aliased(Title="T"), '{"Title": "T"}'), (Grade.GOOD, "very good"),
         ([Grade.GOOD, Size.SMALL], '["very good", 1]'),
-        (datetime.date(2025, 1, 2), "2025-01-02"),
-        (dspy.Reasoning(content="so"), "so"),
-        (A_CIRCLE, "<list>"),
-        (AN_IMAGE, "<image>"),
+        (datetime.date(2025, 1, 2), "2025-01-02"), (dspy.Reasoning(content="so"), "so"),
+        (A_CIRCLE, "<list>"), (AN_IMAGE, "<image>"),
         (Shown(title="T", images=[AN_IMAGE]), '{"title": "T", "images": ["<image>"]}'),
         (Unprintable(), "<Unprintable>"),
     ],
     ids=lambda value: type(value).__name__,
-)
+)  # fmt: skip
 def test_outputs_of_every_type_become_text(value: Any, text: str) -> None:
     program = Program(lambda _self, _question: dspy.Prediction(answer=value), ask=ask())
     assert rollout(program, scripted_lm([]), metric=None).outputs == {"answer": text}

@@ -282,7 +282,7 @@ class Reflector:
         begun = [asked(number, examples) for number, examples in parts]
         if any(first().texts for first in briefs):  # an LM that cannot write is not asked for more
             briefs += [brief(number) for number in range(1, n_briefs)]
-        drawn, refused = _together(found() for found in begun)
+        drawn, refused = _together(each() for each in begun)
         merged = reading.merge_lessons(drawn)
         repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
         lessons = tuple(replace(lesson, evidence=()) for lesson in repeated or merged)
