@@ -26,7 +26,7 @@ from compare_cells import Options, setup_of  # noqa: E402
 from compare_optimizers import our_arguments  # noqa: E402
 from real_tasks import load  # noqa: E402
 
-from tfgrpo_dspy import TrainingFreeGRPO  # noqa: E402
+from tfgrpo_dspy import Reflection, TrainingFreeGRPO  # noqa: E402
 from tfgrpo_dspy.report import write_html  # noqa: E402
 
 RECORD = EXAMPLES / "recorded"
@@ -40,7 +40,8 @@ def compiled(log_dir: Path, policy: str, writer: str, *, offline: bool) -> Any:
     setup = setup_of(task, lms, most, 200, 0, Options(n_threads=4, log_dir=log_dir))
     dspy.configure(lm=setup.policy, adapter=dspy.ChatAdapter())
     settings = our_arguments(setup) | {"max_demos": 0, "offline": offline}
-    optimizer = TrainingFreeGRPO(task.metric, **settings)
+    four = Reflection(groups_per_call=4)  # of the run that was recorded
+    optimizer = TrainingFreeGRPO(task.metric, reflection=four, **settings)
     sets = {"trainset": task.train, "valset": task.val}
     optimizer.compile(task.student(), **sets)
     return optimizer.compile(task.student(), **sets, testset=task.test)

@@ -150,13 +150,13 @@ def interrupted_after(n: int) -> AtCall:
 
 @pytest.mark.parametrize(
     ("budget", "n_raced"),
-    [({"max_lm_calls": 30}, 8), ({"max_lm_calls": 47}, 8), ({"max_metric_calls": 40}, 8)],
+    [({"max_lm_calls": 30}, 16), ({"max_lm_calls": 47}, 16), ({"max_metric_calls": 40}, 0)],
     ids=str,
 )
 def test_a_run_that_a_budget_ended_replays_offline_and_goes_on_from_there_without_it(
     budget: dict[str, Any], n_raced: int, log_dir: Path
 ) -> None:
-    """`n_raced`: rollouts of the whole library, which is another one without a budget."""
+    """`n_raced`: rollouts of libraries that are other ones without a budget."""
     lm, first_lm, second_lm = lm_of(), lm_of(), lm_of()
     alone = facts(compiled(lm=lm))
     first = compiled(log_dir, first_lm, num_threads=1, **budget)
@@ -301,7 +301,7 @@ def test_lost_rollouts_are_no_records_replay_offline_and_are_made_again(
     assert facts(second) == facts(compiled(**changes))
     assert second.detailed_results.failures == {}
     assert replayed(second)["rollout"] >= 3
-    assert n_policy(second_lm) >= first.detailed_results.failures[kind]
+    assert 2 * n_policy(second_lm) >= first.detailed_results.failures[kind]  # one was made twice
     assert facts(offline(log_dir, **changes)) == facts(second)
 
 

@@ -103,7 +103,7 @@ def test_the_papers_schedule_can_be_overridden_argument_by_argument() -> None:
     assert (paper.reflection.lessons_per_group, paper.reflection.max_experience_words) == (1, 32)
     assert paper.max_experiences > 10**9
     asked = [settings.reflection.extract.ask.signature.instructions for settings in (paper, ours)]
-    assert ["Write one lesson for each example" in text for text in asked] == [True, False]
+    assert ["write one lesson for each example" in text for text in asked] == [True, False]
     extract = ExtractAdvantage(shown_tokens=900)
     given = Reflection(use_labels=False, extract=extract), Execution(max_errors=3)
     paper = TrainingFreeGRPO.paper(

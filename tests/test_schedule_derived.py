@@ -106,12 +106,12 @@ def test_a_budget_and_the_data_give_the_schedule(
         ({"dollars_per_rollout": 0.01}, {"max_cost": 0.01}, {"batch_size": 2, "n_validation": 2}),
         ({"n_labelled": 0}, {"drafts": 3}, {"drafts": 0}),
         # a draft shows ten: of no more there is one set, of eleven there are eleven, and of one
-        ({"n_labelled": 10}, {"max_lm_calls": 299}, {"drafts": 1, "groups_per_call": 4}),
+        ({"n_labelled": 10}, {"max_lm_calls": 200}, {"drafts": 1, "groups_per_call": 2}),
         ({"n_labelled": 10}, {"drafts": 3}, {"drafts": 3}),
         ({"n_labelled": 11}, {"max_lm_calls": 200}, {"drafts": 12}),
         ({}, {"use_labels": False}, {"drafts": 0}),
         ({"n_validation": 0}, {"max_lm_calls": 500},
-         {"reserve": 0, "n_validation": 0, "max_demos": 0, "groups_per_call": 2}),
+         {"reserve": 0, "n_validation": 0, "max_demos": 0}),
         ({}, {"gate": NoGate(), "max_demos": 2}, {"reserve": 26, "max_demos": 0}),
         ({}, {"max_metric_calls": 200}, {"reserve": 52, "epochs": 50, "max_demos": 16}),
         ({"calls_per_rollout": 2}, {"max_lm_calls": 400}, {"reserve": 40}),
@@ -292,7 +292,7 @@ def test_the_plan_is_logged_and_the_schedule_stands_in_the_result(
     assert "epochs               1\n" in caplog.text
     assert dict(results.schedule) == {
         **{"group_size": 2, "batch_size": 5, "epochs": 1, "max_staleness": 1, "drafts": 1},
-        **{"groups_per_call": 4, "reserve": 0, "n_validation": 0, "max_demos": 0},
+        **{"groups_per_call": 2, "reserve": 0, "n_validation": 0, "max_demos": 0},
     }
     assert {name: results.settings[name] for name in results.schedule} == results.schedule
 

@@ -173,10 +173,9 @@ class Reflection:
 def _one_lesson() -> modules.ExtractAdvantage:
     """Asks for one lesson of each group, as the paper does."""
     module = modules.ExtractAdvantage()
-    signature, asked = module.ask.signature, "lessons for each example, the most useful first."
-    instructions = signature.instructions.replace(
-        f"one to three {asked}", "one lesson for each example, the most useful one."
-    )
+    signature, usual = module.ask.signature, "lessons, one to three for each example, the most"
+    asked = "one lesson for each example, the most"
+    instructions = signature.instructions.replace(f"{usual} useful first", f"{asked} useful one")
     module.ask.signature = signature.with_instructions(instructions)
     return module
 
@@ -344,8 +343,7 @@ def _instead_of(name: str, names: list[str]) -> str:
 
 USUAL_THREADS, FEWEST_IN_BATCH = 8, 5
 CALLS_PER_GROUP = 4
-GROUPS_PER_CALL, MOST_GROUPS_PER_CALL, FEW_CALLS = 2, 4, 300
-"""The second where reflections take much of the budget: below so many LM calls, or in dollars."""
+GROUPS_PER_CALL, MOST_GROUPS_PER_CALL = 2, 4  # the second where dollars are limited
 EXAMPLES_OF_DRAFT, EXAMPLES_OF_BRIEF = 10, 30
 UPDATES_KEPT = 3
 """Drafts take the dollars that so many updates and the final choice leave, as estimated; one is
@@ -559,13 +557,13 @@ def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[st
     fewest = 1 + (n_threads > USUAL_THREADS and has_many)
     # 1.5 rollouts of the batches made at once for a thread: one that ends early finds another
     staleness = math.ceil(1.5 * n_threads / (sizes["batch_size"] * sizes["group_size"])) - 1
-    saves = calls < FEW_CALLS or settings.max_cost is not None
     return {
         "temperature": settings.temperature or 0.7,
         "epochs": 1 if data.is_recorded else 50 if has_budget else 5,
         "max_staleness": min(4, max(fewest, staleness)),
         "drafts": int(min(most_drafts, calls / 16, max(1, _paid_drafts(settings, data)))),
-        "groups_per_call": MOST_GROUPS_PER_CALL if saves else GROUPS_PER_CALL, "reserve": reserve,
+        "groups_per_call": MOST_GROUPS_PER_CALL if settings.max_cost else GROUPS_PER_CALL,
+        "reserve": reserve,
         "n_validation": min(data.n_validation, reserve // MIN_PROGRAMS_MEASURED),
         "max_demos": usual_demos(data.tokens_of_example), **sizes,
         "batch_size": min(n, sizes["batch_size"]),
