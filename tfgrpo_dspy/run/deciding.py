@@ -299,10 +299,11 @@ class Decisions:
     def _briefed(self, library: ExperienceLibrary, number: int) -> ExperienceLibrary:
         """The library with the brief of this number (0: none), less what experiences say, too."""
         briefs = dict(self.latest.briefs[number - 1].texts if number else ())
-        for name, predictor in named_predictors(self.inputs.student) if briefs else ():
-            held = [each for each in library if each.scope in (ALL, name)]
-            fields = predictor.signature.fields
-            briefs[name] = uncovered(briefs.get(name, ""), held, self._texts, fields)
+        for name, predictor in named_predictors(self.inputs.student):
+            if name in briefs:
+                held = [each for each in library if each.scope in (ALL, name)]
+                fields = predictor.signature.fields
+                briefs[name] = uncovered(briefs[name], held, self._texts, fields)
         return library.briefed(briefs.items())
 
     def finalists(self) -> list[ExperienceLibrary]:
@@ -399,8 +400,9 @@ class Decisions:
         briefs = []
         pairs = zip(latest.briefs, latest.decision.briefs, strict=True)
         for number, (brief, b) in enumerate(pairs, start=1):
-            is_best = number == additions.brief
-            texts = dict(library.briefs if is_best else brief.texts)
+            is_best, texts = number == additions.brief, dict(brief.texts)
+            if is_best:  # less what its experiences say
+                texts = {name: text for name, text in library.briefs if name in texts}
             briefs.append(records.BriefRecord(texts, b.effect, b.chance, is_best))
         lms = policy_lms(student), [self._settings.reflection_lm]
         of_lms = [dict.fromkeys(str((lm or dspy.settings.lm).model) for lm in each) for each in lms]
