@@ -44,7 +44,10 @@ from tfgrpo_dspy import Gate, NoGate, Reflection, TrainingFreeGRPO
 OUT = running.RESULTS / "speed.json"
 PACKAGE = Path(tfgrpo_dspy.__file__).parent
 THREADS = 16
-RUNS: Sequence[tuple[int, int | None, int]] = ((50, None, 5), (500, 400, 5), (500, 1600, 3))
+RUNS: Sequence[tuple[int, int | None, int]] = (
+    *((50, None, 5), (500, 400, 5), (500, 1600, 3)),
+    (500, None, 1),
+)
 """Examples, `max_lm_calls` and rounds."""
 N_OTHERS = 5_000
 Row = dict[str, Any]
