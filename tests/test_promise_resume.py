@@ -287,15 +287,15 @@ def test_lost_rollouts_are_no_records_replay_offline_and_are_made_again(
     lost: dict[str, Any] = {"provider": LMServerError("down"), "timeout": hang}
     rules = now_and_then(lost[kind], LOST) if kind in lost else chaotic_rules()
     changes: dict[str, Any] = {"epochs": 1, "group_size": 2}
-    changes |= {"rollout_timeout_s": 0.8} if kind == "timeout" else {}
+    limit = {"rollout_timeout_s": 0.8} if kind == "timeout" else {}
     TOUCHED.failing = "question 2" if kind == "metric" else ""
-    first = compiled(log_dir, lm_of(rules, num_retries=0), **changes)
+    first = compiled(log_dir, lm_of(rules, num_retries=0), **changes, **limit)
     released.set()
     TOUCHED.failing = ""
     assert first.detailed_results.failures[kind] >= 2
     assert all(r["failure"] is None for r in records(log_dir, "rollout").values())
     assert "late" not in json.dumps(records(log_dir, "rollout"))
-    assert without_counts(offline(log_dir, **changes)) == without_counts(first)
+    assert without_counts(offline(log_dir, **changes, **limit)) == without_counts(first)
     second_lm = lm_of()
     second = compiled(log_dir, second_lm, **changes)
     assert facts(second) == facts(compiled(**changes))
