@@ -686,6 +686,4 @@ def with_instructions(signature: Any, instructions: str, for_a_rollout: bool = F
     return ABCMeta.__new__(type(same), same.__name__, same.__bases__, namespace | {"__doc__": text})
 
 
-@functools.lru_cache(64)
-def _without_instructions(signature: Any) -> Any:
-    return signature.with_instructions("")
+_without_instructions = functools.lru_cache(64)(lambda signature: signature.with_instructions(""))

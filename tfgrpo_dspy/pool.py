@@ -164,7 +164,7 @@ class Pool:
     def _rest(self, thread: threading.Thread) -> None:
         self._awake.discard(thread)
         if not self._awake:
-            self._all_asleep.notify_all()
+            self._all_asleep.notify()
 
     def _waited(self, holds: Callable[[], bool], is_watched: bool = True) -> BaseException | None:
         """Wait until this holds; gives what has ended the run before that, or None."""
@@ -243,6 +243,7 @@ class Pool:
             with self._all_asleep:
                 if not self._all_asleep.wait_for(lambda: not self._awake, TURN_S):
                     self._awake.clear()  # such as a gate that hangs: it is waited for once
+                self._all_asleep.notify()  # the next one, which takes the lock after this one
                 if not self._waiting:
                     self._n_free += 1
                     return

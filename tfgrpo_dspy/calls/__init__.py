@@ -189,7 +189,7 @@ class Calls:
         self.report = RunReport(settings, self.ledger, journal)
         self.pool.on_wait = self.report.tick
         self.so_far = Account(settings)  # of all training rollouts
-        self._seconds: list[float] = []  # that each of them took
+        self._timed = 0, 0.0, 0.0  # of those made here: how many, their seconds, the most of one
         self.lessons: Callable[[], Amount] = Amount  # what the batches under way still need
         self.n_begun = 0  # training rollouts that are under way
         self.n_asked: Counter[int] = Counter()  # questions that are begun or answered, by update
@@ -257,7 +257,8 @@ class Calls:
             self.so_far = self.so_far.after([result])
             self.n_begun -= seconds is not None
             if seconds is not None and not _is_cut_short(result):
-                self._seconds.append(seconds)
+                n, total, most = self._timed
+                self._timed = n + 1, total + seconds, max(most, seconds)
             self.renew()
         elif entry.is_replayed and entry.update is not None:
             self.ask(entry.update)
@@ -312,9 +313,9 @@ class Calls:
             two = last + COST_MARGIN * max(account.dearest.cost, usual) * min(2, n_least)
             cost = max(MOST_SHARE * amount.cost, min(amount.cost, smallest), two)
             n_and_test, seconds = n + data.n_of_test_set, 60 * minutes
-            if self._seconds and n_and_test:
-                mean, longest = sum(self._seconds) / len(self._seconds), max(self._seconds)
-                needed = (n_and_test * mean / settings.threads + longest) * TIME_MARGIN
+            n_timed, total, longest = self._timed
+            if n_timed and n_and_test:
+                needed = (n_and_test * total / n_timed / settings.threads + longest) * TIME_MARGIN
                 seconds = min(needed + BESIDE_S, seconds)
             n_calls, n_metric_calls, n_lessons = map(
                 math.ceil, (amount.n_lm_calls, amount.n_metric_calls, self.lessons().n_lm_calls)

@@ -200,12 +200,13 @@ class BayesianGate(Gate):
         """The library after an update, by the scores of all training rollouts so far."""
         library, rivals = _proposed(evidence)
         sources: dict[Advice, set[int]] = {}
+        libraries = (rollout.library.experiences for rollout in evidence.rollouts)
         # Many rollouts are given the same experience: each is looked at once.
-        tried = {id(each): each for rollout in evidence.rollouts for each in rollout.library}
+        tried = {id(each): each for each in itertools.chain.from_iterable(libraries)}
         for each in (*tried.values(), *library, *rivals.values()):
             about = sources.setdefault(each.advice, set())
             about.update(source.example for source in each.evidence)
-        data = _data(evidence, sources)
+        data = _data(evidence, sources, tried)
         counts = np.append(data.present.sum(axis=0), data.arms.sum(axis=0))
         scale = NO_SCORES.including(data.scores.tolist())
         widest = math.inf if scale.is_flat else scale.highest - scale.lowest
@@ -469,32 +470,35 @@ def _chance_of_more(belief: Belief, other: Belief) -> float:
     return float(ndtr((belief.mean - other.mean) / max(math.hypot(belief.sd, other.sd), 1e-9)))
 
 
-def _data(evidence: RunEvidence, advice_sources: Mapping[Advice, set[int]]) -> model.Data:
+def _data(
+    evidence: RunEvidence, sources: Mapping[Advice, set[int]], tried: Mapping[int, Experience]
+) -> model.Data:
     training = np.array(evidence.training, dtype=np.int64)
     place = {example: k for k, example in enumerate(evidence.training)}
     index = model.index_of(evidence.texts)
-    relevances = [
-        index.relevance(text, tuple(sorted(about))) for (text, _), about in advice_sources.items()
-    ]
-    near = [relevance[training] for relevance, _ in relevances]
+    near = [index.relevance(text, tuple(sorted(of))) for (text, _), of in sources.items()]
     scored = [rollout for rollout in evidence.rollouts if rollout.score is not None]
-    column = {advice: j for j, advice in enumerate(advice_sources)}
-    present = np.zeros((len(scored), len(advice_sources)), dtype=bool)
-    rows = [row for row, rollout in enumerate(scored) for _ in rollout.library]
-    present[rows, [column[e.advice] for rollout in scored for e in rollout.library]] = True
+    number = {advice: j for j, advice in enumerate(sources)}
+    column = {key: number[experience.advice] for key, experience in tried.items()}
+    present = np.zeros((len(scored), len(sources)), dtype=bool)
+    libraries = [rollout.library.experiences for rollout in scored]
+    rows = np.repeat(np.arange(len(scored)), [*map(len, libraries)])
+    ids = map(id, itertools.chain.from_iterable(libraries))
+    present[rows, [*map(column.__getitem__, ids)]] = True
+    figures = [(place[r.example], r.score, r.demo_set, r.brief) for r in scored]
+    examples, scores, *had = np.array(figures, dtype=float).reshape(-1, 4).T
     n_sets, n_briefs = counts = evidence.n_demo_sets, len(evidence.parents)
-    had = np.array([(one.demo_set, one.brief) for one in scored], dtype=np.int64).reshape(-1, 2)
-    arms = [had[:, [of]] == np.arange(1, n + 1) for of, n in enumerate(counts)]
+    arms = [of[:, None] == np.arange(1, n + 1) for of, n in zip(had, counts, strict=True)]
     chains = np.eye(n_sets + n_briefs, dtype=bool)
     for row, parent in enumerate(evidence.parents, start=n_sets):
         if parent:
             chains[row] |= chains[n_sets + parent - 1]
     return model.Data(
-        examples=np.array([place[rollout.example] for rollout in scored], dtype=np.int64),
-        scores=np.array([rollout.score for rollout in scored], dtype=float),
+        examples=examples.astype(np.int64),
+        scores=scores,
         present=present,
-        relevance=np.array(near).reshape(len(advice_sources), len(training)),
-        tells=np.array([tells for _, tells in relevances], dtype=bool),
+        relevance=np.array([r[training] for r, _ in near]).reshape(len(sources), len(training)),
+        tells=np.array([tells for _, tells in near], dtype=bool),
         arms=np.hstack(arms),
         are_briefs=np.repeat([False, True], counts),
         chains=chains,

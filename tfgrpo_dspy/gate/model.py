@@ -395,19 +395,15 @@ class InputIndex:
         self._has = csr_array((np.ones(ends[-1]), places, ends), shape=(n, len(kept)))
         self._norm = np.sqrt(self._has @ self._weight)
         self._norm[self._norm == 0] = 1.0
-        self._known: dict[tuple[str, tuple[int, ...]], tuple[Matrix, bool]] = {}
+        self.relevance = functools.cache(self._relevance)
 
     def _places(self, text: str) -> list[int]:
         held = _grams(text, self._n_bytes) & self._place.keys()
         return sorted(self._place[gram] for gram in held)
 
-    def relevance(self, text: str, sources: tuple[int, ...]) -> tuple[Matrix, bool]:
+    def _relevance(self, text: str, of: tuple[int, ...]) -> tuple[Matrix, bool]:
         """The relevance of an experience to each input, from 0 to 1; whether its text tells."""
-        if (text, sources) not in self._known:
-            self._known[text, sources] = self._relevance(text, list(sources))
-        return self._known[text, sources]
-
-    def _relevance(self, text: str, sources: list[int]) -> tuple[Matrix, bool]:
+        sources = [*of]  # a tuple would be an index of several dimensions
         shared = np.zeros(len(self._weight))
         shared[self._places(text)] = 1.0
         shared *= self._weight

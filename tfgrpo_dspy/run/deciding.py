@@ -28,7 +28,7 @@ from tfgrpo_dspy.rollout import NO_SCORES, FailureKind, Rollout, ScoreRange, flo
 from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.planning import TEACHING, Batch, Brief, Extracted, Planner, Update, record_of
 from tfgrpo_dspy.run.reflecting import leading
-from tfgrpo_dspy.sampling.examples import Additions, Example, best_rollouts
+from tfgrpo_dspy.sampling.examples import Additions, Example
 from tfgrpo_dspy.settings import MIN_PROGRAMS_MEASURED, MIN_VALIDATION, RunInputs
 from tfgrpo_dspy.settings.preparation import policy_lms
 from tfgrpo_dspy.strategies.attempts import Auto, needs_hints, unlike_spreads
@@ -252,8 +252,7 @@ class Decisions:
             number=before.number + 1,
             decision=calls.pool.call(lambda: self._decision(proposed, briefs)),
             account=before.account.after(calls.journal.of(batch.update), n_examples),
-            extracted=extracted, best=best_rollouts(sampled.unaided for sampled in groups),
-            score_range=scores, by_metric=by_metric,
+            extracted=extracted, score_range=scores, by_metric=by_metric,
             n_in_vain=0 if is_new else before.n_in_vain + n_asked, groups=groups, briefs=briefs,
             n_unwritten=before.n_unwritten + len(proposed.briefs) - len(written),
         )  # fmt: skip

@@ -333,7 +333,7 @@ class Groups:
         texts = [(), *(brief.texts for brief in batch.base.briefs)]
         n_sets, n_briefs = self.demos.n_sets, len(batch.base.briefs)
         plan = GroupPlan(batch.base.decision, example, batch.update, n, n_sets, n_briefs)
-        best = batch.base.best if batch.epoch else ()  # before, there are few to choose from
+        best = batch.base.best if n_sets and batch.epoch else ()  # at first there are few
         hidden = {self._inputs.examples[example].identity}
         sets = [(), *(self.demos.choose(k, best, hidden) for k in range(1, n_sets + 1))]
         libraries: Sequence[ExperienceLibrary] = (batch.library,) * n

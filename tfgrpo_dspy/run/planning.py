@@ -6,11 +6,12 @@ or there is nothing more to learn.
 """
 
 import math
+import operator
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import dspy
@@ -24,7 +25,7 @@ from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.modules import FILTERED, Answer
 from tfgrpo_dspy.results import Change, GroupRecord, OperationRecord, UpdateRecord
 from tfgrpo_dspy.rollout import NO_SCORES, FailureKind, Rollout, ScoreRange, adapt_metric, mean_of
-from tfgrpo_dspy.sampling.examples import SampledGroup
+from tfgrpo_dspy.sampling.examples import SampledGroup, best_rollouts
 from tfgrpo_dspy.settings import RunInputs, RunSettings
 from tfgrpo_dspy.strategies.attempts import may_rescue
 from tfgrpo_dspy.strategies.base import BatchPlan
@@ -87,7 +88,7 @@ class Batch:
         return self.base.decision.library
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Update:
     """A decided update, and what the run knows with it; the first one is the start of the run."""
 
@@ -95,13 +96,17 @@ class Update:
     decision: Decision  # the gate's; at the start, the library of the student
     account: Account  # what the run has taken
     extracted: Extracted = Extracted()  # what the batch taught
-    best: tuple[Rollout, ...] = ()  # the best rollouts of the run, for making demos
     score_range: ScoreRange = NO_SCORES  # that of the scores of the run
     by_metric: ScoreRange = NO_SCORES  # of the metric's scores, where strategies change those
     n_in_vain: int = 0  # how many groups in a row were asked for lessons and gave nothing new
     groups: tuple[SampledGroup, ...] = ()  # of the run: its own, and those of all updates before
     briefs: tuple[Brief, ...] = ()  # of the run, in the order of their numbers
     n_unwritten: int = 0  # how many briefs were asked for in vain
+
+    @cached_property
+    def best(self) -> tuple[Rollout, ...]:
+        """The best rollouts of the run, for making demos."""
+        return best_rollouts(sampled.unaided for sampled in self.groups)
 
     @property
     def may_brief(self) -> bool:
@@ -240,9 +245,8 @@ def why_finished(
     if settings.measures and n_trained >= n:
         before = updates[-1 - n : -1]
         is_unchanged = all(list(u.decision.result) == list(latest.decision.result) for u in before)
-        shown = [update.best[: settings.max_demos] for update in (before[0], latest)]
-        first, now = ([rollout.score for rollout in best] for best in shown)
-        if is_unchanged and first == now:
+        shown = ([r.score for r in u.best[: settings.max_demos]] for u in (before[0], latest))
+        if is_unchanged and operator.eq(*shown):
             return f"the last {n} updates did not change what a program would be given"
     return ""
 
