@@ -388,10 +388,9 @@ def _same_cases(
     about = relevance - relevance.mean(axis=1, keepdims=True)
     sizes = np.sqrt((about**2).sum(axis=1, keepdims=True))
     about /= np.where(sizes > 0, sizes, 1.0)
-    correlations = about @ about.T  # 0.0 of what is about all inputs, or none, alike
 
     def are_same(j: int, k: int) -> bool:
-        alikeness = correlations[j, k]
+        alikeness = about[j] @ about[k]  # 0.0 of what is about all inputs, or none, alike
         if alikeness < SAME_INPUTS:
             return False
         if tells[j] and tells[k]:

@@ -300,7 +300,7 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
     return (mean, spread, np.asarray(chance)), parts @ (share @ np.array(weights))
 
 
-def _parts(data: Data, left: Matrix) -> Matrix:
+def _parts(data: Data, left: Matrix) -> Any:  # a sparse matrix
     """Which of the weights an effect consists of: its own deviation, and a mean in common.
 
     The rows are the columns of `_Sums`: the broad effects, the local effects, the arms, and the
@@ -315,7 +315,7 @@ def _parts(data: Data, left: Matrix) -> Matrix:
     sorts = ~data.are_briefs, data.are_briefs & ~are_revisions, are_revisions
     common[2 * n : -1, 3:6] = np.column_stack(sorts)
     common[-1, 6] = 1.0
-    return np.hstack([np.eye(n_effects + 1, n_effects), common])
+    return csr_array(np.hstack([np.eye(n_effects + 1, n_effects), common]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +352,8 @@ def _noise(data: Data, scale: float) -> float:
     """The variance of the scores of one example with the same experiences."""
     columns = np.column_stack([data.present, data.arms])
     cells = np.column_stack([data.examples, np.packbits(columns, axis=1)])
-    _, cell = np.unique(cells, axis=0, return_inverse=True)
+    number: dict[bytes, int] = {}
+    cell = [number.setdefault(each, len(number)) for each in map(bytes, cells)]
     counts = np.bincount(cell)
     sums = np.bincount(cell, weights=data.scores)
     within = float((data.scores**2).sum() - (sums**2 / counts).sum())
