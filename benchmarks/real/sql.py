@@ -7,6 +7,7 @@ states and segments are codes, cancelled and returned orders are no sales.
 
 import random
 import sqlite3
+import threading
 from collections.abc import Iterator
 
 import dspy
@@ -85,7 +86,7 @@ class Sql:
     advice = ADVICE
 
     def __init__(self) -> None:
-        self._rows = database()
+        self._rows, self._lock = database(), threading.Lock()
 
     def examples(self, rng: random.Random) -> Iterator[dspy.Example]:
         """Different questions, in random order, without end."""
@@ -125,8 +126,9 @@ class Sql:
     def _figure(self, query: str) -> float:
         """The single figure of a query. Raises where it gives none, or takes too long."""
         steps = iter(range(MOST_STEPS // 1000))
-        self._rows.set_progress_handler(lambda: next(steps, None) is None, 1000)
-        rows = self._rows.execute(query).fetchmany(2)
+        with self._lock:  # a second thread that sets its handler would wait for ever
+            self._rows.set_progress_handler(lambda: next(steps, None) is None, 1000)
+            rows = self._rows.execute(query).fetchmany(2)
         if len(rows) != 1 or len(rows[0]) != 1:
             raise ValueError(f"{len(rows)} rows of {len(rows[0]) if rows else 0} columns")
         return float(rows[0][0] or 0)
