@@ -219,4 +219,4 @@ def test_a_program_that_decides_learns_and_its_decisions_become_demos(
     results = optimized.detailed_results
     assert ADVICE in library_texts(optimized)
     assert results.best.mean > results.student.mean
-    assert any(finalist.demo_set for finalist in results.candidates)
+    assert any(finalist.has_demos for finalist in results.candidates)

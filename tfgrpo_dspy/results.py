@@ -193,6 +193,11 @@ class Candidate:
         return self.bake()
 
     @property
+    def has_demos(self) -> bool:
+        """True if it shows demos. Programs of users read it."""
+        return self.demo_set > 0
+
+    @property
     def n_measured(self) -> int:
         """On how many examples it was measured, those without a score included."""
         return self.score.n + self.score.n_failed if self.score else 0

@@ -95,11 +95,6 @@ def _scored(*groups: SampledGroup) -> list[Rollout]:
     return [r for sampled in groups for r in sampled.unaided.rollouts if r.score is not None]
 
 
-def _attempt(rollout: Rollout, max_tokens: int) -> str:
-    text = f"{trajectory_text(rollout)}\nOutputs:\n{fields_text(rollout.outputs)}"
-    return clip(text, max_tokens)
-
-
 def state_values(
     rollout: Rollout, others: Sequence[Rollout], low: float, high: float
 ) -> tuple[list[float], list[float], list[float]]:
@@ -369,7 +364,10 @@ class TeacherMarks(base.Strategy):
         if not group.rollouts or not (group.has_contrast or context.fails or not group.scores):
             return base.Credit({})
         share = GROUP_TOKENS // len(group.rollouts)
-        shown = [f"Attempt {n}\n{_attempt(r, share)}" for n, r in enumerate(group.rollouts, 1)]
+        texts = [
+            f"{trajectory_text(r)}\nOutputs:\n{fields_text(r.outputs)}" for r in group.rollouts
+        ]
+        shown = [f"Attempt {n}\n{clip(text, share)}" for n, text in enumerate(texts, 1)]
         answer = ask(
             MarkSteps,
             example=context.example.text,
