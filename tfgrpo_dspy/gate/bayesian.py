@@ -200,9 +200,8 @@ class BayesianGate(Gate):
         """The library after an update, by the scores of all training rollouts so far."""
         library, rivals = _proposed(evidence)
         sources: dict[Advice, set[int]] = {}
-        libraries = (rollout.library.experiences for rollout in evidence.rollouts)
         # Many rollouts are given the same experience: each is looked at once.
-        tried = {id(each): each for each in itertools.chain.from_iterable(libraries)}
+        tried = {id(e): e for rollout in evidence.rollouts for e in rollout.library.experiences}
         for each in (*tried.values(), *library, *rivals.values()):
             about = sources.setdefault(each.advice, set())
             about.update(source.example for source in each.evidence)

@@ -364,15 +364,13 @@ class TeacherMarks(base.Strategy):
         if not group.rollouts or not (group.has_contrast or context.fails or not group.scores):
             return base.Credit({})
         share = GROUP_TOKENS // len(group.rollouts)
-        texts = [
-            f"{trajectory_text(r)}\nOutputs:\n{fields_text(r.outputs)}" for r in group.rollouts
-        ]
-        shown = [f"Attempt {n}\n{clip(text, share)}" for n, text in enumerate(texts, 1)]
+        parts = ((trajectory_text(r), fields_text(r.outputs)) for r in group.rollouts)
+        texts = [clip(f"{steps}\nOutputs:\n{outputs}", share) for steps, outputs in parts]
         answer = ask(
             MarkSteps,
             example=context.example.text,
             expected=context.shown_labels(context.example),
-            attempts="\n\n".join(shown),
+            attempts="\n\n".join(f"Attempt {n}\n{text}" for n, text in enumerate(texts, 1)),
         )
         lines, values = dict(LINE.findall(str(answer.get("marks", "")))), {}
         for number, rollout in enumerate(group.rollouts, 1):
