@@ -253,8 +253,7 @@ class BayesianGate(Gate):
         on_trial = [beliefs[e.advice] for e in kept.values() if e.is_on_trial]
         n, price = len(on_trial), model.PRICE * sd
         briefs = every[len(beliefs) + evidence.n_demo_sets :]
-        uncertain = (*on_trial, *briefs)
-        gain = sum(model.above_zero(-abs(belief.mean - price), belief.sd) for belief in uncertain)
+        gain = sum(model.above_zero(-abs(b.mean - price), b.sd) for b in (*on_trial, *briefs))
         return Decision(
             library.holding(kept.values()),
             f"{len(kept) - n} settled, {n} on trial, {len(dropped)} dropped",

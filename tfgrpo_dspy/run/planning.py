@@ -6,7 +6,6 @@ or there is nothing more to learn.
 """
 
 import math
-import operator
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -245,8 +244,8 @@ def why_finished(
     if settings.measures and n_trained >= n:
         before = updates[-1 - n : -1]
         is_unchanged = all(list(u.decision.result) == list(latest.decision.result) for u in before)
-        shown = ([r.score for r in u.best[: settings.max_demos]] for u in (before[0], latest))
-        if is_unchanged and operator.eq(*shown):
+        shown = (tuple(r.score for r in u.best[: settings.max_demos]) for u in (before[0], latest))
+        if is_unchanged and len({*shown}) == 1:
             return f"the last {n} updates did not change what a program would be given"
     return ""
 
